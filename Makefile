@@ -1,0 +1,52 @@
+# One environment for everything: .venv, made from pyproject.toml and constraints.txt, and made again when either changes.
+PYTHON ?= python3
+JOBS ?= 2
+OLDEST_TRANSFORMERS := 5.17.0
+
+INSTALLED := .venv/installed
+RUN := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test slow lint oldest bench lab clean
+
+help: ## print this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST)
+	@echo 'Another Python than python3: make demo PYTHON=python3.12'
+
+demo: $(INSTALLED) ## run notebooks/10_layers on toy-moe; results in runs/demo
+	$(RUN) -m qwenlab.cli demo
+
+test: $(INSTALLED) ## the tests, without the slow ones
+	$(RUN) -m pytest -m "not slow" -n $(JOBS)
+
+slow: $(INSTALLED) ## the slow tests
+	$(RUN) -m pytest -m slow
+
+lint: $(INSTALLED) ## ruff and mypy
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+oldest: .venv-oldest/installed ## the probe and checkpoint tests on the oldest transformers we support
+	.venv-oldest/bin/python -m pytest -m "not slow" -n $(JOBS) tests/checkpoint tests/probe
+
+bench: $(INSTALLED) ## what watching costs, as ratios to the bare forward
+	OMP_NUM_THREADS=1 $(RUN) -m benchmarks
+
+lab: $(INSTALLED) ## JupyterLab in notebooks/, each .py there paired with an .ipynb
+	$(RUN) -m jupytext --quiet --sync notebooks/*.py
+	JUPYTER_PREFER_ENV_PATH=1 .venv/bin/jupyter-lab --notebook-dir=notebooks
+
+clean: ## remove environments and caches; runs/ stays
+	rm -rf .venv .venv-oldest build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+%/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "qwenlab needs Python 3.11 or newer, and '$(PYTHON)' is not. Name one that is: make $(MAKECMDGOALS) PYTHON=python3.12"; \
+	  exit 1; }
+	$(PYTHON) -m venv $*
+	sed '$(OTHER_PINS)' constraints.txt > $*/constraints.txt
+	$*/bin/python -m pip install -c $*/constraints.txt -e '.[test,dev]'
+	@touch $@
+
+.venv-oldest/installed: OTHER_PINS = s/^transformers==.*/transformers==$(OLDEST_TRANSFORMERS)/

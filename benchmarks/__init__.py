@@ -1,0 +1,1 @@
+"""What watching costs: ratios to the bare forward pass, from paired runs in one process."""

@@ -1,0 +1,82 @@
+"""Paired timing: all variants in random order, round after round, each held to the bare call of its round."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from benchmarks.variants import variants
+
+CASES = ("prefill 512", "prefill 4096", "decode 64", "generate 512 + 1", "generate 512 + 64")
+
+
+def measure(model: PreTrainedModel, case: str, rounds: int) -> dict[str, Any]:
+    """Median of the per-round ratio to the bare call, with its quartiles, by variant."""
+    run = CALLS[case.partition(" ")[0]]
+    around = variants(case)
+    seconds: dict[str, list[float]] = {name: [] for name in around}
+    rng = random.Random(0)
+    sizes = [int(word) for word in case.split() if word.isdigit()]
+    with torch.no_grad():
+        run(model, around["bare"], *sizes)
+        for _ in tqdm(range(rounds), desc=case, unit="round"):
+            for name in rng.sample(list(around), len(around)):
+                seconds[name].append(run(model, around[name], *sizes))
+    bare = np.array(seconds["bare"])
+    out: dict[str, Any] = {"bare seconds, median": float(np.median(bare)), "rounds": rounds, "ratios": {}}
+    for name, values in seconds.items():
+        low, middle, high = np.percentile(np.array(values) / bare, [25, 50, 75])
+        out["ratios"][name] = {"median": float(middle), "quartiles": [float(low), float(high)]}
+    return out
+
+
+def prefill(model: PreTrainedModel, around: Callable[..., Any], tokens: int) -> float:
+    """Seconds of one forward pass, entering and leaving the variant included."""
+    ids = _tokens(model, tokens)
+    began = _now(model)
+    with around(model):
+        model(ids, logits_to_keep=1)
+    return _now(model) - began
+
+
+def decode(model: PreTrainedModel, around: Callable[..., Any], tokens: int) -> float:
+    """Seconds of so many single-token steps after a prefill of 512 that is not timed."""
+    with around(model):
+        out = model(_tokens(model, 512), use_cache=True, logits_to_keep=1)
+        began = _now(model)
+        for _ in range(tokens):
+            chosen = out.logits[:, -1:].argmax(dim=-1)
+            out = model(chosen, past_key_values=out.past_key_values, use_cache=True)
+        ended = _now(model)
+    return ended - began
+
+
+def generate(model: PreTrainedModel, around: Callable[..., Any], tokens: int, new: int) -> float:
+    """Seconds of `generate`, greedy, entering and leaving the variant included."""
+    ids = _tokens(model, tokens)
+    keywords = dict(max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0)
+    began = _now(model)
+    with around(model):
+        model.generate(ids, attention_mask=torch.ones_like(ids), **keywords)
+    return _now(model) - began
+
+
+CALLS: dict[str, Callable[..., float]] = {"prefill": prefill, "decode": decode, "generate": generate}
+
+
+def _tokens(model: PreTrainedModel, count: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(count)
+    return torch.randint(3, model.config.vocab_size, (1, count), generator=generator).to(model.device)
+
+
+def _now(model: PreTrainedModel) -> float:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()

@@ -1,0 +1,63 @@
+"""What is laid around a forward pass: nothing, our probes, hooks that cache all activations, and a peer if installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+import qwenlab as ql
+
+
+@contextmanager
+def default_probes(model: PreTrainedModel) -> Iterator[None]:
+    """`ql.watch` with the default probe set."""
+    with ql.watch(model, *ql.probe.defaults(model)):
+        yield
+
+
+@contextmanager
+def cache_everything(model: PreTrainedModel) -> Iterator[None]:
+    """Plain forward hooks that keep a copy of the output of every leaf module."""
+    kept: list[torch.Tensor] = []
+
+    def keep(module: torch.nn.Module, args: Any, out: Any) -> None:
+        kept.extend(value.clone() for value in (out if isinstance(out, tuple) else (out,)) if torch.is_tensor(value))
+
+    leaves = [module for module in model.modules() if not list(module.children())]
+    handles = [module.register_forward_hook(keep) for module in leaves]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def innards(model: PreTrainedModel) -> Iterator[None]:
+    """The peer `innards`, with all its analyzers, until its analysis is finished. It sees `generate` only."""
+    import innards as peer
+
+    watched = peer.observe(model, ql.open("toy-moe").tokenizer, model_id=type(model).__name__, run=None)
+    try:
+        yield
+        watched.last_turn()
+    finally:
+        watched.close()
+
+
+def variants(case: str) -> dict[str, Any]:
+    """The variants that can be timed in a case, the bare call first and a second time as the noise floor."""
+    found: dict[str, Any] = {
+        "bare": lambda model: nullcontext(),
+        "bare again": lambda model: nullcontext(),
+        "default probes": default_probes,
+        "cache every activation": cache_everything,
+    }
+    if case.startswith("generate") and importlib.util.find_spec("innards"):
+        found["innards"] = innards
+    return found

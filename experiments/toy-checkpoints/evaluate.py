@@ -1,0 +1,168 @@
+"""Measure the shipped toys on held-out text and write the figures for REPORT.md: `python evaluate.py --runs FOLDER`."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from report import write_report
+from scipy import stats
+from tqdm.auto import tqdm
+
+import qwenlab as ql
+from qwenlab.checkpoint.decoder import decoder_of
+
+TOYS = ("toy-dense", "toy-moe")
+PAIRS = (2, 4, 8, 16, 24, 32)
+TEXTS = 40
+MAX_TOKENS = 256
+
+
+def interval(values: Iterable[float]) -> dict[str, float]:
+    """Mean over texts with a 95 % bootstrap interval (BCa where it exists), as numbers."""
+    values = np.asarray(list(values))
+    if values.std() == 0:
+        return {"mean": float(values.mean()), "low": float(values.min()), "high": float(values.max()), "n": len(values)}
+    found = stats.bootstrap((values,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(0))
+    low, high = found.confidence_interval
+    return {"mean": float(values.mean()), "low": float(low), "high": float(high), "n": len(values)}
+
+
+def unigram_entropy(checkpoint: Any, texts: list[str]) -> float:
+    """Entropy in nats of the token frequencies of these very texts: the best loss without any context."""
+    ids = np.concatenate([checkpoint.tokenizer(text).input_ids[1:MAX_TOKENS] for text in texts])
+    return float(stats.entropy(np.bincount(ids)))
+
+
+@contextmanager
+def zeroed(checkpoint: Any, layers: Iterable[int], word: str = "mixer") -> Iterator[None]:
+    """The outputs of these parts replaced by zeros while the block runs."""
+    decoder = decoder_of(checkpoint.model)
+
+    def zero(module: torch.nn.Module, args: Any, out: Any) -> Any:
+        return (torch.zeros_like(out[0]), *out[1:]) if isinstance(out, tuple) else torch.zeros_like(out)
+
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.callback(decoder.part(layer, word).register_forward_hook(zero).remove)
+        yield
+
+
+def losses(checkpoint: Any) -> dict[str, Any]:
+    """Held-out loss of each domain beside its unigram entropy."""
+    found = {}
+    for domain in ql.tasks.DOMAINS:
+        texts = ql.tasks.texts(domain)[:TEXTS]
+        score = ql.tasks.score(checkpoint, texts, max_tokens=MAX_TOKENS)
+        loss = interval(score["loss"].values)
+        loss["by_token"] = float(score["loss"].weighted(score["tokens"]).mean())
+        unigram = unigram_entropy(checkpoint, texts)
+        found[domain] = {"loss": loss, "unigram": unigram, "under_unigram": 1 - loss["by_token"] / unigram}
+    return found
+
+
+def recall(checkpoint: Any, pairs: Iterable[int] = PAIRS, count: int = 128) -> dict[str, Any]:
+    """Accuracy on the asked-for values by pair count."""
+    accuracy = ql.tasks.recall_accuracy(checkpoint, pairs, count=count)["accuracy"]
+    return {str(number): interval(accuracy.sel(pairs=number).values) for number in accuracy["pairs"].values}
+
+
+def carriers(checkpoint: Any, pairs: Iterable[int] = (8, 24)) -> dict[str, Any]:
+    """Recall with the mixers of each kind zeroed; controls: as many DeltaNet mixers, and the attention layers' MLPs."""
+    kinds = decoder_of(checkpoint.model)
+    attention, deltanet = kinds.layers_of("full_attention"), kinds.layers_of("linear_attention")
+    found = {"none": recall(checkpoint, pairs, 64)}
+    for name, layers, word in (
+        ("both attention mixers", attention, "mixer"),
+        ("all six DeltaNet mixers", deltanet, "mixer"),
+        ("MLPs of the attention layers", attention, "mlp"),
+    ):
+        with zeroed(checkpoint, layers, word):
+            found[name] = recall(checkpoint, pairs, 64)
+    by_pair = {}
+    for layers in tqdm(list(itertools.combinations(deltanet, len(attention))), desc="pairs of DeltaNet mixers"):
+        with zeroed(checkpoint, layers):
+            by_pair[str(layers)] = recall(checkpoint, pairs, 32)
+    found["two DeltaNet mixers"] = {
+        str(number): {
+            "mean": float(np.mean([each[str(number)]["mean"] for each in by_pair.values()])),
+            "low": min(each[str(number)]["mean"] for each in by_pair.values()),
+            "high": max(each[str(number)]["mean"] for each in by_pair.values()),
+            "n": len(by_pair),
+        }
+        for number in pairs
+    }
+    return found
+
+
+def drafts(checkpoint: Any) -> dict[str, Any]:
+    """Teacher-forced agreement of the head's first draft, and of the same head fed shuffled hidden states."""
+    found = {}
+    for domain in ql.tasks.DOMAINS:
+        texts = ql.tasks.texts(domain)[:TEXTS]
+        true = ql.tasks.teacher_forced(checkpoint, texts, max_tokens=MAX_TOKENS)["agreement"].values
+        control = ql.tasks.teacher_forced(checkpoint, texts, max_tokens=MAX_TOKENS, shuffled=True)["agreement"].values
+        found[domain] = {
+            "agreement": interval(true),
+            "shuffled": interval(control),
+            "ratio": float(true.mean() / control.mean()),
+        }
+    return found
+
+
+def routing(checkpoint: Any) -> dict[str, Any]:
+    """Load of the experts, and what the domain says about the choice beyond a shuffled control."""
+    with ql.watch(checkpoint.model, ql.probe.Routing()) as seen, torch.no_grad():
+        for domain in ql.tasks.DOMAINS:
+            with seen.label(domain):
+                for batch in ql.tasks.batches(checkpoint, ql.tasks.texts(domain)[:TEXTS], max_tokens=MAX_TOKENS):
+                    checkpoint.model(**batch.inputs)
+    recording = seen.recording()
+    load = recording["routing"]["load"].sum(("label", "fold"))
+    share = load / load.sum("expert")
+    found = ql.stats.specialisation(recording)
+    return {
+        "experts": int(share.sizes["expert"]),
+        "never used": int((load == 0).sum()),
+        "smallest share": float(share.min()),
+        "largest share": float(share.max()),
+        "specialisation": {
+            name: found[name].values.tolist() for name in found.data_vars if found[name].dims == ("layer",)
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs that train.py wrote, by toy")
+    arguments = parser.parse_args()
+    here = Path(__file__).parent
+    results = {}
+    for name in tqdm(TOYS, desc="toys"):
+        checkpoint = ql.open(name)
+        found = {
+            "hash": checkpoint.facts.hash,
+            "parameters": checkpoint.facts.parameters,
+            "losses": losses(checkpoint),
+            "recall": recall(checkpoint),
+            "carriers": carriers(checkpoint),
+            "drafts": drafts(checkpoint),
+        }
+        if name == "toy-moe":
+            found["routing"] = routing(checkpoint)
+        found["recipe"] = json.loads((arguments.runs / name / "recipe.json").read_text())
+        results[name] = found
+    (here / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    curves = {name: [json.loads(line) for line in (arguments.runs / name / "losses.jsonl").open()] for name in TOYS}
+    write_report(here, results, curves)
+
+
+if __name__ == "__main__":
+    main()

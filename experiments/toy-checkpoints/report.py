@@ -1,0 +1,172 @@
+"""REPORT.md and its figures, from the results of evaluate.py and the curves of train.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+import qwenlab as ql
+
+
+def write_report(folder: Path, results: dict[str, Any], curves: dict[str, list[dict[str, float]]]) -> None:
+    """REPORT.md, losses.png and recall.png in `folder`. The prose around the tables is in report.md.in."""
+    figures = folder / "figures"
+    figures.mkdir(exist_ok=True)
+    with ql.plots.style():
+        loss_curves(curves).savefig(figures / "losses.png")
+        recall_by_pairs(results).savefig(figures / "recall.png")
+    text = (folder / "report.md.in").read_text()
+    tables = {
+        "TRAINING": training_table(results, curves),
+        "LOSSES": loss_table(results),
+        "RECALL": recall_table(results),
+        "CARRIERS": carrier_table(results),
+        "DRAFTS": draft_table(results),
+        "ROUTING": routing_lines(results),
+    }
+    for name, table in tables.items():
+        text = text.replace(f"@{name}@", table)
+    (folder / "REPORT.md").write_text(text)
+
+
+def rows(header: list[str], body: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *body)]
+    return "\n".join(lines)
+
+
+def share(value: dict[str, float]) -> str:
+    """Mean and its interval, as shares."""
+    return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+
+def training_table(results: dict[str, Any], curves: dict[str, list[dict[str, float]]]) -> str:
+    """What each training was."""
+    body = []
+    for name, found in results.items():
+        recipe = found["recipe"]
+        text = recipe["steps"] * recipe["text_batch"] * recipe["window"]
+        recall = recipe["recall_steps"] * recipe["early_recall_batch"] * recipe["early_length"]
+        recall += recipe["steps"] * recipe["recall_batch"] * recipe["recall_length"]
+        minutes = max(line["seconds"] for line in curves[name]) / 60
+        body.append(
+            [
+                name,
+                f"{found['parameters']:,}",
+                f"{text / 1e6:.1f} M",
+                f"{recall / 1e6:.1f} M",
+                f"{minutes:.0f} min",
+                found["hash"][7:19],
+            ]
+        )
+    return rows(
+        ["toy", "parameters, head included", "text tokens", "recall tokens (padded)", "time, one core each", "hash"],
+        body,
+    )
+
+
+def loss_table(results: dict[str, Any]) -> str:
+    """Held-out loss beside the unigram entropy."""
+    body = []
+    for name, found in results.items():
+        for domain, loss in found["losses"].items():
+            interval = f"{loss['loss']['mean']:.2f} [{loss['loss']['low']:.2f}, {loss['loss']['high']:.2f}]"
+            body.append(
+                [
+                    name,
+                    domain,
+                    interval,
+                    f"{loss['by_token']:.2f}",
+                    f"{loss['unigram']:.2f}",
+                    f"{100 * loss['under_unigram']:.0f} %",
+                ]
+            )
+    return rows(
+        ["toy", "domain", "loss, mean over texts (nats)", "over tokens", "unigram entropy (nats)", "under unigram"],
+        body,
+    )
+
+
+def recall_table(results: dict[str, Any]) -> str:
+    """Accuracy by pair count."""
+    pairs = list(next(iter(results.values()))["recall"])
+    body = [[name, *(share(found["recall"][number]) for number in pairs)] for name, found in results.items()]
+    return rows(["toy", *(f"{number} pairs" for number in pairs)], body)
+
+
+def carrier_table(results: dict[str, Any]) -> str:
+    """Recall with parts zeroed."""
+    body = []
+    for name, found in results.items():
+        for zeroed, accuracy in found["carriers"].items():
+            body.append([name, zeroed, *(share(value) for value in accuracy.values())])
+    pairs = list(next(iter(results.values()))["carriers"]["none"])
+    return rows(["toy", "zeroed", *(f"{number} pairs" for number in pairs)], body)
+
+
+def draft_table(results: dict[str, Any]) -> str:
+    """Teacher-forced agreement of the first draft."""
+    body = []
+    for name, found in results.items():
+        for domain, draft in found["drafts"].items():
+            body.append([name, domain, share(draft["agreement"]), share(draft["shuffled"]), f"{draft['ratio']:.1f}"])
+    return rows(["toy", "domain", "agreement", "hidden states shuffled", "ratio"], body)
+
+
+def routing_lines(results: dict[str, Any]) -> str:
+    """Use and specialisation of the experts."""
+    found = results["toy-moe"]["routing"]
+    layers = len(next(iter(found["specialisation"].values())))
+    body = [
+        [name.replace("_", " "), *(f"{value:.3g}" for value in values)]
+        for name, values in found["specialisation"].items()
+    ]
+    used = (
+        f"Of {found['experts']} experts in each layer, {found['never used']} were never used. An expert's share of slots is "
+        f"{100 * found['smallest share']:.1f} % to {100 * found['largest share']:.1f} %; even is "
+        f"{100 / found['experts']:.2f} %.\n\n"
+    )
+    return used + rows(["by layer", *map(str, range(layers))], body)
+
+
+def smooth(values: list[float], width: int = 25) -> np.ndarray:
+    """Running mean over `width` steps."""
+    return np.convolve(values, np.ones(width) / width, mode="valid")
+
+
+def loss_curves(curves: dict[str, list[dict[str, float]]]) -> Figure:
+    """Training losses of both toys."""
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    panels = figure.subplots(1, 3, sharex=True)
+    titles = {"text": "next token, text", "recall": "asked-for values, recall", "mtp": "MTP head, text"}
+    for panel, (loss, title) in zip(panels, titles.items(), strict=True):
+        for (name, lines), color, style in zip(curves.items(), ("#009E73", "#CC79A7"), ("-", "--"), strict=True):
+            found = [(line["step"], line[loss]) for line in lines if loss in line]
+            steps, values = zip(*found, strict=True)
+            panel.plot(steps[24:], smooth(list(values)), style, color=color, label=name)
+        panel.set(title=title, xlabel="step", yscale="log" if loss == "recall" else "linear")
+    panels[0].set_ylabel("loss (nats), mean of 25 steps")
+    panels[0].legend()
+    return figure
+
+
+def recall_by_pairs(results: dict[str, Any]) -> Figure:
+    """Recall against the number of pairs, with every part in place and with each kind of mixer zeroed."""
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    panel = figure.subplots()
+    for (name, found), color, style in zip(results.items(), ("#009E73", "#CC79A7"), ("-", "--"), strict=True):
+        pairs = [int(number) for number in found["recall"]]
+        values = [found["recall"][str(number)] for number in pairs]
+        mean = np.array([value["mean"] for value in values])
+        errors = [mean - [value["low"] for value in values], [value["high"] for value in values] - mean]
+        panel.errorbar(pairs, mean, yerr=errors, fmt=f"o{style}", color=color, capsize=3, label=name)
+    panel.axhline(ql.tasks.CHANCE, color="0.5", linestyle=":")
+    panel.annotate("chance", (pairs[0], ql.tasks.CHANCE), xytext=(0, 4), textcoords="offset points", color="0.4")
+    panel.set(xlabel="pairs in the text", ylabel="asked-for values right (share)", ylim=(0, 1.04), xscale="log")
+    panel.set_xticks(pairs, [str(number) for number in pairs])
+    panel.minorticks_off()
+    panel.legend(loc="center right")
+    return figure

@@ -1,0 +1,34 @@
+"""A workbench for hybrid attention: open a checkpoint, watch a forward pass, get labelled numbers.
+
+    import qwenlab as ql
+
+    ckpt = ql.open("toy-moe")              # or "Qwen/Qwen3.6-35B-A3B", or a folder
+    ckpt.anatomy                           # layers by kind, parameters, bytes and FLOPs a token
+    with ql.watch(ckpt.model, ql.probe.DeltaNet(), ql.probe.Routing()) as seen:
+        ckpt.model(**inputs)               # forward, generate or a training step: your code
+    recording = seen.recording()           # what was seen, one xarray Dataset a probe
+    horizon = ql.stats.half_life(recording)
+    ql.plots.half_life(horizon)
+    recording.save("run.nc")               # and, on any laptop: ql.Recording.open("run.nc")
+
+The folders, in the order in which the data passes them:
+
+    checkpoint   a name or a folder -> model, tokenizer, MTP head, anatomy; each part of a layer named alike (`Site`)
+    tasks        what is read and scored: texts by domain, recall, losses
+    probe        what is seen of a forward pass inside a `with`
+    record       the labelled result (`Recording`), its provenance, save and open
+    stats        Datasets in, Datasets out; needs no torch
+    plots        statistics in, matplotlib figures out
+    widgets      statistics in, interactive views out
+    runs         a notebook with checked parameters -> its executed copy and what it saved
+    testing      tiny random models and made recordings, for your tests and ours
+
+Names are imported when first used, so `import qwenlab` costs milliseconds and loads no torch.
+The words are defined in docs/glossary.md, the errors in docs/errors.md.
+"""
+
+import lazy_loader
+
+__version__ = "0.1.0"
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

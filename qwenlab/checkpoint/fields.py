@@ -1,0 +1,67 @@
+"""The config fields each family is known to have: in the published config.json files and transformers' classes.
+
+A field outside these lists may change what a model computes, so reading it is a warning, or an error when strict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from qwenlab.checkpoint.families import Family
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Fields that any config may carry: those of transformers' base class, its older names, and quantised releases.
+_ANY = _words("""
+    architectures bos_token_id chunk_size_feed_forward dtype eos_token_id id2label is_encoder_decoder label2id
+    model_type output_attentions output_hidden_states pad_token_id problem_type quantization_config return_dict
+    torch_dtype transformers_version use_cache
+""")
+
+_ROOT = _ANY | _words("""
+    image_token_id language_model_only mtp_num_hidden_layers text_config tie_word_embeddings video_token_id
+    vision_config vision_end_token_id vision_start_token_id
+""")
+
+_TEXT = _ANY | _words("""
+    attention_bias attention_dropout attn_output_gate full_attention_interval head_dim hidden_act hidden_size
+    initializer_range intermediate_size layer_types linear_conv_kernel_dim linear_key_head_dim linear_num_key_heads
+    linear_num_value_heads linear_value_head_dim mamba_ssm_dtype max_position_embeddings mlp_only_layers
+    mtp_layer_types mtp_num_hidden_layers mtp_use_dedicated_embeddings num_attention_heads num_hidden_layers
+    num_key_value_heads num_mtp_layers output_gate_type partial_rotary_factor rms_norm_eps rope_parameters
+    rope_scaling rope_theta tie_word_embeddings vocab_size
+""")
+
+_SPARSE = _words("""
+    moe_intermediate_size num_experts num_experts_per_tok output_router_logits router_aux_loss_coef
+    shared_expert_intermediate_size
+""")
+
+_QWEN3_NEXT = _words("decoder_sparse_step norm_topk_prob num_nextn_predict_layers use_sliding_window")
+
+_VISION = _ANY | _words("""
+    deepstack_visual_indexes depth hidden_act hidden_size in_channels initializer_range intermediate_size num_heads
+    num_position_embeddings out_hidden_size patch_size rope_parameters spatial_merge_size temporal_patch_size
+""")
+
+
+def unknown_fields(family: Family, raw: Mapping[str, Any]) -> list[str]:
+    """Names of the fields of `raw` that `family` is not known to have, dotted, in the order of the config."""
+    known_text = _TEXT.union(_SPARSE if family.sparse else (), _QWEN3_NEXT if family.dense_layers else ())
+    if raw.get("model_type") == family.text_type:
+        return list(_beyond(known_text, raw, ""))
+    text, vision = raw.get("text_config"), raw.get("vision_config")
+    return [
+        *_beyond(_ROOT, raw, ""),
+        *_beyond(known_text, text or {}, "text_config."),
+        *_beyond(_VISION, vision or {}, "vision_config."),
+    ]
+
+
+def _beyond(known: frozenset[str], fields: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    """Names in `fields` but not in `known`; private ones (`_name_or_path`) are transformers' own bookkeeping."""
+    return (prefix + name for name in fields if name not in known and not name.startswith("_"))

@@ -1,0 +1,96 @@
+"""The multi-token-prediction head: one trunk-like attention layer that drafts the token after the next."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from transformers import Cache, PreTrainedModel
+from transformers.masking_utils import create_causal_mask
+
+
+class MtpHead(nn.Module):
+    """Drafts x[p+2] from the trunk's hidden state h[p] and the token x[p+1].
+
+    With E the trunk's embedding and RMS1p the zero-centred norm of the family (scale 1 + w),
+
+        u[p] = fc( concat( RMS1p(E[x[p+1]]), RMS1p(h[p]) ) )       embedding first, hidden second
+        y[p] = RMS1p( DecoderLayer(u)[p] )                          full attention, gated, as a trunk layer
+        logits = lm_head(y[p])                                      the trunk's own lm_head
+
+    where h[p] is the trunk's hidden state *after* its final norm: the vector `lm_head` reads, the last entry of
+    transformers' `hidden_states`. Deeper drafts reuse the head: the draft as the token, `y` as the hidden state.
+    Source: vLLM `qwen3_5_mtp.py`, SGLang `qwen3_5_mtp.py`, llama.cpp PR 24025.
+
+    The module owns the `mtp.*` tensors only; embedding, lm_head and rotary tables stay the trunk's.
+    """
+
+    def __init__(self, trunk: PreTrainedModel) -> None:
+        super().__init__()
+        decoder = trunk.get_decoder()
+        config = copy.deepcopy(decoder.config)
+        config.layer_types = ["full_attention"]
+        config.num_hidden_layers = 1
+        size, eps = config.hidden_size, config.rms_norm_eps
+        layer_class, norm_class = type(decoder.layers[0]), type(decoder.norm)
+
+        self.fc = nn.Linear(2 * size, size, bias=False)
+        self.pre_fc_norm_embedding = norm_class(size, eps=eps)
+        self.pre_fc_norm_hidden = norm_class(size, eps=eps)
+        self.layers = nn.ModuleList([layer_class(config, 0)])
+        self.norm = norm_class(size, eps=eps)
+        self.config = config
+        # A plain tuple keeps the trunk out of this module's parameters and state dict.
+        self._trunk = (trunk,)
+
+    @property
+    def trunk(self) -> PreTrainedModel:
+        """The model whose embedding, rotary tables and lm_head this head uses."""
+        return self._trunk[0]
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        hidden: torch.Tensor,
+        *,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+    ) -> torch.Tensor:
+        """Run the head over pairs of a token and the hidden state of the position before it.
+
+        tokens          int [batch, pair]           x[p+1]
+        hidden          float [batch, pair, channel]  h[p], after the trunk's final norm; or y of the draft before
+        attention_mask  [batch, past + pair], 1 for real pairs, 0 for padding
+        position_ids    int [batch, pair]; by default the pairs are numbered from the length of the cache
+        past_key_values the head's own cache, never the trunk's
+        returns         float [batch, pair, channel], y: feed it to `logits`, or back in as `hidden`
+        """
+        decoder = self.trunk.get_decoder()
+        embedded = self.trunk.get_input_embeddings()(tokens).to(hidden.device)
+        u = self.fc(torch.cat([self.pre_fc_norm_embedding(embedded), self.pre_fc_norm_hidden(hidden)], dim=-1))
+        if position_ids is None:
+            past = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = torch.arange(past, past + u.shape[1], device=u.device).expand(u.shape[0], -1)
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=u,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        # Sectioned rotary tables take a row each for time, height and width, which are the same in text.
+        sectioned = hasattr(decoder.rotary_emb, "mrope_section")
+        s = self.layers[0](
+            u,
+            position_embeddings=decoder.rotary_emb(u, position_ids[None].expand(3, -1, -1) if sectioned else position_ids),
+            attention_mask=mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+        )
+        return self.norm(s)
+
+    def logits(self, y: torch.Tensor) -> torch.Tensor:
+        """Next-token logits [batch, pair, vocabulary] of `y`, by the trunk's lm_head."""
+        return self.trunk.get_output_embeddings()(y)

@@ -1,0 +1,153 @@
+"""Every tensor that a checkpoint of a config holds: its name in the files, its shape, and the part it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+from typing import NamedTuple
+
+from qwenlab.checkpoint.config import TextConfig, VisionConfig
+from qwenlab.checkpoint.families import ATTENTION, DELTANET, KINDS
+
+PARTS = ("embedding", *KINDS, "router", "experts", "shared_expert", "mlp", "norms", "lm_head", "vision", "mtp")
+"""The parts of a checkpoint. Norms inside a mixer count with the mixer; the shared expert's gate with the expert."""
+
+LAYER_PARTS = (*KINDS, "router", "experts", "shared_expert", "mlp", "norms")
+"""Those found inside the layers of the trunk."""
+
+
+class Tensor(NamedTuple):
+    """One tensor of a checkpoint; experts are fused, three axes with the expert first."""
+
+    name: str
+    shape: tuple[int, ...]
+    part: str
+    layer: int | None = None  # of the trunk; None outside its layers
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def module(self) -> str:
+        """The last module of the name: `in_proj_qkv`, `gate`, `A_log`."""
+        return self.name.removesuffix(".weight").removesuffix(".bias").rpartition(".")[2]
+
+
+def tensors(config: TextConfig) -> Iterator[Tensor]:
+    """The tensors of a checkpoint, in the order of the stack.
+
+    A tied head has no tensor of its own. Shapes are those transformers builds (tests hold them to its models on the
+    meta device); those of the MTP head, which it does not build, follow the published files.
+    """
+    family = config.family
+    prefix = family.root_prefix if config.is_root else family.text_prefix
+    size = config.hidden_size
+    yield Tensor(f"{prefix}embed_tokens.weight", (config.vocab_size, size), "embedding")
+    for layer, (kind, sparse) in enumerate(zip(config.layer_types, config.sparse_layers, strict=True)):
+        for name, shape, part in _decoder_layer(config, kind, sparse):
+            yield Tensor(f"{prefix}layers.{layer}.{name}", shape, part, layer)
+    yield Tensor(f"{prefix}norm.weight", (size,), "norms")
+    if not config.tie_word_embeddings:
+        yield Tensor(f"{family.head}.weight", (config.vocab_size, size), "lm_head")
+    if config.vision is not None:
+        for name, shape in _vision(config.vision):
+            yield Tensor(family.vision_prefix + name, shape, "vision")
+    if config.mtp_num_hidden_layers:
+        for name, shape in _mtp(config):
+            yield Tensor(family.mtp_prefix + name, shape, "mtp")
+
+
+def _decoder_layer(config: TextConfig, kind: str, sparse: bool) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    family, size = config.family, config.hidden_size
+    mixer = _deltanet(config) if kind == DELTANET else _attention(config)
+    for name, shape in mixer:
+        yield f"{family.mixer(kind)}.{name}", shape, kind
+    if sparse:
+        yield from _sparse_mlp(config)
+    else:
+        yield from _gated_mlp(family.mlp, size, config.intermediate_size, "mlp")
+    yield f"{family.mixer_norm}.weight", (size,), "norms"
+    yield f"{family.mlp_norm}.weight", (size,), "norms"
+
+
+def _deltanet(config: TextConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    heads, keys, values = config.linear_num_value_heads, config.key_dim, config.value_dim
+    rows = {"q": keys, "k": keys, "v": values, "z": values, "a": heads, "b": heads}
+    for name, held in config.family.delta_inputs:
+        yield f"{name}.weight", (sum(rows[letter] for letter in held), config.hidden_size)
+    yield "conv1d.weight", (config.conv_dim, 1, config.linear_conv_kernel_dim)
+    yield "A_log", (heads,)
+    yield "dt_bias", (heads,)
+    yield "norm.weight", (config.linear_value_head_dim,)
+    yield "out_proj.weight", (config.hidden_size, values)
+
+
+def _attention(config: TextConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    size, head = config.hidden_size, config.head_dim
+    queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
+    gated = 2 * queries if config.family.attention_gate else queries
+    for name, rows, columns in (
+        ("q_proj", gated, size),
+        ("k_proj", keys, size),
+        ("v_proj", keys, size),
+        ("o_proj", size, queries),
+    ):
+        yield f"{name}.weight", (rows, columns)
+        if config.attention_bias:
+            yield f"{name}.bias", (rows,)
+    yield "q_norm.weight", (head,)
+    yield "k_norm.weight", (head,)
+
+
+def _gated_mlp(path: str, size: int, width: int, part: str) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    yield f"{path}.gate_proj.weight", (width, size), part
+    yield f"{path}.up_proj.weight", (width, size), part
+    yield f"{path}.down_proj.weight", (size, width), part
+
+
+def _sparse_mlp(config: TextConfig) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    family, size, experts, width = config.family, config.hidden_size, config.num_experts, config.moe_intermediate_size
+    yield f"{family.router}.weight", (experts, size), "router"
+    yield f"{family.experts}.gate_up_proj", (experts, 2 * width, size), "experts"
+    yield f"{family.experts}.down_proj", (experts, size, width), "experts"
+    yield from _gated_mlp(family.shared_expert, size, config.shared_expert_intermediate_size, "shared_expert")
+    yield f"{family.shared_expert_gate}.weight", (1, size), "shared_expert"
+
+
+def _mtp(config: TextConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Source: headers of the published files, as vLLM's `qwen3_5_mtp.py` and `qwen3_next_mtp.py` read them."""
+    size = config.hidden_size
+    yield "fc.weight", (size, 2 * size)
+    for name in ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm"):
+        yield f"{name}.weight", (size,)
+    for layer in range(config.mtp_num_hidden_layers):
+        for name, shape, _ in _decoder_layer(config, ATTENTION, config.num_experts > 0):
+            yield f"layers.{layer}.{name}", shape
+
+
+def _vision(vision: VisionConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    size, width = vision.hidden_size, vision.intermediate_size
+    merged = size * vision.spatial_merge_size**2
+    patch = (vision.temporal_patch_size, vision.patch_size, vision.patch_size)
+    yield "patch_embed.proj.weight", (size, vision.in_channels, *patch)
+    yield "patch_embed.proj.bias", (size,)
+    yield "pos_embed.weight", (vision.num_position_embeddings, size)
+    for block in range(vision.depth):
+        for name, rows, columns in (
+            ("attn.qkv", 3 * size, size),
+            ("attn.proj", size, size),
+            ("mlp.linear_fc1", width, size),
+            ("mlp.linear_fc2", size, width),
+        ):
+            yield f"blocks.{block}.{name}.weight", (rows, columns)
+            yield f"blocks.{block}.{name}.bias", (rows,)
+        for name in ("norm1", "norm2"):
+            yield f"blocks.{block}.{name}.weight", (size,)
+            yield f"blocks.{block}.{name}.bias", (size,)
+    for name, rows, columns in (("linear_fc1", merged, merged), ("linear_fc2", vision.out_hidden_size, merged)):
+        yield f"merger.{name}.weight", (rows, columns)
+        yield f"merger.{name}.bias", (rows,)
+    yield "merger.norm.weight", (size,)
+    yield "merger.norm.bias", (size,)

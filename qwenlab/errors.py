@@ -1,0 +1,169 @@
+"""Every error qwenlab raises. Each message says what is wrong, where, and the mend."""
+
+
+class QwenlabError(Exception):
+    """What every error of qwenlab is: `except QwenlabError` catches them all."""
+
+
+class UnknownCheckpoint(QwenlabError):
+    """A name that is neither a shipped toy, nor in the catalog, nor a folder."""
+
+
+class UnreadableConfig(QwenlabError):
+    """No config.json where one was said to be, or one that is not a JSON object."""
+
+
+class BadConfig(QwenlabError):
+    """A field of a config is missing, misshapen or at odds with another."""
+
+
+class UnknownConfigField(QwenlabError):
+    """Strict reading met fields that qwenlab does not know: they may change what the numbers mean."""
+
+
+class UnknownConfigFieldWarning(UserWarning):
+    """The same in the default reading, where it only warns."""
+
+
+class NotAHybrid(QwenlabError):
+    """A model without DeltaNet layers."""
+
+
+class UnsupportedFamily(QwenlabError):
+    """A hybrid model whose parts the table of families cannot name."""
+
+
+class BadArgument(QwenlabError, ValueError):
+    """An argument's value is not one of those it can have."""
+
+
+class UnknownQuantization(QwenlabError):
+    """Bytes of weights were asked for, and the way the weights are stored is not known."""
+
+
+class UnknownNotebook(QwenlabError):
+    """No notebook at that path."""
+
+
+class UnknownParameter(QwenlabError):
+    """A value for a name that the notebook's parameters cell does not assign."""
+
+
+class BadParameter(QwenlabError):
+    """A value of another type than the notebook's parameters cell gives the name, or a type that cannot be read."""
+
+
+class NotebookFailed(QwenlabError):
+    """A cell raised, the kernel stopped, or the notebook did not save what it should."""
+
+
+class NotWatched(QwenlabError):
+    """A recording was asked for what a probe would have seen, and that probe was not watching."""
+
+
+class NotARecording(QwenlabError):
+    """A path or an object that holds no recording of qwenlab's."""
+
+
+class TruncatedRecording(QwenlabError):
+    """A recording's file ends too early or is damaged."""
+
+
+class NewerRecording(QwenlabError):
+    """A recording written in a later format than this qwenlab reads."""
+
+
+class CannotMerge(QwenlabError):
+    """Two recordings whose sums must not be added: another checkpoint, precision, sample or set of labels."""
+
+
+class MissingVariable(QwenlabError):
+    """A Dataset without the variables that a statistic or a plot reads."""
+
+
+class InconsistentRecording(QwenlabError):
+    """Counts of a recording that contradict each other: a number made of them would be wrong."""
+
+
+class NothingMeasured(QwenlabError):
+    """A statistic of no tokens, or a comparison with nothing to compare."""
+
+
+class UnknownSite(QwenlabError):
+    """A site, or a pattern of sites, that no layer of the model has."""
+
+
+class AmbiguousModel(QwenlabError):
+    """A module that holds several stacks of decoder layers where one was asked for."""
+
+
+class NotCached(QwenlabError):
+    """A checkpoint of the hub that is not on this machine, while the hub cannot be reached."""
+
+
+class NoWeights(QwenlabError):
+    """A folder without safetensors weights, or without the index that says which shard holds what."""
+
+
+class PickleWeights(NoWeights):
+    """Weights in a pickle, which can run code when it is opened."""
+
+
+class MissingShard(QwenlabError):
+    """The index names a shard that is not in the folder."""
+
+
+class TruncatedShard(QwenlabError):
+    """A shard whose size is not what its header says, or that is no safetensors file."""
+
+
+class BrokenWeights(QwenlabError):
+    """Tensors that the model needs are missing from the shards, or have other shapes."""
+
+
+class UnusedWeightsWarning(UserWarning):
+    """The shards hold tensors that no part of the model takes."""
+
+
+class NonFiniteWeights(QwenlabError):
+    """A weight is NaN or infinite."""
+
+
+class TokenizerMisfit(QwenlabError):
+    """A tokenizer is missing, or has tokens for which the embedding has no row."""
+
+
+class NoMtpHead(QwenlabError):
+    """The multi-token-prediction head was asked of a checkpoint that has none."""
+
+
+class BrokenMtpHead(QwenlabError):
+    """The `mtp.*` tensors are not those of one head: some are missing, unknown, or of another shape."""
+
+
+class UnreadableMask(QwenlabError):
+    """A forward pass whose padding, or whose sequences, a probe cannot tell apart."""
+
+
+class MisshapenLabels(QwenlabError):
+    """Labels that do not fit the tokens of the forward pass they are for."""
+
+
+class UnknownLayer(QwenlabError):
+    """Layers were named that do not have what the probe reads."""
+
+
+class NothingToProbe(QwenlabError):
+    """The model has no part that the probe reads."""
+
+
+class SilentSite(QwenlabError):
+    """A watched site did not fire, or fired for fewer tokens than the model read."""
+
+
+class NothingRead(QwenlabError):
+    """The watched model ran no forward pass."""
+
+
+class UnusedWeights(QwenlabError):
+    """Strict opening met tensors that no part of the model takes."""

@@ -1,0 +1,9 @@
+from .attention import Attention as Attention
+from .defaults import defaults as defaults
+from .deltanet import DeltaNet as DeltaNet
+from .memory import Memory as Memory
+from .probe import Probe as Probe
+from .residual import Residual as Residual
+from .routing import Routing as Routing
+from .timing import Timing as Timing
+from .seen import Seen as Seen, watch as watch

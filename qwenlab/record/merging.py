@@ -1,0 +1,102 @@
+"""Recordings added up: nodes hold sums and counts, so reading more is adding."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from qwenlab.errors import CannotMerge
+
+_SAME = ("format", "checkpoint_hash", "dtype", "layer_types")
+_COUNTED = ("tokens", "sequences")
+_SAME_IN_NODE = ("probe", "sample", "top_k", "experts", "clock")
+
+
+def merged(first: xr.DataTree, second: xr.DataTree) -> tuple[dict[str, xr.Dataset], dict[str, Any]]:
+    """The nodes and root attrs of two recordings read one after the other; raises CannotMerge."""
+    for name in _SAME:
+        _require_same(f"attribute {name!r}", first.attrs.get(name), second.attrs.get(name))
+    _require_same("probes", sorted(first.children), sorted(second.children))
+    read_before = int(first.attrs.get("sequences", 0))
+    datasets = {
+        name: _add(name, first[name].to_dataset(), second[name].to_dataset(), read_before) for name in first.children
+    }
+    return datasets, _attrs(first.attrs, second.attrs)
+
+
+def _add(name: str, first: xr.Dataset, second: xr.Dataset, read_before: int) -> xr.Dataset:
+    """The sum of one node of two recordings; the second was read after `read_before` sequences."""
+    for attr in _SAME_IN_NODE:
+        _require_same(f"{attr!r} of node {name!r}", first.attrs.get(attr), second.attrs.get(attr))
+    _require_same(f"variables of node {name!r}", sorted(map(str, first)), sorted(map(str, second)))
+    if name == "memory":
+        return _contexts(first, second)
+    _require_same_coordinates(name, first, second)
+    if "fold" in second.dims:  # folds are sequence numbers modulo their number: go on counting where the first stopped
+        second = second.roll(fold=read_before % second.sizes["fold"])
+    with xr.set_options(arithmetic_join="exact", keep_attrs=True):
+        total = first + second
+    return total.assign_attrs(_clock(first.attrs, second.attrs))
+
+
+def _contexts(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
+    """Memory is measured, not summed: the contexts of both, each context and batch once."""
+    both = xr.concat(
+        [first, second], "context_point", data_vars="minimal", coords="minimal", compat="equals", join="exact"
+    )
+    seen = np.stack([both["context"].values, both["batch"].values])
+    _, once = np.unique(seen, axis=1, return_index=True)
+    return both.isel(context_point=once).drop_vars("context_point", errors="ignore")
+
+
+def _clock(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """What reading the clock cost: the readings of both, at their mean cost."""
+    if "readings" not in first:
+        return {}
+    readings = first["readings"] + second["readings"]
+    cost = first["clock_cost_seconds"] * first["readings"] + second["clock_cost_seconds"] * second["readings"]
+    return {"readings": readings, "clock_cost_seconds": cost / readings if readings else 0.0}
+
+
+def _attrs(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Provenance of both: counts added, prompts hashed together, the rest joined where it differs."""
+    attrs = {}
+    for name in first | second:
+        values = [attrs_[name] for attrs_ in (first, second) if name in attrs_]
+        same = all(value == values[0] for value in values)
+        attrs[name] = values[0] if same else "; ".join(map(str, values))
+    for name in _COUNTED:
+        if name in attrs:
+            attrs[name] = int(first.get(name, 0)) + int(second.get(name, 0))
+    if "labels" in attrs:
+        counts = [json.loads(attrs_.get("labels", "{}")) for attrs_ in (first, second)]
+        attrs["labels"] = json.dumps({label: sum(count.get(label, 0) for count in counts) for label in counts[0] | counts[1]})
+    if "prompts_hash" in attrs:
+        both = f"{first.get('prompts_hash')} {second.get('prompts_hash')}"
+        attrs["prompts_hash"] = hashlib.sha256(both.encode()).hexdigest()
+    return attrs
+
+
+def _require_same_coordinates(name: str, first: xr.Dataset, second: xr.Dataset) -> None:
+    _require_same(f"coordinates of node {name!r}", sorted(map(str, first.coords)), sorted(map(str, second.coords)))
+    for coord in first.coords:
+        _require_same(f"{coord!r} of node {name!r}", first[coord].values.tolist(), second[coord].values.tolist())
+    for variable in first:
+        _require_same(f"dims of {variable!r} of node {name!r}", first[variable].sizes, second[variable].sizes)
+
+
+def _require_same(what: str, first: object, second: object) -> None:
+    if first != second:
+        raise CannotMerge(
+            f"The {what} differ: {_short(first)} and {_short(second)}.\n"
+            "Only recordings of one checkpoint, watched alike and with the same labels, can be added up."
+        )
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) < 120 else f"{text[:100]}..."

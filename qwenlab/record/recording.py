@@ -1,0 +1,175 @@
+"""`Recording`: what a watched forward pass showed, as a labelled tree of Datasets that can be saved and opened."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import xarray as xr
+
+import qwenlab
+from qwenlab.errors import NewerRecording, NotARecording, NotWatched, TruncatedRecording
+from qwenlab.record import show
+from qwenlab.record.merging import merged
+from qwenlab.record.provenance import FORMAT
+
+PROBES = {
+    "deltanet": "DeltaNet",
+    "attention": "Attention",
+    "routing": "Routing",
+    "residual": "Residual",
+    "timing": "Timing",
+    "memory": "Memory",
+}
+"""The probe that writes each node."""
+
+_COMPRESSED = 64 * 1024  # bytes: smaller variables are stored as they are
+
+
+class Recording:
+    """One Dataset a probe, and where they came from.
+
+        recording["routing"]              the Dataset of the Routing probe: sums and counts, dims and units named
+        recording.attrs["checkpoint"]     provenance: versions, dtype, device, kernels, hashes, tokens
+        recording.tree                    the xarray DataTree underneath
+        recording.save("run.nc")          NetCDF; Recording.open("run.nc") reads it back on any machine
+
+    datasets    node name ("deltanet", "attention", "routing", "residual", "timing", "memory") -> Dataset
+    provenance  root attrs; numbers and strings are kept, anything else becomes JSON
+    """
+
+    def __init__(self, datasets: Mapping[str, xr.Dataset], provenance: Mapping[str, Any]) -> None:
+        attrs = {name: _plain(value) for name, value in {"format": str(FORMAT), "package": "qwenlab", **provenance}.items()}
+        nodes = {f"/{name}": dataset for name, dataset in datasets.items()}
+        self.tree: xr.DataTree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **nodes})
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """Where the recording came from: versions, dtype, device, kernels, hashes, tokens read."""
+        return self.tree.attrs
+
+    @property
+    def checkpoint(self) -> str:
+        """The name of the checkpoint that was watched."""
+        return str(self.attrs.get("checkpoint", "an unnamed model"))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tree.children)
+
+    def __contains__(self, node: object) -> bool:
+        return node in self.tree.children
+
+    def __getitem__(self, node: str) -> xr.Dataset:
+        """The Dataset of one probe; raises NotWatched for a probe that was not there."""
+        if node in self:
+            return self.tree[node].to_dataset()
+        has = f"This recording of {self.checkpoint} has: {', '.join(self) or 'nothing'}."
+        if node not in PROBES:
+            raise NotWatched(f"No probe writes a node {node!r}.\n{has}\nNodes are named {', '.join(PROBES)}.")
+        raise NotWatched(
+            f"No {node!r} was recorded.\n{has}\n"
+            f"Watch with its probe: qwenlab.watch(model, qwenlab.probe.{PROBES[node]}())."
+        )
+
+    def merge(self, *others: Recording) -> Recording:
+        """This recording and others as if one `with` block had read all their texts, in this order.
+
+        Sums, counts and histograms add up. Raises CannotMerge where that would be no sum of like with like: another
+        checkpoint, dtype, set of probes or labels, sample, or other layers or bins.
+        """
+        result = self
+        for other in others:
+            datasets, attrs = merged(result.tree, other.tree)
+            result = Recording(datasets, attrs)
+        return result
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write NetCDF (through h5netcdf) and return its path; a file already there is replaced in one step.
+
+        What is written lies beside `path` until it is whole, so a run that is killed never leaves half a recording.
+        """
+        target = Path(path).absolute()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            self.tree.to_netcdf(beside, engine="h5netcdf", encoding=self._encoding())
+            os.replace(beside, target)
+        finally:
+            beside.unlink(missing_ok=True)
+        return target
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Recording:
+        """Read a saved recording, whole, into memory.
+
+        Raises NotARecording (no such file, or not one of ours), TruncatedRecording (an incomplete or damaged file)
+        and NewerRecording (a later format).
+        """
+        file = Path(path)
+        if not file.is_file():
+            raise NotARecording(f"{file}: no such file.\nRecording.open reads what recording.save(path) wrote.")
+        if not h5py.is_hdf5(file):
+            raise NotARecording(f"{file} is not a NetCDF file.\nRecording.open reads what recording.save(path) wrote.")
+        try:
+            with xr.open_datatree(file, engine="h5netcdf") as stored:
+                tree = stored.load()
+        except (OSError, RuntimeError, KeyError, ValueError) as error:
+            raise TruncatedRecording(
+                f"{file} is damaged or ends too early ({file.stat().st_size:,} bytes are left): {error}\n"
+                "A recording cannot be mended: make it again, or copy it again from where it is whole."
+            ) from error
+        _check_format(file, tree.attrs)
+        return cls({name: node.to_dataset() for name, node in tree.children.items()}, tree.attrs)
+
+    def _encoding(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Compression and checksums for the large variables, by node."""
+        packed = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
+        return {
+            f"/{name}": {str(v): packed for v, variable in node.data_vars.items() if variable.nbytes > _COMPRESSED}
+            for name, node in self.tree.children.items()
+        }
+
+    def __repr__(self) -> str:
+        return show.text(self.tree)
+
+    def _repr_html_(self) -> str:
+        return show.html(self.tree)
+
+
+def open(path: str | os.PathLike[str]) -> Recording:
+    """Read a saved recording: `Recording.open`."""
+    return Recording.open(path)
+
+
+def merge(first: Recording, *others: Recording) -> Recording:
+    """Recordings as if one `with` block had read all their texts, in this order: `Recording.merge`."""
+    return first.merge(*others)
+
+
+def _plain(value: Any) -> str | int | float:
+    """A value that NetCDF keeps as it is, or its JSON."""
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return value
+    if hasattr(value, "item"):  # a NumPy scalar, as NetCDF gives back
+        return _plain(value.item())
+    return json.dumps(value)
+
+
+def _check_format(file: Path, attrs: Mapping[str, Any]) -> None:
+    """Refuse a tree that is not a recording or is of a later format."""
+    number = str(attrs.get("format", ""))
+    if attrs.get("package") != "qwenlab" or not number.isdecimal():
+        raise NotARecording(
+            f"{file} is a NetCDF file, but no recording of qwenlab: its root lacks the attributes package and format.\n"
+            "Open it with xarray.open_datatree instead."
+        )
+    if int(number) > FORMAT:
+        raise NewerRecording(
+            f"{file} is in recording format {number}, written by qwenlab {attrs.get('qwenlab', '?')}; "
+            f"this is qwenlab {qwenlab.__version__}, which reads up to format {FORMAT}.\nInstall a newer qwenlab."
+        )
+

@@ -1,0 +1,2 @@
+from .demo import Demo as Demo, demo as demo
+from .notebook import run_notebook as run_notebook

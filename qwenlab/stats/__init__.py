@@ -1,0 +1,5 @@
+"""Statistics: a Recording, or the Dataset of one probe, in; a Dataset with units and intervals out. Needs no torch."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,13 @@
+from .attention import attention_distance as attention_distance
+from .cost import memory as memory, time_by_kind as time_by_kind
+from .deltanet import half_life as half_life, key_collision as key_collision, writing as writing
+from .experts import (
+    distinct_experts as distinct_experts,
+    expert_load as expert_load,
+    unused_experts as unused_experts,
+)
+from .layers import layer_table as layer_table
+from .openness import gates as gates
+from .residual import residual as residual
+from .routing import coactivation as coactivation, layer_overlap as layer_overlap, routing as routing
+from .specialisation import specialisation as specialisation

@@ -1,0 +1,77 @@
+"""Where time and memory go."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from qwenlab.checkpoint.families import KINDS
+from qwenlab.errors import NothingMeasured
+from qwenlab.stats.source import Source, described, ratio, read, result, statistic
+
+
+@statistic
+def time_by_kind(source: Source) -> xr.Dataset:
+    """Shares of the time spent in the watched layers, by phase (prefill: many tokens at once, decode: one).
+
+    layer_share        [phase, layer];  part_share [phase, layer, part]
+    kind_share         [phase, mixer_kind, part]: all layers of one kind of mixer together
+    seconds_per_token  [phase, layer, part];  kind_seconds_per_token [phase, mixer_kind, part]: mean layer of the kind
+    clock_share        of the whole model's time, what reading the clock cost
+
+    A phase that was not seen is NaN. The shares are of the layers' time: what the model does before the first and
+    after the last layer is not in them.
+    """
+    data = read(source, "timing", "seconds", "model_seconds", "tokens")
+    seconds = data["seconds"]
+    total = seconds.sum(["layer", "part"])
+    if not total.sum() > 0:
+        raise NothingMeasured("No time was measured.\nRun the model inside the `with` of qwenlab.watch.")
+    kind = data["kind"]
+    of_kind = {name: seconds.where(kind == name, drop=True).drop_vars("kind") for name in KINDS if (kind == name).any()}
+    by_kind = xr.concat([part.sum("layer") for part in of_kind.values()], "mixer_kind")
+    mean_layer = xr.concat([part.mean("layer") for part in of_kind.values()], "mixer_kind")
+    kinds = {"mixer_kind": list(of_kind)}
+    tokens = data["tokens"]
+    variables = {
+        "layer_share": (ratio(seconds.sum("part"), total), "share of layer time", "time of the layer"),
+        "part_share": (ratio(seconds, total), "share of layer time", "time of the part"),
+        "kind_share": (ratio(by_kind, total).assign_coords(kinds), "share of layer time", "time of all layers of a kind"),
+        "seconds_per_token": (ratio(seconds, tokens), "s/token", "time of the part a token"),
+        "kind_seconds_per_token": (ratio(mean_layer, tokens).assign_coords(kinds), "s/token", "time of a layer of the kind"),
+        "clock_share": (_clock_share(data), "share of model time", "time spent reading the clock"),
+    }
+    out = result(data, {name: described(*variable) for name, variable in variables.items()})
+    return out.assign_attrs(clock=data.attrs.get("clock", "unknown"))
+
+
+@statistic
+def memory(source: Source) -> xr.Dataset:
+    """Bytes of the caches beside what the anatomy predicts, by [context_point, store], the shortest context first.
+
+    predicted, measured  store: kv (grows with the context), recurrent and convolution (do not)
+    ratio                measured / predicted; NaN where nothing was predicted
+
+    Coordinates `context` (tokens a sequence) and `batch` (sequences) belong to each context_point.
+    """
+    data = read(source, "memory", "predicted_bytes", "measured_bytes")
+    if not data.sizes["context_point"]:
+        raise NothingMeasured(
+            "No cache was weighed: no forward pass had one.\nCall the model with use_cache=True, or generate, inside the `with`."
+        )
+    data = data.isel(context_point=np.lexsort((data["batch"].values, data["context"].values)))
+    predicted, measured = data["predicted_bytes"].astype(float), data["measured_bytes"].astype(float)
+    variables = {
+        "predicted": described(predicted, "B", "memory predicted"),
+        "measured": described(measured, "B", "memory measured"),
+        "ratio": described(ratio(measured, predicted), "1", "memory measured over predicted"),
+    }
+    out = result(data, variables)
+    out["context"].attrs.update(units="token", long_name="context")
+    out["batch"].attrs.update(units="sequence", long_name="sequences")
+    return out
+
+
+def _clock_share(data: xr.Dataset) -> xr.DataArray:
+    cost = float(data.attrs.get("clock_cost_seconds", np.nan)) * float(data.attrs.get("readings", np.nan))
+    return cost / data["model_seconds"].sum()

@@ -1,0 +1,108 @@
+"""One row a layer: what is most worth knowing of each, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import xarray as xr
+
+from qwenlab.errors import NothingMeasured
+from qwenlab.record.recording import Recording
+from qwenlab.stats.attention import attention_distance
+from qwenlab.stats.cost import time_by_kind
+from qwenlab.stats.deltanet import half_life, writing
+from qwenlab.stats.experts import expert_load
+from qwenlab.stats.openness import gates
+from qwenlab.stats.residual import residual
+from qwenlab.stats.routing import routing
+from qwenlab.stats.source import described, read, statistic
+
+Columns = dict[str, xr.DataArray]
+
+
+@statistic
+def layer_table(source: Recording) -> xr.Dataset:
+    """One row a layer, of whatever was watched; `.to_dataframe()` makes it a table.
+
+    kind                  of the mixer (a coordinate)
+    time_share            of the time of all layers, prefill and decode together
+    half_life             DeltaNet: tokens, the median head's median token
+    attention_distance    attention: tokens, mean over heads and queries
+    openness              of the output gate, mean over heads
+    beta                  DeltaNet: write strength, mean over heads
+    router_entropy        nats, over all experts;  load_entropy: how evenly the experts are used, 1 for even
+    switch_rate           share of a token's experts that the token before did not have
+    mixer_ratio, mlp_ratio    norm of what the part adds over that of the stream
+
+    A column is there when its probe was watching, and NaN for layers of the other kind. Raises NothingMeasured where
+    nothing that is kept by layer was watched.
+    """
+    columns: Columns = {}
+    for node, make in _COLUMNS.items():
+        if node in source:
+            columns |= make(source)
+    if "deltanet" in source or "attention" in source:
+        columns["openness"] = gates(source)["openness"].mean("head")
+    if not columns:
+        raise NothingMeasured(
+            f"Nothing by layer in this recording of {source.checkpoint}: it has {', '.join(source) or 'nothing'}.\n"
+            "Watch with probes such as DeltaNet(), Attention(), Routing() and Timing()."
+        )
+    table = xr.merge([column.rename(name) for name, column in columns.items()], join="outer", compat="no_conflicts")
+    for name, (units_, long_name, scale) in _MEANING.items():
+        if name in columns:
+            table[name] = described(table[name], units_, long_name, scale=scale)
+    return table.sortby("layer")
+
+
+def _timing(source: Recording) -> Columns:
+    seconds = read(source, "timing", "seconds")["seconds"].sum(["phase", "part"])
+    return {"time_share": seconds / seconds.sum()}
+
+
+def _deltanet(source: Recording) -> Columns:
+    return {
+        "half_life": half_life(source, quantiles=(0.5,))["half_life"].isel(quantile=0, drop=True).median("head"),
+        "beta": writing(source)["beta"].mean("head"),
+    }
+
+
+def _attention(source: Recording) -> Columns:
+    return {"attention_distance": attention_distance(source)["distance"].mean("head")}
+
+
+def _routing(source: Recording) -> Columns:
+    sure = routing(source)
+    return {
+        "router_entropy": sure["entropy"],
+        "switch_rate": sure["switch_rate"],
+        "load_entropy": expert_load(source)["normalised_entropy"],
+    }
+
+
+def _residual(source: Recording) -> Columns:
+    added = residual(source)["ratio"]
+    return {f"{part}_ratio": added.sel(part=part, drop=True) for part in ("mixer", "mlp")}
+
+
+_COLUMNS: dict[str, Callable[[Recording], Columns]] = {
+    "timing": _timing,
+    "deltanet": _deltanet,
+    "attention": _attention,
+    "routing": _routing,
+    "residual": _residual,
+}
+
+_MEANING = {
+    "time_share": ("share of layer time", "time", "linear"),
+    "half_life": ("token", "half-life", "log2"),
+    "attention_distance": ("token", "attention distance", "log2"),
+    "openness": ("1", "output gate", "linear"),
+    "beta": ("1", "write strength", "linear"),
+    "router_entropy": ("nat", "router entropy", "linear"),
+    "load_entropy": ("share of ln E", "load entropy", "linear"),
+    "switch_rate": ("share of experts", "switch rate", "linear"),
+    "mixer_ratio": ("1", "mixer / stream", "linear"),
+    "mlp_ratio": ("1", "MLP / stream", "linear"),
+}
+"""Units, name and scale of each column of the table, in the order of the table."""

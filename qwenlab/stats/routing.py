@@ -1,0 +1,167 @@
+"""How surely tokens are routed, how often they change experts, and which experts go together."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from qwenlab.errors import InconsistentRecording, NothingMeasured
+from qwenlab.stats.experts import checked_load
+from qwenlab.stats.formulas import experts as formulas
+from qwenlab.stats.formulas.information import entropy, independent_information, mutual_information
+from qwenlab.stats.source import Source, described, estimated, ratio, read, result, statistic
+
+_BITS = 1 / np.log(2)
+
+
+@statistic
+def routing(source: Source, *, by_label: bool = False, level: float = 0.95) -> xr.Dataset:
+    """How surely each layer routes a token, and how often it changes its mind: means by [layer], with intervals.
+
+    entropy             of the router's softmax over all E experts, nats; entropy_share: over ln E
+    topk_entropy        of the k renormalised weights, nats; topk_entropy_share: over ln k. Another number than
+                        `entropy`: it knows nothing of the experts that were not chosen.
+    margin              probability of the k-th expert minus that of the (k+1)-th
+    switch_rate         share of a token's k experts that the token before did not have
+    chance_switch_rate  the same for neighbours that know nothing of one another: 1 - sum of p^2 / k, p the share of
+                        tokens that chose the expert. With several labels added up it is over them all.
+    shared_gate         sigmoid of the shared expert's gate; only where there is a shared expert
+    shared_share        its output's norm over that plus the routed output's norm; likewise
+    """
+    needs = ("entropy_sum", "topk_entropy_sum", "margin_sum", "kept_sum", "pairs", "load", "tokens")
+    data = read(source, "routing", *needs, by_label=by_label)
+    load, tokens, pairs = checked_load(data), data["tokens"], data["pairs"]
+    top_k = _top_k(data)
+    least, most = np.log(top_k) or np.nan, np.log(data.sizes["expert"])
+    means = [
+        ("entropy", 1.0, "nat", "entropy of the router, all experts", most),
+        ("entropy_share", most, "share of ln E", "entropy of the router, all experts", 1.0),
+        ("topk_entropy", 1.0, "nat", "entropy of the top-k weights", np.log(top_k)),
+        ("topk_entropy_share", least, "share of ln k", "entropy of the top-k weights", 1.0),
+        ("margin", 1.0, "1", "margin of the k-th expert", 1.0),
+        ("shared_gate", 1.0, "1", "gate of the shared expert", 1.0),
+        ("shared_share", 1.0, "1", "share of the shared expert", 1.0),
+    ]
+    variables: dict[str, xr.DataArray] = {}
+    for name, unit, units, long_name, highest in means:
+        stored = f"{name.removesuffix('_share') if name.endswith('entropy_share') else name}_sum"
+        if stored in data:
+            sums = (data[stored] / unit, tokens)
+            variables |= estimated(
+                name, ratio, sums, tokens, units=units, long_name=long_name, level=level, within=(0, highest)
+            )
+    variables |= estimated(
+        "switch_rate",
+        lambda kept, n: 1 - ratio(kept, top_k * n),
+        (data["kept_sum"], pairs),
+        pairs,
+        units="share of experts",
+        long_name="experts the token before did not have",
+        level=level,
+        within=(0, 1),
+    )
+    variables |= estimated(
+        "chance_switch_rate",
+        lambda chose, n: 1 - _along_experts(formulas.kept_if_independent, ratio(chose, n)) / top_k,
+        (load, tokens),
+        tokens,
+        units="share of experts",
+        long_name="the same between unrelated tokens",
+        level=level,
+        within=(0, 1),
+    )
+    return result(data, variables)
+
+
+@statistic
+def coactivation(source: Source) -> xr.Dataset:
+    """Which experts are chosen together more often than their loads explain, by [layer, expert, expert_2].
+
+    lift      tokens that chose both over `expected`; 1 by chance, NaN on the diagonal and for unused experts
+    observed  tokens that chose both
+    expected  the same if company were blind: the table with these loads, k different experts a token and no other
+              preference (quasi-independence). The plain product of two shares would call every pair rare, since a
+              token's k experts always differ: for even loads by (k - 1) E / (k (E - 1)).
+
+    Where `expected` is small, lift is noise: its relative error by chance is about 1 / sqrt(expected).
+    """
+    data = read(source, "routing", "coactivation", "load", "tokens", by_label=False)
+    top_k = _top_k(data)
+    if top_k < 2:
+        raise NothingMeasured("Each token is routed to one expert (top_k=1): no two experts are ever chosen together.")
+    together = data["coactivation"]
+    if not bool((together.sum("expert_2") == top_k * checked_load(data).sum("fold")).all()):
+        raise InconsistentRecording(
+            "The rows of coactivation do not add up to top_k times the expert's load.\n"
+            "Make the recording again; do not edit or cut one of its variables."
+        )
+    load = data["load"].sum("fold")
+    expected = xr.apply_ufunc(
+        formulas.independent_pairs,
+        load,
+        input_core_dims=[["expert"]],
+        output_core_dims=[["expert", "expert_2"]],
+        exclude_dims={"expert"},
+        kwargs={"top_k": top_k},
+    ).assign_coords(expert=data["expert"], expert_2=data["expert_2"])
+    other = data["expert"] != data["expert_2"]
+    variables = {
+        "lift": described((together / expected.where(expected > 0)).where(other), "1", "co-activation over chance"),
+        "observed": described(together.where(other), "token", "tokens that chose both experts"),
+        "expected": described(expected.where(other), "token", "tokens that chose both, by chance"),
+    }
+    return result(data, variables)
+
+
+@statistic
+def layer_overlap(source: Source, *, draws: int = 20, seed: int = 0) -> xr.Dataset:
+    """How much a token's first expert in one routed layer tells of its first expert in the next, by [layer].
+
+    information              mutual information of the two, bits (plug-in)
+    information_independent  what plug-in says of unrelated choices with the same loads and as few tokens: mean of
+                             `draws` random tables with the same margins (seed)
+    overlap                  information over the mean of the two entropies: 0 unrelated to 1 the same but for names
+    overlap_independent      its bias, likewise
+    adjusted_overlap         (overlap - its bias) / (1 - its bias): 0 by chance (Vinh et al. 2010, JMLR 11:2837)
+
+    The last routed layer has no next one and is left out; `layer_next` names the next. Tokens of a text resemble one
+    another, so a small adjusted overlap is not yet a finding.
+    """
+    data = read(source, "routing", "handover", "tokens", by_label=False)
+    if data.sizes["layer"] < 2:
+        raise NothingMeasured("Overlap needs two routed layers, and this recording has one.\nWatch with Routing() alone.")
+    counts = data["handover"].isel(layer=slice(None, -1))
+    if not bool((counts.sum(["expert", "expert_next"]) == data["tokens"].sum("fold").isel(layer=slice(None, -1))).all()):
+        raise InconsistentRecording(
+            "handover does not hold every token once a layer.\nMake the recording again; do not cut one of its variables."
+        )
+    tables = counts.transpose("layer", "expert", "expert_next").values
+    rng = np.random.default_rng(seed)
+    by_chance = np.array([independent_information(table, draws, rng).mean() for table in tables])
+    information = mutual_information(tables)
+    scale = (entropy(tables.sum(axis=-1)) + entropy(tables.sum(axis=-2))) / 2
+    scale = np.where(scale > 0, scale, np.nan)
+    overlap, bias = information / scale, by_chance / scale
+    columns = {
+        "information": (information * _BITS, "bit", "information on the next layer's first expert"),
+        "information_independent": (by_chance * _BITS, "bit", "the same for unrelated choices"),
+        "overlap": (overlap, "share of entropy", "overlap with the next layer's first expert"),
+        "overlap_independent": (bias, "share of entropy", "the same for unrelated choices"),
+        "adjusted_overlap": ((overlap - bias) / (1 - bias), "1", "overlap beyond chance"),
+    }
+    at = counts["layer"].coords | {"layer_next": ("layer", data["layer"].values[1:])}
+    variables = {
+        name: described(xr.DataArray(values, dims="layer"), units, long_name)
+        for name, (values, units, long_name) in columns.items()
+    }
+    return result(data, variables).assign_coords(at).assign_attrs(draws=draws, seed=seed)
+
+
+def _top_k(data: xr.Dataset) -> int:
+    if "top_k" not in data.attrs:
+        raise InconsistentRecording("The routing node lacks its attribute top_k: how many experts a token has.")
+    return int(data.attrs["top_k"])
+
+
+def _along_experts(formula: object, array: xr.DataArray) -> xr.DataArray:
+    return xr.apply_ufunc(formula, array, input_core_dims=[["expert"]])

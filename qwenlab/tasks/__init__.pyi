@@ -1,0 +1,5 @@
+from .arithmetic import arithmetic_text as arithmetic_text
+from .batching import Batch as Batch, batches as batches
+from .held_out import DOMAINS as DOMAINS, texts as texts
+from .recall import CHANCE as CHANCE, recall_text as recall_text, recall_texts as recall_texts
+from .scoring import recall_accuracy as recall_accuracy, score as score, teacher_forced as teacher_forced

@@ -1,0 +1,130 @@
+"""Scores of a checkpoint on texts: next-token loss, recall of asked-for values, agreement of the MTP head's first draft."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import xarray as xr
+from tqdm.auto import tqdm
+
+from qwenlab.tasks.batching import Batch, batches
+from qwenlab.tasks.recall import CHANCE, recall_texts
+
+
+@torch.no_grad()
+def score(
+    checkpoint: Any, texts: Sequence[str], *, batch_size: int = 8, max_tokens: int | None = 512, progress: bool = False
+) -> xr.Dataset:
+    """Next-token loss of each text.
+
+    returns  loss [text], nats a token: mean of -ln p(x[t+1] | x[..t]) over the text's tokens but the first
+             tokens [text]: how many that mean is over
+    """
+    loss, tokens = np.zeros(len(texts)), np.zeros(len(texts), dtype=np.int64)
+    for batch in _read(checkpoint, texts, batch_size, max_tokens, progress):
+        by_token, counted = _token_losses(checkpoint, batch)
+        loss[list(batch.texts)] = (by_token.sum(dim=1) / counted.sum(dim=1).clamp_min(1)).cpu().numpy()
+        tokens[list(batch.texts)] = counted.sum(dim=1).cpu().numpy()
+    return xr.Dataset(
+        {
+            "loss": ("text", loss, {"units": "nat", "long_name": "next-token loss, mean over the text's tokens"}),
+            "tokens": ("text", tokens, {"units": "token", "long_name": "tokens predicted"}),
+        }
+    )
+
+
+@torch.no_grad()
+def recall_accuracy(
+    checkpoint: Any, pairs: Iterable[int] = (2, 4, 8, 16, 24), *, count: int = 64, seed: int = 1, batch_size: int = 32
+) -> xr.Dataset:
+    """Share of asked-for values that the model gives as its first choice, by number of pairs.
+
+    Each pair of each of `count` fresh sequences is asked for once, so no answer can be copied from an earlier one.
+
+    returns  accuracy [pairs, text]: right answers over questions; chance is 0.1 (ten values)
+    """
+    pairs = tuple(pairs)
+    question = checkpoint.tokenizer.convert_tokens_to_ids("?")
+    accuracy = np.zeros((len(pairs), count))
+    for index, number in enumerate(pairs):
+        sequences = recall_texts(number, count, seed=seed)
+        for batch in batches(checkpoint, sequences, batch_size=batch_size, max_tokens=None):
+            choice = checkpoint.model(**batch.inputs, use_cache=False).logits.argmax(dim=-1)
+            asked = batch.input_ids[:, :-1] == question
+            right = asked & (choice[:, :-1] == batch.input_ids[:, 1:])
+            accuracy[index, list(batch.texts)] = (right.sum(dim=1) / asked.sum(dim=1)).cpu().numpy()
+    attrs = {"units": "1", "long_name": "asked-for values given as first choice", "chance": CHANCE}
+    return xr.Dataset({"accuracy": (("pairs", "text"), accuracy, attrs)}, {"pairs": ("pairs", np.array(pairs), {"units": "pair"})})
+
+
+@torch.no_grad()
+def teacher_forced(
+    checkpoint: Any,
+    texts: Sequence[str],
+    *,
+    shuffled: bool = False,
+    seed: int = 0,
+    batch_size: int = 8,
+    max_tokens: int | None = 512,
+    progress: bool = False,
+) -> xr.Dataset:
+    """Agreement of the MTP head's first draft with the main model's own first choice, along given texts.
+
+    At every position p the head drafts x[p+2] from h[p] and the text's own x[p+1]; it agrees where that is the model's argmax
+    after x[..p+1]. This is `teacher_forced` agreement: not an acceptance rate, which is counted along the model's own text.
+
+    shuffled  feed the head the hidden states of the same text in random order: what it can do without them
+
+    returns  agreement [text], share of positions; tokens [text]: positions drafted
+    Raises NoMtpHead for a checkpoint without a head.
+    """
+    head = checkpoint.require_mtp()
+    rng = random.Random(seed)
+    agreement, tokens = np.zeros(len(texts)), np.zeros(len(texts), dtype=np.int64)
+    for batch in _read(checkpoint, texts, batch_size, max_tokens, progress):
+        out = checkpoint.model(**batch.inputs, use_cache=False, output_hidden_states=True)
+        hidden = out.hidden_states[-1][:, :-1]
+        if shuffled:
+            hidden = _shuffle(hidden, batch.attention_mask[:, 1:], rng)
+        draft = head.logits(head(batch.input_ids[:, 1:], hidden)).argmax(dim=-1)
+        drafted = batch.attention_mask[:, 1:].bool()
+        agreed = drafted & (draft == out.logits[:, 1:].argmax(dim=-1))
+        agreement[list(batch.texts)] = (agreed.sum(dim=1) / drafted.sum(dim=1).clamp_min(1)).cpu().numpy()
+        tokens[list(batch.texts)] = drafted.sum(dim=1).cpu().numpy()
+    fed = "shuffled hidden states" if shuffled else "true hidden states"
+    return xr.Dataset(
+        {
+            "agreement": ("text", agreement, {"units": "1", "long_name": f"teacher-forced agreement of the first draft, {fed}"}),
+            "tokens": ("text", tokens, {"units": "token", "long_name": "positions drafted"}),
+        }
+    )
+
+
+def _read(
+    checkpoint: Any, texts: Sequence[str], batch_size: int, max_tokens: int | None, progress: bool
+) -> Iterable[Batch]:
+    found = batches(checkpoint, texts, batch_size=batch_size, max_tokens=max_tokens)
+    return tqdm(found, total=-(-len(texts) // batch_size), desc="reading", unit="batch", disable=not progress)
+
+
+def _token_losses(checkpoint: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses [batch, position - 1], zero where not counted, and what is counted."""
+    logits = checkpoint.model(**batch.inputs, use_cache=False).logits[:, :-1].float()
+    counted = batch.attention_mask[:, 1:].bool()
+    losses = F.cross_entropy(logits.transpose(1, 2), batch.input_ids[:, 1:], reduction="none")
+    return torch.where(counted, losses, 0), counted
+
+
+def _shuffle(hidden: torch.Tensor, mask: torch.Tensor, rng: random.Random) -> torch.Tensor:
+    """Each row's real positions in random order."""
+    out = hidden.clone()
+    for row, length in enumerate(mask.sum(dim=1).tolist()):
+        order = list(range(length))
+        rng.shuffle(order)
+        out[row, :length] = hidden[row, order]
+    return out

@@ -1,0 +1,191 @@
+"""Tiny random checkpoints on disk, in each layout that the published ones come in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedModel
+from transformers.models.qwen3_5.tokenization_qwen3_5 import PRETOKENIZE_REGEX
+
+from qwenlab.checkpoint.families import FAMILIES, Family, family_of
+from qwenlab.errors import BadArgument
+from qwenlab.testing.models import tiny_head, tiny_model
+
+Layout = Literal["root", "text", "flat"]
+Experts = Literal["fused", "each"]
+
+FP8_BLOCK = 16
+_LAYOUTS: dict[str, str] = {
+    "root": "text_config inside, weights under model.language_model.",
+    "text": "a text config, weights under model.language_model.: what transformers saves",
+    "flat": "a text config, weights under model.",
+}
+
+
+def tiny_checkpoint(
+    folder: str | Path,
+    family: str = "qwen3_5_moe",
+    *,
+    layout: Layout = "root",
+    experts: Experts = "fused",
+    mtp: Experts | None = "fused",
+    mtp_prefix: str = "mtp.",
+    shards: int = 2,
+    dtype: str = "float32",
+    float32_decay: bool = False,
+    fp8: bool = False,
+    seed: int = 0,
+    **sizes: Any,
+) -> Path:
+    """Write a random checkpoint and return its folder.
+
+    layout         root: text_config inside, weights under `model.language_model.`; text: a text config over the same
+                   names, as transformers saves one; flat: a text config, weights under `model.`
+    experts        "fused": one tensor of three axes for all experts of a layer; "each": three matrices an expert
+    mtp            the same for the MTP head; None: a checkpoint without one
+    shards         1 writes model.safetensors, more an index and as many shards
+    dtype          of the weights and of the config
+    float32_decay  A_log and the norm of the DeltaNet layers are stored in float32 whatever `dtype` is
+    fp8            matrices as FP8 with one `weight_scale_inv` a block of 16 x 16, experts one by one, the rest as `dtype`
+    sizes          as `tiny_config` takes them; `layers` and `layer_types` too
+
+    The weights in memory are those of `tiny_model(family, seed=seed, ...)` and `tiny_head(model, seed=seed + 1)`.
+    """
+    if layout not in _LAYOUTS or (layout == "root" and FAMILIES[family].root_type is None):
+        raise BadArgument(
+            f"layout={layout!r} is none of {family}'s: " + "; ".join(f"{k} ({v})" for k, v in _LAYOUTS.items()) + ".\n"
+            "Use one of them; a family without a root config has no root layout."
+        )
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    model = tiny_model(family, seed=seed, **sizes)
+    named = family_of(model)
+    prefix = named.text_prefix if layout == "flat" else named.root_prefix
+    stored = dict(_under(prefix, named, model.state_dict(), experts))
+    if mtp is not None:
+        head = tiny_head(model, seed=seed + 1).state_dict()
+        stored |= {mtp_prefix + name: tensor for name, tensor in _layout(head, mtp).items()}
+    stored = {name: _cast(name, tensor, dtype, float32_decay) for name, tensor in stored.items()}
+    if fp8:
+        stored = dict(_quantised(stored))
+    save_shards(stored, path, shards)
+    config = _config(model, named, layout, dtype, has_mtp=mtp is not None)
+    if fp8:
+        config["quantization_config"] = _quantization(stored)
+    (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    save_tokenizer(path)
+    return path
+
+
+def save_shards(tensors: Mapping[str, torch.Tensor], folder: Path, shards: int = 1) -> None:
+    """Write tensors as `model.safetensors`, or as several shards with their index."""
+    if shards == 1:
+        save_file(dict(tensors), folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    names = list(tensors)
+    weight_map = {}
+    for shard in range(shards):
+        file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
+        part = names[shard * len(names) // shards : (shard + 1) * len(names) // shards]
+        save_file({name: tensors[name] for name in part}, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def save_tokenizer(folder: Path) -> None:
+    """Write a byte-level BPE of 272 tokens, special ones first, with the pre-tokenizer of the published checkpoints."""
+    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=272,
+        special_tokens=[AddedToken(token, special=True) for token in special],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the state then reads the key and the query, and the gate then writes"], trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": special[2], "pad_token": special[0], "bos_token": None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _under(prefix: str, family: Family, state: Mapping[str, torch.Tensor], experts: Experts) -> Iterator[tuple[str, torch.Tensor]]:
+    """The trunk's tensors under their names in the files."""
+    for name, tensor in _layout(state, experts).items():
+        inside = name.startswith(family.text_prefix)
+        yield prefix + name.removeprefix(family.text_prefix) if inside else name, tensor
+
+
+def _layout(state: Mapping[str, torch.Tensor], experts: Experts) -> dict[str, torch.Tensor]:
+    """Fused experts as they are, or taken apart into three matrices each."""
+    if experts == "fused":
+        return dict(state)
+    apart: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        stem, _, last = name.rpartition(".")
+        if not stem.endswith(".experts"):
+            apart[name] = tensor
+            continue
+        for expert, matrix in enumerate(tensor):
+            parts = {"down_proj": matrix} if last == "down_proj" else dict(zip(("gate_proj", "up_proj"), matrix.chunk(2)))
+            apart |= {f"{stem}.{expert}.{part}.weight": rows.contiguous() for part, rows in parts.items()}
+    return apart
+
+
+def _cast(name: str, tensor: torch.Tensor, dtype: str, float32_decay: bool) -> torch.Tensor:
+    kept = float32_decay and name.endswith(("A_log", "linear_attn.norm.weight"))
+    return tensor.to(torch.float32 if kept else getattr(torch, dtype)).contiguous()
+
+
+def _config(model: PreTrainedModel, family: Family, layout: Layout, dtype: str, has_mtp: bool) -> dict[str, Any]:
+    text = model.config.to_dict()
+    for name in ("architectures", "_name_or_path", "transformers_version", "_attn_implementation_internal"):
+        text.pop(name, None)
+    text |= {"model_type": family.text_type, "dtype": dtype, "mtp_num_hidden_layers": int(has_mtp)}
+    architecture = type(model).__name__
+    if layout != "root":
+        return {"architectures": [architecture]} | text
+    wrapper = architecture.replace("ForCausalLM", "ForConditionalGeneration")
+    tied = text["tie_word_embeddings"]
+    return {"architectures": [wrapper], "model_type": family.root_type, "text_config": text, "tie_word_embeddings": tied}
+
+
+# FP8 as in the published releases: these matrices stay as they are, every other one is stored by block.
+_NOT_FP8 = ("embed_tokens", "lm_head", "in_proj_a", "in_proj_b", "in_proj_ba", "conv1d", "gate", "shared_expert_gate", "fc")
+
+
+def _quantised(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in tensors.items():
+        if tensor.ndim != 2 or name.split(".")[-2] in _NOT_FP8:
+            yield name, tensor
+            continue
+        rows, columns = tensor.shape
+        blocks = tensor.float().reshape(rows // FP8_BLOCK, FP8_BLOCK, columns // FP8_BLOCK, FP8_BLOCK)
+        scale = (blocks.abs().amax(dim=(1, 3)) / torch.finfo(torch.float8_e4m3fn).max).to(torch.bfloat16)
+        yield name, (blocks / scale.float()[:, None, :, None]).reshape(rows, columns).to(torch.float8_e4m3fn)
+        yield f"{name}_scale_inv", scale
+
+
+def _quantization(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    modules = {name.removesuffix(".weight") for name, tensor in tensors.items() if name.endswith(".weight") and tensor.ndim == 2}
+    quantised = {name.removesuffix(".weight_scale_inv") for name in tensors if name.endswith("_scale_inv")}
+    return {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [FP8_BLOCK, FP8_BLOCK],
+        "modules_to_not_convert": sorted(modules - quantised),
+    }

@@ -1,0 +1,68 @@
+import importlib
+
+import pytest
+
+from qwenlab.checkpoint.families import FAMILIES, KINDS, Family, family_of
+from qwenlab.errors import NotAHybrid, UnsupportedFamily
+
+
+def build(config: dict, family: Family):
+    """The text stack of a config, without weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    fields = {name: value for name, value in config.items() if name != "model_type"}
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(family.text_type, **fields))
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_model_types_lead_to_their_family(family):
+    assert family_of(family.text_type) is family
+    assert family_of({"model_type": family.text_type}) is family
+    if family.root_type:
+        assert family_of({"model_type": family.root_type, "text_config": {}}) is family
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_table_names_what_transformers_builds(name, tiny_dense, tiny_moe, tiny_next):
+    config = {"qwen3_5": tiny_dense, "qwen3_5_moe": tiny_moe, "qwen3_next": tiny_next}[name]
+    family = FAMILIES[name]
+    model = build(config, family)
+
+    assert family_of(model) is family_of(model.config) is family
+    assert importlib.import_module(family.modeling) is importlib.import_module(type(model).__module__)
+    for rule in (family.chunk_rule, family.recurrent_rule):
+        mixer_globals = model.model.layers[0].linear_attn.forward.__wrapped__.__globals__
+        assert callable(mixer_globals[rule])
+        assert mixer_globals is vars(importlib.import_module(family.modeling))
+
+    for layer, kind in zip(model.model.layers, model.config.layer_types, strict=True):
+        layer.get_submodule(family.mixer(kind))
+        assert not hasattr(layer, family.mixer(next(other for other in KINDS if other != kind)))
+        layer.get_submodule(family.mixer_norm)
+        layer.get_submodule(family.mlp_norm)
+    for projection, _ in family.delta_inputs:
+        model.model.layers[0].linear_attn.get_submodule(projection)
+    if family.sparse:
+        for path in (family.router, family.experts, family.shared_expert, family.shared_expert_gate):
+            model.model.layers[1].get_submodule(path)
+    model.get_submodule(family.head)
+
+
+@pytest.mark.parametrize("name", ["olmo_hybrid", "kimi_linear", "qwen4_exp", "qwen4_exp_text"])
+def test_hybrids_beyond_the_table_are_refused_with_the_reason(name):
+    with pytest.raises(UnsupportedFamily, match=r"whose parts we cannot name: .+") as refusal:
+        family_of({"model_type": name, "text_config": {"layer_types": ["linear_attention"]}})
+    assert all(family in str(refusal.value) for family in FAMILIES)
+
+
+def test_an_unheard_of_hybrid_is_refused():
+    with pytest.raises(UnsupportedFamily, match="zebra has linear_attention layers"):
+        family_of({"model_type": "zebra", "layer_types": ["linear_attention", "full_attention"]})
+
+
+@pytest.mark.parametrize("config", ["llama", {"model_type": "llama"}, {"model_type": "llama", "layer_types": 3}, {}])
+def test_other_models_are_no_hybrids(config):
+    with pytest.raises(NotAHybrid, match=r"is not a hybrid model[\s\S]*qwen3_5, qwen3_5_moe, qwen3_next"):
+        family_of(config)

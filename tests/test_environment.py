@@ -1,0 +1,85 @@
+"""One list of dependencies: environment.yml, constraints.txt and the imports are held to pyproject.toml."""
+
+import ast
+import importlib.metadata
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+CORE = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+
+# Needed, but by another library's name for it: xarray's engine and its HDF5, device_map, the kernels and the lab.
+NEVER_IMPORTED = {"h5netcdf", "h5py", "accelerate", "jupyterlab"}
+
+
+def pins() -> dict[str, Requirement]:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    named = {canonicalize_name(Requirement(line).name): Requirement(line) for line in lines}
+    assert len(named) == len(lines), "a package is pinned twice"
+    return named
+
+
+def test_environment_yml_installs_this_project_and_nothing_else():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python, pip, through_pip = environment["dependencies"]
+    assert environment["name"] == PROJECT["name"]
+    assert python == f"python{PROJECT['requires-python']}"
+    assert pip == "pip"
+    assert through_pip == {"pip": ["-c constraints.txt", "-e .[test,dev]"]}
+    assert {"test", "dev"} <= EXTRAS.keys()
+
+
+def test_every_direct_dependency_is_pinned_within_its_range():
+    asked = [Requirement(line) for lines in (PROJECT["dependencies"], *EXTRAS.values()) for line in lines]
+    found = pins()
+    assert found.keys() == {canonicalize_name(requirement.name) for requirement in asked} - {"triton"}
+    for requirement in asked:
+        if requirement.name != "triton":  # torch's CUDA build asks for exactly one version
+            (pin,) = found[canonicalize_name(requirement.name)].specifier
+            assert pin.operator == "=="
+            assert pin.version in requirement.specifier
+
+
+def test_the_makefile_knows_the_oldest_transformers():
+    oldest = re.search(r"^OLDEST_TRANSFORMERS := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    transformers = next(Requirement(line) for line in PROJECT["dependencies"] if line.startswith("transformers"))
+    assert oldest
+    assert oldest[1] in transformers.specifier
+    assert SpecifierSet(f">={oldest[1].removesuffix('.0')}") & SpecifierSet("<6") == transformers.specifier
+
+
+def imports(folder: str) -> set[str]:
+    """Distributions imported by the .py files under `folder`; the standard library and our own left out."""
+    files = [*(ROOT / folder).rglob("*.py")]
+    ours = {"qwenlab", "tests", "benchmarks", *(file.stem for file in files)}
+    modules = set()
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            match node:
+                case ast.Import(names=names):
+                    modules |= {alias.name.partition(".")[0] for alias in names}
+                case ast.ImportFrom(module=str(module), level=0):
+                    modules.add(module.partition(".")[0])
+    homes = importlib.metadata.packages_distributions()
+    return {canonicalize_name(homes.get(name, [name])[0]) for name in modules - ours - sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize("folder", ["qwenlab", "notebooks", "benchmarks", "experiments"])
+def test_every_import_is_a_declared_dependency(folder):
+    optional = {canonicalize_name(Requirement(line).name) for line in EXTRAS["cuda"]}
+    assert imports(folder) - CORE - optional == set()
+
+
+def test_every_declared_dependency_is_used():
+    used = imports("qwenlab") | imports("notebooks") | imports("benchmarks") | imports("experiments")
+    assert CORE - used - NEVER_IMPORTED == set()

@@ -1,0 +1,104 @@
+"""The arrows of docs/decisions/0001: who may import whom, read from the source of every file."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "qwenlab"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# A room imports itself and rooms before it. `testing` stands beside them: it imports any, and none imports it.
+GROUND = ("__init__", "errors")
+ROOMS = (*GROUND, "checkpoint", "tasks", "probe", "record", "stats", "plots", "widgets", "runs", "cli", "testing")
+
+TENSOR_ROOMS = {"checkpoint", "tasks", "probe", "testing"}
+ALLOWED_IN = {
+    "torch": TENSOR_ROOMS,
+    "transformers": TENSOR_ROOMS,
+    "safetensors": TENSOR_ROOMS,
+    "accelerate": TENSOR_ROOMS,
+    "tokenizers": TENSOR_ROOMS,
+    "fla": TENSOR_ROOMS,
+    "matplotlib": {"plots", "widgets"},
+    "ipywidgets": {"widgets"},
+    "papermill": {"runs"},
+    "jupytext": {"runs"},
+    "typer": {"cli"},
+}
+
+
+def room_of(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(source: str) -> Iterator[tuple[int, str]]:
+    """Line and full name of everything imported, also inside functions and `if TYPE_CHECKING`."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Import(names=names):
+                yield from ((node.lineno, alias.name) for alias in names)
+            case ast.ImportFrom(module=str(module), names=names, level=0):
+                yield from ((node.lineno, f"{module}.{alias.name}") for alias in names)
+            case ast.ImportFrom():
+                yield node.lineno, "a relative import"
+
+
+def complaints(source: str, room: str) -> list[str]:
+    """What the imports of a file in `room` break, one line each."""
+    found = []
+    for line, name in imported(source):
+        library, _, inside = name.partition(".")
+        target = inside.partition(".")[0]
+        if name == "a relative import":
+            found.append(f"line {line}: {name}; write the whole name, so that arrows can be read")
+        elif library == "qwenlab" and target not in ROOMS and target != "__version__":
+            found.append(f"line {line}: imports {name}; import a name from the file it lives in")
+        elif library == "qwenlab" and target in ROOMS:
+            if ROOMS.index(target) > ROOMS.index(room) or (room in GROUND and target != room):
+                found.append(f"line {line}: {room} imports {target}, which comes after it")
+        elif room not in ALLOWED_IN.get(library, ROOMS):
+            found.append(f"line {line}: {room} imports {library}, which belongs in {sorted(ALLOWED_IN[library])}")
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_follow_the_arrows(file):
+    assert room_of(file) in ROOMS, f"{room_of(file)} is a new room: give it its place in ROOMS, DESIGN and a record"
+    assert complaints(file.read_text(), room_of(file)) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "room", "complaint"),
+    [
+        ("import torch", "stats", "stats imports torch"),
+        ("def f():\n    import torch.nn as nn", "plots", "line 2: plots imports torch"),
+        ("from matplotlib import pyplot", "stats", "stats imports matplotlib"),
+        ("import papermill", "cli", "cli imports papermill"),
+        ("from qwenlab.probe.seen import watch", "checkpoint", "checkpoint imports probe"),
+        ("if TYPE_CHECKING:\n    from qwenlab import plots", "stats", "stats imports plots"),
+        ("from qwenlab.testing import tiny", "runs", "runs imports testing"),
+        ("from qwenlab.errors import QwenlabError", "__init__", "__init__ imports errors"),
+        ("from qwenlab import open", "runs", "import a name from the file it lives in"),
+        ("import qwenlab", "cli", "import a name from the file it lives in"),
+        ("from . import errors", "probe", "a relative import"),
+    ],
+)
+def test_a_wrong_arrow_is_seen(source, room, complaint):
+    (line,) = complaints(source, room)
+    assert complaint in line
+
+
+@pytest.mark.parametrize(
+    ("source", "room"),
+    [
+        ("import torch", "probe"),
+        ("from qwenlab.checkpoint.site import Site", "probe"),
+        ("from qwenlab.errors import QwenlabError", "checkpoint"),
+        ("from qwenlab import __version__", "record"),
+        ("from qwenlab.probe import watch\nimport torch", "testing"),
+    ],
+)
+def test_a_right_arrow_is_not(source, room):
+    assert complaints(source, room) == []
