@@ -14,7 +14,7 @@ help: ## print this list
 	@echo 'Another Python than python3: make demo PYTHON=python3.12'
 
 demo: $(INSTALLED) ## run notebooks/10_layers on toy-moe; results in runs/demo
-	$(RUN) -m qwenlab.cli demo
+	.venv/bin/qwenlab demo
 
 test: $(INSTALLED) ## the tests, without the slow ones
 	$(RUN) -m pytest -m "not slow" -n $(JOBS)

@@ -44,7 +44,7 @@ def build(name: str) -> PreTrainedModel:
 
 
 def published_geometry(share: float = 0.6) -> PreTrainedModel:
-    """Random weights in the shapes of Qwen3.6-35B-A3B: whole groups of four layers, up to this share of the GPU's memory."""
+    """Random weights in the shapes of Qwen3.6-35B-A3B: whole groups of four layers, within this share of GPU memory."""
     known = ql.anatomy("Qwen3.6-35B-A3B")
     free, _ = torch.cuda.mem_get_info()
     groups = int(free * share / 2 / (known.total / len(known.layer_types)) / 4)

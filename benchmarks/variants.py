@@ -1,4 +1,4 @@
-"""What is laid around a forward pass: nothing, our probes, hooks that cache all activations, and a peer if installed."""
+"""What is laid around a forward pass: nothing, our probes, hooks that cache every activation, a peer if installed."""
 
 from __future__ import annotations
 

@@ -165,5 +165,9 @@ class NothingRead(QwenlabError):
     """The watched model ran no forward pass."""
 
 
+class ProbeInUse(QwenlabError):
+    """A probe was given to a second watch while the first one still needs it."""
+
+
 class UnusedWeights(QwenlabError):
     """Strict opening met tensors that no part of the model takes."""

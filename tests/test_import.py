@@ -1,4 +1,4 @@
-"""What an import costs, seen from a fresh interpreter."""
+"""What an import loads, seen from a fresh interpreter; `python -X importtime -c "import qwenlab"` says how long."""
 
 import os
 import subprocess
@@ -6,23 +6,12 @@ import sys
 
 import pytest
 
-HEAVY = {
-    "torch",
-    "transformers",
-    "matplotlib",
-    "xarray",
-    "pandas",
-    "scipy",
-    "numpy",
-    "IPython",
-    "papermill",
-    "pydantic",
-}
+HEAVY = {"torch", "transformers", "numpy", "scipy", "pandas", "xarray", "matplotlib", "IPython", "papermill"}
 
 
-def fresh(code: str, *flags: str) -> subprocess.CompletedProcess[str]:
+def fresh(code: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "EAGER_IMPORT"}
-    return subprocess.run([sys.executable, *flags, "-c", code], capture_output=True, text=True, env=environment)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
 
 
 def test_importing_qwenlab_loads_nothing_heavy():
@@ -31,17 +20,26 @@ def test_importing_qwenlab_loads_nothing_heavy():
     assert HEAVY & set(loaded.stdout.split()) == set()
 
 
-def test_importing_qwenlab_takes_under_300_ms():
-    report = fresh("import qwenlab", "-X", "importtime").stderr
-    microseconds = int(next(line for line in report.splitlines() if line.endswith("| qwenlab")).split("|")[1])
-    assert microseconds < 300_000, report
+WITHOUT_TORCH = """
+import sys
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers"):
+            raise ModuleNotFoundError(f"no {name} on this laptop")
+
+sys.meta_path.insert(0, Hidden())
+"""
 
 
 @pytest.mark.parametrize("room", ["record", "stats", "plots", "widgets"])
 def test_a_recording_is_studied_without_torch(room):
-    hidden = "import sys; sys.modules.update(torch=None, transformers=None)"
-    study = fresh(f"{hidden}\nimport qwenlab\nroom = qwenlab.{room}\n[getattr(room, name) for name in room.__all__]")
-    assert study.returncode == 0, study.stderr
+    study = f"import qwenlab\nfor name in qwenlab.{room}.__all__: getattr(qwenlab.{room}, name)"
+    assert fresh(WITHOUT_TORCH + study).stderr == ""
+
+
+def test_torch_is_really_hidden():
+    assert "no torch on this laptop" in fresh(WITHOUT_TORCH + "import torch").stderr
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -125,7 +125,7 @@ def routing_lines(results: dict[str, Any]) -> str:
         for name, values in found["specialisation"].items()
     ]
     used = (
-        f"Of {found['experts']} experts in each layer, {found['never used']} were never used. An expert's share of slots is "
+        f"Of {found['experts']} experts a layer, {found['never used']} were never used. An expert's share of slots is "
         f"{100 * found['smallest share']:.1f} % to {100 * found['largest share']:.1f} %; even is "
         f"{100 / found['experts']:.2f} %.\n\n"
     )

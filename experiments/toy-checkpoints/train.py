@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,49 +26,95 @@ from tokenizers import Tokenizer
 from tqdm.auto import tqdm
 from trunk import VOCABULARY, build
 
+from qwenlab.checkpoint.mtp import MtpHead
+
 IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Leg:
+    """A stretch of the training with one mixture and one cosine of the learning rate.
+
+    steps    optimiser steps of the leg
+    mixture  shares of code, prose and arithmetic among the text windows; without text the leg is recall alone
+    pairs    pair counts of the recall sequences, drawn evenly
+    """
+
+    steps: int
+    learning_rate: float
+    text_batch: int
+    recall_batch: int
+    recall_length: int
+    pairs: tuple[int, ...]
+    mixture: tuple[float, float, float]
+    mtp_weight: float
+    goes_on: bool = False  # with the cosine of the leg before, instead of a new one
+
+
+PAIRS = (2, 4, 4, 8, 8, 12, 16, 24, 32)
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything the weights depend on, besides the code and the text."""
 
-    recall_steps: int = 300
-    steps: int = 2000
-    learning_rate: float = 1.5e-3
+    legs: tuple[Leg, ...] = (
+        Leg(300, 1.5e-3, 0, 16, 64, (2, 3, 4, 6, 8), (0.0, 0.0, 0.0), 0.0),
+        Leg(2000, 1.5e-3, 8, 8, 128, PAIRS, (0.6, 0.25, 0.15), 0.6, goes_on=True),
+        Leg(1100, 2e-3, 8, 2, 128, PAIRS, (0.55, 0.35, 0.1), 1.0),
+    )
     final_learning_rate: float = 3e-5
     warmup: int = 50
     weight_decay: float = 0.05
     window: int = 256
-    text_batch: int = 8
-    mixture: tuple[float, ...] = (0.6, 0.25, 0.15)  # code, prose, arithmetic
-    early_recall_batch: int = 16
-    recall_batch: int = 8
-    early_pairs: tuple[int, ...] = (2, 3, 4, 6, 8)
-    pairs: tuple[int, ...] = (2, 4, 4, 8, 8, 12, 16, 24, 32)
-    early_length: int = 64
-    recall_length: int = 128
-    mtp_weight: float = 0.6
     router_weight: float = 0.01
     seed: int = 0
 
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in all."""
+        return sum(leg.steps for leg in self.legs)
+
+    def leg(self, step: int) -> Leg:
+        """The leg that a step belongs to."""
+        for leg in self.legs:
+            if step < leg.steps:
+                return leg
+            step -= leg.steps
+        raise IndexError("the recipe has no such step")
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then a cosine, over a leg and those that go on with it."""
+        start = horizon = 0
+        for leg in self.legs:
+            if leg.goes_on:
+                horizon += leg.steps
+            elif step >= start + horizon:
+                start, horizon, peak = start + horizon, leg.steps, leg.learning_rate
+            else:
+                break
+        step -= start
+        if step < self.warmup:
+            return peak * (step + 1) / self.warmup
+        cosine = 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / (horizon - self.warmup)))
+        return self.final_learning_rate + (peak - self.final_learning_rate) * cosine
+
 
 class TextWindows:
-    """Random windows of the tokenised domains, drawn by the shares of `recipe.mixture`."""
+    """Random windows of the tokenised domains, drawn by the shares of a leg's mixture."""
 
-    def __init__(self, tokenizer: Tokenizer, recipe: Recipe, domains: Sequence[Sequence[str]]) -> None:
+    def __init__(self, tokenizer: Tokenizer, window: int, domains: Sequence[Sequence[str]]) -> None:
         end = tokenizer.token_to_id(END_OF_TEXT)
         self.streams = [
             np.concatenate([np.array([*e.ids, end], dtype=np.uint16) for e in tokenizer.encode_batch(list(texts))])
             for texts in domains
         ]
-        self.recipe = recipe
+        self.window = window
 
-    def batch(self, rng: random.Random) -> torch.Tensor:
+    def batch(self, rng: random.Random, leg: Leg) -> torch.Tensor:
         """int [text_batch, window]"""
-        window = self.recipe.window
-        rows = []
-        for stream in rng.choices(self.streams, self.recipe.mixture, k=self.recipe.text_batch):
+        window, rows = self.window, []
+        for stream in rng.choices(self.streams, leg.mixture, k=leg.text_batch):
             start = rng.randrange(len(stream) - window)
             rows.append(stream[start : start + window].astype(np.int64))
         return torch.from_numpy(np.stack(rows))
@@ -76,20 +123,15 @@ class TextWindows:
 class RecallBatches:
     """Recall sequences with the labels of the asked-for values apart from those of the rest."""
 
-    def __init__(self, tokenizer: Tokenizer, recipe: Recipe) -> None:
-        self.tokenizer, self.recipe = tokenizer, recipe
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
         self.end, self.question = tokenizer.token_to_id(END_OF_TEXT), tokenizer.token_to_id("?")
 
-    def batch(self, rng: random.Random, early: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """tokens, asked and other labels, each int [rows, length]; labels are of the token itself."""
-        recipe = self.recipe
-        if early:
-            rows, pairs, length = recipe.early_recall_batch, recipe.early_pairs, recipe.early_length
-        else:
-            rows, pairs, length = recipe.recall_batch, recipe.pairs, recipe.recall_length
-        tokens = torch.full((rows, length), self.end)
+    def batch(self, rng: random.Random, leg: Leg) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """tokens, asked and other labels, each int [recall_batch, recall_length]; labels are of the token itself."""
+        tokens = torch.full((leg.recall_batch, leg.recall_length), self.end)
         for row in tokens:
-            ids = self.tokenizer.encode(recall(rng, pairs, length)).ids
+            ids = self.tokenizer.encode(recall(rng, leg.pairs, leg.recall_length)).ids
             row[: len(ids)] = torch.tensor(ids)
         is_value = F.pad(tokens[:, :-1] == self.question, (1, 0))
         real = F.pad(tokens[:, :-1] != self.end, (1, 0), value=True)
@@ -103,22 +145,13 @@ def next_token_loss(logits: torch.Tensor, labels: torch.Tensor, shift: int = 1) 
     )
 
 
-def chained_loss(head, tokens: torch.Tensor, hidden: torch.Tensor, depth: int) -> torch.Tensor:
+def chained_loss(head: MtpHead, tokens: torch.Tensor, hidden: torch.Tensor, depth: int) -> torch.Tensor:
     """Mean over depths 1 to `depth` of the loss of the head's drafts, each depth fed the `y` of the one before."""
     losses = []
     for k in range(1, depth + 1):
         hidden = head(tokens[:, k:], hidden[:, :-1])
         losses.append(F.cross_entropy(head.logits(hidden[:, :-1]).flatten(0, 1), tokens[:, k + 1 :].flatten()))
     return torch.stack(losses).mean()
-
-
-def learning_rate(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, then a cosine over the whole run."""
-    total = recipe.recall_steps + recipe.steps
-    if step < recipe.warmup:
-        return recipe.learning_rate * (step + 1) / recipe.warmup
-    cosine = 0.5 * (1 + math.cos(math.pi * (step - recipe.warmup) / (total - recipe.warmup)))
-    return recipe.final_learning_rate + (recipe.learning_rate - recipe.final_learning_rate) * cosine
 
 
 class Training:
@@ -135,9 +168,9 @@ class Training:
         decayed = [p for p in parameters if p.ndim >= 2]
         plain = [p for p in parameters if p.ndim < 2]
         groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95))
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
         self.parameters = parameters
-        self.text, self.recall = TextWindows(tokenizer, recipe, domains), RecallBatches(tokenizer, recipe)
+        self.text, self.recall = TextWindows(tokenizer, recipe.window, domains), RecallBatches(tokenizer)
 
     def state(self) -> dict:
         return {
@@ -153,44 +186,39 @@ class Training:
         self.head.load_state_dict(state["head"])
         self.optimizer.load_state_dict(state["optimizer"])
 
-    def run(self, tokens: torch.Tensor):
-        out = self.trunk(
-            tokens,
-            use_cache=False,
-            output_hidden_states=True,
-            **({"output_router_logits": True} if self.routed else {}),
-        )
+    def run(self, tokens: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        """The trunk's output on these tokens, and its hidden states after the final norm."""
+        routed = {"output_router_logits": True} if self.routed else {}
+        out = self.trunk(tokens, use_cache=False, output_hidden_states=True, **routed)
         return out, out.hidden_states[-1]
+
+    def balance(self, out: Any) -> torch.Tensor | float:
+        """The weighted load-balancing loss of a pass; nothing in a dense trunk."""
+        return self.recipe.router_weight * out.aux_loss if self.routed else 0.0
 
     def advance(self) -> dict[str, float]:
         """One optimiser step; its losses in nats."""
-        recipe, early = self.recipe, self.step < self.recipe.recall_steps
-        rng = random.Random(f"{recipe.seed}-{self.step}")
-        depth = 0 if early else 3 if self.step % 3 == 0 else 1
+        leg = self.recipe.leg(self.step)
+        rng = random.Random(f"{self.recipe.seed}-{self.step}")
         losses: dict[str, torch.Tensor] = {}
 
-        tokens, asked, rest = (x.to(self.device) for x in self.recall.batch(rng, early))
+        tokens, asked, rest = (x.to(self.device) for x in self.recall.batch(rng, leg))
         out, hidden = self.run(tokens)
         losses["recall"] = next_token_loss(out.logits, asked)
-        total = losses["recall"] + 0.1 * next_token_loss(out.logits, rest)
-        if self.routed:
-            total = total + recipe.router_weight * out.aux_loss
-        if not early:
+        total = losses["recall"] + 0.1 * next_token_loss(out.logits, rest) + self.balance(out)
+        if leg.text_batch:
             if self.step % 3 == 1:
-                total = total + recipe.mtp_weight * chained_loss(self.head, tokens, hidden, 1)
-            tokens = self.text.batch(rng).to(self.device)
+                total = total + leg.mtp_weight * chained_loss(self.head, tokens, hidden, 1)
+            tokens = self.text.batch(rng, leg).to(self.device)
             out, hidden = self.run(tokens)
             losses["text"] = next_token_loss(out.logits, tokens)
-            losses["mtp"] = chained_loss(self.head, tokens, hidden, depth)
-            total = total + losses["text"] + recipe.mtp_weight * losses["mtp"]
-            if self.routed:
-                losses["balance"] = out.aux_loss
-                total = total + recipe.router_weight * out.aux_loss
+            losses["mtp"] = chained_loss(self.head, tokens, hidden, 1 if self.step % 3 else 3)
+            total = total + losses["text"] + leg.mtp_weight * losses["mtp"] + self.balance(out)
 
         total.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, recipe)
+            group["lr"] = self.recipe.learning_rate(self.step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -224,7 +252,7 @@ def run(training: Training, folder: Path) -> None:
         lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= training.step]
         log.write_text("".join(f"{line}\n" for line in lines))
         before = json.loads(lines[-1])["seconds"] if lines else 0.0
-    total, began = training.recipe.recall_steps + training.recipe.steps, time.perf_counter()
+    total, began = training.recipe.steps, time.perf_counter()
     with log.open("a") as out, tqdm(total=total, initial=training.step, desc=training.name) as bar:
         while training.step < total:
             losses = training.advance()
@@ -244,11 +272,8 @@ def main() -> None:
     parser.add_argument("name", choices=("toy-dense", "toy-moe"))
     parser.add_argument("--out", type=Path, required=True, help="folder of the run: state.pt, losses.jsonl, tokenizer")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--recall-steps", type=int, default=Recipe.recall_steps)
-    parser.add_argument("--steps", type=int, default=Recipe.steps)
     arguments = parser.parse_args()
-    recipe = Recipe(recall_steps=arguments.recall_steps, steps=arguments.steps)
-    folder = arguments.out
+    recipe, folder = Recipe(), arguments.out
     folder.mkdir(parents=True, exist_ok=True)
 
     training = Training(arguments.name, tokenizer_at(folder), recipe, domains(), arguments.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -24,14 +24,14 @@ class Decoder:
     @property
     def layers(self) -> nn.ModuleList:
         """The decoder layers, in order."""
-        return self.module.layers
+        return cast(nn.ModuleList, self.module.layers)
 
     def mixer(self, layer: int) -> nn.Module:
         """The DeltaNet or attention module of one layer."""
         return self.layers[layer].get_submodule(self.family.mixer(self.layer_types[layer]))
 
     def part(self, layer: int, word: str) -> Any:
-        """The submodule of a layer that `word` names in the family table ("mixer", "router", ...), or None without one."""
+        """The submodule of a layer that `word` names in the family table ("mixer", "router", ...); None without one."""
         module: Any = self.layers[layer]
         path = self.family.mixer(self.layer_types[layer]) if word == "mixer" else getattr(self.family, word)
         for name in path.split("."):
@@ -64,9 +64,9 @@ def decoder_of(model: nn.Module) -> Decoder:
             "Give a hybrid model of transformers, or a module that has one among its submodules."
         )
     if len(found) > 1:
+        where = ", ".join(path or "itself" for path, _ in found)
         raise AmbiguousModel(
-            f"{type(model).__name__} holds {len(found)} stacks of decoder layers: {', '.join(p or 'itself' for p, _ in found)}.\n"
-            "Give the one that is meant."
+            f"{type(model).__name__} holds {len(found)} stacks of decoder layers: {where}.\nGive the one that is meant."
         )
     path, stack = found[0]
     return Decoder(stack, path, family_of(stack.config), tuple(stack.config.layer_types))

@@ -84,7 +84,9 @@ class MtpHead(nn.Module):
         sectioned = hasattr(decoder.rotary_emb, "mrope_section")
         s = self.layers[0](
             u,
-            position_embeddings=decoder.rotary_emb(u, position_ids[None].expand(3, -1, -1) if sectioned else position_ids),
+            position_embeddings=decoder.rotary_emb(
+                u, position_ids[None].expand(3, -1, -1) if sectioned else position_ids
+            ),
             attention_mask=mask,
             position_ids=position_ids,
             past_key_values=past_key_values,

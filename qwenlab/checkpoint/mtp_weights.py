@@ -52,5 +52,5 @@ def mtp_prefix(weights: Weights, config: TextConfig) -> str | None:
 
 def _device(lm_head: nn.Module) -> torch.device:
     """Where the lm_head computes: accelerate keeps an offloaded weight on the meta device until it is needed."""
-    hook = getattr(lm_head, "_hf_hook", None)
-    return torch.device(getattr(hook, "execution_device", None) or lm_head.weight.device)
+    offloaded = getattr(getattr(lm_head, "_hf_hook", None), "execution_device", None)
+    return next(lm_head.parameters()).device if offloaded is None else torch.device(offloaded)

@@ -42,7 +42,7 @@ class Facts:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Checkpoint:
-    """An open checkpoint. The model is the plain one of transformers: use, train or change it as you would without us."""
+    """An open checkpoint. The model is the plain one of transformers: use, train or change it as ever."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -54,7 +54,7 @@ class Checkpoint:
         """The MTP head; raises NoMtpHead where the checkpoint has none."""
         if self.mtp is None:
             raise NoMtpHead(
-                f"{self.facts.source} has no MTP head: no tensor in {self.facts.folder} begins with mtp.\n"
+                f"{self.facts.source} has no MTP head: no tensor in its shards begins with mtp.\n"
                 "Open the published checkpoint; copies that transformers saved have lost the head."
             )
         return self.mtp
@@ -74,7 +74,9 @@ class Checkpoint:
 
     def _origin(self) -> str:
         facts = self.facts
-        return f"{facts.source} · {facts.dtype} on {facts.device} · {facts.hash.partition(':')[0]} {facts.hash[-64:][:12]}"
+        return (
+            f"{facts.source} · {facts.dtype} on {facts.device} · {facts.hash.partition(':')[0]} {facts.hash[-64:][:12]}"
+        )
 
 
 def open(

@@ -98,13 +98,10 @@ def _layer_sites(decoder: Decoder, layer: int) -> Iterator[Site]:
     if kind == DELTANET:
         yield site("mixer.beta", mixer, _HEADS, "1")
         yield site("mixer.decay", mixer, _HEADS, "1")
-    for word, path, dims, units in (
-        ("router", family.router, (*_TOKEN, "expert"), "logit"),
-        ("experts", family.experts, _STREAM, "residual"),
-        ("shared_expert", family.shared_expert, _STREAM, "residual"),
-    ):
-        if _has(decoder.layers[layer], path):  # a dense layer, or a dense family, has none of these
-            yield site(word, path, dims, units)
+    if decoder.part(layer, "experts") is not None:  # a dense layer, or a dense family, has none of these
+        yield site("router", family.router, (*_TOKEN, "expert"), "logit")
+        yield site("experts", family.experts, _STREAM, "residual")
+        yield site("shared_expert", family.shared_expert, _STREAM, "residual")
     yield site("mlp", family.mlp, _STREAM, "residual")
     yield site("residual", "", _STREAM, "residual")
 
@@ -114,12 +111,6 @@ def _gate(family: Family, kind: str) -> str | None:
     if kind == ATTENTION:
         return "q_proj" if family.attention_gate else None
     return next(name for name, held in family.delta_inputs if "z" in held)
-
-
-def _has(module: nn.Module, path: str) -> bool:
-    for name in path.split("."):
-        module = getattr(module, name, None)  # type: ignore[assignment]
-    return module is not None
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -134,7 +125,8 @@ def _nothing(known: tuple[Site, ...], pattern: str, kind: str | None) -> str:
     there = [site for site in known if fnmatchcase(str(site.layer), layer) and kind in (None, site.kind)]
     if not there:
         layers = list(dict.fromkeys(str(site.layer) for site in known if kind in (None, site.kind)))
-        return f"no site matches {meant}: the {kind + ' ' if kind else ''}layers are {', '.join(layers)}.\nName one of these, or '*' for all."
+        what = f"{kind} layers" if kind else "layers"
+        return f"no site matches {meant}: the {what} are {', '.join(layers)}.\nName one of these, or '*' for all."
     lines = [_listed(there, each) for each in KINDS]
     elsewhere = [str(site.layer) for site in known if site.word == word]
     near = difflib.get_close_matches(word, {site.word for site in there}, n=3, cutoff=0.8)

@@ -42,16 +42,20 @@ def locate(source: str | Path, revision: str | None = None) -> Source:
     path = Path(source).expanduser()
     if isinstance(source, str) and source in toys():
         found = Source(source, toys()[source])
-    elif path.is_dir():
+    elif source != "" and path.is_dir():  # Path("") would be the folder we are in
         found = Source(path.resolve().name, path)
     elif path.is_file():
-        raise UnknownCheckpoint(f"{path} is a file.\nGive the folder that holds config.json and the safetensors shards.")
+        raise UnknownCheckpoint(
+            f"{path} is a file.\nGive the folder that holds config.json and the safetensors shards."
+        )
     elif isinstance(source, str) and _HUB_ID.fullmatch(source):
         return _on_the_hub(source, revision)
     else:
         raise UnknownCheckpoint(_unknown(str(source)))
     if revision is not None:
-        raise BadArgument(f"revision={revision!r} is for checkpoints of the hub; {source} is {found.folder}.\nLeave it out.")
+        raise BadArgument(
+            f"revision={revision!r} is for checkpoints of the hub; {source} is {found.folder}.\nLeave it out."
+        )
     return found
 
 
@@ -62,7 +66,9 @@ def _on_the_hub(name: str, revision: str | None) -> Source:
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
     except RevisionNotFoundError as error:
-        raise UnknownCheckpoint(f"{name} has no revision {revision!r} on the hub.\nSee its branches and commits there.") from error
+        raise UnknownCheckpoint(
+            f"{name} has no revision {revision!r} on the hub.\nSee its branches and commits there."
+        ) from error
     except RepositoryNotFoundError as error:
         raise UnknownCheckpoint(
             f"{name} is neither a folder here nor a model on the hub that you may read.\n"

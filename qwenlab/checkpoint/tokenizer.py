@@ -27,8 +27,8 @@ def load_tokenizer(folder: Path, rows: int) -> PreTrainedTokenizerBase:
     if beyond:
         first = min(beyond, key=beyond.__getitem__)
         raise TokenizerMisfit(
-            f"the tokenizer in {folder} does not fit the model: the embedding has {rows:,} rows, and {len(beyond):,} of the "
-            f"{len(tokenizer):,} tokens lie beyond, the first {first!r} with id {beyond[first]:,}.\n"
-            "Use the tokenizer the model was trained with. transformers appends <|endoftext|> where the vocabulary lacks it."
+            f"the tokenizer in {folder} does not fit the model: {len(beyond):,} of its {len(tokenizer):,} tokens lie "
+            f"beyond the {rows:,} rows of the embedding, the first is {first!r}, id {beyond[first]:,}.\n"
+            "Use the tokenizer the model was trained with. transformers appends <|endoftext|> where it is missing."
         )
     return tokenizer

@@ -26,23 +26,34 @@ def check_trunk(weights: Weights, config: TextConfig, *, strict: bool = False) -
     """
     if config.quantization not in _OURS:
         return
-    family = config.family
-    built_under = family.root_prefix if config.is_root else family.text_prefix
-    # transformers saves a text config over names with the root's prefix
-    under = family.root_prefix if any(name.startswith(family.root_prefix) for name in weights.tensors) else family.text_prefix
-    fused = {
-        under + tensor.name.removeprefix(built_under) if tensor.name.startswith(built_under) else tensor.name: tensor.shape
-        for tensor in tensors(config)
-        if tensor.part not in ("vision", "mtp")
-    }
+    fused = _fused(weights, config)
     shapes = expected(fused, weights.tensors, config.weight_block or FP8_BLOCK)
     if wrong := misfits(shapes, weights.tensors):
         raise BrokenWeights(
             f"the shards in {weights.folder} do not hold the model that its config.json describes:\n  {some(wrong)}\n"
             "Fetch config.json and the shards again, of one revision."
         )
-    apart = (mtp_prefix(weights, config) or "mtp.", family.vision_prefix, f"{family.head}.")  # a tied head may be stored
-    _report_unused([name for name in weights.tensors if name not in shapes and not name.startswith(apart)], weights, strict)
+    family = config.family
+    beside = (
+        mtp_prefix(weights, config) or "mtp.",
+        family.vision_prefix,
+        f"{family.head}.",
+    )  # a tied head may be stored
+    unused = [name for name in weights.tensors if name not in shapes and not name.startswith(beside)]
+    _report_unused(unused, weights, strict)
+
+
+def _fused(weights: Weights, config: TextConfig) -> dict[str, tuple[int, ...]]:
+    """The tensors of the trunk under their names in these files: transformers saves a text config over root names."""
+    family = config.family
+    built = family.root_prefix if config.is_root else family.text_prefix
+    has_root = any(name.startswith(family.root_prefix) for name in weights.tensors)
+    found = family.root_prefix if has_root else family.text_prefix
+    return {
+        found + tensor.name.removeprefix(built) if tensor.name.startswith(built) else tensor.name: tensor.shape
+        for tensor in tensors(config)
+        if tensor.part not in ("vision", "mtp")
+    }
 
 
 def _report_unused(unused: list[str], weights: Weights, strict: bool) -> None:
@@ -68,13 +79,15 @@ def load_trunk(
     Raises BrokenWeights where transformers had to make up a weight.
     """
     if device is not None and device_map is not None:
-        raise BadArgument("device and device_map were both given.\nUse device for one device, device_map to split the model.")
+        raise BadArgument(
+            "device and device_map were both given.\nUse device for one device, device_map to split the model."
+        )
     chosen = {
         "device_map": {"": device} if device is not None else device_map,
         "attn_implementation": attn_implementation,
         "experts_implementation": experts_implementation,
     }
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         weights.folder,
         dtype=_dtype(dtype),
         use_safetensors=True,
@@ -83,9 +96,10 @@ def load_trunk(
         output_loading_info=True,
         **{name: value for name, value in chosen.items() if value is not None},
     )
+    model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise BrokenWeights(
-            f"transformers found no weights in {weights.folder} for\n  {some(missing)}\nand would have made them up at random.\n"
+            f"transformers found no weights in {weights.folder} for\n  {some(missing)}\nand drew them at random.\n"
             "Fetch config.json and the shards again, of one revision."
         )
     return model.eval()
@@ -97,5 +111,7 @@ def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
         return dtype or "auto"
     named = getattr(torch, dtype, None)
     if not isinstance(named, torch.dtype):
-        raise BadArgument(f"dtype={dtype!r} is no dtype of torch.\nUse 'bfloat16', 'float32', or leave it out for the checkpoint's.")
+        raise BadArgument(
+            f"dtype={dtype!r} is no dtype of torch.\nUse 'bfloat16', 'float32', or leave it out: the checkpoint's."
+        )
     return named

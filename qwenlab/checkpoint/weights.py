@@ -69,7 +69,7 @@ class Weights:
         if bad:
             raise NonFiniteWeights(
                 f"{self.folder} has weights that are NaN or infinite:\n  {some(bad)}\n"
-                "A model cannot compute with them: fetch the shard again, or go back to a checkpoint from before they appeared."
+                "Fetch the shard again, or go back to a checkpoint from before they appeared."
             )
 
 
@@ -143,8 +143,8 @@ def _refuse(folder: Path) -> NoReturn:
         raise NoWeights(f"{folder} has shards ({some(loose, ', ')}) but no {_INDEX}.\nFetch the index as well.")
     if pickles:
         raise PickleWeights(
-            f"{folder} has only pickled weights ({some(pickles, ', ')}), which can run code when opened; they are refused.\n"
-            "Convert them where you trust them: load the model, then model.save_pretrained(folder), which writes safetensors."
+            f"{folder} has only pickled weights ({some(pickles, ', ')}), which can run code when opened: refused.\n"
+            "Convert them where you trust them: load the model with transformers, save_pretrained writes safetensors."
         )
     raise NoWeights(f"{folder} has neither {_SINGLE} nor {_INDEX}.\nGive a folder with safetensors weights.")
 

@@ -17,7 +17,7 @@ from qwenlab.probe.timing import Timing
 
 
 def defaults(model: nn.Module | Any) -> tuple[Probe, ...]:
-    """One of each kind of probe that finds something to read in this model, or Checkpoint: all but Routing if it is dense."""
+    """One of each kind of probe that finds something to read in this model, or Checkpoint: all, or all but Routing."""
     decoder = decoder_of(model if isinstance(model, nn.Module) else model.model)
     routed = (Routing(),) if decoder.layers_with("router") else ()
     return (DeltaNet(), Attention(), *routed, Residual(), Timing(), Memory())

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
+from transformers.cache_utils import Cache
 
 from qwenlab.checkpoint.anatomy import anatomy
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.probe.probe import Probe
 from qwenlab.probe.reading import Reading
-from qwenlab.probe.taps import Notes, Part
 
 STORES = ("kv", "recurrent", "convolution")
 POINTS = 64
@@ -30,52 +29,60 @@ class Memory(Probe):
 
     name = "memory"
 
-    def able(self, decoder: Decoder) -> tuple[int, ...]:
-        return tuple(range(len(decoder.layers)))
-
     def start(self, decoder: Decoder) -> None:
+        """No context noted yet."""
         super().start(decoder)
         self.anatomy = anatomy(decoder.module)
         self._next = 0.0
         self._points: list[tuple[int, int, np.ndarray, np.ndarray]] = []
 
-    def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
-        return ()
-
-    def look(self, layer: int, part: Part, notes: Notes, reading: Reading) -> None:
-        """Nothing is read from notes: `weigh` is called with the cache."""
-
-    def weigh(self, cache: Any, context: int, batch: int) -> None:
+    def look_at_cache(self, cache: Cache, reading: Reading) -> None:
         """Note the bytes of this cache, if its context is a quarter of an octave beyond the last one noted."""
+        context, batch = reading.past + reading.width, reading.batch
         if context < self._next or len(self._points) >= POINTS:
             return
         self._next = context * 2**0.25
         measured = np.zeros(len(STORES), dtype=np.int64)
         for layer in cache.layers:
-            measured += [_bytes(layer, ("keys", "values")), _bytes(layer, ("recurrent_states",)), _bytes(layer, ("conv_states",))]
+            measured += [
+                _bytes(layer, ("keys", "values")),
+                _bytes(layer, ("recurrent_states",)),
+                _bytes(layer, ("conv_states",)),
+            ]
         self._points.append((context, batch, self._predict(context, batch), measured))
 
     def _predict(self, context: int, batch: int) -> np.ndarray:
         known = self.anatomy
         return np.array(
-            [known.kv_bytes(context, batch), known.recurrent_bytes(batch), known.convolution_bytes(batch)], dtype=np.int64
+            [known.kv_bytes(context, batch), known.recurrent_bytes(batch), known.convolution_bytes(batch)],
+            dtype=np.int64,
         )
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
+        """Bytes by context and store."""
         contexts = [point[0] for point in self._points]
         dims = ("context_point", "store")
         shape = (len(contexts), len(STORES))
-        dataset = self._dataset(
+        return self._dataset(
             labels,
             {
-                "predicted_bytes": (dims, np.array([p[2] for p in self._points]).reshape(shape), "B", "bytes predicted from the config"),
-                "measured_bytes": (dims, np.array([p[3] for p in self._points]).reshape(shape), "B", "bytes of the cache's tensors"),
+                "predicted_bytes": (
+                    dims,
+                    np.array([p[2] for p in self._points]).reshape(shape),
+                    "B",
+                    "bytes predicted from the config",
+                ),
+                "measured_bytes": (
+                    dims,
+                    np.array([p[3] for p in self._points]).reshape(shape),
+                    "B",
+                    "bytes of the cache's tensors",
+                ),
             },
             store=("store", np.array(STORES, dtype=object)),
             context=("context_point", np.array(contexts, dtype=np.int64), {"units": "token"}),
             batch=("context_point", np.array([p[1] for p in self._points], dtype=np.int64), {"units": "sequence"}),
         )
-        return dataset
 
 
 def _bytes(layer: Any, names: tuple[str, ...]) -> int:

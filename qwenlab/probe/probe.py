@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import xarray as xr
+from transformers.cache_utils import Cache
 
 from qwenlab.checkpoint.decoder import Decoder
-from qwenlab.errors import UnknownLayer
+from qwenlab.errors import NothingToProbe, UnknownLayer
 from qwenlab.probe.reading import FOLDS, Reading
 from qwenlab.probe.taps import Notes, Part
 
@@ -19,41 +20,54 @@ Variable = tuple[tuple[str, ...], np.ndarray, str, str]
 """Dims, values, units and meaning of one variable of a recording."""
 
 
-class Probe(ABC):
-    """Reads notes and reduces them at once. A probe belongs to one `watch` and starts empty with it.
+_NUMBERED = ("head", "key_head", "expert", "expert_2", "expert_next")
 
-    layers: only these layers (indices of the trunk); by default every layer that has what the probe reads
+
+class Probe(ABC):
+    """Reads notes and reduces them at once. It serves one `watch` at a time, and is emptied when that begins.
+
+    layers  only these layers (indices of the trunk); by default every layer that has what the probe reads
     """
 
     name: ClassVar[str]
+    reads: ClassVar[str] = "what it reads"
 
     def __init__(self, *, layers: Iterable[int] | None = None) -> None:
         self._chosen = None if layers is None else tuple(layers)
         self.layers: tuple[int, ...] = ()
+        self.watch: Any = None  # the `Seen` that it was last started by
 
     def start(self, decoder: Decoder) -> None:
-        """Make ready for this model: choose layers, empty every tally."""
+        """Make ready for this model: choose layers, empty every tally. Raises NothingToProbe and UnknownLayer."""
         self.decoder = decoder
-        able = self.able(decoder)
+        able, name = self.able(decoder), type(self).__name__
+        if not able:
+            raise NothingToProbe(
+                f"{name}() finds nothing to read: none of this model's {len(decoder.layers)} layers has {self.reads}.\n"
+                f"Leave {name}() out."
+            )
         unknown = [layer for layer in self._chosen or () if layer not in able]
-        if unknown:
+        if unknown or self._chosen == ():
             raise UnknownLayer(
-                f"{type(self).__name__}(layers=...) names layers {unknown}; it reads layers {list(able)} of this model.\n"
-                "Leave `layers` out to read all of them."
+                f"{name}(layers=...) names {f'layers {unknown}' if unknown else 'no layer'}; "
+                f"it reads layers {list(able)} of this model.\nLeave `layers` out to read all of them."
             )
         self.layers = able if self._chosen is None else tuple(sorted(set(self._chosen)))
 
-    @abstractmethod
     def able(self, decoder: Decoder) -> tuple[int, ...]:
-        """The layers of this model that have what the probe reads. Raises where that is none at all."""
+        """The layers of this model that have what the probe reads."""
+        return tuple(range(len(decoder.layers)))
 
-    @abstractmethod
     def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
         """Part and name of each note wanted of this layer (the names are in `Taps`)."""
+        return ()
 
-    @abstractmethod
     def look(self, layer: int, part: Part, notes: Notes, reading: Reading) -> None:
         """Reduce the notes of one part of one layer."""
+        raise NotImplementedError(f"{type(self).__name__} wants notes and does not look at them")
+
+    def look_at_cache(self, cache: Cache, reading: Reading) -> None:  # noqa: B027  most probes have no use for it
+        """Look at what a forward pass left in its cache."""
 
     @abstractmethod
     def dataset(self, labels: list[str]) -> xr.Dataset:
@@ -78,5 +92,6 @@ class Probe(ABC):
             "kind": ("layer", np.array(kinds, dtype=object)),
         }
         kept = {name: value for name, value in shared.items() if value[0] in dims}
+        numbered = {dim: (dim, np.arange(n)) for v in data.values() for dim, n in v.sizes.items() if dim in _NUMBERED}
         attrs = {"probe": type(self).__name__, "sample": json.dumps(self.sample())}
-        return xr.Dataset(data, {**kept, **coords}, attrs)
+        return xr.Dataset(data, {**kept, **numbered, **coords}, attrs)

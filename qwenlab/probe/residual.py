@@ -9,10 +9,10 @@ import torch
 import xarray as xr
 
 from qwenlab.checkpoint.decoder import Decoder
-from qwenlab.probe.probe import Probe
+from qwenlab.probe.probe import Probe, Variable
 from qwenlab.probe.reading import Reading
+from qwenlab.probe.tally import Sums, by_layer, counted
 from qwenlab.probe.taps import PARTS, Notes, Part
-from qwenlab.probe.tally import Sums
 
 _STATISTICS = ("norm", "stream_norm", "ratio", "cosine")
 
@@ -20,24 +20,24 @@ _STATISTICS = ("norm", "stream_norm", "ratio", "cosine")
 class Residual(Probe):
     """Norm of each mixer's and MLP's contribution, beside the stream it is added to, and the cosine between them.
 
-    For a contribution c added to the stream x: ||c||, ||x||, ||c|| / ||x|| and <c, x> / (||c|| ||x||), each summed over tokens.
+    Summed over tokens, for a contribution c added to the stream x: ||c||, ||x||, ||c|| / ||x||, <c, x> / (||c|| ||x||).
 
     layers  only these layers
     """
 
     name = "residual"
 
-    def able(self, decoder: Decoder) -> tuple[int, ...]:
-        return tuple(range(len(decoder.layers)))
-
     def start(self, decoder: Decoder) -> None:
+        """Empty sums for these layers."""
         super().start(decoder)
         self._sums = {(layer, part): Sums() for layer in self.layers for part in PARTS}
 
     def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
+        """What each part adds, and the stream it is added to."""
         return (("mixer", "stream"), ("mixer", "mixer"), ("mlp", "stream"), ("mlp", "mlp"))
 
     def look(self, layer: int, part: Part, notes: Notes, reading: Reading) -> None:
+        """Add up norms, ratio and cosine of every token."""
         added, stream = notes[part], notes["stream"]
         assert isinstance(added, torch.Tensor) and isinstance(stream, torch.Tensor)
         added, stream = added.float(), stream.float()
@@ -48,12 +48,10 @@ class Residual(Probe):
         self._sums[layer, part].add(reading, torch.stack([size, before, ratio, cosine, torch.ones_like(size)], dim=-1))
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
-        width = len(_STATISTICS) + 1
-        empty = np.zeros((len(labels), 1, width))
-        arrays = {key: sums.array(len(labels)) for key, sums in self._sums.items()}
-        arrays = {key: a if a.ndim == 3 else np.broadcast_to(empty, (*a.shape[:2], width)) for key, a in arrays.items()}
-        # [label, fold, layer, part, statistic]
-        values = np.stack([np.stack([arrays[layer, part] for part in PARTS], axis=2) for layer in self.layers], axis=2)
+        """Sums by label, fold, layer and part."""
+        count, width = len(labels), len(_STATISTICS) + 1
+        by_part = [by_layer((self._sums[layer, part] for layer in self.layers), count, width) for part in PARTS]
+        values = np.stack(by_part, axis=3)  # [label, fold, layer, part, statistic]
         dims = ("label", "fold", "layer", "part")
         meanings = {
             "norm": "norm of what the part adds to the stream, summed over tokens",
@@ -61,9 +59,8 @@ class Residual(Probe):
             "ratio": "norm of what the part adds over that of the stream, summed over tokens",
             "cosine": "cosine of what the part adds to the stream, summed over tokens",
         }
-        variables = {
+        variables: dict[str, Variable] = {
             f"{name}_sum": (dims, values[..., index], "1", meanings[name]) for index, name in enumerate(_STATISTICS)
         }
-        tokens = values[..., 0, -1].round().astype(np.int64)
-        variables["tokens"] = (dims[:3], tokens, "token", "tokens read")
+        variables["tokens"] = (dims[:3], counted(values[..., 0, -1]), "token", "tokens read")
         return self._dataset(labels, variables, part=("part", np.array(PARTS, dtype=object)))

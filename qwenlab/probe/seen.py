@@ -2,45 +2,44 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import nn
+from transformers.cache_utils import Cache
 
-from qwenlab.checkpoint.decoder import Decoder, decoder_of
-from qwenlab.errors import BadArgument, NothingRead, SilentSite
+from qwenlab.checkpoint.decoder import decoder_of
+from qwenlab.errors import BadArgument, NothingRead, ProbeInUse, SilentSite
+from qwenlab.probe.delivery import Delivery, undisturbed
 from qwenlab.probe.deltanet import DeltaNet
 from qwenlab.probe.facts import facts_of
-from qwenlab.probe.memory import Memory
 from qwenlab.probe.probe import Probe
-from qwenlab.probe.reading import Reader, Reading
+from qwenlab.probe.reader import Label, Reader
 from qwenlab.probe.stopwatch import Stopwatch
-from qwenlab.probe.taps import Notes, Part, Taps, joined, wanted_notes
+from qwenlab.probe.taps import Notes, Part, Taps
 from qwenlab.probe.timing import Timing
 from qwenlab.record.recording import Recording
-
-STEPS = 32
-"""Decode steps are reduced this many at a time: the notes of one are too small to be worth a pass of their own."""
 
 
 def watch(model: nn.Module | Any, *probes: Probe) -> Seen:
     """Watch a model while a `with` block runs: `with watch(model, DeltaNet(), Routing()) as seen: model(**inputs)`.
 
     The model is used as it is: forward, `generate`, training steps, split over devices, with any kernel. Not one logit
-    changes, and nothing is left behind, also when the block raises. Padding is told by the 2-D `attention_mask` and left
-    out; sequences are followed from call to call by their cache, so that the same tokens give the same sums however they are
-    fed. Rows of a batched `generate` that ended early are only filled with padding by transformers, and are left out from
-    there on. Beam search reorders rows within the cache, which cannot be followed.
+    changes, and nothing is left behind, also when the block raises.
+
+    Padding is told by the 2-D `attention_mask` and left out. Sequences are followed from call to call by their cache,
+    so the same tokens give the same sums however they are fed. A cache that was begun outside the block, or copied,
+    holds new sequences; of one that was cropped, the tokens before are forgotten. Rows of a batched `generate` that
+    ended (by the model's generation_config) while others go on are filled with padding, and left out from after their
+    end on. Beam search reorders rows within the cache, which cannot be followed.
 
     model   a transformers model of a known family, anything that contains one, or a Checkpoint
     probes  each one reads what it is named for; a probe is emptied when its block begins
 
-    Raises NothingRead when the block ended without a forward pass of this model, and SilentSite when something that was to be
-    read did not fire for every token the model read.
+    Raises NothingRead when the block ended without a forward pass of this model, and SilentSite when something that was
+    to be read did not fire for every token the model read.
     """
     return Seen(model, probes)
 
@@ -49,27 +48,23 @@ class Seen:
     """What is being watched, and what was seen: a context manager that `watch` makes."""
 
     def __init__(self, model: nn.Module | Any, probes: Sequence[Probe]) -> None:
-        if not probes or not all(isinstance(probe, Probe) for probe in probes):
-            found = ", ".join(type(probe).__name__ for probe in probes) or "none"
-            raise BadArgument(
-                f"watch(model, *probes) takes instances of probes; got {found}.\n"
-                "Write for example watch(model, DeltaNet(), Attention())."
-            )
-        names = [probe.name for probe in probes]
-        if len(set(names)) < len(names):
-            raise BadArgument(f"watch got two probes of the same kind: {', '.join(names)}.\nGive each kind once.")
+        _check(probes)
         self.model, self.probes = model, tuple(probes)
-        self._decoder: Decoder = decoder_of(_module(model))
-        self._hooks = ExitStack()
-        self._pending: dict[tuple[int, Part], list[Notes]] = {}
-        self._readings: list[Reading] = []
-        self._ended = False
+        self.live = False
+        self._module = _module(model)
+        self._decoder = decoder_of(self._module)
+        self._prepare()
 
     def __enter__(self) -> Seen:
+        self._claim()
         try:
-            self._start()
+            for probe in self.probes:
+                probe.start(self._decoder)
+            self._prepare()
+            self._place_hooks()
         except BaseException:
             self._hooks.close()
+            self.live = False
             raise
         return self
 
@@ -77,15 +72,18 @@ class Seen:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._hooks.close()
-        self._taps.reading = None
-        self._flush()
-        self._ended = True
+        self.live = False
+        if self._taps.reading is not None:
+            self._delivery.broke_off()
+            self._taps.end()
+        self._delivery.flush()
         if kind is None:
             self._require_all_fired()
 
     @contextmanager
-    def label(self, names: str | Sequence[str] | Sequence[Sequence[str]]) -> Iterator[None]:
-        """Call the tokens read in this block by a name (domain, token class): one name, one a sequence, or one a token."""
+    def label(self, names: Label) -> Iterator[None]:
+        """Call tokens read in this block by a name (domain, token class): one name, one a sequence, or one a token."""
+        _check_label(names)
         before, self._reader.label = self._reader.label, names
         try:
             yield
@@ -96,134 +94,89 @@ class Seen:
         """What was seen so far, as a Recording; within the block, or after it."""
         if not self._reader.forwards:
             raise NothingRead(self._nothing_read())
-        self._flush()
-        labels = self._reader.labels
-        datasets = {probe.name: probe.dataset(labels) for probe in self.probes}
-        return Recording(datasets, facts_of(self.model, self._decoder, self._reader, datasets))
+        if moved := [type(probe).__name__ for probe in self.probes if probe.watch is not self]:
+            raise ProbeInUse(
+                f"{', '.join(moved)} served another watch since, and no longer holds what this one saw.\n"
+                "Take the recording before, or give each watch probes of its own."
+            )
+        self._delivery.flush()
+        datasets = {probe.name: probe.dataset(self._reader.labels) for probe in self.probes}
+        return Recording(datasets, facts_of(self.model, self._decoder, self._reader))
 
-    def _start(self) -> None:
+    def _claim(self) -> None:
+        """Take the probes: each serves one watch at a time."""
+        if busy := [type(probe).__name__ for probe in self.probes if probe.watch is not None and probe.watch.live]:
+            raise ProbeInUse(
+                f"{', '.join(busy)} serves a watch whose block has not ended.\nGive each watch probes of its own."
+            )
+        self.live = True
         for probe in self.probes:
-            probe.start(self._decoder)
+            probe.watch = self
+
+    def _prepare(self) -> None:
         timing = next((probe for probe in self.probes if isinstance(probe, Timing)), None)
-        self._memory = next((probe for probe in self.probes if isinstance(probe, Memory)), None)
-        self._stopwatch = Stopwatch(timing) if timing is not None else None
-        self._timing = timing
-        self._reader = Reader(self._decoder.module, *_end_tokens(self._decoder.module, self.model))
+        self._stopwatch = None if timing is None else Stopwatch(timing)
+        self._hooks = ExitStack()
+        self._reader = Reader(self._decoder.module, *self._end_tokens())
+        self._delivery = Delivery(self.probes, self._stopwatch.leave_out if self._stopwatch else lambda work: work())
         self._taps = Taps(self._decoder, self._deliver)
-        self._readers = {
-            key: [probe for probe in self.probes if key[0] in probe.layers and any(p == key[1] for p, _ in probe.wants(key[0]))]
-            for key in self._wanted()
-        }
-        self._expected = self._wanted()
-        self._fired: dict[tuple[int, Part, str], int] = {}
+
+    def _place_hooks(self) -> None:
+        """The stopwatch stands around the layers outside the taps, and around their parts inside."""
         for probe in self.probes:
             if isinstance(probe, DeltaNet):
                 self._taps.rule.heads = {layer: probe.heads_asked(layer) for layer in probe.layers}
-        self._place_hooks()
-
-    def _wanted(self) -> dict[tuple[int, Part], set[str]]:
-        return wanted_notes(
-            (layer, part, name) for probe in self.probes for layer in probe.layers for part, name in probe.wants(layer)
-        )
-
-    def _place_hooks(self) -> None:
-        module = self._decoder.module
         if self._stopwatch is not None:
-            self._hooks.callback(self._stopwatch.close)
-            self._stopwatch.outer(self._decoder)
-        self._hooks.callback(self._taps.close)
-        self._taps.place(self._expected)
+            self._stopwatch.outer(self._decoder, self._hooks)
+        self._taps.place(self._delivery.wanted, self._hooks)
         if self._stopwatch is not None:
-            self._stopwatch.inner(self._decoder)
-        self._hooks.callback(module.register_forward_pre_hook(self._before, with_kwargs=True).remove)
-        self._hooks.callback(module.register_forward_hook(self._after).remove)
+            self._stopwatch.inner(self._decoder, self._hooks)
+        stack = self._decoder.module
+        self._hooks.callback(stack.register_forward_pre_hook(self._before, with_kwargs=True).remove)
+        self._hooks.callback(stack.register_forward_hook(self._after, with_kwargs=True).remove)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._taps.reading is not None:
-            self._forget_broken_off()
-        with _quietly():
+            self._delivery.broke_off()
+            self._taps.end()
+        with undisturbed():
             reading = self._reader.open(args, kwargs)
-            if self._readings and not _goes_on(self._readings[-1], reading):
-                self._flush()
-        self._taps.reading = reading
+        self._delivery.before(reading)
+        self._taps.begin(reading)
         if self._stopwatch is not None:
-            self._stopwatch.start_model(reading.width)
+            self._stopwatch.start_model(reading)
 
-    def _after(self, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-        reading, self._taps.reading = self._taps.reading, None
+    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        reading = self._taps.reading
         if reading is None:
             return
-        if self._stopwatch is not None:
-            self._stopwatch.end_model(reading.batch * reading.width)
-        cache = getattr(out, "past_key_values", None)
+        self._taps.end()
+        values = out.values() if isinstance(out, dict) else out
+        cache = next((value for value in (*values, *args, *kwargs.values()) if isinstance(value, Cache)), None)
         self._reader.close(cache)
-        if self._memory is not None and cache is not None:
-            self._memory.weigh(cache, reading.past + reading.width, reading.batch)
-        if reading.width == 1 and reading.continued:
-            self._readings.append(reading)
-            if len(self._readings) >= STEPS:
-                self._flush()
+        self._delivery.after(reading)
+        if cache is not None:
+            for probe in self.probes:
+                probe.look_at_cache(cache, reading)
+        if self._stopwatch is not None:
+            self._stopwatch.end_model(reading)
 
     def _deliver(self, layer: int, part: Part, notes: Notes) -> None:
-        """The notes of a part that has just run: reduced now, or kept until enough decode steps are together."""
-        reading = self._taps.reading
-        if reading is None or (layer, part) not in self._expected:
-            return
-        columns = reading.batch * reading.width
-        for name in self._expected[layer, part] & notes.keys():
-            shape = tuple(notes[name].shape)[:2]
-            fired = shape[0] * shape[1] if shape != (reading.batch, reading.width) else columns
-            self._fired[layer, part, name] = self._fired.get((layer, part, name), 0) + fired
-        complete = all(
-            name in notes and tuple(notes[name].shape)[:2] == (reading.batch, reading.width)
-            for name in self._expected[layer, part]
-        )
-        if complete:
-            self._timed(lambda: self._take(layer, part, notes, reading))
+        if self._taps.reading is not None:
+            self._delivery.take(layer, part, notes, self._taps.reading)
 
-    def _take(self, layer: int, part: Part, notes: Notes, reading: Reading) -> None:
-        with _quietly():
-            if "rule" in notes:
-                call: Any = notes["rule"]
-                notes["rule"] = call.settle(reading.on(call.g.device))
-            if reading.width == 1 and reading.continued:
-                self._pending.setdefault((layer, part), []).append(notes)
-                attention: Any = self._pending[layer, part][0].get("attention")
-                if attention is not None and len(self._pending[layer, part]) > 1:
-                    self._pending[layer, part][-2]["attention"].key = notes["attention"].key  # type: ignore[union-attr]
-            else:
-                self._look(layer, part, notes, reading)
-
-    def _look(self, layer: int, part: Part, notes: Notes, reading: Reading) -> None:
-        first: Any = next(iter(notes.values()))
-        device = (first.g if hasattr(first, "g") else first.query if hasattr(first, "query") else first).device
-        for probe in self._readers[layer, part]:
-            probe.look(layer, part, notes, reading.on(device))
-
-    def _flush(self) -> None:
-        """Reduce the decode steps kept so far."""
-        readings, pending = self._readings, self._pending
-        self._readings, self._pending = [], {}
-        if not readings:
-            return
-        with _quietly():
-            reading = Reading.joined(readings)
-            for (layer, part), notes in pending.items():
-                if len(notes) == len(readings):
-                    self._look(layer, part, joined(notes), reading)
-
-    def _forget_broken_off(self) -> None:
-        """The forward pass before this one raised: drop the notes of its layers that ran."""
-        self._pending = {key: notes[: len(self._readings)] for key, notes in self._pending.items()}
-
-    def _timed(self, work: Callable[[], None]) -> None:
-        if self._stopwatch is None or self._timing is None:
-            work()
-            return
-        phase, began = self._stopwatch.phase, time.perf_counter()
-        self._stopwatch.leave_out(work)
-        if phase is not None:
-            self._timing.probe_seconds[phase] += time.perf_counter() - began
+    def _end_tokens(self) -> tuple[list[int], int | None]:
+        """Tokens that end a row of `generate`, and the one that fills it from there on."""
+        stack = self._decoder.module
+        configs = [
+            module.generation_config
+            for module in self._module.modules()
+            if getattr(module, "generation_config", None) is not None
+            and any(part is stack for part in module.modules())
+        ]
+        config: Any = configs[0] if configs else stack.config
+        ends = [config.eos_token_id] if isinstance(config.eos_token_id, int) else list(config.eos_token_id or ())
+        return ends, config.pad_token_id if config.pad_token_id is not None or not ends else ends[0]
 
     def _nothing_read(self) -> str:
         return (
@@ -234,60 +187,48 @@ class Seen:
     def _require_all_fired(self) -> None:
         if not self._reader.forwards:
             raise NothingRead(self._nothing_read())
-        read = self._reader.columns
-        silent = [
-            f"  {_site(layer, part, name)}: {self._fired.get((layer, part, name), 0)} of {read} tokens"
-            for (layer, part), names in sorted(self._expected.items())
-            for name in sorted(names)
-            if self._fired.get((layer, part, name), 0) != read
-        ]
-        if silent:
+        if silent := self._delivery.silent(self._reader.columns):
             shown = silent[:8] + ([f"  and {len(silent) - 8} more"] if len(silent) > 8 else [])
             raise SilentSite(
-                f"{len(silent)} watched sites did not fire for every token that the model read:\n" + "\n".join(shown) + "\n"
-                "A fused whole-layer kernel, a compiled layer or a layer that was skipped hides them: turn it off for this run, "
-                "or leave these layers out with `layers=`."
+                f"{len(silent)} watched sites did not fire for every token that the model read:\n"
+                + "\n".join(shown)
+                + "\nA fused whole-layer kernel, a compiled layer or a layer that was skipped hides them: "
+                "turn it off for this run, or leave these layers out with `layers=`."
             )
+
+
+def _check(probes: Sequence[Any]) -> None:
+    """Raise BadArgument unless these are instances of probes, one of a kind."""
+    if not probes or not all(isinstance(probe, Probe) for probe in probes):
+        found = ", ".join(getattr(probe, "__name__", type(probe).__name__) for probe in probes) or "none"
+        raise BadArgument(
+            f"watch(model, *probes) takes instances of probes; got {found}.\n"
+            "Write for example watch(model, DeltaNet(), Attention())."
+        )
+    names = [type(probe).__name__ for probe in probes]
+    if len({probe.name for probe in probes}) < len(probes):
+        raise BadArgument(f"watch got two probes of the same kind: {', '.join(names)}.\nGive each kind once.")
+
+
+def _check_label(names: Any, depth: int = 0) -> None:
+    """Raise BadArgument unless this is a string, or strings in a sequence, or in a sequence of sequences."""
+    if isinstance(names, str):
+        return
+    if depth == 2 or not isinstance(names, Iterable):
+        raise BadArgument(
+            f"label: a name is a string, and {names!r} is a {type(names).__name__}.\n"
+            "Give one name, one name a sequence, or one name a token."
+        )
+    for name in names:
+        _check_label(name, depth + 1)
 
 
 def _module(model: nn.Module | Any) -> nn.Module:
     """The module itself, or the one a Checkpoint holds."""
-    return model if isinstance(model, nn.Module) else model.model
-
-
-def _site(layer: int, part: Part, name: str) -> str:
-    """A note's name in the words of sites."""
-    if name == "stream":
-        return f"layers.{layer}.residual ({part})"
-    words = {"mixer": "mixer", "rule": "mixer.decay", "attention": "mixer.query", "gate": "mixer.gate", "mlp": "mlp"}
-    routed = {"routed": "experts", "shared": "shared_expert", "shared_gate": "shared_expert"}
-    return f"layers.{layer}.{words.get(name) or routed.get(name, 'router')}"
-
-
-def _goes_on(before: Reading, now: Reading) -> bool:
-    """Whether a decode step follows the one before it, row by row."""
-    return (
-        now.width == 1
-        and now.continued
-        and now.batch == before.batch
-        and now.past == before.past + 1
-        and now.carry is before.carry
-    )
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Probes work outside autograd, inference mode and autocast, whatever the block runs in."""
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-        with torch.autocast("cuda", enabled=False) if torch.cuda.is_available() else torch.no_grad():
-            yield
-
-
-def _end_tokens(decoder: nn.Module, model: Any) -> tuple[list[int], int | None]:
-    """Tokens that end a row of `generate`, and the one that fills it from there on."""
-    generating = (getattr(module, "generation_config", None) for module in _module(model).modules())
-    config: Any = next((found for found in generating if found is not None), decoder.config)
-    ends = config.eos_token_id
-    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-    pad = config.pad_token_id
-    return ends, (ends[0] if pad is None and ends else pad)
+    module = model if isinstance(model, nn.Module) else getattr(model, "model", None)
+    if not isinstance(module, nn.Module):
+        raise BadArgument(
+            f"watch was given a {type(model).__name__}, which is no model and holds none.\n"
+            "Give a transformers model, or what qwenlab.open(...) returned."
+        )
+    return module

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 
-from qwenlab.probe.reading import FOLDS, Reading
+from qwenlab.probe.reading import FOLDS, PADDING, Reading
 
 
 class Sums:
@@ -13,20 +16,16 @@ class Sums:
 
     def __init__(self) -> None:
         self._total: torch.Tensor | None = None
-        self._shape: tuple[int, ...] = ()
 
     def add(self, reading: Reading, values: torch.Tensor) -> None:
-        """Add `values` [batch, position, *shape] of the real tokens; those of padding are never read (they may be NaN)."""
-        self._shape = tuple(values.shape[2:])
-        real = reading.real.reshape(*reading.real.shape, *(1,) * len(self._shape))
-        values = torch.where(real, values, 0).double()
-        self._merge(reading.membership @ values.reshape(reading.membership.shape[1], -1))
+        """Add `values` [batch, position, *shape] of the real tokens; those of padding may be NaN."""
+        flat = torch.where(reading.real[..., None], values.flatten(2) if values.ndim > 2 else values[..., None], 0)
+        self._merge(reading.membership @ flat.flatten(0, 1).double())
 
     def move(self, groups: int, group: torch.Tensor, values: torch.Tensor) -> None:
-        """Add `values` [row, *shape] to the groups `group` [row]."""
-        self._shape = tuple(values.shape[1:])
-        by_row = values.reshape(len(values), -1).double()
-        self._merge(torch.zeros(groups, by_row.shape[1], dtype=torch.float64, device=group.device).index_add_(0, group, by_row))
+        """Add `values` [row, *shape] to the groups `group` [row], of `groups` in all."""
+        flat = values.reshape(len(values), -1).double()
+        self._merge(flat.new_zeros(groups, flat.shape[1]).index_add_(0, group, flat))
 
     def _merge(self, total: torch.Tensor) -> None:
         if self._total is not None:
@@ -35,9 +34,9 @@ class Sums:
             total[: len(self._total)] += self._total
         self._total = total
 
-    def array(self, labels: int) -> np.ndarray:
+    def array(self, labels: int, *shape: int) -> np.ndarray:
         """float64 [label, fold, *shape]"""
-        return _by_label(self._total, labels, FOLDS, self._shape)
+        return _by_label(self._total, labels, FOLDS, *shape)
 
 
 class Histogram:
@@ -46,31 +45,42 @@ class Histogram:
     def __init__(self, bins: int) -> None:
         self.bins = bins
         self._counts: torch.Tensor | None = None
-        self._shape: tuple[int, ...] = ()
 
-    def add(self, reading: Reading, bin_index: torch.Tensor) -> None:
-        """Count `bin_index` [batch, position, *shape] of the real tokens; below and beyond go to the end bins."""
-        self._shape = tuple(bin_index.shape[2:])
-        width = int(np.prod(self._shape)) if self._shape else 1
-        flat = bin_index.reshape(-1, width).clamp(0, self.bins - 1).long()
-        place = (reading.row.reshape(-1, 1) * width + torch.arange(width, device=flat.device)) * self.bins + flat
-        total = (1 + reading.labels) * width * self.bins
-        if self._counts is None:
-            self._counts = torch.zeros(total, dtype=torch.int64, device=flat.device)
-        elif len(self._counts) < total:
-            self._counts = torch.cat([self._counts, self._counts.new_zeros(total - len(self._counts))])
-        self._counts.scatter_add_(0, place.flatten(), self._counts.new_ones(1).expand(place.numel()))
+    def add(self, reading: Reading, place: torch.Tensor) -> None:
+        """Count the bins `place` [batch, position, *shape] of the real tokens, rounded down.
 
-    def array(self, labels: int) -> np.ndarray:
+        What lies below or beyond goes to the end bins; NaN is not counted, and is seen as tokens that are missing.
+        """
+        flat = place.flatten(0, 1).flatten(1) if place.ndim > 2 else place.reshape(-1, 1)
+        row = torch.where(flat.isnan(), PADDING, reading.row.reshape(-1, 1))
+        cell = row * flat.shape[1] + torch.arange(flat.shape[1], device=flat.device)
+        cell = cell * self.bins + flat.nan_to_num().clamp(0, self.bins - 1).long()
+        size = (1 + reading.labels) * flat.shape[1] * self.bins
+        counts = torch.zeros(size, dtype=torch.int64, device=flat.device)
+        if self._counts is not None:
+            counts[: len(self._counts)] = self._counts
+        self._counts = counts.scatter_add_(0, cell.flatten(), counts.new_ones(1).expand(cell.numel()))
+
+    def array(self, labels: int, *shape: int) -> np.ndarray:
         """int64 [label, *shape, bin]"""
-        rows = None if self._counts is None else self._counts.reshape(-1, int(np.prod(self._shape)) * self.bins)
-        return _by_label(rows, labels, 1, (*self._shape, self.bins))[:, 0].astype(np.int64)
+        width = math.prod(shape) * self.bins
+        rows = None if self._counts is None else self._counts.reshape(-1, width)
+        return _by_label(rows, labels, 1, *shape, self.bins)[:, 0].astype(np.int64)
 
 
-def _by_label(rows: torch.Tensor | None, labels: int, folds: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Drop padding's row 0 and give every label its rows, those never met included."""
-    out = np.zeros((labels * folds, int(np.prod(shape))))
+def by_layer(tallies: Iterable[Sums], labels: int, *shape: int) -> np.ndarray:
+    """float64 [label, fold, layer, *shape] of one tally a layer."""
+    return np.stack([tally.array(labels, *shape) for tally in tallies], axis=2)
+
+
+def counted(values: np.ndarray) -> np.ndarray:
+    """Sums of ones, as the whole numbers they are."""
+    return values.round().astype(np.int64)
+
+
+def _by_label(rows: torch.Tensor | None, labels: int, folds: int, *shape: int) -> np.ndarray:
+    """Drop padding's row and give every label its rows, those never met included."""
+    out = np.zeros((labels * folds, math.prod(shape)))
     if rows is not None:
-        kept = rows[1:].cpu().numpy()[: len(out)]
-        out[: len(kept)] = kept
+        out[: len(rows) - 1] = rows[1:].cpu().numpy()
     return out.reshape(labels, folds, *shape)

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from qwenlab.checkpoint.families import ATTENTION, DELTANET
 from qwenlab.checkpoint.decoder import Decoder
+from qwenlab.checkpoint.families import DELTANET
 from qwenlab.probe.reading import Reading
 from qwenlab.probe.rule import RuleCall, RuleTap
+from qwenlab.probe.wrapping import listening
 
 Part = str
 PARTS: tuple[Part, ...] = ("mixer", "mlp")
@@ -37,7 +37,13 @@ class AttentionCall:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """[batch, position]"""
         return self.query.shape[0], self.query.shape[2]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the layer runs."""
+        return self.query.device
 
     @staticmethod
     def joined(calls: list[AttentionCall]) -> AttentionCall:
@@ -63,10 +69,10 @@ class Taps:
 
     Notes, by part of a layer (all [batch, position, ...]):
 
-    mixer  `stream` residual stream before the mixer · `mixer` its output · `rule` RuleCall or `attention` AttentionCall ·
-           `gate` logits of the output gate, [batch, position, head, channel]
-    mlp    `stream` before the MLP · `mlp` its output · `router` logits · `weights`, `chosen` of the top k · `routed` output of
-           the routed experts · `shared` output of the shared expert · `shared_gate` its logit
+    mixer  `stream` residual stream before the mixer · `mixer` its output · `rule` RuleCall or `attention` AttentionCall
+           · `gate` logits of the output gate, [batch, position, head, channel]
+    mlp    `stream` before the MLP · `mlp` its output · `router` logits · `weights`, `chosen` of the top k · `routed`
+           output of the routed experts · `shared` output of the shared expert · `shared_gate` its logit
     """
 
     def __init__(self, decoder: Decoder, deliver: Callable[[int, Part, Notes], None]) -> None:
@@ -74,115 +80,116 @@ class Taps:
         self.reading: Reading | None = None
         self.rule = RuleTap(decoder.family, self._note_rule)
         self.notes: dict[Part, Notes] = {part: {} for part in PARTS}
-        self._attention_layers: dict[int, int] = {}
-        self._hooks = ExitStack()
+        self._attention_layers: set[int] = set()
 
-    def close(self) -> None:
-        """Take every hook and wrapper away."""
-        self._hooks.close()
+    def begin(self, reading: Reading) -> None:
+        """A forward pass begins; what a pass that broke off left is dropped."""
+        self.notes = {part: {} for part in PARTS}
+        self.rule.hush()
+        self.reading = reading
 
-    def place(self, wanted: dict[tuple[int, Part], set[str]]) -> None:
-        """Place the hooks for these notes."""
+    def end(self) -> None:
+        """The forward pass is over: until the next, no hook looks (gradient checkpointing runs layers again)."""
+        self.reading = None
+
+    def place(self, wanted: dict[tuple[int, Part], set[str]], hooks: ExitStack) -> None:
+        """Place the hooks for these notes, until `hooks` closes."""
         if any("rule" in names for names in wanted.values()):
-            self._hooks.enter_context(self.rule.listening())
+            self.rule.listen(hooks)
         for (layer, part), names in wanted.items():
             if part == "mixer":
-                self._place_mixer(layer, names)
+                self._place_mixer(layer, names, hooks)
             else:
-                self._place_mlp(layer, names)
+                self._place_mlp(layer, names, hooks)
         if self._attention_layers:
-            self._wrap_attention()
+            self._listen_to_attention(hooks)
 
-    def _place_mixer(self, layer: int, names: set[str]) -> None:
-        module, kind = self.decoder.layers[layer], self.decoder.layer_types[layer]
+    def _place_mixer(self, layer: int, names: set[str], hooks: ExitStack) -> None:
         mixer = self.decoder.part(layer, "mixer")
+        before, after = partial(self._before, hooks), partial(self._after, hooks)
         if "stream" in names:
-            self._before(module, lambda given: self._note("mixer", "stream", given[0]))
+            before(self.decoder.layers[layer], lambda given: self._note("mixer", "stream", given[0]))
         if "rule" in names:
-            self._before(mixer, lambda given: self.rule.announce(layer, mixer))
-            self._after(mixer, lambda out: self.rule.hush())
+            before(mixer, lambda given: self.rule.announce(layer, mixer))
+            after(mixer, lambda out: self.rule.hush())
         if "attention" in names:
-            self._attention_layers[id(mixer)] = layer
-        if "gate" in names and kind == DELTANET:
-            self._before(mixer.norm, lambda given: self._note_gate(given[1], mixer.head_v_dim))
-        elif "gate" in names and kind == ATTENTION:
+            self._attention_layers.add(id(mixer))
+        if "gate" in names and self.decoder.layer_types[layer] == DELTANET:
+            shape = (-1, mixer.num_v_heads, mixer.head_v_dim)
+            before(mixer.norm, lambda given: self._note_flat("mixer", "gate", given[1].reshape(shape)))
+        elif "gate" in names:
             # `q_proj` gives each head its query, then its gate.
-            self._after(mixer.q_proj, lambda out: self._note_gate(out.unflatten(-1, (-1, 2, mixer.head_dim))[..., 1, :], mixer.head_dim))
-        if "mixer" in names:
-            self._after(mixer, lambda out: self._note("mixer", "mixer", out))
-        self._after(mixer, lambda out: self._hand_over(layer, "mixer"))
+            shape = (-1, 2, mixer.head_dim)
+            after(mixer.q_proj, lambda out: self._note("mixer", "gate", out.unflatten(-1, shape)[..., 1, :]))
+        after(mixer, lambda out: self._hand_over(layer, "mixer", out))
 
-    def _place_mlp(self, layer: int, names: set[str]) -> None:
+    def _place_mlp(self, layer: int, names: set[str], hooks: ExitStack) -> None:
         part = partial(self.decoder.part, layer)
         if "stream" in names:
-            self._before(part("mlp_norm"), lambda given: self._note("mlp", "stream", given[0]))
-        if "router" in names:
-            self._after(part("router"), self._note_router)
-        for name, attribute in (("routed", "experts"), ("shared", "shared_expert"), ("shared_gate", "shared_expert_gate")):
+            self._before(hooks, part("mlp_norm"), lambda given: self._note("mlp", "stream", given[0]))
+        if names & {"router", "weights", "chosen"}:
+            self._after(hooks, part("router"), self._note_router)
+        routed = (("routed", "experts"), ("shared", "shared_expert"), ("shared_gate", "shared_expert_gate"))
+        for name, attribute in routed:
             if name in names:
-                self._after(part(attribute), partial(self._note_flat, name))
-        if "mlp" in names:
-            self._after(part("mlp"), lambda out: self._note("mlp", "mlp", out))
-        self._after(part("mlp"), lambda out: self._hand_over(layer, "mlp"))
+                self._after(hooks, part(attribute), partial(self._note_flat, "mlp", name))
+        self._after(hooks, part("mlp"), lambda out: self._hand_over(layer, "mlp", out))
 
-    def _before(self, module: nn.Module, look: Callable[[tuple[Any, ...]], None]) -> None:
+    def _before(self, hooks: ExitStack, module: nn.Module, look: Callable[[tuple[Any, ...]], None]) -> None:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self.reading is not None:
                 look((*args, *kwargs.values()))
 
-        self._hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
 
-    def _after(self, module: nn.Module, look: Callable[[Any], None]) -> None:
+    def _after(self, hooks: ExitStack, module: nn.Module, look: Callable[[Any], None]) -> None:
         def hook(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
             if self.reading is not None:
                 look(out)
 
-        self._hooks.callback(module.register_forward_hook(hook).remove)
+        hooks.callback(module.register_forward_hook(hook).remove)
 
-    def _wrap_attention(self) -> None:
-        """Wrap the attention implementation in use under its own name, so that masks and kernels stay as they are."""
-        name = self.decoder.module.config._attn_implementation
-        inner = ALL_ATTENTION_FUNCTIONS._local_mapping.get(name)
+    def _listen_to_attention(self, hooks: ExitStack) -> None:
+        """Listen to the implementation in use where it is looked up, so that masks and kernels stay as they are."""
         modeling = sys.modules[self.decoder.family.modeling]
-        original = ALL_ATTENTION_FUNCTIONS.get_interface(name, modeling.eager_attention_forward)
+        functions, name = modeling.ALL_ATTENTION_FUNCTIONS, self.decoder.module.config._attn_implementation
+        if name in functions:
+            hooks.enter_context(listening(functions._local_mapping, name, functions[name], self._hear_attention))
+        else:  # "eager" is a function of each modeling file
+            eager = "eager_attention_forward"
+            hooks.enter_context(listening(vars(modeling), eager, getattr(modeling, eager), self._hear_attention))
 
-        def attention(module: nn.Module, query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            if self.reading is not None and id(module) in self._attention_layers:
-                scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-                self.notes["mixer"]["attention"] = AttentionCall(query.detach(), key.detach(), scaling)
-            return original(module, query, key, *args, **kwargs)
+    def _hear_attention(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        given = dict(zip(("module", "query", "key"), args, strict=False)) | kwargs
+        if self.reading is not None and id(given["module"]) in self._attention_layers:
+            query, key = given["query"].detach(), given["key"].detach()
+            scaling = given.get("scaling") or query.shape[-1] ** -0.5
+            self.notes["mixer"]["attention"] = AttentionCall(query, key, scaling)
 
-        def unwrap() -> None:
-            if inner is None:
-                del ALL_ATTENTION_FUNCTIONS[name]
-            else:
-                ALL_ATTENTION_FUNCTIONS[name] = inner
+    def _note(self, part: Part, name: str, value: torch.Tensor) -> None:
+        self.notes[part][name] = value.detach()
 
-        ALL_ATTENTION_FUNCTIONS[name] = attention
-        self._hooks.callback(unwrap)
-
-    def _note(self, part: Part, name: str, value: Any) -> None:
-        self.notes[part][name] = (value[0] if isinstance(value, tuple) else value).detach()
-
-    def _note_flat(self, name: str, value: torch.Tensor) -> None:
+    def _note_flat(self, part: Part, name: str, value: torch.Tensor) -> None:
+        """Note a value [batch * position, ...]; as one row where the layer was given other tokens than the model."""
         assert self.reading is not None
-        self._note("mlp", name, value.reshape(self.reading.batch, -1, value.shape[-1]))
+        batch = self.reading.batch
+        self._note(part, name, value.unflatten(0, (batch, -1)) if len(value) % batch == 0 else value[None])
 
-    def _note_rule(self, layer: int, call: RuleCall) -> None:
+    def _note_rule(self, call: RuleCall) -> None:
         if self.reading is not None:
             self.notes["mixer"]["rule"] = call
 
-    def _note_gate(self, value: torch.Tensor, channels: int) -> None:
-        assert self.reading is not None
-        self._note("mixer", "gate", value.reshape(self.reading.batch, self.reading.width, -1, channels))
-
     def _note_router(self, out: tuple[torch.Tensor, ...]) -> None:
         for name, value in zip(("router", "weights", "chosen"), out, strict=True):
-            self._note_flat(name, value)
+            self._note_flat("mlp", name, value)
 
-    def _hand_over(self, layer: int, part: Part) -> None:
+    def _hand_over(self, layer: int, part: Part, out: Any) -> None:
+        """Deliver the notes of a part together with its output, all on the device that it ran on."""
+        self._note(part, part, out[0] if isinstance(out, tuple) else out)
         notes, self.notes[part] = self.notes[part], {}
-        self.deliver(layer, part, notes)
+        device = notes[part].device
+        # In a split model the stream still comes from the device of the layer before.
+        self.deliver(layer, part, {n: v.to(device) if isinstance(v, torch.Tensor) else v for n, v in notes.items()})
 
 
 def wanted_notes(requests: Iterable[tuple[int, Part, str]]) -> dict[tuple[int, Part], set[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,6 @@ import xarray as xr
 
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.probe.probe import Probe
-from qwenlab.probe.reading import Reading
-from qwenlab.probe.taps import Notes, Part
 
 PHASES = ("prefill", "decode")
 TIMED = ("mixer", "mlp", "rest")
@@ -28,35 +26,27 @@ UNREAD = 4096
 class Timing(Probe):
     """Seconds of every mixer, every MLP and the rest of every layer, with what the readings themselves cost.
 
-    The clock is `perf_counter` on a CPU and a pair of CUDA events around the part on a GPU. What other probes of the same
-    `watch` do is done after a part has ended and is not in its time; it is in `probe_seconds` (host time). "rest" is the
-    layer less its mixer, its MLP and the probes' time: norms and residual additions. A forward pass of more than one token a
-    sequence is prefill, of one token decode.
+    The clock is `perf_counter` on a CPU and a pair of CUDA events around the part on a GPU. What other probes of the
+    same `watch` do is done after a part has ended and is not in its time; it is in `probe_seconds` (host time). "rest"
+    is the layer less its mixer, its MLP and the probes' time: norms and residual additions. A forward pass of more than
+    one token a sequence is prefill, of one token decode.
 
     layers  only these layers
     """
 
     name = "timing"
 
-    def able(self, decoder: Decoder) -> tuple[int, ...]:
-        return tuple(range(len(decoder.layers)))
-
     def start(self, decoder: Decoder) -> None:
+        """Empty clocks, and the cost of reading one."""
         super().start(decoder)
         self.on_gpu = next(decoder.module.parameters()).is_cuda
         self.seconds = np.zeros((len(PHASES), len(self.layers), len(TIMED)))
         self.calls = np.zeros((len(PHASES), len(self.layers)), dtype=np.int64)
         self.model_seconds, self.probe_seconds = np.zeros(len(PHASES)), np.zeros(len(PHASES))
-        self.tokens = np.zeros(len(PHASES), dtype=np.int64)
+        self.tokens = [torch.zeros((), dtype=torch.int64) for _ in PHASES]
         self.readings = 0
         self._waiting: list[tuple[Callable[[float], None], Mark]] = []
         self.clock_cost = self._measure_clock()
-
-    def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
-        return ()
-
-    def look(self, layer: int, part: Part, notes: Notes, reading: Reading) -> None:
-        """Nothing is read from notes: `Stopwatch` times the parts."""
 
     def now(self) -> Any:
         """One reading of the clock."""
@@ -75,13 +65,14 @@ class Timing(Probe):
 
         self._book(book, mark)
 
-    def add_model(self, phase: int, mark: Mark) -> None:
-        """Add a span to the seconds of the whole decoder."""
+    def add_model(self, phase: int, mark: Mark, real: torch.Tensor) -> None:
+        """Add a span to the seconds of the whole decoder, in which it read the tokens that are `real`."""
 
         def book(seconds: float) -> None:
             self.model_seconds[phase] += seconds
 
         self._book(book, mark)
+        self.tokens[phase] = self.tokens[phase].to(real.device) + real.sum()
 
     def _book(self, book: Callable[[float], None], mark: Mark) -> None:
         self.readings += 1
@@ -112,6 +103,7 @@ class Timing(Probe):
         return float(np.median(costs))
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
+        """Seconds and calls by phase, layer and part."""
         self._read(only_done=False)
         by_layer = ("phase", "layer")
         what = "device" if self.on_gpu else "wall-clock"
@@ -122,7 +114,7 @@ class Timing(Probe):
                 "calls": (by_layer, self.calls, "call", "forward passes"),
                 "model_seconds": (("phase",), self.model_seconds, "s", f"{what} time of the decoder, probes included"),
                 "probe_seconds": (("phase",), self.probe_seconds, "s", "host time of the probes themselves"),
-                "tokens": (("phase",), self.tokens, "token", "token columns fed, padding included"),
+                "tokens": (("phase",), np.array([int(n) for n in self.tokens]), "token", "tokens read"),
             },
             phase=("phase", np.array(PHASES, dtype=object)),
             part=("part", np.array(TIMED, dtype=object)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def _contexts(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
     return both.isel(context_point=once).drop_vars("context_point", errors="ignore")
 
 
-def _clock(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+def _clock(first: Mapping[Any, Any], second: Mapping[Any, Any]) -> dict[str, Any]:
     """What reading the clock cost: the readings of both, at their mean cost."""
     if "readings" not in first:
         return {}
@@ -62,10 +63,10 @@ def _clock(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     return {"readings": readings, "clock_cost_seconds": cost / readings if readings else 0.0}
 
 
-def _attrs(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+def _attrs(first: Mapping[Any, Any], second: Mapping[Any, Any]) -> dict[str, Any]:
     """Provenance of both: counts added, prompts hashed together, the rest joined where it differs."""
-    attrs = {}
-    for name in first | second:
+    attrs: dict[str, Any] = {}
+    for name in {**first, **second}:
         values = [attrs_[name] for attrs_ in (first, second) if name in attrs_]
         same = all(value == values[0] for value in values)
         attrs[name] = values[0] if same else "; ".join(map(str, values))
@@ -74,7 +75,8 @@ def _attrs(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
             attrs[name] = int(first.get(name, 0)) + int(second.get(name, 0))
     if "labels" in attrs:
         counts = [json.loads(attrs_.get("labels", "{}")) for attrs_ in (first, second)]
-        attrs["labels"] = json.dumps({label: sum(count.get(label, 0) for count in counts) for label in counts[0] | counts[1]})
+        labels = {label: sum(count.get(label, 0) for count in counts) for label in counts[0] | counts[1]}
+        attrs["labels"] = json.dumps(labels)
     if "prompts_hash" in attrs:
         both = f"{first.get('prompts_hash')} {second.get('prompts_hash')}"
         attrs["prompts_hash"] = hashlib.sha256(both.encode()).hexdigest()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
-import qwenlab
+from qwenlab import __version__
 
 FORMAT = 1
 """The number of the recording format; a file with a higher one is refused."""
@@ -60,15 +60,15 @@ def provenance(
         "seed": seed,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "qwenlab": qwenlab.__version__,
+        "qwenlab": __version__,
         **versions(),
     }
 
 
-def versions() -> dict[str, str]:
-    """Versions of the installed packages that numbers depend on, by name with underscores."""
+def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
+    """Versions of those packages that are installed, by name with underscores."""
     found = {}
-    for package in _PACKAGES:
+    for package in packages:
         try:
             found[package.replace("-", "_")] = version(package)
         except PackageNotFoundError:

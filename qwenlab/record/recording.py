@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import h5py
+import numpy as np
 import xarray as xr
 
-import qwenlab
+from qwenlab import __version__
 from qwenlab.errors import NewerRecording, NotARecording, NotWatched, TruncatedRecording
 from qwenlab.record import show
 from qwenlab.record.merging import merged
@@ -28,6 +30,7 @@ PROBES = {
 """The probe that writes each node."""
 
 _COMPRESSED = 64 * 1024  # bytes: smaller variables are stored as they are
+_DIGEST = "content_sha256"  # the file's attribute with the hash of everything else in it
 
 
 class Recording:
@@ -43,14 +46,15 @@ class Recording:
     """
 
     def __init__(self, datasets: Mapping[str, xr.Dataset], provenance: Mapping[str, Any]) -> None:
-        attrs = {name: _plain(value) for name, value in {"format": str(FORMAT), "package": "qwenlab", **provenance}.items()}
+        facts = {"format": str(FORMAT), "package": "qwenlab", **provenance}
+        attrs = {name: _plain(value) for name, value in facts.items()}
         nodes = {f"/{name}": dataset for name, dataset in datasets.items()}
         self.tree: xr.DataTree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **nodes})
 
     @property
     def attrs(self) -> dict[str, Any]:
         """Where the recording came from: versions, dtype, device, kernels, hashes, tokens read."""
-        return self.tree.attrs
+        return cast(dict[str, Any], self.tree.attrs)
 
     @property
     def checkpoint(self) -> str:
@@ -96,7 +100,9 @@ class Recording:
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
-            self.tree.to_netcdf(beside, engine="h5netcdf", encoding=self._encoding())
+            stored = self.tree.copy(deep=False)
+            stored.attrs = {**self.attrs, _DIGEST: _digest(self.tree)}
+            stored.to_netcdf(beside, engine="h5netcdf", encoding=self._encoding())
             os.replace(beside, target)
         finally:
             beside.unlink(missing_ok=True)
@@ -115,19 +121,20 @@ class Recording:
         if not h5py.is_hdf5(file):
             raise NotARecording(f"{file} is not a NetCDF file.\nRecording.open reads what recording.save(path) wrote.")
         try:
-            with xr.open_datatree(file, engine="h5netcdf") as stored:
+            with xr.open_datatree(file, engine="h5netcdf", decode_times=False) as stored:
                 tree = stored.load()
         except (OSError, RuntimeError, KeyError, ValueError) as error:
-            raise TruncatedRecording(
-                f"{file} is damaged or ends too early ({file.stat().st_size:,} bytes are left): {error}\n"
-                "A recording cannot be mended: make it again, or copy it again from where it is whole."
-            ) from error
+            raise _damaged(file, error) from error
+        digest = tree.attrs.pop(_DIGEST, "")
         _check_format(file, tree.attrs)
-        return cls({name: node.to_dataset() for name, node in tree.children.items()}, tree.attrs)
+        if digest != _digest(tree):
+            raise _damaged(file, "its contents are not those that were saved")
+        attrs = {str(name): value for name, value in tree.attrs.items()}
+        return cls({name: node.to_dataset() for name, node in tree.children.items()}, attrs)
 
     def _encoding(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """Compression and checksums for the large variables, by node."""
-        packed = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
+        """Compression for the large variables, by node."""
+        packed = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
         return {
             f"/{name}": {str(v): packed for v, variable in node.data_vars.items() if variable.nbytes > _COMPRESSED}
             for name, node in self.tree.children.items()
@@ -159,7 +166,32 @@ def _plain(value: Any) -> str | int | float:
     return json.dumps(value)
 
 
-def _check_format(file: Path, attrs: Mapping[str, Any]) -> None:
+def _digest(tree: xr.DataTree) -> str:
+    """A hash of every name, number, text and attribute of a tree."""
+    seen = hashlib.sha256()
+    for node in tree.subtree:
+        seen.update(f"{node.path}{_texts(node.attrs)}".encode())
+        for name in sorted(node.variables, key=str):
+            variable = node.variables[name]
+            seen.update(f"{name}{variable.dims}{variable.shape}{_texts(variable.attrs)}".encode())
+            numbers = variable.dtype.kind in "biuf"
+            seen.update(variable.values.tobytes() if numbers else json.dumps(variable.values.tolist()).encode())
+    return seen.hexdigest()
+
+
+def _texts(attrs: Mapping[Any, Any]) -> str:
+    """Attributes as text that is the same before and after a file has held them."""
+    return json.dumps({str(name): str(np.ravel(value).tolist()) for name, value in attrs.items()}, sort_keys=True)
+
+
+def _damaged(file: Path, why: object) -> TruncatedRecording:
+    return TruncatedRecording(
+        f"{file} is damaged or ends too early ({file.stat().st_size:,} bytes are left): {why}.\n"
+        "A recording cannot be mended: make it again, or copy it again from where it is whole."
+    )
+
+
+def _check_format(file: Path, attrs: Mapping[Any, Any]) -> None:
     """Refuse a tree that is not a recording or is of a later format."""
     number = str(attrs.get("format", ""))
     if attrs.get("package") != "qwenlab" or not number.isdecimal():
@@ -170,6 +202,5 @@ def _check_format(file: Path, attrs: Mapping[str, Any]) -> None:
     if int(number) > FORMAT:
         raise NewerRecording(
             f"{file} is in recording format {number}, written by qwenlab {attrs.get('qwenlab', '?')}; "
-            f"this is qwenlab {qwenlab.__version__}, which reads up to format {FORMAT}.\nInstall a newer qwenlab."
+            f"this is qwenlab {__version__}, which reads up to format {FORMAT}.\nInstall a newer qwenlab."
         )
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -27,20 +28,20 @@ def text(tree: xr.DataTree) -> str:
 
 def html(tree: xr.DataTree) -> str:
     """A recording as one block of HTML; every text in it is escaped."""
-    rows = [*_head(tree.attrs), *((name, _holds(node.to_dataset())) for name, node in tree.children.items())]
-    facts = [(name, str(value)) for name, value in tree.attrs.items()]
+    rows = _head(tree.attrs) + [(name, _holds(node.to_dataset())) for name, node in tree.children.items()]
+    facts = [(str(name), str(value)) for name, value in tree.attrs.items()]
     return (
         f'<div class="qwenlab-recording"><b>Recording of {escape(_title(tree.attrs))}</b> {_strip(tree.attrs)}'
         f"{_table(rows)}<details><summary>where it came from</summary>{_table(facts)}</details></div>"
     )
 
 
-def _title(attrs: dict[str, Any]) -> str:
+def _title(attrs: Mapping[Any, Any]) -> str:
     family = f" ({attrs['family']})" if attrs.get("family") else ""
     return f"{attrs.get('checkpoint') or 'an unnamed model'}{family}"
 
 
-def _head(attrs: dict[str, Any]) -> list[tuple[str, str]]:
+def _head(attrs: Mapping[Any, Any]) -> list[tuple[str, str]]:
     """What was read, on what."""
     rows = []
     if "tokens" in attrs:
@@ -65,8 +66,14 @@ def _holds(node: xr.Dataset) -> str:
     parts += [f"{node.sizes[dim]} {_PLURAL.get(dim, f'{dim}s')}" for dim in _COUNTED if dim in node.dims]
     sample = _loads(node.attrs, "sample", {})
     if sample:
-        parts.append("only " + ", ".join(f"{name} {value}" for name, value in sample.items()))
+        parts.append("only " + ", ".join(f"{name} {_listed(value)}" for name, value in sample.items()))
     return " · ".join(parts)
+
+
+def _listed(value: Any) -> str:
+    """A value of `sample`; lists of numbers with runs drawn together."""
+    numbers = isinstance(value, list) and all(isinstance(item, int) for item in value)
+    return _runs(np.array(value)) if numbers else str(value)
 
 
 def _runs(numbers: np.ndarray) -> str:
@@ -75,14 +82,14 @@ def _runs(numbers: np.ndarray) -> str:
     return " ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs if len(run))
 
 
-def _loads(attrs: dict[str, Any], name: str, default: Any) -> Any:
+def _loads(attrs: Mapping[Any, Any], name: str, default: Any) -> Any:
     try:
         return json.loads(attrs.get(name, "null")) or default
     except (json.JSONDecodeError, TypeError):
         return default
 
 
-def _strip(attrs: dict[str, Any]) -> str:
+def _strip(attrs: Mapping[Any, Any]) -> str:
     """The layers as one coloured cell each."""
     return "".join(
         f'<span title="layer {layer}: {LABELS.get(kind, escape(str(kind)))}" style="display:inline-block;width:6px;'
@@ -91,9 +98,7 @@ def _strip(attrs: dict[str, Any]) -> str:
     )
 
 
-def _table(rows: list[tuple[str, str]]) -> str:
-    cell = "text-align:left;padding:1px 12px 1px 0"
-    body = "".join(
-        f'<tr><th style="{cell}">{escape(name)}</th><td style="{cell}">{escape(value)}</td></tr>' for name, value in rows
-    )
+def _table(rows: Sequence[tuple[str, str]]) -> str:
+    style = 'style="text-align:left;padding:1px 12px 1px 0"'
+    body = "".join(f"<tr><th {style}>{escape(name)}</th><td {style}>{escape(value)}</td></tr>" for name, value in rows)
     return f"<table>{body}</table>"

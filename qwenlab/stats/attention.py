@@ -44,18 +44,19 @@ def attention_distance(
     mass = data["distance_mass"]
     queries = measured(data["queries"], mass, "distance_bin")
     means = (
-        ("distance", "token", "mean attention distance", np.inf),
-        ("entropy", "nat", "entropy of the attention row", np.inf),
-        ("first_mass", "1", "attention on the first token", 1.0),
-        ("previous_mass", "1", "attention on the token before", 1.0),
-        ("self_mass", "1", "attention on the token itself", 1.0),
+        ("distance", "token", "mean attention distance", (0, np.inf)),
+        ("entropy", "nat", "entropy of the attention row", (0, np.inf)),
+        ("first_mass", "1", "attention on the first token", (0, 1)),
+        ("previous_mass", "1", "attention on the token before", (0, 1)),
+        ("self_mass", "1", "attention on the token itself", (0, 1)),
     )
     variables: dict[str, xr.DataArray] = {}
-    for name, units, long_name, most in means:
+    for name, units, long_name, within in means:
         sums = (data[f"{name}_sum"], queries)
-        variables |= estimated(name, ratio, sums, queries, units=units, long_name=long_name, level=level, within=(0, most))
+        variables |= estimated(name, ratio, sums, queries, units=units, long_name=long_name, level=level, within=within)
     reach = sketched(whole_quantiles, mass, "distance_bin", "octave", quantiles)
-    variables["distance_quantile"] = described(reach, "token", "distance that holds the share of attention", scale="log2")
+    what = "distance that holds this share of attention"
+    variables["distance_quantile"] = described(reach, "token", what, scale="log2")
     by_distance = share(mass, "distance_bin")
     variables["distance_share"] = described(by_distance, "share of attention", "attention by distance")
     return result(data, variables)

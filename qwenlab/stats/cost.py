@@ -29,16 +29,16 @@ def time_by_kind(source: Source) -> xr.Dataset:
         raise NothingMeasured("No time was measured.\nRun the model inside the `with` of qwenlab.watch.")
     kind = data["kind"]
     of_kind = {name: seconds.where(kind == name, drop=True).drop_vars("kind") for name in KINDS if (kind == name).any()}
-    by_kind = xr.concat([part.sum("layer") for part in of_kind.values()], "mixer_kind")
-    mean_layer = xr.concat([part.mean("layer") for part in of_kind.values()], "mixer_kind")
-    kinds = {"mixer_kind": list(of_kind)}
+    kinds = xr.Variable("mixer_kind", list(of_kind))
+    by_kind = xr.concat([part.sum("layer") for part in of_kind.values()], kinds.to_index_variable())
+    mean_layer = by_kind / xr.DataArray([part.sizes["layer"] for part in of_kind.values()], dims="mixer_kind")
     tokens = data["tokens"]
     variables = {
         "layer_share": (ratio(seconds.sum("part"), total), "share of layer time", "time of the layer"),
         "part_share": (ratio(seconds, total), "share of layer time", "time of the part"),
-        "kind_share": (ratio(by_kind, total).assign_coords(kinds), "share of layer time", "time of all layers of a kind"),
+        "kind_share": (ratio(by_kind, total), "share of layer time", "time of all layers of a kind"),
         "seconds_per_token": (ratio(seconds, tokens), "s/token", "time of the part a token"),
-        "kind_seconds_per_token": (ratio(mean_layer, tokens).assign_coords(kinds), "s/token", "time of a layer of the kind"),
+        "kind_seconds_per_token": (ratio(mean_layer, tokens), "s/token", "time of a layer of the kind a token"),
         "clock_share": (_clock_share(data), "share of model time", "time spent reading the clock"),
     }
     out = result(data, {name: described(*variable) for name, variable in variables.items()})
@@ -57,7 +57,8 @@ def memory(source: Source) -> xr.Dataset:
     data = read(source, "memory", "predicted_bytes", "measured_bytes")
     if not data.sizes["context_point"]:
         raise NothingMeasured(
-            "No cache was weighed: no forward pass had one.\nCall the model with use_cache=True, or generate, inside the `with`."
+            "No cache was weighed: no forward pass had one.\n"
+            "Call the model with use_cache=True, or generate, inside the `with`."
         )
     data = data.isel(context_point=np.lexsort((data["batch"].values, data["context"].values)))
     predicted, measured = data["predicted_bytes"].astype(float), data["measured_bytes"].astype(float)

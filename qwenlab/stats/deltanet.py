@@ -12,6 +12,7 @@ from qwenlab.stats.formulas.quantiles import log2_quantiles
 from qwenlab.stats.source import (
     QUANTILES,
     Source,
+    along,
     described,
     estimated,
     measured,
@@ -64,7 +65,7 @@ def half_life(
         ),
         **estimated(
             "half_life_mean_alpha",
-            lambda alpha, n: _LN_HALF / np.log(ratio(alpha, n)),
+            lambda alpha, n: _LN_HALF / xr.ufuncs.log(ratio(alpha, n)),
             (data["alpha_sum"], tokens),
             tokens,
             units="token",
@@ -88,8 +89,8 @@ def writing(source: Source, *, by_label: bool = False, level: float = 0.95) -> x
 
     NaN for heads whose prediction error the probe left out (attr sample).
     """
-    needs = ("beta_sum", "beta_hist", "update_norm_sum", "error_ratio_sum", "error_tokens", "state_norm_sum", "sequences")
-    data = read(source, "deltanet", "tokens", *needs, by_label=by_label)
+    sums_ = ("beta_sum", "update_norm_sum", "error_ratio_sum", "state_norm_sum")
+    data = read(source, "deltanet", "beta_hist", "tokens", "error_tokens", "sequences", *sums_, by_label=by_label)
     tokens = measured(data["tokens"], data["beta_hist"], "beta_bin")
     asked = data["error_tokens"]
     ended = data["sequences"].where(asked.sum("fold") > 0, 0)
@@ -118,9 +119,7 @@ def key_collision(source: Source, *, by_label: bool = False) -> xr.Dataset:
     Writes to colliding keys overwrite one another: the delta rule's capacity (Schlag et al. 2021, arXiv:2102.11174).
     """
     data = read(source, "deltanet", "key_moment", "tokens", by_label=by_label)
-    collide = xr.apply_ufunc(
-        collision, data["key_moment"], data["tokens"].sum("fold"), input_core_dims=[["channel", "channel_2"], []]
-    )
+    collide = along(["channel", "channel_2"], collision, data["key_moment"], data["tokens"].sum("fold"))
     floor = xr.DataArray(1 / data.sizes["channel"])
     variables = {
         "key_collision": described(collide, "1", "squared cosine of two tokens' keys"),

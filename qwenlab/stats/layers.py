@@ -6,10 +6,9 @@ from collections.abc import Callable
 
 import xarray as xr
 
-from qwenlab.errors import NothingMeasured
+from qwenlab.errors import NotARecording, NothingMeasured
 from qwenlab.record.recording import Recording
 from qwenlab.stats.attention import attention_distance
-from qwenlab.stats.cost import time_by_kind
 from qwenlab.stats.deltanet import half_life, writing
 from qwenlab.stats.experts import expert_load
 from qwenlab.stats.openness import gates
@@ -37,6 +36,10 @@ def layer_table(source: Recording) -> xr.Dataset:
     A column is there when its probe was watching, and NaN for layers of the other kind. Raises NothingMeasured where
     nothing that is kept by layer was watched.
     """
+    if not isinstance(source, Recording):
+        raise NotARecording(
+            f"layer_table sets several probes side by side: give a Recording, not {type(source).__name__}."
+        )
     columns: Columns = {}
     for node, make in _COLUMNS.items():
         if node in source:
@@ -49,10 +52,10 @@ def layer_table(source: Recording) -> xr.Dataset:
             "Watch with probes such as DeltaNet(), Attention(), Routing() and Timing()."
         )
     table = xr.merge([column.rename(name) for name, column in columns.items()], join="outer", compat="no_conflicts")
-    for name, (units_, long_name, scale) in _MEANING.items():
-        if name in columns:
-            table[name] = described(table[name], units_, long_name, scale=scale)
-    return table.sortby("layer")
+    meanings = {name: meaning for name, meaning in _MEANING.items() if name in columns}
+    return xr.Dataset(
+        {name: described(table[name], units, what, scale=scale) for name, (units, what, scale) in meanings.items()}
+    ).sortby("layer")
 
 
 def _timing(source: Recording) -> Columns:

@@ -9,7 +9,7 @@ from qwenlab.errors import InconsistentRecording, NothingMeasured
 from qwenlab.stats.experts import checked_load
 from qwenlab.stats.formulas import experts as formulas
 from qwenlab.stats.formulas.information import entropy, independent_information, mutual_information
-from qwenlab.stats.source import Source, described, estimated, ratio, read, result, statistic
+from qwenlab.stats.source import Source, along, described, estimated, ratio, read, result, statistic
 
 _BITS = 1 / np.log(2)
 
@@ -62,7 +62,7 @@ def routing(source: Source, *, by_label: bool = False, level: float = 0.95) -> x
     )
     variables |= estimated(
         "chance_switch_rate",
-        lambda chose, n: 1 - _along_experts(formulas.kept_if_independent, ratio(chose, n)) / top_k,
+        lambda chose, n: 1 - along(["expert"], formulas.kept_if_independent, ratio(chose, n)) / top_k,
         (load, tokens),
         tokens,
         units="share of experts",
@@ -129,11 +129,13 @@ def layer_overlap(source: Source, *, draws: int = 20, seed: int = 0) -> xr.Datas
     """
     data = read(source, "routing", "handover", "tokens", by_label=False)
     if data.sizes["layer"] < 2:
-        raise NothingMeasured("Overlap needs two routed layers, and this recording has one.\nWatch with Routing() alone.")
-    counts = data["handover"].isel(layer=slice(None, -1))
-    if not bool((counts.sum(["expert", "expert_next"]) == data["tokens"].sum("fold").isel(layer=slice(None, -1))).all()):
+        raise NothingMeasured("Overlap needs two routed layers, and one was watched.\nLeave out Routing's `layers`.")
+    first = {"layer": slice(None, -1)}
+    counts, tokens = data["handover"].isel(first), data["tokens"].sum("fold").isel(first)
+    if not bool((counts.sum(["expert", "expert_next"]) == tokens).all()):
         raise InconsistentRecording(
-            "handover does not hold every token once a layer.\nMake the recording again; do not cut one of its variables."
+            "handover does not hold every token once a layer.\n"
+            "Make the recording again; do not edit or cut one of its variables."
         )
     tables = counts.transpose("layer", "expert", "expert_next").values
     rng = np.random.default_rng(seed)
@@ -161,7 +163,3 @@ def _top_k(data: xr.Dataset) -> int:
     if "top_k" not in data.attrs:
         raise InconsistentRecording("The routing node lacks its attribute top_k: how many experts a token has.")
     return int(data.attrs["top_k"])
-
-
-def _along_experts(formula: object, array: xr.DataArray) -> xr.DataArray:
-    return xr.apply_ufunc(formula, array, input_core_dims=[["expert"]])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from typing import Literal, ParamSpec, TypeAlias
+from typing import Any, Literal, ParamSpec, TypeAlias
 
 import numpy as np
 import xarray as xr
@@ -99,21 +99,26 @@ def estimated(
     whole = [s.sum("fold") for s in sums]
     estimate = of(*whole)
     left_out = of(*(total - s for total, s in zip(whole, sums, strict=True)))
-    interval = xr.apply_ufunc(
-        jackknife,
-        estimate,
-        left_out,
-        count > 0,
-        input_core_dims=[[], ["fold"], ["fold"]],
-        output_core_dims=[["bound"]],
-        kwargs={"level": level},
-        join="exact",
-    ).clip(*within)
+    interval = along(["fold"], jackknife, estimate, left_out, count > 0, out=["bound"], level=level).clip(*within)
     how = {"interval": "Student's t on the delete-one-fold jackknife", "level": level}
     return {
         name: described(estimate, units, long_name),
         f"{name}_interval": described(bounds(interval), units, f"{long_name}, interval", **how),
     }
+
+
+def along(
+    dims: Sequence[str], formula: Callable[..., np.ndarray], *arrays: xr.DataArray, out: Sequence[str] = (), **more: Any
+) -> xr.DataArray:
+    """A formula on plain arrays, applied by name: it meets `dims`, those an array has, as the last axes of each array.
+
+    out   dims of what the formula returns, after those it was not told of
+    more  what else the formula takes
+    """
+    core = [[dim for dim in dims if dim in array.dims] for array in arrays]
+    return xr.apply_ufunc(
+        formula, *arrays, input_core_dims=core, output_core_dims=[list(out)], join="exact", kwargs=more
+    )
 
 
 def bounds(interval: xr.DataArray) -> xr.DataArray:
@@ -154,19 +159,13 @@ def sketched(
     wanted = np.asarray(q, np.float64)
     if wanted.ndim != 1 or not ((wanted > 0) & (wanted < 1)).all():
         raise BadArgument(f"quantiles={q!r}: give numbers between 0 and 1, both excluded, such as {QUANTILES}.")
-    found = xr.apply_ufunc(
-        formula,
-        counts,
-        input_core_dims=[[dim]],
-        output_core_dims=[["quantile"]],
-        kwargs={"edges": _edges(counts[dim], spacing), "q": wanted},
-    )
-    return found.assign_coords(quantile=wanted)
+    at = along([dim], formula, counts, out=["quantile"], edges=_edges(counts[dim], spacing), q=wanted)
+    return at.assign_coords(quantile=wanted)
 
 
 def share(counts: xr.DataArray, dim: str) -> xr.DataArray:
     """Counts as shares of their sum along `dim`."""
-    return xr.apply_ufunc(shares, counts, input_core_dims=[[dim]], output_core_dims=[[dim]])
+    return along([dim], shares, counts, out=[dim])
 
 
 def check_level(level: float) -> None:

@@ -84,7 +84,7 @@ def _blocks(load: xr.DataArray) -> tuple[np.ndarray, np.ndarray]:
         )
     if seen.max() < 2:
         raise NothingMeasured(
-            f"Each label ({', '.join(names)}) was read in one fold only: shuffling texts among labels changes nothing.\n"
+            f"Each label ({', '.join(names)}) was read in one fold only: no texts to shuffle among labels.\n"
             "Read at least two texts a label; eight or more give a control worth the name."
         )
     return values[:, label, fold], label
@@ -98,4 +98,4 @@ def _log_odds(load: xr.DataArray, tokens: xr.DataArray) -> xr.DataArray:
 
 
 def _log_odds_of(load: xr.DataArray, tokens: xr.DataArray) -> xr.DataArray:
-    return np.log((load + 0.5) / (tokens - load + 0.5))
+    return xr.ufuncs.log((load + 0.5) / (tokens - load + 0.5))

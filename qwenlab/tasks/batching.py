@@ -13,7 +13,7 @@ from qwenlab.errors import BadArgument
 
 @dataclass(frozen=True)
 class Batch:
-    """Tokens [batch, position], padded on the right, with the mask that tells padding apart, and the indices of the texts."""
+    """Tokens and mask [batch, position], padded on the right, and the indices of the texts they are of."""
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor

@@ -8,17 +8,25 @@ from importlib.resources import files
 from qwenlab.errors import BadArgument
 
 DOMAINS = ("code", "prose", "arithmetic", "recall")
-"""code: CPython's standard library · prose: King James Bible · arithmetic: running sums · recall: pairs, later asked for."""
+"""CPython's standard library; King James Bible; running sums; key:value pairs, later asked for."""
 
 SEPARATOR = "\f"
 
 
 def texts(domain: str, count: int | None = None) -> list[str]:
-    """The first `count` held-out texts of a domain, or all. Raises BadArgument for an unknown domain or too high a count."""
+    """The first `count` held-out texts of a domain, or all of them.
+
+    Raises BadArgument for an unknown domain, or more texts than it has.
+    """
     if domain not in DOMAINS:
         near = difflib.get_close_matches(domain, DOMAINS, n=1)
-        raise BadArgument(f"There is no domain {domain!r}; there are {', '.join(DOMAINS)}." + (f" Did you mean {near[0]!r}?" if near else ""))
+        raise BadArgument(
+            f"There is no domain {domain!r}; there are {', '.join(DOMAINS)}."
+            + (f"\nDid you mean {near[0]!r}?" if near else "")
+        )
     found = files("qwenlab.tasks").joinpath("data", f"{domain}.txt").read_bytes().decode().split(SEPARATOR)
     if count is not None and not 1 <= count <= len(found):
-        raise BadArgument(f"texts({domain!r}, count={count}): the domain has {len(found)} texts; ask for 1 to {len(found)}.")
+        raise BadArgument(
+            f"texts({domain!r}, count={count}): the domain has {len(found)} texts; ask for 1 to {len(found)}."
+        )
     return found[:count]

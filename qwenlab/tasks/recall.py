@@ -10,6 +10,8 @@ import random
 import string
 from collections.abc import Iterator
 
+from qwenlab.errors import BadArgument
+
 KEYS = string.ascii_letters
 VALUES = string.digits
 CHANCE = 1 / len(VALUES)
@@ -18,7 +20,7 @@ CHANCE = 1 / len(VALUES)
 def recall_text(pairs: int, questions: int, rng: random.Random) -> str:
     """One recall sequence: `pairs` distinct keys with values, then `questions` keys asked for, each with its answer."""
     if not 1 <= pairs <= len(KEYS):
-        raise ValueError(f"pairs must be 1 to {len(KEYS)} (one letter a key), not {pairs}.")
+        raise BadArgument(f"pairs={pairs} is not possible: there is one letter a key.\nAsk for 1 to {len(KEYS)} pairs.")
     memory = {key: rng.choice(VALUES) for key in rng.sample(KEYS, pairs)}
     asked = _asked(list(memory), questions, rng)
     return "".join(f" {k}:{v}" for k, v in memory.items()) + "\n" + "".join(f" {k}?{memory[k]}" for k in asked) + "\n"

@@ -1,4 +1,4 @@
-"""Scores of a checkpoint on texts: next-token loss, recall of asked-for values, agreement of the MTP head's first draft."""
+"""Scores of a checkpoint on texts: next-token loss, recall of asked-for values, agreement of the MTP head's drafts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def score(
     loss, tokens = np.zeros(len(texts)), np.zeros(len(texts), dtype=np.int64)
     for batch in _read(checkpoint, texts, batch_size, max_tokens, progress):
         by_token, counted = _token_losses(checkpoint, batch)
-        loss[list(batch.texts)] = (by_token.sum(dim=1) / counted.sum(dim=1).clamp_min(1)).cpu().numpy()
+        loss[list(batch.texts)] = (by_token.sum(dim=1).double() / counted.sum(dim=1).clamp_min(1)).cpu().numpy()
         tokens[list(batch.texts)] = counted.sum(dim=1).cpu().numpy()
     return xr.Dataset(
         {
@@ -57,9 +57,11 @@ def recall_accuracy(
             choice = checkpoint.model(**batch.inputs, use_cache=False).logits.argmax(dim=-1)
             asked = batch.input_ids[:, :-1] == question
             right = asked & (choice[:, :-1] == batch.input_ids[:, 1:])
-            accuracy[index, list(batch.texts)] = (right.sum(dim=1) / asked.sum(dim=1)).cpu().numpy()
+            accuracy[index, list(batch.texts)] = (right.sum(dim=1).double() / asked.sum(dim=1)).cpu().numpy()
     attrs = {"units": "1", "long_name": "asked-for values given as first choice", "chance": CHANCE}
-    return xr.Dataset({"accuracy": (("pairs", "text"), accuracy, attrs)}, {"pairs": ("pairs", np.array(pairs), {"units": "pair"})})
+    return xr.Dataset(
+        {"accuracy": (("pairs", "text"), accuracy, attrs)}, {"pairs": ("pairs", np.array(pairs), {"units": "pair"})}
+    )
 
 
 @torch.no_grad()
@@ -75,8 +77,9 @@ def teacher_forced(
 ) -> xr.Dataset:
     """Agreement of the MTP head's first draft with the main model's own first choice, along given texts.
 
-    At every position p the head drafts x[p+2] from h[p] and the text's own x[p+1]; it agrees where that is the model's argmax
-    after x[..p+1]. This is `teacher_forced` agreement: not an acceptance rate, which is counted along the model's own text.
+    At every position p the head drafts x[p+2] from h[p] and the text's own x[p+1]; it agrees where that is the model's
+    argmax after x[..p+1]. This is `teacher_forced` agreement and no acceptance rate: that is counted along the model's
+    own text.
 
     shuffled  feed the head the hidden states of the same text in random order: what it can do without them
 
@@ -94,12 +97,16 @@ def teacher_forced(
         draft = head.logits(head(batch.input_ids[:, 1:], hidden)).argmax(dim=-1)
         drafted = batch.attention_mask[:, 1:].bool()
         agreed = drafted & (draft == out.logits[:, 1:].argmax(dim=-1))
-        agreement[list(batch.texts)] = (agreed.sum(dim=1) / drafted.sum(dim=1).clamp_min(1)).cpu().numpy()
+        agreement[list(batch.texts)] = (agreed.sum(dim=1).double() / drafted.sum(dim=1).clamp_min(1)).cpu().numpy()
         tokens[list(batch.texts)] = drafted.sum(dim=1).cpu().numpy()
     fed = "shuffled hidden states" if shuffled else "true hidden states"
     return xr.Dataset(
         {
-            "agreement": ("text", agreement, {"units": "1", "long_name": f"teacher-forced agreement of the first draft, {fed}"}),
+            "agreement": (
+                "text",
+                agreement,
+                {"units": "1", "long_name": f"teacher-forced agreement of the first draft, {fed}"},
+            ),
             "tokens": ("text", tokens, {"units": "token", "long_name": "positions drafted"}),
         }
     )

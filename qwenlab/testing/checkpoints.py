@@ -52,7 +52,7 @@ def tiny_checkpoint(
     shards         1 writes model.safetensors, more an index and as many shards
     dtype          of the weights and of the config
     float32_decay  A_log and the norm of the DeltaNet layers are stored in float32 whatever `dtype` is
-    fp8            matrices as FP8 with one `weight_scale_inv` a block of 16 x 16, experts one by one, the rest as `dtype`
+    fp8            matrices as FP8, one `weight_scale_inv` a block of 16 x 16; the rest, and fused experts, as `dtype`
     sizes          as `tiny_config` takes them; `layers` and `layer_types` too
 
     The weights in memory are those of `tiny_model(family, seed=seed, ...)` and `tiny_head(model, seed=seed + 1)`.
@@ -67,7 +67,7 @@ def tiny_checkpoint(
     model = tiny_model(family, seed=seed, **sizes)
     named = family_of(model)
     prefix = named.text_prefix if layout == "flat" else named.root_prefix
-    stored = dict(_under(prefix, named, model.state_dict(), experts))
+    stored = dict(_under(prefix, named, _layout(_trunk_state(model), experts)))
     if mtp is not None:
         head = tiny_head(model, seed=seed + 1).state_dict()
         stored |= {mtp_prefix + name: tensor for name, tensor in _layout(head, mtp).items()}
@@ -89,7 +89,7 @@ def save_shards(tensors: Mapping[str, torch.Tensor], folder: Path, shards: int =
         save_file(dict(tensors), folder / "model.safetensors", metadata={"format": "pt"})
         return
     names = list(tensors)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for shard in range(shards):
         file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
         part = names[shard * len(names) // shards : (shard + 1) * len(names) // shards]
@@ -122,11 +122,19 @@ def save_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _under(prefix: str, family: Family, state: Mapping[str, torch.Tensor], experts: Experts) -> Iterator[tuple[str, torch.Tensor]]:
+def _under(prefix: str, family: Family, state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
     """The trunk's tensors under their names in the files."""
-    for name, tensor in _layout(state, experts).items():
+    for name, tensor in state.items():
         inside = name.startswith(family.text_prefix)
         yield prefix + name.removeprefix(family.text_prefix) if inside else name, tensor
+
+
+def _trunk_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The state dict, without a head that is the embedding."""
+    state = dict(model.state_dict())
+    if model.config.tie_word_embeddings:
+        del state["lm_head.weight"]
+    return state
 
 
 def _layout(state: Mapping[str, torch.Tensor], experts: Experts) -> dict[str, torch.Tensor]:
@@ -140,8 +148,9 @@ def _layout(state: Mapping[str, torch.Tensor], experts: Experts) -> dict[str, to
             apart[name] = tensor
             continue
         for expert, matrix in enumerate(tensor):
-            parts = {"down_proj": matrix} if last == "down_proj" else dict(zip(("gate_proj", "up_proj"), matrix.chunk(2)))
-            apart |= {f"{stem}.{expert}.{part}.weight": rows.contiguous() for part, rows in parts.items()}
+            parts = ("gate_proj", "up_proj") if last == "gate_up_proj" else (last,)
+            for part, rows in zip(parts, matrix.chunk(len(parts)), strict=True):
+                apart[f"{stem}.{expert}.{part}.weight"] = rows.contiguous()
     return apart
 
 
@@ -158,13 +167,16 @@ def _config(model: PreTrainedModel, family: Family, layout: Layout, dtype: str, 
     architecture = type(model).__name__
     if layout != "root":
         return {"architectures": [architecture]} | text
-    wrapper = architecture.replace("ForCausalLM", "ForConditionalGeneration")
-    tied = text["tie_word_embeddings"]
-    return {"architectures": [wrapper], "model_type": family.root_type, "text_config": text, "tie_word_embeddings": tied}
+    return {
+        "architectures": [architecture.replace("ForCausalLM", "ForConditionalGeneration")],
+        "model_type": family.root_type,
+        "text_config": text,
+        "tie_word_embeddings": text["tie_word_embeddings"],
+    }
 
 
-# FP8 as in the published releases: these matrices stay as they are, every other one is stored by block.
-_NOT_FP8 = ("embed_tokens", "lm_head", "in_proj_a", "in_proj_b", "in_proj_ba", "conv1d", "gate", "shared_expert_gate", "fc")
+# These matrices stay as they are in the published FP8 releases; every other one is stored by block.
+_NOT_FP8 = ("embed_tokens", "lm_head", "in_proj_a", "in_proj_b", "in_proj_ba", "gate", "shared_expert_gate", "fc")
 
 
 def _quantised(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -180,12 +192,12 @@ def _quantised(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch
 
 
 def _quantization(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    modules = {name.removesuffix(".weight") for name, tensor in tensors.items() if name.endswith(".weight") and tensor.ndim == 2}
-    quantised = {name.removesuffix(".weight_scale_inv") for name in tensors if name.endswith("_scale_inv")}
+    matrices = {name for name, tensor in tensors.items() if name.endswith(".weight") and tensor.ndim == 2}
+    plain = {name for name in matrices if f"{name}_scale_inv" not in tensors}
     return {
         "quant_method": "fp8",
         "fmt": "e4m3",
         "activation_scheme": "dynamic",
         "weight_block_size": [FP8_BLOCK, FP8_BLOCK],
-        "modules_to_not_convert": sorted(modules - quantised),
+        "modules_to_not_convert": sorted(name.removesuffix(".weight") for name in plain),
     }

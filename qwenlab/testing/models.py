@@ -9,7 +9,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from qwenlab.checkpoint.families import ATTENTION, DELTANET, FAMILIES, Family
 from qwenlab.checkpoint.mtp import MtpHead
@@ -38,7 +44,13 @@ _SPARSE: dict[str, Any] = dict(
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
 _MROPE = {"mrope_interleaved": True, "mrope_section": [2, 1, 1]}
 _VISION: dict[str, Any] = dict(
-    depth=1, hidden_size=32, intermediate_size=64, num_heads=2, num_position_embeddings=16, out_hidden_size=64, patch_size=4
+    depth=1,
+    hidden_size=32,
+    intermediate_size=64,
+    num_heads=2,
+    num_position_embeddings=16,
+    out_hidden_size=64,
+    patch_size=4,
 )
 
 

@@ -1,13 +1,18 @@
 """Hypothesis strategies: made recordings of any small shape."""
 
+from collections.abc import Sequence
+
 from hypothesis import strategies as st
 
+from qwenlab.record.recording import PROBES
 from qwenlab.testing.recordings import Made, made
 
 
 @st.composite
-def made_recordings(draw: st.DrawFn, *, fewest_labels: int = 1, fewest_sequences: int = 1) -> Made:
-    """A small made recording with its per-token values: few or many texts, labels, heads and experts."""
+def made_recordings(
+    draw: st.DrawFn, *, probes: Sequence[str] = tuple(PROBES), fewest_labels: int = 1, fewest_sequences: int = 1
+) -> Made:
+    """A small made recording of these probes, with its per-token values: few or many texts, labels, heads and experts."""
     labels = draw(st.integers(fewest_labels, 3))
     experts = draw(st.integers(3, 7))
     return made(
@@ -22,4 +27,5 @@ def made_recordings(draw: st.DrawFn, *, fewest_labels: int = 1, fewest_sequences
         experts=experts,
         top_k=draw(st.integers(1, experts - 1)),
         never_used=draw(st.integers(0, 1)),
+        probes=probes,
     )

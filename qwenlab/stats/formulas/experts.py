@@ -45,7 +45,7 @@ def distinct_if_independent(share: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def kept_if_independent(share: np.ndarray) -> np.ndarray:
-    """Expected number of experts that two independent tokens both choose: the sum of share^2 over experts [..., expert]."""
+    """Expected number of experts that two independent tokens both choose: sum over experts of share^2 [..., expert]."""
     return (share**2).sum(axis=-1)
 
 

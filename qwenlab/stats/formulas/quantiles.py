@@ -1,8 +1,8 @@
 """Quantiles from a histogram: where in which bin the cumulated count passes q of the whole.
 
-All take counts [..., bin] (any non-negative weights), edges [bin + 1] and q [quantile], each strictly between 0 and 1, and
-return [..., quantile]; NaN where nothing was counted. The sample quantile (the smallest value with at least q of the
-samples at or below it) lies in the bin that is found, so the error is below that bin's width.
+All take counts [..., bin] (any non-negative weights), edges [bin + 1] and q [quantile], each strictly between 0 and 1,
+and return [..., quantile]; NaN where nothing was counted. The sample quantile (the smallest value with at least q of
+the samples at or below it) lies in the bin that is found, so the error is below that bin's width.
 """
 
 import numpy as np

@@ -1,0 +1,221 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # qwenlab in ten minutes
+#
+# qwenlab opens a hybrid checkpoint (DeltaNet layers with a few attention layers between them, as in Qwen3.5 and
+# Qwen3.6), watches what happens inside while your own code runs the model, and gives back numbers that say what
+# they are. This notebook walks through all of it once, on a small trained model that ships with the package, so
+# nothing has to be downloaded.
+#
+# Words are defined in [the glossary](../docs/glossary.md). For more: [10_layers](10_layers.py) on DeltaNet and
+# attention, [20_routing](20_routing.py) on experts.
+
+# %% tags=["parameters"]
+checkpoint: str = "toy-moe"  # a shipped toy, a folder, or a name on the hub such as "Qwen/Qwen3.6-35B-A3B"
+texts_per_domain: int = 8  # intervals need two or more
+max_tokens: int = 256  # read of each text
+device: str | None = None  # None: the CPU
+dtype: str | None = None  # None: the checkpoint's own
+out: str | None = None  # folder for the recording and the figures; None keeps nothing
+
+# %%
+import tempfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+import transformers
+from IPython.display import display
+
+import qwenlab as ql
+
+transformers.logging.set_verbosity_error()  # which kernels ran is written in the recording
+pd.options.display.float_format = "{:.3g}".format
+figures = {}
+
+
+def show(name, figure, description):
+    """Show a figure, with a description for those who cannot see it, and keep it for `out`."""
+    figures[name] = figure
+    display(figure, metadata={"image/png": {"alt": description}})
+    plt.close(figure)
+
+
+# %% [markdown]
+# ## Open
+#
+# `ql.open` takes the name of a toy, a folder, or a name on the hub. What comes back holds the plain `transformers`
+# model (`.model`), its tokenizer, its multi-token-prediction head (`.mtp`) and its anatomy. It prints itself.
+
+# %%
+ckpt = ql.open(checkpoint, device=device, dtype=dtype)
+ckpt
+
+# %%
+prompt = ckpt.tokenizer("for index in range(", return_tensors="pt").to(ckpt.model.device)
+ckpt.tokenizer.decode(ckpt.model.generate(**prompt, max_new_tokens=24, do_sample=False)[0])
+
+# %% [markdown]
+# ## Anatomy, without weights
+#
+# Layers by kind, parameters, memory and cost follow from a config alone. The published ones are in the package, so
+# the large checkpoints can be looked at on any laptop.
+
+# %%
+ql.anatomy("Qwen3.6-27B")
+
+# %%
+large = ql.anatomy("Qwen3.6-35B-A3B")
+large
+
+# %% [markdown]
+# The same numbers as labelled data: bytes of KV cache and of recurrent state of one sequence, by context.
+
+# %%
+large.memory([1_024, 32_768, 262_144]).to_dataframe()
+
+# %% [markdown]
+# ## Watch
+#
+# Inside `ql.watch` the model is used as always: forward, `generate`, a training step. Probes read what passes and
+# keep sums, counts and histograms, not activations, so memory does not grow with what is read. Not one logit
+# changes, and nothing is left behind. If something that should be read did not pass, leaving the block is an error,
+# not an empty result.
+
+# %%
+probes = [ql.probe.DeltaNet(), ql.probe.Attention(), ql.probe.Residual(), ql.probe.Timing(), ql.probe.Memory()]
+if ckpt.anatomy.config.num_experts:
+    probes.append(ql.probe.Routing())
+
+with torch.no_grad(), ql.watch(ckpt, *probes) as seen:
+    for domain in ql.tasks.DOMAINS:
+        for batch in ql.tasks.batches(ckpt, ql.tasks.texts(domain, texts_per_domain), max_tokens=max_tokens):
+            with seen.label(domain):
+                watched = ckpt.model(**batch.inputs).logits
+
+with torch.no_grad():
+    print("logits the same, bit for bit:", torch.equal(watched, ckpt.model(**batch.inputs).logits))
+
+# %% [markdown]
+# ## Recording
+#
+# What was seen is an `xarray` tree: one dataset a probe, every dimension and unit named, and where it came from in
+# the attributes.
+
+# %%
+recording = seen.recording()
+recording
+
+# %%
+recording["deltanet"]
+
+# %% [markdown]
+# ## Statistics, then figures
+#
+# `ql.stats` makes numbers of a recording: a Dataset in, a Dataset out, each with its units and its interval.
+# `ql.plots` draws them and computes nothing. Neither needs torch.
+
+# %%
+half_life = ql.stats.half_life(recording)
+half_life[["half_life_mean_log", "half_life_mean_log_interval"]]
+
+# %%
+show(
+    "half_life",
+    ql.plots.half_life(half_life),
+    "Quantiles of the half-life over tokens, for each DeltaNet layer and head.",
+)
+
+# %%
+layers = ql.stats.layer_table(recording)
+show("layers", ql.plots.layer_map(layers), "The layers in their order, by kind, with time, reach, gates and routing.")
+layers.to_dataframe()
+
+# %% [markdown]
+# ## Tasks: losses, recall, drafts
+#
+# Held-out texts, a task whose right answers are known, and the drafts of the multi-token-prediction head.
+# **Teacher-forced agreement** is how often the head's first draft is the main model's own choice along a given
+# text. It is not an acceptance rate: that is counted along the model's own text, round by round. The control feeds
+# the head another position's hidden state of the same text: what it can do without.
+
+# %%
+scores = {}
+for domain in ql.tasks.DOMAINS:
+    texts = ql.tasks.texts(domain, texts_per_domain)
+    scores[domain] = {"loss (nats a token)": ql.tasks.score(ckpt, texts, max_tokens=max_tokens)["loss"]}
+    if ckpt.mtp is not None:
+        for name, shuffled in (("teacher-forced agreement", False), ("the same, hidden states shuffled", True)):
+            agreement = ql.tasks.teacher_forced(ckpt, texts, shuffled=shuffled, max_tokens=max_tokens)
+            scores[domain][name] = agreement["agreement"]
+
+
+def with_interval(by_text, level=0.95, draws=1000):
+    """Mean over texts with its bootstrap interval, as text."""
+    values = by_text.values
+    means = values[np.random.default_rng(0).integers(0, len(values), (draws, len(values)))].mean(axis=1)
+    low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
+    return f"{values.mean():.2f} [{low:.2f}, {high:.2f}]"
+
+
+pd.DataFrame({domain: {name: with_interval(each) for name, each in row.items()} for domain, row in scores.items()}).T
+
+# %%
+recall = ql.tasks.recall_accuracy(ckpt, pairs=(2, 4, 8, 16), count=16)["accuracy"]
+recalled = {f"{pairs} pairs": with_interval(recall.sel(pairs=pairs)) for pairs in recall["pairs"].values}
+pd.Series(recalled, name=f"asked-for values right (chance {ql.tasks.CHANCE:.2f})").to_frame()
+
+# %% [markdown]
+# ## Save, and open anywhere
+#
+# A recording is one NetCDF file. It opens on a machine without torch or the checkpoint.
+
+# %%
+folder = Path(out or tempfile.mkdtemp(prefix="qwenlab-tour-"))
+path = recording.save(folder / "recording.nc")
+again = ql.Recording.open(path)
+print(f"{path.stat().st_size / 1e3:.0f} kB; the same half-lives:", ql.stats.half_life(again).equals(half_life))
+
+# %% [markdown]
+# ## In your own training loop
+#
+# qwenlab asks for no wrapper and no `ql.open`: any model of a known family will do, also while it trains. Here one
+# is made new, and two steps of a plain loop are watched.
+
+# %%
+toy = ql.open("toy-dense")
+torch.manual_seed(0)
+model = type(toy.model)(toy.model.config)
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+batch = next(ql.tasks.batches(toy, ql.tasks.texts("code", 4), max_tokens=128))
+labels = batch.input_ids.where(batch.attention_mask.bool(), -100)
+
+with ql.watch(model, ql.probe.Residual(), ql.probe.DeltaNet(prediction_heads=0)) as training:
+    for step in range(2):
+        with training.label(f"step {step}"):
+            loss = model(**batch.inputs, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        print(f"step {step}: loss {loss.item():.3f} nats a token")
+
+ql.stats.residual(training.recording(), by_label=True)["ratio"].sel(part="mixer").to_pandas().T
+
+# %% [markdown]
+# Each column is a step, each row a layer: the norm of what the mixer adds, over that of the stream it is added to.
+
+# %%
+if out is not None:
+    for name, figure in figures.items():
+        for suffix in ("png", "svg"):
+            figure.savefig(folder / f"{name}.{suffix}", dpi=150)
+    print(f"saved in {folder}: recording.nc, {', '.join(figures)} (.png, .svg)")

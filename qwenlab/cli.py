@@ -1,0 +1,141 @@
+"""The command `qwenlab`: anatomy, profile and demo, from a shell."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from qwenlab import record, runs, stats, tasks
+from qwenlab.checkpoint.anatomy import anatomy as anatomy_of
+from qwenlab.checkpoint.show import COLOURS, LABELS
+from qwenlab.errors import BadArgument, QwenlabError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+app = typer.Typer(
+    help="A workbench for hybrid attention: what the layers of a checkpoint are, do and cost.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_COLUMNS = ("time_share", "half_life", "attention_distance", "router_entropy")
+
+
+def main() -> None:
+    """Run the command. An error of qwenlab's is its message in red, without a traceback, and exit status 2."""
+    try:
+        app()
+    except QwenlabError as error:
+        Console(stderr=True).print(Text(f"{type(error).__name__}: {error}", "red"), soft_wrap=True)
+        raise SystemExit(2) from None
+
+
+@app.command()
+def anatomy(
+    name: Annotated[str, typer.Argument(help="A toy, a folder, a config.json, or a published name: Qwen3.6-27B.")],
+    strict: Annotated[bool, typer.Option(help="Fields of the config that are not known are errors.")] = False,
+) -> None:
+    """What a checkpoint is made of and what it costs, from its config alone."""
+    Console().print(anatomy_of(name, strict=strict))
+
+
+@app.command()
+def profile(
+    source: Annotated[str, typer.Argument(help="A toy, a folder, or a name on the hub: Qwen/Qwen3.6-35B-A3B.")],
+    out: Annotated[Path, typer.Option(help="Folder for recording.nc and the figures.", file_okay=False)],
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A text file; its name is its label. Repeat for more. Default: the texts that ship.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of a passage, into which files are cut.", min=1)] = 512,
+    passages: Annotated[int, typer.Option(help="Passages read of each file.", min=1)] = 16,
+    batch_size: Annotated[int, typer.Option(help="Passages read at a time.", min=1)] = 8,
+    decode: Annotated[int, typer.Option(help="Tokens a file that are read one at a time, as in decoding.", min=0)] = 16,
+    probes: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated: deltanet,attention,routing,residual,timing,memory. Default: all."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Where the model goes, such as cuda. Default: the CPU.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the weights in memory. Default: the checkpoint's own.")] = None,
+) -> None:
+    """Watch a checkpoint read text: a recording, figures, and a table of its layers."""
+    done = runs.profile(
+        source,
+        _read(text) if text else {domain: tasks.texts(domain, passages) for domain in tasks.DOMAINS},
+        out,
+        probes=None if probes is None else [name.strip() for name in probes.split(",")],
+        max_tokens=max_tokens,
+        passages=passages,
+        batch_size=batch_size,
+        decode=decode,
+        device=device,
+        dtype=dtype,
+    )
+    _report(done.recording, done.figures)
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path, typer.Option(help="Folder for the executed notebook, its recording and its figures.", file_okay=False)
+    ] = Path("runs/demo"),
+    name: Annotated[str, typer.Option("--checkpoint", help="What the notebook runs on.")] = "toy-moe",
+) -> None:
+    """Run notebooks/10_layers on a toy that ships, and print what it found of the layers."""
+    done = runs.demo(name, out)
+    _report(done.recording, (done.notebook, *done.figures))
+
+
+def _read(files: list[Path]) -> dict[str, str]:
+    """The text of each file under its name without the ending, or under its path where two names would be the same."""
+    stems = [file.stem for file in files]
+    return {file.stem if stems.count(file.stem) == 1 else str(file): _text(file) for file in files}
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BadArgument(f"--text: {file} is no UTF-8 text: {error}.\nConvert it, or leave it out.") from error
+
+
+def _report(recording: Path, others: tuple[Path, ...]) -> None:
+    """The table of the layers, and where everything is."""
+    console = Console()
+    seen = record.Recording.open(recording)
+    if any("layer" in seen[node].dims for node in seen):
+        console.print(_table(stats.layer_table(seen)))
+    for path in (recording, *others):
+        console.print(str(path), soft_wrap=True, highlight=False, markup=False)
+
+
+def _table(layers: xr.Dataset) -> Table:
+    """The columns that say most, of those that were measured; a dash where a layer has no such thing."""
+    shown = [layers[name] for name in _COLUMNS if name in layers]
+    table = Table(
+        "layer", "kind", box=box.SIMPLE_HEAD, title=f"The layers of {layers.attrs['checkpoint']}", title_justify="left"
+    )
+    for column in shown:
+        table.add_column(f"{column.attrs['long_name']}\n({column.attrs['units']})", justify="right")
+    for index, (layer, kind) in enumerate(zip(layers["layer"].values, layers["kind"].values, strict=True)):
+        numbers = [float(column[index]) for column in shown]
+        cells = ["–" if math.isnan(number) else f"{number:.3g}" for number in numbers]
+        table.add_row(str(layer), Text(LABELS[kind], COLOURS[kind]), *cells)
+    return table
+
+
+if __name__ == "__main__":
+    main()

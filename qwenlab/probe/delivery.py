@@ -1,0 +1,134 @@
+"""From the taps to the probes: notes are counted, those of decode steps gathered, and all of them reduced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from qwenlab.probe.probe import Probe
+from qwenlab.probe.reading import Reading
+from qwenlab.probe.taps import Notes, Part, joined, wanted_notes
+
+STEPS = 32
+"""Decode steps are reduced this many at a time: the notes of one are too small to be worth a pass of their own."""
+
+
+class Delivery:
+    """Hands the notes of each part to the probes that want them.
+
+    timed  runs a probe's work, and sees to it that its time is not the model's
+    """
+
+    def __init__(self, probes: Sequence[Probe], timed: Callable[[Callable[[], None]], None]) -> None:
+        self.wanted = wanted_notes(
+            (layer, part, name) for probe in probes for layer in probe.layers for part, name in probe.wants(layer)
+        )
+        self._readers = {
+            (layer, part): [probe for probe in probes if layer in probe.layers and _wants(probe, layer, part)]
+            for layer, part in self.wanted
+        }
+        self._timed = timed
+        self._fired: dict[tuple[int, Part, str], int] = {}
+        self._steps: list[Reading] = []
+        self._pending: dict[tuple[int, Part], list[Notes]] = {}
+
+    def take(self, layer: int, part: Part, notes: Notes, reading: Reading) -> None:
+        """The notes of a part that has just run: reduced now, or kept until enough decode steps are together."""
+        names, whole = self.wanted[layer, part], (reading.batch, reading.width)
+        found = {name: tuple(note.shape[:2]) for name, note in notes.items() if name in names}
+        for name, shape in found.items():
+            self._fired[layer, part, name] = self._fired.get((layer, part, name), 0) + shape[0] * shape[1]
+        if len(found) == len(names) and all(shape == whole for shape in found.values()):
+            kept = {name: notes[name] for name in names}
+            self._timed(lambda: self._reduce(layer, part, kept, reading))
+
+    def before(self, reading: Reading) -> None:
+        """A forward pass begins: the steps kept so far are reduced, unless it is the one that follows them."""
+        if self._steps and not reading.goes_on(self._steps[-1]):
+            self.flush()
+
+    def after(self, reading: Reading) -> None:
+        """A forward pass has ended."""
+        if reading.is_decode:
+            self._steps.append(reading)
+        if len(self._steps) >= STEPS:
+            self.flush()
+
+    def broke_off(self) -> None:
+        """The forward pass raised: the notes of its layers that ran are dropped."""
+        self._pending = {key: notes[: len(self._steps)] for key, notes in self._pending.items()}
+
+    def flush(self) -> None:
+        """Reduce the decode steps kept so far."""
+        steps, pending = self._steps, self._pending
+        self._steps, self._pending = [], {}
+        if steps:
+            self._timed(lambda: self._reduce_steps(Reading.joined(steps), pending, len(steps)))
+
+    def silent(self, columns: int) -> list[str]:
+        """A line for each note that did not come, or came for other than `columns` tokens."""
+        return [
+            f"  {_site(layer, part, name)}: {self._fired.get((layer, part, name), 0)} of {columns} tokens"
+            for (layer, part), names in sorted(self.wanted.items())
+            for name in sorted(names)
+            if self._fired.get((layer, part, name), 0) != columns
+        ]
+
+    def _reduce(self, layer: int, part: Part, notes: Notes, reading: Reading) -> None:
+        with undisturbed():
+            if "rule" in notes:
+                call: Any = notes["rule"]
+                call.settle(reading.on(call.device))
+            if not reading.is_decode:
+                self._look(layer, part, notes, reading)
+                return
+            kept = self._pending.setdefault((layer, part), [])
+            if kept and "attention" in notes:
+                earlier: Any = kept[-1]["attention"]
+                earlier.key = None  # the keys of a step hold those of the steps before it
+            kept.append(notes)
+
+    def _reduce_steps(self, reading: Reading, pending: dict[tuple[int, Part], list[Notes]], steps: int) -> None:
+        with undisturbed():
+            for (layer, part), notes in pending.items():
+                if len(notes) == steps:
+                    self._look(layer, part, joined(notes), reading)
+
+    def _look(self, layer: int, part: Part, notes: Notes, reading: Reading) -> None:
+        here = reading.on(next(iter(notes.values())).device)
+        for probe in self._readers[layer, part]:
+            probe.look(layer, part, notes, here)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Probes work outside autograd, inference mode and autocast, whatever the block runs in."""
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    with torch.inference_mode(False), torch.no_grad(), ExitStack() as autocasts:
+        for device in devices:
+            autocasts.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+def _wants(probe: Probe, layer: int, part: Part) -> bool:
+    return any(wanted == part for wanted, _ in probe.wants(layer))
+
+
+def _site(layer: int, part: Part, name: str) -> str:
+    """A note in the words of sites."""
+    words = {
+        "stream": f"residual, before the {part}",
+        "rule": "mixer.decay",
+        "attention": "mixer.query",
+        "gate": "mixer.gate",
+        "routed": "experts",
+        "shared": "shared_expert",
+        "shared_gate": "shared_expert, its gate",
+        "router": "router",
+        "weights": "router, its weights",
+        "chosen": "router, its choice",
+    }
+    return f"layers.{layer}.{words.get(name, part)}"

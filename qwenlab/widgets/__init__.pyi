@@ -1,0 +1,3 @@
+from .explorer import Explorer as Explorer
+from .layers import explore_layers as explore_layers
+from .routing import explore_routing as explore_routing

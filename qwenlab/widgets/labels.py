@@ -1,0 +1,44 @@
+"""What both views share: statistics over all texts and by label, and numbers in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import xarray as xr
+from ipywidgets import Dropdown
+
+from qwenlab.record.recording import Recording
+from qwenlab.widgets.explorer import choice
+
+EVERY = "all texts"
+"""The label that stands for all labels together."""
+
+_READ_AS = {"1": "", "token": "tokens", "nat": "nats"}
+
+
+def by_label(statistic: Callable[..., xr.Dataset], recording: Recording) -> xr.Dataset:
+    """A statistic over all texts, and again for each label where there are several: along `label`."""
+    together = statistic(recording).expand_dims(label=[EVERY])
+    apart = statistic(recording, by_label=True)
+    if apart.sizes["label"] < 2:
+        return together
+    return xr.concat([together, apart], "label", data_vars="all", coords="different", compat="equals", join="exact")
+
+
+def label_choice(statistic: xr.Dataset) -> Dropdown:
+    """The list of the labels of a statistic."""
+    options: list[tuple[str, object]] = [(str(label), label) for label in statistic["label"].values]
+    return choice("Texts", options, "the texts, by their label")
+
+
+def in_words(statistic: xr.Dataset, name: str) -> str:
+    """One number with its units and interval: "write strength 0.41 [0.38, 0.44]"."""
+    value, about = float(statistic[name]), statistic[name].attrs
+    if math.isnan(value):
+        return f"{about['long_name']} not measured"
+    text = f"{about['long_name']} {value:.3g} {_READ_AS.get(about['units'], about['units'])}".rstrip()
+    bounds = statistic.get(f"{name}_interval")
+    if bounds is None or bool(bounds.isnull().any()):
+        return text
+    return f"{text} [{float(bounds[0]):.3g}, {float(bounds[1]):.3g}]"

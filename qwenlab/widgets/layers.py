@@ -1,0 +1,132 @@
+"""Each mixer by itself: how far it looks back, what it lets out, what it writes."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from qwenlab.checkpoint.families import ATTENTION, DELTANET
+from qwenlab.checkpoint.show import COLOURS, LABELS
+from qwenlab.errors import NotWatched
+from qwenlab.record.recording import Recording
+from qwenlab.stats.attention import attention_distance
+from qwenlab.stats.deltanet import half_life, writing
+from qwenlab.stats.openness import gates
+from qwenlab.widgets.explorer import Drawing, Explorer, choice, number_choice
+from qwenlab.widgets.labels import by_label, in_words, label_choice
+
+_MASSES = {"first_mass": "first token", "previous_mass": "token before", "self_mass": "itself"}
+
+
+def explore_layers(recording: Recording) -> Explorer:
+    """Choose a layer, a head and the texts, and see what the head does, from the recording alone.
+
+    DeltaNet   how its tokens spread over half-lives, write strengths and openness of the output gate
+    attention  how its attention spreads over distances, how open the gate is, and what the usual targets get
+
+    The other heads of the layer are drawn thin. Raises NotWatched for a recording of neither kind of mixer.
+    """
+    watched = {kind: _STATISTICS[kind] for kind in _NODES if _NODES[kind] in recording}
+    if not watched:
+        raise NotWatched(
+            f"This recording of {recording.checkpoint} has neither a deltanet nor an attention node.\n"
+            "Watch with DeltaNet(), Attention() or both."
+        )
+    statistics = {kind: [by_label(each, recording[_NODES[kind]]) for each in made] for kind, made in watched.items()}
+    kinds = {layer: kind for kind, (first, *_) in statistics.items() for layer in first["layer"].values.tolist()}
+
+    def heads_of(layer: int) -> list[int]:
+        return statistics[kinds[layer]][0]["head"].values.tolist()
+
+    named: list[tuple[str, object]] = [(f"{layer} · {LABELS[kinds[layer]]}", layer) for layer in sorted(kinds)]
+    layers = choice("Layer", named, "the layer, by its place in the trunk")
+    heads = number_choice("Head", heads_of(layers.value), "the head of this layer's mixer")
+    texts = label_choice(statistics[kinds[layers.value]][0])
+
+    def offer_heads(change: object) -> None:
+        heads.options = [(str(head), head) for head in heads_of(layers.value)]
+
+    def draw() -> Drawing:
+        kind = kinds[layers.value]
+        here = [each.sel(layer=layers.value, label=texts.value) for each in statistics[kind]]
+        chosen = xr.merge(here, compat="override")
+        title = f"layer {layers.value} · {LABELS[kind]} · head {heads.value} · {texts.value}"
+        return _DRAW[kind](chosen, heads.value, title)
+
+    layers.observe(offer_heads, names="value")
+    return Explorer({"layer": layers, "head": heads, "label": texts}, draw)
+
+
+def _draw_deltanet(layer: xr.Dataset, head: int, title: str) -> Drawing:
+    figure, (reach, written, opened) = _panels(title)
+    lower = layer["half_life_bin"].values
+    lives = np.append(lower, lower[-1] ** 2 / lower[-2])
+    _heads(reach, layer["half_life_share"], lives, head, COLOURS[DELTANET])
+    held = np.flatnonzero(layer["half_life_share"].max("head"))
+    reach.set_xscale("log", base=2)
+    reach.set_xlim(lives[max(held[0] - 2, 0)], lives[min(held[-1] + 3, len(lives) - 1)])
+    reach.set(xlabel="half-life of a token's decay (tokens)", ylabel="share of tokens")
+    _heads(written, layer["beta_share"], _unit(layer["beta_bin"]), head, COLOURS[DELTANET])
+    written.set(xlabel="write strength β", xlim=(0, 1))
+    _heads(opened, layer["openness_share"], _unit(layer["gate_bin"]), head, COLOURS[DELTANET])
+    opened.set(xlabel="openness of the output gate", xlim=(0, 1))
+    names = ("half_life_mean_log", "beta", "openness", "error_ratio")
+    return Drawing(figure, _caption(title, layer.sel(head=head), names))
+
+
+def _draw_attention(layer: xr.Dataset, head: int, title: str) -> Drawing:
+    figure, (reach, targets, opened) = _panels(title)
+    lower, share = layer["distance_bin"].values, layer["distance_share"]
+    last = int(np.flatnonzero(share.max("head")).max(initial=0)) + 1
+    _heads(reach, share[:, :last], np.arange(last + 1) - 0.5, head, COLOURS[ATTENTION])
+    ticks = range(0, last, max(1, last // 8))
+    reach.set_xticks(list(ticks), [f"{lower[tick]:g}" for tick in ticks])
+    reach.set(xlabel="distance from query to key, from (tokens)", ylabel="share of attention")
+    _bars(targets, layer.sel(head=head))
+    _heads(opened, layer["openness_share"], _unit(layer["gate_bin"]), head, COLOURS[ATTENTION])
+    opened.set(xlabel="openness of the output gate", xlim=(0, 1))
+    return Drawing(figure, _caption(title, layer.sel(head=head), ("distance", "entropy", *_MASSES, "openness")))
+
+
+def _panels(title: str) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(10, 2.8), layout="constrained")
+    figure.suptitle(title, fontsize="medium", fontweight="bold", x=0.01, ha="left", parse_math=False)
+    axes = list(figure.subplots(1, 3))
+    for each in axes:
+        each.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _heads(axes: Axes, share: xr.DataArray, edges: np.ndarray, head: int, colour: str) -> None:
+    """The shares [head, bin] of one head, filled, before those of the others."""
+    for other in share["head"].values:
+        if other != head:
+            axes.stairs(share.sel(head=other), edges, color="0.75", linewidth=0.7)
+    axes.stairs(share.sel(head=head), edges, color=colour, fill=True, alpha=0.75)
+    axes.set_ylim(bottom=0)
+
+
+def _bars(axes: Axes, head: xr.Dataset) -> None:
+    """What the usual targets of attention get, with intervals."""
+    means = np.array([float(head[name]) for name in _MASSES])
+    ends = np.array([head[f"{name}_interval"].values for name in _MASSES])
+    reach = np.nan_to_num(np.abs(ends.T - means))
+    axes.barh(list(_MASSES.values()), means, xerr=reach, color=COLOURS[ATTENTION], alpha=0.75, ecolor="0.3")
+    axes.invert_yaxis()
+    axes.set(xlabel="attention to (share)", xlim=(0, None))
+
+
+def _unit(lower: xr.DataArray) -> np.ndarray:
+    """Edges of equal bins of [0, 1]."""
+    return np.append(lower, 1.0)
+
+
+def _caption(title: str, head: xr.Dataset, names: tuple[str, ...]) -> str:
+    return f"{title}: {'; '.join(in_words(head, name) for name in names)}."
+
+
+_NODES = {DELTANET: "deltanet", ATTENTION: "attention"}
+_STATISTICS = {DELTANET: (gates, half_life, writing), ATTENTION: (gates, attention_distance)}
+_DRAW = {DELTANET: _draw_deltanet, ATTENTION: _draw_attention}

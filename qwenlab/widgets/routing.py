@@ -1,0 +1,79 @@
+"""Each expert by itself: who sends it work, how much, and beside whom."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from qwenlab.record.recording import Recording
+from qwenlab.stats.experts import expert_load
+from qwenlab.stats.routing import coactivation
+from qwenlab.widgets.explorer import Drawing, Explorer, number_choice
+from qwenlab.widgets.labels import by_label, in_words, label_choice
+
+_CHOSEN, _OTHER = "#009E73", "0.8"
+_PARTNERS = 8
+
+
+def explore_routing(recording: Recording) -> Explorer:
+    """Choose a layer, an expert and the texts, and see the expert's load, by label too, and who is chosen beside it.
+
+    From the recording alone. Raises NotWatched for one without routing.
+    """
+    load, together = by_label(expert_load, recording), coactivation(recording)
+    layers = number_choice("Layer", load["layer"].values.tolist(), "the layer of the router")
+    experts = number_choice("Expert", load["expert"].values.tolist(), "the routed expert")
+    texts = label_choice(load)
+
+    def draw() -> Drawing:
+        layer, expert, label = layers.value, experts.value, texts.value
+        title = f"layer {layer} · expert {expert} · {label}"
+        figure = Figure(figsize=(10, 2.8), layout="constrained")
+        figure.suptitle(title, fontsize="medium", fontweight="bold", x=0.01, ha="left", parse_math=False)
+        of_all, of_labels, beside = figure.subplots(1, 3, width_ratios=(2, 1, 1))
+        here = load.sel(layer=layer)
+        _draw_all(of_all, here.sel(label=label), expert)
+        _draw_labels(of_labels, here.sel(expert=expert), label)
+        _draw_partners(beside, together["lift"].sel(layer=layer, expert=expert))
+        return Drawing(figure, f"{title}: {in_words(here.sel(label=label, expert=expert), 'share')}.")
+
+    return Explorer({"layer": layers, "expert": experts, "label": texts}, draw)
+
+
+def _draw_all(axes: Axes, load: xr.Dataset, expert: int) -> None:
+    """The load of every expert, the chosen one in colour."""
+    experts = load["expert"].values
+    axes.bar(experts, load["share"], color=np.where(experts == expert, _CHOSEN, _OTHER), width=0.9)
+    _even(axes.axhline, load)
+    axes.set(xlabel="expert", ylabel="load (share of slots)", xlim=(experts[0] - 0.6, experts[-1] + 0.6))
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_labels(axes: Axes, load: xr.Dataset, label: str) -> None:
+    """The load of the chosen expert, label by label, with intervals."""
+    names, share = load["label"].values, load["share"].values
+    reach = np.nan_to_num(np.abs(load["share_interval"].transpose("bound", ...).values - share))
+    axes.barh(names, share, xerr=reach, color=np.where(names == label, _CHOSEN, _OTHER), error_kw={"linewidth": 1})
+    _even(axes.axvline, load)
+    for name in axes.get_yticklabels():
+        name.set_parse_math(False)
+    axes.invert_yaxis()
+    axes.set(xlabel="its load (share of slots)", xlim=(0, None))
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_partners(axes: Axes, lift: xr.DataArray) -> None:
+    """The experts chosen most beside it, over all texts, against independent choices."""
+    best = lift.dropna("expert_2").sortby("expert_2").sortby(lift, ascending=False)[:_PARTNERS]
+    axes.barh([f"expert {expert}" for expert in best["expert_2"].values], best, color=_OTHER)
+    axes.axvline(1, color="0.3", linewidth=1, linestyle="--")
+    axes.invert_yaxis()
+    axes.set(xlabel="co-activation over chance", xlim=(0, None))
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _even(line: object, load: xr.Dataset) -> None:
+    """Where every expert's load would be if all were alike."""
+    line(float(load["even_share"].values.flat[0]), color="0.3", linewidth=1, linestyle="--")  # type: ignore[operator]

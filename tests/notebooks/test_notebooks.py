@@ -1,0 +1,118 @@
+"""Every notebook, run by papermill as a user would run it, on the shipped toys and on a model of other shape."""
+
+import re
+from pathlib import Path
+
+import jupytext
+import pytest
+
+import qwenlab as ql
+from qwenlab.errors import BadParameter, NotebookFailed, UnknownParameter
+from qwenlab.runs import run_notebook
+from qwenlab.testing.checkpoints import tiny_checkpoint
+
+FOLDER = Path(__file__).parents[2] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.py"))
+SMALL = {
+    "00_tour": dict(texts_per_domain=2, max_tokens=32),
+    "10_layers": dict(
+        texts_per_domain=2, max_tokens=32, contexts=[16, 32], decode_steps=2, repeats=1, recall_texts=2, controls=1
+    ),
+    "20_routing": dict(texts_per_domain=2, max_tokens=32),
+}
+FIGURES = {
+    "00_tour": {"half_life", "layers"},
+    "10_layers": {
+        *("layers", "half_life", "attention_distance", "gates", "residual", "time_by_kind", "cost_by_context"),
+        *("memory_by_context", "recall", "initialisation"),
+    },
+    "20_routing": {
+        *("expert_load", "specialisation", "coactivation", "distinct_experts", "unused_experts"),
+    },
+}
+by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def outputs(executed: Path) -> list:
+    return [output for cell in jupytext.read(executed).cells for output in cell.get("outputs", [])]
+
+
+def check(executed: Path, out: Path, stem: str) -> None:
+    """What every run of a notebook leaves: a recording, its figures as files, and outputs that stand alone."""
+    recording = ql.Recording.open(out / "recording.nc")
+    assert int(recording.attrs["tokens"]) > 0
+    saved = {file.stem for file in out.glob("*.png") if file.stat().st_size > 5_000}
+    assert saved == FIGURES[stem] == {file.stem for file in out.glob("*.svg")}
+    shown = [output for output in outputs(executed) if "image/png" in output.get("data", {})]
+    assert len(shown) == len(FIGURES[stem]) + (stem != "00_tour")  # and the figure of the view to choose in
+    assert all(output.metadata["image/png"].get("alt") for output in shown)
+    warnings = [output.text for output in outputs(executed) if output.get("name") == "stderr"]
+    assert not [text for text in warnings if "Warning" in text]
+
+
+@by_name
+def test_is_text_with_a_parameters_cell_and_no_outputs(path):
+    notebook = jupytext.read(path)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert outputs(path) == []
+    (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    for name in ("checkpoint", "texts_per_domain", "max_tokens", "device", "dtype", "out"):
+        assert re.search(rf"^{name}: .+ = .+  # .+", parameters.source, re.MULTILINE), name
+
+
+@by_name
+def test_links_lead_somewhere(path):
+    text = "".join(cell.source for cell in jupytext.read(path).cells if cell.cell_type == "markdown")
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("https://")]
+    assert "../docs/glossary.md" in links
+    assert [link for link in links if not (FOLDER / link).is_file()] == []
+
+
+@by_name
+def test_parameters_are_checked(path, tmp_path):
+    with pytest.raises(UnknownParameter, match="did you mean 'max_tokens'"):
+        run_notebook(path, tmp_path, max_token=3)
+    with pytest.raises(BadParameter, match="'max_tokens' cannot be '3'"):
+        run_notebook(path, tmp_path, max_tokens="3")
+
+
+def test_the_layers_on_toy_moe(tmp_path):
+    small = SMALL["10_layers"]
+    executed = run_notebook(FOLDER / "10_layers.py", tmp_path, checkpoint="toy-moe", out=str(tmp_path), **small)
+    check(executed, tmp_path, "10_layers")
+
+
+@pytest.mark.slow
+@by_name
+def test_as_it_stands(path, tmp_path):
+    """With its own parameters, and keeping nothing."""
+    run_notebook(path, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == [f"{path.stem}.ipynb"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stem", "toy"),
+    [("00_tour", "toy-moe"), ("00_tour", "toy-dense"), ("10_layers", "toy-dense"), ("20_routing", "toy-moe")],
+)
+def test_on_the_toys(stem, toy, tmp_path):
+    executed = run_notebook(FOLDER / f"{stem}.py", tmp_path, checkpoint=toy, out=str(tmp_path), **SMALL[stem])
+    check(executed, tmp_path, stem)
+    assert ql.Recording.open(tmp_path / "recording.nc").checkpoint == toy
+
+
+@pytest.mark.slow
+@by_name
+def test_on_a_checkpoint_of_another_shape(path, tmp_path):
+    """Nothing is bound to 8 layers, 16 experts, an MTP head, or a layer pattern that repeats."""
+    kinds = ["full_attention", "linear_attention", "linear_attention", "full_attention", "linear_attention"]
+    tiny_checkpoint(tmp_path / "odd", layer_types=kinds, num_experts=6, num_experts_per_tok=3, mtp=None)
+    out = tmp_path / "out"
+    executed = run_notebook(path, out, checkpoint=str(tmp_path / "odd"), out=str(out), **SMALL[path.stem])
+    check(executed, out, path.stem)
+
+
+@pytest.mark.slow
+def test_routing_of_a_dense_checkpoint_ends_with_what_is_missing(tmp_path):
+    with pytest.raises(NotebookFailed, match=r"raised NothingToProbe: Routing\(\) found no router"):
+        run_notebook(FOLDER / "20_routing.py", tmp_path, checkpoint="toy-dense")

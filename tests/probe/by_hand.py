@@ -1,0 +1,217 @@
+"""One text through every layer by hand: plain NumPy in float64, a token at a time, from each layer's own input.
+
+Nothing here knows how the probes work. The inputs of the layers come from one plain forward pass over the text; that
+the outputs worked out here are the model's own is what makes the rest a reference (see test_by_hand.py).
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from qwenlab.checkpoint.decoder import decoder_of
+
+
+@dataclass
+class Layer:
+    """What one layer does with a text; every array begins with [token]."""
+
+    kind: str
+    mixer: dict[str, np.ndarray] = field(default_factory=dict)
+    mlp: dict[str, np.ndarray] = field(default_factory=dict)
+    stream: dict[str, np.ndarray] = field(default_factory=dict)  # before "mixer" and before "mlp"
+    added: dict[str, np.ndarray] = field(default_factory=dict)  # by "mixer" and by "mlp": the model's own outputs
+
+
+def layers_of(model, tokens):
+    """Every layer of the model on this text [token], by hand."""
+    decoder, inputs = decoder_of(model), inputs_of(model, tokens)
+    layers = []
+    for index, (given, kind) in enumerate(zip(inputs, decoder.layer_types, strict=True)):
+        mixer, mlp = decoder.part(index, "mixer"), decoder.part(index, "mlp")
+        layer = Layer(kind, stream=given["stream"], added=given["added"])
+        if kind == "linear_attention":
+            layer.mixer = deltanet(mixer, given["mixer"])
+        else:
+            layer.mixer = attention(mixer, given["mixer"], given["cos"], given["sin"])
+        if decoder.part(index, "router") is not None:
+            layer.mlp = experts(mlp, given["mlp"])
+        layers.append(layer)
+    return layers
+
+
+def inputs_of(model, tokens):
+    """What each layer is given in one forward pass over the text: float64 arrays [token, channel]."""
+    decoder, found, hooks = decoder_of(model), [], []
+    for index, layer in enumerate(decoder.layers):
+        given = {"stream": {}, "added": {}}
+        found.append(given)
+
+        def enter(module, args, kwargs, given=given):
+            given["stream"]["mixer"] = array(args[0] if args else kwargs["hidden_states"])
+
+        def enter_mixer(module, args, kwargs, given=given):
+            given["mixer"] = array(kwargs["hidden_states"])
+            if "position_embeddings" in kwargs:
+                given["cos"], given["sin"] = map(array, kwargs["position_embeddings"])
+
+        def leave_mixer(module, args, out, given=given):
+            given["added"]["mixer"] = array(out[0] if isinstance(out, tuple) else out)
+
+        def enter_norm(module, args, given=given):
+            given["stream"]["mlp"] = array(args[0])
+
+        def leave_mlp(module, args, out, given=given):
+            given["mlp"], given["added"]["mlp"] = array(args[0]), array(out)
+
+        mixer = decoder.part(index, "mixer")
+        hooks += [
+            layer.register_forward_pre_hook(enter, with_kwargs=True),
+            mixer.register_forward_pre_hook(enter_mixer, with_kwargs=True),
+            mixer.register_forward_hook(leave_mixer),
+            decoder.part(index, "mlp_norm").register_forward_pre_hook(enter_norm),
+            decoder.part(index, "mlp").register_forward_hook(leave_mlp),
+        ]
+    with torch.no_grad():
+        model(input_ids=torch.as_tensor(tokens)[None], use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def deltanet(mixer, x):
+    """A Gated DeltaNet mixer: S <- a S; S <- S + k (b (v - S^T k))^T; o = S^T q."""
+    key_heads, heads = mixer.num_k_heads, mixer.num_v_heads
+    group, kd, vd = heads // key_heads, mixer.head_k_dim, mixer.head_v_dim
+    if hasattr(mixer, "in_proj_qkv"):
+        qkv, z = x @ array(mixer.in_proj_qkv.weight).T, x @ array(mixer.in_proj_z.weight).T
+        b, a = x @ array(mixer.in_proj_b.weight).T, x @ array(mixer.in_proj_a.weight).T
+    else:  # qwen3_next: q, k, v, z and b, a side by side, one key head after the other
+        width, (fused, gates) = (
+            2 * kd + 2 * group * vd,
+            ((x @ array(m.weight).T) for m in (mixer.in_proj_qkvz, mixer.in_proj_ba)),
+        )
+        parts = [
+            np.split(fused[:, h * width : (h + 1) * width], [kd, 2 * kd, 2 * kd + group * vd], 1)
+            for h in range(key_heads)
+        ]
+        q, k, v, z = (np.concatenate([part[i] for part in parts], 1) for i in range(4))
+        qkv = np.concatenate([q, k, v], 1)
+        pairs = gates.reshape(len(x), key_heads, 2, group)
+        b, a = pairs[:, :, 0].reshape(len(x), heads), pairs[:, :, 1].reshape(len(x), heads)
+
+    kernel = array(mixer.conv1d.weight)[:, 0]  # [channel, tap], the last tap on the token itself
+    mixed = np.zeros_like(qkv)
+    for t in range(len(x)):
+        for tap in range(kernel.shape[1]):
+            if (source := t - kernel.shape[1] + 1 + tap) >= 0:
+                mixed[t] += kernel[:, tap] * qkv[source]
+    mixed *= sigmoid(mixed)
+    q, k, v = np.split(mixed, [key_heads * kd, 2 * key_heads * kd], 1)
+    q, k = (unit(part.reshape(len(x), key_heads, kd)) for part in (q, k))
+    v, z = v.reshape(len(x), heads, vd), z.reshape(len(x), heads, vd)
+    beta, g = sigmoid(b), -np.exp(array(mixer.A_log)) * np.logaddexp(0, a + array(mixer.dt_bias))
+
+    state = np.zeros((heads, kd, vd))
+    out = np.zeros((len(x), heads, vd))
+    error, update, norm, value = (np.zeros((len(x), heads)) for _ in range(4))
+    for t in range(len(x)):
+        for h in range(heads):
+            key, query = k[t, h // group], q[t, h // group] / np.sqrt(kd)
+            state[h] *= np.exp(g[t, h])
+            surprise = v[t, h] - state[h].T @ key
+            state[h] += np.outer(key, beta[t, h] * surprise)
+            out[t, h] = state[h].T @ query
+            error[t, h], value[t, h] = np.linalg.norm(surprise), np.linalg.norm(v[t, h])
+            update[t, h], norm[t, h] = beta[t, h] * error[t, h], np.linalg.norm(state[h])
+    scaled = out / np.sqrt((out**2).mean(-1, keepdims=True) + mixer.layer_norm_epsilon) * array(mixer.norm.weight)
+    return {
+        "beta": beta,
+        "g": g,
+        "openness": sigmoid(z).mean(-1),
+        "key": k,
+        "update_norm": update,
+        "error_ratio": error / value,
+        "state_norm": norm,
+        "out": (scaled * z * sigmoid(z)).reshape(len(x), -1) @ array(mixer.out_proj.weight).T,
+    }
+
+
+def attention(mixer, x, cos, sin):
+    """A softmax-attention mixer with an output gate: the whole [head, query, key] table of probabilities."""
+    dim, tokens = mixer.head_dim, len(x)
+    q, gate = np.split((x @ array(mixer.q_proj.weight).T).reshape(tokens, -1, 2 * dim), 2, axis=-1)
+    k, v = ((x @ array(m.weight).T).reshape(tokens, -1, dim) for m in (mixer.k_proj, mixer.v_proj))
+    q, k = (rotated(normed(part, norm), cos, sin) for part, norm in ((q, mixer.q_norm), (k, mixer.k_norm)))
+    heads, group = q.shape[1], q.shape[1] // k.shape[1]
+    p, out = np.zeros((tokens, heads, tokens)), np.zeros((tokens, heads, dim))
+    for t in range(tokens):
+        for h in range(heads):
+            scores = k[: t + 1, h // group] @ q[t, h] / np.sqrt(dim)
+            weights = np.exp(scores - scores.max())
+            p[t, h, : t + 1] = weights / weights.sum()
+            out[t, h] = p[t, h, : t + 1] @ v[: t + 1, h // group]
+    out = (out * sigmoid(gate)).reshape(tokens, -1) @ array(mixer.o_proj.weight).T
+    return {"probability": p, "openness": sigmoid(gate).mean(-1), "out": out}
+
+
+def experts(mlp, x):
+    """Routed experts with a shared one: y = sum of w_e expert_e(x) over the top k + sigmoid(gate) shared(x)."""
+    routed, shared, chosen, weights, probability = [], [], [], [], []
+    gate = sigmoid(x @ array(mlp.shared_expert_gate.weight)[0])
+    gate_up, down = array(mlp.experts.gate_up_proj), array(mlp.experts.down_proj)
+    for token, openness in zip(x, gate, strict=True):
+        logits = array(mlp.gate.weight) @ token
+        p = np.exp(logits - logits.max())
+        p /= p.sum()
+        top = np.argsort(-p)[: mlp.gate.top_k]
+        w = p[top] / p[top].sum()
+        used = w if getattr(mlp.gate, "norm_topk_prob", True) else p[top]
+        routed.append(
+            sum(weight * feed_forward(token, gate_up[e], down[e]) for weight, e in zip(used, top, strict=True))
+        )
+        inner = np.concatenate([array(mlp.shared_expert.gate_proj.weight), array(mlp.shared_expert.up_proj.weight)])
+        shared.append(openness * feed_forward(token, inner, array(mlp.shared_expert.down_proj.weight)))
+        chosen.append(top)
+        weights.append(w)
+        probability.append(p)
+    ours, theirs = np.linalg.norm(shared, axis=-1), np.linalg.norm(routed, axis=-1)
+    return {
+        "probability": np.array(probability),
+        "chosen": np.array(chosen),
+        "weights": np.array(weights),
+        "shared_gate": gate,
+        "shared_share": ours / (ours + theirs),
+        "out": np.array(routed) + np.array(shared),
+    }
+
+
+def feed_forward(x, gate_up, down):
+    gate, up = np.split(gate_up @ x, 2)
+    return down @ (gate * sigmoid(gate) * up)
+
+
+def rotated(x, cos, sin):
+    """Rotary positions on the first channels; the second half of those is turned against the first."""
+    width = cos.shape[-1]
+    turned, rest = x[..., :width], x[..., width:]
+    half = np.concatenate([-turned[..., width // 2 :], turned[..., : width // 2]], -1)
+    return np.concatenate([turned * cos[:, None] + half * sin[:, None], rest], -1)
+
+
+def normed(x, norm):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + norm.eps) * (1 + array(norm.weight))
+
+
+def unit(x):
+    return x / np.sqrt((x**2).sum(-1, keepdims=True) + 1e-6)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def array(tensor):
+    """float64 [..., channel], without a batch of one in front."""
+    out = tensor.detach().double().numpy()
+    return out[0] if out.ndim == 3 and out.shape[0] == 1 else out

@@ -1,0 +1,173 @@
+"""The same tokens give the same statistics however they are fed."""
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from transformers import LogitsProcessor, StaticCache
+
+from qwenlab.testing.models import tiny_model
+from tests.probe.compare import assert_same
+from tests.probe.feeding import batch, in_pieces, one_by_one, padded, recorded
+
+# Texts are beginnings of these, whatever Hypothesis draws: no near tie between experts then turns up by chance.
+POOL = torch.randint(1, 280, (10, 40), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return [POOL[row, :length] for row, length in enumerate((9, 3, 40, 1, 17, 40, 8, 2, 5, 11))]
+
+
+def assert_same_reading(first, second):
+    assert_same(first, second)
+    for fact in ("tokens", "sequences", "labels", "prompts_hash"):
+        assert first.attrs[fact] == second.attrs[fact]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_batch_says_what_its_texts_say_one_by_one(model, texts, side):
+    assert_same_reading(recorded(model, padded(texts, side)), recorded(model, one_by_one(texts)))
+
+
+@pytest.mark.parametrize("widths", [(40,), (8, 32), (1,), (38, 1, 1), (3, 2, 1)])
+def test_pieces_say_what_the_whole_says(model, texts, widths):
+    assert_same_reading(recorded(model, in_pieces(texts, widths)), recorded(model, one_by_one(texts)))
+
+
+@settings(max_examples=25)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5),
+    widths=st.lists(st.integers(1, 9), min_size=1, max_size=6),
+)
+def test_any_pieces_of_any_batch_say_what_the_whole_says(small, lengths, widths):
+    texts = [POOL[row, :length] for row, length in enumerate(lengths)]
+    assert_same_reading(recorded(small, in_pieces(texts, widths)), recorded(small, one_by_one(texts)))
+
+
+@pytest.mark.parametrize("widths", [(300,), (130, 1, 65), (127, 2), (64, 64, 128), (7, 150)])
+def test_long_windows_and_many_chunks(small, text, widths):
+    texts = [text(300, seed=1), text(141, seed=2), text(128, seed=3)]
+    assert_same_reading(recorded(small, in_pieces(texts, widths)), recorded(small, one_by_one(texts)))
+
+
+def test_batches_of_more_sequences_than_folds(small):
+    texts = [POOL[row % 10, : 2 + row % 5] for row in range(21)]
+    together = recorded(
+        small, lambda model, seen: [padded(part, "right")(model, seen) for part in (texts[:9], texts[9:])]
+    )
+    assert_same_reading(together, recorded(small, one_by_one(texts)))
+    assert together["deltanet"]["sequences"].sel(layer=0).values.tolist() == [[3, 3, 3, 3, 3, 2, 2, 2]]
+
+
+def test_a_static_cache(small, texts):
+    cache = StaticCache(config=small.config, max_cache_len=64)
+    assert_same_reading(recorded(small, in_pieces(texts, (30, 1, 1, 1, 7), cache)), recorded(small, one_by_one(texts)))
+
+
+def test_positional_arguments_and_tuples(small, texts):
+    def feed(model, seen):
+        cache = None
+        for piece in texts[2].split(15):
+            cache = model.model(piece[None], None, None, cache, use_cache=True, return_dict=False)[1]
+
+    assert_same_reading(recorded(small, feed), recorded(small, one_by_one(texts[2:3])))
+
+
+def test_embeddings_in_place_of_tokens(small, texts):
+    embedded = small.get_input_embeddings()(texts[2])[None]
+    fed = recorded(small, lambda model, seen: model(inputs_embeds=embedded))
+    assert_same(fed, recorded(small, one_by_one(texts[2:3])))
+
+
+def test_generate_says_what_its_texts_say(model, texts):
+    prompts, new = texts[:3], []
+
+    def feed(model, seen):
+        ids, mask = batch(prompts, "left")
+        new.append(model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=9)[:, ids.shape[1] :])
+
+    fed = recorded(model, feed)
+    # The token that generate found last was not read.
+    read = [torch.cat([prompt, more[:-1]]) for prompt, more in zip(prompts, new[0], strict=True)]
+    assert_same_reading(fed, recorded(model, one_by_one(read)))
+
+
+class EndAt(LogitsProcessor):
+    """Ends each row, with token `end`, after this many new tokens."""
+
+    def __init__(self, prompt, lengths, end):
+        self.prompt, self.lengths, self.end = prompt, lengths, end
+
+    def __call__(self, ids, scores):
+        for row, length in enumerate(self.lengths):
+            if ids.shape[1] - self.prompt == length:
+                scores[row] = torch.full_like(scores[row], float("-inf")).index_fill(0, torch.tensor(self.end), 0.0)
+            else:
+                scores[row, self.end] = float("-inf")
+        return scores
+
+
+@pytest.mark.parametrize(("end", "ends", "pad"), [(0, 0, None), (5, [0, 5], 7), (5, [0, 5], None)])
+def test_rows_that_end_early_are_left_out_after_their_end(end, ends, pad, texts):
+    model = tiny_model("qwen3_5_moe", layer_types=["linear_attention", "full_attention"])
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = ends, pad
+    ids, mask = batch(texts[:4], "left")
+    steps, out = (3, 45, 0, 38), []
+
+    def feed(model, seen):
+        out.append(
+            model.generate(
+                ids,
+                attention_mask=mask,
+                do_sample=False,
+                max_new_tokens=43,
+                logits_processor=[EndAt(ids.shape[1], steps, end)],
+            )
+        )
+
+    fed = recorded(model, feed)
+    read = []
+    for row, (prompt, step) in enumerate(zip(texts, steps, strict=False)):
+        new = out[0][row, ids.shape[1] :]
+        read.append(torch.cat([prompt, new[: min(step + 1, 42)]]))  # the end itself is read, as the others go on
+    assert_same_reading(fed, recorded(model, one_by_one(read)))
+
+
+def test_a_text_of_end_tokens_fed_alone_is_read_whole(small):
+    tokens = torch.tensor([4, 0, 0, 0, 9])
+    assert_same_reading(recorded(small, in_pieces([tokens], (1,))), recorded(small, one_by_one([tokens])))
+
+
+def test_caches_that_take_turns(small, texts):
+    def feed(model, seen):
+        caches = [None, None]
+        for start in range(0, 40, 4):
+            for which, tokens in enumerate((texts[2], texts[5])):
+                for stop in (start + 3, start + 4):
+                    piece = tokens[None, start if stop == start + 3 else start + 3 : stop]
+                    caches[which] = model(piece, past_key_values=caches[which], use_cache=True).past_key_values
+
+    assert_same_reading(recorded(small, feed), recorded(small, one_by_one([texts[2], texts[5]])))
+
+
+def test_a_cache_that_was_reset_begins_new_sequences(small, texts):
+    def feed(model, seen):
+        cache = None
+        for tokens in (texts[4], texts[2]):
+            for piece in tokens.split(6):
+                cache = model(piece[None], past_key_values=cache, use_cache=True).past_key_values
+            cache.reset()
+
+    assert_same_reading(recorded(small, feed), recorded(small, one_by_one([texts[4], texts[2]])))
+
+
+def test_reading_on_after_a_recording_was_taken(small, texts):
+    def feed(model, seen):
+        cache = None
+        for column in range(40):
+            cache = model(texts[2][None, column : column + 1], past_key_values=cache, use_cache=True).past_key_values
+            if column == 20:
+                assert seen.recording().attrs["tokens"] == 21
+                assert int(seen.recording()["routing"]["load"].sum()) == 2 * 2 * 21
+
+    assert_same_reading(recorded(small, feed), recorded(small, one_by_one([texts[2]])))

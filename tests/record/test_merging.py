@@ -1,0 +1,139 @@
+"""Adding up recordings: the same as having read everything together."""
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qwenlab.errors import CannotMerge
+from qwenlab.record import Recording, merge
+from qwenlab.testing import tallies
+from qwenlab.testing.recordings import made, made_recording
+
+
+def part(case, sequences):
+    """The recording of some of a case's sequences, as if they alone had been read."""
+    wanted = np.isin(case.texts.sequence, sequences)
+    start = case.texts.sequence[wanted][0]
+    read = type(case.texts)(
+        case.texts.labels, case.texts.sequence[wanted] - start, case.texts.position[wanted], case.texts.label[wanted]
+    )
+    nodes = {
+        "deltanet": tallies.deltanet(read, cut(case.deltanet, wanted, sequences)),
+        "attention": tallies.attention(read, cut(case.attention, wanted, sequences)),
+        "routing": tallies.routing(read, cut(case.routing, wanted, sequences)),
+        "residual": tallies.residual(read, cut(case.residual, wanted, sequences)),
+    }
+    counts = {name: int((read.label == number).sum()) for number, name in enumerate(read.labels)}
+    facts = case.recording.attrs | {"sequences": len(sequences), "tokens": int(wanted.sum()), "prompts_hash": str(start)}
+    named = {name: like(node, case.recording[name]) for name, node in nodes.items()}
+    return Recording(named, facts | {"labels": counts})
+
+
+def cut(samples, tokens, sequences):
+    fields = dict(vars(samples))
+    for name, value in fields.items():
+        if isinstance(value, np.ndarray) and name != "layers" and len(value) == len(tokens):
+            fields[name] = value[tokens]
+        elif name == "state_norm":
+            fields[name] = value[list(sequences)]
+    return type(samples)(**{name: fields[name] for name in samples.__dataclass_fields__})
+
+
+def like(node, other):
+    return node.assign_coords(kind=other["kind"]).assign_attrs(other.attrs)
+
+
+@settings(max_examples=8)
+@given(st.integers(0, 1000), st.integers(1, 17))
+def test_merged_is_the_same_as_read_together(seed, first):
+    case = made(seed=seed, sequences=18, length=6, layers=4, heads=2, channels=3, experts=6, top_k=2)
+    together = part(case, range(18))
+    merged = part(case, range(first)).merge(part(case, range(first, 18)))
+    for node in together:
+        xr.testing.assert_allclose(merged[node], together[node])
+        assert merged[node].attrs == together[node].attrs
+        assert all(merged[node][v].attrs == together[node][v].attrs for v in together[node])
+    same = ("tokens", "sequences", "labels", "checkpoint_hash", "layer_types")
+    assert {name: merged.attrs[name] for name in same} == {name: together.attrs[name] for name in same}
+
+
+def test_three_at_once_are_merged_in_order():
+    case = made(sequences=12, length=6, layers=4)
+    parts = [part(case, range(start, start + 4)) for start in (0, 4, 8)]
+    xr.testing.assert_allclose(merge(*parts)["routing"], part(case, range(12))["routing"])
+
+
+def test_times_add_up_and_the_clock_cost_is_the_mean_of_all_readings():
+    first, second = made_recording(seed=0), made_recording(seed=1)
+    second.tree["timing"].attrs.update(clock_cost_seconds=4e-7, readings=3 * first["timing"].attrs["readings"])
+    merged = first.merge(second)["timing"]
+    xr.testing.assert_allclose(merged["seconds"], first["timing"]["seconds"] + second["timing"]["seconds"])
+    assert merged.attrs["readings"] == 4 * first["timing"].attrs["readings"]
+    assert merged.attrs["clock_cost_seconds"] == pytest.approx(3.5e-7)
+
+
+def test_memory_is_joined_not_added():
+    first, second = made_recording(seed=0), made_recording(seed=1)
+    longer = second["memory"].assign_coords(context=second["memory"]["context"] * 2)
+    second = Recording({**{n: second[n] for n in second if n != "memory"}, "memory": longer}, second.attrs)
+    merged = first.merge(second)["memory"]
+    assert merged["context"].values.tolist() == sorted({*first["memory"]["context"].values, *longer["context"].values})
+    assert merged["measured_bytes"].max() == first["memory"]["measured_bytes"].max()
+
+
+def test_provenance_that_differs_keeps_both():
+    first, second = made_recording(), made_recording(seed=1)
+    first.attrs["device"], second.attrs["device"] = "cpu", "cuda:0"
+    attrs = first.merge(second).attrs
+    assert attrs["device"] == "cpu; cuda:0"
+    assert attrs["seed"] == "0; 1"
+    assert len(attrs["prompts_hash"]) == 64
+
+
+def change_hash(r):
+    r.attrs["checkpoint_hash"] = "other"
+
+
+def change_dtype(r):
+    r.attrs["dtype"] = "bfloat16"
+
+
+def change_sample(r):
+    r.tree["deltanet"].attrs["sample"] = '{"heads": [0]}'
+
+
+def change_label(r):
+    r.tree["routing"] = r.tree["routing"].to_dataset().assign_coords(label=["code", "maths"])
+
+
+def change_kind(r):
+    r.tree["routing"]["kind"][0] = "full_attention"
+
+
+def drop_variable(r):
+    r.tree["routing"] = r.tree["routing"].to_dataset().drop_vars("shared_share_sum")
+
+
+def drop_probe(r):
+    del r.tree["timing"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (change_hash, "The attribute 'checkpoint_hash' differ: 'made of 16 experts' and 'other'"),
+        (change_dtype, "The attribute 'dtype' differ"),
+        (change_sample, "The 'sample' of node 'deltanet' differ: '{}' and '{\"heads\": \\[0\\]}'"),
+        (change_label, "The 'label' of node 'routing' differ: \\['code', 'prose'\\] and \\['code', 'maths'\\]"),
+        (change_kind, "The 'kind' of node 'routing' differ"),
+        (drop_variable, "The variables of node 'routing' differ"),
+        (drop_probe, "The probes differ"),
+    ],
+)
+def test_unlike_recordings_are_refused(change, message):
+    other = made_recording(seed=1)
+    change(other)
+    with pytest.raises(CannotMerge, match=f"{message}(?s:.*)Only recordings of one checkpoint"):
+        made_recording().merge(other)

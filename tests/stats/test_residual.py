@@ -1,0 +1,18 @@
+"""What is added to the stream, held to the tokens."""
+
+from hypothesis import given, settings
+from numpy.testing import assert_allclose
+
+from qwenlab import stats
+from qwenlab.testing.strategies import made_recordings
+
+
+@settings(max_examples=10)
+@given(made_recordings(probes=["residual"]))
+def test_residual_is_the_mean_over_tokens(case):
+    told, raw = stats.residual(case.recording), case.residual
+    assert_allclose(told["norm"], raw.norm.mean(axis=0))
+    assert_allclose(told["stream_norm"], raw.stream_norm.mean(axis=0))
+    assert_allclose(told["ratio"], (raw.norm / raw.stream_norm).mean(axis=0))
+    assert_allclose(told["cosine"], raw.cosine.mean(axis=0))
+    assert told["part"].values.tolist() == ["mixer", "mlp"]

@@ -1,0 +1,25 @@
+"""The pages that list things list all of them."""
+
+import re
+from pathlib import Path
+
+from qwenlab import errors
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def test_every_error_has_a_line():
+    defined = {name for name, value in vars(errors).items() if isinstance(value, type) and name != "QwenlabError"}
+    explained = re.findall(r"`(\w+)`(?=[^|]*\| .+\|)", (DOCS / "errors.md").read_text())
+    assert sorted(explained) == sorted(defined)
+
+
+def test_every_decision_is_listed():
+    records = {file.name for file in (DOCS / "decisions").glob("0*.md")}
+    assert set(re.findall(r"\]\((0.+?\.md)\)", (DOCS / "decisions" / "README.md").read_text())) == records
+
+
+def test_a_word_has_one_definition():
+    words = re.findall(r"^\| ([^|]+?) \|", (DOCS / "glossary.md").read_text(), re.MULTILINE)
+    assert len(words) > 80
+    assert {word for word in words if words.count(word) > 1} <= {"word"}
