@@ -38,6 +38,7 @@ from IPython.display import display
 
 import qwenlab as ql
 
+# %matplotlib inline
 transformers.logging.set_verbosity_error()  # which kernels ran is written in the recording
 pd.options.display.float_format = "{:.3g}".format
 figures = {}

@@ -11,11 +11,11 @@
 #
 # A hybrid model moves information between tokens by two kinds of mixer. **Attention** keeps the key and the value
 # of every token and looks through all of them again at each new one. **DeltaNet** keeps one matrix a head, its
-# state $S$, and at each token lets it decay, corrects it, and reads it:
+# state *S*, and at each token lets it decay, corrects it, and reads it:
 #
-# $$S \leftarrow \alpha S, \qquad S \leftarrow S + k\,\bigl(\beta\,(v - S^\top k)\bigr)^\top, \qquad o = S^\top q$$
+# > S ← αS,  S ← S + k (β (v − Sᵀk))ᵀ,  o = Sᵀq
 #
-# with a decay $\alpha$ and a write strength $\beta$ between 0 and 1 that each token sets anew (Yang et al. 2024,
+# with a decay α and a write strength β between 0 and 1 that each token sets anew (Yang et al. 2024,
 # [arXiv:2412.06464](https://arxiv.org/abs/2412.06464)).
 #
 # This notebook measures on one checkpoint how far back each kind reaches, how open its output gate is, what
@@ -50,6 +50,7 @@ from IPython.display import Markdown, display
 
 import qwenlab as ql
 
+# %matplotlib inline
 transformers.logging.set_verbosity_error()  # which kernels ran is written in the recording
 pd.options.display.float_format = "{:.3g}".format
 figures = {}
@@ -103,9 +104,9 @@ show("layers", ql.plots.layer_map(layers), "The layers in their order, by kind, 
 # %% [markdown]
 # ## How far back
 #
-# A DeltaNet head that decays by $\alpha = e^g$ at a token has, at that token, a half-life of $\ln\frac12 / g$
-# tokens. The figure shows how the tokens of each head spread. The wider the spread, the more the head chooses token
-# by token between keeping and forgetting.
+# A DeltaNet head that decays by α = exp(*g*) at a token has, at that token, a half-life of ln ½ / *g* tokens. The
+# figure shows how the tokens of each head spread. The wider the spread, the more the head chooses token by token
+# between keeping and forgetting.
 
 # %%
 half_life = ql.stats.half_life(recording)
@@ -147,8 +148,8 @@ pd.DataFrame(
 # ## Gates
 #
 # Both kinds end in an output gate that decides, channel by channel, what of the mixer's output enters the residual
-# stream. Its openness is the mean over channels of a sigmoid. The write strength $\beta$ is DeltaNet's alone: 0
-# leaves the state as it is, 1 replaces all that the state held under the token's key.
+# stream. Its openness is the mean over channels of a sigmoid. The write strength β is DeltaNet's alone: 0 leaves
+# the state as it is, 1 replaces all that the state held under the token's key.
 
 # %%
 gates = ql.stats.gates(recording)
@@ -161,10 +162,11 @@ show(
 # %% [markdown]
 # ## What is written
 #
-# Before a token writes, the state already holds something under its key. The prediction error $\|v - S^\top k\| /
-# \|v\|$ is how far that was off: 1 if the state held nothing, below 1 if it knew part of the value, above 1 if it
-# held something else. Only the heads in the recording's sample were asked. The key collision is the mean squared
-# cosine between the keys of two tokens: the floor is what keys spread evenly over all directions would have.
+# Before a token writes, the state already holds something under its key. The prediction error ‖v − Sᵀk‖ / ‖v‖ is
+# how far that was off: 1 if the state held nothing, below 1 if it knew part of the value, above 1 if it held
+# something else. Only the heads in the recording's sample were asked. The key collision is the mean squared cosine
+# between the keys of two tokens: the floor is what keys spread evenly over all directions would have. All are means
+# over the heads of a layer; `written` has them by head, with their intervals.
 
 # %%
 written, keys = ql.stats.writing(recording), ql.stats.key_collision(recording)
@@ -212,7 +214,7 @@ show(
 #
 # Attention has to go through all earlier tokens, DeltaNet through a state of one size. So the cost of a token grows
 # with the context in one kind and not in the other. Measured below: the time of one mixer of each kind, for each
-# token of a prefill of $n$ tokens, and for one more token after it. Beside it is what the anatomy counts from the
+# token of a prefill of *n* tokens, and for one more token after it. Beside it is what the anatomy counts from the
 # config alone: multiply-adds (as 2 FLOPs), and the bytes that must at least be moved.
 
 # %%
@@ -242,24 +244,32 @@ def mixer_time(recording):
 seconds = xr.concat([xr.concat([mixer_time(each) for each in row], "context") for row in measured], "repeat")
 seconds = seconds.assign_coords(context=contexts)
 number = xr.DataArray([len(ckpt.anatomy.layers(kind)) for kind in seconds["mixer_kind"].values], dims="mixer_kind")
-counted = ckpt.anatomy.cost(contexts).sel(part=seconds["mixer_kind"]) / number
+counted = ckpt.anatomy.cost(contexts).sel(part=seconds["mixer_kind"]).drop_vars("part") / number
+costs = xr.Dataset(
+    {
+        "seconds": seconds.assign_attrs(units="s/token", long_name="measured time of one mixer"),
+        "flops": counted["flops"].assign_attrs(units="FLOP/token", long_name="FLOPs of one mixer"),
+        "bytes": counted["bytes"].assign_attrs(units="B/token", long_name="bytes that one mixer moves at the least"),
+    }
+)
 
 
 # %%
+@ql.plots.style()
 def cost_figure():
     """Measured time beside counted FLOPs and bytes, of one mixer of each kind, a token."""
-    names = ["measured time (µs)", "counted FLOPs (millions)", "counted bytes (MB)"]
+    names = ["measured time (µs)", "counted FLOPs (millions)", "counted bytes (kB)"]
     figure, grid = plt.subplots(2, 3, figsize=(10, 5), sharex=True, layout="constrained")
     for phase, row in zip(["prefill", "decode"], grid, strict=True):
-        for kind in seconds["mixer_kind"].values:
+        for kind in costs["mixer_kind"].values:
             style = dict(color=ql.plots.COLOURS[kind], label=ql.plots.LABELS[kind], marker="o", markersize=4)
-            time = 1e6 * seconds.sel(phase=phase, mixer_kind=kind)
+            time = 1e6 * costs["seconds"].sel(phase=phase, mixer_kind=kind)
             row[0].fill_between(
                 contexts, time.min("repeat"), time.max("repeat"), color=style["color"], alpha=0.25, linewidth=0
             )
             row[0].plot(contexts, time.median("repeat"), **style)
-            row[1].plot(contexts, counted["flops"].sel(phase=phase, mixer_kind=kind) / 1e6, **style)
-            row[2].plot(contexts, counted["bytes"].sel(phase=phase, mixer_kind=kind) / 1e6, **style)
+            row[1].plot(contexts, costs["flops"].sel(phase=phase, mixer_kind=kind) / 1e6, **style)
+            row[2].plot(contexts, costs["bytes"].sel(phase=phase, mixer_kind=kind) / 1e3, **style)
         for axes, name in zip(row, names, strict=True):
             axes.set(title=f"{phase}: {name}", xscale="log", ylim=(0, None))
             axes.set_xticks(contexts, [f"{context:,}" for context in contexts], minor=False)
@@ -277,13 +287,17 @@ show("cost_by_context", cost_figure(), "Time, FLOPs and bytes a token of one mix
 # of the two kinds is not the counted one, the kernel is the reason: the recording says which delta rule ran
 # (`kernel_delta_rule`), and on a CPU it is a reference written for clarity.
 
+
 # %%
-ratio = lambda table: table.sel(mixer_kind="full_attention") / table.sel(mixer_kind="linear_attention")  # noqa: E731
+def ratio(table):
+    return table.sel(mixer_kind="full_attention") / table.sel(mixer_kind="linear_attention")
+
+
 ratios = xr.Dataset(
     {
-        "attention over DeltaNet, measured time": ratio(seconds.median("repeat")),
-        "attention over DeltaNet, FLOPs": ratio(counted["flops"]),
-        "attention over DeltaNet, bytes": ratio(counted["bytes"]),
+        "attention over DeltaNet, measured time": ratio(costs["seconds"].median("repeat")),
+        "attention over DeltaNet, FLOPs": ratio(costs["flops"]),
+        "attention over DeltaNet, bytes": ratio(costs["bytes"]),
     }
 )
 print("delta rule:", recording.attrs["kernel_delta_rule"], "· attention:", recording.attrs["attention_implementation"])
@@ -317,8 +331,8 @@ print(f"measured / predicted bytes: {float(memory['ratio'].min()):.3f} to {float
 # * all DeltaNet layers.
 #
 # A kind carries recall if taking it out costs more recall than taking out as many layers of the other kind. For all
-# DeltaNet layers there is no such control, since there are fewer attention layers; so the loss on ordinary text says
-# how much else broke. A model that has lost everything has lost recall too, and that tells nothing.
+# DeltaNet layers there is no such control, since there are fewer attention layers; so the loss on ordinary text
+# says how much else broke. A model that has lost everything has lost recall too, and that tells nothing.
 
 # %%
 decoder = ql.checkpoint.decoder_of(ckpt.model)
@@ -345,7 +359,12 @@ rng = np.random.default_rng(0)
 drawn = [
     tuple(sorted(rng.choice(deltanet, min(len(attention), len(deltanet)), replace=False))) for _ in range(controls)
 ]
-removals = {"nothing": [()], "attention": [attention], "as many DeltaNet": drawn, "all DeltaNet": [deltanet]}
+removals = {
+    "with all layers": [()],
+    "without attention": [attention],
+    "without as many DeltaNet": drawn,
+    "without all DeltaNet": [deltanet],
+}
 ordinary = ql.tasks.texts("code", texts_per_domain) + ql.tasks.texts("prose", texts_per_domain)
 
 accuracy, loss = {}, {}
@@ -366,20 +385,23 @@ def interval(values, level=0.95, draws=1000):
     return np.quantile(means, [0.5 - level / 2, 0.5 + level / 2], axis=-1)
 
 
+@ql.plots.style()
 def recall_figure():
     """Recall by number of pairs; marks stand a little apart, so that those of one height are all seen."""
     both = ql.plots.COLOURS
     looks = {
-        "nothing": dict(color="0.2", marker="s"),
-        "attention": dict(color=both["full_attention"], marker="o"),
-        "as many DeltaNet": dict(color=both["linear_attention"], marker="^", markerfacecolor="white", linestyle=":"),
-        "all DeltaNet": dict(color=both["linear_attention"], marker="o"),
+        "with all layers": dict(color="0.2", marker="s"),
+        "without attention": dict(color=both["full_attention"], marker="o"),
+        "without as many DeltaNet": dict(
+            color=both["linear_attention"], marker="^", markerfacecolor="white", linestyle=":"
+        ),
+        "without all DeltaNet": dict(color=both["linear_attention"], marker="o"),
     }
     figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
     for place, (name, values) in enumerate(accuracy.items()):
         mean = values.mean(["set", "text"])
         reach = np.abs(interval(values) - mean.values)
-        axes.errorbar(np.array(PAIRS) * 1.05**place, mean, reach, **looks[name], label=f"without {name}", linewidth=1)
+        axes.errorbar(np.array(PAIRS) * 1.05**place, mean, reach, **looks[name], label=name, linewidth=1)
     axes.axhline(ql.tasks.CHANCE, color="0.6", linewidth=1, linestyle="--", label="chance")
     axes.set(xlabel="pairs in the text", ylabel="asked-for values right (share)", ylim=(-0.02, 1.05), xscale="log")
     axes.set_xticks(PAIRS, [str(pairs) for pairs in PAIRS])
@@ -394,7 +416,7 @@ show("recall", recall_figure(), "Recall by number of pairs, with the mixers of s
 rows = {}
 for name in removals:
     (low, high), (best, worst) = interval(accuracy[name].sel(pairs=[asked]))[:, 0], interval(loss[name])
-    rows[f"without {name}"] = {
+    rows[name] = {
         "layers taken out": len(removals[name][0]),
         f"recall at {asked} pairs": f"{float(accuracy[name].sel(pairs=asked).mean()):.2f} [{low:.2f}, {high:.2f}]",
         "loss on code and prose (nats a token)": f"{float(loss[name].mean()):.2f} [{best:.2f}, {worst:.2f}]",
@@ -403,25 +425,26 @@ pd.DataFrame(rows).T
 
 # %%
 kept = {name: float(values.sel(pairs=asked).mean()) for name, values in accuracy.items()}
-by_set = accuracy["as many DeltaNet"].sel(pairs=asked).mean("text")
+by_set = accuracy["without as many DeltaNet"].sel(pairs=asked).mean("text")
 Markdown(
-    f"At {asked} pairs this checkpoint gives **{kept['nothing']:.2f}** of the values (chance {ql.tasks.CHANCE:.2f}). "
-    f"Without its {len(attention)} attention layers it keeps **{kept['attention']:.2f}**; without as many DeltaNet "
-    f"layers **{kept['as many DeltaNet']:.2f}** on average, over {controls} sets drawn at random from "
+    f"At {asked} pairs this checkpoint gives **{kept['with all layers']:.2f}** of the values "
+    f"(chance {ql.tasks.CHANCE:.2f}). Without its {len(attention)} attention layers it keeps "
+    f"**{kept['without attention']:.2f}**; without as many DeltaNet layers "
+    f"**{kept['without as many DeltaNet']:.2f}** on average, over {controls} sets drawn at random from "
     f"{float(by_set.min()):.2f} to {float(by_set.max()):.2f}; without any DeltaNet layer "
-    f"**{kept['all DeltaNet']:.2f}**."
+    f"**{kept['without all DeltaNet']:.2f}**."
 )
 
 # %% [markdown]
 # ## Where the half-lives come from: the initialisation
 #
-# In Gated DeltaNet $g = -A\,\mathrm{softplus}(a + b)$, with $a$ from the token, and $A$ and the bias $b$
-# (`dt_bias`) learnt by head. The classes of `transformers` start with $b = 1$ and $A$ up to 16: a fresh layer
-# forgets nearly everything at every token, and has to learn to remember before it can learn what. The layer of
-# flash-linear-attention starts otherwise: it draws a time step $dt$ log-uniformly from 0.001 to 0.1 and sets $b$ to
-# its inverse softplus, $b = dt + \ln(1 - e^{-dt})$. The shipped toys were started like that; without it they did
-# not learn recall. Below, two fresh models of a toy's shape and the checkpoint of this notebook read the same
-# texts.
+# In Gated DeltaNet *g* = −*A* softplus(*a* + *b*), with *a* from the token, and *A* and the bias *b* (`dt_bias`)
+# learnt by head. The classes of `transformers` start with *b* = 1 and *A* up to 16: a fresh layer forgets nearly
+# everything at every token, and has to learn to remember before it can learn what. The layer of
+# flash-linear-attention starts otherwise: it draws a time step *dt* log-uniformly from 0.001 to 0.1 and sets *b* to
+# its inverse softplus, *b* = *dt* + ln(1 − exp(−*dt*)). The shipped toys were started like that ([how they were
+# trained](../experiments/toy-checkpoints)). Below, two fresh models of a toy's shape and the checkpoint of this
+# notebook read the same texts.
 
 
 # %%
@@ -451,6 +474,7 @@ lives[f"{ckpt.anatomy.name}, trained"] = half_life
 
 
 # %%
+@ql.plots.style()
 def start_figure():
     """How tokens spread over half-lives, over all layers and heads of each model."""
     colours = ["0.6", "#56B4E9", ql.plots.COLOURS["linear_attention"]]
@@ -460,7 +484,9 @@ def start_figure():
         label = f"{name}: median {medians[name]:.2g}"
         axes.stairs(share, [*lower, lower[-1] ** 2 / lower[-2]], label=label, color=colour, linewidth=1.5)
         axes.axvline(medians[name], color=colour, linewidth=1, linestyle="--")
-    axes.set(xscale="log", xlabel="half-life of a token's decay (tokens)", ylabel="share of tokens", xlim=(0.02, 1e6))
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([2.0**power for power in range(-4, 21, 4)], ["1/16", "1", "16", "256", "4 k", "64 k", "1 M"])
+    axes.set(xlabel="half-life of a token's decay (tokens)", ylabel="share of tokens", xlim=(2**-6, 2**20))
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
     return figure
@@ -490,10 +516,11 @@ explorer
 if out is not None:
     folder = Path(out)
     recording.save(folder / "recording.nc")
+    costs.to_netcdf(folder / "cost_by_context.nc", engine="h5netcdf")
     for name, figure in figures.items():
         for suffix in ("png", "svg"):
             figure.savefig(folder / f"{name}.{suffix}", dpi=150)
-    print(f"saved in {folder}: recording.nc, {', '.join(figures)} (.png, .svg)")
+    print(f"saved in {folder}: recording.nc, cost_by_context.nc, {', '.join(figures)} (.png, .svg)")
 
 units = {name: f"{variable.attrs['long_name']} ({variable.attrs['units']})" for name, variable in layers.items()}
 layers.to_dataframe().rename(columns=units)

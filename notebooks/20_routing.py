@@ -9,8 +9,8 @@
 # %% [markdown]
 # # Who does the work: routing
 #
-# In a mixture-of-experts layer a router gives each token a probability $r$ over all $E$ experts. The $k$ with the
-# largest are run, weighted by their $r$ made to sum to 1; a shared expert runs for every token beside them. This
+# In a mixture-of-experts layer a router gives each token a probability *r* over all *E* experts. The *k* with the
+# largest are run, weighted by their *r* made to sum to 1; a shared expert runs for every token beside them. This
 # notebook measures on one checkpoint how the work is spread, how sure the routers are, whether experts know what
 # they read, which of them go together, and how many a few tokens in a row need.
 #
@@ -38,6 +38,7 @@ from IPython.display import Markdown, display
 
 import qwenlab as ql
 
+# %matplotlib inline
 transformers.logging.set_verbosity_error()  # which kernels ran is written in the recording
 pd.options.display.float_format = "{:.3g}".format
 figures = {}
@@ -74,8 +75,8 @@ recording
 # %% [markdown]
 # ## Load
 #
-# The load of an expert is its share of all slots, of which each token has $k$. If the work were spread evenly, each
-# expert would have $1/E$. No finite sample is quite even.
+# The load of an expert is its share of all slots, of which each token has *k*. If the work were spread evenly, each
+# expert would have 1/*E*. No finite sample is quite even.
 
 # %%
 load = ql.stats.expert_load(recording)
@@ -83,7 +84,7 @@ show("expert_load", ql.plots.expert_load(load), "Share of slots of each expert i
 
 # %% [markdown]
 # By domain the same experts are used differently. `variation` is the coefficient of variation of the loads over
-# experts: 0 where all are alike. `entropy` is that of the loads over $\ln E$: 1 where all are alike.
+# experts: 0 where all are alike. `entropy` is that of the loads over ln *E*: 1 where all are alike.
 
 # %%
 by_domain = ql.stats.expert_load(recording, by_label=True)
@@ -129,9 +130,9 @@ Markdown(
 # ## How sure
 #
 # Two different entropies are both called "routing entropy" in the literature. The **router entropy** is that of the
-# full softmax over all experts, $\ln E$ at most. The entropy of the **top-k weights** knows only the chosen ones,
-# $\ln k$ at most. The **margin** is the probability of the last expert chosen less that of the first not chosen:
-# how near the choice was to another.
+# full softmax over all experts, ln *E* at most. The entropy of the **top-k weights** knows only the chosen ones, ln
+# *k* at most. The **margin** is the probability of the last expert chosen less that of the first not chosen: how
+# near the choice was to another.
 
 # %%
 routed = ql.stats.routing(recording)
@@ -189,8 +190,8 @@ if recording["routing"].sizes["layer"] > 1:
 # %% [markdown]
 # ## How many experts a few tokens need
 #
-# A machine that keeps experts in slow memory has to hold, for $n$ tokens in a row, every expert one of them chose.
-# `independent` is what $n$ tokens that know nothing of one another would need at the same loads; below it,
+# A machine that keeps experts in slow memory has to hold, for *n* tokens in a row, every expert one of them chose.
+# `independent` is what *n* tokens that know nothing of one another would need at the same loads; below it,
 # neighbours share their experts.
 
 # %%
@@ -204,7 +205,7 @@ show(
 # %% [markdown]
 # ## Experts that are never used
 #
-# "Never used" is a statement about a sample. The curve shows how many experts no token had chosen after $n$ tokens,
+# "Never used" is a statement about a sample. The curve shows how many experts no token had chosen after *n* tokens,
 # drawn at random from those read. Where it still falls at its end, more reading would find more of them in use.
 
 # %%

@@ -103,16 +103,21 @@ def carriers(checkpoint: Any, pairs: Iterable[int] = (8, 24)) -> dict[str, Any]:
 
 
 def drafts(checkpoint: Any) -> dict[str, Any]:
-    """Teacher-forced agreement of the head's first draft, and of the same head fed shuffled hidden states."""
+    """Teacher-forced agreement of the head's first draft, and of the same head fed the wrong hidden states."""
     found = {}
+    everything = [text for domain in ql.tasks.DOMAINS for text in ql.tasks.texts(domain)[:8]]
     for domain in ql.tasks.DOMAINS:
         texts = ql.tasks.texts(domain)[:TEXTS]
-        true = ql.tasks.teacher_forced(checkpoint, texts, max_tokens=MAX_TOKENS)["agreement"].values
-        control = ql.tasks.teacher_forced(checkpoint, texts, max_tokens=MAX_TOKENS, shuffled=True)["agreement"].values
+        true, strangers, shuffled = (
+            ql.tasks.teacher_forced(checkpoint, texts, max_tokens=MAX_TOKENS, **control)["agreement"].values
+            for control in ({}, {"strangers": everything}, {"shuffled": True})
+        )
         found[domain] = {
             "agreement": interval(true),
-            "shuffled": interval(control),
-            "ratio": float(true.mean() / control.mean()),
+            "strangers": interval(strangers),
+            "over strangers": float(true.mean() / strangers.mean()),
+            "shuffled": interval(shuffled),
+            "over shuffled": float(true.mean() / shuffled.mean()),
         }
     return found
 

@@ -48,24 +48,13 @@ def training_table(results: dict[str, Any], curves: dict[str, list[dict[str, flo
     body = []
     for name, found in results.items():
         recipe = found["recipe"]
-        text = recipe["steps"] * recipe["text_batch"] * recipe["window"]
-        recall = recipe["recall_steps"] * recipe["early_recall_batch"] * recipe["early_length"]
-        recall += recipe["steps"] * recipe["recall_batch"] * recipe["recall_length"]
+        text = sum(leg["steps"] * leg["text_batch"] for leg in recipe["legs"]) * recipe["window"]
+        recall = sum(leg["steps"] * leg["recall_batch"] * leg["recall_length"] for leg in recipe["legs"])
         minutes = max(line["seconds"] for line in curves[name]) / 60
-        body.append(
-            [
-                name,
-                f"{found['parameters']:,}",
-                f"{text / 1e6:.1f} M",
-                f"{recall / 1e6:.1f} M",
-                f"{minutes:.0f} min",
-                found["hash"][7:19],
-            ]
-        )
-    return rows(
-        ["toy", "parameters, head included", "text tokens", "recall tokens (padded)", "time, one core each", "hash"],
-        body,
-    )
+        size, millions = f"{found['parameters']:,}", [f"{tokens / 1e6:.1f} M" for tokens in (text, recall)]
+        body.append([name, size, *millions, f"{minutes:.0f} min", f"`{found['hash'][7:19]}`"])
+    header = ["toy", "parameters, head included", "text tokens", "recall tokens, padding included", "one core", "hash"]
+    return rows(header, body)
 
 
 def loss_table(results: dict[str, Any]) -> str:
@@ -108,12 +97,15 @@ def carrier_table(results: dict[str, Any]) -> str:
 
 
 def draft_table(results: dict[str, Any]) -> str:
-    """Teacher-forced agreement of the first draft."""
+    """Teacher-forced agreement of the first draft, and of its two controls."""
     body = []
     for name, found in results.items():
         for domain, draft in found["drafts"].items():
-            body.append([name, domain, share(draft["agreement"]), share(draft["shuffled"]), f"{draft['ratio']:.1f}"])
-    return rows(["toy", "domain", "agreement", "hidden states shuffled", "ratio"], body)
+            line = [name, domain, share(draft["agreement"])]
+            for control in ("strangers", "shuffled"):
+                line += [share(draft[control]), f"{draft[f'over {control}']:.1f}"]
+            body.append(line)
+    return rows(["toy", "domain", "agreement", "strangers' states", "ratio", "shuffled states", "ratio"], body)
 
 
 def routing_lines(results: dict[str, Any]) -> str:

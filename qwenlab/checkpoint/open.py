@@ -74,9 +74,8 @@ class Checkpoint:
 
     def _origin(self) -> str:
         facts = self.facts
-        return (
-            f"{facts.source} · {facts.dtype} on {facts.device} · {facts.hash.partition(':')[0]} {facts.hash[-64:][:12]}"
-        )
+        kind, digest = facts.hash.split(":")
+        return f"{facts.source} · {facts.dtype} on {facts.device} · {kind} {digest[:12]}"
 
 
 def open(
@@ -100,7 +99,8 @@ def open(
     strict       config fields and tensors that we do not know are errors, not warnings, and every weight is looked at
                  for NaN whatever the size; by default only in checkpoints of up to 1 GiB
 
-    Only the text stack is loaded. Only safetensors are read, and no code from the checkpoint is run.
+    Only the text stack is loaded. Only safetensors are read, and no code from the checkpoint is run. What is wrong with
+    a folder is found before its weights are loaded, and raised as a QwenlabError of its own: see docs/errors.md.
     """
     where = locate(source, revision)
     config = read_config(where.folder, name=where.name, strict=strict)

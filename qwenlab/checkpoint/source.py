@@ -64,7 +64,9 @@ def _on_the_hub(name: str, revision: str | None) -> Source:
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
+        # Told to stay offline, older versions of the hub still ask it for the files of a commit.
+        offline = constants.HF_HUB_OFFLINE
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_FILES, local_files_only=offline))
     except RevisionNotFoundError as error:
         raise UnknownCheckpoint(
             f"{name} has no revision {revision!r} on the hub.\nSee its branches and commits there."

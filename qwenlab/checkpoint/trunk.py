@@ -34,11 +34,8 @@ def check_trunk(weights: Weights, config: TextConfig, *, strict: bool = False) -
             "Fetch config.json and the shards again, of one revision."
         )
     family = config.family
-    beside = (
-        mtp_prefix(weights, config) or "mtp.",
-        family.vision_prefix,
-        f"{family.head}.",
-    )  # a tied head may be stored
+    # A tied lm_head may be stored all the same.
+    beside = (mtp_prefix(weights, config) or "mtp.", family.vision_prefix, f"{family.head}.")
     unused = [name for name in weights.tensors if name not in shapes and not name.startswith(beside)]
     _report_unused(unused, weights, strict)
 

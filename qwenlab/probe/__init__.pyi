@@ -5,5 +5,5 @@ from .memory import Memory as Memory
 from .probe import Probe as Probe
 from .residual import Residual as Residual
 from .routing import Routing as Routing
-from .timing import Timing as Timing
 from .seen import Seen as Seen, watch as watch
+from .timing import Timing as Timing

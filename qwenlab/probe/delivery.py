@@ -59,7 +59,11 @@ class Delivery:
 
     def broke_off(self) -> None:
         """The forward pass raised: the notes of its layers that ran are dropped."""
-        self._pending = {key: notes[: len(self._steps)] for key, notes in self._pending.items()}
+        steps = len(self._steps)
+        for notes in self._pending.values():
+            if 0 < steps < len(notes) and "attention" in notes[steps]:
+                _pass_keys(notes[steps], notes[steps - 1])
+            del notes[steps:]
 
     def flush(self) -> None:
         """Reduce the decode steps kept so far."""
@@ -87,8 +91,7 @@ class Delivery:
                 return
             kept = self._pending.setdefault((layer, part), [])
             if kept and "attention" in notes:
-                earlier: Any = kept[-1]["attention"]
-                earlier.key = None  # the keys of a step hold those of the steps before it
+                _pass_keys(kept[-1], notes)
             kept.append(notes)
 
     def _reduce_steps(self, reading: Reading, pending: dict[tuple[int, Part], list[Notes]], steps: int) -> None:
@@ -111,6 +114,13 @@ def undisturbed() -> Iterator[None]:
         for device in devices:
             autocasts.enter_context(torch.autocast(device, enabled=False))
         yield
+
+
+def _pass_keys(giver: Notes, taker: Notes) -> None:
+    """Of steps that follow one another only the last needs keys: the cache's, which hold those of all."""
+    one: Any = giver["attention"]
+    other: Any = taker["attention"]
+    one.key, other.key = None, one.key if other.key is None else other.key
 
 
 def _wants(probe: Probe, layer: int, part: Part) -> bool:

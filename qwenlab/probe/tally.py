@@ -56,10 +56,11 @@ class Histogram:
         cell = row * flat.shape[1] + torch.arange(flat.shape[1], device=flat.device)
         cell = cell * self.bins + flat.nan_to_num().clamp(0, self.bins - 1).long()
         size = (1 + reading.labels) * flat.shape[1] * self.bins
-        counts = torch.zeros(size, dtype=torch.int64, device=flat.device)
-        if self._counts is not None:
-            counts[: len(self._counts)] = self._counts
-        self._counts = counts.scatter_add_(0, cell.flatten(), counts.new_ones(1).expand(cell.numel()))
+        if self._counts is None:
+            self._counts = torch.zeros(size, dtype=torch.int64, device=flat.device)
+        elif size > len(self._counts):
+            self._counts = torch.nn.functional.pad(self._counts, (0, size - len(self._counts)))
+        self._counts.scatter_add_(0, cell.flatten(), self._counts.new_ones(1).expand(cell.numel()))
 
     def array(self, labels: int, *shape: int) -> np.ndarray:
         """int64 [label, *shape, bin]"""

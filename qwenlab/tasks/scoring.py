@@ -12,6 +12,7 @@ import torch.nn.functional as F
 import xarray as xr
 from tqdm.auto import tqdm
 
+from qwenlab.errors import BadArgument
 from qwenlab.tasks.batching import Batch, batches
 from qwenlab.tasks.recall import CHANCE, recall_texts
 
@@ -70,6 +71,7 @@ def teacher_forced(
     texts: Sequence[str],
     *,
     shuffled: bool = False,
+    strangers: Sequence[str] | None = None,
     seed: int = 0,
     batch_size: int = 8,
     max_tokens: int | None = 512,
@@ -81,31 +83,40 @@ def teacher_forced(
     argmax after x[..p+1]. This is `teacher_forced` agreement and no acceptance rate: that is counted along the model's
     own text.
 
-    shuffled  feed the head the hidden states of the same text in random order: what it can do without them
+    Two controls feed the head the right tokens with the wrong hidden states:
+
+    shuffled   those of the same text in random order: they still tell what all positions of the text have in common
+    strangers  those of random positions of these texts, drawn with replacement: they tell nothing of the text
 
     returns  agreement [text], share of positions; tokens [text]: positions drafted
-    Raises NoMtpHead for a checkpoint without a head.
+    Raises NoMtpHead for a checkpoint without a head, and BadArgument for both controls at once.
     """
+    if shuffled and strangers is not None:
+        raise BadArgument("teacher_forced(shuffled=True, strangers=...): ask for one control at a time.")
     head = checkpoint.require_mtp()
     rng = random.Random(seed)
+    pool = None if strangers is None else _hidden_states(checkpoint, strangers, batch_size, max_tokens)
     agreement, tokens = np.zeros(len(texts)), np.zeros(len(texts), dtype=np.int64)
     for batch in _read(checkpoint, texts, batch_size, max_tokens, progress):
         out = checkpoint.model(**batch.inputs, use_cache=False, output_hidden_states=True)
         hidden = out.hidden_states[-1][:, :-1]
         if shuffled:
             hidden = _shuffle(hidden, batch.attention_mask[:, 1:], rng)
+        elif pool is not None:
+            drawn = torch.tensor(rng.choices(range(len(pool)), k=hidden.shape[0] * hidden.shape[1]))
+            hidden = pool[drawn.to(pool.device)].reshape(hidden.shape)
         draft = head.logits(head(batch.input_ids[:, 1:], hidden)).argmax(dim=-1)
         drafted = batch.attention_mask[:, 1:].bool()
         agreed = drafted & (draft == out.logits[:, 1:].argmax(dim=-1))
         agreement[list(batch.texts)] = (agreed.sum(dim=1).double() / drafted.sum(dim=1).clamp_min(1)).cpu().numpy()
         tokens[list(batch.texts)] = drafted.sum(dim=1).cpu().numpy()
-    fed = "shuffled hidden states" if shuffled else "true hidden states"
+    fed = "shuffled" if shuffled else "strangers'" if pool is not None else "true"
     return xr.Dataset(
         {
             "agreement": (
                 "text",
                 agreement,
-                {"units": "1", "long_name": f"teacher-forced agreement of the first draft, {fed}"},
+                {"units": "1", "long_name": f"teacher-forced agreement of the first draft, {fed} hidden states"},
             ),
             "tokens": ("text", tokens, {"units": "token", "long_name": "positions drafted"}),
         }
@@ -125,6 +136,15 @@ def _token_losses(checkpoint: Any, batch: Batch) -> tuple[torch.Tensor, torch.Te
     counted = batch.attention_mask[:, 1:].bool()
     losses = F.cross_entropy(logits.transpose(1, 2), batch.input_ids[:, 1:], reduction="none")
     return torch.where(counted, losses, 0), counted
+
+
+def _hidden_states(checkpoint: Any, texts: Sequence[str], batch_size: int, max_tokens: int | None) -> torch.Tensor:
+    """Hidden states [position, channel] of all positions of some texts, after the trunk's final norm."""
+    found = []
+    for batch in batches(checkpoint, texts, batch_size=batch_size, max_tokens=max_tokens):
+        hidden = checkpoint.model(**batch.inputs, use_cache=False, output_hidden_states=True).hidden_states[-1]
+        found.append(hidden[batch.attention_mask.bool()])
+    return torch.cat(found)
 
 
 def _shuffle(hidden: torch.Tensor, mask: torch.Tensor, rng: random.Random) -> torch.Tensor:

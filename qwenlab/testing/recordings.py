@@ -1,9 +1,10 @@
-"""Recordings made of random tokens with planted truths, valid to the letter: for tests, and to learn without a model."""
+"""Recordings made of random tokens with planted truths, valid to the letter: for tests, and to try without a model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -51,7 +52,7 @@ def made(
     """A random recording, its per-token values, and the truths planted in them.
 
     layers                        of the trunk, three DeltaNet to one of attention
-    labels, sequences, length     what was read: blocks of `sequences` texts, one block a label, each up to `length` tokens
+    labels, sequences, length     what was read: `sequences` texts of up to `length` tokens, a block of them a label
     heads, key_heads, channels    of the DeltaNet layers
     never_used .. handover        what is planted in the routing: see `testing.samples.routing`
     probes                        the nodes to write, by name
@@ -59,7 +60,7 @@ def made(
     The same arguments give the same recording. Raises BadArgument for sizes that fit no model.
     """
     if not 1 <= top_k <= experts - never_used:
-        raise BadArgument(f"top_k={top_k} of {experts} experts, {never_used} never used: too few are left to choose from.")
+        raise BadArgument(f"top_k={top_k} of {experts} experts, {never_used} unused: too few are left to choose from.")
     if heads % key_heads:
         raise BadArgument(f"heads={heads} is no multiple of key_heads={key_heads}.")
     if unknown := set(probes) - set(PROBES):
@@ -70,32 +71,21 @@ def made(
     linear, full = (every[[kind == which for kind in kinds]] for which in (DELTANET, ATTENTION))
     half_life = np.exp2(rng.uniform(-1, 8, (len(linear), heads)))
     read = samples.texts(rng, tuple(labels), sequences, length)
-    drawn = {
-        "deltanet": samples.deltanet(rng, read, linear, half_life, key_heads, channels),
-        "attention": samples.attention(rng, read, full, np.exp2(rng.uniform(0, 5, (len(full), attention_heads)))),
-        "routing": samples.routing(
-            rng,
-            read,
-            every,
-            experts,
-            top_k,
-            never_used=never_used,
-            specialisation=specialisation,
-            text_effect=text_effect,
-            repeat=repeat,
-            handover=handover,
-        ),
-        "residual": samples.residual(rng, read, every),
-    }
-    made_nodes = {
-        "deltanet": lambda: tallies.deltanet(read, drawn["deltanet"]),
-        "attention": lambda: tallies.attention(read, drawn["attention"]),
-        "routing": lambda: tallies.routing(read, drawn["routing"]),
-        "residual": lambda: tallies.residual(read, drawn["residual"]),
+    reach = np.exp2(rng.uniform(0, 5, (len(full), attention_heads)))
+    planted = dict(specialisation=specialisation, text_effect=text_effect, repeat=repeat, handover=handover)
+    deltanet = samples.deltanet(rng, read, linear, half_life, key_heads, channels)
+    attention = samples.attention(rng, read, full, reach)
+    routing = samples.routing(rng, read, every, experts, top_k, never_used=never_used, **planted)
+    residual = samples.residual(rng, read, every)
+    tallied: dict[str, Callable[[], xr.Dataset]] = {
+        "deltanet": lambda: tallies.deltanet(read, deltanet),
+        "attention": lambda: tallies.attention(read, attention),
+        "routing": lambda: tallies.routing(read, routing),
+        "residual": lambda: tallies.residual(read, residual),
         "timing": lambda: tallies.timing(rng, len(read.sequence), kinds),
         "memory": lambda: tallies.memory(kinds),
     }
-    nodes = {name: _named(name, node(), kinds) for name, node in made_nodes.items() if name in probes}
+    nodes = {name: _named(name, node(), kinds) for name, node in tallied.items() if name in probes}
     facts = provenance(
         checkpoint="made-up",
         checkpoint_hash=f"made of {experts} experts",
@@ -112,12 +102,12 @@ def made(
         prompts_hash=str(seed),
         seed=seed,
     )
-    return Made(Recording(nodes, facts), read, **drawn, half_life=half_life)  # type: ignore[arg-type]
+    return Made(Recording(nodes, facts), read, deltanet, attention, routing, residual, half_life)
 
 
-def made_recording(**planted: object) -> Recording:
+def made_recording(**planted: Any) -> Recording:
     """A random recording that obeys the rules of a real one; the arguments are those of `made`."""
-    return made(**planted).recording  # type: ignore[arg-type]
+    return made(**planted).recording
 
 
 def _named(name: str, node: xr.Dataset, kinds: Sequence[str]) -> xr.Dataset:

@@ -39,7 +39,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class DeltaNetSamples:
-    """Of the DeltaNet layers: [token, layer, head]; keys [token, layer, key_head, channel]; state [sequence, layer, head]."""
+    """Of the DeltaNet layers: [token, layer, head], key [.., key_head, channel], state_norm [sequence, layer, head]."""
 
     layers: np.ndarray
     beta: np.ndarray
@@ -99,7 +99,7 @@ def layer_types(layers: int) -> tuple[str, ...]:
 
 
 def texts(rng: np.random.Generator, labels: tuple[str, ...], sequences: int, length: int) -> Texts:
-    """Sequences of about `length` tokens (half to all of it); the first block of them has the first label, and so on."""
+    """Sequences of half of `length` tokens to all of it; the first block of them has the first label, and so on."""
     lengths = rng.integers(max(1, length // 2), length + 1, sequences)
     sequence = np.repeat(np.arange(sequences), lengths)
     position = np.concatenate([np.arange(n) for n in lengths])

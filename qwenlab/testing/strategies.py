@@ -12,7 +12,7 @@ from qwenlab.testing.recordings import Made, made
 def made_recordings(
     draw: st.DrawFn, *, probes: Sequence[str] = tuple(PROBES), fewest_labels: int = 1, fewest_sequences: int = 1
 ) -> Made:
-    """A small made recording of these probes, with its per-token values: few or many texts, labels, heads and experts."""
+    """A small made recording of these probes with its per-token values: few or many texts, labels and experts."""
     labels = draw(st.integers(fewest_labels, 3))
     experts = draw(st.integers(3, 7))
     return made(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ BY_HEAD = (*BY_FOLD, "head")
 
 def deltanet(read: Texts, seen: DeltaNetSamples) -> xr.Dataset:
     """Node "deltanet"."""
-    by_token = lambda values: _sums(read, values)  # noqa: E731
+    by_token = partial(_sums, read)
     tokens = _tokens(read, seen.layers)
     every_head = np.broadcast_to(tokens[..., None], by_token(seen.beta).shape)
     moment = np.einsum("nl,nxhc,nxhd->lxhcd", _one_hot(read.label, len(read.labels)), seen.key, seen.key)
@@ -69,19 +70,25 @@ def attention(read: Texts, seen: AttentionSamples) -> xr.Dataset:
     weights = seen.probability
     key = np.arange(weights.shape[-1])
     distance = read.position[:, None] - key
-    at = lambda position: np.where(position[:, None] == key, 1.0, 0.0)  # noqa: E731  one-hot [token, key]
-    mass = lambda where: np.einsum("nlhk,nk->nlh", weights, where)  # noqa: E731
+
+    def mean(of_keys: np.ndarray) -> np.ndarray:
+        """Mean over the row of what each key is worth [token, key]: [token, layer, head]."""
+        return np.einsum("nlhk,nk->nlh", weights, of_keys)
+
+    def mass(position: np.ndarray | int) -> np.ndarray:
+        return mean(np.broadcast_to(np.reshape(position, (-1, 1)) == key, distance.shape).astype(float))
+
     entropy = -np.where(weights > 0, weights * np.log(np.where(weights > 0, weights, 1)), 0).sum(-1)
-    by_distance = np.zeros((len(read.labels), *weights.shape[1:3], len(DISTANCE_BINS)))
+    by_distance = np.zeros((len(read.labels), len(DISTANCE_BINS), *weights.shape[1:3]))
     for token, reach in enumerate(read.position):
         bins = np.searchsorted(DISTANCE_BINS, distance[token, : reach + 1], side="right") - 1
-        np.add.at(by_distance[read.label[token]], (slice(None), slice(None), bins), weights[token, ..., : reach + 1])
+        np.add.at(by_distance[read.label[token]], bins, np.moveaxis(weights[token, ..., : reach + 1], -1, 0))
     sums = {
         "entropy_sum": (entropy, "nat", "entropy of the row"),
-        "first_mass_sum": (mass(at(np.zeros_like(read.position))), "1", "mass on the first token"),
-        "previous_mass_sum": (mass(at(read.position - 1)), "1", "mass on the token before"),
-        "self_mass_sum": (mass(at(read.position)), "1", "mass on the token itself"),
-        "distance_sum": (mass(distance), "token", "mean distance"),
+        "first_mass_sum": (mass(0), "1", "mass on the first token"),
+        "previous_mass_sum": (mass(read.position - 1), "1", "mass on the token before"),
+        "self_mass_sum": (mass(read.position), "1", "mass on the token itself"),
+        "distance_sum": (mean(distance), "token", "mean distance"),
         "gate_sum": (seen.gate, "1", "openness of the output gate"),
     }
     return _dataset(
@@ -89,7 +96,12 @@ def attention(read: Texts, seen: AttentionSamples) -> xr.Dataset:
             "queries": (BY_FOLD, _tokens(read, seen.layers), "query", "queries measured"),
             "tokens": (BY_FOLD, _tokens(read, seen.layers), "token", "tokens read"),
             **{name: (BY_HEAD, _sums(read, v), units, f"{what}, summed") for name, (v, units, what) in sums.items()},
-            "distance_mass": (("label", "layer", "head", "distance_bin"), by_distance, "1", "attention mass by distance"),
+            "distance_mass": (
+                ("label", "layer", "head", "distance_bin"),
+                np.moveaxis(by_distance, 1, -1),
+                "1",
+                "attention by distance",
+            ),
             "gate_hist": _histogram(read, seen.gate, UNIT_BINS, "gate_bin", "openness of the output gate"),
         },
         read,
@@ -132,7 +144,7 @@ def routing(read: Texts, seen: RoutingSamples) -> xr.Dataset:
             "tokens": (BY_FOLD, _tokens(read, seen.layers), "token", "tokens read"),
             **{n: (dims.get(n, BY_FOLD), _sums(read, v), units, what) for n, (v, units, what) in sums.items()},
             "coactivation": (("layer", "expert", "expert_2"), together, "token", "tokens that chose both"),
-            "handover": (("layer", "expert", "expert_next"), handover, "token", "top expert here and in the next layer"),
+            "handover": (("layer", "expert", "expert_next"), handover, "token", "top expert here and in the next"),
             "distinct_sum": (by_window, distinct, "expert", "distinct experts in a window, summed"),
             "windows": (by_window, windows, "window", "complete windows"),
         },
@@ -190,9 +202,7 @@ def memory(kinds: Sequence[str]) -> xr.Dataset:
     """Node "memory": caches of one sequence at eight contexts, in a measured and a predicted version."""
     context = 2 ** np.arange(4, 12)
     full, linear = kinds.count(ATTENTION), kinds.count(DELTANET)
-    predicted = np.stack(
-        [context * 512 * full, np.full(8, 65536 * linear), np.full(8, 3072 * linear)], axis=1
-    )
+    predicted = np.stack([context * 512 * full, np.full(8, 65536 * linear), np.full(8, 3072 * linear)], axis=1)
     measured = predicted + np.array([256 * full, 0, 0])
     dims = ("context_point", "store")
     return xr.Dataset(
@@ -211,7 +221,7 @@ def memory(kinds: Sequence[str]) -> xr.Dataset:
 def _dataset(variables: dict[str, tuple[Any, Any, str, str]], read: Texts, **coords: Any) -> xr.Dataset:
     """A node from (dims, values, units, long_name)."""
     data = {
-        name: (dims, values, {"units": units, "long_name": what}) for name, (dims, values, units, what) in variables.items()
+        name: (dims, values, {"units": u, "long_name": what}) for name, (dims, values, u, what) in variables.items()
     }
     return xr.Dataset(data, coords={"label": list(read.labels), "fold": np.arange(FOLDS), **coords})
 

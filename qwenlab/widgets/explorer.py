@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from html import escape
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from IPython.display import DisplayHandle, display
-from ipywidgets import HTML, Dropdown, HBox, VBox
+from ipywidgets import Dropdown, HBox
 from matplotlib.figure import Figure
 
-_DPI = 100
+from qwenlab.plots.style import style
 
 
 class Drawing(NamedTuple):
@@ -29,20 +29,18 @@ class Explorer:
         explorer                            # as the last line of a cell: shows the lists and the figure
         explorer["layer"].value = 3         # the same as choosing it in the list; explorer.figure has followed
 
-    The figure is a plain output of the cell. So it stays in the executed notebook, in its HTML and on paper, and
-    choosing, which needs a kernel, replaces it where it stands.
+    The figure and the caption below it are plain outputs of the cell. So they stay in the executed notebook, in its
+    HTML and on paper; and choosing, which needs a kernel, replaces them where they stand.
 
     lists  what can be chosen, by name
     draw   draws what is chosen, from statistics that were made once
     """
 
     def __init__(self, lists: Mapping[str, Dropdown], draw: Callable[[], Drawing]) -> None:
-        self._lists, self._draw = dict(lists), draw
-        self._shown: DisplayHandle | None = None
-        self._drawn = self.chosen
-        self._drawing = draw()
-        self._words = HTML(self._paragraph())
-        self.controls = VBox([HBox(list(self._lists.values())), self._words])
+        self._lists, self._draw = dict(lists), style()(draw)
+        self._outputs: tuple[DisplayHandle, ...] = ()
+        self._drawn, self._drawing = self.chosen, self._draw()
+        self.controls = HBox(list(self._lists.values()))
         for each in self._lists.values():
             each.observe(self._follow, names="value")
 
@@ -70,25 +68,22 @@ class Explorer:
         if self.chosen == self._drawn:
             return
         self._drawn, self._drawing = self.chosen, self._draw()
-        self._words.value = self._paragraph()
-        if self._shown is not None:
-            self._shown.update(self._picture(), raw=True, metadata=self._described())
+        for output, (data, metadata) in zip(self._outputs, self._shown(), strict=False):
+            output.update(data, raw=True, metadata=metadata)
 
     def _ipython_display_(self) -> None:
         display(self.controls)
-        self._shown = display(self._picture(), raw=True, metadata=self._described(), display_id=True)
+        self._outputs = tuple(
+            display(data, raw=True, metadata=metadata, display_id=True) for data, metadata in self._shown()
+        )
 
-    def _paragraph(self) -> str:
-        return f'<p style="line-height:1.4">{escape(self.caption)}</p>'
-
-    def _picture(self) -> dict[str, str]:
-        """The figure as the output of a cell."""
+    def _shown(self) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
+        """Data and metadata of the outputs of a cell: the figure, and below it the caption."""
         picture = io.BytesIO()
-        self.figure.savefig(picture, format="png", dpi=_DPI)
-        return {"image/png": base64.b64encode(picture.getvalue()).decode(), "text/plain": self.caption}
-
-    def _described(self) -> dict[str, dict[str, str]]:
-        return {"image/png": {"alt": self.caption}}
+        self.figure.savefig(picture, format="png", dpi=self.figure.dpi)
+        encoded = base64.b64encode(picture.getvalue()).decode()
+        yield {"image/png": encoded, "text/plain": self.caption}, {"image/png": {"alt": self.caption}}
+        yield {"text/html": f"<p>{escape(self.caption)}</p>", "text/plain": self.caption}, {}
 
 
 def number_choice(name: str, numbers: Iterable[int], tooltip: str) -> Dropdown:

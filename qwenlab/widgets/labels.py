@@ -8,7 +8,7 @@ from collections.abc import Callable
 import xarray as xr
 from ipywidgets import Dropdown
 
-from qwenlab.record.recording import Recording
+from qwenlab.stats.source import Source
 from qwenlab.widgets.explorer import choice
 
 EVERY = "all texts"
@@ -17,10 +17,10 @@ EVERY = "all texts"
 _READ_AS = {"1": "", "token": "tokens", "nat": "nats"}
 
 
-def by_label(statistic: Callable[..., xr.Dataset], recording: Recording) -> xr.Dataset:
+def by_label(statistic: Callable[..., xr.Dataset], source: Source) -> xr.Dataset:
     """A statistic over all texts, and again for each label where there are several: along `label`."""
-    together = statistic(recording).expand_dims(label=[EVERY])
-    apart = statistic(recording, by_label=True)
+    together = statistic(source).expand_dims(label=[EVERY])
+    apart = statistic(source, by_label=True)
     if apart.sizes["label"] < 2:
         return together
     return xr.concat([together, apart], "label", data_vars="all", coords="different", compat="equals", join="exact")

@@ -6,10 +6,12 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
-from qwenlab.checkpoint.show import COLOURS, LABELS
 from qwenlab.errors import NotWatched
+from qwenlab.plots.drawing import binary, say
+from qwenlab.plots.style import COLOURS, LABELS, new_figure
 from qwenlab.record.recording import Recording
 from qwenlab.stats.attention import attention_distance
 from qwenlab.stats.deltanet import half_life, writing
@@ -66,6 +68,8 @@ def _draw_deltanet(layer: xr.Dataset, head: int, title: str) -> Drawing:
     _heads(reach, layer["half_life_share"], lives, head, COLOURS[DELTANET])
     held = np.flatnonzero(layer["half_life_share"].max("head"))
     reach.set_xscale("log", base=2)
+    reach.xaxis.set_major_locator(LogLocator(base=2, numticks=7))
+    say(reach.xaxis, binary)
     reach.set_xlim(lives[max(held[0] - 2, 0)], lives[min(held[-1] + 3, len(lives) - 1)])
     reach.set(xlabel="half-life of a token's decay (tokens)", ylabel="share of tokens")
     _heads(written, layer["beta_share"], _unit(layer["beta_bin"]), head, COLOURS[DELTANET])
@@ -82,7 +86,7 @@ def _draw_attention(layer: xr.Dataset, head: int, title: str) -> Drawing:
     last = int(np.flatnonzero(share.max("head")).max(initial=0)) + 1
     _heads(reach, share[:, :last], np.arange(last + 1) - 0.5, head, COLOURS[ATTENTION])
     ticks = range(0, last, max(1, last // 8))
-    reach.set_xticks(list(ticks), [f"{lower[tick]:g}" for tick in ticks])
+    reach.set_xticks(list(ticks), [binary(lower[tick]) for tick in ticks])
     reach.set(xlabel="distance from query to key, from (tokens)", ylabel="share of attention")
     _bars(targets, layer.sel(head=head))
     _heads(opened, layer["openness_share"], _unit(layer["gate_bin"]), head, COLOURS[ATTENTION])
@@ -91,11 +95,9 @@ def _draw_attention(layer: xr.Dataset, head: int, title: str) -> Drawing:
 
 
 def _panels(title: str) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(10, 2.8), layout="constrained")
-    figure.suptitle(title, fontsize="medium", fontweight="bold", x=0.01, ha="left", parse_math=False)
+    figure = new_figure(10, 2.8)
     axes = list(figure.subplots(1, 3))
-    for each in axes:
-        each.spines[["top", "right"]].set_visible(False)
+    axes[0].set_title(title)
     return figure, axes
 
 
@@ -103,7 +105,7 @@ def _heads(axes: Axes, share: xr.DataArray, edges: np.ndarray, head: int, colour
     """The shares [head, bin] of one head, filled, before those of the others."""
     for other in share["head"].values:
         if other != head:
-            axes.stairs(share.sel(head=other), edges, color="0.75", linewidth=0.7)
+            axes.stairs(share.sel(head=other), edges, color="0.8", linewidth=0.6)
     axes.stairs(share.sel(head=head), edges, color=colour, fill=True, alpha=0.75)
     axes.set_ylim(bottom=0)
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from qwenlab.plots.style import PALETTE, new_figure
 from qwenlab.record.recording import Recording
 from qwenlab.stats.experts import expert_load
 from qwenlab.stats.routing import coactivation
 from qwenlab.widgets.explorer import Drawing, Explorer, number_choice
 from qwenlab.widgets.labels import by_label, in_words, label_choice
 
-_CHOSEN, _OTHER = "#009E73", "0.8"
+_CHOSEN, _OTHER = PALETTE[0], "0.8"
 _PARTNERS = 8
 
 
@@ -30,9 +30,9 @@ def explore_routing(recording: Recording) -> Explorer:
     def draw() -> Drawing:
         layer, expert, label = layers.value, experts.value, texts.value
         title = f"layer {layer} · expert {expert} · {label}"
-        figure = Figure(figsize=(10, 2.8), layout="constrained")
-        figure.suptitle(title, fontsize="medium", fontweight="bold", x=0.01, ha="left", parse_math=False)
+        figure = new_figure(10, 2.8)
         of_all, of_labels, beside = figure.subplots(1, 3, width_ratios=(2, 1, 1))
+        of_all.set_title(title)
         here = load.sel(layer=layer)
         _draw_all(of_all, here.sel(label=label), expert)
         _draw_labels(of_labels, here.sel(expert=expert), label)
@@ -47,8 +47,9 @@ def _draw_all(axes: Axes, load: xr.Dataset, expert: int) -> None:
     experts = load["expert"].values
     axes.bar(experts, load["share"], color=np.where(experts == expert, _CHOSEN, _OTHER), width=0.9)
     _even(axes.axhline, load)
+    even = (1, float(load["even_share"]))
+    axes.annotate("even", even, xycoords=("axes fraction", "data"), ha="right", va="bottom", color="0.3", fontsize=8)
     axes.set(xlabel="expert", ylabel="load (share of slots)", xlim=(experts[0] - 0.6, experts[-1] + 0.6))
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_labels(axes: Axes, load: xr.Dataset, label: str) -> None:
@@ -57,11 +58,8 @@ def _draw_labels(axes: Axes, load: xr.Dataset, label: str) -> None:
     reach = np.nan_to_num(np.abs(load["share_interval"].transpose("bound", ...).values - share))
     axes.barh(names, share, xerr=reach, color=np.where(names == label, _CHOSEN, _OTHER), error_kw={"linewidth": 1})
     _even(axes.axvline, load)
-    for name in axes.get_yticklabels():
-        name.set_parse_math(False)
     axes.invert_yaxis()
     axes.set(xlabel="its load (share of slots)", xlim=(0, None))
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_partners(axes: Axes, lift: xr.DataArray) -> None:
@@ -71,7 +69,6 @@ def _draw_partners(axes: Axes, lift: xr.DataArray) -> None:
     axes.axvline(1, color="0.3", linewidth=1, linestyle="--")
     axes.invert_yaxis()
     axes.set(xlabel="co-activation over chance", xlim=(0, None))
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _even(line: object, load: xr.Dataset) -> None:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import qwenlab as ql
+from qwenlab.checkpoint.source import toys
 from qwenlab.checkpoint.trunk import load_trunk
 from qwenlab.checkpoint.weights import read_weights
 from qwenlab.errors import (
@@ -102,6 +103,15 @@ def test_a_checkpoint(whole):
     assert (facts.source, facts.folder, facts.revision) == (str(whole), str(whole), None)
     assert (facts.dtype, facts.device, facts.torch) == ("float32", "cpu", torch.__version__)
     assert facts.hash.startswith("sha256:")
+
+
+@pytest.mark.parametrize("name", sorted(toys()))
+def test_a_shipped_toy_opens_by_its_name_without_a_warning(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ckpt = ql.open(name, strict=True)
+    assert (ckpt.facts.source, ckpt.anatomy.name) == (name, name)
+    assert ckpt.require_mtp().trunk is ckpt.model
 
 
 def test_the_model_generates(whole):

@@ -108,6 +108,8 @@ def test_what_a_site_says_of_its_value(moe):
     assert by_word[DELTANET, "mixer.value"] == ((*token, "head", "channel"), "1")
     assert by_word[ATTENTION, "mixer.value"] == ((*token, "key_head", "channel"), "1")
     assert by_word[ATTENTION, "mixer.query"] == by_word[DELTANET, "mixer.value"]
+    assert by_word[DELTANET, "mixer.query"] == by_word[DELTANET, "mixer.key"] == by_word[ATTENTION, "mixer.key"]
+    assert by_word[DELTANET, "mixer.query"] == ((*token, "key_head", "channel"), "1")
     assert by_word[ATTENTION, "mixer.gate"] == by_word[DELTANET, "mixer.gate"] == ((*token, "head", "channel"), "logit")
     assert by_word[DELTANET, "router"] == ((*token, "expert"), "logit")
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from qwenlab.errors import CannotMerge
 from qwenlab.record import Recording, merge
@@ -26,9 +25,9 @@ def part(case, sequences):
         "residual": tallies.residual(read, cut(case.residual, wanted, sequences)),
     }
     counts = {name: int((read.label == number).sum()) for number, name in enumerate(read.labels)}
-    facts = case.recording.attrs | {"sequences": len(sequences), "tokens": int(wanted.sum()), "prompts_hash": str(start)}
+    facts = {"sequences": len(sequences), "tokens": int(wanted.sum()), "prompts_hash": str(start), "labels": counts}
     named = {name: like(node, case.recording[name]) for name, node in nodes.items()}
-    return Recording(named, facts | {"labels": counts})
+    return Recording(named, case.recording.attrs | facts)
 
 
 def cut(samples, tokens, sequences):

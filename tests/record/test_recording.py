@@ -1,6 +1,7 @@
 """The labelled result: what it holds, how it is kept on disk, how it refuses."""
 
 import os
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def test_a_probe_that_was_not_there_is_named():
 
 
 def test_a_node_that_no_probe_writes_is_named(recording):
-    with pytest.raises(NotWatched, match="(?s)No probe writes a node 'router'.*Nodes are named deltanet, attention"):
+    with pytest.raises(NotWatched, match=r"(?s)No probe writes a node 'router'.*Nodes are named deltanet, attention"):
         recording["router"]
 
 
@@ -75,7 +76,8 @@ def test_names_kept_as_python_objects_are_saved_too(tmp_path):
 
 
 def test_attributes_of_any_plain_sort_survive(tmp_path):
-    node = made_recording()["routing"].assign_attrs(empty="", one=[3], some=[1, 2], real=2.5, text="a\nb", names=["x", "y"])
+    attrs = dict(empty="", one=[3], some=[1, 2], real=2.5, text="a\nb", names=["x", "y"])
+    node = made_recording()["routing"].assign_attrs(attrs)
     again = open(Recording({"routing": node}, {"seed": "", "n": 1}).save(tmp_path / "run.nc"))
     assert again.attrs["seed"] == ""
     assert again["routing"].attrs["empty"] == ""
@@ -121,12 +123,8 @@ def test_a_changed_byte_never_gives_other_numbers(tmp_path, place):
     content = bytearray(path.read_bytes())
     content[int(len(content) * place)] ^= 0xFF
     path.write_bytes(content)
-    try:
-        again = open(path)["routing"]
-    except TruncatedRecording as error:
-        assert "damaged" in str(error)
-    else:
-        assert all(again[name].equals(recording["routing"][name]) for name in again)
+    with suppress(TruncatedRecording):
+        assert open(path).tree.identical(recording.tree)
 
 
 def test_no_file_no_netcdf_and_no_recording_are_told_apart(tmp_path):

@@ -86,10 +86,10 @@ def test_a_probe_that_did_not_watch_is_named(node, name):
 
 @pytest.mark.parametrize(("node", "name"), CASES)
 def test_another_dataset_is_refused_by_what_it_lacks(node, name, recording):
+    wrong = recording["memory" if node != "memory" else "residual"]
+    if name == "gates" and node == "attention":
+        wrong = recording["attention"].drop_vars("gate_hist")
     with pytest.raises(MissingVariable, match=rf"(?s)No .* in this Dataset; it has .*recording\['{node}'\]"):
-        wrong = recording["memory" if node != "memory" else "residual"]
-        if name == "gates" and node == "attention":
-            wrong = recording["attention"].drop_vars("gate_hist")
         getattr(stats, name)(wrong)
 
 

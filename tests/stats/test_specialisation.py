@@ -31,11 +31,8 @@ def test_information_and_log_odds_by_loops(case):
 
 
 def p_values(texts, **planted):
-    told = [
-        stats.specialisation(made(seed=seed, sequences=texts, layers=4, probes=["routing"], **planted).recording, permutations=200)["p_value"]
-        for seed in range(25)
-    ]
-    return np.ravel(told)
+    cases = [made(seed=seed, sequences=texts, layers=4, probes=["routing"], **planted) for seed in range(25)]
+    return np.ravel([stats.specialisation(case.recording, permutations=200)["p_value"] for case in cases])
 
 
 @pytest.mark.slow

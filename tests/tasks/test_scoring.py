@@ -70,6 +70,18 @@ def test_shuffling_leaves_the_draft_without_its_state(checkpoint):
     assert shuffled < 0.6 * true
 
 
+def test_strangers_leave_it_with_less_still(checkpoint):
+    texts = ql.tasks.texts("code")[:8]
+    shuffled = ql.tasks.teacher_forced(checkpoint, texts, max_tokens=128, shuffled=True)["agreement"].mean()
+    strangers = ql.tasks.teacher_forced(checkpoint, texts, max_tokens=128, strangers=ql.tasks.texts("arithmetic")[:8])
+    assert strangers["agreement"].mean() < shuffled
+
+
+def test_two_controls_at_once_are_refused(checkpoint):
+    with pytest.raises(ql.errors.BadArgument, match="one control at a time"):
+        ql.tasks.teacher_forced(checkpoint, ["a b c"], shuffled=True, strangers=["d"])
+
+
 def test_batches_keep_the_order_and_mask_the_padding(checkpoint):
     texts = ["a b c d e f g", "x", "37 + 45"]
     found = list(ql.tasks.batches(checkpoint, texts, batch_size=2, max_tokens=5))

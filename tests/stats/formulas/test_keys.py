@@ -1,8 +1,7 @@
 """Collision of keys, held to all pairs."""
 
 import numpy as np
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from numpy.testing import assert_allclose
 
 from qwenlab.stats.formulas.keys import collision

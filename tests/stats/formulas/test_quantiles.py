@@ -1,8 +1,7 @@
 """Quantiles from histograms, held to quantiles of the samples themselves."""
 
 import numpy as np
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from qwenlab.stats.formulas.quantiles import linear_quantiles, log2_quantiles, shares, whole_quantiles

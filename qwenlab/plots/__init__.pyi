@@ -1,0 +1,13 @@
+from .cost import memory_by_context as memory_by_context, time_by_kind as time_by_kind
+from .experts import (
+    distinct_experts as distinct_experts,
+    expert_load as expert_load,
+    unused_experts as unused_experts,
+)
+from .horizons import attention_distance as attention_distance, half_life as half_life
+from .layers import layer_map as layer_map
+from .openness import gate_histograms as gate_histograms
+from .residual import residual as residual
+from .routing import coactivation as coactivation
+from .specialisation import specialisation as specialisation
+from .style import COLOURS as COLOURS, LABELS as LABELS, style as style

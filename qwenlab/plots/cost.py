@@ -1,0 +1,117 @@
+"""Where time and memory go."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import PercentFormatter
+
+from qwenlab.checkpoint.families import ATTENTION, DELTANET
+from qwenlab.plots.drawing import binary, end_labels, kinds_of, layer_ticks, layer_width, need, quantity, say
+from qwenlab.plots.style import COLOURS, GREY, LABELS, axes_of, legend_above, new_figure, styled
+
+_STRENGTH = {"mixer": 1.0, "mlp": 0.5, "rest": 0.22}
+_PARTS = {"mixer": "mixer", "mlp": "MLP", "rest": "rest"}
+_LETTER = 0.0095  # of the bar's length that a letter needs
+_STORES = {
+    "kv": ("KV cache", COLOURS[ATTENTION], "o"),
+    "recurrent": ("recurrent state", COLOURS[DELTANET], "s"),
+    "convolution": ("convolution state", GREY, "^"),
+}
+
+
+@styled
+def time_by_kind(statistics: xr.Dataset) -> Figure:
+    """Where the layers' time goes: by kind and part of layer, and layer by layer, each phase that was seen by itself.
+
+    statistics  of stats.time_by_kind. The colour is the kind's; the paler, the further from the mixer: MLP, rest.
+    """
+    data = need(statistics, "time_by_kind", "kind_share", "part_share")
+    data = data.dropna("phase", how="all", subset=["kind_share"])
+    phases = [str(phase) for phase in data["phase"].values]
+    figure = new_figure(layer_width(data, least=7.5), 0.9 + 0.4 * len(phases) + 1.5 * len(phases))
+    above, *below = figure.subplots(1 + len(phases), 1, height_ratios=[0.3 + 0.4 * len(phases), *[1.5] * len(phases)])
+    for row, phase in enumerate(phases):
+        _stacked_bar(above, row, data["kind_share"].sel(phase=phase))
+    above.set_yticks(range(len(phases)), labels=phases)
+    above.invert_yaxis()
+    above.set_xlim(0, 1)
+    above.xaxis.set_major_formatter(PercentFormatter(1))
+    above.spines[["left", "bottom"]].set_visible(False)
+    above.tick_params(left=False)
+    above.set_title("Share of layer time")
+    for ax, phase in zip(below, phases, strict=True):
+        _by_layer(ax, data["part_share"].sel(phase=phase), kinds_of(data))
+        ax.set_ylabel(f"{phase}\n(share)")
+    layer_ticks(below[-1].xaxis, data)
+    parts = [Patch(color="black", alpha=alpha, linewidth=0, label=_PARTS[part]) for part, alpha in _STRENGTH.items()]
+    kinds = [Patch(color=COLOURS[str(kind)], label=LABELS[str(kind)]) for kind in data["mixer_kind"].values]
+    legend_above(below[0], kinds + parts)
+    return figure
+
+
+def _stacked_bar(ax: Axes, row: int, share: xr.DataArray) -> None:
+    """Shares [mixer_kind, part] end to end, those with room for it named."""
+    start = 0.0
+    for kind in share["mixer_kind"].values.tolist():
+        for part, alpha in _STRENGTH.items():
+            width = float(share.sel(mixer_kind=kind, part=part))
+            ax.barh(row, width, left=start, color=COLOURS[kind], alpha=alpha, height=0.75, linewidth=0)
+            names = (f"{LABELS[kind]} {_PARTS[part]} {width:.0%}", f"{_PARTS[part]} {width:.0%}", f"{width:.0%}", "")
+            text = next(name for name in names if len(name) * _LETTER <= width)
+            colour = "white" if kind == DELTANET and part == "mixer" else "0.1"
+            ax.text(start + width / 2, row, text, ha="center", va="center", fontsize=8, color=colour)
+            start += width
+
+
+def _by_layer(ax: Axes, share: xr.DataArray, kinds: list[str]) -> None:
+    """Shares [layer, part] as stacked columns in the colours of the kinds."""
+    base = np.zeros(share.sizes["layer"])
+    colours = [COLOURS[kind] for kind in kinds]
+    for part, alpha in _STRENGTH.items():
+        height = share.sel(part=part).values
+        ax.bar(np.arange(len(kinds)), height, bottom=base, color=colours, alpha=alpha, width=0.8, linewidth=0)
+        base = base + height
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=1 if base.max() < 0.04 else 0))
+    ax.set_xlim(-0.6, len(kinds) - 0.4)
+    ax.set_xticks([])
+
+
+@styled
+def memory_by_context(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
+    """Bytes of KV cache and states against the context: lines as predicted, marks as measured.
+
+    statistics  of stats.memory.
+    """
+    data = need(statistics, "memory", "predicted", "measured")
+    figure, ax = axes_of(ax, 6.0, 3.4)
+    context = data["context"]
+    stores = [str(store) for store in data["store"].values]
+    for store in stores:
+        _, colour, marker = _STORES[store]
+        here = data.sel(store=store)
+        ax.plot(context, here["predicted"].where(here["predicted"] > 0), color=colour)
+        ax.scatter(context, here["measured"].where(here["measured"] > 0), color=colour, marker=marker, s=16, zorder=3)
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log", base=2)
+    say(ax.xaxis, binary)
+    say(ax.yaxis, _bytes)
+    ax.set_xlabel(quantity(context))
+    ax.set_ylabel("memory (bytes)")
+    ax.grid(axis="y")
+    ax.set_title("Memory by context: lines predicted, marks measured")
+    last = data.isel(context_point=-1)
+    ends = [(float(last["measured"].sel(store=store)), *_STORES[store][:2]) for store in stores]
+    end_labels(ax, [end for end in ends if end[0] > 0])
+    return figure
+
+
+def _bytes(value: float) -> str:
+    """A number of bytes in the unit that fits: 64 KiB, 1.5 GiB."""
+    for size, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.3g} B"

@@ -1,0 +1,70 @@
+"""All layers at a glance."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from qwenlab.checkpoint.families import DELTANET
+from qwenlab.errors import MissingVariable
+from qwenlab.plots.drawing import kinds_of, layer_ticks, need, quantity
+from qwenlab.plots.style import COLOURS, PALE, axes_of, name_kinds, shades, styled
+
+_FEW = 16  # layers: values are written into the cells
+
+
+@styled
+def layer_map(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
+    """The layers in their order, one column each in the colour of its kind, and a row for each statistic.
+
+    statistics  of stats.layer_table. Each row is shaded from its own least to its own greatest value, which stand at
+                its right; grey where a layer has no such number.
+    """
+    data = need(statistics, "layer_table", *map(str, list(statistics)[:1]))
+    rows = [str(name) for name in data if data[name].dims == ("layer",)]
+    if not rows:
+        raise MissingVariable("No statistic by layer here.\nDraw what qwenlab.stats.layer_table(recording) returns.")
+    kinds = kinds_of(data)
+    few = len(kinds) <= _FEW
+    figure, ax = axes_of(ax, min(11.5, 3.4 + (0.52 if few else 0.13) * len(kinds)), 0.9 + 0.29 * len(rows))
+    ax.set_facecolor(PALE)
+    for row, name in enumerate(rows):
+        _row(ax, row, data[name], kinds, few)
+    for place, kind in enumerate(kinds):
+        ax.add_patch(Rectangle((place - 0.46, -0.9), 0.92, 0.28, color=COLOURS[kind], linewidth=0))
+    ax.set_xlim(-0.5, len(kinds) - 0.5)
+    ax.set_ylim(len(rows) - 0.5, -0.95)
+    ax.set_yticks(range(len(rows)), labels=[quantity(data[name]) for name in rows])
+    ax.tick_params(left=False)
+    ax.spines[["left", "bottom"]].set_visible(False)
+    layer_ticks(ax.xaxis, data)
+    name_kinds(ax, kinds)
+    return figure
+
+
+def _row(ax: Axes, row: int, values: xr.DataArray, kinds: list[str], few: bool) -> None:
+    """One statistic as shaded cells, its range at the right end."""
+    numbers = values.values.astype(float)
+    low, high = np.nanmin(numbers), np.nanmax(numbers)
+    norm = LogNorm(low, high) if values.attrs.get("scale") == "log2" and 0 < low < high else Normalize(low, high)
+    for place, (kind, number) in enumerate(zip(kinds, numbers, strict=True)):
+        if np.isnan(number):
+            continue
+        strength = 0.08 + 0.72 * (float(norm(number)) if high > low else 0.5)
+        ax.add_patch(Rectangle((place - 0.46, row - 0.44), 0.92, 0.88, color=shades(kind)(strength), linewidth=0))
+        if few:
+            colour = "white" if strength > (0.34 if kind == DELTANET else 0.6) else "0.1"
+            ax.text(place, row, f"{number:.2g}", ha="center", va="center", fontsize=7.5, color=colour)
+    ax.annotate(
+        f"{low:.3g} to {high:.3g}",
+        (1, row),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=8,
+    )
