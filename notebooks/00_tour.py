@@ -93,11 +93,7 @@ large.memory([1_024, 32_768, 262_144]).to_dataframe()
 # not an empty result.
 
 # %%
-probes = [ql.probe.DeltaNet(), ql.probe.Attention(), ql.probe.Residual(), ql.probe.Timing(), ql.probe.Memory()]
-if ckpt.anatomy.config.num_experts:
-    probes.append(ql.probe.Routing())
-
-with torch.no_grad(), ql.watch(ckpt, *probes) as seen:
+with torch.no_grad(), ql.watch(ckpt, *ql.probe.defaults(ckpt)) as seen:
     for domain in ql.tasks.DOMAINS:
         for batch in ql.tasks.batches(ckpt, ql.tasks.texts(domain, texts_per_domain), max_tokens=max_tokens):
             with seen.label(domain):
@@ -127,7 +123,7 @@ recording["deltanet"]
 
 # %%
 half_life = ql.stats.half_life(recording)
-half_life[["half_life_mean_log", "half_life_mean_log_interval"]]
+half_life["half_life_mean_log"].to_pandas()  # tokens, by layer and head
 
 # %%
 show(
@@ -139,7 +135,6 @@ show(
 # %%
 layers = ql.stats.layer_table(recording)
 show("layers", ql.plots.layer_map(layers), "The layers in their order, by kind, with time, reach, gates and routing.")
-layers.to_dataframe()
 
 # %% [markdown]
 # ## Tasks: losses, recall, drafts

@@ -30,7 +30,7 @@ max_tokens: int = 256  # read of each text
 contexts: list[int] = [128, 512, 2048]  # lengths at which time and memory are measured, in tokens
 decode_steps: int = 16  # tokens decoded after each of them
 repeats: int = 3  # of each measurement of time
-recall_texts: int = 32  # for each number of pairs
+recall_texts: int = 24  # for each number of pairs
 controls: int = 4  # sets of DeltaNet layers that are set against the attention layers
 device: str | None = None  # None: the CPU
 dtype: str | None = None  # None: the checkpoint's own
@@ -74,17 +74,13 @@ ckpt
 # and the probes keep sums and histograms of what passes, by domain, layer and head. Watching changes no logit.
 
 # %%
-probes = [ql.probe.DeltaNet(), ql.probe.Attention(), ql.probe.Residual(), ql.probe.Timing()]
-if ckpt.anatomy.config.num_experts:
-    probes.append(ql.probe.Routing())
-
 ql.tasks.read(ckpt, ql.tasks.texts("code", 1), max_tokens=max_tokens)  # the first pass is slower than all others
-with torch.no_grad(), ql.watch(ckpt, *probes) as seen:
+with torch.no_grad(), ql.watch(ckpt, *ql.probe.defaults(ckpt)) as seen:
     for domain in ql.tasks.DOMAINS:
         texts = ql.tasks.texts(domain, texts_per_domain)
         for batch in ql.tasks.batches(ckpt, texts, batch_size=4, max_tokens=max_tokens):
             with seen.label(domain):
-                ckpt.model(**batch.inputs, use_cache=False)
+                ckpt.model(**batch.inputs)
 
 recording = seen.recording()
 recording
@@ -523,4 +519,5 @@ if out is not None:
     print(f"saved in {folder}: recording.nc, cost_by_context.nc, {', '.join(figures)} (.png, .svg)")
 
 units = {name: f"{variable.attrs['long_name']} ({variable.attrs['units']})" for name, variable in layers.items()}
-layers.to_dataframe().rename(columns=units)
+table = layers.to_dataframe().rename(columns=units).assign(kind=layers["kind"].to_series().map(ql.plots.LABELS))
+table.style.format(precision=3, na_rep="–")

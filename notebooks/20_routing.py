@@ -143,7 +143,7 @@ def with_interval(name):
     """A number by layer, with its interval, as text."""
     bounds = routed[f"{name}_interval"]
     values = zip(routed[name].values, bounds.sel(bound="low").values, bounds.sel(bound="high").values, strict=True)
-    return [f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, low, high in values]
+    return [f"{value:.3g} [{low:.3g}, {high:.3g}]" for value, low, high in values]
 
 
 print(f"ln E = {np.log(experts):.3f} nats (E = {experts}), ln k = {np.log(top_k):.3f} nats (k = {top_k})")
@@ -242,5 +242,3 @@ if out is not None:
         for suffix in ("png", "svg"):
             figure.savefig(folder / f"{name}.{suffix}", dpi=150)
     print(f"saved in {folder}: recording.nc, {', '.join(figures)} (.png, .svg)")
-
-ql.stats.layer_table(recording).to_dataframe()

@@ -68,7 +68,7 @@ def loss_table(results: dict[str, Any]) -> str:
                     name,
                     domain,
                     interval,
-                    f"{loss['by_token']:.2f}",
+                    f"{loss['loss']['by_token']:.2f}",
                     f"{loss['unigram']:.2f}",
                     f"{100 * loss['under_unigram']:.0f} %",
                 ]

@@ -15,7 +15,7 @@ from qwenlab.plots.style import COLOURS, GREY, LABELS, axes_of, legend_above, ne
 
 _STRENGTH = {"mixer": 1.0, "mlp": 0.5, "rest": 0.22}
 _PARTS = {"mixer": "mixer", "mlp": "MLP", "rest": "rest"}
-_LETTER = 0.0095  # of the bar's length that a letter needs
+_LETTER = 0.0108  # of the bar's length that a letter needs
 _STORES = {
     "kv": ("KV cache", COLOURS[ATTENTION], "o"),
     "recurrent": ("recurrent state", COLOURS[DELTANET], "s"),

@@ -88,7 +88,8 @@ def distinct_experts(statistics: xr.Dataset) -> Figure:
     left.set_ylabel("distinct experts")
     left.set_title("Experts a window needs")
     right.axhline(1, color=GREY, linestyle=_DASHED, linewidth=0.8)
-    right.text(1, 1, "unrelated tokens", transform=right.get_yaxis_transform(), ha="right", va="top", color=GREY)
+    right.text(1, 1, "unrelated tokens", transform=right.get_yaxis_transform(), ha="right", va="bottom", color=GREY)
+    right.margins(y=0.12)
     right.set_ylabel("over those of unrelated tokens")
     name_kinds(right, kinds)
     return figure

@@ -12,7 +12,6 @@ from typing import Any, ParamSpec
 import matplotlib as mpl
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backend_bases import RendererBase
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -47,12 +46,8 @@ def _settings() -> Any:
     return mpl.rc_params_from_file(_STYLE, use_default_template=False)
 
 
-class StyledFigure(Figure):
-    """A figure that is drawn in its own style whatever the settings are then, and shown in notebooks without pyplot."""
-
-    def draw(self, renderer: RendererBase) -> None:
-        with style():
-            super().draw(renderer)
+class NotebookFigure(Figure):
+    """A figure that pyplot knows nothing of, and that a notebook shows all the same."""
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -71,9 +66,9 @@ def styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
     return draw
 
 
-def new_figure(width: float, height: float) -> StyledFigure:
-    """An empty figure, in inches, that no pyplot state knows of."""
-    return StyledFigure(figsize=(width, height), layout="constrained")
+def new_figure(width: float, height: float) -> NotebookFigure:
+    """An empty figure of this size in inches."""
+    return NotebookFigure(figsize=(width, height), layout="constrained")
 
 
 def axes_of(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:

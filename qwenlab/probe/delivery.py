@@ -37,13 +37,14 @@ class Delivery:
 
     def take(self, layer: int, part: Part, notes: Notes, reading: Reading) -> None:
         """The notes of a part that has just run: reduced now, or kept until enough decode steps are together."""
-        names, whole = self.wanted[layer, part], (reading.batch, reading.width)
-        found = {name: tuple(note.shape[:2]) for name, note in notes.items() if name in names}
-        for name, shape in found.items():
-            self._fired[layer, part, name] = self._fired.get((layer, part, name), 0) + shape[0] * shape[1]
-        if len(found) == len(names) and all(shape == whole for shape in found.values()):
-            kept = {name: notes[name] for name in names}
-            self._timed(lambda: self._reduce(layer, part, kept, reading))
+        names, whole = self.wanted[layer, part], True
+        found = {name: note for name, note in notes.items() if name in names}
+        for name, note in found.items():
+            batch, width = note.shape[:2]
+            self._fired[layer, part, name] = self._fired.get((layer, part, name), 0) + batch * width
+            whole &= batch == reading.batch and width == reading.width
+        if whole and len(found) == len(names):
+            self._timed(lambda: self._reduce(layer, part, found, reading))
 
     def before(self, reading: Reading) -> None:
         """A forward pass begins: the steps kept so far are reduced, unless it is the one that follows them."""
@@ -82,17 +83,18 @@ class Delivery:
         ]
 
     def _reduce(self, layer: int, part: Part, notes: Notes, reading: Reading) -> None:
-        with undisturbed():
-            if "rule" in notes:
-                call: Any = notes["rule"]
+        if "rule" in notes:
+            call: Any = notes["rule"]
+            with undisturbed():
                 call.settle(reading.on(call.device))
-            if not reading.is_decode:
+        if not reading.is_decode:
+            with undisturbed():
                 self._look(layer, part, notes, reading)
-                return
-            kept = self._pending.setdefault((layer, part), [])
-            if kept and "attention" in notes:
-                _pass_keys(kept[-1], notes)
-            kept.append(notes)
+            return
+        kept = self._pending.setdefault((layer, part), [])
+        if kept and "attention" in notes:
+            _pass_keys(kept[-1], notes)
+        kept.append(notes)
 
     def _reduce_steps(self, reading: Reading, pending: dict[tuple[int, Part], list[Notes]], steps: int) -> None:
         with undisturbed():

@@ -135,7 +135,7 @@ class DeltaNet(Probe):
     def _add_prediction(
         self, layer: int, call: RuleCall, predicted: torch.Tensor, beta: torch.Tensor, reading: Reading
     ) -> None:
-        value = call.value[:, :, call.heads].float()
+        value = call.value[:, :, call.heads].float().contiguous()
         error = torch.linalg.vector_norm(value - predicted, dim=-1)
         size = torch.linalg.vector_norm(value, dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
         measured = {

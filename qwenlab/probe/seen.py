@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from qwenlab.checkpoint.decoder import decoder_of
@@ -53,6 +54,7 @@ class Seen:
         self.live = False
         self._module = _module(model)
         self._decoder = decoder_of(self._module)
+        self._end_tokens, self._pad_token = _end_tokens(self._module, self._decoder.module)
         self._prepare()
 
     def __enter__(self) -> Seen:
@@ -117,7 +119,7 @@ class Seen:
         timing = next((probe for probe in self.probes if isinstance(probe, Timing)), None)
         self._stopwatch = None if timing is None else Stopwatch(timing)
         self._hooks = ExitStack()
-        self._reader = Reader(self._decoder.module, *self._end_tokens())
+        self._reader = Reader(self._decoder.module, self._end_tokens, self._pad_token)
         self._delivery = Delivery(self.probes, self._stopwatch.leave_out if self._stopwatch else lambda work: work())
         self._taps = Taps(self._decoder, self._deliver)
 
@@ -164,19 +166,6 @@ class Seen:
     def _deliver(self, layer: int, part: Part, notes: Notes) -> None:
         if self._taps.reading is not None:
             self._delivery.take(layer, part, notes, self._taps.reading)
-
-    def _end_tokens(self) -> tuple[list[int], int | None]:
-        """Tokens that end a row of `generate`, and the one that fills it from there on."""
-        stack = self._decoder.module
-        configs = [
-            module.generation_config
-            for module in self._module.modules()
-            if getattr(module, "generation_config", None) is not None
-            and any(part is stack for part in module.modules())
-        ]
-        config: Any = configs[0] if configs else stack.config
-        ends = [config.eos_token_id] if isinstance(config.eos_token_id, int) else list(config.eos_token_id or ())
-        return ends, config.pad_token_id if config.pad_token_id is not None or not ends else ends[0]
 
     def _nothing_read(self) -> str:
         return (
@@ -232,3 +221,12 @@ def _module(model: nn.Module | Any) -> nn.Module:
             "Give a transformers model, or what qwenlab.open(...) returned."
         )
     return module
+
+
+def _end_tokens(module: nn.Module, stack: PreTrainedModel) -> tuple[list[int], int | None]:
+    """Tokens that end a row of `generate`, and the one that fills it from there on."""
+    generating = (each for each in module.modules() if vars(each).get("generation_config") is not None)
+    owner = next((each for each in generating if any(part is stack for part in each.modules())), None)
+    config: Any = stack.config if owner is None else owner.generation_config
+    ends = [config.eos_token_id] if isinstance(config.eos_token_id, int) else list(config.eos_token_id or ())
+    return ends, config.pad_token_id if config.pad_token_id is not None or not ends else ends[0]

@@ -13,8 +13,16 @@ import xarray as xr
 from qwenlab.checkpoint.families import KINDS
 from qwenlab.checkpoint.show import COLOURS, LABELS
 
-_COUNTED = ("head", "key_head", "expert", "part", "phase", "window", "context_point")
-_PLURAL = {"key_head": "key heads", "context_point": "contexts", "phase": "phases"}
+_COUNTED = {
+    "head": "head",
+    "key_head": "key head",
+    "expert": "expert",
+    "part": "part",
+    "phase": "phase",
+    "window": "window",
+    "context_point": "context",
+}
+"""Dims worth counting, and what one of them is called."""
 
 
 def text(tree: xr.DataTree) -> str:
@@ -45,7 +53,8 @@ def _head(attrs: Mapping[Any, Any]) -> list[tuple[str, str]]:
     """What was read, on what."""
     rows = []
     if "tokens" in attrs:
-        rows.append(("read", f"{int(attrs['tokens']):,} tokens in {int(attrs.get('sequences', 0)):,} sequences"))
+        sequences = _count(int(attrs.get("sequences", 0)), "sequence")
+        rows.append(("read", f"{_count(int(attrs['tokens']), 'token')} in {sequences}"))
     labels = _loads(attrs, "labels", {})
     if len(labels) > 1:
         rows.append(("labels", ", ".join(f"{label} {count:,}" for label, count in labels.items())))
@@ -62,12 +71,16 @@ def _holds(node: xr.Dataset) -> str:
     """The extent of one node: its layers, heads, experts, and what was left out."""
     parts = []
     if "layer" in node.dims:
-        parts.append(f"{node.sizes['layer']} layers ({_runs(node['layer'].values)})")
-    parts += [f"{node.sizes[dim]} {_PLURAL.get(dim, f'{dim}s')}" for dim in _COUNTED if dim in node.dims]
+        parts.append(f"{_count(node.sizes['layer'], 'layer')} ({_runs(node['layer'].values)})")
+    parts += [_count(node.sizes[dim], word) for dim, word in _COUNTED.items() if dim in node.dims]
     sample = _loads(node.attrs, "sample", {})
     if sample:
-        parts.append("only " + ", ".join(f"{name} {_listed(value)}" for name, value in sample.items()))
+        parts.append("sampled: " + ", ".join(f"{name} {_listed(value)}" for name, value in sample.items()))
     return " · ".join(parts)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def _listed(value: Any) -> str:

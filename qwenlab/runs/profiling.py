@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,18 +49,16 @@ def profile(
     max_tokens  read of each text;  batch_size  texts at a time
     decode      tokens at the end of each label's first text that are read one at a time
     """
-    makers = _makers(probes)
+    named = None if probes is None else _named(probes)
     if not texts:
         raise BadArgument("profile(texts={}): give at least one label and its texts.")
     checkpoint = source if isinstance(source, Checkpoint) else open(source, device=device, dtype=dtype)
-    if probes is None and not checkpoint.anatomy.config.num_experts:
-        del makers["routing"]
     cut = {
         label: passages_of(checkpoint, some, tokens=max_tokens, count=passages) if isinstance(some, str) else some
         for label, some in texts.items()
     }
     _warm_up(checkpoint, next(iter(cut.values())))
-    with watch(checkpoint, *(make() for make in makers.values())) as seen:
+    with watch(checkpoint, *(named or probe.defaults(checkpoint))) as seen:
         for label, some in cut.items():
             with seen.label(label):
                 read(checkpoint, some, batch_size=batch_size, max_tokens=max_tokens, decode=decode, progress=progress)
@@ -75,14 +73,14 @@ def _warm_up(checkpoint: Checkpoint, texts: Sequence[str]) -> None:
     read(checkpoint, texts[:1], max_tokens=64, decode=2)
 
 
-def _makers(names: Iterable[str] | None) -> dict[str, Callable[[], Any]]:
-    """The probes of these names; raises BadArgument for a name that is none."""
-    chosen = list(PROBES if names is None else names)
+def _named(names: Iterable[str]) -> list[Any]:
+    """The probes of these names; raises BadArgument for a name that is none, or none at all."""
+    chosen = list(names)
     unknown = [name for name in chosen if name not in PROBES]
     if unknown or not chosen:
         found = ", ".join(map(repr, unknown)) or "none"
         raise BadArgument(f"probes: {found} is no probe's name.\nChoose among {', '.join(PROBES)}.")
-    return {name: getattr(probe, PROBES[name]) for name in PROBES if name in chosen}
+    return [getattr(probe, PROBES[name])() for name in PROBES if name in chosen]
 
 
 def _draw(recording: Recording, folder: Path) -> Iterator[Path]:

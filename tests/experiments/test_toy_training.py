@@ -1,7 +1,9 @@
 """The recipe of the toys: what it starts from, and that a training that was stopped goes on as if it had not been."""
 
+import itertools
 import json
 import math
+import random
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -34,23 +36,21 @@ def texts():
     return tuple(ql.tasks.texts(domain) for domain in ("code", "prose", "arithmetic"))
 
 
-def small(train, name, texts, **changes):
-    shape = replace(
-        train.Recipe(),
-        recall_steps=2,
-        steps=4,
-        window=64,
-        text_batch=2,
-        early_recall_batch=2,
-        recall_batch=2,
-        **changes,
+def small(train, name, texts):
+    """The training in miniature: two steps of recall, four with text, and the window cut to a quarter."""
+    early, late, last = train.Recipe().legs
+    legs = (
+        replace(early, steps=2, recall_batch=2),
+        replace(late, steps=2, recall_batch=2, text_batch=2),
+        replace(last, steps=2, recall_batch=2, text_batch=2),
     )
-    return train.Training(name, Tokenizer.from_file(str(TOKENIZER)), shape, texts)
+    recipe = replace(train.Recipe(), legs=legs, window=64, warmup=1)
+    return train.Training(name, Tokenizer.from_file(str(TOKENIZER)), recipe, texts)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["toy-dense", "toy-moe"])
-def test_a_stopped_training_ends_where_an_unbroken_one_does(recipe, texts, tmp_path, name, monkeypatch):
+def test_a_stopped_training_ends_where_an_unbroken_one_does(recipe, texts, tmp_path, name):
     train, _ = recipe
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     whole.mkdir(), stopped.mkdir()
@@ -89,12 +89,21 @@ def test_a_fresh_toy_has_a_memory_and_a_fresh_transformers_model_has_none(recipe
 
 def test_only_the_asked_for_values_bear_the_recall_loss(recipe):
     train, _ = recipe
-    import random
-
     tokenizer = Tokenizer.from_file(str(TOKENIZER))
-    tokens, asked, rest = train.RecallBatches(tokenizer, train.Recipe()).batch(random.Random(0), early=True)
+    leg = train.Recipe().legs[0]
+    tokens, asked, rest = train.RecallBatches(tokenizer).batch(random.Random(0), leg)
     question = tokenizer.token_to_id("?")
     values = asked != train.IGNORE
     assert values.any()
     assert (tokens.roll(1, 1)[values] == question).all()
     assert not ((asked != train.IGNORE) & (rest != train.IGNORE)).any()
+
+
+def test_the_learning_rate_warms_up_and_falls_once_for_the_first_two_legs_and_once_for_the_last(recipe):
+    train, _ = recipe
+    rates = [train.Recipe().learning_rate(step) for step in range(train.Recipe().steps)]
+    assert rates[49] == max(rates[:2300]) == 1.5e-3
+    assert all(later <= earlier for earlier, later in itertools.pairwise(rates[49:2300]))
+    assert rates[2349] == max(rates) == 2e-3
+    assert rates[2299] == pytest.approx(3e-5, rel=0.01)
+    assert rates[-1] == pytest.approx(3e-5, rel=0.01)

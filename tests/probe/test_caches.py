@@ -71,7 +71,7 @@ def test_after_a_crop_no_pair_and_no_window_reaches_back(small, text, back, widt
 
     found = recorded(small, feed)
     assert_turns_over(found, [parts(chosen) for chosen in choices(small, feed)], numbers=(0, 0))
-    assert int(found["deltanet"]["sequences"].sum()) == len(small.config.layer_types) - 1
+    assert int(found["deltanet"]["sequences"].sum()) == 1
 
 
 @pytest.mark.parametrize("columns", [(6, 4, 3, 5), (130, 7, 2, 40)])

@@ -25,7 +25,7 @@ def test_in_a_terminal_it_says_what_was_watched_and_where_it_came_from():
 def test_what_the_probe_left_out_is_said():
     recording = made_recording(probes=["deltanet"])
     recording.tree["deltanet"].attrs["sample"] = '{"prediction_heads": [0, 1, 2, 8], "every": 16}'
-    assert "only prediction_heads 0-2 8, every 16" in repr(recording)
+    assert "sampled: prediction_heads 0-2 8, every 16" in repr(recording)
 
 
 def test_in_a_notebook_it_shows_the_layers_and_escapes_every_text():
