@@ -31,6 +31,7 @@ oldest: .venv-oldest/installed ## the probe and checkpoint tests on the oldest t
 	.venv-oldest/bin/python -m pytest -m "not slow" -n $(JOBS) tests/checkpoint tests/probe
 
 bench: $(INSTALLED) ## what watching costs, as ratios to the bare forward
+	$(RUN) -m pip install --quiet -c constraints.txt -e '.[bench]'
 	OMP_NUM_THREADS=1 $(RUN) -m benchmarks
 
 lab: $(INSTALLED) ## JupyterLab in notebooks/, each .py there paired with an .ipynb

@@ -42,7 +42,7 @@ def innards(model: PreTrainedModel) -> Iterator[None]:
     """The peer `innards`, with all its analyzers, until its analysis is finished. It sees `generate` only."""
     import innards as peer
 
-    watched = peer.observe(model, ql.open("toy-moe").tokenizer, model_id=type(model).__name__, run=None)
+    watched = peer.observe(model, ql.open("toy-moe").tokenizer, model_id=type(model).__name__, store=False)
     try:
         yield
         watched.last_turn()

@@ -59,6 +59,8 @@ def show(name, figure, description):
 
 # %%
 ckpt = ql.open(checkpoint, device=device, dtype=dtype)
+if ckpt.facts.parameters < 1e8:
+    torch.set_num_threads(1)  # matrices this small gain nothing from more
 ckpt
 
 # %%

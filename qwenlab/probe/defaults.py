@@ -13,11 +13,12 @@ from qwenlab.probe.memory import Memory
 from qwenlab.probe.probe import Probe
 from qwenlab.probe.residual import Residual
 from qwenlab.probe.routing import Routing
+from qwenlab.probe.seen import module_of
 from qwenlab.probe.timing import Timing
 
 
 def defaults(model: nn.Module | Any) -> tuple[Probe, ...]:
     """One of each kind of probe that finds something to read in this model, or Checkpoint: all, or all but Routing."""
-    decoder = decoder_of(model if isinstance(model, nn.Module) else model.model)
+    decoder = decoder_of(module_of(model))
     routed = (Routing(),) if decoder.layers_with("router") else ()
     return (DeltaNet(), Attention(), *routed, Residual(), Timing(), Memory())

@@ -111,10 +111,14 @@ class Delivery:
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Probes work outside autograd, inference mode and autocast, whatever the block runs in."""
-    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-    with torch.inference_mode(False), torch.no_grad(), ExitStack() as autocasts:
-        for device in devices:
-            autocasts.enter_context(torch.autocast(device, enabled=False))
+    with ExitStack() as modes:  # each is entered only where it changes something: there are many decode steps
+        if torch.is_inference_mode_enabled():
+            modes.enter_context(torch.inference_mode(False))
+        if torch.is_grad_enabled():
+            modes.enter_context(torch.no_grad())
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                modes.enter_context(torch.autocast(device, enabled=False))
         yield
 
 

@@ -69,7 +69,8 @@ class Reader:
         (batch, width), device = shaped.shape[:2], shaped.device
         past = int(cache.get_seq_length()) if cache is not None else 0
         _refuse_packed(given)
-        keys = None if mask is None else _checked(mask, batch, past + width).to(device)
+        keys = _keys(mask, batch, past + width)
+        keys = None if keys is None else keys.to(device)
         row, present = self._rows(batch, width, device)
 
         thread = self._follow(cache, past, batch, device)
@@ -156,7 +157,16 @@ class Reader:
         self.fingerprint = self.fingerprint.to(total.device) + total
 
 
-def _checked(mask: Any, batch: int, columns: int) -> torch.Tensor:
+def _keys(mask: Any, batch: int, columns: int) -> torch.Tensor | None:
+    """bool [batch, column]: the real columns by this attention_mask, or None where there is no padding."""
+    if isinstance(mask, dict) and "full_attention" in mask:
+        # `generate` makes masks beforehand for a static cache; in its batches the last query sees every real key.
+        mask = mask["full_attention"]
+        if isinstance(mask, torch.Tensor) and mask.ndim == 4:
+            mask = mask[:, 0, -1, :columns]
+            mask = mask if mask.dtype == torch.bool else mask == 0  # eager adds its mask to the scores
+    if mask is None:
+        return None
     if not isinstance(mask, torch.Tensor) or mask.shape != (batch, columns):
         shape = list(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
         raise UnreadableMask(

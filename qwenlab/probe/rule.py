@@ -120,7 +120,7 @@ def normalised(key: torch.Tensor) -> torch.Tensor:
 
 def _read(state: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     """What a state [batch, head, key channel, channel] holds under keys [batch, position, head, key channel]."""
-    return torch.einsum("bthk,bhkv->bthv", normalised(key), state.float())
+    return (normalised(key).transpose(1, 2) @ state.float()).transpose(1, 2)
 
 
 class RuleTap:

@@ -52,7 +52,7 @@ class Seen:
         _check(probes)
         self.model, self.probes = model, tuple(probes)
         self.live = False
-        self._module = _module(model)
+        self._module = module_of(model)
         self._decoder = decoder_of(self._module)
         self._end_tokens, self._pad_token = _end_tokens(self._module, self._decoder.module)
         self._prepare()
@@ -212,12 +212,12 @@ def _check_label(names: Any, depth: int = 0) -> None:
         _check_label(name, depth + 1)
 
 
-def _module(model: nn.Module | Any) -> nn.Module:
+def module_of(model: nn.Module | Any) -> nn.Module:
     """The module itself, or the one a Checkpoint holds."""
     module = model if isinstance(model, nn.Module) else getattr(model, "model", None)
     if not isinstance(module, nn.Module):
         raise BadArgument(
-            f"watch was given a {type(model).__name__}, which is no model and holds none.\n"
+            f"This is a {type(model).__name__}, which is no model and holds none.\n"
             "Give a transformers model, or what qwenlab.open(...) returned."
         )
     return module

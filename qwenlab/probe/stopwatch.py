@@ -11,7 +11,7 @@ from torch import nn
 
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.probe.reading import Reading
-from qwenlab.probe.timing import PHASES, Timing
+from qwenlab.probe.timing import PHASES, Mark, Timing
 
 PREFILL, DECODE = range(len(PHASES))
 
@@ -22,8 +22,8 @@ class Stopwatch:
     def __init__(self, timing: Timing) -> None:
         self.timing = timing
         self._phase: int | None = None
-        self._layer: int | None = None
-        self._began: dict[tuple[int, str], Any] = {}
+        self._began: dict[str, Any] = {}
+        self._inside: list[tuple[str, Mark]] | None = None  # spans of the layer that is running
 
     def outer(self, decoder: Decoder, hooks: ExitStack) -> None:
         """Read the clock around whole layers, until `hooks` closes."""
@@ -38,21 +38,24 @@ class Stopwatch:
 
     def start_model(self, reading: Reading) -> None:
         """The decoder is about to read this."""
-        self._phase, self._layer = DECODE if reading.width == 1 else PREFILL, None
-        self._began[-1, "model"] = self.timing.now()
+        self._phase, self._inside = DECODE if reading.width == 1 else PREFILL, None
+        self._began["model"] = self.timing.now()
 
     def end_model(self, reading: Reading) -> None:
         """The decoder has read it, and the probes have looked."""
         if self._phase is not None:
-            self.timing.add_model(self._phase, (self._began[-1, "model"], self.timing.now()), reading.real)
+            self.timing.add_model(self._phase, self._span("model"), reading.real)
         self._phase = None
 
     def leave_out(self, work: Callable[[], None]) -> None:
         """Do a probe's work; inside a layer, its time is taken out of that layer's rest."""
-        began, start = time.perf_counter(), self.timing.now()
-        work()
-        if self._phase is not None and self._layer is not None:
-            self.timing.add(self._phase, self._layer, "rest", (start, self.timing.now()), sign=-1)
+        began = time.perf_counter()
+        if self._inside is None:
+            work()
+        else:
+            self._began["probes"] = self.timing.now()
+            work()
+            self._inside.append(("probes", self._span("probes")))
         # Between two forward passes only decode steps that were kept are reduced.
         phase = DECODE if self._phase is None else self._phase
         self.timing.probe_seconds[phase] += time.perf_counter() - began
@@ -60,22 +63,28 @@ class Stopwatch:
     def _around(self, module: nn.Module, layer: int, part: str, hooks: ExitStack) -> None:
         def start(module: nn.Module, args: Any) -> None:
             if self._phase is not None:
-                self._layer = layer
-                self._began[layer, part] = self.timing.now()
+                self._inside = [] if part == "rest" else self._inside
+                self._began[part] = self.timing.now()
 
         def stop(module: nn.Module, args: Any, out: Any) -> None:
-            if self._phase is not None:
-                self._stop(layer, part)
+            if self._phase is not None and self._inside is not None:
+                self._inside.append((part, self._span(part)))
+                if part == "rest":
+                    self._end_layer(self._phase, layer, self._inside)
 
         hooks.callback(module.register_forward_pre_hook(start).remove)
         hooks.callback(module.register_forward_hook(stop, prepend=True).remove)
 
-    def _stop(self, layer: int, part: str) -> None:
-        assert self._phase is not None
-        mark = (self._began.pop((layer, part)), self.timing.now())
-        self.timing.add(self._phase, layer, part, mark)
-        if part == "rest":
-            self.timing.calls[self._phase, self.timing.layers.index(layer)] += 1
-            self._layer = None
-        else:
-            self.timing.add(self._phase, layer, "rest", mark, sign=-1)
+    def _end_layer(self, phase: int, layer: int, spans: list[tuple[str, Mark]]) -> None:
+        """Book a layer once it has run to its end: the rest is the whole less its parts and the probes."""
+        for name, mark in spans:
+            if name != "probes":
+                self.timing.add(phase, layer, name, mark)
+            if name != "rest":
+                self.timing.add(phase, layer, "rest", mark, sign=-1)
+        self.timing.calls[phase, self.timing.layers.index(layer)] += 1
+        self._inside = None
+
+    def _span(self, name: str) -> Mark:
+        self.timing.readings += 1
+        return self._began.pop(name), self.timing.now()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from qwenlab.errors import BadArgument, MisshapenLabels, NothingToProbe, ProbeInUse, UnknownLayer, UnreadableMask
-from qwenlab.probe import Attention, DeltaNet, Residual, Routing
+from qwenlab.probe import Attention, DeltaNet, Residual, Routing, defaults
 from qwenlab.probe.seen import watch
 from qwenlab.testing.models import tiny_model
 from tests.probe.compare import assert_same
@@ -39,10 +39,10 @@ def test_arguments_that_are_not_probes(small):
         BadArgument, match=r"two probes of the same kind: DeltaNet, Routing, DeltaNet.\nGive each kind once."
     ):
         watch(small, DeltaNet(), Routing(), DeltaNet(layers=[0]))
-    with pytest.raises(
-        BadArgument, match=r"watch was given a str, which is no model and holds none.\nGive a transformers"
-    ):
+    with pytest.raises(BadArgument, match=r"This is a str, which is no model and holds none.\nGive a transformers"):
         watch("toy-moe", DeltaNet())
+    with pytest.raises(BadArgument, match=r"This is a str, which is no model"):
+        defaults("toy-moe")
     with pytest.raises(TypeError, match="prediction_head"):
         DeltaNet(prediction_head=3)
     for wrong in (-1, 1.5, True, "none"):
@@ -95,7 +95,7 @@ def test_masks_that_do_not_tell_padding(small, text):
         with pytest.raises(UnreadableMask, match=r"The attention_mask is \[1, 6\]; .* = \[1, 12\]"):
             small(ids, attention_mask=torch.ones(1, 6), past_key_values=cache)
         with pytest.raises(UnreadableMask, match="The attention_mask is dict; "):
-            small(ids, attention_mask={"full_attention": None, "linear_attention": None})
+            small(ids, attention_mask={"linear_attention": None})
         message = (
             r"packs several sequences into a row \(cu_seq_lens_q, or position_ids that start again\).\nProbes need"
         )

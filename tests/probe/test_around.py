@@ -3,6 +3,7 @@
 import contextlib
 import json
 
+import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload, dispatch_model
@@ -114,6 +115,9 @@ def test_autocast_changes_no_bit_and_does_not_reach_the_probes(own, texts, insid
     assert all(torch.equal(one, other) for one, other in zip(bare, watched, strict=True))
     assert bare[0].dtype == torch.bfloat16
     rough(seen.recording(), recorded(own, one_by_one(texts)))
+    # Keys have length 1, whatever the precision: the moment's trace is the number of tokens.
+    traces = np.trace(seen.recording()["deltanet"]["key_moment"].values, axis1=-2, axis2=-1)
+    np.testing.assert_allclose(traces, 27, rtol=1e-5)
 
 
 def test_bfloat16(own, texts):

@@ -92,6 +92,30 @@ def test_generate_says_what_its_texts_say(model, texts):
     assert_same_reading(fed, recorded(model, one_by_one(read)))
 
 
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_generate_with_a_static_cache(small, texts, implementation):
+    """transformers then hands its masks over ready-made, one for each kind of layer."""
+    prompts, new = texts[:3], []
+
+    def feed(model, seen):
+        ids, mask = batch(prompts, "left")
+        out = model.generate(
+            ids,
+            attention_mask=mask,
+            do_sample=False,
+            max_new_tokens=5,
+            cache_implementation="static",
+            disable_compile=True,
+        )
+        new.append(out[:, ids.shape[1] :])
+
+    small.set_attn_implementation(implementation)
+    fed = recorded(small, feed)
+    small.set_attn_implementation("sdpa")
+    read = [torch.cat([prompt, more[:-1]]) for prompt, more in zip(prompts, new[0], strict=True)]
+    assert_same_reading(fed, recorded(small, one_by_one(read)))
+
+
 class EndAt(LogitsProcessor):
     """Ends each row, with token `end`, after this many new tokens."""
 

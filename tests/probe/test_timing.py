@@ -2,7 +2,6 @@
 
 import time
 
-import numpy as np
 import pytest
 import torch
 
@@ -42,7 +41,7 @@ def test_calls_tokens_and_phases(moe, text):
     assert found["phase"].values.tolist() == ["prefill", "decode"]
     assert found["part"].values.tolist() == ["mixer", "mlp", "rest"]
     # Every part, every layer and the whole model are read once a call.
-    assert found.attrs["readings"] == 6 * (1 + 4 * (3 + 2))
+    assert found.attrs["readings"] == 6 * (1 + 4 * 3)
     assert found.attrs["clock"] == "perf_counter"
     assert 0 < found.attrs["clock_cost_seconds"] < 1e-3
 
@@ -77,7 +76,6 @@ def test_what_probes_do_with_kept_decode_steps_is_counted(moe, text):
     # Seven steps were gathered, and looked at together.
     assert found["probe_seconds"].sel(phase="decode") >= 4 * 2 * Sleeper.seconds
     assert found["probe_seconds"].sel(phase="decode") < 2 * 4 * 2 * Sleeper.seconds
-    assert found["seconds"].sel(phase="decode").sum() < found["probe_seconds"].sel(phase="decode") + 1
 
 
 @pytest.mark.parametrize("slow", ["mixer", "mlp", "rest"])
@@ -86,12 +84,12 @@ def test_time_goes_to_the_part_that_takes_it(text, slow):
     layer = model.model.layers[2]
     module = {"mixer": layer.linear_attn, "mlp": layer.mlp, "rest": layer.post_attention_layernorm}[slow]
     inside = module.forward
-    module.forward = lambda *args, **kwargs: (time.sleep(0.1), inside(*args, **kwargs))[1]
+    module.forward = lambda *args, **kwargs: (time.sleep(0.25), inside(*args, **kwargs))[1]
     seconds = recorded(model, lambda m, seen: m(text(5)[None]), Timing(), DeltaNet())["timing"]["seconds"]
-    assert seconds.sel(phase="prefill", layer=2, part=slow) >= 0.1
+    assert seconds.sel(phase="prefill", layer=2, part=slow) >= 0.25
     rest = seconds.sel(phase="prefill").values.copy()
     rest[2, ["mixer", "mlp", "rest"].index(slow)] = 0
-    assert rest.max() < 0.1
+    assert rest.max() < 0.25
 
 
 def test_some_layers(moe, text):
@@ -113,13 +111,32 @@ def test_a_forward_pass_that_broke_off_leaves_no_clock_running(small, text):
     with watch(small, Timing()) as seen:
         with pytest.raises(ZeroDivisionError):
             small(text(5)[None])
-        time.sleep(0.2)
+        time.sleep(0.5)
         small(text(5)[None])
     hook.remove()
     found = seen.recording()["timing"]
     assert found["calls"].values.tolist() == [[1, 1], [0, 0]]
-    assert found["model_seconds"].sum() < 0.2
-    assert np.isfinite(found["seconds"].values).all()
+    assert found["model_seconds"].sum() < 0.5
+    assert (found["seconds"].sel(phase="prefill") > 0).all()
+
+
+def test_a_layer_that_broke_off_does_not_pay_for_the_next_pass(small, text):
+    raised = []
+
+    def once(module, args):
+        if not raised:
+            raised.append(1)
+            raise ZeroDivisionError
+
+    hook = small.model.layers[1].mlp.register_forward_pre_hook(once)
+    with watch(small, Timing(layers=[1]), Sleeper(layers=[0])) as seen:
+        with pytest.raises(ZeroDivisionError):
+            small(text(5)[None])
+        small(text(5)[None])
+    hook.remove()
+    found = seen.recording()["timing"]
+    assert (found["seconds"].sel(phase="prefill") > 0).all()
+    assert found["calls"].values.tolist() == [[1], [0]]
 
 
 def test_gradient_checkpointing_is_timed_once(small, text):
