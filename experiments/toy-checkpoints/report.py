@@ -140,6 +140,8 @@ def loss_curves(curves: dict[str, list[dict[str, float]]]) -> Figure:
             steps, values = zip(*found, strict=True)
             panel.plot(steps[24:], smooth(list(values)), style, color=color, label=name)
         panel.set(title=title, xlabel="step", yscale="log" if loss == "recall" else "linear")
+        if loss == "recall":
+            panel.yaxis.set_major_formatter(lambda value, place: f"{value:g}")
     panels[0].set_ylabel("loss (nats), mean of 25 steps")
     panels[0].legend()
     return figure
