@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from report import write_report
+from report import thinned, write_report
 from scipy import stats
 from tqdm.auto import tqdm
 
@@ -165,7 +165,9 @@ def main() -> None:
         found["recipe"] = json.loads((arguments.runs / name / "recipe.json").read_text())
         results[name] = found
     (here / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    curves = {name: [json.loads(line) for line in (arguments.runs / name / "losses.jsonl").open()] for name in TOYS}
+    logs = {name: (arguments.runs / name / "losses.jsonl").read_text().splitlines() for name in TOYS}
+    curves = {name: thinned([json.loads(line) for line in lines]) for name, lines in logs.items()}
+    (here / "losses.json").write_text(json.dumps(curves) + "\n")
     write_report(here, results, curves)
 
 

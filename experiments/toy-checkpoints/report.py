@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 import qwenlab as ql
 
 
-def write_report(folder: Path, results: dict[str, Any], curves: dict[str, list[dict[str, float]]]) -> None:
+def write_report(folder: Path, results: dict[str, Any], curves: dict[str, dict[str, Any]]) -> None:
     """REPORT.md, losses.png and recall.png in `folder`. The prose around the tables is in report.md.in."""
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
@@ -43,14 +43,14 @@ def share(value: dict[str, float]) -> str:
     return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
-def training_table(results: dict[str, Any], curves: dict[str, list[dict[str, float]]]) -> str:
+def training_table(results: dict[str, Any], curves: dict[str, dict[str, Any]]) -> str:
     """What each training was."""
     body = []
     for name, found in results.items():
         recipe = found["recipe"]
         text = sum(leg["steps"] * leg["text_batch"] for leg in recipe["legs"]) * recipe["window"]
         recall = sum(leg["steps"] * leg["recall_batch"] * leg["recall_length"] for leg in recipe["legs"])
-        minutes = max(line["seconds"] for line in curves[name]) / 60
+        minutes = curves[name]["seconds"] / 60
         size, millions = f"{found['parameters']:,}", [f"{tokens / 1e6:.1f} M" for tokens in (text, recall)]
         body.append([name, size, *millions, f"{minutes:.0f} min", f"`{found['hash'][7:19]}`"])
     header = ["toy", "parameters, head included", "text tokens", "recall tokens, padding included", "one core", "hash"]
@@ -124,21 +124,24 @@ def routing_lines(results: dict[str, Any]) -> str:
     return used + rows(["by layer", *map(str, range(layers))], body)
 
 
-def smooth(values: list[float], width: int = 25) -> np.ndarray:
-    """Running mean over `width` steps."""
-    return np.convolve(values, np.ones(width) / width, mode="valid")
+def thinned(lines: list[dict[str, float]], width: int = 25) -> dict[str, Any]:
+    """The log of a training, short enough to keep: means of `width` steps by loss, and the seconds it took."""
+    curves = {}
+    for loss in ("text", "recall", "mtp"):
+        found = [(line["step"], line[loss]) for line in lines if loss in line]
+        steps = range(0, len(found) - width + 1, width)
+        curves[loss] = [[found[k + width - 1][0], float(np.mean([v for _, v in found[k : k + width]]))] for k in steps]
+    return {"seconds": max(line["seconds"] for line in lines), "losses": curves}
 
 
-def loss_curves(curves: dict[str, list[dict[str, float]]]) -> Figure:
+def loss_curves(curves: dict[str, dict[str, Any]]) -> Figure:
     """Training losses of both toys."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     panels = figure.subplots(1, 3, sharex=True)
     titles = {"text": "next token, text", "recall": "asked-for values, recall", "mtp": "MTP head, text"}
     for panel, (loss, title) in zip(panels, titles.items(), strict=True):
-        for (name, lines), color, style in zip(curves.items(), ("#009E73", "#CC79A7"), ("-", "--"), strict=True):
-            found = [(line["step"], line[loss]) for line in lines if loss in line]
-            steps, values = zip(*found, strict=True)
-            panel.plot(steps[24:], smooth(list(values)), style, color=color, label=name)
+        for (name, found), color, style in zip(curves.items(), ("#009E73", "#CC79A7"), ("-", "--"), strict=True):
+            panel.plot(*zip(*found["losses"][loss], strict=True), style, color=color, label=name)
         panel.set(title=title, xlabel="step", yscale="log" if loss == "recall" else "linear")
         if loss == "recall":
             panel.yaxis.set_major_formatter(lambda value, place: f"{value:g}")
