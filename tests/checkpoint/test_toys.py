@@ -102,6 +102,9 @@ def test_the_head_drafts_what_the_model_would_say(checkpoint, domain, least):
     control = ql.tasks.teacher_forced(checkpoint, texts, max_tokens=TOKENS, strangers=everything)["agreement"].mean()
     assert true >= least
     assert true >= 3 * control
+    if domain == "arithmetic":  # on code the stricter control is not met: REPORT.md, "Drafts of the MTP head"
+        shuffled = ql.tasks.teacher_forced(checkpoint, texts, max_tokens=TOKENS, shuffled=True)["agreement"].mean()
+        assert true >= 3 * shuffled
 
 
 @pytest.mark.slow
