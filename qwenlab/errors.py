@@ -161,6 +161,10 @@ class SilentSite(QwenlabError):
     """A watched site did not fire, or fired for fewer tokens than the model read."""
 
 
+class KernelDisagrees(QwenlabError):
+    """What was worked out from a kernel's arguments is not what the kernel returned."""
+
+
 class NothingRead(QwenlabError):
     """The watched model ran no forward pass."""
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,12 +11,11 @@ import xarray as xr
 
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import ATTENTION
-from qwenlab.errors import BadArgument
 from qwenlab.probe.deltanet import GATE_BINS, gate_bins
+from qwenlab.probe.notes import AttentionCall, Notes, Part
 from qwenlab.probe.probe import Probe, Variable
-from qwenlab.probe.reading import Reading
+from qwenlab.probe.reading import NEVER, Reading, Sample
 from qwenlab.probe.tally import Histogram, Sums, by_layer, counted
-from qwenlab.probe.taps import AttentionCall, Notes, Part
 
 DISTANCE_EDGES = (0, 1, 2, 3, *(int(2**octave * step) for octave in range(2, 26) for step in (1, 1.5)), 2**26)
 """Lower edges, in tokens, of the bins of attention distance: every one up to 4, then two an octave."""
@@ -47,17 +46,14 @@ class Attention(Probe):
     gate openness  mean over channels of sigmoid(gate), of every token
 
     layers  only these layers
-    every   measure the tokens at positions every - 1, 2 every - 1, ... of each sequence; 1 measures all
+    every   measure the rows of one token of every so many (`reading.drawn` says which); 1 measures all
     """
 
     name = "attention"
     reads = "a softmax-attention mixer"
 
     def __init__(self, *, layers: Iterable[int] | None = None, every: int = 16) -> None:
-        super().__init__(layers=layers)
-        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-            raise BadArgument(f"Attention(every={every!r}): give a whole number of tokens, 1 or more.")
-        self.every = every
+        super().__init__(layers=layers, every=every)
 
     def able(self, decoder: Decoder) -> tuple[int, ...]:
         """The softmax-attention layers."""
@@ -66,17 +62,13 @@ class Attention(Probe):
     def start(self, decoder: Decoder) -> None:
         """Empty sums and histograms for these layers."""
         super().start(decoder)
-        names = (*_PER_HEAD, "queries", "tokens", "distance_mass")
-        self._sums = {name: {layer: Sums() for layer in self.layers} for name in names}
+        self._tokens = {layer: Sums() for layer in self.layers}
+        self._queries = {layer: Sums() for layer in self.layers}
         self._gates = {layer: Histogram(GATE_BINS) for layer in self.layers}
 
     def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
         """The call of the attention function, and the output gate."""
         return (("mixer", "attention"), ("mixer", "gate"))
-
-    def sample(self) -> dict[str, Any]:
-        """Layers and tokens, where not all of them are measured."""
-        return super().sample() | ({} if self.every == 1 else {"every": self.every})
 
     def look(self, layer: int, part: Part, notes: Notes, reading: Reading) -> None:
         """Add up the gates of every token, and the attention rows of every n-th."""
@@ -84,36 +76,23 @@ class Attention(Probe):
         assert isinstance(call, AttentionCall)
         assert isinstance(gate, torch.Tensor)
         openness = torch.sigmoid(gate).mean(dim=-1, dtype=torch.float32)
-        self._sums["gate"][layer].add(reading, openness)
-        self._sums["tokens"][layer].add(reading, torch.ones_like(reading.position))
+        self._tokens[layer].add(reading, gate=openness, tokens=torch.ones_like(reading.position))
         self._gates[layer].add(reading, openness * GATE_BINS)
-        self._measure(layer, call, reading)
+        for rows in self._rows(reading, call.query.shape[1], call.key.shape[2]):
+            values = _row_statistics(*_probabilities(call, rows), rows)
+            self._queries[layer].move(reading.groups, rows.group, queries=torch.ones_like(rows.group), **values)
 
-    def _measure(self, layer: int, call: AttentionCall, reading: Reading) -> None:
-        """Statistics of the rows of every n-th token, a block of rows at a time."""
-        column, found = self._queries(reading)
-        key, (heads, columns) = call.key.float(), (call.query.shape[1], call.key.shape[2])
-        key_position = _key_positions(reading, columns)
-        block = max(1, BLOCK // (reading.batch * heads * columns))
-        for start in range(0, column.shape[1], block):
-            chosen, counts = column[:, start : start + block], found[:, start : start + block]
-            query = call.query.gather(2, chosen[:, None, :, None].expand(-1, heads, -1, call.query.shape[3]))
-            rows = _rows(query, key, call.scaling, key_position, reading.past + chosen)
-            values = _row_statistics(rows, reading.position.gather(1, chosen), key_position)
-            group = torch.where(counts, reading.group.gather(1, chosen), 0).flatten()
-            self._sums["queries"][layer].move(reading.groups, group, torch.ones_like(group))
-            for name, value in values.items():  # [batch, head, query, ...]
-                self._sums[name][layer].move(reading.groups, group, value.transpose(1, 2).flatten(0, 1))
-
-    def _queries(self, reading: Reading) -> tuple[torch.Tensor, torch.Tensor]:
-        """Columns [batch, slot] of the tokens to measure, and which slots hold one: as many as there can be at most."""
-        slots = torch.arange(reading.width // self.every + 1, device=reading.position.device)
-        wanted = (reading.begin // self.every + slots) * self.every + self.every - 1
-        # Positions never fall along a row, so the first column that reaches the wanted one is it or there is none.
-        position = torch.where(reading.real, reading.position, -1).cummax(dim=1).values
-        column = torch.searchsorted(position, wanted).clamp_max(reading.width - 1)
-        found = (reading.position.gather(1, column) == wanted) & reading.real.gather(1, column)
-        return column, found
+    def _rows(self, reading: Reading, heads: int, columns: int) -> Iterator[Rows]:
+        """The rows to measure, a block at a time. Where one block is enough it is made once for all layers."""
+        sample = reading.sample(self.every)
+        slots, block = sample.columns.shape[1], max(1, BLOCK // (reading.batch * heads * columns))
+        if not slots:
+            return
+        if slots <= block:
+            yield reading.once((Rows, self.every, columns), lambda: Rows.of(reading, columns, sample, slice(None)))
+            return
+        for start in range(0, slots, block):
+            yield Rows.of(reading, columns, sample, slice(start, start + block))
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
         """Sums by label, fold, layer and head, and attention mass by distance."""
@@ -121,7 +100,8 @@ class Attention(Probe):
         heads = self.decoder.module.config.num_attention_heads
 
         def stacked(name: str, *shape: int) -> np.ndarray:
-            return by_layer(self._sums[name].values(), count, *shape)
+            sums = self._tokens if name in ("gate", "tokens") else self._queries
+            return by_layer(sums.values(), name, count, *shape)
 
         variables: dict[str, Variable] = {
             f"{name}_sum": ((*grouped, "head"), stacked(name, heads), units, meaning)
@@ -152,33 +132,72 @@ def _key_positions(reading: Reading, columns: int) -> torch.Tensor:
     return torch.nn.functional.pad(position, (0, columns - keys.shape[1]), value=-1)
 
 
-def _rows(
-    query: torch.Tensor, key: torch.Tensor, scaling: float, key_position: torch.Tensor, column: torch.Tensor
-) -> torch.Tensor:
-    """Attention probabilities [batch, head, query, column], causal, padding left out, in float32.
+@dataclass(frozen=True)
+class Rows:
+    """Rows of the attention matrix that are measured, one a query.
 
-    column  int [batch, query]: where each query stands among the keys
+    query     int [batch, query]: column of each query in this call
+    seen      bool [batch, 1, query, key]: what it may look at
+    distance  float [batch, 1, query, key], tokens from it back to each key
+    first     int [batch]: column of the sequence's first token
+    edges     int [batch, 1, query, bin + 1]: keys at least as far away as each bin's lower edge, counted from the left
+    group     int [batch * query]: the group of each, padding's for slots without one
     """
-    grouped = query.unflatten(1, (key.shape[1], -1)).float()
-    scores = torch.einsum("bgrqd,bgsd->bgrqs", grouped, key).flatten(1, 2) * scaling
-    columns = torch.arange(key.shape[2], device=key.device)
-    seen = (key_position >= 0)[:, None, :] & (columns <= column[:, :, None])
-    scores = scores.masked_fill(~seen[:, None], float("-inf"))
-    return torch.nan_to_num(scores.softmax(dim=-1))  # a row that sees nothing is padding's
+
+    query: torch.Tensor
+    seen: torch.Tensor
+    distance: torch.Tensor
+    first: torch.Tensor
+    edges: torch.Tensor
+    group: torch.Tensor
+
+    @staticmethod
+    def of(reading: Reading, columns: int, sample: Sample, part: slice) -> Rows:
+        """The rows of a part of the sampled tokens, over so many columns of keys."""
+        query, position = sample.columns[:, part], sample.reading.position[:, part]
+        key_position = _key_positions(reading, columns)
+        number = torch.arange(columns, device=query.device)
+        seen = (key_position >= 0)[:, None, :] & (number <= (reading.past + query)[:, :, None])
+        distance = (position[:, :, None] - key_position[:, None, :]).float()
+        # Positions never fall along a row either: keys at distance d or more are those before position - d + 1.
+        rising = key_position.cummax(dim=1).values.contiguous()
+        lower = torch.tensor((*DISTANCE_EDGES, NEVER), device=query.device)
+        beyond = (position[:, :, None] - lower).flatten(1)
+        edges = torch.searchsorted(rising, beyond.contiguous(), right=True).unflatten(1, (*position.shape[1:], -1))
+        group = sample.reading.group[:, part].flatten()
+        first = (key_position == 0).int().argmax(dim=1)
+        return Rows(query, seen[:, None], distance[:, None], first, edges[:, None], group)
 
 
-def _row_statistics(rows: torch.Tensor, position: torch.Tensor, key_position: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Statistics of each row [batch, head, query], and its mass by bin of distance [batch, head, query, bin]."""
-    distance = (position[:, :, None] - key_position[:, None, :])[:, None]
-    first = (key_position == 0)[:, None, None]
-    edges = torch.tensor(DISTANCE_EDGES[1:], device=rows.device)
-    bins = torch.bucketize(distance.clamp_min(0), edges, right=True).expand_as(rows)
-    mass = rows.new_zeros(*rows.shape[:3], len(DISTANCE_EDGES)).scatter_add_(3, bins, rows)
-    return {
-        "entropy": torch.special.entr(rows).sum(dim=-1),
-        "first_mass": (rows * first).sum(dim=-1),
+def _probabilities(call: AttentionCall, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention probabilities [batch, head, query, key] in float32, and their entropy [batch, head, query] in nats."""
+    heads, channels = call.query.shape[1], call.query.shape[3]
+    query = call.query.gather(2, rows.query[:, None, :, None].expand(-1, heads, -1, channels)).float()
+    key = call.key.float()
+    grouped = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)  # [batch, key head, head of it * query, channel]
+    scores = (grouped @ key.transpose(2, 3)).unflatten(2, (-1, rows.query.shape[1])).flatten(1, 2) * call.scaling
+    scores = scores.masked_fill(~rows.seen, torch.finfo(torch.float32).min)
+    probability = scores.softmax(dim=-1)
+    # -sum p ln p with ln p = score - ln sum exp(score); the largest p tells that sum.
+    top, most = scores.amax(dim=-1), probability.amax(dim=-1)
+    entropy = top - most.log() - torch.linalg.vecdot(probability, scores)
+    return probability, entropy.clamp_min(0)
+
+
+def _row_statistics(probability: torch.Tensor, entropy: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:
+    """Statistics of each row [batch * query, head], and its mass by bin of distance [batch * query, head, bin]."""
+    heads = probability.shape[1]
+    # Mass at a distance of d or more, for every edge d: running sums from the left.
+    running = torch.nn.functional.pad(probability.cumsum(dim=-1), (1, 0))
+    beyond = running.gather(3, rows.edges.expand(-1, heads, -1, -1))
+    mass = (beyond[..., :-1] - beyond[..., 1:]).clamp_min(0)
+    first = rows.first[:, None, None, None].expand(*probability.shape[:3], 1)
+    values = {
+        "entropy": entropy,
+        "first_mass": probability.gather(3, first)[..., 0],
         "previous_mass": mass[..., 1],
         "self_mass": mass[..., 0],
-        "distance": (rows * distance).sum(dim=-1),
+        "distance": torch.linalg.vecdot(probability, rows.distance),
         "distance_mass": mass,
     }
+    return {name: value.transpose(1, 2).flatten(0, 1) for name, value in values.items()}

@@ -1,16 +1,16 @@
-"""From the taps to the probes: notes are counted, those of decode steps gathered, and all of them reduced."""
+"""From the inboxes to the probes: the notes of decode steps are gathered, and all of them reduced."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 
+from qwenlab.probe.notes import WHOLE, Inbox, Notes, Part
 from qwenlab.probe.probe import Probe
+from qwenlab.probe.reader import Pass
 from qwenlab.probe.reading import Reading
-from qwenlab.probe.taps import Notes, Part, joined, wanted_notes
 
 STEPS = 32
 """Decode steps are reduced this many at a time: the notes of one are too small to be worth a pass of their own."""
@@ -19,99 +19,108 @@ STEPS = 32
 class Delivery:
     """Hands the notes of each part to the probes that want them.
 
+    read   makes a reading of one pass, or of several decode steps
     timed  runs a probe's work, and sees to it that its time is not the model's
     """
 
-    def __init__(self, probes: Sequence[Probe], timed: Callable[[Callable[[], None]], None]) -> None:
-        self.wanted = wanted_notes(
-            (layer, part, name) for probe in probes for layer in probe.layers for part, name in probe.wants(layer)
-        )
-        self._readers = {
-            (layer, part): [probe for probe in probes if layer in probe.layers and _wants(probe, layer, part)]
-            for layer, part in self.wanted
-        }
-        self._timed = timed
-        self._fired: dict[tuple[int, Part, str], int] = {}
-        self._steps: list[Reading] = []
-        self._pending: dict[tuple[int, Part], list[Notes]] = {}
+    def __init__(
+        self,
+        probes: Sequence[Probe],
+        read: Callable[[Sequence[Pass]], Reading],
+        timed: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self._probes, self._read, self._timed = probes, read, timed
+        self._pass: Pass | None = None
+        self._reading: Reading | None = None  # of the pass that is running, unless it is a decode step
+        self._steps: list[Pass] = []
+        self._inboxes: dict[tuple[int, Part], Inbox] = {}
+        for probe in probes:
+            for layer in probe.layers:
+                self._subscribe(probe, layer)
 
-    def take(self, layer: int, part: Part, notes: Notes, reading: Reading) -> None:
-        """The notes of a part that has just run: reduced now, or kept until enough decode steps are together."""
-        names, whole = self.wanted[layer, part], True
-        found = {name: note for name, note in notes.items() if name in names}
-        for name, note in found.items():
-            batch, width = note.shape[:2]
-            self._fired[layer, part, name] = self._fired.get((layer, part, name), 0) + batch * width
-            whole &= batch == reading.batch and width == reading.width
-        if whole and len(found) == len(names):
-            self._timed(lambda: self._reduce(layer, part, found, reading))
+    @property
+    def inboxes(self) -> list[Inbox]:
+        """One for each part of a layer of which something is wanted, in the order of the layers."""
+        return [inbox for _, inbox in sorted(self._inboxes.items())]
 
-    def before(self, reading: Reading) -> None:
-        """A forward pass begins: the steps kept so far are reduced, unless it is the one that follows them."""
-        if self._steps and not reading.goes_on(self._steps[-1]):
+    def _subscribe(self, probe: Probe, layer: int) -> None:
+        for part, name in probe.wants(layer):
+            inbox = self._inboxes.setdefault((layer, part), Inbox(layer, part))
+            inbox.wanted.setdefault(name, WHOLE)
+            if probe.look not in inbox.readers:
+                inbox.readers.append(probe.look)
+
+    def begin(self, passed: Pass) -> bool:
+        """A forward pass begins; True where it is a decode step right after those that were kept.
+
+        Otherwise those are reduced.
+        """
+        goes_on = bool(self._steps) and passed.goes_on(self._steps[-1])
+        if not goes_on:
             self.flush()
+        self._pass, self._reading = passed, None if passed.is_decode else self._made([passed])
+        return goes_on
 
-    def after(self, reading: Reading) -> None:
-        """A forward pass has ended."""
-        if reading.is_decode:
-            self._steps.append(reading)
+    def take(self, inbox: Inbox) -> None:
+        """A part has just run: its notes are reduced now, or kept until enough decode steps are together."""
+        if self._pass is None or (notes := inbox.collect(self._pass.batch * self._pass.width)) is None:
+            return
+        reading = self._reading
+        if reading is None:
+            inbox.keep(notes)
+        else:
+            self._timed(lambda: self._look(inbox, [notes], reading))
+
+    def end(self) -> None:
+        """The forward pass has ended."""
+        if self._pass is not None and self._pass.is_decode:
+            self._steps.append(self._pass)
+        self._pass = self._reading = None
         if len(self._steps) >= STEPS:
             self.flush()
 
     def broke_off(self) -> None:
         """The forward pass raised: the notes of its layers that ran are dropped."""
-        steps = len(self._steps)
-        for notes in self._pending.values():
-            if 0 < steps < len(notes) and "attention" in notes[steps]:
-                _pass_keys(notes[steps], notes[steps - 1])
-            del notes[steps:]
+        for inbox in self._inboxes.values():
+            inbox.forget(len(self._steps))
+        self._pass = self._reading = None
 
     def flush(self) -> None:
         """Reduce the decode steps kept so far."""
-        steps, pending = self._steps, self._pending
-        self._steps, self._pending = [], {}
-        if steps:
-            self._timed(lambda: self._reduce_steps(Reading.joined(steps), pending, len(steps)))
+        if self._steps:
+            self._timed(self._reduce_steps)
 
     def silent(self, columns: int) -> list[str]:
         """A line for each note that did not come, or came for other than `columns` tokens."""
-        return [
-            f"  {_site(layer, part, name)}: {self._fired.get((layer, part, name), 0)} of {columns} tokens"
-            for (layer, part), names in sorted(self.wanted.items())
-            for name in sorted(names)
-            if self._fired.get((layer, part, name), 0) != columns
-        ]
+        return [line for inbox in self.inboxes for line in inbox.silent(columns)]
 
-    def _reduce(self, layer: int, part: Part, notes: Notes, reading: Reading) -> None:
-        if "rule" in notes:
-            call: Any = notes["rule"]
-            with undisturbed():
-                call.settle(reading.on(call.device))
-        if not reading.is_decode:
-            with undisturbed():
-                self._look(layer, part, notes, reading)
-            return
-        kept = self._pending.setdefault((layer, part), [])
-        if kept and "attention" in notes:
-            _pass_keys(kept[-1], notes)
-        kept.append(notes)
+    def _reduce_steps(self) -> None:
+        steps, self._steps = self._steps, []
+        reading = self._made(steps)
+        for inbox in self._inboxes.values():
+            kept, inbox.kept = inbox.kept, []
+            if len(kept) == len(steps):
+                self._look(inbox, kept, reading)
 
-    def _reduce_steps(self, reading: Reading, pending: dict[tuple[int, Part], list[Notes]], steps: int) -> None:
+    def _made(self, passes: Sequence[Pass]) -> Reading:
         with undisturbed():
-            for (layer, part), notes in pending.items():
-                if len(notes) == steps:
-                    self._look(layer, part, joined(notes), reading)
+            reading = self._read(passes)
+            for probe in self._probes:
+                probe.look_at_tokens(reading)
+        return reading
 
-    def _look(self, layer: int, part: Part, notes: Notes, reading: Reading) -> None:
-        here = reading.on(next(iter(notes.values())).device)
-        for probe in self._readers[layer, part]:
-            probe.look(layer, part, notes, here)
+    def _look(self, inbox: Inbox, kept: Sequence[Notes], reading: Reading) -> None:
+        with undisturbed():
+            notes = inbox.read(kept, reading.batch)
+            here = reading.on(next(iter(notes.values())).device)
+            for look in inbox.readers:
+                look(inbox.layer, inbox.part, notes, here)
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Probes work outside autograd, inference mode and autocast, whatever the block runs in."""
-    with ExitStack() as modes:  # each is entered only where it changes something: there are many decode steps
+    with ExitStack() as modes:  # each is entered only where it changes something
         if torch.is_inference_mode_enabled():
             modes.enter_context(torch.inference_mode(False))
         if torch.is_grad_enabled():
@@ -120,31 +129,3 @@ def undisturbed() -> Iterator[None]:
             if torch.is_autocast_enabled(device):
                 modes.enter_context(torch.autocast(device, enabled=False))
         yield
-
-
-def _pass_keys(giver: Notes, taker: Notes) -> None:
-    """Of steps that follow one another only the last needs keys: the cache's, which hold those of all."""
-    one: Any = giver["attention"]
-    other: Any = taker["attention"]
-    one.key, other.key = None, one.key if other.key is None else other.key
-
-
-def _wants(probe: Probe, layer: int, part: Part) -> bool:
-    return any(wanted == part for wanted, _ in probe.wants(layer))
-
-
-def _site(layer: int, part: Part, name: str) -> str:
-    """A note in the words of sites."""
-    words = {
-        "stream": f"residual, before the {part}",
-        "rule": "mixer.decay",
-        "attention": "mixer.query",
-        "gate": "mixer.gate",
-        "routed": "experts",
-        "shared": "shared_expert",
-        "shared_gate": "shared_expert, its gate",
-        "router": "router",
-        "weights": "router, its weights",
-        "chosen": "router, its choice",
-    }
-    return f"layers.{layer}.{words.get(name, part)}"

@@ -12,19 +12,26 @@ import xarray as xr
 
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import DELTANET
-from qwenlab.errors import BadArgument
+from qwenlab.errors import BadArgument, KernelDisagrees
+from qwenlab.probe.notes import Notes, Part
+from qwenlab.probe.prediction import normalised
 from qwenlab.probe.probe import Probe, Variable
 from qwenlab.probe.reading import Reading
-from qwenlab.probe.rule import RuleCall, normalised
+from qwenlab.probe.rule import RuleCall
 from qwenlab.probe.tally import Histogram, Sums, by_layer, counted
-from qwenlab.probe.taps import Notes, Part
 
 GATE_BINS = 128
 HALF_LIFE_FIRST, HALF_LIFE_BINS, BINS_AN_OCTAVE = -6, 160, 5
 """Half-lives are counted from 2**-6 tokens in bins of a fifth of an octave; the end bins take what lies beyond."""
 
-_BINS = {"beta": GATE_BINS, "half_life": HALF_LIFE_BINS, "gate": GATE_BINS}
-_WORDS = {"beta": "write strength", "half_life": "half-life", "gate": "openness of the output gate"}
+_HISTOGRAMS = {
+    "beta": (GATE_BINS, "write strength"),
+    "half_life": (HALF_LIFE_BINS, "half-life"),
+    "gate": (GATE_BINS, "openness of the output gate"),
+}
+
+STATE_GAP = 0.05
+"""How far our state may be from the kernel's, relative to it: far beyond bfloat16's rounding, far below a mistake's."""
 
 _PER_HEAD = {
     "beta": ("1", "write strength beta, summed over tokens"),
@@ -49,20 +56,28 @@ class DeltaNet(Probe):
     key moment              sum of k k^T over tokens, k normalised: how much the keys of different tokens collide
     state norm              Frobenius norm of S when the last token of a sequence had been read
 
-    The prediction error is asked of the layer's own kernel, which costs one more call over the heads concerned; so by
-    default only one key head in four (at least one), with all its value heads, is asked.
+    Prediction error and state norm are worked out from what the kernel was given (`prediction.py`), which costs more
+    than all the rest; so by default only one key head in four (at least one) is asked, and one value head of it. The
+    state that comes out is held to the one that the kernel returned: attr `state_gap` is their largest distance,
+    relative to the kernel's, and beyond 5 % the block ends in KernelDisagrees.
 
     layers            only these layers
-    prediction_heads  key heads a layer whose prediction error and state norm are measured: a number, 0, or "all"
+    every             measure one token of every so many (`reading.drawn` says which); 1 measures all
+    prediction_heads  key heads a layer whose prediction error and state norm are measured, with all their value heads:
+                      a number, 0, or "all"
     """
 
     name = "deltanet"
     reads = "a DeltaNet mixer"
 
     def __init__(
-        self, *, layers: Iterable[int] | None = None, prediction_heads: int | Literal["all"] | None = None
+        self,
+        *,
+        layers: Iterable[int] | None = None,
+        every: int = 4,
+        prediction_heads: int | Literal["all"] | None = None,
     ) -> None:
-        super().__init__(layers=layers)
+        super().__init__(layers=layers, every=every)
         if not (prediction_heads is None or prediction_heads == "all" or _is_count(prediction_heads)):
             raise BadArgument(
                 f"DeltaNet(prediction_heads={prediction_heads!r}): "
@@ -77,10 +92,11 @@ class DeltaNet(Probe):
     def start(self, decoder: Decoder) -> None:
         """Empty sums and histograms for these layers."""
         super().start(decoder)
-        names = (*_PER_HEAD, "error_tokens", "tokens", "sequences")
-        self._sums = {name: {layer: Sums() for layer in self.layers} for name in names}
-        self._histograms = {n: {layer: Histogram(bins) for layer in self.layers} for n, bins in _BINS.items()}
+        self._sums = {layer: Sums() for layer in self.layers}
+        self._ends = {layer: Sums() for layer in self.layers}
+        self._histograms = {layer: Histogram(HALF_LIFE_BINS) for layer in self.layers}
         self._moments: dict[int, dict[int, torch.Tensor]] = {layer: {} for layer in self.layers}
+        self._gaps: dict[int, torch.Tensor] = {}
 
     def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
         """The call of the delta rule, and the output gate."""
@@ -98,7 +114,8 @@ class DeltaNet(Probe):
             case _:
                 count = total
         keys = [index * total // count for index in range(count)]
-        return torch.tensor([key * group + head for key in keys for head in range(group)], dtype=torch.long)
+        each = 1 if self.prediction_heads is None else group
+        return torch.tensor([key * group + head for key in keys for head in range(each)], dtype=torch.long)
 
     def sample(self) -> dict[str, Any]:
         """Layers and heads, where not all of them are measured."""
@@ -111,96 +128,122 @@ class DeltaNet(Probe):
         call, gate = notes["rule"], notes["gate"]
         assert isinstance(call, RuleCall)
         assert isinstance(gate, torch.Tensor)
-        beta, g = call.beta.float(), call.g.float()
-        openness = torch.sigmoid(gate).mean(dim=-1, dtype=torch.float32)
-        for name, values in {"beta": beta, "alpha": g.exp(), "log_alpha": g, "gate": openness}.items():
-            self._sums[name][layer].add(reading, values)
-        self._sums["tokens"][layer].add(reading, torch.ones_like(reading.position))
-        places = {"beta": beta * GATE_BINS, "half_life": half_life_bin(g), "gate": openness * GATE_BINS}
-        for name, place in places.items():
-            self._histograms[name][layer].add(reading, place)
-        self._add_moment(layer, call.key, reading)
-        if call.predicted is not None:
-            self._add_prediction(layer, call, call.predicted, beta, reading)
-        self._end_sequences(layer, call, beta.shape[-1], reading)
+        sample = reading.sample(self.every)
+        beta, g, key = (sample.of(tensor).float() for tensor in (call.beta, call.g, call.key))
+        openness = torch.sigmoid(sample.of(gate)).mean(dim=-1, dtype=torch.float32)
+        places = (beta * GATE_BINS, openness * GATE_BINS)
+        beta_bin, gate_bin = (place.clamp_max(GATE_BINS - 1) for place in places)
+        self._histograms[layer].add(sample.reading, torch.stack([beta_bin, half_life_bin(g), gate_bin], dim=2))
+        self._add_moment(layer, normalised(key), sample.reading)
+        norm, predicted = self._predict(layer, call, reading) if len(call.heads) else (None, {})
+        summed = {"beta": beta, "alpha": g.exp(), "log_alpha": g, "gate": openness} | predicted
+        self._sums[layer].add(sample.reading, tokens=torch.ones_like(sample.reading.position), **summed)
+        self._end_sequences(layer, norm, reading)
 
-    def _add_moment(self, layer: int, key: torch.Tensor, reading: Reading) -> None:
-        unit = normalised(key)
+    def _add_moment(self, layer: int, unit: torch.Tensor, reading: Reading) -> None:
         for label in reading.present:
-            ours = torch.where((reading.row == 1 + label)[..., None, None], unit, 0).flatten(0, 1).transpose(0, 1)
-            moment = (ours.transpose(1, 2) @ ours).double()
+            ours = reading.labelled(label)
+            keys = reading.masked(unit) if ours is None else torch.where(ours[..., None, None], unit, 0)
+            keys = keys.flatten(0, 1).transpose(0, 1).contiguous()  # [key head, token, channel]
+            moment = (keys.transpose(1, 2) @ keys).double()
             kept = self._moments[layer].get(label)
             self._moments[layer][label] = moment if kept is None else kept + moment
 
-    def _add_prediction(
-        self, layer: int, call: RuleCall, predicted: torch.Tensor, beta: torch.Tensor, reading: Reading
-    ) -> None:
-        value = call.value[:, :, call.heads].float().contiguous()
-        error = torch.linalg.vector_norm(value - predicted, dim=-1)
-        size = torch.linalg.vector_norm(value, dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
-        measured = {
-            "update_norm": beta[:, :, call.heads] * error,
-            "error_ratio": error / size,
-            "error_tokens": torch.ones_like(error),
+    def _predict(self, layer: int, call: RuleCall, reading: Reading) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Of the heads asked: the state's norm after each row's last token [batch, head], and what is summed."""
+        predicted, state = call.predict(reading)
+        sample = reading.sample(self.every)
+        value, beta = (sample.of(tensor[:, :, call.heads]).float() for tensor in (call.value, call.beta))
+        error, size = (torch.linalg.vector_norm(each, dim=-1) for each in (value - sample.of(predicted), value))
+        if call.final is not None and reading.whole:
+            final = call.final.float()
+            off, whole = (torch.linalg.vector_norm(each, dim=(-2, -1)) for each in (state - final, final))
+            gap = (off / whole.clamp_min(torch.finfo(torch.float32).tiny)).max()
+            self._gaps[layer] = torch.maximum(gap, self._gaps.get(layer, gap))
+        return torch.linalg.vector_norm(state, dim=(-2, -1)), {
+            "update_norm": beta * error,
+            "error_ratio": error / size.clamp_min(torch.finfo(torch.float32).tiny),
         }
-        for name, values in measured.items():
-            self._sums[name][layer].add(reading, _spread(values, call.heads, beta.shape[-1]))
 
-    def _end_sequences(self, layer: int, call: RuleCall, width: int, reading: Reading) -> None:
+    def _end_sequences(self, layer: int, norm: torch.Tensor | None, reading: Reading) -> None:
         """Each sequence ends with its newest token: what was counted for it at the call before is taken back."""
-        norm, group = self._newest_norm(call, width, reading), reading.last_group
-        one, before = torch.ones_like(group), reading.carry.get((id(self), layer))
+        group = reading.last_group
+        ended = torch.ones_like(group[:, None], dtype=torch.float32)
+        now = ended if norm is None else torch.cat([ended, norm], dim=1)
+        before = reading.carry.get((id(self), layer))
         if before is not None:
-            norm = torch.where(reading.idle[:, None], before[0], norm)
+            now = torch.where(reading.idle[:, None], before[0], now)
             group = torch.where(reading.idle, before[1], group)
-            self._sums["state_norm"][layer].move(reading.groups, before[1], -before[0])
-            self._sums["sequences"][layer].move(reading.groups, before[1], -one)
-        self._sums["state_norm"][layer].move(reading.groups, group, norm)
-        self._sums["sequences"][layer].move(reading.groups, group, one)
-        reading.carry[id(self), layer] = (norm, group)
+        reading.carry[id(self), layer] = (now, group)
+        if before is not None:
+            now, group = torch.cat([now, -before[0]]), torch.cat([group, before[1]])
+        self._ends[layer].move(reading.groups, group, ends=now)
 
-    def _newest_norm(self, call: RuleCall, width: int, reading: Reading) -> torch.Tensor:
-        """[batch, head]: norm of the state after each row's newest token."""
-        norm = call.state_norm
-        if norm is None:
-            return call.g.new_zeros(reading.batch, width)
-        if norm.shape[1] > 1:
-            norm = norm.gather(1, reading.last[:, None, None].expand(-1, 1, norm.shape[2]))
-        return _spread(norm[:, 0], call.heads, width)
+    def check(self) -> None:
+        """Raise KernelDisagrees where our state and the kernel's are not the same."""
+        off = {layer: float(gap) for layer, gap in self._gaps.items() if not float(gap) <= STATE_GAP}
+        if off:
+            layer, gap = max(off.items(), key=lambda item: item[1])
+            raise KernelDisagrees(
+                f"The state that DeltaNet() works out is not the one that the kernel returned: they differ by "
+                f"{100 * gap:.3g} % of its norm in layer {layer} (at most {100 * STATE_GAP:g} % is rounding), "
+                f"and in {len(off)} of {len(self._gaps)} layers.\n"
+                "The kernel in use follows another convention, or an edit changed what it computes: watch with "
+                "DeltaNet(prediction_heads=0), which needs no state, or use transformers' own kernel."
+            )
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
         """Sums, histograms and key moments by label, layer and head."""
         grouped, count = ("label", "fold", "layer"), len(labels)
         mixer = self.decoder.part(self.layers[0], "mixer")
-        heads = mixer.num_v_heads
+        heads, asked = mixer.num_v_heads, self.heads_asked(self.layers[0]).numpy()
+        tokens = counted(by_layer(self._sums.values(), "tokens", count))
+        ends = by_layer(self._ends.values(), "ends", count, 1 + len(asked))
 
-        def stacked(name: str, *shape: int) -> np.ndarray:
-            return by_layer(self._sums[name].values(), count, *shape)
+        def of_asked(values: np.ndarray) -> np.ndarray:
+            """[..., sampled head] to [..., head], zero for the heads left out."""
+            out = np.zeros((*values.shape[:-1], heads), values.dtype)
+            out[..., asked] = values
+            return out
 
+        def summed(name: str, width: int) -> np.ndarray:
+            return by_layer(self._sums.values(), name, count, width)
+
+        sums = {name: summed(name, heads) for name in ("beta", "alpha", "log_alpha", "gate")}
+        sums |= {name: of_asked(summed(name, len(asked))) for name in ("update_norm", "error_ratio")}
+        sums["state_norm"] = of_asked(ends[..., 1:])
         variables: dict[str, Variable] = {
-            f"{name}_sum": ((*grouped, "head"), stacked(name, heads), units, meaning)
+            f"{name}_sum": ((*grouped, "head"), sums[name], units, meaning)
             for name, (units, meaning) in _PER_HEAD.items()
         }
-        asked = counted(stacked("error_tokens", heads))
-        variables["error_tokens"] = (
-            (*grouped, "head"),
-            asked,
-            "token",
-            "tokens over which the prediction error was summed",
-        )
-        variables["tokens"] = (grouped, counted(stacked("tokens")), "token", "tokens read")
-        variables["sequences"] = (grouped, counted(stacked("sequences")), "sequence", "sequences read")
-        for name, tallies in self._histograms.items():
-            counts = np.stack([tally.array(count, heads) for tally in tallies.values()], axis=1)
-            dims = ("label", "layer", "head", f"{name}_bin")
-            variables[f"{name}_hist"] = (dims, counts, "token", f"tokens by {_WORDS[name]}")
-        moments = np.zeros((count, len(self.layers), mixer.num_k_heads, mixer.head_k_dim, mixer.head_k_dim))
+        error_tokens = of_asked(np.repeat(tokens[..., None], len(asked), axis=-1))
+        what = "tokens over which the prediction error was summed"
+        variables["error_tokens"] = ((*grouped, "head"), error_tokens, "token", what)
+        variables["tokens"] = (grouped, tokens, "token", "tokens read")
+        variables["sequences"] = (grouped, counted(ends[..., 0]), "sequence", "sequences read")
+        variables |= self._binned(count, heads) | self._key_moments(count, mixer)
+        gaps = [float(gap) for gap in self._gaps.values()]
+        return self._dataset(labels, variables, **_bins()).assign_attrs({"state_gap": max(gaps)} if gaps else {})
+
+    def _binned(self, labels: int, heads: int) -> dict[str, Variable]:
+        counts = np.stack([tally.array(labels, 3, heads) for tally in self._histograms.values()], axis=1)
+        return {
+            f"{name}_hist": (
+                ("label", "layer", "head", f"{name}_bin"),
+                counts[:, :, index, :, :bins],
+                "token",
+                f"tokens by {meaning}",
+            )
+            for index, (name, (bins, meaning)) in enumerate(_HISTOGRAMS.items())
+        }
+
+    def _key_moments(self, labels: int, mixer: Any) -> dict[str, Variable]:
+        moments = np.zeros((labels, len(self.layers), mixer.num_k_heads, mixer.head_k_dim, mixer.head_k_dim))
         for index, by_label in enumerate(self._moments.values()):
             for label, moment in by_label.items():
                 moments[label, index] = moment.cpu().numpy()
-        by_channel = ("label", "layer", "key_head", "channel", "channel_2")
-        variables["key_moment"] = (by_channel, moments, "1", "sum of k k^T over tokens")
-        return self._dataset(labels, variables, **_bins())
+        dims = ("label", "layer", "key_head", "channel", "channel_2")
+        return {"key_moment": (dims, moments, "1", "sum of k k^T over tokens")}
 
 
 def half_life_bin(g: torch.Tensor) -> torch.Tensor:
@@ -221,13 +264,6 @@ def _bins() -> dict[str, tuple[str, np.ndarray, dict[str, str]]]:
         "gate_bin": gate_bins(),
         "half_life_bin": ("half_life_bin", half_life, {"units": "token", "long_name": "lower edge"}),
     }
-
-
-def _spread(values: torch.Tensor, heads: torch.Tensor, width: int) -> torch.Tensor:
-    """[..., sampled head] to [..., head], zero for the heads left out."""
-    if values.shape[-1] == width:
-        return values
-    return values.new_zeros(*values.shape[:-1], width).index_copy_(-1, heads, values)
 
 
 def _is_count(value: object) -> bool:

@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache
 from qwenlab.checkpoint.anatomy import anatomy
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.probe.probe import Probe
-from qwenlab.probe.reading import Reading
+from qwenlab.probe.reader import Pass
 
 STORES = ("kv", "recurrent", "convolution")
 POINTS = 64
@@ -36,9 +36,9 @@ class Memory(Probe):
         self._next = 0.0
         self._points: list[tuple[int, int, np.ndarray, np.ndarray]] = []
 
-    def look_at_cache(self, cache: Cache, reading: Reading) -> None:
+    def look_at_cache(self, cache: Cache, passed: Pass) -> None:
         """Note the bytes of this cache, if its context is a quarter of an octave beyond the last one noted."""
-        context, batch = reading.past + reading.width, reading.batch
+        context, batch = passed.past + passed.width, passed.batch
         if context < self._next or len(self._points) >= POINTS:
             return
         self._next = context * 2**0.25

@@ -12,9 +12,10 @@ import xarray as xr
 from transformers.cache_utils import Cache
 
 from qwenlab.checkpoint.decoder import Decoder
-from qwenlab.errors import NothingToProbe, UnknownLayer
+from qwenlab.errors import BadArgument, NothingToProbe, UnknownLayer
+from qwenlab.probe.notes import Notes, Part
+from qwenlab.probe.reader import Pass
 from qwenlab.probe.reading import FOLDS, Reading
-from qwenlab.probe.taps import Notes, Part
 
 Variable = tuple[tuple[str, ...], np.ndarray, str, str]
 """Dims, values, units and meaning of one variable of a recording."""
@@ -27,12 +28,16 @@ class Probe(ABC):
     """Reads notes and reduces them at once. It serves one `watch` at a time, and is emptied when that begins.
 
     layers  only these layers (indices of the trunk); by default every layer that has what the probe reads
+    every   measure one token of every so many, for probes that can leave tokens out; 1 measures all
     """
 
     name: ClassVar[str]
     reads: ClassVar[str] = "what it reads"
 
-    def __init__(self, *, layers: Iterable[int] | None = None) -> None:
+    def __init__(self, *, layers: Iterable[int] | None = None, every: int = 1) -> None:
+        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+            raise BadArgument(f"{type(self).__name__}(every={every!r}): give a whole number of tokens, 1 or more.")
+        self.every = every
         self._chosen = None if layers is None else tuple(layers)
         self.layers: tuple[int, ...] = ()
         self.watch: Any = None  # the `Seen` that it was last started by
@@ -66,8 +71,14 @@ class Probe(ABC):
         """Reduce the notes of one part of one layer."""
         raise NotImplementedError(f"{type(self).__name__} wants notes and does not look at them")
 
-    def look_at_cache(self, cache: Cache, reading: Reading) -> None:  # noqa: B027  most probes have no use for it
+    def look_at_tokens(self, reading: Reading) -> None:  # noqa: B027  most probes have no use for these three
+        """Look at which tokens were read, or are about to be."""
+
+    def look_at_cache(self, cache: Cache, passed: Pass) -> None:  # noqa: B027
         """Look at what a forward pass left in its cache."""
+
+    def check(self) -> None:  # noqa: B027
+        """The block has ended: raise if what was seen contradicts itself."""
 
     @abstractmethod
     def dataset(self, labels: list[str]) -> xr.Dataset:
@@ -75,7 +86,8 @@ class Probe(ABC):
 
     def sample(self) -> dict[str, Any]:
         """What was left out, for the recording; empty when nothing was."""
-        return {} if self._chosen is None else {"layers": list(self.layers)}
+        layers = {} if self._chosen is None else {"layers": list(self.layers)}
+        return layers | ({} if self.every == 1 else {"every": self.every})
 
     def _dataset(self, labels: list[str], variables: dict[str, Variable], **coords: Any) -> xr.Dataset:
         """A Dataset of these variables, on the coordinates that every probe shares."""

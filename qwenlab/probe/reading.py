@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 FOLDS = 8
@@ -18,10 +19,12 @@ PADDING = 0
 NEVER = 2**62
 """The position of a token that was never read."""
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Reading:
-    """The tokens of one forward pass, or of several decode steps joined.
+    """The tokens of one forward pass, or of several decode steps that follow one another.
 
     real       bool [batch, position]   a token of the text, not padding
     position   int [batch, position]    index of the token in its own sequence, padding not counted
@@ -32,6 +35,8 @@ class Reading:
     past       columns that the cache held before
     labels     number of labels so far; `present` are the indices of those that this reading may have
     carry      what probes keep of these sequences from call to call
+    whole      whether it is known, without asking the device, that all columns are real
+    decode     whether these are decode steps
     """
 
     real: torch.Tensor
@@ -44,6 +49,8 @@ class Reading:
     labels: int
     present: tuple[int, ...]
     carry: dict[Any, Any] = field(repr=False)
+    whole: bool = False
+    decode: bool = False
 
     @property
     def batch(self) -> int:
@@ -56,11 +63,6 @@ class Reading:
         return self.real.shape[1]
 
     @property
-    def is_decode(self) -> bool:
-        """Whether it is one token a sequence, on a cache."""
-        return self.width == 1 and self.past > 0
-
-    @property
     def groups(self) -> int:
         """Number of groups, padding's included."""
         return 1 + self.labels * FOLDS
@@ -70,6 +72,16 @@ class Reading:
         """float64 [group, batch * position]: 1 where the token is of the group; its product with values sums them."""
         groups = torch.arange(self.groups, device=self.group.device)
         return (groups[:, None] == self.group.flatten()).double()
+
+    def masked(self, values: torch.Tensor) -> torch.Tensor:
+        """Values [batch, position, ...] with zeros in the place of padding, whatever it held."""
+        if self.whole:
+            return values
+        return torch.where(self.real.reshape(*self.real.shape, *[1] * (values.ndim - 2)), values, 0)
+
+    def labelled(self, label: int) -> torch.Tensor | None:
+        """bool [batch, position]: the tokens of one label; None when all are."""
+        return None if self.whole and self.present == (label,) else self.row == 1 + label
 
     @cached_property
     def begin(self) -> torch.Tensor:
@@ -104,6 +116,20 @@ class Reading:
         """int [batch]: group of each row's last real token, padding's where it has none."""
         return self.group.gather(1, self.last[:, None])[:, 0]
 
+    def sample(self, every: int) -> Sample:
+        """One token of every so many that follow one another."""
+        return self.once((Sample, every), lambda: Sample.of_reading(self, every))
+
+    @cached_property
+    def _made(self) -> dict[Any, Any]:
+        return {}
+
+    def once(self, key: Any, make: Callable[[], T]) -> T:
+        """What `make()` returns, made for the first layer that asks and kept for the others."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
     @cached_property
     def _elsewhere(self) -> dict[torch.device, Reading]:
         return {self.real.device: self}
@@ -116,17 +142,61 @@ class Reading:
             self._elsewhere[device] = replace(self, **moved, keys=None if self.keys is None else self.keys.to(device))
         return self._elsewhere[device]
 
-    def goes_on(self, earlier: Reading) -> bool:
-        """Whether this is the decode step right after an earlier one, row by row."""
-        return self.is_decode and self.carry is earlier.carry and self.past == earlier.past + earlier.width
+
+def drawn(block: Any, every: int) -> Any:
+    """Position of the token that stands for the block [every * block, every * (block + 1)) of a sequence.
+
+    Always the first, or any other fixed place, would see a text of that period in one phase only; so the place in the
+    block moves from block to block by the golden ratio, as evenly as can be (Knuth, TAOCP 3, section 6.4).
+    """
+    return every * block + (block * 2654435769 % 2**32 * every >> 32)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One token of every n that follow one another in a sequence, whatever calls they are read in.
+
+    columns  int [batch, slot]: where they stand in this call
+    reading  what they are; a slot whose token is not in this call is padding
+    """
+
+    columns: torch.Tensor
+    reading: Reading
+
+    def of(self, values: torch.Tensor) -> torch.Tensor:
+        """Their values [batch, slot, ...] of [batch, position, ...]."""
+        if self.columns.shape[1] == values.shape[1] and self.reading.whole:
+            return values
+        return values[torch.arange(values.shape[0], device=values.device)[:, None], self.columns]
 
     @staticmethod
-    def joined(readings: Sequence[Reading]) -> Reading:
-        """Decode steps that follow one another, as one reading."""
-        start, end = readings[0], readings[-1]
-        names = ("real", "position", "row", "group")
-        columns: dict[str, Any] = {
-            name: torch.cat([getattr(reading, name) for reading in readings], dim=1) for name in names
-        }
-        present = tuple(sorted(set().union(*(reading.present for reading in readings))))
-        return replace(end, **columns, past=start.past, present=present)
+    def of_reading(reading: Reading, every: int) -> Sample:
+        """The tokens of a reading that stand for their blocks."""
+        if every == 1:
+            return Sample(torch.arange(reading.width, device=reading.real.device).expand(reading.batch, -1), reading)
+        columns, found = _known_columns(reading, every) if reading.whole else _found_columns(reading, every)
+        real = reading.real.gather(1, columns) if found is None else found
+        position, row, group = (each.gather(1, columns) for each in (reading.position, reading.row, reading.group))
+        row, group = (torch.where(real, each, PADDING) for each in (row, group))
+        few = replace(reading, real=real, position=position, row=row, group=group, keys=None, whole=found is None)
+        return Sample(columns, few)
+
+
+def _known_columns(reading: Reading, every: int) -> tuple[torch.Tensor, None]:
+    """Where all columns are real, their positions are known without asking the device."""
+    blocks = np.arange(reading.past // every, (reading.past + reading.width - 1) // every + 1)
+    columns = drawn(blocks, every) - reading.past
+    columns = torch.from_numpy(columns[(columns >= 0) & (columns < reading.width)])
+    return columns.to(reading.real.device).expand(reading.batch, -1), None
+
+
+def _found_columns(reading: Reading, every: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Columns [batch, slot], as many as there can be at most, and which of them hold the token that was drawn."""
+    slots = torch.arange(reading.width // every + 2, device=reading.position.device)
+    # A row without a real token begins at NEVER, and must not overflow.
+    wanted = drawn(reading.begin.clamp_max(2**31) // every + slots, every)
+    # Positions never fall along a row, so the first column that reaches the wanted one is it or there is none.
+    position = torch.where(reading.real, reading.position, -1).cummax(dim=1).values
+    columns = torch.searchsorted(position, wanted).clamp_max(reading.width - 1)
+    found = (reading.position.gather(1, columns) == wanted) & reading.real.gather(1, columns)
+    return columns, found

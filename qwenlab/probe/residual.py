@@ -9,12 +9,10 @@ import torch
 import xarray as xr
 
 from qwenlab.checkpoint.decoder import Decoder
+from qwenlab.probe.notes import PARTS, Notes, Part
 from qwenlab.probe.probe import Probe, Variable
 from qwenlab.probe.reading import Reading
 from qwenlab.probe.tally import Sums, by_layer, counted
-from qwenlab.probe.taps import PARTS, Notes, Part
-
-_STATISTICS = ("norm", "stream_norm", "ratio", "cosine")
 
 
 class Residual(Probe):
@@ -23,9 +21,13 @@ class Residual(Probe):
     Summed over tokens, for a contribution c added to the stream x: ||c||, ||x||, ||c|| / ||x||, <c, x> / (||c|| ||x||).
 
     layers  only these layers
+    every   measure one token of every so many (`reading.drawn` says which); 1 measures all
     """
 
     name = "residual"
+
+    def __init__(self, *, layers: Iterable[int] | None = None, every: int = 4) -> None:
+        super().__init__(layers=layers, every=every)
 
     def start(self, decoder: Decoder) -> None:
         """Empty sums for these layers."""
@@ -40,18 +42,22 @@ class Residual(Probe):
         """Add up norms, ratio and cosine of every token."""
         added, stream = notes[part], notes["stream"]
         assert isinstance(added, torch.Tensor) and isinstance(stream, torch.Tensor)
-        added, stream = added.float(), stream.float()
+        sample = reading.sample(self.every)
+        added, stream = sample.of(added).float(), sample.of(stream).float()
         size, before = torch.linalg.vector_norm(added, dim=-1), torch.linalg.vector_norm(stream, dim=-1)
         tiny = torch.finfo(torch.float32).tiny
-        cosine = torch.linalg.vecdot(added, stream) / (size * before).clamp_min(tiny)
-        ratio = size / before.clamp_min(tiny)
-        self._sums[layer, part].add(reading, torch.stack([size, before, ratio, cosine, torch.ones_like(size)], dim=-1))
+        cosine = torch.einsum("...c,...c->...", added, stream) / (size * before).clamp_min(tiny)
+        summed = {"norm": size, "stream_norm": before, "ratio": size / before.clamp_min(tiny), "cosine": cosine}
+        self._sums[layer, part].add(sample.reading, tokens=torch.ones_like(size), **summed)
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
         """Sums by label, fold, layer and part."""
-        count, width = len(labels), len(_STATISTICS) + 1
-        by_part = [by_layer((self._sums[layer, part] for layer in self.layers), count, width) for part in PARTS]
-        values = np.stack(by_part, axis=3)  # [label, fold, layer, part, statistic]
+
+        def stacked(name: str) -> np.ndarray:
+            """[label, fold, layer, part]"""
+            by_part = ([self._sums[layer, part] for layer in self.layers] for part in PARTS)
+            return np.stack([by_layer(sums, name, len(labels)) for sums in by_part], axis=3)
+
         dims = ("label", "fold", "layer", "part")
         meanings = {
             "norm": "norm of what the part adds to the stream, summed over tokens",
@@ -60,7 +66,7 @@ class Residual(Probe):
             "cosine": "cosine of what the part adds to the stream, summed over tokens",
         }
         variables: dict[str, Variable] = {
-            f"{name}_sum": (dims, values[..., index], "1", meanings[name]) for index, name in enumerate(_STATISTICS)
+            f"{name}_sum": (dims, stacked(name), "1", meaning) for name, meaning in meanings.items()
         }
-        variables["tokens"] = (dims[:3], counted(values[..., 0, -1]), "token", "tokens read")
+        variables["tokens"] = (dims[:3], counted(stacked("tokens")[..., 0]), "token", "tokens read")
         return self._dataset(labels, variables, part=("part", np.array(PARTS, dtype=object)))

@@ -9,10 +9,10 @@ import torch
 import xarray as xr
 
 from qwenlab.checkpoint.decoder import Decoder
+from qwenlab.probe.notes import Notes, Part
 from qwenlab.probe.probe import Probe, Variable
 from qwenlab.probe.reading import Reading
 from qwenlab.probe.tally import Sums, by_layer, counted
-from qwenlab.probe.taps import Notes, Part
 from qwenlab.probe.windows import WINDOWS, Windows
 
 _PER_TOKEN = {
@@ -54,10 +54,7 @@ class Routing(Probe):
         router = decoder.part(self.layers[0], "router")
         self.top_k, self.experts = int(router.top_k), int(router.num_experts)
         self.shared = decoder.part(self.layers[0], "shared_expert_gate") is not None
-        names = [name for name in _PER_TOKEN if self.shared or not name.startswith("shared")]
-        self._sums = {
-            n: {layer: Sums() for layer in self.layers} for n in (*names, "tokens", "load", "weight", "pairs")
-        }
+        self._sums = {layer: Sums() for layer in self.layers}
         self._windows = {layer: Windows() for layer in self.layers}
         self._coactivation: dict[int, torch.Tensor] = {}
         self._handover: dict[int, torch.Tensor] = {}
@@ -71,39 +68,23 @@ class Routing(Probe):
     def look(self, layer: int, part: Part, notes: Notes, reading: Reading) -> None:
         """Add up the choices of every token."""
         logits, weights, chosen = _tensors(notes, "router", "weights", "chosen")
-        weights = weights.float() / weights.float().sum(dim=-1, keepdim=True)
-        hot = torch.zeros(logits.shape, device=logits.device).scatter_(-1, chosen, 1.0)
-        hot = torch.where(reading.real[..., None], hot, 0)
-        self._add(layer, "tokens", torch.ones_like(reading.position), reading)
-        self._add(layer, "load", hot, reading)
-        self._add(layer, "weight", torch.zeros_like(hot).scatter_(-1, chosen, weights), reading)
-        self._look_at_certainty(layer, logits, weights, reading)
-        if self.shared:
-            self._look_at_shared(layer, notes, reading)
+        weights = weights.float()
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+        hot = reading.masked(torch.zeros(logits.shape, device=logits.device).scatter_(-1, chosen, 1.0))
+        by_expert = torch.zeros_like(hot).scatter_(-1, chosen, weights)
+        self._sums[layer].add(
+            reading,
+            tokens=torch.ones_like(reading.position),
+            load=hot,
+            weight=by_expert,
+            **_certainty(logits, weights, chosen, hot),
+            **(_shared(*_tensors(notes, "routed", "shared", "shared_gate")) if self.shared else {}),
+            **self._turnover(layer, chosen, hot, reading),
+        )
         flat = hot.flatten(0, 1)
         _accumulate(self._coactivation, layer, flat.T @ flat)
         self._look_at_handover(layer, chosen, weights, reading)
-        self._look_at_turnover(layer, chosen, hot, reading)
         self._windows[layer].add(hot > 0, reading)
-
-    def _add(self, layer: int, name: str, values: torch.Tensor, reading: Reading) -> None:
-        self._sums[name][layer].add(reading, values)
-
-    def _look_at_certainty(self, layer: int, logits: torch.Tensor, weights: torch.Tensor, reading: Reading) -> None:
-        probability = logits.float().softmax(dim=-1)
-        top = probability.topk(min(self.top_k + 1, self.experts), dim=-1).values
-        margin = top[..., self.top_k - 1] - (top[..., self.top_k] if self.top_k < self.experts else 0)
-        self._add(layer, "entropy", torch.special.entr(probability).sum(dim=-1), reading)
-        self._add(layer, "topk_entropy", torch.special.entr(weights).sum(dim=-1), reading)
-        self._add(layer, "margin", margin, reading)
-
-    def _look_at_shared(self, layer: int, notes: Notes, reading: Reading) -> None:
-        routed, shared, logit = _tensors(notes, "routed", "shared", "shared_gate")
-        gate = torch.sigmoid(logit[..., 0].float())
-        ours = gate * torch.linalg.vector_norm(shared.float(), dim=-1)
-        both = ours + torch.linalg.vector_norm(routed.float(), dim=-1)
-        self._add(layer, "shared_gate", gate, reading)
-        self._add(layer, "shared_share", ours / both.clamp_min(torch.finfo(torch.float32).tiny), reading)
 
     def _look_at_handover(self, layer: int, chosen: torch.Tensor, weights: torch.Tensor, reading: Reading) -> None:
         top = chosen.gather(-1, weights.argmax(dim=-1, keepdim=True))[..., 0]
@@ -115,29 +96,30 @@ class Routing(Probe):
             counts.scatter_add_(0, pair.flatten(), reading.real.flatten().float())
             _accumulate(self._handover, before[0], counts.unflatten(0, (self.experts, self.experts)))
 
-    def _look_at_turnover(self, layer: int, chosen: torch.Tensor, hot: torch.Tensor, reading: Reading) -> None:
+    def _turnover(
+        self, layer: int, chosen: torch.Tensor, hot: torch.Tensor, reading: Reading
+    ) -> dict[str, torch.Tensor]:
         """Experts shared by each token and the one before it, which the call before may have read."""
         last = reading.carry.get((id(self), layer))
         last = torch.zeros_like(hot[:, 0]) if last is None else last
         met = torch.cat([last[:, None], hot], dim=1)
         cell = reading.before[..., None] * self.experts + chosen
         kept = met.flatten(1).gather(1, cell.flatten(1)).unflatten(1, (-1, self.top_k)).sum(dim=-1)
-        self._add(layer, "kept", torch.where(reading.follows, kept, 0), reading)
-        self._add(layer, "pairs", reading.follows.float(), reading)
         newest = hot.gather(1, reading.last[:, None, None].expand(-1, 1, self.experts))[:, 0]
         reading.carry[id(self), layer] = torch.where(reading.idle[:, None], last, newest)
+        return {"kept": torch.where(reading.follows, kept, 0), "pairs": reading.follows}
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
         """Sums and counts by label, fold, layer and expert, and pairs of experts by layer."""
         count, grouped = len(labels), ("label", "fold", "layer")
 
         def stacked(name: str, *shape: int) -> np.ndarray:
-            return by_layer(self._sums[name].values(), count, *shape)
+            return by_layer(self._sums.values(), name, count, *shape)
 
         variables: dict[str, Variable] = {
             f"{name}_sum": (grouped, stacked(name), units, meaning)
             for name, (units, meaning) in _PER_TOKEN.items()
-            if name in self._sums
+            if self.shared or not name.startswith("shared")
         }
         by_expert, load = (*grouped, "expert"), counted(stacked("load", self.experts))
         weight = stacked("weight", self.experts)
@@ -173,6 +155,28 @@ def _tensors(notes: Notes, *names: str) -> tuple[torch.Tensor, ...]:
     found = [notes[name] for name in names]
     assert all(isinstance(note, torch.Tensor) for note in found)
     return tuple(note for note in found if isinstance(note, torch.Tensor))
+
+
+def _certainty(
+    logits: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor, hot: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Entropies, and by how much the last expert chosen leads the best of those that were not."""
+    probability = logits.float().softmax(dim=-1)
+    # Where every expert is chosen there is none to lead, and the largest of the rest is 0.
+    rest = probability.masked_fill(hot > 0, 0).amax(dim=-1)
+    return {
+        "entropy": torch.special.entr(probability).sum(dim=-1),
+        "topk_entropy": torch.special.entr(weights).sum(dim=-1),
+        "margin": probability.gather(-1, chosen).amin(dim=-1) - rest,
+    }
+
+
+def _shared(routed: torch.Tensor, shared: torch.Tensor, logit: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Openness of the shared expert's gate, and its part in the output."""
+    gate = torch.sigmoid(logit[..., 0].float())
+    ours = gate * torch.linalg.vector_norm(shared.float(), dim=-1)
+    both = ours + torch.linalg.vector_norm(routed.float(), dim=-1)
+    return {"shared_gate": gate, "shared_share": ours / both.clamp_min(torch.finfo(torch.float32).tiny)}
 
 
 def _accumulate(totals: dict[int, torch.Tensor], layer: int, more: torch.Tensor) -> None:

@@ -13,13 +13,13 @@ from transformers.cache_utils import Cache
 
 from qwenlab.checkpoint.decoder import decoder_of
 from qwenlab.errors import BadArgument, NothingRead, ProbeInUse, SilentSite
-from qwenlab.probe.delivery import Delivery, undisturbed
+from qwenlab.probe.delivery import Delivery
 from qwenlab.probe.deltanet import DeltaNet
 from qwenlab.probe.facts import facts_of
 from qwenlab.probe.probe import Probe
-from qwenlab.probe.reader import Label, Reader
+from qwenlab.probe.reader import Label, Pass, Reader
 from qwenlab.probe.stopwatch import Stopwatch
-from qwenlab.probe.taps import Notes, Part, Taps
+from qwenlab.probe.taps import Taps
 from qwenlab.probe.timing import Timing
 from qwenlab.record.recording import Recording
 
@@ -75,12 +75,12 @@ class Seen:
     ) -> None:
         self._hooks.close()
         self.live = False
-        if self._taps.reading is not None:
-            self._delivery.broke_off()
-            self._taps.end()
+        self._drop_what_broke_off()
         self._delivery.flush()
         if kind is None:
             self._require_all_fired()
+            for probe in self.probes:
+                probe.check()
 
     @contextmanager
     def label(self, names: Label) -> Iterator[None]:
@@ -120,8 +120,10 @@ class Seen:
         self._stopwatch = None if timing is None else Stopwatch(timing)
         self._hooks = ExitStack()
         self._reader = Reader(self._decoder.module, self._end_tokens, self._pad_token)
-        self._delivery = Delivery(self.probes, self._stopwatch.leave_out if self._stopwatch else lambda work: work())
-        self._taps = Taps(self._decoder, self._deliver)
+        timed = self._stopwatch.leave_out if self._stopwatch else lambda work: work()
+        self._delivery = Delivery(self.probes, self._reader.read, timed)
+        self._taps = Taps(self._decoder, self._delivery.take)
+        self._pass: Pass | None = None
 
     def _place_hooks(self) -> None:
         """The stopwatch stands around the layers outside the taps, and around their parts inside."""
@@ -130,7 +132,7 @@ class Seen:
                 self._taps.rule.heads = {layer: probe.heads_asked(layer) for layer in probe.layers}
         if self._stopwatch is not None:
             self._stopwatch.outer(self._decoder, self._hooks)
-        self._taps.place(self._delivery.wanted, self._hooks)
+        self._taps.place(self._delivery.inboxes, self._hooks)
         if self._stopwatch is not None:
             self._stopwatch.inner(self._decoder, self._hooks)
         stack = self._decoder.module
@@ -138,34 +140,36 @@ class Seen:
         self._hooks.callback(stack.register_forward_hook(self._after, with_kwargs=True).remove)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._taps.reading is not None:
-            self._delivery.broke_off()
-            self._taps.end()
-        with undisturbed():
-            reading = self._reader.open(args, kwargs)
-        self._delivery.before(reading)
-        self._taps.begin(reading)
+        self._drop_what_broke_off()
+        passed = self._reader.open(args, kwargs)
+        goes_on = self._delivery.begin(passed)
+        self._taps.begin()
+        self._taps.rule.states = "" if goes_on else "initial" if passed.is_decode else "both"
         if self._stopwatch is not None:
-            self._stopwatch.start_model(reading)
+            self._stopwatch.start_model(passed)
+        self._pass = passed
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        reading = self._taps.reading
-        if reading is None:
+        passed, self._pass = self._pass, None
+        if passed is None:
             return
         self._taps.end()
         values = out.values() if isinstance(out, dict) else out
         cache = next((value for value in (*values, *args, *kwargs.values()) if isinstance(value, Cache)), None)
         self._reader.close(cache)
-        self._delivery.after(reading)
+        self._delivery.end()
         if cache is not None:
             for probe in self.probes:
-                probe.look_at_cache(cache, reading)
+                probe.look_at_cache(cache, passed)
         if self._stopwatch is not None:
-            self._stopwatch.end_model(reading)
+            self._stopwatch.end_model()
 
-    def _deliver(self, layer: int, part: Part, notes: Notes) -> None:
-        if self._taps.reading is not None:
-            self._delivery.take(layer, part, notes, self._taps.reading)
+    def _drop_what_broke_off(self) -> None:
+        """A forward pass that raised has no end: what its layers left is dropped."""
+        if self._pass is not None:
+            self._delivery.broke_off()
+            self._taps.end()
+            self._pass = None
 
     def _nothing_read(self) -> str:
         return (

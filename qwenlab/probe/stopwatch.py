@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from qwenlab.checkpoint.decoder import Decoder
-from qwenlab.probe.reading import Reading
+from qwenlab.probe.reader import Pass
 from qwenlab.probe.timing import PHASES, Mark, Timing
 
 PREFILL, DECODE = range(len(PHASES))
@@ -36,15 +36,15 @@ class Stopwatch:
             for part in ("mixer", "mlp"):
                 self._around(decoder.part(layer, part), layer, part, hooks)
 
-    def start_model(self, reading: Reading) -> None:
+    def start_model(self, passed: Pass) -> None:
         """The decoder is about to read this."""
-        self._phase, self._inside = DECODE if reading.width == 1 else PREFILL, None
+        self._phase, self._inside = DECODE if passed.width == 1 else PREFILL, None
         self._began["model"] = self.timing.now()
 
-    def end_model(self, reading: Reading) -> None:
+    def end_model(self) -> None:
         """The decoder has read it, and the probes have looked."""
         if self._phase is not None:
-            self.timing.add_model(self._phase, self._span("model"), reading.real)
+            self.timing.add_model(self._phase, self._span("model"))
         self._phase = None
 
     def leave_out(self, work: Callable[[], None]) -> None:
@@ -63,27 +63,19 @@ class Stopwatch:
     def _around(self, module: nn.Module, layer: int, part: str, hooks: ExitStack) -> None:
         def start(module: nn.Module, args: Any) -> None:
             if self._phase is not None:
-                self._inside = [] if part == "rest" else self._inside
                 self._began[part] = self.timing.now()
+                if part == "rest":
+                    self._inside = []
 
         def stop(module: nn.Module, args: Any, out: Any) -> None:
             if self._phase is not None and self._inside is not None:
                 self._inside.append((part, self._span(part)))
                 if part == "rest":
-                    self._end_layer(self._phase, layer, self._inside)
+                    self.timing.add_layer(self._phase, layer, self._inside)
+                    self._inside = None
 
         hooks.callback(module.register_forward_pre_hook(start).remove)
         hooks.callback(module.register_forward_hook(stop, prepend=True).remove)
-
-    def _end_layer(self, phase: int, layer: int, spans: list[tuple[str, Mark]]) -> None:
-        """Book a layer once it has run to its end: the rest is the whole less its parts and the probes."""
-        for name, mark in spans:
-            if name != "probes":
-                self.timing.add(phase, layer, name, mark)
-            if name != "rest":
-                self.timing.add(phase, layer, "rest", mark, sign=-1)
-        self.timing.calls[phase, self.timing.layers.index(layer)] += 1
-        self._inside = None
 
     def _span(self, name: str) -> Mark:
         self.timing.readings += 1

@@ -1,73 +1,28 @@
-"""Hooks on one model, gathered layer by layer into notes that probes read when a part of a layer has run."""
+"""Hooks on one model that leave what they see in the inboxes of its layers' parts."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import DELTANET
-from qwenlab.probe.reading import Reading
+from qwenlab.probe.notes import FLAT, AttentionCall, Form, Inbox
 from qwenlab.probe.rule import RuleCall, RuleTap
 from qwenlab.probe.wrapping import listening
 
-Part = str
-PARTS: tuple[Part, ...] = ("mixer", "mlp")
-
-
-@dataclass
-class AttentionCall:
-    """One call of the attention function by one layer.
-
-    query    [batch, head, position, channel], rotated and normalised
-    key      [batch, key head, past + position, channel]: all keys of the cache, rotated and normalised
-    scaling  what the scores are multiplied by
-    """
-
-    query: torch.Tensor
-    key: torch.Tensor
-    scaling: float
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """[batch, position]"""
-        return self.query.shape[0], self.query.shape[2]
-
-    @property
-    def device(self) -> torch.device:
-        """Where the layer runs."""
-        return self.query.device
-
-    @staticmethod
-    def joined(calls: list[AttentionCall]) -> AttentionCall:
-        """Decode steps that follow one another: the last one's keys hold those of all."""
-        return AttentionCall(torch.cat([call.query for call in calls], dim=2), calls[-1].key, calls[-1].scaling)
-
-
-Note = torch.Tensor | RuleCall | AttentionCall
-Notes = dict[str, Note]
-
-
-def joined(notes: list[Notes]) -> Notes:
-    """The notes of decode steps that follow one another, joined along the positions."""
-    out: Notes = {}
-    for name, first in notes[0].items():
-        parts: list[Any] = [note[name] for note in notes]
-        out[name] = torch.cat(parts, dim=1) if isinstance(first, torch.Tensor) else type(first).joined(parts)
-    return out
+Leave = Callable[[Any], None]
+ROUTER = ("router", "weights", "chosen")
 
 
 class Taps:
-    """Places the hooks that the wanted notes need, and hands the notes of a part over once it has run.
+    """Places the hooks that the wanted notes need, and hands an inbox over once its part has run.
 
-    Notes, by part of a layer (all [batch, position, ...]):
+    Notes, by part of a layer (all [batch, position, ...] once they are read):
 
     mixer  `stream` residual stream before the mixer · `mixer` its output · `rule` RuleCall or `attention` AttentionCall
            · `gate` logits of the output gate, [batch, position, head, channel]
@@ -75,79 +30,113 @@ class Taps:
            output of the routed experts · `shared` output of the shared expert · `shared_gate` its logit
     """
 
-    def __init__(self, decoder: Decoder, deliver: Callable[[int, Part, Notes], None]) -> None:
-        self.decoder, self.deliver = decoder, deliver
-        self.reading: Reading | None = None
-        self.rule = RuleTap(decoder.family, self._note_rule)
-        self.notes: dict[Part, Notes] = {part: {} for part in PARTS}
-        self._attention_layers: set[int] = set()
+    def __init__(self, decoder: Decoder, hand_over: Callable[[Inbox], None]) -> None:
+        self.decoder, self.hand_over = decoder, hand_over
+        self.rule = RuleTap(decoder.family, self._leave_rule)
+        self._live = False
+        self._inboxes: list[Inbox] = []
+        self._speaking: Inbox | None = None  # the DeltaNet layer that is running
+        self._attending: dict[int, Inbox] = {}  # by id of the attention module
 
-    def begin(self, reading: Reading) -> None:
+    def begin(self) -> None:
         """A forward pass begins; what a pass that broke off left is dropped."""
-        self.notes = {part: {} for part in PARTS}
-        self.rule.hush()
-        self.reading = reading
+        for inbox in self._inboxes:
+            inbox.notes = {}
+        self._hush()
+        self._live = True
 
     def end(self) -> None:
         """The forward pass is over: until the next, no hook looks (gradient checkpointing runs layers again)."""
-        self.reading = None
+        self._live = False
 
-    def place(self, wanted: dict[tuple[int, Part], set[str]], hooks: ExitStack) -> None:
-        """Place the hooks for these notes, until `hooks` closes."""
-        if any("rule" in names for names in wanted.values()):
+    def place(self, inboxes: Iterable[Inbox], hooks: ExitStack) -> None:
+        """Place the hooks for what these want, until `hooks` closes."""
+        self._inboxes = list(inboxes)
+        if any("rule" in inbox.wanted for inbox in self._inboxes):
             self.rule.listen(hooks)
-        for (layer, part), names in wanted.items():
-            if part == "mixer":
-                self._place_mixer(layer, names, hooks)
-            else:
-                self._place_mlp(layer, names, hooks)
-        if self._attention_layers:
+        for inbox in self._inboxes:
+            (self._place_mixer if inbox.part == "mixer" else self._place_mlp)(inbox, hooks)
+        if self._attending:
             self._listen_to_attention(hooks)
 
-    def _place_mixer(self, layer: int, names: set[str], hooks: ExitStack) -> None:
-        mixer = self.decoder.part(layer, "mixer")
-        before, after = partial(self._before, hooks), partial(self._after, hooks)
-        if "stream" in names:
-            before(self.decoder.layers[layer], lambda given: self._note("mixer", "stream", given[0]))
-        if "rule" in names:
-            before(mixer, lambda given: self.rule.announce(layer, mixer))
-            after(mixer, lambda out: self.rule.hush())
-        if "attention" in names:
-            self._attention_layers.add(id(mixer))
-        if "gate" in names and self.decoder.layer_types[layer] == DELTANET:
-            shape = (-1, mixer.num_v_heads, mixer.head_v_dim)
-            before(mixer.norm, lambda given: self._note_flat("mixer", "gate", given[1].reshape(shape)))
-        elif "gate" in names:
+    def _place_mixer(self, inbox: Inbox, hooks: ExitStack) -> None:
+        mixer, wanted = self.decoder.part(inbox.layer, "mixer"), inbox.wanted
+        if "stream" in wanted:
+            self._before(self.decoder.layers[inbox.layer], self._first_of(inbox, "stream"), hooks)
+        if "rule" in wanted:
+            self._before(mixer, lambda given: self._announce(inbox, mixer), hooks)
+        if "attention" in wanted:
+            self._attending[id(mixer)] = inbox
+        if "gate" in wanted and self.decoder.layer_types[inbox.layer] == DELTANET:
+            wanted["gate"] = Form(rows=mixer.num_v_heads)
+            self._before(mixer.norm, lambda given: inbox.leave("gate", given[1]), hooks)
+        elif "gate" in wanted:
             # `q_proj` gives each head its query, then its gate.
-            shape = (-1, 2, mixer.head_dim)
-            after(mixer.q_proj, lambda out: self._note("mixer", "gate", out.unflatten(-1, shape)[..., 1, :]))
-        after(mixer, lambda out: self._hand_over(layer, "mixer", out))
+            wanted["gate"] = Form(shape=(-1, 2, mixer.head_dim), index=1)
+            self._after(mixer.q_proj, lambda out: inbox.leave("gate", out), hooks)
+        self._after(mixer, self._finish(inbox), hooks)
 
-    def _place_mlp(self, layer: int, names: set[str], hooks: ExitStack) -> None:
-        part = partial(self.decoder.part, layer)
-        if "stream" in names:
-            self._before(hooks, part("mlp_norm"), lambda given: self._note("mlp", "stream", given[0]))
-        if names & {"router", "weights", "chosen"}:
-            self._after(hooks, part("router"), self._note_router)
-        routed = (("routed", "experts"), ("shared", "shared_expert"), ("shared_gate", "shared_expert_gate"))
-        for name, attribute in routed:
-            if name in names:
-                self._after(hooks, part(attribute), partial(self._note_flat, "mlp", name))
-        self._after(hooks, part("mlp"), lambda out: self._hand_over(layer, "mlp", out))
+    def _place_mlp(self, inbox: Inbox, hooks: ExitStack) -> None:
+        wanted = inbox.wanted
+        if "stream" in wanted:
+            self._before(self.decoder.part(inbox.layer, "mlp_norm"), self._first_of(inbox, "stream"), hooks)
+        if asked := [(name, index) for index, name in enumerate(ROUTER) if name in wanted]:
 
-    def _before(self, hooks: ExitStack, module: nn.Module, look: Callable[[tuple[Any, ...]], None]) -> None:
+            def leave_router(out: tuple[Any, ...]) -> None:
+                for name, index in asked:
+                    inbox.leave(name, out[index])
+
+            self._after(self.decoder.part(inbox.layer, "router"), leave_router, hooks)
+        experts = (("routed", "experts"), ("shared", "shared_expert"), ("shared_gate", "shared_expert_gate"))
+        for name, word in experts:
+            if name in wanted:
+                self._after(self.decoder.part(inbox.layer, word), self._output(inbox, name), hooks)
+        wanted.update({name: FLAT for name in (*ROUTER, *(name for name, _ in experts)) if name in wanted})
+        self._after(self.decoder.part(inbox.layer, "mlp"), self._finish(inbox), hooks)
+
+    def _first_of(self, inbox: Inbox, name: str) -> Leave:
+        return lambda given: inbox.leave(name, given[0])
+
+    def _output(self, inbox: Inbox, name: str) -> Leave:
+        return lambda out: inbox.leave(name, out)
+
+    def _finish(self, inbox: Inbox) -> Leave:
+        """What is done when a part has run: note its output, and hand its inbox over."""
+        part, asked = inbox.part, inbox.part in inbox.wanted
+
+        def finish(out: Any) -> None:
+            self._hush()
+            if asked:
+                inbox.leave(part, out[0] if isinstance(out, tuple) else out)
+            self.hand_over(inbox)
+
+        return finish
+
+    def _before(self, module: nn.Module, look: Leave, hooks: ExitStack) -> None:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self.reading is not None:
-                look((*args, *kwargs.values()))
+            if self._live:
+                look((*args, *kwargs.values()) if kwargs else args)
 
         hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
 
-    def _after(self, hooks: ExitStack, module: nn.Module, look: Callable[[Any], None]) -> None:
+    def _after(self, module: nn.Module, look: Leave, hooks: ExitStack) -> None:
         def hook(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-            if self.reading is not None:
+            if self._live:
                 look(out)
 
         hooks.callback(module.register_forward_hook(hook).remove)
+
+    def _announce(self, inbox: Inbox, mixer: nn.Module) -> None:
+        self._speaking = inbox
+        self.rule.announce(inbox.layer, mixer)
+
+    def _hush(self) -> None:
+        self._speaking = None
+        self.rule.hush()
+
+    def _leave_rule(self, call: RuleCall) -> None:
+        if self._live and self._speaking is not None:
+            self._speaking.notes["rule"] = call
 
     def _listen_to_attention(self, hooks: ExitStack) -> None:
         """Listen to the implementation in use where it is looked up, so that masks and kernels stay as they are."""
@@ -161,40 +150,8 @@ class Taps:
 
     def _hear_attention(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         given = dict(zip(("module", "query", "key"), args, strict=False)) | kwargs
-        if self.reading is not None and id(given["module"]) in self._attention_layers:
+        inbox = self._attending.get(id(given["module"])) if self._live else None
+        if inbox is not None:
             query, key = given["query"].detach(), given["key"].detach()
             scaling = given.get("scaling") or query.shape[-1] ** -0.5
-            self.notes["mixer"]["attention"] = AttentionCall(query, key, scaling)
-
-    def _note(self, part: Part, name: str, value: torch.Tensor) -> None:
-        self.notes[part][name] = value.detach()
-
-    def _note_flat(self, part: Part, name: str, value: torch.Tensor) -> None:
-        """Note a value [batch * position, ...]; as one row where the layer was given other tokens than the model."""
-        assert self.reading is not None
-        batch = self.reading.batch
-        self._note(part, name, value.unflatten(0, (batch, -1)) if len(value) % batch == 0 else value[None])
-
-    def _note_rule(self, call: RuleCall) -> None:
-        if self.reading is not None:
-            self.notes["mixer"]["rule"] = call
-
-    def _note_router(self, out: tuple[torch.Tensor, ...]) -> None:
-        for name, value in zip(("router", "weights", "chosen"), out, strict=True):
-            self._note_flat("mlp", name, value)
-
-    def _hand_over(self, layer: int, part: Part, out: Any) -> None:
-        """Deliver the notes of a part together with its output, all on the device that it ran on."""
-        self._note(part, part, out[0] if isinstance(out, tuple) else out)
-        notes, self.notes[part] = self.notes[part], {}
-        device = notes[part].device
-        # In a split model the stream still comes from the device of the layer before.
-        self.deliver(layer, part, {n: v.to(device) if isinstance(v, torch.Tensor) else v for n, v in notes.items()})
-
-
-def wanted_notes(requests: Iterable[tuple[int, Part, str]]) -> dict[tuple[int, Part], set[str]]:
-    """Requests (layer, part, note) gathered by layer and part."""
-    wanted: dict[tuple[int, Part], set[str]] = {}
-    for layer, part, name in requests:
-        wanted.setdefault((layer, part), set()).add(name)
-    return wanted
+            inbox.notes["attention"] = AttentionCall(query, key, scaling)

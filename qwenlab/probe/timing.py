@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import xarray as xr
 
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.probe.probe import Probe
+from qwenlab.probe.reading import Reading
 
 PHASES = ("prefill", "decode")
 TIMED = ("mixer", "mlp", "rest")
@@ -40,12 +41,13 @@ class Timing(Probe):
         """Empty clocks, and the cost of reading one."""
         super().start(decoder)
         self.on_gpu = next(decoder.module.parameters()).is_cuda
-        self.seconds = np.zeros((len(PHASES), len(self.layers), len(TIMED)))
-        self.calls = np.zeros((len(PHASES), len(self.layers)), dtype=np.int64)
-        self.model_seconds, self.probe_seconds = np.zeros(len(PHASES)), np.zeros(len(PHASES))
+        self._seconds = [{layer: dict.fromkeys(TIMED, 0.0) for layer in self.layers} for _ in PHASES]
+        self._calls = [dict.fromkeys(self.layers, 0) for _ in PHASES]
+        self._model_seconds = dict.fromkeys(range(len(PHASES)), 0.0)
+        self.probe_seconds = [0.0 for _ in PHASES]
         self.tokens = [torch.zeros((), dtype=torch.int64) for _ in PHASES]
         self.readings = 0
-        self._waiting: list[tuple[Callable[[float], None], Mark]] = []
+        self._waiting: list[tuple[dict[Any, float], Any, Mark, int]] = []
         self.clock_cost = self._measure_clock()
 
     def now(self) -> Any:
@@ -56,40 +58,41 @@ class Timing(Probe):
         event.record()
         return event
 
-    def add(self, phase: int, layer: int, timed: str, mark: Mark, sign: int = 1) -> None:
-        """Add a span to a part's seconds; `sign` -1 takes it away."""
-        index = (phase, self.layers.index(layer), TIMED.index(timed))
+    def add_layer(self, phase: int, layer: int, spans: Sequence[tuple[str, Mark]]) -> None:
+        """Book a layer that has run to its end: "rest" is the whole less the other spans, of parts and of probes."""
+        seconds, calls = self._seconds[phase][layer], self._calls[phase]
+        calls[layer] += 1
+        for name, mark in spans:
+            if name != "probes":
+                self._book(seconds, name, mark, 1)
+            if name != "rest":
+                self._book(seconds, "rest", mark, -1)
 
-        def book(seconds: float) -> None:
-            self.seconds[index] += sign * seconds
+    def add_model(self, phase: int, mark: Mark) -> None:
+        """Add a span to the seconds of the whole decoder."""
+        self._book(self._model_seconds, phase, mark, 1)
 
-        self._book(book, mark)
+    def look_at_tokens(self, reading: Reading) -> None:
+        """Count the tokens of each phase."""
+        phase = PHASES.index("decode") if reading.decode or reading.width == 1 else PHASES.index("prefill")
+        self.tokens[phase] = self.tokens[phase].to(reading.real.device) + reading.real.sum()
 
-    def add_model(self, phase: int, mark: Mark, real: torch.Tensor) -> None:
-        """Add a span to the seconds of the whole decoder, in which it read the tokens that are `real`."""
-
-        def book(seconds: float) -> None:
-            self.model_seconds[phase] += seconds
-
-        self._book(book, mark)
-        self.tokens[phase] = self.tokens[phase].to(real.device) + real.sum()
-
-    def _book(self, book: Callable[[float], None], mark: Mark) -> None:
+    def _book(self, account: dict[Any, float], name: Any, mark: Mark, sign: int) -> None:
         if not self.on_gpu:
-            book(mark[1] - mark[0])
+            account[name] += sign * (mark[1] - mark[0])
             return
-        self._waiting.append((book, mark))
+        self._waiting.append((account, name, mark, sign))
         if len(self._waiting) > UNREAD:
             self._read(only_done=True)
 
     def _read(self, only_done: bool) -> None:
         left = []
-        for book, (start, end) in self._waiting:
+        for account, name, (start, end), sign in self._waiting:
             if only_done and not end.query():
-                left.append((book, (start, end)))
+                left.append((account, name, (start, end), sign))
                 continue
             end.synchronize()
-            book(start.elapsed_time(end) / 1000)
+            account[name] += sign * start.elapsed_time(end) / 1000
         self._waiting = left
 
     def _measure_clock(self, pairs: int = 200) -> float:
@@ -105,14 +108,27 @@ class Timing(Probe):
         """Seconds and calls by phase, layer and part."""
         self._read(only_done=False)
         by_layer = ("phase", "layer")
+        seconds = [[list(parts.values()) for parts in of_phase.values()] for of_phase in self._seconds]
+        calls = [list(of_phase.values()) for of_phase in self._calls]
+        model_seconds = list(self._model_seconds.values())
         what = "device" if self.on_gpu else "wall-clock"
         dataset = self._dataset(
             labels,
             {
-                "seconds": ((*by_layer, "part"), self.seconds, "s", f"{what} time of the part, summed over calls"),
-                "calls": (by_layer, self.calls, "call", "forward passes"),
-                "model_seconds": (("phase",), self.model_seconds, "s", f"{what} time of the decoder, probes included"),
-                "probe_seconds": (("phase",), self.probe_seconds, "s", "host time of the probes themselves"),
+                "seconds": ((*by_layer, "part"), np.array(seconds), "s", f"{what} time of the part, summed over calls"),
+                "calls": (by_layer, np.array(calls), "call", "forward passes"),
+                "model_seconds": (
+                    ("phase",),
+                    np.array(model_seconds),
+                    "s",
+                    f"{what} time of the decoder, probes included",
+                ),
+                "probe_seconds": (
+                    ("phase",),
+                    np.array(self.probe_seconds),
+                    "s",
+                    "host time of the probes themselves",
+                ),
                 "tokens": (("phase",), np.array([int(n) for n in self.tokens]), "token", "tokens read"),
             },
             phase=("phase", np.array(PHASES, dtype=object)),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
-from qwenlab.probe.reading import Reading
+from qwenlab.probe.reading import FOLDS, PADDING, Reading
 from qwenlab.probe.tally import Sums, counted
 
 WINDOWS = (2, 4, 8, 16, 32, 64, 128)
@@ -22,26 +24,21 @@ class Windows:
     """
 
     def __init__(self) -> None:
-        self._sums = [Sums() for _ in WINDOWS]  # of [distinct experts, 1] by window
+        self._sums = Sums()
 
     def add(self, met: torch.Tensor, reading: Reading) -> None:
         """Add `met` bool [batch, position, expert]: the experts that each token chose."""
-        origin = reading.begin // LONGEST * LONGEST
-        slots = (reading.width // LONGEST + 2) * LONGEST  # from the longest window's start to beyond the last token
-        slot = torch.where(reading.real, reading.position - origin, slots)  # padding goes to a spare one
-        met_at = met.new_zeros(reading.batch, slots + 1, met.shape[2])
-        met_at = met_at.scatter_(1, slot[..., None].expand_as(met), met)[:, :-1]
-        group_at = reading.group.new_zeros(reading.batch, slots + 1).scatter_(1, slot, reading.group)[:, :-1]
-        self._complete(met_at, origin, reading)
-        for sums, length in zip(self._sums, WINDOWS, strict=True):
-            met_at = met_at.unflatten(1, (-1, 2)).any(dim=2)  # a window of 2n tokens is two of n
-            group_at = group_at.unflatten(1, (-1, 2))[:, :, 1]  # and has the group of its last token
-            start = origin + length * torch.arange(group_at.shape[1], device=origin.device)
-            group = torch.where(start >= reading.first[:, None], group_at, 0)
-            distinct = met_at.sum(dim=-1)
-            sums.move(
-                reading.groups, group.flatten(), torch.stack([distinct, torch.ones_like(distinct)], -1).flatten(0, 1)
-            )
+        places = reading.once(Places, lambda: Places.of(reading))
+        met_at = met.new_zeros(reading.batch, places.slots + 1, met.shape[2])
+        met_at = met_at.scatter_(1, places.slot[..., None].expand_as(met), met)[:, :-1]
+        self._complete(met_at, places.origin, reading)
+        distinct = []
+        for _ in WINDOWS:
+            met_at = met_at[:, 0::2] | met_at[:, 1::2]  # a window of 2n tokens is two of n
+            distinct.append(met_at.sum(dim=-1).flatten())
+        counts = torch.cat(distinct)
+        both = torch.stack([counts, torch.ones_like(counts)], dim=-1)
+        self._sums.move(1 + (reading.groups - 1) * len(WINDOWS), places.group, both=both)
 
     def _complete(self, met_at: torch.Tensor, origin: torch.Tensor, reading: Reading) -> None:
         """Add what was kept of the longest window that was open, and keep the one that is open now."""
@@ -61,5 +58,36 @@ class Windows:
 
     def arrays(self, labels: int) -> tuple[np.ndarray, np.ndarray]:
         """Sum of distinct experts, and number of windows: [label, fold, window] each."""
-        both = np.stack([sums.array(labels, 2) for sums in self._sums], axis=2)
+        both = self._sums.array("both", labels * len(WINDOWS), 2).reshape(labels, FOLDS, len(WINDOWS), 2)
         return both[..., 0], counted(both[..., 1])
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the tokens of a reading lie among windows: the same in every layer.
+
+    origin  int [batch, 1]: position at which the longest window of each row's first token starts
+    slot    int [batch, position]: place of each token after that; padding goes to a spare one, the last
+    slots   how many there are
+    group   int [window in all]: group and length of every window of every length; padding's where it is not complete
+    """
+
+    origin: torch.Tensor
+    slot: torch.Tensor
+    slots: int
+    group: torch.Tensor
+
+    @staticmethod
+    def of(reading: Reading) -> Places:
+        """The places of these tokens."""
+        origin = reading.begin // LONGEST * LONGEST
+        slots = (reading.width // LONGEST + 2) * LONGEST  # from the longest window's start to beyond the last token
+        slot = torch.where(reading.real, reading.position - origin, slots)
+        group_at = reading.group.new_zeros(reading.batch, slots + 1).scatter_(1, slot, reading.group)[:, :-1]
+        found = []
+        for index, length in enumerate(WINDOWS):
+            group = group_at[:, length - 1 :: length]  # a window has the group of its last token
+            start = origin + length * torch.arange(group.shape[1], device=origin.device)
+            complete = (group > PADDING) & (start >= reading.first[:, None])
+            found.append(torch.where(complete, 1 + (group - 1) * len(WINDOWS) + index, PADDING).flatten())
+        return Places(origin, slot, slots, torch.cat(found))

@@ -41,7 +41,7 @@ def _add(name: str, first: xr.Dataset, second: xr.Dataset, read_before: int) -> 
         second = second.roll(fold=read_before % second.sizes["fold"])
     with xr.set_options(arithmetic_join="exact", keep_attrs=True):
         total = first + second
-    return total.assign_attrs(_clock(first.attrs, second.attrs))
+    return total.assign_attrs(_clock(first.attrs, second.attrs) | _largest(first.attrs, second.attrs))
 
 
 def _contexts(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
@@ -61,6 +61,12 @@ def _clock(first: Mapping[Any, Any], second: Mapping[Any, Any]) -> dict[str, Any
     readings = first["readings"] + second["readings"]
     cost = first["clock_cost_seconds"] * first["readings"] + second["clock_cost_seconds"] * second["readings"]
     return {"readings": readings, "clock_cost_seconds": cost / readings if readings else 0.0}
+
+
+def _largest(first: Mapping[Any, Any], second: Mapping[Any, Any]) -> dict[str, Any]:
+    """How far states worked out twice were apart: the larger distance of both."""
+    gaps = [attrs["state_gap"] for attrs in (first, second) if "state_gap" in attrs]
+    return {"state_gap": max(gaps)} if gaps else {}
 
 
 def _attrs(first: Mapping[Any, Any], second: Mapping[Any, Any]) -> dict[str, Any]:

@@ -6,11 +6,15 @@ from qwenlab.probe import Attention, DeltaNet, Residual, Routing
 from qwenlab.probe.seen import watch
 
 
+def thorough(model):
+    """Every probe that reduces tokens and fits this model, each leaving nothing out."""
+    routing = (Routing(),) if hasattr(model.config.get_text_config(), "num_experts") else ()
+    return DeltaNet(every=1, prediction_heads="all"), Attention(every=1), *routing, Residual(every=1)
+
+
 def recorded(model, feed, *probes):
-    """What the probes (all that reduce tokens, if none are named) saw of `feed(model, seen)`."""
-    if not probes:
-        routing = (Routing(),) if hasattr(model.config.get_text_config(), "num_experts") else ()
-        probes = (DeltaNet(prediction_heads="all"), Attention(every=1), *routing, Residual())
+    """What the probes (the thorough ones, if none are named) saw of `feed(model, seen)`."""
+    probes = probes or thorough(model)
     with torch.no_grad(), watch(model, *probes) as seen:
         feed(model, seen)
     return seen.recording()

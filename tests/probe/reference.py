@@ -44,7 +44,13 @@ def layers_where(texts, wanted):
     return [index for index, layer in enumerate(texts[0].layers) if wanted(layer)]
 
 
-def deltanet(texts):
+def measured(token, every):
+    """Whether it is the token that stands for its block of so many."""
+    block = token // every
+    return token == every * block + (block * 0x9E3779B9 % 2**32) * every // 2**32
+
+
+def deltanet(texts, every=1):
     """With the prediction and the state of every head."""
     where = layers_where(texts, lambda layer: layer.kind == "linear_attention")
     heads, (key_heads, channels) = sizes(texts, where[0], "beta"), sizes(texts, where[0], "key")
@@ -59,6 +65,8 @@ def deltanet(texts):
         for index, layer in enumerate(where):
             mixer = text.layers[layer].mixer
             for token in text.read:
+                if not measured(token, every):
+                    continue
                 label, fold = text.group(token)
                 out["tokens"][label, fold, index] += 1
                 for head in range(*heads):
@@ -95,14 +103,13 @@ def attention(texts, every):
             mixer = text.layers[layer].mixer
             for token in text.read:
                 label, fold = text.group(token)
-                measured = (token + 1) % every == 0
                 out["tokens"][label, fold, index] += 1
-                out["queries"][label, fold, index] += measured
+                out["queries"][label, fold, index] += measured(token, every)
                 for head in range(heads):
                     gate = mixer["openness"][token, head]
                     out["gate_sum"][label, fold, index, head] += gate
                     count(out["gate_hist"][label, index, head], gate, EDGES["unit"])
-                    if not measured:
+                    if not measured(token, every):
                         continue
                     p = mixer["probability"][token, head, : token + 1]
                     row = {
@@ -162,13 +169,15 @@ def routing(texts):
     return out
 
 
-def residual(texts):
+def residual(texts, every=1):
     grouped = (labels_of(texts), FOLDS, len(texts[0].layers))
     out = {f"{name}_sum": np.zeros((*grouped, 2)) for name in ("norm", "stream_norm", "ratio", "cosine")}
     out["tokens"] = np.zeros(grouped)
     for text in texts:
         for index, layer in enumerate(text.layers):
             for token in text.read:
+                if not measured(token, every):
+                    continue
                 place = (*text.group(token), index)
                 out["tokens"][place] += 1
                 for column, part in enumerate(("mixer", "mlp")):

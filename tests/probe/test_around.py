@@ -14,12 +14,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from qwenlab.checkpoint.decoder import decoder_of
 from qwenlab.probe import Attention, DeltaNet, Residual, Routing, defaults
+from qwenlab.probe.notes import WHOLE, Inbox
 from qwenlab.probe.rule import kernel_of
 from qwenlab.probe.seen import watch
-from qwenlab.probe.taps import Taps
 from qwenlab.testing.models import tiny_model
 from tests.probe.compare import assert_same
-from tests.probe.feeding import in_pieces, one_by_one, recorded
+from tests.probe.feeding import in_pieces, one_by_one, recorded, thorough
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_modes_around_or_inside_the_block(own, texts, usual, around, inside):
     outer, inner = (contextlib.nullcontext, around) if inside else (around, contextlib.nullcontext)
     with (
         outer(),
-        watch(own, DeltaNet(prediction_heads="all"), Attention(every=1), Routing(), Residual()) as seen,
+        watch(own, *thorough(own)) as seen,
         inner(),
     ):
         in_pieces(texts, (12, 1, 4))(own, seen)
@@ -93,7 +93,9 @@ def test_modes_around_or_inside_the_block(own, texts, usual, around, inside):
 
 
 def test_a_block_that_changes_its_mode(own, texts, usual):
-    with watch(own, DeltaNet(prediction_heads="all"), Attention(every=1), Routing(), Residual()) as seen:
+    with watch(
+        own, DeltaNet(every=1, prediction_heads="all"), Attention(every=1), Routing(), Residual(every=1)
+    ) as seen:
         with torch.inference_mode():
             one_by_one(texts[:1])(own, seen)
         one_by_one(texts[1:])(own, seen)
@@ -109,7 +111,7 @@ def test_autocast_changes_no_bit_and_does_not_reach_the_probes(own, texts, insid
 
     with torch.no_grad(), autocast(True):
         bare = [own(tokens[None]).logits for tokens in texts]
-    probes = (DeltaNet(prediction_heads="all"), Attention(every=1), Routing(), Residual())
+    probes = thorough(own)
     with torch.no_grad(), autocast(not inside), watch(own, *probes) as seen, autocast(inside):
         watched = [own(tokens[None]).logits for tokens in texts]
     assert all(torch.equal(one, other) for one, other in zip(bare, watched, strict=True))
@@ -156,7 +158,9 @@ def test_a_model_inside_a_module_of_somebodys_own(own, texts, usual):
     theirs = Theirs(own)
     with (
         torch.no_grad(),
-        watch(theirs, DeltaNet(prediction_heads="all"), Attention(every=1), Routing(), Residual()) as seen,
+        watch(
+            theirs, DeltaNet(every=1, prediction_heads="all"), Attention(every=1), Routing(), Residual(every=1)
+        ) as seen,
     ):
         for tokens in texts:
             theirs(tokens[None])
@@ -198,13 +202,11 @@ def test_accelerate_places_its_own_hooks(texts, usual):
 
 def test_layers_on_several_devices():
     """A stand-in for a second device: the stream arrives as another type of tensor than the part yields."""
-    model, delivered = tiny_model("qwen3_5", layer_types=["linear_attention"]), []
-    taps = Taps(
-        decoder_of(model), lambda layer, part, notes: delivered.append({n: v.device.type for n, v in notes.items()})
-    )
-    taps._note("mlp", "stream", torch.zeros(1, 2, 3))
-    taps._hand_over(0, "mlp", torch.zeros(1, 2, 3, device="meta"))
-    assert delivered == [{"stream": "meta", "mlp": "meta"}]
+    inbox = Inbox(0, "mlp", {"stream": WHOLE, "mlp": WHOLE})
+    inbox.leave("stream", torch.zeros(1, 2, 3))
+    inbox.leave("mlp", torch.zeros(1, 2, 3, device="meta"))
+    read = inbox.read([inbox.collect(2)], 1)
+    assert {name: note.device.type for name, note in read.items()} == {"stream": "meta", "mlp": "meta"}
 
 
 def test_dropout_and_training_mode(texts):

@@ -113,7 +113,7 @@ def test_a_label_without_a_token_is_there_with_zeros(small, text):
         with seen.label([["a", "a", "pad", "pad", "pad"], ["a"] * 5]):
             model(ids, attention_mask=mask)
 
-    found = recorded(small, feed, DeltaNet())
+    found = recorded(small, feed, DeltaNet(every=1))
     assert found.attrs["labels"] == '{"a": 7, "pad": 0}'
     assert not found["deltanet"]["beta_hist"].sel(label="pad").any()
     assert torch.tensor(found["deltanet"]["tokens"].sel(label="a").values).sum() == 7

@@ -43,12 +43,19 @@ def seen(model, texts, *probes):
 @pytest.mark.parametrize(("prediction_heads", "key_heads"), [("all", None), (0, 0), (None, 1), (2, 2)])
 def test_deltanet(model, texts, deltanet, prediction_heads, key_heads):
     config = model.config
-    dataset = seen(model, texts, DeltaNet(prediction_heads=prediction_heads))["deltanet"]
+    dataset = seen(model, texts, DeltaNet(every=1, prediction_heads=prediction_heads))["deltanet"]
     total, group = config.linear_num_key_heads, config.linear_num_value_heads // config.linear_num_key_heads
     key_heads = total if key_heads is None else min(key_heads, total)
-    asked = {key * total // key_heads * group + head for key in range(key_heads) for head in range(group)}
+    each = 1 if prediction_heads is None else group
+    asked = {key * total // key_heads * group + head for key in range(key_heads) for head in range(each)}
     mask = np.array([head in asked for head in range(total * group)])
     assert_says(dataset, deltanet | {name: deltanet[name] * mask for name in OF_PREDICTION})
+
+
+@pytest.mark.parametrize("every", [2, 4, 7, 100])
+def test_deltanet_of_a_sample(model, texts, every):
+    dataset = seen(model, texts, DeltaNet(every=every, prediction_heads="all"))["deltanet"]
+    assert_says(dataset, reference.deltanet([text for _, text in texts], every))
 
 
 @pytest.mark.parametrize("every", [1, 3, 16])
@@ -63,16 +70,22 @@ def test_routing(model, texts):
     assert_says(seen(model, texts, Routing())["routing"], reference.routing([text for _, text in texts]))
 
 
-def test_residual(model, texts):
-    assert_says(seen(model, texts, Residual())["residual"], reference.residual([text for _, text in texts]))
+@pytest.mark.parametrize("every", [1, 4])
+def test_residual(model, texts, every):
+    dataset = seen(model, texts, Residual(every=every))["residual"]
+    assert_says(dataset, reference.residual([text for _, text in texts], every))
 
 
 def test_probes_say_the_same_together_and_of_few_layers(model, texts, deltanet):
     found = seen(
-        model, texts, DeltaNet(layers=[1], prediction_heads="all"), Attention(layers=[3]), Residual(layers=[2, 0])
+        model,
+        texts,
+        DeltaNet(layers=[1], every=1, prediction_heads="all"),
+        Attention(layers=[3]),
+        Residual(layers=[2, 0], every=4),
     )
     by_layer = {name: 1 if name.endswith("hist") or name == "key_moment" else 2 for name in deltanet}
     assert_says(found["deltanet"], {name: deltanet[name].take([1], axis) for name, axis in by_layer.items()})
     read = [text for _, text in texts]
     assert_says(found["attention"], reference.attention(read, 16))
-    assert_says(found["residual"], {name: values[:, :, [0, 2]] for name, values in reference.residual(read).items()})
+    assert_says(found["residual"], {name: values[:, :, [0, 2]] for name, values in reference.residual(read, 4).items()})

@@ -37,7 +37,7 @@ def test_probes_write_what_made_recordings_hold(seen, node):
 
 def test_every_node_says_what_probe_it_is_of_and_what_was_left_out(small, text):
     probes = (
-        DeltaNet(layers=[0], prediction_heads=1),
+        DeltaNet(layers=[0], every=1, prediction_heads=1),
         Attention(every=4),
         Routing(layers=[1]),
         Residual(),
@@ -50,7 +50,7 @@ def test_every_node_says_what_probe_it_is_of_and_what_was_left_out(small, text):
         {"layers": [0], "prediction_heads": [0, 1]},
         {"every": 4},
         {"layers": [1]},
-        {},
+        {"every": 4},
         {},
         {},
     ]

@@ -12,13 +12,20 @@ from qwenlab.probe import Attention, DeltaNet, Memory, Residual, Routing, Timing
 from qwenlab.probe.seen import watch
 from qwenlab.testing.models import tiny_model
 from tests.probe.compare import assert_same
-from tests.probe.feeding import one_by_one, recorded
+from tests.probe.feeding import one_by_one, recorded, thorough
 
 
 def everything(model):
     """Every probe that fits, each at its most thorough."""
     routing = (Routing(),) if hasattr(model.config.get_text_config(), "num_experts") else ()
-    return (DeltaNet(prediction_heads="all"), Attention(every=1), *routing, Residual(), Timing(), Memory())
+    return (
+        DeltaNet(every=1, prediction_heads="all"),
+        Attention(every=1),
+        *routing,
+        Residual(every=1),
+        Timing(),
+        Memory(),
+    )
 
 
 def traces(model):
@@ -138,9 +145,7 @@ def test_watches_of_two_models_end_in_any_order(text, first_out, implementation)
         model.set_attn_implementation(implementation)
     before = [traces(model) for model in models]
     alone = [recorded(model, one_by_one([text(9)])) for model in models]
-    seen = [
-        watch(model, DeltaNet(prediction_heads="all"), Attention(every=1), Routing(), Residual()) for model in models
-    ]
+    seen = [watch(model, *thorough(model)) for model in models]
     with torch.no_grad():
         for watching, model in zip(seen, models, strict=True):
             watching.__enter__()
@@ -160,9 +165,7 @@ def test_watches_of_two_models_end_in_any_order(text, first_out, implementation)
 @pytest.mark.parametrize("outer_first", [True, False])
 def test_two_watches_of_one_model_see_each_what_is_read_in_its_block(moe, text, outer_first):
     before = traces(moe)
-    outer, inner = (
-        watch(moe, DeltaNet(prediction_heads="all"), Attention(every=1), Routing(), Residual()) for _ in range(2)
-    )
+    outer, inner = (watch(moe, *thorough(moe)) for _ in range(2))
     with torch.no_grad():
         outer.__enter__()
         moe(text(5)[None])

@@ -10,7 +10,7 @@ from qwenlab.probe import Attention, DeltaNet, Residual, Routing
 from qwenlab.probe.seen import watch
 from qwenlab.testing.models import tiny_model
 from tests.probe.compare import assert_same
-from tests.probe.feeding import in_pieces, one_by_one, recorded
+from tests.probe.feeding import in_pieces, one_by_one, recorded, thorough
 
 
 def test_no_forward_pass(small):
@@ -118,7 +118,7 @@ def test_a_forward_pass_that_broke_off_is_told(small, text):
 def test_steps_of_a_forward_pass_that_broke_off_do_not_mix_with_later_ones(small, text):
     """The step that broke off has left notes of its first layers, among them the keys of all steps before."""
     tokens = text(12)
-    seen = watch(small, DeltaNet(prediction_heads="all"), Attention(every=1), Routing(), Residual())
+    seen = watch(small, *thorough(small))
 
     def run():
         with torch.no_grad(), seen:

@@ -33,11 +33,11 @@ def test_sums(given_readings):
     given_readings = [(reading, values) for reading, values in given_readings if values.shape[2:] == shape]
     sums, expected = Sums(), np.zeros((5, FOLDS, *shape))
     for reading, values in given_readings:
-        sums.add(reading, values)
+        sums.add(reading, ours=values)
         for row, column in np.ndindex(reading.batch, reading.width):
             if group := int(reading.group[row, column]):
                 expected[(group - 1) // FOLDS, (group - 1) % FOLDS] += values[row, column].numpy().astype(float)
-    np.testing.assert_allclose(sums.array(5, *shape), expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(sums.array("ours", 5, *shape), expected, rtol=1e-12, atol=1e-12)
 
 
 @given(st.lists(st.integers(1, 4).flatmap(readings), min_size=1, max_size=4))
@@ -58,7 +58,7 @@ def test_histograms(given_readings):
 def whole(values):
     """A reading of real tokens of one label, for values [batch, position]."""
     ones = torch.ones(values.shape, dtype=torch.long)
-    return Reading(ones.bool(), ones, ones, ones, ones[:, 0], None, 0, 1, (0,), {})
+    return Reading(ones.bool(), ones, ones, ones, ones[:, 0], None, 0, 1, (0,), {}, whole=True)
 
 
 def test_what_lies_beyond_the_bins_goes_to_the_ends_and_nan_nowhere():
@@ -70,12 +70,12 @@ def test_what_lies_beyond_the_bins_goes_to_the_ends_and_nan_nowhere():
 
 def test_sums_do_not_lose_small_values_beside_large_ones():
     sums, values = Sums(), torch.full((1, 10), 1e-6)
-    sums.add(whole(values), torch.full((1, 10), 1e8))
+    sums.add(whole(values), ours=torch.full((1, 10), 1e8))
     for _ in range(10):
-        sums.add(whole(values), values)
-    assert sums.array(1)[0, 0] - 1e9 == pytest.approx(1e-4, rel=1e-2)
+        sums.add(whole(values), ours=values)
+    assert sums.array("ours", 1)[0, 0] - 1e9 == pytest.approx(1e-4, rel=1e-2)
 
 
 def test_a_tally_without_a_token_is_zero():
-    assert Sums().array(2, 3).tolist() == np.zeros((2, FOLDS, 3)).tolist()
+    assert Sums().array("ours", 2, 3).tolist() == np.zeros((2, FOLDS, 3)).tolist()
     assert Histogram(4).array(2, 3).tolist() == np.zeros((2, 3, 4), int).tolist()

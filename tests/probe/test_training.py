@@ -8,7 +8,7 @@ import qwenlab as ql
 from qwenlab.probe import Attention, DeltaNet, Residual, Routing, defaults
 from qwenlab.testing.models import tiny_model
 from tests.probe.compare import assert_same
-from tests.probe.feeding import one_by_one, recorded
+from tests.probe.feeding import one_by_one, recorded, thorough
 
 
 class Classifier(nn.Module):
@@ -80,7 +80,7 @@ def test_gradient_checkpointing_counts_nothing_twice(text, reentrant):
         model.gradient_checkpointing_enable({"use_reentrant": reentrant})
         model.enable_input_require_grads()
         ids = torch.stack([text(20), text(20, 1)])
-        probes = (DeltaNet(prediction_heads="all"), Attention(every=1), Routing(), Residual())
+        probes = thorough(model)
         seen = ql.watch(model, *probes)
         if watching:
             with seen:
@@ -98,11 +98,13 @@ def test_gradient_checkpointing_counts_nothing_twice(text, reentrant):
 
 def test_the_graph_is_not_kept(small, text):
     """Decode steps that are kept to be reduced together hold on to no graph."""
-    with ql.watch(small, DeltaNet(prediction_heads="all"), Attention(every=1), Routing(), Residual()) as seen:
+    with ql.watch(
+        small, DeltaNet(every=1, prediction_heads="all"), Attention(every=1), Routing(), Residual(every=1)
+    ) as seen:
         cache = None
         for token in text(6):
             cache = small(token[None, None], past_key_values=cache, use_cache=True).past_key_values
-        kept = [note for notes in seen._delivery._pending.values() for step in notes for note in step.values()]
+        kept = [note for inbox in seen._delivery.inboxes for step in inbox.kept for note in step.values()]
         tensors = [v for note in kept for v in (vars(note).values() if hasattr(note, "joined") else (note,))]
         assert kept
         assert not any(isinstance(value, torch.Tensor) and value.requires_grad for value in tensors)

@@ -1,0 +1,160 @@
+"""What hooks leave of one part of a layer, as it comes and as probes read it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from qwenlab.probe.rule import RuleCall
+
+Part = str
+PARTS: tuple[Part, ...] = ("mixer", "mlp")
+
+
+@dataclass
+class AttentionCall:
+    """One call of the attention function by one layer, or those of decode steps that follow one another.
+
+    query    [batch, head, position, channel], rotated and normalised
+    key      [batch, key head, past + position, channel]: all keys of the cache, rotated and normalised
+    scaling  what the scores are multiplied by
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    scaling: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[batch, position]"""
+        return self.query.shape[0], self.query.shape[2]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the layer runs."""
+        return self.query.device
+
+    @staticmethod
+    def joined(calls: list[AttentionCall]) -> AttentionCall:
+        """Decode steps that follow one another: the last one's keys hold those of all."""
+        return AttentionCall(torch.cat([call.query for call in calls], dim=2), calls[-1].key, calls[-1].scaling)
+
+
+Note = torch.Tensor | RuleCall | AttentionCall
+Notes = dict[str, Note]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a note lies when it comes, which is put right only when it is read: decode steps have no time for it.
+
+    rows   how many rows a token has where sequence and position are one axis; 0 where they are two
+    shape  what the last axis is divided into
+    index  what is taken of the axis before the last then
+    """
+
+    rows: int = 0
+    shape: tuple[int, ...] = ()
+    index: int | None = None
+
+    def tokens(self, note: Note) -> int:
+        """How many tokens it is of."""
+        return note.shape[0] // self.rows if self.rows else note.shape[0] * note.shape[1]
+
+    def read(self, notes: Sequence[Any], batch: int) -> Note:
+        """The notes of steps that follow one another, joined along the positions: [batch, position, ...]."""
+        if not isinstance(notes[0], torch.Tensor):
+            return notes[0] if len(notes) == 1 else type(notes[0]).joined(list(notes))
+        if self.rows:
+            rows = (self.rows,) if self.rows > 1 else ()
+            notes = [note.reshape(batch, -1, *rows, *note.shape[1:]) for note in notes]
+        note = notes[0] if len(notes) == 1 else torch.cat(list(notes), dim=1)
+        note = note.unflatten(-1, self.shape) if self.shape else note
+        return note if self.index is None else note[..., self.index, :]
+
+
+WHOLE, FLAT = Form(), Form(rows=1)
+
+
+@dataclass(eq=False)
+class Inbox:
+    """Where the notes of one part of one layer arrive.
+
+    wanted   names of the notes that some probe reads, each with its form
+    readers  their `look`, in the order of the probes
+    notes    those of the forward pass that is running;  kept: those of decode steps not yet reduced
+    """
+
+    layer: int
+    part: Part
+    wanted: dict[str, Form] = field(default_factory=dict)
+    readers: list[Callable[..., None]] = field(default_factory=list)
+    notes: Notes = field(default_factory=dict)
+    kept: list[Notes] = field(default_factory=list)
+    _complete: int = 0
+    _partly: Counter[str] = field(default_factory=Counter)
+
+    def leave(self, name: str, value: torch.Tensor) -> None:
+        """Note a value of the pass that is running."""
+        self.notes[name] = value.detach() if value.requires_grad else value
+
+    def collect(self, columns: int) -> Notes | None:
+        """The notes left since the last time; None unless all are there, each for this many tokens."""
+        notes, self.notes = self.notes, {}
+        wanted = self.wanted
+        if len(notes) == len(wanted) and all(wanted[name].tokens(note) == columns for name, note in notes.items()):
+            self._complete += columns
+            return notes
+        for name, note in notes.items():
+            self._partly[name] += wanted[name].tokens(note)
+        return None
+
+    def keep(self, notes: Notes) -> None:
+        """Keep the notes of a decode step. Only the last step needs attention keys: the cache's hold those of all."""
+        if self.kept and "attention" in notes:
+            _pass_keys(self.kept[-1], notes)
+        self.kept.append(notes)
+
+    def forget(self, steps: int) -> None:
+        """Drop what was kept of steps beyond so many: of one that broke off."""
+        if 0 < steps < len(self.kept) and "attention" in self.kept[steps]:
+            _pass_keys(self.kept[steps], self.kept[steps - 1])
+        del self.kept[steps:]
+
+    def read(self, kept: Sequence[Notes], batch: int) -> Notes:
+        """Notes of steps that follow one another as probes read them, all on the device that the part ran on."""
+        notes = {name: form.read([each[name] for each in kept], batch) for name, form in self.wanted.items()}
+        # In a split model the stream still comes from the device of the layer before.
+        device = min(notes.items(), key=lambda item: item[0] == "stream")[1].device
+        return {name: note.to(device) if isinstance(note, torch.Tensor) else note for name, note in notes.items()}
+
+    def silent(self, columns: int) -> list[str]:
+        """A line for each note that did not come, or came for other than `columns` tokens."""
+        fired = {name: self._complete + self._partly[name] for name in sorted(self.wanted)}
+        return [f"  {self._site(name)}: {n} of {columns} tokens" for name, n in fired.items() if n != columns]
+
+    def _site(self, name: str) -> str:
+        """A note in the words of sites."""
+        words = {
+            "stream": f"residual, before the {self.part}",
+            "rule": "mixer.decay",
+            "attention": "mixer.query",
+            "gate": "mixer.gate",
+            "routed": "experts",
+            "shared": "shared_expert",
+            "shared_gate": "shared_expert, its gate",
+            "router": "router",
+            "weights": "router, its weights",
+            "chosen": "router, its choice",
+        }
+        return f"layers.{self.layer}.{words.get(name, name)}"
+
+
+def _pass_keys(giver: Notes, taker: Notes) -> None:
+    one: Any = giver["attention"]
+    other: Any = taker["attention"]
+    one.key, other.key = None, one.key if other.key is None else other.key

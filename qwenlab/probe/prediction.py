@@ -1,0 +1,62 @@
+"""What the state of a DeltaNet head predicted before each token was written, from what the kernel was given."""
+
+from __future__ import annotations
+
+import torch
+
+CHUNK = 64
+"""Tokens whose predictions are solved for at once."""
+
+
+def normalised(key: torch.Tensor) -> torch.Tensor:
+    """Keys [..., channel] in float32 and of length 1, as the kernels make them (eps 1e-6 under the root)."""
+    key = key.float()
+    return key * torch.rsqrt(torch.linalg.vecdot(key, key) + 1e-6)[..., None]
+
+
+def predictions(
+    key: torch.Tensor, value: torch.Tensor, g: torch.Tensor, beta: torch.Tensor, state: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """S^T k before every token, S decayed and not yet written to, and the state after the last one; float32.
+
+    key    [batch, position, head, key channel], normalised;  value [batch, position, head, channel]
+    g, beta  [batch, position, head]: ln of the decay, write strength
+    state  [batch, head, key channel, channel], the state before; None where it is empty
+    returns  [batch, position, head, channel] and [batch, head, key channel, channel]
+
+    Within a chunk that begins with the state S0, and with G the running sum of g, the prediction for token t is
+
+        p_t = exp(G_t) S0^T k_t + sum over s < t of exp(G_t - G_s) (k_t . k_s) beta_s (v_s - p_s)
+
+    a unit lower triangular system for all p of the chunk, solved once for both terms it is made of. This is the
+    chunkwise form of the delta rule (Yang et al. 2024, arXiv:2412.06464, section 3.3), written for p.
+    """
+    length = key.shape[1]
+    key, value, g, beta = (_chunked(tensor.float()) for tensor in (key, value, g[..., None], beta[..., None]))
+    elapsed = g.cumsum(dim=3)  # G [batch, head, chunk, position, 1]
+    between = (elapsed - elapsed.transpose(3, 4)).tril(-1).exp()  # what lies above the diagonal is not used
+    onto = (key @ key.transpose(3, 4) * between).tril(-1) * beta.transpose(3, 4)
+    from_start = key * elapsed.exp()
+    both = torch.linalg.solve_triangular(
+        onto, torch.cat([onto @ value, from_start], dim=-1), upper=False, unitriangular=True
+    )
+    of_values, of_state = both.split([value.shape[-1], key.shape[-1]], dim=-1)
+    end = elapsed[..., -1:, :]
+    to_end, kept = (key * (end - elapsed).exp()).transpose(3, 4), end.exp()
+
+    state = value.new_zeros(*value.shape[:2], key.shape[-1], value.shape[-1]) if state is None else state.float()
+    found = []
+    for chunk in range(key.shape[2]):
+        predicted = of_values[:, :, chunk] + of_state[:, :, chunk] @ state
+        written = beta[:, :, chunk] * (value[:, :, chunk] - predicted)
+        state = kept[:, :, chunk] * state + to_end[:, :, chunk] @ written
+        found.append(predicted)
+    return torch.cat(found, dim=2)[:, :, :length].transpose(1, 2), state
+
+
+def _chunked(tensor: torch.Tensor) -> torch.Tensor:
+    """[batch, position, head, channel] as [batch, head, chunk, position, channel], filled up with zeros."""
+    width = min(CHUNK, tensor.shape[1])
+    filler = -tensor.shape[1] % width
+    padded = torch.nn.functional.pad(tensor, (0, 0, 0, 0, 0, filler)) if filler else tensor
+    return padded.transpose(1, 2).unflatten(2, (-1, width)).contiguous()
