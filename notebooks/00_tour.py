@@ -95,7 +95,7 @@ large.memory([1_024, 32_768, 262_144]).to_dataframe()
 # not an empty result.
 
 # %%
-with torch.no_grad(), ql.watch(ckpt, *ql.probe.defaults(ckpt)) as seen:
+with torch.no_grad(), ql.watch(ckpt, *ql.probe.thorough(ckpt)) as seen:
     for domain in ql.tasks.DOMAINS:
         for batch in ql.tasks.batches(ckpt, ql.tasks.texts(domain, texts_per_domain), max_tokens=max_tokens):
             with seen.label(domain):

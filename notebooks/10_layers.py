@@ -77,7 +77,7 @@ ckpt
 
 # %%
 ql.tasks.read(ckpt, ql.tasks.texts("code", 1), max_tokens=max_tokens)  # the first pass is slower than all others
-with torch.no_grad(), ql.watch(ckpt, *ql.probe.defaults(ckpt)) as seen:
+with torch.no_grad(), ql.watch(ckpt, *ql.probe.thorough(ckpt)) as seen:
     for domain in ql.tasks.DOMAINS:
         texts = ql.tasks.texts(domain, texts_per_domain)
         for batch in ql.tasks.batches(ckpt, texts, batch_size=4, max_tokens=max_tokens):

@@ -1,5 +1,5 @@
 from .attention import Attention as Attention
-from .defaults import defaults as defaults
+from .defaults import defaults as defaults, thorough as thorough
 from .deltanet import DeltaNet as DeltaNet
 from .memory import Memory as Memory
 from .probe import Probe as Probe

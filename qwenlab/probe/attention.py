@@ -24,11 +24,11 @@ BLOCK = 2**22
 """Attention probabilities held at a time (elements): a block of query positions, never all of them."""
 
 _PER_HEAD = {
-    "entropy": ("nat", "entropy of the attention row, summed over queries"),
-    "first_mass": ("1", "probability on the first token, summed over queries"),
-    "previous_mass": ("1", "probability on the token before, summed over queries"),
-    "self_mass": ("1", "probability on the query's own token, summed over queries"),
-    "distance": ("token", "mean distance of the row, summed over queries"),
+    "entropy": ("nat", "entropy of the attention row, summed over tokens"),
+    "first_mass": ("1", "probability on the first token, summed over tokens"),
+    "previous_mass": ("1", "probability on the token before, summed over tokens"),
+    "self_mass": ("1", "probability on the query's own token, summed over tokens"),
+    "distance": ("token", "mean distance of the row, summed over tokens"),
     "gate": ("1", "openness of the output gate, sigmoid(gate) averaged over channels, summed over tokens"),
 }
 
@@ -43,10 +43,10 @@ class Attention(Probe):
     entropy        -sum_s p ln p, in nats
     first mass     p on the sequence's first token (the usual sink); previous mass p on t - 1; self mass p on t
     distance       sum_s p (t - s), in tokens, and the mass by distance
-    gate openness  mean over channels of sigmoid(gate), of every token
+    gate openness  mean over channels of sigmoid(gate)
 
     layers  only these layers
-    every   measure the rows of one token of every so many (`reading.drawn` says which); 1 measures all
+    every   measure one token of every so many (`reading.drawn` says which); 1 measures all
     """
 
     name = "attention"
@@ -75,12 +75,14 @@ class Attention(Probe):
         call, gate = notes["attention"], notes["gate"]
         assert isinstance(call, AttentionCall)
         assert isinstance(gate, torch.Tensor)
-        openness = torch.sigmoid(gate).mean(dim=-1, dtype=torch.float32)
-        self._tokens[layer].add(reading, gate=openness, tokens=torch.ones_like(reading.position))
-        self._gates[layer].add(reading, openness * GATE_BINS)
+        sample = reading.sample(self.every)
+        openness = torch.sigmoid(sample.of(gate)).mean(dim=-1, dtype=torch.float32)
+        tokens = torch.ones_like(sample.reading.position)
+        self._tokens[layer].add(sample.reading, gate=openness, tokens=tokens)
+        self._gates[layer].add(sample.reading, openness * GATE_BINS)
         for rows in self._rows(reading, call.query.shape[1], call.key.shape[2]):
             values = _row_statistics(*_probabilities(call, rows), rows)
-            self._queries[layer].move(reading.groups, rows.group, queries=torch.ones_like(rows.group), **values)
+            self._queries[layer].move(reading.groups, rows.group, **values)
 
     def _rows(self, reading: Reading, heads: int, columns: int) -> Iterator[Rows]:
         """The rows to measure, a block at a time. Where one block is enough it is made once for all layers."""
@@ -107,8 +109,7 @@ class Attention(Probe):
             f"{name}_sum": ((*grouped, "head"), stacked(name, heads), units, meaning)
             for name, (units, meaning) in _PER_HEAD.items()
         }
-        variables["queries"] = (grouped, counted(stacked("queries")), "query", "queries measured")
-        variables["tokens"] = (grouped, counted(stacked("tokens")), "token", "tokens read")
+        variables["tokens"] = (grouped, counted(stacked("tokens")), "token", "tokens measured, each with its row")
         gates = np.stack([tally.array(count, heads) for tally in self._gates.values()], axis=1)
         mass = stacked("distance_mass", heads, len(DISTANCE_EDGES)).sum(axis=1)
         by_head = ("label", "layer", "head")
@@ -117,7 +118,7 @@ class Attention(Probe):
             (*by_head, "distance_bin"),
             mass,
             "1",
-            "attention mass by distance, summed over queries",
+            "attention mass by distance, summed over tokens",
         )
         edges = ("distance_bin", np.array(DISTANCE_EDGES), {"units": "token", "long_name": "lower edge"})
         return self._dataset(labels, variables, gate_bin=gate_bins(), distance_bin=edges)

@@ -1,4 +1,4 @@
-"""The probes that fit a model, with their default settings: what a profile watches and what the benchmark times."""
+"""The probes that fit a model: those that can stay on, and those that leave nothing out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,22 @@ from qwenlab.probe.timing import Timing
 
 
 def defaults(model: nn.Module | Any) -> tuple[Probe, ...]:
-    """One of each kind of probe that finds something to read in this model, or Checkpoint: all, or all but Routing."""
-    decoder = decoder_of(module_of(model))
-    routed = (Routing(),) if decoder.layers_with("router") else ()
-    return (DeltaNet(), Attention(), *routed, Residual(), Timing(), Memory())
+    """One of each kind of probe that finds something to read in this model, or Checkpoint, as it is by default.
+
+    They sample tokens and leave the prediction error out, to cost little enough for a training loop or a server:
+    `make bench` says how much. A recording says what was left out.
+    """
+    return (DeltaNet(), Attention(), *_routed(model, Routing()), Residual(), Timing(), Memory())
+
+
+def thorough(model: nn.Module | Any) -> tuple[Probe, ...]:
+    """The same, leaving nothing out: every token, and the prediction error of every DeltaNet head.
+
+    For a text that is read to be studied. Attention rows of every token cost as much as attention itself.
+    """
+    deltanet, routing = DeltaNet(every=1, prediction_heads="all"), Routing(every=1)
+    return (deltanet, Attention(every=1), *_routed(model, routing), Residual(every=1), Timing(), Memory())
+
+
+def _routed(model: nn.Module | Any, routing: Routing) -> tuple[Routing, ...]:
+    return (routing,) if decoder_of(module_of(model)).layers_with("router") else ()

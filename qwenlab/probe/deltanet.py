@@ -57,14 +57,14 @@ class DeltaNet(Probe):
     state norm              Frobenius norm of S when the last token of a sequence had been read
 
     Prediction error and state norm are worked out from what the kernel was given (`prediction.py`), which costs more
-    than all the rest; so by default only one key head in four (at least one) is asked, and one value head of it. The
-    state that comes out is held to the one that the kernel returned: attr `state_gap` is their largest distance,
-    relative to the kernel's, and beyond 5 % the block ends in KernelDisagrees.
+    than all the rest: they are measured on request. The state that comes out is held to the one that the kernel
+    returned: attr `state_gap` is their largest distance, relative to the kernel's, and beyond 5 % the block ends in
+    KernelDisagrees.
 
     layers            only these layers
     every             measure one token of every so many (`reading.drawn` says which); 1 measures all
     prediction_heads  key heads a layer whose prediction error and state norm are measured, with all their value heads:
-                      a number, 0, or "all"
+                      a number, evenly spaced, or "all"
     """
 
     name = "deltanet"
@@ -74,11 +74,11 @@ class DeltaNet(Probe):
         self,
         *,
         layers: Iterable[int] | None = None,
-        every: int = 4,
-        prediction_heads: int | Literal["all"] | None = None,
+        every: int = 8,
+        prediction_heads: int | Literal["all"] = 0,
     ) -> None:
         super().__init__(layers=layers, every=every)
-        if not (prediction_heads is None or prediction_heads == "all" or _is_count(prediction_heads)):
+        if not (prediction_heads == "all" or _is_count(prediction_heads)):
             raise BadArgument(
                 f"DeltaNet(prediction_heads={prediction_heads!r}): "
                 "give a number of key heads a layer (0 or more), or 'all'."
@@ -106,16 +106,9 @@ class DeltaNet(Probe):
         """int [sampled head]: the value heads whose prediction is asked for, evenly spaced by key head."""
         mixer = self.decoder.part(layer, "mixer")
         total, group = mixer.num_k_heads, mixer.num_v_heads // mixer.num_k_heads
-        match self.prediction_heads:
-            case None:
-                count = max(1, total // 4)
-            case int(given):
-                count = min(given, total)
-            case _:
-                count = total
+        count = total if self.prediction_heads == "all" else min(self.prediction_heads, total)
         keys = [index * total // count for index in range(count)]
-        each = 1 if self.prediction_heads is None else group
-        return torch.tensor([key * group + head for key in keys for head in range(each)], dtype=torch.long)
+        return torch.tensor([key * group + head for key in keys for head in range(group)], dtype=torch.long)
 
     def sample(self) -> dict[str, Any]:
         """Layers and heads, where not all of them are measured."""
@@ -153,7 +146,7 @@ class DeltaNet(Probe):
         """Of the heads asked: the state's norm after each row's last token [batch, head], and what is summed."""
         predicted, state = call.predict(reading)
         sample = reading.sample(self.every)
-        value, beta = (sample.of(tensor[:, :, call.heads]).float() for tensor in (call.value, call.beta))
+        value, beta = (sample.of(tensor.index_select(2, call.heads)).float() for tensor in (call.value, call.beta))
         error, size = (torch.linalg.vector_norm(each, dim=-1) for each in (value - sample.of(predicted), value))
         if call.final is not None and reading.whole:
             final = call.final.float()

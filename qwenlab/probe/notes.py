@@ -69,10 +69,14 @@ class Form:
         """The notes of steps that follow one another, joined along the positions: [batch, position, ...]."""
         if not isinstance(notes[0], torch.Tensor):
             return notes[0] if len(notes) == 1 else type(notes[0]).joined(list(notes))
-        if self.rows:
+        if self.rows and len(notes) > 1:  # decode steps: [batch * rows, ...] each
+            note = torch.stack(list(notes)).unflatten(1, (batch, -1)).transpose(0, 1)
+            note = note if self.rows > 1 else note[:, :, 0]
+        elif self.rows:
             rows = (self.rows,) if self.rows > 1 else ()
-            notes = [note.reshape(batch, -1, *rows, *note.shape[1:]) for note in notes]
-        note = notes[0] if len(notes) == 1 else torch.cat(list(notes), dim=1)
+            note = notes[0].reshape(batch, -1, *rows, *notes[0].shape[1:])
+        else:
+            note = notes[0] if len(notes) == 1 else torch.cat(list(notes), dim=1)
         note = note.unflatten(-1, self.shape) if self.shape else note
         return note if self.index is None else note[..., self.index, :]
 

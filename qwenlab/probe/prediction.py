@@ -44,14 +44,14 @@ def predictions(
     end = elapsed[..., -1:, :]
     to_end, kept = (key * (end - elapsed).exp()).transpose(3, 4), end.exp()
 
-    state = value.new_zeros(*value.shape[:2], key.shape[-1], value.shape[-1]) if state is None else state.float()
+    shape = (*value.shape[:2], key.shape[-1], value.shape[-1])
+    state = (value.new_zeros(shape) if state is None else state.float()).flatten(0, 1)
     found = []
-    for chunk in range(key.shape[2]):
-        predicted = of_values[:, :, chunk] + of_state[:, :, chunk] @ state
-        written = beta[:, :, chunk] * (value[:, :, chunk] - predicted)
-        state = kept[:, :, chunk] * state + to_end[:, :, chunk] @ written
-        found.append(predicted)
-    return torch.cat(found, dim=2)[:, :, :length].transpose(1, 2), state
+    by_chunk = (each.flatten(0, 1).unbind(1) for each in (value, beta, of_values, of_state, to_end, kept))
+    for v, strength, from_values, from_state, onto_state, decay in zip(*by_chunk, strict=True):
+        found.append(torch.baddbmm(from_values, from_state, state))
+        state = torch.baddbmm(decay * state, onto_state, strength * (v - found[-1]))
+    return torch.cat(found, dim=1)[:, :length].unflatten(0, shape[:2]).transpose(1, 2), state.unflatten(0, shape[:2])
 
 
 def _chunked(tensor: torch.Tensor) -> torch.Tensor:

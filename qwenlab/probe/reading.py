@@ -157,29 +157,34 @@ class Sample:
     """One token of every n that follow one another in a sequence, whatever calls they are read in.
 
     columns  int [batch, slot]: where they stand in this call
+    places   int [batch * slot]: the same where sequence and position are one axis; None for all of them
     reading  what they are; a slot whose token is not in this call is padding
     """
 
     columns: torch.Tensor
+    places: torch.Tensor | None
     reading: Reading
 
     def of(self, values: torch.Tensor) -> torch.Tensor:
         """Their values [batch, slot, ...] of [batch, position, ...]."""
-        if self.columns.shape[1] == values.shape[1] and self.reading.whole:
+        if self.places is None:
             return values
-        return values[torch.arange(values.shape[0], device=values.device)[:, None], self.columns]
+        return values.flatten(0, 1).index_select(0, self.places).unflatten(0, self.columns.shape)
 
     @staticmethod
     def of_reading(reading: Reading, every: int) -> Sample:
         """The tokens of a reading that stand for their blocks."""
         if every == 1:
-            return Sample(torch.arange(reading.width, device=reading.real.device).expand(reading.batch, -1), reading)
+            return Sample(
+                torch.arange(reading.width, device=reading.real.device).expand(reading.batch, -1), None, reading
+            )
         columns, found = _known_columns(reading, every) if reading.whole else _found_columns(reading, every)
         real = reading.real.gather(1, columns) if found is None else found
         position, row, group = (each.gather(1, columns) for each in (reading.position, reading.row, reading.group))
         row, group = (torch.where(real, each, PADDING) for each in (row, group))
         few = replace(reading, real=real, position=position, row=row, group=group, keys=None, whole=found is None)
-        return Sample(columns, few)
+        row_begins = torch.arange(reading.batch, device=columns.device)[:, None] * reading.width
+        return Sample(columns, (row_begins + columns).flatten(), few)
 
 
 def _known_columns(reading: Reading, every: int) -> tuple[torch.Tensor, None]:

@@ -26,7 +26,7 @@ class Residual(Probe):
 
     name = "residual"
 
-    def __init__(self, *, layers: Iterable[int] | None = None, every: int = 4) -> None:
+    def __init__(self, *, layers: Iterable[int] | None = None, every: int = 8) -> None:
         super().__init__(layers=layers, every=every)
 
     def start(self, decoder: Decoder) -> None:

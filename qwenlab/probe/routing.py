@@ -15,6 +15,7 @@ from qwenlab.probe.reading import Reading
 from qwenlab.probe.tally import Sums, by_layer, counted
 from qwenlab.probe.windows import WINDOWS, Windows
 
+_CERTAIN = ("entropy", "topk_entropy", "margin", "shared_gate", "shared_share", "measured")
 _PER_TOKEN = {
     "entropy": ("nat", "entropy of the router's softmax over all experts, summed over tokens"),
     "topk_entropy": ("nat", "entropy of the renormalised top-k weights, summed over tokens"),
@@ -39,10 +40,15 @@ class Routing(Probe):
     distinct             experts met in aligned windows of 2 to 128 tokens (complete windows only)
 
     layers  only these layers
+    every   measure entropies, margin and the shared expert of one token of every so many (`reading.drawn` says which);
+            1 measures all. Choices are counted of every token.
     """
 
     name = "routing"
     reads = "a router"
+
+    def __init__(self, *, layers: Iterable[int] | None = None, every: int = 8) -> None:
+        super().__init__(layers=layers, every=every)
 
     def able(self, decoder: Decoder) -> tuple[int, ...]:
         """The layers with routed experts."""
@@ -55,6 +61,7 @@ class Routing(Probe):
         self.top_k, self.experts = int(router.top_k), int(router.num_experts)
         self.shared = decoder.part(self.layers[0], "shared_expert_gate") is not None
         self._sums = {layer: Sums() for layer in self.layers}
+        self._certain = {layer: Sums() for layer in self.layers}
         self._windows = {layer: Windows() for layer in self.layers}
         self._coactivation: dict[int, torch.Tensor] = {}
         self._handover: dict[int, torch.Tensor] = {}
@@ -72,15 +79,14 @@ class Routing(Probe):
         weights = weights / weights.sum(dim=-1, keepdim=True)
         hot = reading.masked(torch.zeros(logits.shape, device=logits.device).scatter_(-1, chosen, 1.0))
         by_expert = torch.zeros_like(hot).scatter_(-1, chosen, weights)
-        self._sums[layer].add(
-            reading,
-            tokens=torch.ones_like(reading.position),
-            load=hot,
-            weight=by_expert,
-            **_certainty(logits, weights, chosen, hot),
-            **(_shared(*_tensors(notes, "routed", "shared", "shared_gate")) if self.shared else {}),
-            **self._turnover(layer, chosen, hot, reading),
-        )
+        tokens, turnover = torch.ones_like(reading.position), self._turnover(layer, chosen, hot, reading)
+        self._sums[layer].add(reading, tokens=tokens, load=hot, weight=by_expert, **turnover)
+        sample = reading.sample(self.every)
+        certain = _certainty(*map(sample.of, (logits, weights, chosen, hot)))
+        if self.shared:
+            certain |= _shared(*map(sample.of, _tensors(notes, "routed", "shared", "shared_gate")))
+        measured = torch.ones_like(sample.reading.position)
+        self._certain[layer].add(sample.reading, measured=measured, **certain)
         flat = hot.flatten(0, 1)
         _accumulate(self._coactivation, layer, flat.T @ flat)
         self._look_at_handover(layer, chosen, weights, reading)
@@ -114,7 +120,8 @@ class Routing(Probe):
         count, grouped = len(labels), ("label", "fold", "layer")
 
         def stacked(name: str, *shape: int) -> np.ndarray:
-            return by_layer(self._sums.values(), name, count, *shape)
+            sums = self._certain if name in _CERTAIN else self._sums
+            return by_layer(sums.values(), name, count, *shape)
 
         variables: dict[str, Variable] = {
             f"{name}_sum": (grouped, stacked(name), units, meaning)
@@ -130,6 +137,7 @@ class Routing(Probe):
         together, following = (self._pairs(counts) for counts in (self._coactivation, self._handover))
         variables |= {
             "tokens": (grouped, counted(stacked("tokens")), "token", "tokens read"),
+            "measured": (grouped, counted(stacked("measured")), "token", "tokens whose certainty was measured"),
             "pairs": (grouped, counted(stacked("pairs")), "pair", "tokens with a token before them"),
             "load": (by_expert, load, "slot", "times the expert was among the top k"),
             "weight_sum": (by_expert, weight, "1", "renormalised routing weight, summed over tokens"),

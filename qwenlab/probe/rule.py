@@ -57,8 +57,8 @@ class RuleCall:
 
         returns  [batch, position, sampled head, channel] and [batch, sampled head, key channel, channel]
         """
-        key = self.key[:, :, self.heads // (self.value.shape[2] // self.key.shape[2])]
-        value, g, beta = (tensor[:, :, self.heads] for tensor in (self.value, self.g, self.beta))
+        key = self.key.index_select(2, self.heads // (self.value.shape[2] // self.key.shape[2]))
+        value, g, beta = (tensor.index_select(2, self.heads) for tensor in (self.value, self.g, self.beta))
         key, value, g, beta = (reading.masked(tensor) for tensor in (normalised(key), value, g, beta))
         return predictions(key, value, g, beta, self.initial)
 

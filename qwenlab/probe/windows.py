@@ -31,7 +31,7 @@ class Windows:
         places = reading.once(Places, lambda: Places.of(reading))
         met_at = met.new_zeros(reading.batch, places.slots + 1, met.shape[2])
         met_at = met_at.scatter_(1, places.slot[..., None].expand_as(met), met)[:, :-1]
-        self._complete(met_at, places.origin, reading)
+        self._complete(met_at, places, reading)
         distinct = []
         for _ in WINDOWS:
             met_at = met_at[:, 0::2] | met_at[:, 1::2]  # a window of 2n tokens is two of n
@@ -40,17 +40,13 @@ class Windows:
         both = torch.stack([counts, torch.ones_like(counts)], dim=-1)
         self._sums.move(1 + (reading.groups - 1) * len(WINDOWS), places.group, both=both)
 
-    def _complete(self, met_at: torch.Tensor, origin: torch.Tensor, reading: Reading) -> None:
+    def _complete(self, met_at: torch.Tensor, places: Places, reading: Reading) -> None:
         """Add what was kept of the longest window that was open, and keep the one that is open now."""
-        places = torch.arange(LONGEST, device=met_at.device)
         held = reading.carry.get(id(self))
         if held is not None:
-            still_open = (held[1] == origin) & (origin + places < reading.begin)
+            still_open = (held[1] == places.origin) & (places.longest < reading.begin)
             met_at[:, :LONGEST] |= held[0] & still_open[..., None]
-        end = 1 + torch.where(reading.real, reading.position, -1).amax(dim=1, keepdim=True)
-        begin = end // LONGEST * LONGEST
-        slot = (begin - origin).clamp(0, met_at.shape[1] - LONGEST) + places
-        now = met_at.gather(1, slot[..., None].expand(-1, -1, met_at.shape[2]))
+        now, begin = met_at.gather(1, places.open[..., None].expand(-1, -1, met_at.shape[2])), places.last
         if held is not None:
             now = torch.where(reading.idle[:, None, None], held[0], now)
             begin = torch.where(reading.idle[:, None], held[1], begin)
@@ -70,12 +66,18 @@ class Places:
     slot    int [batch, position]: place of each token after that; padding goes to a spare one, the last
     slots   how many there are
     group   int [window in all]: group and length of every window of every length; padding's where it is not complete
+    longest  int [batch, place]: positions of the longest window at the origin
+    last    int [batch, 1]: position at which the longest window of each row's next token starts
+    open    int [batch, place]: places of that window after the origin
     """
 
     origin: torch.Tensor
     slot: torch.Tensor
     slots: int
     group: torch.Tensor
+    longest: torch.Tensor
+    last: torch.Tensor
+    open: torch.Tensor
 
     @staticmethod
     def of(reading: Reading) -> Places:
@@ -90,4 +92,7 @@ class Places:
             start = origin + length * torch.arange(group.shape[1], device=origin.device)
             complete = (group > PADDING) & (start >= reading.first[:, None])
             found.append(torch.where(complete, 1 + (group - 1) * len(WINDOWS) + index, PADDING).flatten())
-        return Places(origin, slot, slots, torch.cat(found))
+        places = torch.arange(LONGEST, device=origin.device)
+        last = (1 + torch.where(reading.real, reading.position, -1).amax(dim=1, keepdim=True)) // LONGEST * LONGEST
+        still_open = (last - origin).clamp(0, slots - LONGEST) + places
+        return Places(origin, slot, slots, torch.cat(found), origin + places, last, still_open)

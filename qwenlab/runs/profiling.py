@@ -49,7 +49,7 @@ def profile(
     max_tokens  read of each text;  batch_size  texts at a time
     decode      tokens at the end of each label's first text that are read one at a time
     """
-    named = None if probes is None else _named(probes)
+    names = None if probes is None else _checked(probes)
     if not texts:
         raise BadArgument("profile(texts={}): give at least one label and its texts.")
     checkpoint = source if isinstance(source, Checkpoint) else open(source, device=device, dtype=dtype)
@@ -58,7 +58,7 @@ def profile(
         for label, some in texts.items()
     }
     _warm_up(checkpoint, next(iter(cut.values())))
-    with watch(checkpoint, *(named or probe.defaults(checkpoint))) as seen:
+    with watch(checkpoint, *_probes(checkpoint, names)) as seen:
         for label, some in cut.items():
             with seen.label(label):
                 read(checkpoint, some, batch_size=batch_size, max_tokens=max_tokens, decode=decode, progress=progress)
@@ -73,14 +73,20 @@ def _warm_up(checkpoint: Checkpoint, texts: Sequence[str]) -> None:
     read(checkpoint, texts[:1], max_tokens=64, decode=2)
 
 
-def _named(names: Iterable[str]) -> list[Any]:
-    """The probes of these names; raises BadArgument for a name that is none, or none at all."""
+def _probes(checkpoint: Checkpoint, names: list[str] | None) -> list[Any]:
+    """All that fit, or those of these names, leaving nothing out."""
+    fit = {each.name: each for each in probe.thorough(checkpoint)}
+    return list(fit.values()) if names is None else [fit.get(name) or getattr(probe, PROBES[name])() for name in names]
+
+
+def _checked(names: Iterable[str]) -> list[str]:
+    """Names of probes in the order of the nodes; raises BadArgument for a name that is none, or none at all."""
     chosen = list(names)
     unknown = [name for name in chosen if name not in PROBES]
     if unknown or not chosen:
         found = ", ".join(map(repr, unknown)) or "none"
         raise BadArgument(f"probes: {found} is no probe's name.\nChoose among {', '.join(PROBES)}.")
-    return [getattr(probe, PROBES[name])() for name in PROBES if name in chosen]
+    return [name for name in PROBES if name in chosen]
 
 
 def _draw(recording: Recording, folder: Path) -> Iterator[Path]:

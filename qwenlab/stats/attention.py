@@ -40,9 +40,9 @@ def attention_distance(
     All grow or shrink with the length of what was read: compare only over the same texts.
     """
     names = ("entropy_sum", "first_mass_sum", "previous_mass_sum", "self_mass_sum", "distance_sum")
-    data = read(source, "attention", "queries", "distance_mass", *names, by_label=by_label)
+    data = read(source, "attention", "tokens", "distance_mass", *names, by_label=by_label)
     mass = data["distance_mass"]
-    queries = measured(data["queries"], mass, "distance_bin")
+    tokens = measured(data["tokens"], mass, "distance_bin")
     means = (
         ("distance", "token", "mean attention distance", (0, np.inf)),
         ("entropy", "nat", "entropy of the attention row", (0, np.inf)),
@@ -52,8 +52,8 @@ def attention_distance(
     )
     variables: dict[str, xr.DataArray] = {}
     for name, units, long_name, within in means:
-        sums = (data[f"{name}_sum"], queries)
-        variables |= estimated(name, ratio, sums, queries, units=units, long_name=long_name, level=level, within=within)
+        sums = (data[f"{name}_sum"], tokens)
+        variables |= estimated(name, ratio, sums, tokens, units=units, long_name=long_name, level=level, within=within)
     reach = sketched(whole_quantiles, mass, "distance_bin", "octave", quantiles)
     what = "distance that holds this share of attention"
     variables["distance_quantile"] = described(reach, "token", what, scale="log2")

@@ -44,7 +44,7 @@ def gates(
 
 
 def _mixer(data: xr.Dataset) -> str:
-    return "attention" if "queries" in data else "deltanet"
+    return "attention" if "distance_mass" in data else "deltanet"
 
 
 def _of_mixer(source: Source, node: str, quantiles: Sequence[float], by_label: bool, level: float) -> xr.Dataset:

@@ -29,7 +29,7 @@ def routing(source: Source, *, by_label: bool = False, level: float = 0.95) -> x
     shared_share        its output's norm over that plus the routed output's norm; likewise
     """
     needs = ("entropy_sum", "topk_entropy_sum", "margin_sum", "kept_sum", "pairs", "load", "tokens")
-    data = read(source, "routing", *needs, by_label=by_label)
+    data = read(source, "routing", *needs, "measured", by_label=by_label)
     load, tokens, pairs = checked_load(data), data["tokens"], data["pairs"]
     top_k = _top_k(data)
     least, most = np.log(top_k) or np.nan, np.log(data.sizes["expert"])
@@ -46,9 +46,9 @@ def routing(source: Source, *, by_label: bool = False, level: float = 0.95) -> x
     for name, unit, units, long_name, highest in means:
         stored = f"{name.removesuffix('_share') if name.endswith('entropy_share') else name}_sum"
         if stored in data:
-            sums = (data[stored] / unit, tokens)
+            sums = (data[stored] / unit, data["measured"])
             variables |= estimated(
-                name, ratio, sums, tokens, units=units, long_name=long_name, level=level, within=(0, highest)
+                name, ratio, sums, data["measured"], units=units, long_name=long_name, level=level, within=(0, highest)
             )
     variables |= estimated(
         "switch_rate",

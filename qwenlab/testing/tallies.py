@@ -93,7 +93,6 @@ def attention(read: Texts, seen: AttentionSamples) -> xr.Dataset:
     }
     return _dataset(
         {
-            "queries": (BY_FOLD, _tokens(read, seen.layers), "query", "queries measured"),
             "tokens": (BY_FOLD, _tokens(read, seen.layers), "token", "tokens read"),
             **{name: (BY_HEAD, _sums(read, v), units, f"{what}, summed") for name, (v, units, what) in sums.items()},
             "distance_mass": (
@@ -142,6 +141,7 @@ def routing(read: Texts, seen: RoutingSamples) -> xr.Dataset:
     return _dataset(
         {
             "tokens": (BY_FOLD, _tokens(read, seen.layers), "token", "tokens read"),
+            "measured": (BY_FOLD, _tokens(read, seen.layers), "token", "tokens measured"),
             **{n: (dims.get(n, BY_FOLD), _sums(read, v), units, what) for n, (v, units, what) in sums.items()},
             "coactivation": (("layer", "expert", "expert_2"), together, "token", "tokens that chose both"),
             "handover": (("layer", "expert", "expert_next"), handover, "token", "top expert here and in the next"),

@@ -2,14 +2,13 @@
 
 import torch
 
-from qwenlab.probe import Attention, DeltaNet, Residual, Routing
+from qwenlab import probe
 from qwenlab.probe.seen import watch
 
 
 def thorough(model):
     """Every probe that reduces tokens and fits this model, each leaving nothing out."""
-    routing = (Routing(),) if hasattr(model.config.get_text_config(), "num_experts") else ()
-    return DeltaNet(every=1, prediction_heads="all"), Attention(every=1), *routing, Residual(every=1)
+    return tuple(each for each in probe.thorough(model) if each.name not in ("timing", "memory"))
 
 
 def recorded(model, feed, *probes):

@@ -95,22 +95,21 @@ def attention(texts, every):
     grouped, labels = (labels_of(texts), FOLDS, len(where)), labels_of(texts)
     sums = ("entropy", "first_mass", "previous_mass", "self_mass", "distance", "gate")
     out = {f"{name}_sum": np.zeros((*grouped, heads)) for name in sums}
-    out |= {name: np.zeros(grouped) for name in ("tokens", "queries")}
+    out["tokens"] = np.zeros(grouped)
     out |= {"gate_hist": np.zeros((labels, len(where), heads, 128))}
     out["distance_mass"] = np.zeros((labels, len(where), heads, len(EDGES["distance"])))
     for text in texts:
         for index, layer in enumerate(where):
             mixer = text.layers[layer].mixer
             for token in text.read:
+                if not measured(token, every):
+                    continue
                 label, fold = text.group(token)
                 out["tokens"][label, fold, index] += 1
-                out["queries"][label, fold, index] += measured(token, every)
                 for head in range(heads):
                     gate = mixer["openness"][token, head]
                     out["gate_sum"][label, fold, index, head] += gate
                     count(out["gate_hist"][label, index, head], gate, EDGES["unit"])
-                    if not measured(token, every):
-                        continue
                     p = mixer["probability"][token, head, : token + 1]
                     row = {
                         "entropy": -sum(x * np.log(x) for x in p if x > 0),
@@ -126,12 +125,14 @@ def attention(texts, every):
     return out
 
 
-def routing(texts):
+def routing(texts, every=1):
     where = layers_where(texts, lambda layer: layer.mlp)
     experts = texts[0].layers[where[0]].mlp["probability"].shape[1]
     grouped = (labels_of(texts), FOLDS, len(where))
     plain = ("entropy", "topk_entropy", "margin", "kept", "shared_gate", "shared_share")
-    out = {f"{name}_sum": np.zeros(grouped) for name in plain} | {n: np.zeros(grouped) for n in ("tokens", "pairs")}
+    out = {f"{name}_sum": np.zeros(grouped) for name in plain} | {
+        n: np.zeros(grouped) for n in ("tokens", "pairs", "measured")
+    }
     out |= {name: np.zeros((*grouped, experts)) for name in ("load", "weight_sum")}
     out |= {name: np.zeros((*grouped, len(WINDOWS))) for name in ("distinct_sum", "windows")}
     out |= {name: np.zeros((len(where), experts, experts)) for name in ("coactivation", "handover")}
@@ -144,11 +145,13 @@ def routing(texts):
                 p, w, top = mlp["probability"][token], mlp["weights"][token], mlp["chosen"][token]
                 ranked = [*sorted(p, reverse=True), 0]
                 out["tokens"][place] += 1
-                out["entropy_sum"][place] -= sum(x * np.log(x) for x in p)
-                out["topk_entropy_sum"][place] -= sum(x * np.log(x) for x in w)
-                out["margin_sum"][place] += ranked[len(top) - 1] - ranked[len(top)]
-                out["shared_gate_sum"][place] += mlp["shared_gate"][token]
-                out["shared_share_sum"][place] += mlp["shared_share"][token]
+                if measured(token, every):
+                    out["measured"][place] += 1
+                    out["entropy_sum"][place] -= sum(x * np.log(x) for x in p)
+                    out["topk_entropy_sum"][place] -= sum(x * np.log(x) for x in w)
+                    out["margin_sum"][place] += ranked[len(top) - 1] - ranked[len(top)]
+                    out["shared_gate_sum"][place] += mlp["shared_gate"][token]
+                    out["shared_share_sum"][place] += mlp["shared_share"][token]
                 for expert, weight in zip(top, w, strict=True):
                     out["load"][(*place, expert)] += 1
                     out["weight_sum"][(*place, expert)] += weight

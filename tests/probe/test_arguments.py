@@ -48,9 +48,10 @@ def test_arguments_that_are_not_probes(small):
     for wrong in (-1, 1.5, True, "none"):
         with pytest.raises(BadArgument, match=r"DeltaNet\(prediction_heads=.*\): give a number of key heads a layer"):
             DeltaNet(prediction_heads=wrong)
-    for wrong in (0, -2, 1.5, True, None):
-        with pytest.raises(BadArgument, match=r"Attention\(every=.*\): give a whole number of tokens, 1 or more."):
-            Attention(every=wrong)
+    for kind in (Attention, DeltaNet, Residual, Routing):
+        for wrong in (0, -2, 1.5, True, None):
+            with pytest.raises(BadArgument, match=rf"{kind.__name__}\(every=.*\): give a whole number of tokens, 1 or"):
+                kind(every=wrong)
 
 
 def test_a_probe_serves_one_watch_at_a_time(small, text):

@@ -13,7 +13,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from qwenlab.checkpoint.decoder import decoder_of
-from qwenlab.probe import Attention, DeltaNet, Residual, Routing, defaults
+from qwenlab.probe import DeltaNet, defaults
 from qwenlab.probe.notes import WHOLE, Inbox
 from qwenlab.probe.rule import kernel_of
 from qwenlab.probe.seen import watch
@@ -93,9 +93,7 @@ def test_modes_around_or_inside_the_block(own, texts, usual, around, inside):
 
 
 def test_a_block_that_changes_its_mode(own, texts, usual):
-    with watch(
-        own, DeltaNet(every=1, prediction_heads="all"), Attention(every=1), Routing(), Residual(every=1)
-    ) as seen:
+    with watch(own, *thorough(own)) as seen:
         with torch.inference_mode():
             one_by_one(texts[:1])(own, seen)
         one_by_one(texts[1:])(own, seen)
@@ -158,9 +156,7 @@ def test_a_model_inside_a_module_of_somebodys_own(own, texts, usual):
     theirs = Theirs(own)
     with (
         torch.no_grad(),
-        watch(
-            theirs, DeltaNet(every=1, prediction_heads="all"), Attention(every=1), Routing(), Residual(every=1)
-        ) as seen,
+        watch(theirs, *thorough(theirs)) as seen,
     ):
         for tokens in texts:
             theirs(tokens[None])

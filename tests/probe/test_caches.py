@@ -17,7 +17,7 @@ from tests.probe.reference import Text
 ALL = (
     lambda: DeltaNet(every=2, prediction_heads="all"),
     lambda: Attention(every=3),
-    Routing,
+    lambda: Routing(every=2),
     lambda: Residual(every=5),
 )
 
@@ -40,7 +40,7 @@ def test_a_cache_that_was_begun_before_the_block(small, text, widths):
     texts = [Text(layers_of(small, tokens), number=0, label=[0] * 100, first=before)]
     assert_says(found["deltanet"], reference.deltanet(texts, every=2))
     assert_says(found["attention"], reference.attention(texts, every=3))
-    assert_says(found["routing"], reference.routing(texts))
+    assert_says(found["routing"], reference.routing(texts, every=2))
     assert_says(found["residual"], reference.residual(texts, every=5))
 
 
@@ -104,7 +104,7 @@ def test_padding_between_the_turns_of_a_batch(small, text, columns):
     found = recorded(small, feed)
     assert_turns_over(found, [parts(chosen) for chosen in choices(small, feed)], numbers=(0, 1, 2))
     assert found["deltanet"]["sequences"].sel(layer=0, label="all").values[:4].tolist() == [1, 1, 1, 0]
-    assert found["attention"]["queries"].sel(layer=1, label="all").values[:3].tolist() == mask.sum(1).tolist()
+    assert found["attention"]["tokens"].sel(layer=1, label="all").values[:3].tolist() == mask.sum(1).tolist()
 
 
 def choices(model, feed):

@@ -40,14 +40,13 @@ def seen(model, texts, *probes):
     return seen.recording()
 
 
-@pytest.mark.parametrize(("prediction_heads", "key_heads"), [("all", None), (0, 0), (None, 1), (2, 2)])
+@pytest.mark.parametrize(("prediction_heads", "key_heads"), [("all", None), (0, 0), (1, 1), (2, 2)])
 def test_deltanet(model, texts, deltanet, prediction_heads, key_heads):
     config = model.config
     dataset = seen(model, texts, DeltaNet(every=1, prediction_heads=prediction_heads))["deltanet"]
     total, group = config.linear_num_key_heads, config.linear_num_value_heads // config.linear_num_key_heads
     key_heads = total if key_heads is None else min(key_heads, total)
-    each = 1 if prediction_heads is None else group
-    asked = {key * total // key_heads * group + head for key in range(key_heads) for head in range(each)}
+    asked = {key * total // key_heads * group + head for key in range(key_heads) for head in range(group)}
     mask = np.array([head in asked for head in range(total * group)])
     assert_says(dataset, deltanet | {name: deltanet[name] * mask for name in OF_PREDICTION})
 
@@ -64,10 +63,12 @@ def test_attention(model, texts, every):
     assert_says(dataset, reference.attention([text for _, text in texts], every))
 
 
-def test_routing(model, texts):
+@pytest.mark.parametrize("every", [1, 5])
+def test_routing(model, texts, every):
     if not hasattr(model.config, "num_experts"):
         pytest.skip("a dense model")
-    assert_says(seen(model, texts, Routing())["routing"], reference.routing([text for _, text in texts]))
+    dataset = seen(model, texts, Routing(every=every))["routing"]
+    assert_says(dataset, reference.routing([text for _, text in texts], every))
 
 
 @pytest.mark.parametrize("every", [1, 4])

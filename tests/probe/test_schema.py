@@ -39,7 +39,7 @@ def test_every_node_says_what_probe_it_is_of_and_what_was_left_out(small, text):
     probes = (
         DeltaNet(layers=[0], every=1, prediction_heads=1),
         Attention(every=4),
-        Routing(layers=[1]),
+        Routing(layers=[1], every=1),
         Residual(),
         Timing(),
         Memory(),
@@ -50,7 +50,7 @@ def test_every_node_says_what_probe_it_is_of_and_what_was_left_out(small, text):
         {"layers": [0], "prediction_heads": [0, 1]},
         {"every": 4},
         {"layers": [1]},
-        {"every": 4},
+        {"every": 8},
         {},
         {},
     ]

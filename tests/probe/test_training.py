@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import qwenlab as ql
-from qwenlab.probe import Attention, DeltaNet, Residual, Routing, defaults
+from qwenlab.probe import defaults
 from qwenlab.testing.models import tiny_model
 from tests.probe.compare import assert_same
 from tests.probe.feeding import one_by_one, recorded, thorough
@@ -98,9 +98,7 @@ def test_gradient_checkpointing_counts_nothing_twice(text, reentrant):
 
 def test_the_graph_is_not_kept(small, text):
     """Decode steps that are kept to be reduced together hold on to no graph."""
-    with ql.watch(
-        small, DeltaNet(every=1, prediction_heads="all"), Attention(every=1), Routing(), Residual(every=1)
-    ) as seen:
+    with ql.watch(small, *thorough(small)) as seen:
         cache = None
         for token in text(6):
             cache = small(token[None, None], past_key_values=cache, use_cache=True).past_key_values

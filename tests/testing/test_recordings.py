@@ -44,7 +44,7 @@ def test_counts_agree_with_each_other(case):
     tokens = deltanet["tokens"].sum("fold")
     for histogram, dim in (("beta_hist", "beta_bin"), ("half_life_hist", "half_life_bin"), ("gate_hist", "gate_bin")):
         assert (deltanet[histogram].sum(dim) == tokens).all()
-    assert_allclose(attention["distance_mass"].sum("distance_bin").isel(head=0), attention["queries"].sum("fold"))
+    assert_allclose(attention["distance_mass"].sum("distance_bin").isel(head=0), attention["tokens"].sum("fold"))
     assert (routing["load"].sum("expert") == case.routing.top_k * routing["tokens"]).all()
     totals = routing["load"].sum(["label", "fold"])
     assert_array_equal(np.einsum("lee->le", routing["coactivation"]), totals)
