@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +13,9 @@ from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import ATTENTION
 from qwenlab.probe.deltanet import GATE_BINS, gate_bins
 from qwenlab.probe.notes import AttentionCall, Notes, Part
-from qwenlab.probe.probe import Probe, Variable
+from qwenlab.probe.probe import Kept, Probe, Variable
 from qwenlab.probe.reading import NEVER, Reading, Sample
-from qwenlab.probe.tally import Histogram, Sums, by_layer, counted
+from qwenlab.probe.tally import At, Histogram, Sums, counted
 
 DISTANCE_EDGES = (0, 1, 2, 3, *(int(2**octave * step) for octave in range(2, 26) for step in (1, 1.5)), 2**26)
 """Lower edges, in tokens, of the bins of attention distance: every one up to 4, then two an octave."""
@@ -62,39 +62,41 @@ class Attention(Probe):
     def start(self, decoder: Decoder) -> None:
         """Empty sums and histograms for these layers."""
         super().start(decoder)
-        self._tokens = {layer: Sums() for layer in self.layers}
-        self._queries = {layer: Sums() for layer in self.layers}
-        self._gates = {layer: Histogram(GATE_BINS) for layer in self.layers}
+        self._sums = Sums(len(self.layers))
+        self._gates = Histogram(len(self.layers), GATE_BINS)
 
     def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
         """The call of the attention function, and the output gate."""
         return (("mixer", "attention"), ("mixer", "gate"))
 
-    def look(self, layer: int, part: Part, notes: Notes, reading: Reading) -> None:
-        """Add up the gates of every token, and the attention rows of every n-th."""
+    def keep(self, layer: int, part: Part, notes: Notes, reading: Reading) -> Kept | None:
+        """Openness of the gate and statistics of the row of every sampled token."""
         call, gate = notes["attention"], notes["gate"]
         assert isinstance(call, AttentionCall)
         assert isinstance(gate, torch.Tensor)
         sample = reading.sample(self.every)
-        openness = torch.sigmoid(sample.of(gate)).mean(dim=-1, dtype=torch.float32)
-        tokens = torch.ones_like(sample.reading.position)
-        self._tokens[layer].add(sample.reading, gate=openness, tokens=tokens)
-        self._gates[layer].add(sample.reading, openness * GATE_BINS)
-        for rows in self._rows(reading, call.query.shape[1], call.key.shape[2]):
-            values = _row_statistics(*_probabilities(call, rows), rows)
-            self._queries[layer].move(reading.groups, rows.group, **values)
-
-    def _rows(self, reading: Reading, heads: int, columns: int) -> Iterator[Rows]:
-        """The rows to measure, a block at a time. Where one block is enough it is made once for all layers."""
-        sample = reading.sample(self.every)
-        slots, block = sample.columns.shape[1], max(1, BLOCK // (reading.batch * heads * columns))
+        slots, columns = sample.columns.shape[1], call.key.shape[2]
         if not slots:
-            return
+            return None
+        openness = torch.sigmoid(sample.of(gate)).mean(dim=-1, dtype=torch.float32)
+        block = max(1, BLOCK // (reading.batch * call.query.shape[1] * columns))
         if slots <= block:
-            yield reading.once((Rows, self.every, columns), lambda: Rows.of(reading, columns, sample, slice(None)))
-            return
+            rows = reading.once((Rows, self.every, columns), lambda: Rows.of(reading, columns, sample))
+            return {"gate": openness} | _row_statistics(*_probabilities(call, rows), rows)
         for start in range(0, slots, block):
-            yield Rows.of(reading, columns, sample, slice(start, start + block))
+            cut = slice(start, start + block)
+            part_of, rows = sample.part(cut), Rows.of(reading, columns, sample.part(cut))
+            found = {"gate": openness[:, cut]} | _row_statistics(*_probabilities(call, rows), rows)
+            self._add([self.layers.index(layer)], {name: each[None] for name, each in found.items()}, part_of.reading)
+        return None
+
+    def look(self, where: At, part: Part, kept: Kept, reading: Reading) -> None:
+        """Add them up."""
+        self._add(where, kept, reading.sample(self.every).reading)
+
+    def _add(self, where: At, found: Kept, few: Reading) -> None:
+        self._sums.add(where, few, tokens=torch.ones_like(found["gate"][..., 0]), **found)
+        self._gates.add(where, few, found["gate"] * GATE_BINS)
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
         """Sums by label, fold, layer and head, and attention mass by distance."""
@@ -102,15 +104,14 @@ class Attention(Probe):
         heads = self.decoder.module.config.num_attention_heads
 
         def stacked(name: str, *shape: int) -> np.ndarray:
-            sums = self._tokens if name in ("gate", "tokens") else self._queries
-            return by_layer(sums.values(), name, count, *shape)
+            return self._sums.array(name, count, *shape)
 
         variables: dict[str, Variable] = {
             f"{name}_sum": ((*grouped, "head"), stacked(name, heads), units, meaning)
             for name, (units, meaning) in _PER_HEAD.items()
         }
         variables["tokens"] = (grouped, counted(stacked("tokens")), "token", "tokens measured, each with its row")
-        gates = np.stack([tally.array(count, heads) for tally in self._gates.values()], axis=1)
+        gates = self._gates.array(count, heads)
         mass = stacked("distance_mass", heads, len(DISTANCE_EDGES)).sum(axis=1)
         by_head = ("label", "layer", "head")
         variables["gate_hist"] = ((*by_head, "gate_bin"), gates, "token", "tokens by openness of the output gate")
@@ -142,7 +143,6 @@ class Rows:
     distance  float [batch, 1, query, key], tokens from it back to each key
     first     int [batch]: column of the sequence's first token
     edges     int [batch, 1, query, bin + 1]: keys at least as far away as each bin's lower edge, counted from the left
-    group     int [batch * query]: the group of each, padding's for slots without one
     """
 
     query: torch.Tensor
@@ -150,12 +150,11 @@ class Rows:
     distance: torch.Tensor
     first: torch.Tensor
     edges: torch.Tensor
-    group: torch.Tensor
 
     @staticmethod
-    def of(reading: Reading, columns: int, sample: Sample, part: slice) -> Rows:
-        """The rows of a part of the sampled tokens, over so many columns of keys."""
-        query, position = sample.columns[:, part], sample.reading.position[:, part]
+    def of(reading: Reading, columns: int, sample: Sample) -> Rows:
+        """The rows of the sampled tokens, over so many columns of keys."""
+        query, position = sample.columns, sample.reading.position
         key_position = _key_positions(reading, columns)
         number = torch.arange(columns, device=query.device)
         seen = (key_position >= 0)[:, None, :] & (number <= (reading.past + query)[:, :, None])
@@ -165,9 +164,8 @@ class Rows:
         lower = torch.tensor((*DISTANCE_EDGES, NEVER), device=query.device)
         beyond = (position[:, :, None] - lower).flatten(1)
         edges = torch.searchsorted(rising, beyond.contiguous(), right=True).unflatten(1, (*position.shape[1:], -1))
-        group = sample.reading.group[:, part].flatten()
         first = (key_position == 0).int().argmax(dim=1)
-        return Rows(query, seen[:, None], distance[:, None], first, edges[:, None], group)
+        return Rows(query, seen[:, None], distance[:, None], first, edges[:, None])
 
 
 def _probabilities(call: AttentionCall, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
@@ -186,7 +184,7 @@ def _probabilities(call: AttentionCall, rows: Rows) -> tuple[torch.Tensor, torch
 
 
 def _row_statistics(probability: torch.Tensor, entropy: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:
-    """Statistics of each row [batch * query, head], and its mass by bin of distance [batch * query, head, bin]."""
+    """Statistics of each row [batch, query, head], and its mass by bin of distance [batch, query, head, bin]."""
     heads = probability.shape[1]
     # Mass at a distance of d or more, for every edge d: running sums from the left.
     running = torch.nn.functional.pad(probability.cumsum(dim=-1), (1, 0))
@@ -201,4 +199,4 @@ def _row_statistics(probability: torch.Tensor, entropy: torch.Tensor, rows: Rows
         "distance": torch.linalg.vecdot(probability, rows.distance),
         "distance_mass": mass,
     }
-    return {name: value.transpose(1, 2).flatten(0, 1) for name, value in values.items()}
+    return {name: value.transpose(1, 2) for name, value in values.items()}

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import groupby
 
 import torch
 
 from qwenlab.probe.notes import WHOLE, Inbox, Notes, Part
-from qwenlab.probe.probe import Probe
+from qwenlab.probe.probe import Kept, Probe
 from qwenlab.probe.reader import Pass
 from qwenlab.probe.reading import Reading
+from qwenlab.probe.tally import at
 
 STEPS = 32
 """Decode steps are reduced this many at a time: the notes of one are too small to be worth a pass of their own."""
+
+HELD = 2**24
+"""Bytes that probes keep of the layers of one pass, at most, before they look at them: for the same reason."""
 
 
 class Delivery:
@@ -34,6 +40,8 @@ class Delivery:
         self._reading: Reading | None = None  # of the pass that is running, unless it is a decode step
         self._steps: list[Pass] = []
         self._inboxes: dict[tuple[int, Part], Inbox] = {}
+        self._piles: defaultdict[tuple[Probe, Part], list[tuple[int, Kept]]] = defaultdict(list)
+        self._held = 0
         for probe in probes:
             for layer in probe.layers:
                 self._subscribe(probe, layer)
@@ -47,8 +55,8 @@ class Delivery:
         for part, name in probe.wants(layer):
             inbox = self._inboxes.setdefault((layer, part), Inbox(layer, part))
             inbox.wanted.setdefault(name, WHOLE)
-            if probe.look not in inbox.readers:
-                inbox.readers.append(probe.look)
+            if probe not in inbox.readers:
+                inbox.readers.append(probe)
 
     def begin(self, passed: Pass) -> bool:
         """A forward pass begins; True where it is a decode step right after those that were kept.
@@ -63,17 +71,20 @@ class Delivery:
 
     def take(self, inbox: Inbox) -> None:
         """A part has just run: its notes are reduced now, or kept until enough decode steps are together."""
-        if self._pass is None or (notes := inbox.collect(self._pass.batch * self._pass.width)) is None:
+        if self._pass is None or (notes := inbox.collect()) is None:
             return
         reading = self._reading
         if reading is None:
             inbox.keep(notes)
         else:
-            self._timed(lambda: self._look(inbox, [notes], reading))
+            self._timed(lambda: self._keep(inbox, [notes], reading))
 
     def end(self) -> None:
         """The forward pass has ended."""
-        if self._pass is not None and self._pass.is_decode:
+        reading = self._reading
+        if reading is not None:
+            self._timed(lambda: self._look(reading))
+        elif self._pass is not None:
             self._steps.append(self._pass)
         self._pass = self._reading = None
         if len(self._steps) >= STEPS:
@@ -83,6 +94,7 @@ class Delivery:
         """The forward pass raised: the notes of its layers that ran are dropped."""
         for inbox in self._inboxes.values():
             inbox.forget(len(self._steps))
+        self._piles, self._held = defaultdict(list), 0
         self._pass = self._reading = None
 
     def flush(self) -> None:
@@ -100,7 +112,8 @@ class Delivery:
         for inbox in self._inboxes.values():
             kept, inbox.kept = inbox.kept, []
             if len(kept) == len(steps):
-                self._look(inbox, kept, reading)
+                self._keep(inbox, kept, reading)
+        self._look(reading)
 
     def _made(self, passes: Sequence[Pass]) -> Reading:
         with undisturbed():
@@ -109,12 +122,30 @@ class Delivery:
                 probe.look_at_tokens(reading)
         return reading
 
-    def _look(self, inbox: Inbox, kept: Sequence[Notes], reading: Reading) -> None:
+    def _keep(self, inbox: Inbox, came: Sequence[Notes], reading: Reading) -> None:
+        """Let every probe keep what it needs of these notes, and look at it once it is enough."""
         with undisturbed():
-            notes = inbox.read(kept, reading.batch)
+            notes = inbox.read(came, reading.batch, reading.width)
+            if notes is None:
+                return
             here = reading.on(next(iter(notes.values())).device)
-            for look in inbox.readers:
-                look(inbox.layer, inbox.part, notes, here)
+            for probe in inbox.readers:
+                kept = probe.keep(inbox.layer, inbox.part, notes, here)
+                if kept is not None:
+                    self._piles[probe, inbox.part].append((probe.layers.index(inbox.layer), kept))
+                    self._held += sum(tensor.nbytes for tensor in kept.values())
+        if self._held > HELD:
+            self._look(reading)
+
+    def _look(self, reading: Reading) -> None:
+        """Let the probes look at what they kept, of all layers at once."""
+        piles, self._piles, self._held = self._piles, defaultdict(list), 0
+        with undisturbed():
+            for (probe, part), pile in piles.items():
+                for device, layers in groupby(pile, key=lambda layer: next(iter(layer[1].values())).device):
+                    places, kept = zip(*layers, strict=True)
+                    stacked = {name: torch.stack([each[name] for each in kept]) for name in kept[0]}
+                    probe.look(at(places), part, stacked, reading.on(device))
 
 
 @contextmanager

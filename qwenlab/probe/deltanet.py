@@ -15,10 +15,10 @@ from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import BadArgument, KernelDisagrees
 from qwenlab.probe.notes import Notes, Part
 from qwenlab.probe.prediction import normalised
-from qwenlab.probe.probe import Probe, Variable
-from qwenlab.probe.reading import Reading
+from qwenlab.probe.probe import Kept, Probe, Variable
+from qwenlab.probe.reading import PADDING, Reading
 from qwenlab.probe.rule import RuleCall
-from qwenlab.probe.tally import Histogram, Sums, by_layer, counted
+from qwenlab.probe.tally import At, Histogram, Sums, counted
 
 GATE_BINS = 128
 HALF_LIFE_FIRST, HALF_LIFE_BINS, BINS_AN_OCTAVE = -6, 160, 5
@@ -92,10 +92,9 @@ class DeltaNet(Probe):
     def start(self, decoder: Decoder) -> None:
         """Empty sums and histograms for these layers."""
         super().start(decoder)
-        self._sums = {layer: Sums() for layer in self.layers}
-        self._ends = {layer: Sums() for layer in self.layers}
-        self._histograms = {layer: Histogram(HALF_LIFE_BINS) for layer in self.layers}
-        self._moments: dict[int, dict[int, torch.Tensor]] = {layer: {} for layer in self.layers}
+        count = len(self.layers)
+        self._sums, self._ends, self._histogram = Sums(count), Sums(count), Histogram(count, HALF_LIFE_BINS)
+        self._moments: dict[int, torch.Tensor] = {}  # by label, float64 [layer, key head, channel, channel]
         self._gaps: dict[int, torch.Tensor] = {}
 
     def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
@@ -116,34 +115,22 @@ class DeltaNet(Probe):
         everything = len(heads) == self.decoder.part(self.layers[0], "mixer").num_v_heads
         return super().sample() | ({} if everything else {"prediction_heads": heads})
 
-    def look(self, layer: int, part: Part, notes: Notes, reading: Reading) -> None:
-        """Add up gates, keys and, for the heads asked, the prediction."""
+    def keep(self, layer: int, part: Part, notes: Notes, reading: Reading) -> Kept:
+        """Gates and keys of the sampled tokens and, for the heads asked, the prediction."""
         call, gate = notes["rule"], notes["gate"]
         assert isinstance(call, RuleCall)
         assert isinstance(gate, torch.Tensor)
         sample = reading.sample(self.every)
-        beta, g, key = (sample.of(tensor).float() for tensor in (call.beta, call.g, call.key))
-        openness = torch.sigmoid(sample.of(gate)).mean(dim=-1, dtype=torch.float32)
-        places = (beta * GATE_BINS, openness * GATE_BINS)
-        beta_bin, gate_bin = (place.clamp_max(GATE_BINS - 1) for place in places)
-        self._histograms[layer].add(sample.reading, torch.stack([beta_bin, half_life_bin(g), gate_bin], dim=2))
-        self._add_moment(layer, normalised(key), sample.reading)
-        norm, predicted = self._predict(layer, call, reading) if len(call.heads) else (None, {})
-        summed = {"beta": beta, "alpha": g.exp(), "log_alpha": g, "gate": openness} | predicted
-        self._sums[layer].add(sample.reading, tokens=torch.ones_like(sample.reading.position), **summed)
-        self._end_sequences(layer, norm, reading)
+        return {
+            "beta": sample.of(call.beta).float(),
+            "log_alpha": sample.of(call.g).float(),
+            "key": sample.of(call.key),
+            "gate": torch.sigmoid(sample.of(gate)).mean(dim=-1, dtype=torch.float32),
+            **(self._predict(layer, call, reading) if len(call.heads) else {}),
+        }
 
-    def _add_moment(self, layer: int, unit: torch.Tensor, reading: Reading) -> None:
-        for label in reading.present:
-            ours = reading.labelled(label)
-            keys = reading.masked(unit) if ours is None else torch.where(ours[..., None, None], unit, 0)
-            keys = keys.flatten(0, 1).transpose(0, 1).contiguous()  # [key head, token, channel]
-            moment = (keys.transpose(1, 2) @ keys).double()
-            kept = self._moments[layer].get(label)
-            self._moments[layer][label] = moment if kept is None else kept + moment
-
-    def _predict(self, layer: int, call: RuleCall, reading: Reading) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Of the heads asked: the state's norm after each row's last token [batch, head], and what is summed."""
+    def _predict(self, layer: int, call: RuleCall, reading: Reading) -> Kept:
+        """Of the heads asked, by sampled token: the update's norm and the error; and the state's norm at the end."""
         predicted, state = call.predict(reading)
         sample = reading.sample(self.every)
         value, beta = (sample.of(tensor.index_select(2, call.heads)).float() for tensor in (call.value, call.beta))
@@ -153,24 +140,47 @@ class DeltaNet(Probe):
             off, whole = (torch.linalg.vector_norm(each, dim=(-2, -1)) for each in (state - final, final))
             gap = (off / whole.clamp_min(torch.finfo(torch.float32).tiny)).max()
             self._gaps[layer] = torch.maximum(gap, self._gaps.get(layer, gap))
-        return torch.linalg.vector_norm(state, dim=(-2, -1)), {
+        return {
             "update_norm": beta * error,
             "error_ratio": error / size.clamp_min(torch.finfo(torch.float32).tiny),
+            "state_norm": torch.linalg.vector_norm(state, dim=(-2, -1)),
         }
 
-    def _end_sequences(self, layer: int, norm: torch.Tensor | None, reading: Reading) -> None:
+    def look(self, where: At, part: Part, kept: Kept, reading: Reading) -> None:
+        """Add up gates, keys and the prediction."""
+        few = reading.sample(self.every).reading
+        beta, g, gate = kept["beta"], kept["log_alpha"], kept["gate"]
+        beta_bin, gate_bin = (place.clamp_max(GATE_BINS - 1) for place in (beta * GATE_BINS, gate * GATE_BINS))
+        self._histogram.add(where, few, torch.stack([beta_bin, half_life_bin(g), gate_bin], dim=3))
+        summed = {"beta": beta, "alpha": g.exp(), "log_alpha": g, "gate": gate, "tokens": torch.ones_like(beta[..., 0])}
+        summed |= {name: kept[name] for name in ("update_norm", "error_ratio") if name in kept}
+        self._sums.add(where, few, **summed)
+        self._add_moments(where, normalised(kept["key"]), few)
+        self._end_sequences(where, kept.get("state_norm"), len(beta), reading)
+
+    def _add_moments(self, where: At, unit: torch.Tensor, few: Reading) -> None:
+        for label in few.present:
+            ours = few.labelled(label)
+            keys = few.masked(unit, axis=1) if ours is None else torch.where(ours[..., None, None], unit, 0)
+            keys = keys.flatten(1, 2).transpose(1, 2).contiguous()  # [layer, key head, token, channel]
+            moments = (keys.transpose(2, 3) @ keys).double()
+            if label not in self._moments:
+                self._moments[label] = moments.new_zeros(len(self.layers), *moments.shape[1:])
+            self._moments[label][where] += moments.to(self._moments[label].device)
+
+    def _end_sequences(self, where: At, norm: torch.Tensor | None, layers: int, reading: Reading) -> None:
         """Each sequence ends with its newest token: what was counted for it at the call before is taken back."""
         group = reading.last_group
-        ended = torch.ones_like(group[:, None], dtype=torch.float32)
-        now = ended if norm is None else torch.cat([ended, norm], dim=1)
-        before = reading.carry.get((id(self), layer))
-        if before is not None:
-            now = torch.where(reading.idle[:, None], before[0], now)
-            group = torch.where(reading.idle, before[1], group)
-        reading.carry[id(self), layer] = (now, group)
-        if before is not None:
-            now, group = torch.cat([now, -before[0]]), torch.cat([group, before[1]])
-        self._ends[layer].move(reading.groups, group, ends=now)
+        ended = torch.ones(layers, reading.batch, 1, device=group.device)
+        now = ended if norm is None else torch.cat([ended, norm], dim=2)
+        ends = reading.carried((id(self), "ends"), len(self.layers), now)
+        groups = reading.carried((id(self), "group"), len(self.layers), group[None], PADDING)
+        then, group_then = ends[where].to(now.device, copy=True), groups[where][0].to(group.device, copy=True)
+        now = torch.where(reading.idle[:, None], then, now)
+        group = torch.where(reading.idle, group_then, group)
+        ends[where], groups[where] = now.to(ends.device), group.to(groups.device)
+        both = torch.cat([group, group_then])  # the same in every layer
+        self._ends.move(where, reading.groups, both, ends=torch.cat([now, -then], dim=1))
 
     def check(self) -> None:
         """Raise KernelDisagrees where our state and the kernel's are not the same."""
@@ -190,8 +200,8 @@ class DeltaNet(Probe):
         grouped, count = ("label", "fold", "layer"), len(labels)
         mixer = self.decoder.part(self.layers[0], "mixer")
         heads, asked = mixer.num_v_heads, self.heads_asked(self.layers[0]).numpy()
-        tokens = counted(by_layer(self._sums.values(), "tokens", count))
-        ends = by_layer(self._ends.values(), "ends", count, 1 + len(asked))
+        tokens = counted(self._sums.array("tokens", count))
+        ends = self._ends.array("ends", count, 1 + len(asked))
 
         def of_asked(values: np.ndarray) -> np.ndarray:
             """[..., sampled head] to [..., head], zero for the heads left out."""
@@ -199,11 +209,9 @@ class DeltaNet(Probe):
             out[..., asked] = values
             return out
 
-        def summed(name: str, width: int) -> np.ndarray:
-            return by_layer(self._sums.values(), name, count, width)
-
-        sums = {name: summed(name, heads) for name in ("beta", "alpha", "log_alpha", "gate")}
-        sums |= {name: of_asked(summed(name, len(asked))) for name in ("update_norm", "error_ratio")}
+        sums = {name: self._sums.array(name, count, heads) for name in ("beta", "alpha", "log_alpha", "gate")}
+        for name in ("update_norm", "error_ratio"):
+            sums[name] = of_asked(self._sums.array(name, count, len(asked)))
         sums["state_norm"] = of_asked(ends[..., 1:])
         variables: dict[str, Variable] = {
             f"{name}_sum": ((*grouped, "head"), sums[name], units, meaning)
@@ -219,7 +227,7 @@ class DeltaNet(Probe):
         return self._dataset(labels, variables, **_bins()).assign_attrs({"state_gap": max(gaps)} if gaps else {})
 
     def _binned(self, labels: int, heads: int) -> dict[str, Variable]:
-        counts = np.stack([tally.array(labels, 3, heads) for tally in self._histograms.values()], axis=1)
+        counts = self._histogram.array(labels, 3, heads)
         return {
             f"{name}_hist": (
                 ("label", "layer", "head", f"{name}_bin"),
@@ -231,10 +239,9 @@ class DeltaNet(Probe):
         }
 
     def _key_moments(self, labels: int, mixer: Any) -> dict[str, Variable]:
-        moments = np.zeros((labels, len(self.layers), mixer.num_k_heads, mixer.head_k_dim, mixer.head_k_dim))
-        for index, by_label in enumerate(self._moments.values()):
-            for label, moment in by_label.items():
-                moments[label, index] = moment.cpu().numpy()
+        shape = (len(self.layers), mixer.num_k_heads, mixer.head_k_dim, mixer.head_k_dim)
+        known = {label: moments.cpu().numpy() for label, moments in self._moments.items()}
+        moments = np.stack([known.get(label, np.zeros(shape)) for label in range(labels)])
         dims = ("label", "layer", "key_head", "channel", "channel_2")
         return {"key_moment": (dims, moments, "1", "sum of k k^T over tokens")}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,14 +89,14 @@ class Inbox:
     """Where the notes of one part of one layer arrive.
 
     wanted   names of the notes that some probe reads, each with its form
-    readers  their `look`, in the order of the probes
+    readers  the probes that do
     notes    those of the forward pass that is running;  kept: those of decode steps not yet reduced
     """
 
     layer: int
     part: Part
     wanted: dict[str, Form] = field(default_factory=dict)
-    readers: list[Callable[..., None]] = field(default_factory=list)
+    readers: list[Any] = field(default_factory=list)
     notes: Notes = field(default_factory=dict)
     kept: list[Notes] = field(default_factory=list)
     _complete: int = 0
@@ -106,16 +106,17 @@ class Inbox:
         """Note a value of the pass that is running."""
         self.notes[name] = value.detach() if value.requires_grad else value
 
-    def collect(self, columns: int) -> Notes | None:
-        """The notes left since the last time; None unless all are there, each for this many tokens."""
+    def collect(self) -> Notes | None:
+        """The notes left since the last time; None where one is missing, and then the others are only counted."""
         notes, self.notes = self.notes, {}
-        wanted = self.wanted
-        if len(notes) == len(wanted) and all(wanted[name].tokens(note) == columns for name, note in notes.items()):
-            self._complete += columns
+        if len(notes) == len(self.wanted):
             return notes
-        for name, note in notes.items():
-            self._partly[name] += wanted[name].tokens(note)
+        self._count(notes)
         return None
+
+    def _count(self, notes: Notes) -> None:
+        for name, note in notes.items():
+            self._partly[name] += self.wanted[name].tokens(note)
 
     def keep(self, notes: Notes) -> None:
         """Keep the notes of a decode step. Only the last step needs attention keys: the cache's hold those of all."""
@@ -129,12 +130,22 @@ class Inbox:
             _pass_keys(self.kept[steps], self.kept[steps - 1])
         del self.kept[steps:]
 
-    def read(self, kept: Sequence[Notes], batch: int) -> Notes:
-        """Notes of steps that follow one another as probes read them, all on the device that the part ran on."""
-        notes = {name: form.read([each[name] for each in kept], batch) for name, form in self.wanted.items()}
+    def read(self, came: Sequence[Notes], batch: int, width: int) -> Notes | None:
+        """Notes of one pass, or of steps that follow one another, as probes read them: [batch, position, ...].
+
+        All on the device that the part ran on. None unless each is for all of `batch` sequences of `width` columns.
+        """
+        for name, form in self.wanted.items():
+            shapes = {each[name].shape for each in came}
+            if len(shapes) > 1 or form.tokens(came[0][name]) * len(came) != batch * width:
+                for notes in came:
+                    self._count(notes)
+                return None
+        self._complete += batch * width
+        read = {name: form.read([each[name] for each in came], batch) for name, form in self.wanted.items()}
         # In a split model the stream still comes from the device of the layer before.
-        device = min(notes.items(), key=lambda item: item[0] == "stream")[1].device
-        return {name: note.to(device) if isinstance(note, torch.Tensor) else note for name, note in notes.items()}
+        device = min(read.items(), key=lambda item: item[0] == "stream")[1].device
+        return {name: note.to(device) if isinstance(note, torch.Tensor) else note for name, note in read.items()}
 
     def silent(self, columns: int) -> list[str]:
         """A line for each note that did not come, or came for other than `columns` tokens."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 import xarray as xr
 from transformers.cache_utils import Cache
 
@@ -16,6 +17,10 @@ from qwenlab.errors import BadArgument, NothingToProbe, UnknownLayer
 from qwenlab.probe.notes import Notes, Part
 from qwenlab.probe.reader import Pass
 from qwenlab.probe.reading import FOLDS, Reading
+from qwenlab.probe.tally import At
+
+Kept = dict[str, torch.Tensor]
+"""What a probe keeps of the notes of one layer; stacked, of several."""
 
 Variable = tuple[tuple[str, ...], np.ndarray, str, str]
 """Dims, values, units and meaning of one variable of a recording."""
@@ -67,9 +72,16 @@ class Probe(ABC):
         """Part and name of each note wanted of this layer (the names are in `Taps`)."""
         return ()
 
-    def look(self, layer: int, part: Part, notes: Notes, reading: Reading) -> None:
-        """Reduce the notes of one part of one layer."""
-        raise NotImplementedError(f"{type(self).__name__} wants notes and does not look at them")
+    def keep(self, layer: int, part: Part, notes: Notes, reading: Reading) -> Kept | None:
+        """What is needed of the notes of one part of one layer, reduced to something small; None where it is nothing.
+
+        The tensors have the same names and shapes in every layer.
+        """
+        raise NotImplementedError(f"{type(self).__name__} wants notes and does not keep anything of them")
+
+    def look(self, where: At, part: Part, kept: Kept, reading: Reading) -> None:
+        """Add up what was kept of a part in some layers, each tensor [layer, ...]: `where` among `self.layers`."""
+        raise NotImplementedError(f"{type(self).__name__} keeps something and does not look at it")
 
     def look_at_tokens(self, reading: Reading) -> None:  # noqa: B027  most probes have no use for these three
         """Look at which tokens were read, or are about to be."""

@@ -73,11 +73,11 @@ class Reading:
         groups = torch.arange(self.groups, device=self.group.device)
         return (groups[:, None] == self.group.flatten()).double()
 
-    def masked(self, values: torch.Tensor) -> torch.Tensor:
-        """Values [batch, position, ...] with zeros in the place of padding, whatever it held."""
+    def masked(self, values: torch.Tensor, axis: int = 0) -> torch.Tensor:
+        """Values [batch, position, ...] (from this axis on) with zeros in the place of padding, whatever it held."""
         if self.whole:
             return values
-        return torch.where(self.real.reshape(*self.real.shape, *[1] * (values.ndim - 2)), values, 0)
+        return torch.where(self.real.reshape(*self.real.shape, *[1] * (values.ndim - axis - 2)), values, 0)
 
     def labelled(self, label: int) -> torch.Tensor | None:
         """bool [batch, position]: the tokens of one label; None when all are."""
@@ -115,6 +115,12 @@ class Reading:
     def last_group(self) -> torch.Tensor:
         """int [batch]: group of each row's last real token, padding's where it has none."""
         return self.group.gather(1, self.last[:, None])[:, 0]
+
+    def carried(self, name: object, layers: int, like: torch.Tensor, fill: int = 0) -> torch.Tensor:
+        """What is kept from call to call under a name: [layers, ...] like `like` [layer, ...], at first all `fill`."""
+        if name not in self.carry:
+            self.carry[name] = like.new_full((layers, *like.shape[1:]), fill)
+        return self.carry[name]
 
     def sample(self, every: int) -> Sample:
         """One token of every so many that follow one another."""
@@ -165,11 +171,17 @@ class Sample:
     places: torch.Tensor | None
     reading: Reading
 
-    def of(self, values: torch.Tensor) -> torch.Tensor:
-        """Their values [batch, slot, ...] of [batch, position, ...]."""
+    def of(self, values: torch.Tensor, axis: int = 0) -> torch.Tensor:
+        """Their values [batch, slot, ...] of [batch, position, ...], both from this axis on."""
         if self.places is None:
             return values
-        return values.flatten(0, 1).index_select(0, self.places).unflatten(0, self.columns.shape)
+        return values.flatten(axis, axis + 1).index_select(axis, self.places).unflatten(axis, self.columns.shape)
+
+    def part(self, slots: slice) -> Sample:
+        """Some of these slots, to ask what they are; values are not taken of a part."""
+        names = ("real", "position", "row", "group")
+        few: dict[str, Any] = {name: getattr(self.reading, name)[:, slots] for name in names}
+        return Sample(self.columns[:, slots], None, replace(self.reading, **few))
 
     @staticmethod
     def of_reading(reading: Reading, every: int) -> Sample:

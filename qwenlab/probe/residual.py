@@ -10,9 +10,9 @@ import xarray as xr
 
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.probe.notes import PARTS, Notes, Part
-from qwenlab.probe.probe import Probe, Variable
+from qwenlab.probe.probe import Kept, Probe, Variable
 from qwenlab.probe.reading import Reading
-from qwenlab.probe.tally import Sums, by_layer, counted
+from qwenlab.probe.tally import At, Sums, counted
 
 
 class Residual(Probe):
@@ -32,31 +32,39 @@ class Residual(Probe):
     def start(self, decoder: Decoder) -> None:
         """Empty sums for these layers."""
         super().start(decoder)
-        self._sums = {(layer, part): Sums() for layer in self.layers for part in PARTS}
+        self._sums = {part: Sums(len(self.layers)) for part in PARTS}
 
     def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
         """What each part adds, and the stream it is added to."""
         return (("mixer", "stream"), ("mixer", "mixer"), ("mlp", "stream"), ("mlp", "mlp"))
 
-    def look(self, layer: int, part: Part, notes: Notes, reading: Reading) -> None:
-        """Add up norms, ratio and cosine of every token."""
-        added, stream = notes[part], notes["stream"]
-        assert isinstance(added, torch.Tensor) and isinstance(stream, torch.Tensor)
+    def keep(self, layer: int, part: Part, notes: Notes, reading: Reading) -> Kept:
+        """Norms of both vectors of each sampled token, and their product."""
         sample = reading.sample(self.every)
-        added, stream = sample.of(added).float(), sample.of(stream).float()
+        added, stream = (sample.of(notes[name]).float() for name in (part, "stream"))  # type: ignore[arg-type]
         size, before = torch.linalg.vector_norm(added, dim=-1), torch.linalg.vector_norm(stream, dim=-1)
+        return {"norm": size, "stream_norm": before, "product": torch.linalg.vecdot(added, stream)}
+
+    def look(self, where: At, part: Part, kept: Kept, reading: Reading) -> None:
+        """Add up norms, ratio and cosine of every sampled token."""
+        size, before = kept["norm"], kept["stream_norm"]
         tiny = torch.finfo(torch.float32).tiny
-        cosine = torch.einsum("...c,...c->...", added, stream) / (size * before).clamp_min(tiny)
-        summed = {"norm": size, "stream_norm": before, "ratio": size / before.clamp_min(tiny), "cosine": cosine}
-        self._sums[layer, part].add(sample.reading, tokens=torch.ones_like(size), **summed)
+        self._sums[part].add(
+            where,
+            reading.sample(self.every).reading,
+            norm=size,
+            stream_norm=before,
+            ratio=size / before.clamp_min(tiny),
+            cosine=kept["product"] / (size * before).clamp_min(tiny),
+            tokens=torch.ones_like(size),
+        )
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
         """Sums by label, fold, layer and part."""
 
         def stacked(name: str) -> np.ndarray:
             """[label, fold, layer, part]"""
-            by_part = ([self._sums[layer, part] for layer in self.layers] for part in PARTS)
-            return np.stack([by_layer(sums, name, len(labels)) for sums in by_part], axis=3)
+            return np.stack([self._sums[part].array(name, len(labels)) for part in PARTS], axis=3)
 
         dims = ("label", "fold", "layer", "part")
         meanings = {

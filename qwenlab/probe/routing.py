@@ -10,9 +10,9 @@ import xarray as xr
 
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.probe.notes import Notes, Part
-from qwenlab.probe.probe import Probe, Variable
+from qwenlab.probe.probe import Kept, Probe, Variable
 from qwenlab.probe.reading import Reading
-from qwenlab.probe.tally import Sums, by_layer, counted
+from qwenlab.probe.tally import At, Sums, counted
 from qwenlab.probe.windows import WINDOWS, Windows
 
 _CERTAIN = ("entropy", "topk_entropy", "margin", "shared_gate", "shared_share", "measured")
@@ -60,11 +60,10 @@ class Routing(Probe):
         router = decoder.part(self.layers[0], "router")
         self.top_k, self.experts = int(router.top_k), int(router.num_experts)
         self.shared = decoder.part(self.layers[0], "shared_expert_gate") is not None
-        self._sums = {layer: Sums() for layer in self.layers}
-        self._certain = {layer: Sums() for layer in self.layers}
-        self._windows = {layer: Windows() for layer in self.layers}
-        self._coactivation: dict[int, torch.Tensor] = {}
-        self._handover: dict[int, torch.Tensor] = {}
+        count = len(self.layers)
+        self._sums, self._certain, self._windows = Sums(count), Sums(count), Windows(count)
+        self._coactivation: torch.Tensor | None = None
+        self._handover: torch.Tensor | None = None
         self._previous: tuple[int, torch.Tensor] | None = None
 
     def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
@@ -72,56 +71,87 @@ class Routing(Probe):
         shared = ("routed", "shared", "shared_gate") if self.shared else ()
         return tuple(("mlp", name) for name in ("router", "weights", "chosen", *shared))
 
-    def look(self, layer: int, part: Part, notes: Notes, reading: Reading) -> None:
-        """Add up the choices of every token."""
+    def keep(self, layer: int, part: Part, notes: Notes, reading: Reading) -> Kept:
+        """The choices of every token; of the sampled ones also the logits, and what the shared expert gives."""
         logits, weights, chosen = _tensors(notes, "router", "weights", "chosen")
-        weights = weights.float()
-        weights = weights / weights.sum(dim=-1, keepdim=True)
-        hot = reading.masked(torch.zeros(logits.shape, device=logits.device).scatter_(-1, chosen, 1.0))
-        by_expert = torch.zeros_like(hot).scatter_(-1, chosen, weights)
-        tokens, turnover = torch.ones_like(reading.position), self._turnover(layer, chosen, hot, reading)
-        self._sums[layer].add(reading, tokens=tokens, load=hot, weight=by_expert, **turnover)
         sample = reading.sample(self.every)
-        certain = _certainty(*map(sample.of, (logits, weights, chosen, hot)))
+        kept = {"weights": weights, "chosen": chosen, "logits": sample.of(logits)}
         if self.shared:
-            certain |= _shared(*map(sample.of, _tensors(notes, "routed", "shared", "shared_gate")))
-        measured = torch.ones_like(sample.reading.position)
-        self._certain[layer].add(sample.reading, measured=measured, **certain)
-        flat = hot.flatten(0, 1)
-        _accumulate(self._coactivation, layer, flat.T @ flat)
-        self._look_at_handover(layer, chosen, weights, reading)
-        self._windows[layer].add(hot > 0, reading)
+            kept |= _shared(*map(sample.of, _tensors(notes, "routed", "shared", "shared_gate")))
+        return kept
 
-    def _look_at_handover(self, layer: int, chosen: torch.Tensor, weights: torch.Tensor, reading: Reading) -> None:
+    def look(self, where: At, part: Part, kept: Kept, reading: Reading) -> None:
+        """Add up the choices of every token, and the certainty of the sampled ones."""
+        chosen, weights = kept["chosen"], kept["weights"].float()
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+        none = weights.new_zeros(*chosen.shape[:-1], self.experts)
+        hot = reading.masked(none.scatter(-1, chosen, 1.0), axis=1)  # [layer, batch, position, expert]
+        tokens, by_expert = torch.ones_like(chosen[..., 0]), none.scatter(-1, chosen, weights)
+        turnover = self._turnover(where, chosen, hot, reading)
+        self._sums.add(where, reading, tokens=tokens, load=hot, weight=by_expert, **turnover)
+        self._look_at_certainty(where, kept, weights, hot, reading)
+        flat = hot.flatten(1, 2)
+        self._coactivation = self._accumulated(self._coactivation, where, flat.transpose(1, 2) @ flat)
+        self._look_at_handover(where, chosen, weights, reading)
+        self._windows.add(where, hot > 0, reading)
+
+    def _look_at_certainty(
+        self, where: At, kept: Kept, weights: torch.Tensor, hot: torch.Tensor, reading: Reading
+    ) -> None:
+        """Entropies, and by how much the last expert chosen leads the best of those that were not."""
+        sample = reading.sample(self.every)
+        weights, chosen, hot = (sample.of(each, axis=1) for each in (weights, kept["chosen"], hot))
+        probability = kept["logits"].float().softmax(dim=-1)
+        # Where every expert is chosen there is none to lead, and the largest of the rest is 0.
+        rest = probability.masked_fill(hot > 0, 0).amax(dim=-1)
+        certain = {
+            "entropy": torch.special.entr(probability).sum(dim=-1),
+            "topk_entropy": torch.special.entr(weights).sum(dim=-1),
+            "margin": probability.gather(-1, chosen).amin(dim=-1) - rest,
+        } | {name: kept[name] for name in ("shared_gate", "shared_share") if name in kept}
+        self._certain.add(where, sample.reading, measured=torch.ones_like(rest), **certain)
+
+    def _look_at_handover(self, where: At, chosen: torch.Tensor, weights: torch.Tensor, reading: Reading) -> None:
+        """Pairs of the top choice in a layer and in the next one watched."""
         top = chosen.gather(-1, weights.argmax(dim=-1, keepdim=True))[..., 0]
-        before, self._previous = self._previous, (layer, top)
-        index = self.layers.index(layer)
-        if index and before is not None and before[0] == self.layers[index - 1]:
-            pair = before[1].to(top.device) * self.experts + top
-            counts = torch.zeros(self.experts**2, device=top.device)
-            counts.scatter_add_(0, pair.flatten(), reading.real.flatten().float())
-            _accumulate(self._handover, before[0], counts.unflatten(0, (self.experts, self.experts)))
+        first = where.start if isinstance(where, slice) else where[0]
+        before, self._previous = self._previous, (first + len(top) - 1, top[-1])
+        givers = slice(first, first + len(top) - 1)
+        if first and before is not None and before[0] == first - 1 and before[1].shape == top[0].shape:
+            top, givers = torch.cat([before[1].to(top.device)[None], top]), slice(first - 1, givers.stop)
+        if len(top) > 1:
+            pair = (top[:-1] * self.experts + top[1:]).flatten(1)
+            counts = torch.zeros(len(pair), self.experts**2, device=top.device)
+            counts.scatter_add_(1, pair, reading.real.flatten().float().expand_as(pair))
+            counts = counts.unflatten(1, (self.experts, self.experts))
+            self._handover = self._accumulated(self._handover, givers, counts)
 
     def _turnover(
-        self, layer: int, chosen: torch.Tensor, hot: torch.Tensor, reading: Reading
+        self, where: At, chosen: torch.Tensor, hot: torch.Tensor, reading: Reading
     ) -> dict[str, torch.Tensor]:
         """Experts shared by each token and the one before it, which the call before may have read."""
-        last = reading.carry.get((id(self), layer))
-        last = torch.zeros_like(hot[:, 0]) if last is None else last
-        met = torch.cat([last[:, None], hot], dim=1)
-        cell = reading.before[..., None] * self.experts + chosen
-        kept = met.flatten(1).gather(1, cell.flatten(1)).unflatten(1, (-1, self.top_k)).sum(dim=-1)
-        newest = hot.gather(1, reading.last[:, None, None].expand(-1, 1, self.experts))[:, 0]
-        reading.carry[id(self), layer] = torch.where(reading.idle[:, None], last, newest)
-        return {"kept": torch.where(reading.follows, kept, 0), "pairs": reading.follows}
+        newest = reading.carried((id(self), "newest"), len(self.layers), hot[:, :, 0])
+        last = newest[where].to(hot.device)
+        met = torch.cat([last[:, :, None], hot], dim=2)
+        cell = (reading.before[..., None] * self.experts + chosen).flatten(2)
+        kept = met.flatten(2).gather(2, cell).unflatten(2, (-1, self.top_k)).sum(dim=-1)
+        now = hot.gather(2, reading.last[None, :, None, None].expand(len(hot), -1, 1, self.experts))[:, :, 0]
+        newest[where] = torch.where(reading.idle[:, None], last, now).to(newest.device)
+        return {"kept": torch.where(reading.follows, kept, 0), "pairs": reading.follows.expand_as(kept)}
+
+    def _accumulated(self, total: torch.Tensor | None, where: At, more: torch.Tensor) -> torch.Tensor:
+        """Counts [layer, expert, expert] of all layers, with these added."""
+        if total is None:
+            total = more.new_zeros(len(self.layers), self.experts, self.experts, dtype=torch.float64)
+        total[where] += more.to(total.device)
+        return total
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
         """Sums and counts by label, fold, layer and expert, and pairs of experts by layer."""
         count, grouped = len(labels), ("label", "fold", "layer")
 
         def stacked(name: str, *shape: int) -> np.ndarray:
-            sums = self._certain if name in _CERTAIN else self._sums
-            return by_layer(sums.values(), name, count, *shape)
+            return (self._certain if name in _CERTAIN else self._sums).array(name, count, *shape)
 
         variables: dict[str, Variable] = {
             f"{name}_sum": (grouped, stacked(name), units, meaning)
@@ -131,9 +161,7 @@ class Routing(Probe):
         by_expert, load = (*grouped, "expert"), counted(stacked("load", self.experts))
         weight = stacked("weight", self.experts)
         by_window = (*grouped, "window")
-        distinct, windows = (
-            np.stack(a, axis=2) for a in zip(*(w.arrays(count) for w in self._windows.values()), strict=True)
-        )
+        distinct, windows = self._windows.arrays(count)
         together, following = (self._pairs(counts) for counts in (self._coactivation, self._handover))
         variables |= {
             "tokens": (grouped, counted(stacked("tokens")), "token", "tokens read"),
@@ -154,9 +182,9 @@ class Routing(Probe):
         dataset = self._dataset(labels, variables, window=("window", np.array(WINDOWS), {"units": "token"}))
         return dataset.assign_attrs(top_k=self.top_k, experts=self.experts)
 
-    def _pairs(self, counts: dict[int, torch.Tensor]) -> np.ndarray:
-        none = np.zeros((self.experts, self.experts))
-        return counted(np.stack([counts[layer].cpu().numpy() if layer in counts else none for layer in self.layers]))
+    def _pairs(self, counts: torch.Tensor | None) -> np.ndarray:
+        none = np.zeros((len(self.layers), self.experts, self.experts))
+        return counted(none if counts is None else counts.cpu().numpy())
 
 
 def _tensors(notes: Notes, *names: str) -> tuple[torch.Tensor, ...]:
@@ -165,27 +193,9 @@ def _tensors(notes: Notes, *names: str) -> tuple[torch.Tensor, ...]:
     return tuple(note for note in found if isinstance(note, torch.Tensor))
 
 
-def _certainty(
-    logits: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor, hot: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Entropies, and by how much the last expert chosen leads the best of those that were not."""
-    probability = logits.float().softmax(dim=-1)
-    # Where every expert is chosen there is none to lead, and the largest of the rest is 0.
-    rest = probability.masked_fill(hot > 0, 0).amax(dim=-1)
-    return {
-        "entropy": torch.special.entr(probability).sum(dim=-1),
-        "topk_entropy": torch.special.entr(weights).sum(dim=-1),
-        "margin": probability.gather(-1, chosen).amin(dim=-1) - rest,
-    }
-
-
 def _shared(routed: torch.Tensor, shared: torch.Tensor, logit: torch.Tensor) -> dict[str, torch.Tensor]:
     """Openness of the shared expert's gate, and its part in the output."""
     gate = torch.sigmoid(logit[..., 0].float())
     ours = gate * torch.linalg.vector_norm(shared.float(), dim=-1)
     both = ours + torch.linalg.vector_norm(routed.float(), dim=-1)
     return {"shared_gate": gate, "shared_share": ours / both.clamp_min(torch.finfo(torch.float32).tiny)}
-
-
-def _accumulate(totals: dict[int, torch.Tensor], layer: int, more: torch.Tensor) -> None:
-    totals[layer] = totals[layer] + more if layer in totals else more.double()

@@ -3,89 +3,101 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from qwenlab.probe.reading import FOLDS, PADDING, Reading
 
+At = slice | list[int]
+"""Which of the layers of a probe some values are of."""
+
+
+def at(places: Sequence[int]) -> At:
+    """The same layers as a slice, where they follow one another: an index without a copy."""
+    first, last = places[0], places[-1]
+    return slice(first, last + 1) if list(places) == list(range(first, last + 1)) else list(places)
+
 
 class Sums:
-    """Sums of per-token values by group (label and fold), in float64: of several at once, each under its name."""
+    """Sums of per-token values by layer and group (label and fold), in float64: of several, each under its name."""
 
-    def __init__(self) -> None:
+    def __init__(self, layers: int) -> None:
+        self._layers = layers
         self._total: torch.Tensor | None = None
         self._columns: dict[str, slice] = {}
 
-    def add(self, reading: Reading, **values: torch.Tensor) -> None:
-        """Add values [batch, position, *shape] of the real tokens; those of padding may be NaN.
+    def add(self, where: At, reading: Reading, **values: torch.Tensor) -> None:
+        """Add values [layer, batch, position, *shape] of the real tokens; those of padding may be NaN.
 
         The names and their shapes are the same every time.
         """
-        flat = reading.masked(torch.cat([self._flat(name, value) for name, value in values.items()], dim=-1))
-        self._merge(reading.membership @ flat.flatten(0, 1).double())
+        flat = reading.masked(torch.cat([self._flat(name, value) for name, value in values.items()], dim=-1), axis=1)
+        self._merge(where, reading.membership @ flat.flatten(1, 2).double())
 
-    def move(self, groups: int, group: torch.Tensor, **values: torch.Tensor) -> None:
-        """Add values [row, *shape] to the groups `group` [row], of `groups` in all."""
-        flat = torch.cat([self._flat(name, value[:, None])[:, 0] for name, value in values.items()], dim=-1).double()
-        self._merge(flat.new_zeros(groups, flat.shape[1]).index_add_(0, group, flat))
+    def move(self, where: At, groups: int, group: torch.Tensor, **values: torch.Tensor) -> None:
+        """Add values [layer, row, *shape] to the groups `group` [row], of `groups` in all."""
+        columns = [self._flat(name, value[:, :, None])[:, :, 0] for name, value in values.items()]
+        flat = torch.cat(columns, dim=-1).double()
+        self._merge(where, flat.new_zeros(len(flat), groups, flat.shape[2]).index_add_(1, group, flat))
 
     def _flat(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        """[batch, position, *shape] as [batch, position, columns], whose place among all columns is noted."""
-        flat = (value.flatten(2) if value.ndim > 2 else value[..., None]).float()
+        """[layer, batch, position, *shape] as [.., columns], whose place among all columns is noted."""
+        flat = (value.flatten(3) if value.ndim > 3 else value[..., None]).float()
         if name not in self._columns:
             start = max((columns.stop for columns in self._columns.values()), default=0)
             self._columns[name] = slice(start, start + flat.shape[-1])
         return flat
 
-    def _merge(self, total: torch.Tensor) -> None:
-        if self._total is not None:
-            if len(total) < len(self._total):
-                total, self._total = self._total, total
-            total[: len(self._total)] += self._total
-        self._total = total
+    def _merge(self, where: At, sums: torch.Tensor) -> None:
+        if self._total is None:
+            self._total = sums.new_zeros(self._layers, *sums.shape[1:])
+        elif sums.shape[1] > self._total.shape[1]:
+            self._total = torch.nn.functional.pad(self._total, (0, 0, 0, sums.shape[1] - self._total.shape[1]))
+        self._total[where, : sums.shape[1]] += sums.to(self._total.device)
 
     def array(self, name: str, labels: int, *shape: int) -> np.ndarray:
-        """float64 [label, fold, *shape]"""
-        rows = None if self._total is None or name not in self._columns else self._total[:, self._columns[name]]
-        return _by_label(rows, labels, FOLDS, *shape)
+        """float64 [label, fold, layer, *shape]"""
+        rows = None if self._total is None or name not in self._columns else self._total[..., self._columns[name]]
+        by_layer = _by_label(rows, self._layers, labels * FOLDS, math.prod(shape))
+        return np.moveaxis(by_layer.reshape(self._layers, labels, FOLDS, *shape), 0, 2)
 
 
 class Histogram:
-    """Counts of per-token values in fixed bins, by label: a sketch of bounded size for quantiles."""
+    """Counts of per-token values in fixed bins, by layer and label: a sketch of bounded size for quantiles."""
 
-    def __init__(self, bins: int) -> None:
-        self.bins = bins
+    def __init__(self, layers: int, bins: int) -> None:
+        self._layers, self.bins = layers, bins
         self._counts: torch.Tensor | None = None
 
-    def add(self, reading: Reading, place: torch.Tensor) -> None:
-        """Count the bins `place` [batch, position, *shape] of the real tokens, rounded down.
+    def add(self, where: At, reading: Reading, place: torch.Tensor) -> None:
+        """Count the bins `place` [layer, batch, position, *shape] of the real tokens, rounded down.
 
         What lies below or beyond goes to the end bins; NaN is not counted, and is seen as tokens that are missing.
         """
-        flat = place.flatten(0, 1).flatten(1) if place.ndim > 2 else place.reshape(-1, 1)
-        width = flat.shape[1]
+        flat = place.flatten(1, 2).flatten(2) if place.ndim > 3 else place.flatten(1, 2)[..., None]
+        width = flat.shape[2]
         row = torch.where(flat.isnan(), PADDING, reading.row.reshape(-1, 1))
         cell = torch.arange(width, device=flat.device) * self.bins + row * (width * self.bins)
         cell += flat.nan_to_num().clamp(0, self.bins - 1).long()
         size = (1 + reading.labels) * width * self.bins
         if self._counts is None:
-            self._counts = torch.zeros(size, dtype=torch.int64, device=flat.device)
-        elif size > len(self._counts):
-            self._counts = torch.nn.functional.pad(self._counts, (0, size - len(self._counts)))
-        self._counts.scatter_add_(0, cell.flatten(), self._counts.new_ones(1).expand(cell.numel()))
+            self._counts = torch.zeros(self._layers, size, dtype=torch.int64, device=flat.device)
+        elif size > self._counts.shape[1]:
+            self._counts = torch.nn.functional.pad(self._counts, (0, size - self._counts.shape[1]))
+        cell = cell.flatten(1).to(self._counts.device)
+        counts = self._counts[where]
+        counts.scatter_add_(1, cell, self._counts.new_ones(1).expand_as(cell))
+        if not isinstance(where, slice):
+            self._counts[where] = counts
 
     def array(self, labels: int, *shape: int) -> np.ndarray:
-        """int64 [label, *shape, bin]"""
+        """int64 [label, layer, *shape, bin]"""
         width = math.prod(shape) * self.bins
-        rows = None if self._counts is None else self._counts.reshape(-1, width)
-        return _by_label(rows, labels, 1, *shape, self.bins)[:, 0].astype(np.int64)
-
-
-def by_layer(tallies: Iterable[Sums], name: str, labels: int, *shape: int) -> np.ndarray:
-    """float64 [label, fold, layer, *shape] of one tally a layer."""
-    return np.stack([tally.array(name, labels, *shape) for tally in tallies], axis=2)
+        rows = None if self._counts is None else self._counts.reshape(self._layers, -1, width)
+        by_layer = _by_label(rows, self._layers, labels, width)
+        return np.moveaxis(by_layer.reshape(self._layers, labels, *shape, self.bins), 0, 1).astype(np.int64)
 
 
 def counted(values: np.ndarray) -> np.ndarray:
@@ -93,9 +105,9 @@ def counted(values: np.ndarray) -> np.ndarray:
     return values.round().astype(np.int64)
 
 
-def _by_label(rows: torch.Tensor | None, labels: int, folds: int, *shape: int) -> np.ndarray:
-    """Drop padding's row and give every label its rows, those never met included."""
-    out = np.zeros((labels * folds, math.prod(shape)))
+def _by_label(rows: torch.Tensor | None, layers: int, labels: int, width: int) -> np.ndarray:
+    """[layer, label, width]: padding's row dropped, and every label given its rows, those never met included."""
+    out = np.zeros((layers, labels, width))
     if rows is not None:
-        out[: len(rows) - 1] = rows[1:].cpu().numpy()
-    return out.reshape(labels, folds, *shape)
+        out[:, : rows.shape[1] - 1] = rows[:, 1:].cpu().numpy()
+    return out

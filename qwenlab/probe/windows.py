@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from qwenlab.probe.reading import FOLDS, PADDING, Reading
-from qwenlab.probe.tally import Sums, counted
+from qwenlab.probe.tally import At, Sums, counted
 
 WINDOWS = (2, 4, 8, 16, 32, 64, 128)
 """Lengths, in tokens, of the aligned windows in which distinct experts are counted."""
@@ -17,44 +17,45 @@ LONGEST = WINDOWS[-1]
 
 
 class Windows:
-    """Counts, for one layer, the distinct experts of every complete window [n i, n i + n) of a sequence's positions.
+    """Counts, layer by layer, the distinct experts of every complete window [n i, n i + n) of a sequence's positions.
 
     A window that began before this call is completed from what was kept of the calls before; one of which a token was
     never read is not counted.
     """
 
-    def __init__(self) -> None:
-        self._sums = Sums()
+    def __init__(self, layers: int) -> None:
+        self._layers, self._sums = layers, Sums(layers)
 
-    def add(self, met: torch.Tensor, reading: Reading) -> None:
-        """Add `met` bool [batch, position, expert]: the experts that each token chose."""
+    def add(self, where: At, met: torch.Tensor, reading: Reading) -> None:
+        """Add `met` bool [layer, batch, position, expert]: the experts that each token chose."""
         places = reading.once(Places, lambda: Places.of(reading))
-        met_at = met.new_zeros(reading.batch, places.slots + 1, met.shape[2])
-        met_at = met_at.scatter_(1, places.slot[..., None].expand_as(met), met)[:, :-1]
-        self._complete(met_at, places, reading)
+        met_at = met.new_zeros(*met.shape[:2], places.slots + 1, met.shape[3])
+        met_at = met_at.scatter_(2, places.slot[None, :, :, None].expand_as(met), met)[:, :, :-1]
+        self._complete(where, met_at, places, reading)
         distinct = []
         for _ in WINDOWS:
-            met_at = met_at[:, 0::2] | met_at[:, 1::2]  # a window of 2n tokens is two of n
-            distinct.append(met_at.sum(dim=-1).flatten())
-        counts = torch.cat(distinct)
+            met_at = met_at[:, :, 0::2] | met_at[:, :, 1::2]  # a window of 2n tokens is two of n
+            distinct.append(met_at.sum(dim=-1).flatten(1))
+        counts = torch.cat(distinct, dim=1)
         both = torch.stack([counts, torch.ones_like(counts)], dim=-1)
-        self._sums.move(1 + (reading.groups - 1) * len(WINDOWS), places.group, both=both)
+        self._sums.move(where, 1 + (reading.groups - 1) * len(WINDOWS), places.group, both=both)
 
-    def _complete(self, met_at: torch.Tensor, places: Places, reading: Reading) -> None:
+    def _complete(self, where: At, met_at: torch.Tensor, places: Places, reading: Reading) -> None:
         """Add what was kept of the longest window that was open, and keep the one that is open now."""
-        held = reading.carry.get(id(self))
-        if held is not None:
-            still_open = (held[1] == places.origin) & (places.longest < reading.begin)
-            met_at[:, :LONGEST] |= held[0] & still_open[..., None]
-        now, begin = met_at.gather(1, places.open[..., None].expand(-1, -1, met_at.shape[2])), places.last
-        if held is not None:
-            now = torch.where(reading.idle[:, None, None], held[0], now)
-            begin = torch.where(reading.idle[:, None], held[1], begin)
-        reading.carry[id(self)] = (now, begin)
+        spread = places.open[None, :, :, None].expand(len(met_at), -1, -1, met_at.shape[3])
+        kept = reading.carried((id(self), "met"), self._layers, met_at[:, :, :LONGEST])
+        begin = reading.carried((id(self), "begin"), self._layers, places.last[None], -1)
+        held, held_begin = (each[where].to(met_at.device) for each in (kept, begin))
+        still_open = (held_begin == places.origin) & (places.longest < reading.begin)
+        met_at[:, :, :LONGEST] |= held & still_open[..., None]
+        kept[where] = torch.where(reading.idle[:, None, None], held, met_at.gather(2, spread)).to(kept.device)
+        begin[where] = torch.where(reading.idle[:, None], held_begin, places.last).to(begin.device)
 
     def arrays(self, labels: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sum of distinct experts, and number of windows: [label, fold, window] each."""
-        both = self._sums.array("both", labels * len(WINDOWS), 2).reshape(labels, FOLDS, len(WINDOWS), 2)
+        """Sum of distinct experts, and number of windows: [label, fold, layer, window] each."""
+        both = self._sums.array("both", labels * len(WINDOWS), 2)  # windows are innermost, after label and fold
+        layers = both.shape[2]
+        both = both.transpose(2, 0, 1, 3).reshape(layers, labels, FOLDS, len(WINDOWS), 2).transpose(1, 2, 0, 3, 4)
         return both[..., 0], counted(both[..., 1])
 
 

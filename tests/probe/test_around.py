@@ -201,7 +201,7 @@ def test_layers_on_several_devices():
     inbox = Inbox(0, "mlp", {"stream": WHOLE, "mlp": WHOLE})
     inbox.leave("stream", torch.zeros(1, 2, 3))
     inbox.leave("mlp", torch.zeros(1, 2, 3, device="meta"))
-    read = inbox.read([inbox.collect(2)], 1)
+    read = inbox.read([inbox.collect()], 1, 2)
     assert {name: note.device.type for name, note in read.items()} == {"stream": "meta", "mlp": "meta"}
 
 

@@ -21,7 +21,7 @@ class Sleeper(Probe):
     def wants(self, layer):
         return (("mixer", "mixer"), ("mlp", "mlp"))
 
-    def look(self, layer, part, notes, reading):
+    def keep(self, layer, part, notes, reading):
         time.sleep(self.seconds)
 
     def dataset(self, labels):
