@@ -47,15 +47,14 @@ def prefill(model: PreTrainedModel, around: Callable[..., Any], tokens: int) -> 
 
 
 def decode(model: PreTrainedModel, around: Callable[..., Any], tokens: int) -> float:
-    """Seconds of so many single-token steps after a prefill of 512 that is not timed."""
+    """Seconds of so many single-token steps after a prefill of 512 that is not timed; leaving the variant is."""
     with around(model):
         out = model(_tokens(model, 512), use_cache=True, logits_to_keep=1)
         began = _now(model)
         for _ in range(tokens):
             chosen = out.logits[:, -1:].argmax(dim=-1)
             out = model(chosen, past_key_values=out.past_key_values, use_cache=True)
-        ended = _now(model)
-    return ended - began
+    return _now(model) - began
 
 
 def generate(model: PreTrainedModel, around: Callable[..., Any], tokens: int, new: int) -> float:

@@ -15,8 +15,8 @@ from qwenlab.probe.reader import Pass
 from qwenlab.probe.reading import Reading
 from qwenlab.probe.tally import at
 
-STEPS = 32
-"""Decode steps are reduced this many at a time: the notes of one are too small to be worth a pass of their own."""
+STEPS, STEPS_HELD = 64, 2**25
+"""Decode steps are reduced together, up to this many and up to so many bytes of notes: one alone is not worth it."""
 
 HELD = 2**24
 """Bytes that probes keep of the layers of one pass, at most, before they look at them: for the same reason."""
@@ -39,6 +39,7 @@ class Delivery:
         self._pass: Pass | None = None
         self._reading: Reading | None = None  # of the pass that is running, unless it is a decode step
         self._steps: list[Pass] = []
+        self._limit = STEPS
         self._inboxes: dict[tuple[int, Part], Inbox] = {}
         self._piles: defaultdict[tuple[Probe, Part], list[tuple[int, Kept]]] = defaultdict(list)
         self._held = 0
@@ -87,7 +88,10 @@ class Delivery:
         elif self._pass is not None:
             self._steps.append(self._pass)
         self._pass = self._reading = None
-        if len(self._steps) >= STEPS:
+        if len(self._steps) == 1:
+            step = sum(inbox.bytes_a_step for inbox in self._inboxes.values())
+            self._limit = min(STEPS, STEPS_HELD // (step + 1) + 1)
+        if len(self._steps) >= self._limit:
             self.flush()
 
     def broke_off(self) -> None:

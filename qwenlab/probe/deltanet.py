@@ -126,12 +126,13 @@ class DeltaNet(Probe):
             "log_alpha": sample.of(call.g).float(),
             "key": sample.of(call.key),
             "gate": torch.sigmoid(sample.of(gate)).mean(dim=-1, dtype=torch.float32),
-            **(self._predict(layer, call, reading) if len(call.heads) else {}),
+            **(self._predict(layer, call, reading) if call.heads is not None else {}),
         }
 
     def _predict(self, layer: int, call: RuleCall, reading: Reading) -> Kept:
         """Of the heads asked, by sampled token: the update's norm and the error; and the state's norm at the end."""
-        predicted, state = call.predict(reading)
+        assert call.heads is not None
+        predicted, state = call.predict(call.heads, reading)
         sample = reading.sample(self.every)
         value, beta = (sample.of(tensor.index_select(2, call.heads)).float() for tensor in (call.value, call.beta))
         error, size = (torch.linalg.vector_norm(each, dim=-1) for each in (value - sample.of(predicted), value))

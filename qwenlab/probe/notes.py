@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from qwenlab.probe.rule import RuleCall
+from qwenlab.probe.rule import RuleCall, constant
 
 Part = str
 PARTS: tuple[Part, ...] = ("mixer", "mlp")
@@ -37,6 +37,11 @@ class AttentionCall:
     def device(self) -> torch.device:
         """Where the layer runs."""
         return self.query.device
+
+    @property
+    def nbytes_of_tokens(self) -> int:
+        """Bytes that grow with the tokens."""
+        return self.query.nbytes
 
     @staticmethod
     def joined(calls: list[AttentionCall]) -> AttentionCall:
@@ -104,7 +109,7 @@ class Inbox:
 
     def leave(self, name: str, value: torch.Tensor) -> None:
         """Note a value of the pass that is running."""
-        self.notes[name] = value.detach() if value.requires_grad else value
+        self.notes[name] = constant(value)
 
     def collect(self) -> Notes | None:
         """The notes left since the last time; None where one is missing, and then the others are only counted."""
@@ -124,6 +129,12 @@ class Inbox:
             _pass_keys(self.kept[-1], notes)
         self.kept.append(notes)
 
+    @property
+    def bytes_a_step(self) -> int:
+        """Bytes of the notes of the newest step kept, attention keys left aside: the cache holds them anyway."""
+        notes = self.kept[-1].values() if self.kept else ()
+        return sum(each.nbytes if isinstance(each, torch.Tensor) else each.nbytes_of_tokens for each in notes)
+
     def forget(self, steps: int) -> None:
         """Drop what was kept of steps beyond so many: of one that broke off."""
         if 0 < steps < len(self.kept) and "attention" in self.kept[steps]:
@@ -136,8 +147,9 @@ class Inbox:
         All on the device that the part ran on. None unless each is for all of `batch` sequences of `width` columns.
         """
         for name, form in self.wanted.items():
-            shapes = {each[name].shape for each in came}
-            if len(shapes) > 1 or form.tokens(came[0][name]) * len(came) != batch * width:
+            first = came[0][name]
+            alike = all(each[name].shape == first.shape for each in came)
+            if not alike or form.tokens(first) * len(came) != batch * width:
                 for notes in came:
                     self._count(notes)
                 return None

@@ -29,7 +29,7 @@ class RuleCall:
     g, beta         [batch, position, head]: ln of the decay, write strength
     initial, final  [batch, sampled head, key channel, channel]: the state before the first token and after the last,
                     as the kernel got and gave it; None where it is empty, or not known
-    heads           int [sampled head]: the heads asked for their prediction
+    heads           int [sampled head]: the heads asked for their prediction; None where none is
     """
 
     key: torch.Tensor
@@ -38,7 +38,7 @@ class RuleCall:
     beta: torch.Tensor
     initial: torch.Tensor | None
     final: torch.Tensor | None
-    heads: torch.Tensor
+    heads: torch.Tensor | None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -50,15 +50,20 @@ class RuleCall:
         """Where the layer runs."""
         return self.g.device
 
-    def predict(self, reading: Reading) -> tuple[torch.Tensor, torch.Tensor]:
+    @property
+    def nbytes_of_tokens(self) -> int:
+        """Bytes that grow with the tokens."""
+        return self.key.nbytes + self.value.nbytes + self.g.nbytes + self.beta.nbytes
+
+    def predict(self, heads: torch.Tensor, reading: Reading) -> tuple[torch.Tensor, torch.Tensor]:
         """What the sampled heads predicted of each value, and their state after each row's last real token.
 
         Padding is passed over (alpha 1, beta 0), so that the state it ends with is that after the last real token.
 
         returns  [batch, position, sampled head, channel] and [batch, sampled head, key channel, channel]
         """
-        key = self.key.index_select(2, self.heads // (self.value.shape[2] // self.key.shape[2]))
-        value, g, beta = (tensor.index_select(2, self.heads) for tensor in (self.value, self.g, self.beta))
+        key = self.key.index_select(2, heads // (self.value.shape[2] // self.key.shape[2]))
+        value, g, beta = (tensor.index_select(2, heads) for tensor in (self.value, self.g, self.beta))
         key, value, g, beta = (reading.masked(tensor) for tensor in (normalised(key), value, g, beta))
         return predictions(key, value, g, beta, self.initial)
 
@@ -74,7 +79,7 @@ class RuleCall:
 class RuleTap:
     """Hears the delta-rule calls of the layers it is told of, and delivers each as a `RuleCall`.
 
-    heads   by layer, int [sampled head]: the value heads whose prediction is asked for
+    heads   by layer, int [sampled head]: the value heads whose prediction is asked for, where some are
     states  which states these calls are to bring along: "both", the "initial" one of the first of some decode steps, or
             none ("") where the initial state is the one that the step before ended with
     """
@@ -91,9 +96,9 @@ class RuleTap:
         for name in (self._family.chunk_rule, self._family.recurrent_rule):
             hooks.enter_context(listening(names, name, names[name], self._hear))
 
-    def announce(self, layer: int, mixer: Any) -> None:
-        """This layer's mixer is about to run."""
-        self._speaking = (layer, mixer)
+    def announce(self, layer: int, key_heads: int) -> None:
+        """The mixer of this layer, which has so many key heads, is about to run."""
+        self._speaking = (layer, key_heads)
 
     def hush(self) -> None:
         """No layer of ours is running."""
@@ -102,22 +107,27 @@ class RuleTap:
     def _hear(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         if self._speaking is None:
             return
-        layer, mixer = self._speaking
-        given = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
-        key, value, g, beta = (given[name].detach() for name in ("key", "value", "g", "beta"))
-        repeated = key.shape[2] // mixer.num_k_heads  # transformers 5.17 repeats key heads before the call
+        layer, key_heads = self._speaking
+        key, value = args[1:3] if len(args) > 2 else (kwargs["key"], kwargs["value"])
+        g, beta = args[3:5] if len(args) > 4 else (kwargs["g"], kwargs["beta"])
+        repeated = key.shape[2] // key_heads  # transformers 5.17 repeats key heads before the call
         key = key if repeated == 1 else key[:, :, ::repeated]
-        heads = self.heads.get(layer)
-        if heads is None or heads.device != key.device:
-            heads = self.heads[layer] = torch.empty(0, dtype=torch.long) if heads is None else heads.to(key.device)
-        initial = _sampled(given.get("initial_state"), heads) if self.states else None
-        final = _sampled(result[1], heads) if self.states == "both" else None
-        self._deliver(RuleCall(key, value, g, beta, initial, final, heads))
+        heads, initial, final = self.heads.get(layer), None, None
+        if heads is not None:
+            heads = self.heads[layer] = heads.to(key.device)
+            initial = _sampled(kwargs.get("initial_state"), heads) if self.states else None
+            final = _sampled(result[1], heads) if self.states == "both" else None
+        self._deliver(RuleCall(constant(key), constant(value), constant(g), constant(beta), initial, final, heads))
+
+
+def constant(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor without its graph."""
+    return tensor.detach() if tensor.requires_grad else tensor
 
 
 def _sampled(state: torch.Tensor | None, heads: torch.Tensor) -> torch.Tensor | None:
     """A copy of some heads: the cache writes the next state into the same memory."""
-    return None if state is None or not len(heads) else state.detach()[:, heads]
+    return None if state is None else state.detach().index_select(1, heads)
 
 
 def kernel_of(family: Family) -> str:

@@ -129,7 +129,8 @@ class Seen:
         """The stopwatch stands around the layers outside the taps, and around their parts inside."""
         for probe in self.probes:
             if isinstance(probe, DeltaNet):
-                self._taps.rule.heads = {layer: probe.heads_asked(layer) for layer in probe.layers}
+                asked = {layer: probe.heads_asked(layer) for layer in probe.layers}
+                self._taps.rule.heads = {layer: heads for layer, heads in asked.items() if len(heads)}
         if self._stopwatch is not None:
             self._stopwatch.outer(self._decoder, self._hooks)
         self._taps.place(self._delivery.inboxes, self._hooks)

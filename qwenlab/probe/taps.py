@@ -12,7 +12,7 @@ from torch import nn
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.probe.notes import FLAT, AttentionCall, Form, Inbox
-from qwenlab.probe.rule import RuleCall, RuleTap
+from qwenlab.probe.rule import RuleCall, RuleTap, constant
 from qwenlab.probe.wrapping import listening
 
 Leave = Callable[[Any], None]
@@ -64,7 +64,7 @@ class Taps:
         if "stream" in wanted:
             self._before(self.decoder.layers[inbox.layer], self._first_of(inbox, "stream"), hooks)
         if "rule" in wanted:
-            self._before(mixer, lambda given: self._announce(inbox, mixer), hooks)
+            self._before(mixer, self._announcement(inbox, mixer.num_k_heads), hooks)
         if "attention" in wanted:
             self._attending[id(mixer)] = inbox
         if "gate" in wanted and self.decoder.layer_types[inbox.layer] == DELTANET:
@@ -126,9 +126,12 @@ class Taps:
 
         hooks.callback(module.register_forward_hook(hook).remove)
 
-    def _announce(self, inbox: Inbox, mixer: nn.Module) -> None:
-        self._speaking = inbox
-        self.rule.announce(inbox.layer, mixer)
+    def _announcement(self, inbox: Inbox, key_heads: int) -> Leave:
+        def announce(given: tuple[Any, ...]) -> None:
+            self._speaking = inbox
+            self.rule.announce(inbox.layer, key_heads)
+
+        return announce
 
     def _hush(self) -> None:
         self._speaking = None
@@ -152,6 +155,6 @@ class Taps:
         given = dict(zip(("module", "query", "key"), args, strict=False)) | kwargs
         inbox = self._attending.get(id(given["module"])) if self._live else None
         if inbox is not None:
-            query, key = given["query"].detach(), given["key"].detach()
+            query, key = constant(given["query"]), constant(given["key"])
             scaling = given.get("scaling") or query.shape[-1] ** -0.5
             inbox.notes["attention"] = AttentionCall(query, key, scaling)
