@@ -12,6 +12,7 @@ from torch import nn
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.probe.reader import Pass
 from qwenlab.probe.timing import PHASES, Mark, Timing
+from qwenlab.probe.wrapping import outputs
 
 PREFILL, DECODE = range(len(PHASES))
 
@@ -31,7 +32,7 @@ class Stopwatch:
             self._around(decoder.layers[layer], layer, "rest", hooks)
 
     def inner(self, decoder: Decoder, hooks: ExitStack) -> None:
-        """Read the clock around their parts; placed after all other hooks, so that it starts last and stops first."""
+        """Read the clock around their parts; placed after the taps, so that it starts last and stops first."""
         for layer in self.timing.layers:
             for part in ("mixer", "mlp"):
                 self._around(decoder.part(layer, part), layer, part, hooks)
@@ -61,21 +62,20 @@ class Stopwatch:
         self.timing.probe_seconds[phase] += time.perf_counter() - began
 
     def _around(self, module: nn.Module, layer: int, part: str, hooks: ExitStack) -> None:
-        def start(module: nn.Module, args: Any) -> None:
+        def start(args: Any, kwargs: Any) -> None:
             if self._phase is not None:
                 self._began[part] = self.timing.now()
                 if part == "rest":
                     self._inside = []
 
-        def stop(module: nn.Module, args: Any, out: Any) -> None:
+        def stop(args: Any, kwargs: Any, out: Any) -> None:
             if self._phase is not None and self._inside is not None:
                 self._inside.append((part, self._span(part)))
                 if part == "rest":
                     self.timing.add_layer(self._phase, layer, self._inside)
                     self._inside = None
 
-        hooks.callback(module.register_forward_pre_hook(start).remove)
-        hooks.callback(module.register_forward_hook(stop, prepend=True).remove)
+        hooks.enter_context(outputs(module, stop, before=start, inmost=True))
 
     def _span(self, name: str) -> Mark:
         self.timing.readings += 1

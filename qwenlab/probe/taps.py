@@ -13,7 +13,7 @@ from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.probe.notes import FLAT, AttentionCall, Form, Inbox
 from qwenlab.probe.rule import RuleCall, RuleTap, constant
-from qwenlab.probe.wrapping import listening
+from qwenlab.probe.wrapping import inputs, listening, outputs
 
 Leave = Callable[[Any], None]
 ROUTER = ("router", "weights", "chosen")
@@ -60,11 +60,11 @@ class Taps:
             self._listen_to_attention(hooks)
 
     def _place_mixer(self, inbox: Inbox, hooks: ExitStack) -> None:
-        mixer, wanted = self.decoder.part(inbox.layer, "mixer"), inbox.wanted
+        mixer, wanted, start = self.decoder.part(inbox.layer, "mixer"), inbox.wanted, None
         if "stream" in wanted:
             self._before(self.decoder.layers[inbox.layer], self._first_of(inbox, "stream"), hooks)
         if "rule" in wanted:
-            self._before(mixer, self._announcement(inbox, mixer.num_k_heads), hooks)
+            start = self._announcement(inbox, mixer.num_k_heads)
         if "attention" in wanted:
             self._attending[id(mixer)] = inbox
         if "gate" in wanted and self.decoder.layer_types[inbox.layer] == DELTANET:
@@ -74,7 +74,7 @@ class Taps:
             # `q_proj` gives each head its query, then its gate.
             wanted["gate"] = Form(shape=(-1, 2, mixer.head_dim), index=1)
             self._after(mixer.q_proj, lambda out: inbox.leave("gate", out), hooks)
-        self._after(mixer, self._finish(inbox), hooks)
+        self._after(mixer, self._finish(inbox), hooks, start)
 
     def _place_mlp(self, inbox: Inbox, hooks: ExitStack) -> None:
         wanted = inbox.wanted
@@ -113,21 +113,25 @@ class Taps:
         return finish
 
     def _before(self, module: nn.Module, look: Leave, hooks: ExitStack) -> None:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def hook(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._live:
                 look((*args, *kwargs.values()) if kwargs else args)
 
-        hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        hooks.enter_context(inputs(module, hook))
 
-    def _after(self, module: nn.Module, look: Leave, hooks: ExitStack) -> None:
-        def hook(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+    def _after(self, module: nn.Module, look: Leave, hooks: ExitStack, start: Callable[[], None] | None = None) -> None:
+        def hook(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
             if self._live:
                 look(out)
 
-        hooks.callback(module.register_forward_hook(hook).remove)
+        def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._live and start is not None:
+                start()
 
-    def _announcement(self, inbox: Inbox, key_heads: int) -> Leave:
-        def announce(given: tuple[Any, ...]) -> None:
+        hooks.enter_context(outputs(module, hook, before=before if start else None))
+
+    def _announcement(self, inbox: Inbox, key_heads: int) -> Callable[[], None]:
+        def announce() -> None:
             self._speaking = inbox
             self.rule.announce(inbox.layer, key_heads)
 
