@@ -21,6 +21,7 @@ from qwenlab.probe.reader import Label, Pass, Reader
 from qwenlab.probe.stopwatch import Stopwatch
 from qwenlab.probe.taps import Taps
 from qwenlab.probe.timing import Timing
+from qwenlab.probe.wrapping import outputs
 from qwenlab.record.recording import Recording
 
 
@@ -136,11 +137,9 @@ class Seen:
         self._taps.place(self._delivery.inboxes, self._hooks)
         if self._stopwatch is not None:
             self._stopwatch.inner(self._decoder, self._hooks)
-        stack = self._decoder.module
-        self._hooks.callback(stack.register_forward_pre_hook(self._before, with_kwargs=True).remove)
-        self._hooks.callback(stack.register_forward_hook(self._after, with_kwargs=True).remove)
+        self._hooks.enter_context(outputs(self._decoder.module, self._after, before=self._before))
 
-    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._drop_what_broke_off()
         passed = self._reader.open(args, kwargs)
         goes_on = self._delivery.begin(passed)
@@ -150,7 +149,7 @@ class Seen:
             self._stopwatch.start_model(passed)
         self._pass = passed
 
-    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    def _after(self, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         passed, self._pass = self._pass, None
         if passed is None:
             return

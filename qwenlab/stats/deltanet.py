@@ -87,7 +87,8 @@ def writing(source: Source, *, by_label: bool = False, level: float = 0.95) -> x
     error_ratio  ||v - S^T k|| / ||v||: how wrong the state was about the token's value; 1 for an empty state
     state_norm   Frobenius norm of the state at a sequence's end, mean over sequences
 
-    NaN for heads whose prediction error the probe left out (attr sample).
+    The last three are of the heads whose prediction was asked for (attr sample): NaN for the others, and left out where
+    none was. `DeltaNet(prediction_heads="all")` asks all.
     """
     sums_ = ("beta_sum", "update_norm_sum", "error_ratio_sum", "state_norm_sum")
     data = read(source, "deltanet", "beta_hist", "tokens", "error_tokens", "sequences", *sums_, by_label=by_label)
@@ -101,7 +102,7 @@ def writing(source: Source, *, by_label: bool = False, level: float = 0.95) -> x
         ("state_norm", ended, "norm of the state at a sequence's end", (0, np.inf)),
     )
     variables: dict[str, xr.DataArray] = {}
-    for name, count, long_name, within in means:
+    for name, count, long_name, within in means if asked.any() else means[:1]:
         sums = (data[f"{name}_sum"], count)
         variables |= estimated(name, ratio, sums, count, units="1", long_name=long_name, level=level, within=within)
     return result(data, variables)

@@ -37,7 +37,8 @@ def traces(model):
         for kind, value in vars(module).items()
         if "hooks" in kind
     }
-    forwards = {name: vars(module).get("forward") for name, module in model.named_modules()}
+    methods = ("forward", "_call_impl")
+    forwards = {(name, m): vars(module).get(m) for name, module in model.named_modules() for m in methods}
     functions = dict(modeling.ALL_ATTENTION_FUNCTIONS._local_mapping), dict(modeling.ALL_ATTENTION_FUNCTIONS)
     return hooks, forwards, dict(vars(modeling)), functions, model.config.to_dict(), model.config._attn_implementation
 

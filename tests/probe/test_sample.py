@@ -1,0 +1,25 @@
+"""Which tokens are measured when not all are."""
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+from qwenlab.probe.reading import drawn
+
+
+@given(every=st.integers(1, 64), first=st.integers(0, 10**6))
+def test_one_token_of_every_block(every, first):
+    blocks = np.arange(first, first + 50)
+    assert (drawn(blocks, every) // every == blocks).all()
+
+
+@pytest.mark.parametrize("every", [2, 4, 8, 16])
+@pytest.mark.parametrize("period", range(2, 17))
+def test_no_period_is_met_in_one_phase(every, period):
+    """Every n-th token of a text with period n would be in the same phase each time; these meet all evenly."""
+    phases = np.bincount(drawn(np.arange(4000), every) % period, minlength=period) / 4000
+    assert np.abs(phases - 1 / period).max() < 0.25 / period
+
+
+def test_all_tokens_where_none_is_left_out():
+    assert drawn(np.arange(100), 1).tolist() == list(range(100))
