@@ -52,11 +52,11 @@ def _rounds(case: str, rounds: int) -> int:
 
 def memory(name: str) -> dict[str, Any]:
     """Peak bytes above those before the call, at 2,048 tokens; and of the default probes as more texts are read."""
-    names = ("bare", "default probes", "cache every activation")
+    names = ("bare", "default probes", "thorough probes", "cache every activation")
     return {
         "one text of 2,048 tokens": {variant: extra_bytes(name, variant, 2048) for variant in names},
         "default probes by number of texts of 512 tokens": {
-            str(texts): extra_bytes(name, "default probes", 512, texts) for texts in (1, 4, 16)
+            str(texts): extra_bytes(name, "default probes", 512, texts) for texts in (1, 4, 16, 32)
         },
     }
 

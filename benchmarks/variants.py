@@ -21,6 +21,13 @@ def default_probes(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
+def thorough_probes(model: PreTrainedModel) -> Iterator[None]:
+    """`ql.watch` with every probe, leaving nothing out."""
+    with ql.watch(model, *ql.probe.thorough(model)):
+        yield
+
+
+@contextmanager
 def cache_everything(model: PreTrainedModel) -> Iterator[None]:
     """Plain forward hooks that keep a copy of the output of every leaf module."""
     kept: list[torch.Tensor] = []
@@ -56,6 +63,7 @@ def variants(case: str) -> dict[str, Any]:
         "bare": lambda model: nullcontext(),
         "bare again": lambda model: nullcontext(),
         "default probes": default_probes,
+        "thorough probes": thorough_probes,
         "cache every activation": cache_everything,
     }
     if case.startswith("generate") and importlib.util.find_spec("innards"):

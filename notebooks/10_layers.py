@@ -73,7 +73,8 @@ ckpt
 # ## Reading
 #
 # The model below is the plain one of `transformers`. It reads held-out texts of several domains inside `ql.watch`,
-# and the probes keep sums and histograms of what passes, by domain, layer and head. Watching changes no logit.
+# and the probes keep sums and histograms of what passes, by domain, layer and head. `thorough` probes leave nothing
+# out; `ql.probe.defaults` sample, and can stay on in a training loop. Watching changes no logit.
 
 # %%
 ql.tasks.read(ckpt, ql.tasks.texts("code", 1), max_tokens=max_tokens)  # the first pass is slower than all others
@@ -162,12 +163,15 @@ show(
 #
 # Before a token writes, the state already holds something under its key. The prediction error ‖v − Sᵀk‖ / ‖v‖ is
 # how far that was off: 1 if the state held nothing, below 1 if it knew part of the value, above 1 if it held
-# something else. Only the heads in the recording's sample were asked. The key collision is the mean squared cosine
-# between the keys of two tokens: the floor is what keys spread evenly over all directions would have. All are means
-# over the heads of a layer; `written` has them by head, with their intervals.
+# something else. It is solved for from what the kernel was given; the state that comes out on the way is held to the
+# kernel's own, and the largest distance between the two is printed below. The key collision is the mean squared
+# cosine between the keys of two tokens: the floor is what keys spread evenly over all directions would have. All are
+# means over the heads of a layer; `written` has them by head, with their intervals.
 
 # %%
 written, keys = ql.stats.writing(recording), ql.stats.key_collision(recording)
+if "state_gap" in recording["deltanet"].attrs:
+    print(f"our states and the kernel's differ by {recording['deltanet'].attrs['state_gap']:.1e} of their norm at most")
 by_domain = ql.stats.writing(recording, by_label=True)["error_ratio"].mean("head").to_pandas().T.add_prefix("error: ")
 pd.DataFrame(
     {

@@ -20,7 +20,7 @@ import qwenlab as ql
 from qwenlab.checkpoint.decoder import decoder_of
 
 TOYS = ("toy-dense", "toy-moe")
-PAIRS = (2, 4, 8, 16, 24, 32)
+PAIRS = (2, 4, 8, 16, 24, 32, 40, 52)
 TEXTS = 40
 MAX_TOKENS = 256
 
