@@ -91,9 +91,9 @@ large.memory([1_024, 32_768, 262_144]).to_dataframe()
 #
 # Inside `ql.watch` the model is used as always: forward, `generate`, a training step. Probes read what passes and
 # keep sums, counts and histograms, not activations, so memory does not grow with what is read. `thorough` probes
-# leave nothing out; `ql.probe.defaults(ckpt)` are the light ones, which sample tokens and cost a few per cent. Not one
-# logit changes, and nothing is left behind. If something that should be read did not pass, leaving the block is an error,
-# not an empty result.
+# leave nothing out; `ql.probe.defaults(ckpt)` are the light ones, which sample tokens and cost a few per cent. Not
+# one logit changes, and nothing is left behind. If something that should be read did not pass, leaving the block is
+# an error, not an empty result.
 
 # %%
 with torch.no_grad(), ql.watch(ckpt, *ql.probe.thorough(ckpt)) as seen:
