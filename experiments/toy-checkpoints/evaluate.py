@@ -1,4 +1,4 @@
-"""Measure the shipped toys on held-out text and write the figures for REPORT.md: `python evaluate.py --runs FOLDER`."""
+"""Measure the shipped toys on held-out text and write REPORT.md; `--runs FOLDER` after a training."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def recall(checkpoint: Any, pairs: Iterable[int] = PAIRS, count: int = 128) -> d
     return {str(number): interval(accuracy.sel(pairs=number).values) for number in accuracy["pairs"].values}
 
 
-def carriers(checkpoint: Any, pairs: Iterable[int] = (8, 24)) -> dict[str, Any]:
+def carriers(checkpoint: Any, pairs: Iterable[int] = (8, 24, 52)) -> dict[str, Any]:
     """Recall with the mixers of each kind zeroed; controls: as many DeltaNet mixers, and the attention layers' MLPs."""
     kinds = decoder_of(checkpoint.model)
     attention, deltanet = kinds.layers_of("full_attention"), kinds.layers_of("linear_attention")
@@ -144,11 +144,22 @@ def routing(checkpoint: Any) -> dict[str, Any]:
     }
 
 
+def trained(here: Path, runs: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Recipe and loss curves of each toy: of these runs, or those that were kept when the shipped files were made."""
+    if runs is None:
+        kept = json.loads((here / "results.json").read_text())
+        return {name: found["recipe"] for name, found in kept.items()}, json.loads((here / "losses.json").read_text())
+    recipes = {name: json.loads((runs / name / "recipe.json").read_text()) for name in TOYS}
+    logs = {name: (runs / name / "losses.jsonl").read_text().splitlines() for name in TOYS}
+    return recipes, {name: thinned([json.loads(line) for line in lines]) for name, lines in logs.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs that train.py wrote, by toy")
+    parser.add_argument("--runs", type=Path, help="folder of the runs of train.py, by toy; by default those kept here")
     arguments = parser.parse_args()
     here = Path(__file__).parent
+    recipes, curves = trained(here, arguments.runs)
     results = {}
     for name in tqdm(TOYS, desc="toys"):
         checkpoint = ql.open(name)
@@ -162,11 +173,9 @@ def main() -> None:
         }
         if name == "toy-moe":
             found["routing"] = routing(checkpoint)
-        found["recipe"] = json.loads((arguments.runs / name / "recipe.json").read_text())
+        found["recipe"] = recipes[name]
         results[name] = found
     (here / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    logs = {name: (arguments.runs / name / "losses.jsonl").read_text().splitlines() for name in TOYS}
-    curves = {name: thinned([json.loads(line) for line in lines]) for name, lines in logs.items()}
     (here / "losses.json").write_text(json.dumps(curves) + "\n")
     write_report(here, results, curves)
 

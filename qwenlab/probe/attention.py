@@ -83,11 +83,12 @@ class Attention(Probe):
         if slots <= block:
             rows = reading.once((Rows, self.every, columns), lambda: Rows.of(reading, columns, sample))
             return {"gate": openness} | _row_statistics(*_probabilities(call, rows), rows)
+        place = self.layers.index(layer)
         for start in range(0, slots, block):
             cut = slice(start, start + block)
             part_of, rows = sample.part(cut), Rows.of(reading, columns, sample.part(cut))
             found = {"gate": openness[:, cut]} | _row_statistics(*_probabilities(call, rows), rows)
-            self._add([self.layers.index(layer)], {name: each[None] for name, each in found.items()}, part_of.reading)
+            self._add(slice(place, place + 1), {name: each[None] for name, each in found.items()}, part_of.reading)
         return None
 
     def look(self, where: At, part: Part, kept: Kept, reading: Reading) -> None:

@@ -13,7 +13,6 @@ from qwenlab.probe.notes import WHOLE, Inbox, Notes, Part
 from qwenlab.probe.probe import Kept, Probe
 from qwenlab.probe.reader import Pass
 from qwenlab.probe.reading import Reading
-from qwenlab.probe.tally import at
 
 STEPS, STEPS_HELD = 64, 2**25
 """Decode steps are reduced together, up to this many and up to so many bytes of notes: one alone is not worth it."""
@@ -113,7 +112,7 @@ class Delivery:
     def _reduce_steps(self) -> None:
         steps, self._steps = self._steps, []
         reading = self._made(steps)
-        for inbox in self._inboxes.values():
+        for inbox in self.inboxes:
             kept, inbox.kept = inbox.kept, []
             if len(kept) == len(steps):
                 self._keep(inbox, kept, reading)
@@ -142,14 +141,20 @@ class Delivery:
             self._look(reading)
 
     def _look(self, reading: Reading) -> None:
-        """Let the probes look at what they kept, of all layers at once."""
+        """Let the probes look at what they kept: of all layers at once that follow one another on one device."""
         piles, self._piles, self._held = self._piles, defaultdict(list), 0
         with undisturbed():
             for (probe, part), pile in piles.items():
-                for device, layers in groupby(pile, key=lambda layer: next(iter(layer[1].values())).device):
-                    places, kept = zip(*layers, strict=True)
+                for (device, _), found in groupby(enumerate(pile), key=_run):
+                    places, kept = zip(*(layer for _, layer in found), strict=True)
                     stacked = {name: torch.stack([each[name] for each in kept]) for name in kept[0]}
-                    probe.look(at(places), part, stacked, reading.on(device))
+                    probe.look(slice(places[0], places[-1] + 1), part, stacked, reading.on(device))
+
+
+def _run(numbered: tuple[int, tuple[int, Kept]]) -> tuple[torch.device, int]:
+    """What layers that follow one another on one device have in common."""
+    number, (place, kept) = numbered
+    return next(iter(kept.values())).device, place - number
 
 
 @contextmanager

@@ -221,7 +221,7 @@ class DeltaNet(Probe):
         error_tokens = of_asked(np.repeat(tokens[..., None], len(asked), axis=-1))
         what = "tokens over which the prediction error was summed"
         variables["error_tokens"] = ((*grouped, "head"), error_tokens, "token", what)
-        variables["tokens"] = (grouped, tokens, "token", "tokens read")
+        variables["tokens"] = (grouped, tokens, "token", "tokens measured")
         variables["sequences"] = (grouped, counted(ends[..., 0]), "sequence", "sequences read")
         variables |= self._binned(count, heads) | self._key_moments(count, mixer)
         gaps = [float(gap) for gap in self._gaps.values()]

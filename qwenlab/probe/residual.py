@@ -76,5 +76,5 @@ class Residual(Probe):
         variables: dict[str, Variable] = {
             f"{name}_sum": (dims, stacked(name), "1", meaning) for name, meaning in meanings.items()
         }
-        variables["tokens"] = (dims[:3], counted(stacked("tokens")[..., 0]), "token", "tokens read")
+        variables["tokens"] = (dims[:3], counted(stacked("tokens")[..., 0]), "token", "tokens measured")
         return self._dataset(labels, variables, part=("part", np.array(PARTS, dtype=object)))

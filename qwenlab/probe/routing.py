@@ -114,11 +114,10 @@ class Routing(Probe):
     def _look_at_handover(self, where: At, chosen: torch.Tensor, weights: torch.Tensor, reading: Reading) -> None:
         """Pairs of the top choice in a layer and in the next one watched."""
         top = chosen.gather(-1, weights.argmax(dim=-1, keepdim=True))[..., 0]
-        first = where.start if isinstance(where, slice) else where[0]
-        before, self._previous = self._previous, (first + len(top) - 1, top[-1])
-        givers = slice(first, first + len(top) - 1)
-        if first and before is not None and before[0] == first - 1 and before[1].shape == top[0].shape:
-            top, givers = torch.cat([before[1].to(top.device)[None], top]), slice(first - 1, givers.stop)
+        givers = slice(where.start, where.stop - 1)
+        before, self._previous = self._previous, (givers.stop, top[-1])
+        if before is not None and before[0] == where.start - 1 and before[1].shape == top[0].shape:
+            top, givers = torch.cat([before[1].to(top.device)[None], top]), slice(before[0], givers.stop)
         if len(top) > 1:
             pair = (top[:-1] * self.experts + top[1:]).flatten(1)
             counts = torch.zeros(len(pair), self.experts**2, device=top.device)

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from qwenlab.probe.reading import FOLDS, PADDING, Reading
 
-At = slice | list[int]
-"""Which of the layers of a probe some values are of."""
-
-
-def at(places: Sequence[int]) -> At:
-    """The same layers as a slice, where they follow one another: an index without a copy."""
-    first, last = places[0], places[-1]
-    return slice(first, last + 1) if list(places) == list(range(first, last + 1)) else list(places)
+At = slice
+"""Which of the layers of a probe some values are of: they follow one another."""
 
 
 class Sums:
@@ -87,10 +80,7 @@ class Histogram:
         elif size > self._counts.shape[1]:
             self._counts = torch.nn.functional.pad(self._counts, (0, size - self._counts.shape[1]))
         cell = cell.flatten(1).to(self._counts.device)
-        counts = self._counts[where]
-        counts.scatter_add_(1, cell, self._counts.new_ones(1).expand_as(cell))
-        if not isinstance(where, slice):
-            self._counts[where] = counts
+        self._counts[where].scatter_add_(1, cell, self._counts.new_ones(1).expand_as(cell))
 
     def array(self, labels: int, *shape: int) -> np.ndarray:
         """int64 [label, layer, *shape, bin]"""

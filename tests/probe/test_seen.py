@@ -12,7 +12,7 @@ from qwenlab.probe import Attention, DeltaNet, Memory, Residual, Routing, Timing
 from qwenlab.probe.seen import watch
 from qwenlab.testing.models import tiny_model
 from tests.probe.compare import assert_same
-from tests.probe.feeding import one_by_one, recorded, thorough
+from tests.probe.feeding import in_pieces, one_by_one, recorded, thorough
 
 
 def everything(model):
@@ -223,3 +223,14 @@ def test_the_public_names(small, text):
         small(text(5)[None])
     assert list(seen.recording()) == ["deltanet", "attention", "routing", "residual", "timing", "memory"]
     assert ql.probe.watch is ql.watch
+
+
+def test_layers_are_taken_in_order_whatever_the_probes_and_their_order(moe, text):
+    """Experts are handed over from layer to layer: also where another probe asked for a later layer first."""
+    feed = in_pieces([text(9)], (3, 1))
+    expected = recorded(moe, feed, Routing(every=1))["routing"]
+    found = recorded(moe, feed, Residual(layers=[2]), DeltaNet(layers=[1]), Routing(every=1))["routing"]
+    assert (found["handover"] == expected["handover"]).all()
+    assert int(found["handover"].sum()) == 3 * 9
+    few = recorded(moe, feed, Residual(layers=[2]), Routing(layers=[0, 2, 3]))["routing"]
+    assert (few["handover"].sel(layer=2) == expected["handover"].sel(layer=2)).all()

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, strategies as st
 
 from qwenlab.probe.reading import FOLDS, Reading
-from qwenlab.probe.tally import Histogram, Sums, at
+from qwenlab.probe.tally import Histogram, Sums
 
 
 @st.composite
@@ -34,12 +34,12 @@ def test_sums(given_readings):
     sums, expected = Sums(3), np.zeros((5, FOLDS, *shape))
     for reading, values in given_readings:
         sums.add(slice(0, 2), reading, ours=torch.stack([values, -values]), other=values.expand(2, *values.shape))
-        sums.add([2, 0], reading, ours=torch.stack([2 * values, values]), other=values.expand(2, *values.shape))
+        sums.add(slice(1, 3), reading, ours=torch.stack([values, 2 * values]), other=values.expand(2, *values.shape))
         for row, column in np.ndindex(reading.batch, reading.width):
             if group := int(reading.group[row, column]):
                 expected[(group - 1) // FOLDS, (group - 1) % FOLDS] += values[row, column].numpy().astype(float)
     found = np.moveaxis(sums.array("ours", 5, *shape), 2, 0)
-    for layer, times in zip(found, (2, -1, 2), strict=True):
+    for layer, times in zip(found, (1, 0, 2), strict=True):
         np.testing.assert_allclose(layer, times * expected, rtol=1e-12, atol=1e-12)
 
 
@@ -50,13 +50,13 @@ def test_histograms(given_readings):
     histogram, expected = Histogram(3, bins), np.zeros((5, *shape, bins), int)
     for reading, values in given_readings:
         histogram.add(slice(0, 2), reading, (values * bins).expand(2, *values.shape))
-        histogram.add([2, 0], reading, (values * bins).expand(2, *values.shape))
+        histogram.add(slice(1, 3), reading, (values * bins).expand(2, *values.shape))
         for row, column in np.ndindex(reading.batch, reading.width):
             for place in np.ndindex(*shape):
                 if label := int(reading.row[row, column]):
                     value = float(values[(row, column, *place)] * bins)
                     expected[(label - 1, *place, min(max(int(np.floor(value)), 0), bins - 1))] += 1
-    for layer, times in zip(np.moveaxis(histogram.array(5, *shape), 1, 0), (2, 1, 1), strict=True):
+    for layer, times in zip(np.moveaxis(histogram.array(5, *shape), 1, 0), (1, 2, 1), strict=True):
         np.testing.assert_array_equal(layer, times * expected)
 
 
@@ -69,24 +69,18 @@ def whole(values):
 def test_what_lies_beyond_the_bins_goes_to_the_ends_and_nan_nowhere():
     values = torch.tensor([[-3.0, -float("inf"), 0.0, 5.999, 6.0, float("inf"), float("nan")]])
     histogram = Histogram(1, 6)
-    histogram.add([0], whole(values), values[None])
+    histogram.add(slice(0, 1), whole(values), values[None])
     assert histogram.array(1).tolist() == [[[3, 0, 0, 0, 0, 3]]]
 
 
 def test_sums_do_not_lose_small_values_beside_large_ones():
     sums, values = Sums(1), torch.full((1, 10), 1e-6)
-    sums.add([0], whole(values), ours=torch.full((1, 1, 10), 1e8))
+    sums.add(slice(0, 1), whole(values), ours=torch.full((1, 1, 10), 1e8))
     for _ in range(10):
-        sums.add([0], whole(values), ours=values[None])
+        sums.add(slice(0, 1), whole(values), ours=values[None])
     assert sums.array("ours", 1)[0, 0, 0] - 1e9 == pytest.approx(1e-4, rel=1e-2)
 
 
 def test_a_tally_without_a_token_is_zero():
     assert Sums(5).array("ours", 2, 3).tolist() == np.zeros((2, FOLDS, 5, 3)).tolist()
     assert Histogram(5, 4).array(2, 3).tolist() == np.zeros((2, 5, 3, 4), int).tolist()
-
-
-def test_layers_that_follow_one_another_are_a_slice():
-    assert at([3]) == slice(3, 4)
-    assert at((2, 3, 4)) == slice(2, 5)
-    assert at([2, 4]) == [2, 4]
