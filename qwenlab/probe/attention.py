@@ -11,7 +11,7 @@ import xarray as xr
 
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import ATTENTION
-from qwenlab.probe.deltanet import GATE_BINS, gate_bins
+from qwenlab.probe.bins import GATE_BINS, gate_bins
 from qwenlab.probe.notes import AttentionCall, Notes, Part
 from qwenlab.probe.probe import Kept, Probe, Variable
 from qwenlab.probe.reading import NEVER, Reading, Sample

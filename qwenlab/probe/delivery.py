@@ -10,8 +10,8 @@ from itertools import groupby
 import torch
 
 from qwenlab.probe.notes import WHOLE, Inbox, Notes, Part
+from qwenlab.probe.passes import Pass
 from qwenlab.probe.probe import Kept, Probe
-from qwenlab.probe.reader import Pass
 from qwenlab.probe.reading import Reading
 
 STEPS, STEPS_HELD = 64, 2**25

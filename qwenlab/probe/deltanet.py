@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -13,16 +12,13 @@ import xarray as xr
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import BadArgument, KernelDisagrees
+from qwenlab.probe.bins import GATE_BINS, HALF_LIFE_BINS, bins, half_life_bin
 from qwenlab.probe.notes import Notes, Part
 from qwenlab.probe.prediction import normalised
 from qwenlab.probe.probe import Kept, Probe, Variable
 from qwenlab.probe.reading import PADDING, Reading
 from qwenlab.probe.rule import RuleCall
 from qwenlab.probe.tally import At, Histogram, Sums, counted
-
-GATE_BINS = 128
-HALF_LIFE_FIRST, HALF_LIFE_BINS, BINS_AN_OCTAVE = -6, 160, 5
-"""Half-lives are counted from 2**-6 tokens in bins of a fifth of an octave; the end bins take what lies beyond."""
 
 _HISTOGRAMS = {
     "beta": (GATE_BINS, "write strength"),
@@ -225,18 +221,18 @@ class DeltaNet(Probe):
         variables["sequences"] = (grouped, counted(ends[..., 0]), "sequence", "sequences read")
         variables |= self._binned(count, heads) | self._key_moments(count, mixer)
         gaps = [float(gap) for gap in self._gaps.values()]
-        return self._dataset(labels, variables, **_bins()).assign_attrs({"state_gap": max(gaps)} if gaps else {})
+        return self._dataset(labels, variables, **bins()).assign_attrs({"state_gap": max(gaps)} if gaps else {})
 
     def _binned(self, labels: int, heads: int) -> dict[str, Variable]:
         counts = self._histogram.array(labels, 3, heads)
         return {
             f"{name}_hist": (
                 ("label", "layer", "head", f"{name}_bin"),
-                counts[:, :, index, :, :bins],
+                counts[:, :, index, :, :count],
                 "token",
                 f"tokens by {meaning}",
             )
-            for index, (name, (bins, meaning)) in enumerate(_HISTOGRAMS.items())
+            for index, (name, (count, meaning)) in enumerate(_HISTOGRAMS.items())
         }
 
     def _key_moments(self, labels: int, mixer: Any) -> dict[str, Variable]:
@@ -245,26 +241,6 @@ class DeltaNet(Probe):
         moments = np.stack([known.get(label, np.zeros(shape)) for label in range(labels)])
         dims = ("label", "layer", "key_head", "channel", "channel_2")
         return {"key_moment": (dims, moments, "1", "sum of k k^T over tokens")}
-
-
-def half_life_bin(g: torch.Tensor) -> torch.Tensor:
-    """Place of each token's half-life ln(1/2) / g, g = ln alpha <= 0, among the bins; infinite where nothing decays."""
-    octave = math.log2(math.log(2)) - torch.log2(-g)
-    return ((octave - HALF_LIFE_FIRST) * BINS_AN_OCTAVE).floor()
-
-
-def gate_bins() -> tuple[str, np.ndarray, dict[str, str]]:
-    """The coordinate of the bins of gate openness."""
-    return ("gate_bin", np.arange(GATE_BINS) / GATE_BINS, {"units": "1", "long_name": "lower edge"})
-
-
-def _bins() -> dict[str, tuple[str, np.ndarray, dict[str, str]]]:
-    half_life = 2.0 ** (HALF_LIFE_FIRST + np.arange(HALF_LIFE_BINS) / BINS_AN_OCTAVE)
-    return {
-        "beta_bin": ("beta_bin", *gate_bins()[1:]),
-        "gate_bin": gate_bins(),
-        "half_life_bin": ("half_life_bin", half_life, {"units": "token", "long_name": "lower edge"}),
-    }
 
 
 def _is_count(value: object) -> bool:

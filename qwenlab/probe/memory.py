@@ -11,8 +11,8 @@ from transformers.cache_utils import Cache
 
 from qwenlab.checkpoint.anatomy import anatomy
 from qwenlab.checkpoint.decoder import Decoder
+from qwenlab.probe.passes import Pass
 from qwenlab.probe.probe import Probe
-from qwenlab.probe.reader import Pass
 
 STORES = ("kv", "recurrent", "convolution")
 POINTS = 64

@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.errors import BadArgument, NothingToProbe, UnknownLayer
 from qwenlab.probe.notes import Notes, Part
-from qwenlab.probe.reader import Pass
+from qwenlab.probe.passes import Pass
 from qwenlab.probe.reading import FOLDS, Reading
 from qwenlab.probe.tally import At
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,67 +11,9 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from qwenlab.errors import MisshapenLabels, UnreadableMask
+from qwenlab.errors import MisshapenLabels
+from qwenlab.probe.passes import Indices, Label, Pass, Thread, keys_of, refuse_packed
 from qwenlab.probe.reading import FOLDS, NEVER, PADDING, Reading
-
-Label = str | Sequence[str] | Sequence[Sequence[str]]
-"""What tokens are called: one name, one a sequence, or one a token."""
-
-Indices = int | list[list[int]]
-"""The same as indices of labels: one for all tokens of a pass, or one a token."""
-
-
-@dataclass(eq=False)
-class _Thread:
-    """The sequences of one cache, as far as they were read.
-
-    columns   of the cache; when it holds another number the next time, it was cropped in between
-    sequence  int [batch]: number of each sequence in reading order
-    first     int [batch]: as in Reading
-    ended     bool [batch]: rows whose newest token ends a text in `generate`
-    """
-
-    columns: int
-    sequence: torch.Tensor
-    first: torch.Tensor
-    ended: torch.Tensor
-    carry: dict[Any, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class Pass:
-    """One forward pass as the host knows it, no tensor looked at: a decode step has no time for more.
-
-    batch, width  sequences side by side, and columns of each
-    past          columns that the cache held before
-    tokens        int [batch, position], or None where embeddings were given
-    keys          [batch, past + position], nonzero for the real columns; None when all are
-    label         indices of its labels
-    thread        the sequences it reads
-    """
-
-    batch: int
-    width: int
-    past: int
-    device: torch.device
-    tokens: torch.Tensor | None
-    keys: torch.Tensor | None
-    label: Indices
-    thread: _Thread
-
-    @property
-    def is_decode(self) -> bool:
-        """Whether it is one token a sequence, on a cache."""
-        return self.width == 1 and self.past > 0
-
-    def goes_on(self, earlier: Pass) -> bool:
-        """Whether this is the decode step right after an earlier one, row by row."""
-        return (
-            self.is_decode
-            and self.thread is earlier.thread
-            and self.past == earlier.past + earlier.width
-            and (self.keys is None, self.tokens is None) == (earlier.keys is None, earlier.tokens is None)
-        )
 
 
 class Reader:
@@ -91,8 +32,8 @@ class Reader:
         self._tokens = torch.zeros(1, dtype=torch.int64)
         self._names = [name for name in inspect.signature(decoder.forward).parameters if name != "self"]
         self._end_tokens, self._pad_token = tuple(end_tokens), pad_token
-        self._threads: WeakKeyDictionary[Cache, _Thread] = WeakKeyDictionary()
-        self._open: _Thread | None = None
+        self._threads: WeakKeyDictionary[Cache, Thread] = WeakKeyDictionary()
+        self._open: Thread | None = None
 
     @property
     def tokens(self) -> dict[str, int]:
@@ -107,8 +48,8 @@ class Reader:
         shaped = tokens if tokens is not None else given["inputs_embeds"]
         (batch, width), device = shaped.shape[:2], shaped.device
         past = int(cache.get_seq_length()) if cache is not None else 0
-        _refuse_packed(given)
-        keys, label = _keys(mask, batch, past + width), self._indices(batch, width)
+        refuse_packed(given)
+        keys, label = keys_of(mask, batch, past + width), self._indices(batch, width)
         self._open = self._follow(cache, past, batch, device)
         self.forwards += 1
         self.columns += batch * width
@@ -161,16 +102,16 @@ class Reader:
             decode=start.is_decode,
         )
 
-    def _follow(self, cache: Cache | None, past: int, batch: int, device: torch.device) -> _Thread:
+    def _follow(self, cache: Cache | None, past: int, batch: int, device: torch.device) -> Thread:
         """What is known of this cache, or new sequences where nothing is: a cache that was empty or begun elsewhere."""
         known = self._threads.get(cache) if past and cache is not None else None
         if known is not None and len(known.sequence) == batch:
             return known
         sequence = torch.arange(self.sequences, self.sequences + batch, device=device)
         self.sequences += batch
-        return _Thread(past, sequence, torch.full_like(sequence, NEVER), torch.zeros_like(sequence, dtype=torch.bool))
+        return Thread(past, sequence, torch.full_like(sequence, NEVER), torch.zeros_like(sequence, dtype=torch.bool))
 
-    def _fillers(self, thread: _Thread, tokens: torch.Tensor) -> torch.Tensor:
+    def _fillers(self, thread: Thread, tokens: torch.Tensor) -> torch.Tensor:
         """bool [batch, position]: what `generate` only fills in, the row having ended before the others did.
 
         A row is over from an end token on for as long as padding follows: until the first token that is neither.
@@ -234,37 +175,3 @@ class Reader:
 
 def _joined(tokens: Sequence[torch.Tensor | None]) -> torch.Tensor:
     return torch.cat([each for each in tokens if each is not None], dim=1)
-
-
-def _keys(mask: Any, batch: int, columns: int) -> torch.Tensor | None:
-    """[batch, column], nonzero for the real columns by this attention_mask; None where there is no padding."""
-    if isinstance(mask, dict) and "full_attention" in mask:
-        # `generate` makes masks beforehand for a static cache; in its batches the last query sees every real key.
-        mask = mask["full_attention"]
-        if isinstance(mask, torch.Tensor) and mask.ndim == 4:
-            mask = mask[:, 0, -1, :columns]
-            mask = mask if mask.dtype == torch.bool else mask == 0  # eager adds its mask to the scores
-    if mask is None:
-        return None
-    if not isinstance(mask, torch.Tensor) or mask.shape != (batch, columns):
-        shape = list(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
-        raise UnreadableMask(
-            f"The attention_mask is {shape}; "
-            f"probes tell padding apart by one of [batch, past + position] = [{batch}, {columns}].\n"
-            "Pass that mask (1 for real tokens, 0 for padding), or none for a batch without padding."
-        )
-    return mask
-
-
-def _refuse_packed(given: dict[str, Any]) -> None:
-    """Refuse rows of several sequences: transformers is told of them, or sees positions jump without mask and cache."""
-    positions = given.get("position_ids")
-    told = given.get("cu_seq_lens_q") is not None
-    if positions is not None and given.get("attention_mask") is None and given.get("past_key_values") is None:
-        text = positions[0] if positions.ndim == 3 and positions.shape[0] == 4 else positions
-        told = told or (text.ndim == 2 and bool((text.diff(dim=-1) != 1).any()))
-    if told:
-        raise UnreadableMask(
-            "This forward pass packs several sequences into a row (cu_seq_lens_q, or position_ids that start again).\n"
-            "Probes need one sequence a row: pass a padded batch with its attention_mask."
-        )

@@ -16,8 +16,9 @@ from qwenlab.errors import BadArgument, NothingRead, ProbeInUse, SilentSite
 from qwenlab.probe.delivery import Delivery
 from qwenlab.probe.deltanet import DeltaNet
 from qwenlab.probe.facts import facts_of
+from qwenlab.probe.passes import Label, Pass
 from qwenlab.probe.probe import Probe
-from qwenlab.probe.reader import Label, Pass, Reader
+from qwenlab.probe.reader import Reader
 from qwenlab.probe.stopwatch import Stopwatch
 from qwenlab.probe.taps import Taps
 from qwenlab.probe.timing import Timing

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from qwenlab.checkpoint.decoder import Decoder
-from qwenlab.probe.reader import Pass
+from qwenlab.probe.passes import Pass
 from qwenlab.probe.timing import PHASES, Mark, Timing
 from qwenlab.probe.wrapping import outputs
 
