@@ -31,6 +31,9 @@ def main(
     torch.set_num_threads(1)
     chosen = models or ["toy-moe", "medium", *(["35B-A3B"] if torch.cuda.is_available() else [])]
     results: dict[str, Any] = {"machine": machine(), "time": {}, "memory": {}}
+    out.mkdir(parents=True, exist_ok=True)
+    kind = "gpu" if torch.cuda.is_available() else "cpu"
+    file = out / f"{kind}-{datetime.now(UTC):%Y-%m-%d}.json"
     for name in chosen:
         model = build(name)
         results["time"][name] = {case: measure(model, case, _rounds(case, rounds)) for case in CASES}
@@ -38,10 +41,7 @@ def main(
         del model
         results["memory"][name] = memory(name)
         show_memory(name, results["memory"][name])
-    out.mkdir(parents=True, exist_ok=True)
-    kind = "gpu" if torch.cuda.is_available() else "cpu"
-    file = out / f"{kind}-{datetime.now(UTC):%Y-%m-%d}.json"
-    file.write_text(json.dumps(results, indent=1) + "\n")
+        file.write_text(json.dumps(results, indent=1) + "\n")  # after each model: interrupted, it keeps what it has
     console.print(f"written to {file}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -44,12 +45,18 @@ def cache_everything(model: PreTrainedModel) -> Iterator[None]:
             handle.remove()
 
 
+@cache
+def tokenizer() -> Any:
+    """Opened once: its time is nobody's."""
+    return ql.open("toy-moe").tokenizer
+
+
 @contextmanager
 def innards(model: PreTrainedModel) -> Iterator[None]:
     """The peer `innards`, with all its analyzers, until its analysis is finished. It sees `generate` only."""
     import innards as peer
 
-    watched = peer.observe(model, ql.open("toy-moe").tokenizer, model_id=type(model).__name__, store=False)
+    watched = peer.observe(model, tokenizer(), model_id=type(model).__name__, store=False)
     try:
         yield
         watched.last_turn()
@@ -67,5 +74,6 @@ def variants(case: str) -> dict[str, Any]:
         "cache every activation": cache_everything,
     }
     if case.startswith("generate") and importlib.util.find_spec("innards"):
+        tokenizer()
         found["innards"] = innards
     return found

@@ -52,7 +52,7 @@ class Attention(Probe):
     name = "attention"
     reads = "a softmax-attention mixer"
 
-    def __init__(self, *, layers: Iterable[int] | None = None, every: int = 16) -> None:
+    def __init__(self, *, layers: Iterable[int] | None = None, every: int = 64) -> None:
         super().__init__(layers=layers, every=every)
 
     def able(self, decoder: Decoder) -> tuple[int, ...]:

@@ -82,7 +82,7 @@ def test_probes_say_the_same_together_and_of_few_layers(model, texts, deltanet):
         model,
         texts,
         DeltaNet(layers=[1], every=1, prediction_heads="all"),
-        Attention(layers=[3]),
+        Attention(layers=[3], every=16),
         Residual(layers=[2, 0], every=4),
     )
     by_layer = {name: 1 if name.endswith("hist") or name == "key_moment" else 2 for name in deltanet}
