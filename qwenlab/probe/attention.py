@@ -36,9 +36,9 @@ _PER_HEAD = {
 class Attention(Probe):
     """Entropy, sink, distance and output gate of every head of the softmax-attention layers.
 
-    The probabilities are worked out again from the rotated queries and keys, block by block, for every n-th token of
-    each sequence; the model's own attention kernel stays in use. For a query at position t with probabilities p over
-    keys s <= t:
+    The probabilities are worked out again from the rotated queries and keys, block by block, for a sample of each
+    sequence's tokens; the model's own attention kernel stays in use. For a query at position t with probabilities p
+    over keys s <= t:
 
     entropy        -sum_s p ln p, in nats
     first mass     p on the sequence's first token (the usual sink); previous mass p on t - 1; self mass p on t
