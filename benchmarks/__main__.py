@@ -76,6 +76,7 @@ def machine() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "torch threads": torch.get_num_threads(),
+        "allocator, while timing": {key: value for key, value in os.environ.items() if key.startswith("MALLOC_")},
         "packages": packages,
     }
 
