@@ -3,6 +3,9 @@ PYTHON ?= python3
 JOBS ?= 2
 OLDEST_TRANSFORMERS := 5.17.0
 
+# For timing: glibc keeps what is freed, so that no call pays for pages that another gave back.
+STEADY := OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456
+
 INSTALLED := .venv/installed
 RUN := .venv/bin/python
 
@@ -32,7 +35,7 @@ oldest: .venv-oldest/installed ## the probe and checkpoint tests on the oldest t
 
 bench: $(INSTALLED) ## what watching costs, as ratios to the bare forward
 	$(RUN) -m pip install --quiet -c constraints.txt -e '.[bench]'
-	OMP_NUM_THREADS=1 $(RUN) -m benchmarks
+	$(STEADY) $(RUN) -m benchmarks
 
 lab: $(INSTALLED) ## JupyterLab in notebooks/, each .py there paired with an .ipynb
 	$(RUN) -m jupytext --quiet --sync notebooks/*.py

@@ -20,7 +20,8 @@ The folders, in the order in which the data passes them:
     stats        Datasets in, Datasets out; needs no torch
     plots        statistics in, matplotlib figures out
     widgets      statistics in, interactive views out
-    runs         a notebook with checked parameters -> its executed copy and what it saved
+    kernels      a notebook with checked parameters -> its executed copy, in a kernel that can be kept warm
+    runs         a question (spec.yaml) -> its runs, kept in a store -> compared
     testing      tiny random models and made recordings, for your tests and ours
 
 Names are imported when first used, so `import qwenlab` costs milliseconds and loads no torch.

@@ -1,6 +1,7 @@
 from . import (
     checkpoint as checkpoint,
     errors as errors,
+    kernels as kernels,
     plots as plots,
     probe as probe,
     record as record,

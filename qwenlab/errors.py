@@ -57,6 +57,18 @@ class NotebookFailed(QwenlabError):
     """A cell raised, the kernel stopped, or the notebook did not save what it should."""
 
 
+class CellFailed(NotebookFailed):
+    """A cell of a notebook raised."""
+
+
+class KernelDied(NotebookFailed):
+    """The process that ran a notebook's cells ended before the notebook did."""
+
+
+class MissingParameter(QwenlabError):
+    """A parameter that the notebook gives no value, and that was given none."""
+
+
 class NotWatched(QwenlabError):
     """A recording was asked for what a probe would have seen, and that probe was not watching."""
 
@@ -175,3 +187,43 @@ class ProbeInUse(QwenlabError):
 
 class UnusedWeights(QwenlabError):
     """Strict opening met tensors that no part of the model takes."""
+
+
+class BadSpec(QwenlabError):
+    """A spec.yaml that is no YAML, or says what cannot be."""
+
+
+class UnknownExperiment(QwenlabError):
+    """No spec.yaml where an experiment was said to be."""
+
+
+class UndeclaredMetric(QwenlabError):
+    """A notebook recorded a metric that its spec does not declare."""
+
+
+class BadMetric(QwenlabError):
+    """What was given to be recorded is not what the spec declares, or no number, dataset or figure."""
+
+
+class RecordedTwice(QwenlabError):
+    """One value of one metric was recorded a second time in one run."""
+
+
+class NewerStore(QwenlabError):
+    """A store written in a later format than this qwenlab reads."""
+
+
+class UnknownRun(QwenlabError):
+    """A run that is not in the store, or a question that no run of the store answers."""
+
+
+class NeedsNotMet(QwenlabError):
+    """This machine lacks what a spec says its runs need."""
+
+
+class MissingExtra(QwenlabError):
+    """A package that is not among the plain dependencies."""
+
+
+class CannotCompare(QwenlabError):
+    """Runs whose numbers do not stand side by side: other labels, other units, or nothing in common."""

@@ -12,7 +12,20 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A room imports itself and rooms before it. `record` comes before `probe`, which hands its numbers to a Recording.
 # `testing` stands beside them: it imports any, and none imports it.
 GROUND = ("__init__", "errors")
-ROOMS = (*GROUND, "checkpoint", "tasks", "record", "probe", "stats", "plots", "widgets", "runs", "cli", "testing")
+ROOMS = (
+    *GROUND,
+    "checkpoint",
+    "tasks",
+    "record",
+    "probe",
+    "stats",
+    "plots",
+    "widgets",
+    "kernels",
+    "runs",
+    "cli",
+    "testing",
+)
 
 TENSOR_ROOMS = {"checkpoint", "tasks", "probe", "testing"}
 ALLOWED_IN = {
@@ -24,8 +37,10 @@ ALLOWED_IN = {
     "fla": TENSOR_ROOMS,
     "matplotlib": {"plots", "widgets"},
     "ipywidgets": {"widgets"},
-    "papermill": {"runs"},
-    "jupytext": {"runs"},
+    "papermill": {"kernels"},
+    "jupytext": {"kernels"},
+    "nbclient": {"kernels"},
+    "jupyter_client": {"kernels"},
     "typer": {"cli"},
 }
 
@@ -76,7 +91,7 @@ def test_imports_follow_the_arrows(file):
         ("import torch", "stats", "stats imports torch"),
         ("def f():\n    import torch.nn as nn", "plots", "line 2: plots imports torch"),
         ("from matplotlib import pyplot", "stats", "stats imports matplotlib"),
-        ("import papermill", "cli", "cli imports papermill"),
+        ("import papermill", "runs", "runs imports papermill"),
         ("from qwenlab.probe.seen import watch", "checkpoint", "checkpoint imports probe"),
         ("if TYPE_CHECKING:\n    from qwenlab import plots", "stats", "stats imports plots"),
         ("from qwenlab.testing import tiny", "runs", "runs imports testing"),

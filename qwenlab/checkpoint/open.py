@@ -15,9 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from qwenlab.checkpoint.anatomy import Anatomy
 from qwenlab.checkpoint.config import TextConfig, read_config
 from qwenlab.checkpoint.fingerprint import fingerprint
+from qwenlab.checkpoint.kept import kept
 from qwenlab.checkpoint.mtp import MtpHead
 from qwenlab.checkpoint.mtp_weights import load_mtp
-from qwenlab.checkpoint.source import locate
+from qwenlab.checkpoint.source import Source, locate
 from qwenlab.checkpoint.tokenizer import load_tokenizer
 from qwenlab.checkpoint.trunk import check_trunk, load_trunk
 from qwenlab.checkpoint.weights import SMALL, Weights, read_weights
@@ -105,18 +106,29 @@ def open(
     where = locate(source, revision)
     config = read_config(where.folder, name=where.name, strict=strict)
     weights = read_weights(where.folder)
-    check_trunk(weights, config, strict=strict)
-    if strict or weights.size <= SMALL:
-        weights.require_finite()
-    tokenizer = load_tokenizer(where.folder, config.vocab_size)
-    model = load_trunk(
-        weights,
+    loading = dict(
         device=device,
         dtype=dtype,
         device_map=device_map,
         attn_implementation=attn_implementation,
         experts_implementation=experts_implementation,
     )
+
+    def read() -> Checkpoint:
+        check_trunk(weights, config, strict=strict)
+        if strict or weights.size <= SMALL:
+            weights.require_finite()
+        return _read(source, where, config, weights, loading)
+
+    key = (str(source), where.revision, fingerprint(weights), strict, *map(repr, loading.values()))
+    return kept.opened(key, read)
+
+
+def _read(
+    source: str | Path, where: Source, config: TextConfig, weights: Weights, loading: dict[str, Any]
+) -> Checkpoint:
+    tokenizer = load_tokenizer(where.folder, config.vocab_size)
+    model = load_trunk(weights, **loading)
     mtp = load_mtp(model, weights, config)
     anatomy = Anatomy(_as_opened(config, weights, model, mtp))
     facts = Facts(

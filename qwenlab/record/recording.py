@@ -18,6 +18,7 @@ from qwenlab.errors import NewerRecording, NotARecording, NotWatched, TruncatedR
 from qwenlab.record import show
 from qwenlab.record.merging import merged
 from qwenlab.record.provenance import FORMAT
+from qwenlab.record.whole import replacing
 
 PROBES = {
     "deltanet": "DeltaNet",
@@ -96,17 +97,11 @@ class Recording:
 
         What is written lies beside `path` until it is whole, so a run that is killed never leaves half a recording.
         """
-        target = Path(path).absolute()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
+        with replacing(path) as beside:
             stored = self.tree.copy(deep=False)
             stored.attrs = {**self.attrs, _DIGEST: _digest(self.tree)}
             stored.to_netcdf(beside, engine="h5netcdf", encoding=self._encoding())
-            os.replace(beside, target)
-        finally:
-            beside.unlink(missing_ok=True)
-        return target
+        return Path(path).absolute()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Recording:

@@ -1,4 +1,4 @@
-"""Notebooks run as experiments: checked parameters in, an executed copy and what it saved out."""
+"""Questions run as experiments: a checked spec, runs that survive, a store that is asked and compared."""
 
 import lazy_loader
 

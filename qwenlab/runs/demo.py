@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwenlab.errors import NotebookFailed
-from qwenlab.runs.notebook import run_notebook
+from qwenlab.kernels.notebook import run_notebook
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "10_layers.py"
 

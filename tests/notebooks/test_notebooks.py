@@ -8,7 +8,7 @@ import pytest
 
 import qwenlab as ql
 from qwenlab.errors import BadParameter, NotebookFailed, UnknownParameter
-from qwenlab.runs import run_notebook
+from qwenlab.kernels import run_notebook
 from qwenlab.testing.checkpoints import tiny_checkpoint
 
 FOLDER = Path(__file__).parents[2] / "notebooks"

@@ -2,7 +2,7 @@
 
 import jupytext
 
-from qwenlab.runs import run_notebook
+from qwenlab.kernels import run_notebook
 
 NOTEBOOK = """\
 # %%

@@ -1,4 +1,4 @@
-"""The command `qwenlab`: anatomy, profile and demo, from a shell."""
+"""Commands about one checkpoint: anatomy, profile, demo."""
 
 from __future__ import annotations
 
@@ -15,31 +15,14 @@ from rich.text import Text
 from qwenlab import record, runs, stats, tasks
 from qwenlab.checkpoint.anatomy import anatomy as anatomy_of
 from qwenlab.checkpoint.show import COLOURS, LABELS
-from qwenlab.errors import BadArgument, QwenlabError
+from qwenlab.errors import BadArgument
 
 if TYPE_CHECKING:
     import xarray as xr
 
-app = typer.Typer(
-    help="A workbench for hybrid attention: what the layers of a checkpoint are, do and cost.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
 _COLUMNS = ("time_share", "half_life", "attention_distance", "router_entropy")
 
 
-def main() -> None:
-    """Run the command. An error of qwenlab's is its message in red, without a traceback, and exit status 2."""
-    try:
-        app()
-    except QwenlabError as error:
-        Console(stderr=True).print(Text(f"{type(error).__name__}: {error}", "red"), soft_wrap=True)
-        raise SystemExit(2) from None
-
-
-@app.command()
 def anatomy(
     name: Annotated[str, typer.Argument(help="A toy, a folder, a config.json, or a published name: Qwen3.6-27B.")],
     strict: Annotated[bool, typer.Option(help="Fields of the config that are not known are errors.")] = False,
@@ -48,7 +31,6 @@ def anatomy(
     Console().print(anatomy_of(name, strict=strict))
 
 
-@app.command()
 def profile(
     source: Annotated[str, typer.Argument(help="A toy, a folder, or a name on the hub: Qwen/Qwen3.6-35B-A3B.")],
     out: Annotated[Path, typer.Option(help="Folder for recording.nc and the figures.", file_okay=False)],
@@ -87,7 +69,6 @@ def profile(
     _report(done.recording, done.figures)
 
 
-@app.command()
 def demo(
     out: Annotated[
         Path, typer.Option(help="Folder for the executed notebook, its recording and its figures.", file_okay=False)
@@ -135,7 +116,3 @@ def _table(layers: xr.Dataset) -> Table:
         cells = ["–" if math.isnan(number) else f"{number:.3g}" for number in numbers]
         table.add_row(str(layer), Text(LABELS[kind], COLOURS[kind]), *cells)
     return table
-
-
-if __name__ == "__main__":
-    main()

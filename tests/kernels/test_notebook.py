@@ -8,7 +8,7 @@ import jupytext
 import pytest
 
 from qwenlab.errors import BadParameter, NotebookFailed, UnknownNotebook, UnknownParameter
-from qwenlab.runs import run_notebook
+from qwenlab.kernels import run_notebook
 
 NOTEBOOK = """\
 # %% [markdown]

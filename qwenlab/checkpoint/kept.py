@@ -1,0 +1,125 @@
+"""Checkpoints that stay open from one notebook to the next, in a kernel that is kept for many."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from qwenlab.checkpoint.open import Checkpoint
+
+CHUNK = 2**22
+"""Words of a tensor that are added up at a time."""
+
+
+@dataclass
+class Held:
+    """A checkpoint, what it was like when it was opened, and whether this notebook has asked for it."""
+
+    checkpoint: Checkpoint
+    state: str
+    taken: bool = True
+
+
+@dataclass
+class Kept:
+    """What `ql.open` asks first. Unless `keep()` was called it keeps nothing.
+
+    A checkpoint is given out once a notebook, so two that are opened in one notebook are two, as ever. Those that the
+    notebook before asked for are held; before another is read, those that this one has not asked for are let go, so
+    that no more is in memory than a notebook of its own would have held.
+    """
+
+    loads: int = 0
+    _keeping: bool = False
+    _held: dict[Hashable, Held] = field(default_factory=dict)
+
+    def keep(self) -> None:
+        """From now on, hold on to what is opened."""
+        self._keeping = True
+
+    def start(self) -> None:
+        """A notebook begins."""
+        self.loads = 0
+        for held in self._held.values():
+            held.taken = False
+
+    def check(self) -> list[str]:
+        """Let go of those that are no longer as they were opened, and of those nobody asked for; name the former."""
+        changed = []
+        for key, held in list(self._held.items()):
+            if not held.taken:
+                del self._held[key]
+            elif state(held.checkpoint) != held.state:
+                changed.append(held.checkpoint.facts.source)
+                del self._held[key]
+        return changed
+
+    def opened(self, key: Hashable, read: Callable[[], Checkpoint]) -> Checkpoint:
+        """The checkpoint held under this key, or one that is read now."""
+        held = self._held.get(key)
+        if held is not None and not held.taken:
+            held.taken = True
+            return held.checkpoint
+        for other, idle in list(self._held.items()):
+            if not idle.taken:
+                del self._held[other]
+        self.loads += 1
+        checkpoint = read()
+        if self._keeping and key not in self._held:
+            self._held[key] = Held(checkpoint, state(checkpoint))
+        return checkpoint
+
+
+kept = Kept()
+"""The one of this process."""
+
+
+def state(checkpoint: Checkpoint) -> str:
+    """A hash of all that a notebook can change of a checkpoint: weights, buffers, modes, hooks, configs, tokenizer."""
+    digest = hashlib.sha256()
+    for line in _lines(checkpoint):
+        digest.update(f"{line}\n".encode())
+    return digest.hexdigest()
+
+
+def _lines(checkpoint: Checkpoint) -> Iterator[str]:
+    for root in (checkpoint.model, checkpoint.mtp):
+        if root is None:
+            continue
+        for name, module in root.named_modules():
+            hooks = sum(len(getattr(module, each)) for each in _HOOKS)
+            own = sorted({"forward", "_call_impl"} & vars(module).keys())
+            yield f"{name} {type(module).__qualname__} {module.training} {hooks} {own}"
+        for name, tensor in _tensors(root):
+            yield f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.device} {tensor.requires_grad} {total(tensor)}"
+            yield f"{tensor.grad is not None}"
+    tokenizer = checkpoint.tokenizer
+    yield f"{tokenizer.padding_side} {tokenizer.truncation_side} {len(tokenizer)} {tokenizer.special_tokens_map}"
+    for config in (checkpoint.model.config, checkpoint.model.generation_config):
+        yield config.to_json_string() if config is not None else ""
+    yield str(checkpoint.model.config._attn_implementation)
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _tensors(root: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from root.named_parameters()
+    yield from root.named_buffers()
+
+
+def total(tensor: torch.Tensor) -> int:
+    """A sum over a tensor's bytes in which each counts by its place, made on the tensor's device."""
+    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    short = torch.nn.functional.pad(flat, (0, -flat.numel() % 4)).view(torch.int32)
+    weights = torch.arange(1, min(CHUNK, short.numel()) + 1, device=short.device) * 0x2545F491 + 0x9E3779B1
+    found = torch.zeros((), dtype=torch.int64, device=short.device)
+    for chunk in short.split(CHUNK):
+        found = found * 31 + (chunk.long() * weights[: chunk.numel()]).sum()
+    return int(found)

@@ -1,0 +1,5 @@
+"""`python -m qwenlab.cli`."""
+
+from qwenlab.cli.main import main
+
+main()

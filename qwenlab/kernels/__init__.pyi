@@ -1,0 +1,3 @@
+from .engine import Engine as Engine, release as release
+from .notebook import run_notebook as run_notebook
+from .parameters import Parameters as Parameters

@@ -1,0 +1,201 @@
+"""The papermill engine `qwenlab`: says truly how each cell ended, writes whole files only, and can keep its kernel."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import psutil
+from nbclient.exceptions import CellExecutionError
+from papermill.clientwrap import PapermillNotebookClient
+from papermill.engines import Engine as PapermillEngine, NotebookExecutionManager
+
+from qwenlab.kernels.kernel import Kernel
+from qwenlab.kernels.secrets import without
+from qwenlab.record.whole import replacing
+
+OUTPUT_LIMIT = 4 * 2**20
+"""Characters of output that are kept of one cell."""
+
+LIFETIME = 64
+"""Notebooks after which a warm kernel is replaced."""
+
+GROWTH = 2 * 2**30
+"""Bytes by which a warm kernel may have grown since its first notebook before it is replaced."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How one notebook is run.
+
+    cwd          where its cells run
+    source       the file it was read from
+    output       the file that is kept up to date with it
+    seed         of every generator of random numbers
+    environment  variables that are set for it
+    warm         keep the kernel, with the checkpoints open in it, for the next notebook of this thread
+    parameters   those injected, for the sake of the secrets among them
+    started      told the kernel once it is ready, so that another thread can end it
+    """
+
+    cwd: Path
+    source: Path | None = None
+    output: Path | None = None
+    seed: int = 0
+    environment: Mapping[str, str] = field(default_factory=dict)
+    warm: bool = False
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    started: Callable[[Kernel], None] = lambda kernel: None
+
+
+class Engine(PapermillEngine):
+    """What `papermill --engine qwenlab` and `run_notebook` run notebooks with.
+
+    Called through papermill alone it keeps its kernel: notebooks that one Python process executes one after another
+    share it, each in a namespace of its own.
+    """
+
+    @classmethod
+    def execute_notebook(
+        cls,
+        nb: Any,
+        kernel_name: str,
+        output_path: str | None = None,
+        progress_bar: Any = True,
+        log_output: bool = False,
+        setting: Setting | None = None,
+        **others: Any,
+    ) -> Any:
+        """Run every cell; papermill raises afterwards for a cell that failed. Raises DeadKernelError itself."""
+        setting = setting or Setting(Path.cwd(), output=Path(output_path) if output_path else None, warm=True)
+        witness = Witness(nb, setting, log_output=log_output, progress_bar=progress_bar)
+        witness.notebook_start()
+        try:
+            used = _run(witness, kernel_name, setting, others.get("execution_timeout"))
+            nb.metadata.papermill["qwenlab"] = used
+        finally:
+            witness.cleanup_pbar()
+            witness.notebook_complete()
+        return witness.nb
+
+
+class Witness(NotebookExecutionManager):
+    """Papermill's record of a run, which calls no cell completed that was not, and never leaves half a file."""
+
+    def __init__(self, notebook: Any, setting: Setting, **options: Any) -> None:
+        self.setting = setting
+        super().__init__(notebook, **options)
+        self.nb: Any = notebook
+        if setting.source is not None:
+            notebook.metadata.papermill["input_path"] = str(setting.source)
+
+    def save(self, **kwargs: Any) -> None:
+        self.nb = kwargs.get("nb", self.nb)
+        if self.setting.output is not None:
+            write(self.nb, self.setting.output, self.setting.parameters)
+        self.last_save_time = self.now()
+
+    def cell_broke_off(self, cell: Any, index: int) -> None:
+        """The kernel died in this cell, or someone stopped it."""
+        self.cell_exception(cell, index)
+        cell.metadata.papermill["end_time"] = self.now().isoformat()
+
+    def notebook_complete(self, **kwargs: Any) -> None:
+        statuses = [cell.metadata.papermill["status"] for cell in self.nb.cells]
+        super().notebook_complete(**kwargs)
+        for cell, status in zip(self.nb.cells, statuses, strict=True):
+            cell.metadata.papermill["status"] = status
+        self.save()
+
+    def complete_pbar(self) -> None:
+        """A bar that stops short says so."""
+
+
+class Client(PapermillNotebookClient):
+    """Runs the cells of one notebook in a kernel that is ready."""
+
+    def __init__(self, witness: Witness, kernel: Kernel, **options: Any) -> None:
+        super().__init__(witness, km=kernel.manager, coalesce_streams=True, **options)
+        self.kc = kernel.client
+        self._written: dict[int, int] = {}
+
+    def papermill_execute_cells(self) -> None:
+        for index, cell in enumerate(self.nb.cells):
+            self.nb_man.cell_start(cell, index)
+            try:
+                self.execute_cell(cell, index)
+            except CellExecutionError as error:
+                self.nb_man.cell_exception(self.nb.cells[index], index, exception=error)
+                self.nb_man.cell_complete(self.nb.cells[index], index)
+                break
+            except BaseException:
+                self.nb_man.cell_broke_off(self.nb.cells[index], index)
+                raise
+            self.nb_man.cell_complete(self.nb.cells[index], index)
+
+    def output(self, outs: list[Any], msg: dict[str, Any], display_id: str | None, cell_index: int) -> Any:
+        before = self._written.get(cell_index, 0)
+        self._written[cell_index] = before + len(json.dumps(msg["content"], default=str))
+        if self._written[cell_index] <= OUTPUT_LIMIT or msg["msg_type"] == "error":
+            return super().output(outs, msg, display_id, cell_index)
+        if before <= OUTPUT_LIMIT:
+            words = f"[qwenlab: what this cell put out beyond {OUTPUT_LIMIT // 2**20} MiB was not kept]\n"
+            outs.append(nbformat.v4.new_output("stream", name="stderr", text=words))
+        return None
+
+
+_mine = threading.local()
+
+
+def _run(witness: Witness, kernel_name: str, setting: Setting, timeout: int | None) -> dict[str, Any]:
+    """Run the cells, in this thread's warm kernel or in one of their own; what they used."""
+    kernel: Kernel | None = getattr(_mine, "kernel", None) if setting.warm else None
+    if kernel is None:
+        kernel = Kernel(setting.cwd)
+    _mine.kernel = None  # until it is known to be fit for another
+    fit = False
+    try:
+        setting.started(kernel)
+        begun = kernel.begin(
+            {
+                "seed": setting.seed,
+                "cwd": str(setting.cwd),
+                "environment": dict(setting.environment),
+                "warm": setting.warm,
+            }
+        )
+        Client(witness, kernel, kernel_name=kernel_name, timeout=timeout).execute()
+        used = begun | kernel.end() | {"runs_in_kernel": kernel.runs, "warm": setting.warm}
+        fit = setting.warm and _is_fit(kernel, used)
+    finally:
+        if fit:
+            _mine.kernel = kernel
+        else:
+            kernel.close()
+    return used
+
+
+def _is_fit(kernel: Kernel, used: Mapping[str, Any]) -> bool:
+    """Whether a kernel is as good as new for another notebook."""
+    kernel.first_resident = kernel.first_resident or used["resident"]
+    grown = psutil.Process(kernel.pid).memory_info().rss - kernel.first_resident
+    return kernel.runs < LIFETIME and grown < GROWTH and not used["left_running"]
+
+
+def release() -> None:
+    """End the warm kernel of this thread, if it has one."""
+    kernel = getattr(_mine, "kernel", None)
+    _mine.kernel = None
+    if kernel is not None:
+        kernel.close()
+
+
+def write(notebook: Any, path: Path, parameters: Mapping[str, Any]) -> None:
+    """Write a notebook in one step, without the secrets among these parameters."""
+    with replacing(path) as beside:
+        beside.write_text(without(nbformat.writes(notebook), parameters), encoding="utf-8")

@@ -1,0 +1,107 @@
+"""What a process holds beside a notebook's names, and what a notebook may have changed: captured, and put back."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from copy import copy
+from functools import partial
+from typing import Any
+
+from IPython.core.getipython import get_ipython
+
+COMMON = ("torch", "transformers", "numpy", "pandas", "xarray", "matplotlib.pyplot", "qwenlab.probe.seen")
+"""Imported before the first notebook of a warm kernel, so that every one finds them as they were."""
+
+_PANDAS = ("compute", "display", "io", "mode", "plotting", "styler")
+
+
+class Surroundings:
+    """The settings of the process and of the libraries that notebooks use, as they were when captured."""
+
+    def __init__(self, back: list[Callable[[], object]]) -> None:
+        self._back = back
+
+    @classmethod
+    def capture(cls) -> Surroundings:
+        """Import the common libraries, and note every setting that `restore` puts back."""
+        for name in COMMON:
+            with suppress(ImportError):
+                importlib.import_module(name)
+        return cls([*_of_the_process(), *_of_torch(), *_of_the_libraries(), *_of_the_shell()])
+
+    def restore(self) -> None:
+        """Put everything back that was captured."""
+        for put_back in self._back:
+            put_back()
+
+
+def _of_the_process() -> list[Callable[[], object]]:
+    environment, path, argv = dict(os.environ), list(sys.path), list(sys.argv)
+    filters, level, handlers = list(warnings.filters), logging.root.level, list(logging.root.handlers)
+
+    def restore_environment() -> None:
+        os.environ.clear()
+        os.environ.update(environment)
+
+    def restore_lists() -> None:
+        sys.path[:], sys.argv[:], warnings.filters[:] = path, argv, filters  # type: ignore[index]
+        logging.root.handlers[:] = handlers
+        logging.root.setLevel(level)
+
+    return [restore_environment, restore_lists]
+
+
+def _of_torch() -> list[Callable[[], object]]:
+    torch: Any = sys.modules["torch"]
+    pairs = (
+        (torch.set_num_threads, torch.get_num_threads()),
+        (torch.set_default_dtype, torch.get_default_dtype()),
+        (torch.set_grad_enabled, torch.is_grad_enabled()),
+        (torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled()),
+        (torch.set_float32_matmul_precision, torch.get_float32_matmul_precision()),
+        (torch.set_default_device, None),
+    )
+    return [partial(put, value) for put, value in pairs]
+
+
+def _of_the_libraries() -> list[Callable[[], object]]:
+    numpy, xarray, matplotlib = (sys.modules[name] for name in ("numpy", "xarray", "matplotlib"))
+    pandas, logs = sys.modules["pandas"], sys.modules["transformers"].logging
+    errors, options, printing = numpy.geterr(), dict(xarray.get_options()), numpy.get_printoptions()
+    rc, verbosity = copy(matplotlib.rcParams), logs.get_verbosity()
+
+    def restore_pandas() -> None:
+        with warnings.catch_warnings():  # some options warn that they will go
+            warnings.simplefilter("ignore")
+            for group in _PANDAS:
+                pandas.reset_option(rf"^{group}\.")
+
+    def restore_figures() -> None:
+        matplotlib.rcParams.clear()
+        dict.update(matplotlib.rcParams, rc)
+
+    return [
+        lambda: numpy.seterr(**errors),
+        lambda: numpy.set_printoptions(**printing),
+        lambda: xarray.set_options(**options),
+        restore_figures,
+        restore_pandas,
+        lambda: logs.set_verbosity(verbosity),
+    ]
+
+
+def _of_the_shell() -> list[Callable[[], object]]:
+    shell: Any = get_ipython()
+    callbacks = {name: list(functions) for name, functions in shell.events.callbacks.items()}
+
+    def restore() -> None:
+        for name, functions in callbacks.items():
+            shell.events.callbacks[name][:] = functions
+
+    return [restore]
