@@ -10,7 +10,7 @@ INSTALLED := .venv/installed
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow lint oldest bench lab clean
+.PHONY: help demo test slow remote lint oldest bench lab clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST)
@@ -19,11 +19,15 @@ help: ## print this list
 demo: $(INSTALLED) ## run notebooks/10_layers on toy-moe; results in runs/demo
 	.venv/bin/qwenlab demo
 
-test: $(INSTALLED) ## the tests, without the slow ones
-	$(RUN) -m pytest -m "not slow" -n $(JOBS)
+test: $(INSTALLED) ## the tests, without the slow and the remote ones
+	$(RUN) -m pytest -m "not slow and not remote" -n $(JOBS)
 
 slow: $(INSTALLED) ## the slow tests
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -m "slow and not remote"
+
+remote: $(INSTALLED) ## the tests of Ray, object stores and MLflow, with servers of their own on this machine
+	$(RUN) -m pip install --quiet -c constraints.txt -e '.[ray,s3,mlflow,remote]'
+	$(RUN) -m pytest -m remote
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(RUN) -m ruff check .
@@ -31,7 +35,7 @@ lint: $(INSTALLED) ## ruff and mypy
 	$(RUN) -m mypy
 
 oldest: .venv-oldest/installed ## the probe and checkpoint tests on the oldest transformers we support
-	.venv-oldest/bin/python -m pytest -m "not slow" -n $(JOBS) tests/checkpoint tests/probe
+	.venv-oldest/bin/python -m pytest -m "not slow and not remote" -n $(JOBS) tests/checkpoint tests/probe
 
 bench: $(INSTALLED) ## what watching costs, as ratios to the bare forward
 	$(RUN) -m pip install --quiet -c constraints.txt -e '.[bench]'

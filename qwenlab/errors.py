@@ -227,3 +227,15 @@ class MissingExtra(QwenlabError):
 
 class CannotCompare(QwenlabError):
     """Runs whose numbers do not stand side by side: other labels, other units, or nothing in common."""
+
+
+class ExportFailed(QwenlabError):
+    """An MLflow server that cannot be reached, or does not take what it is sent."""
+
+
+class ClusterFailed(QwenlabError):
+    """A Ray cluster that cannot be reached, or whose nodes cannot run what they are given."""
+
+
+class StoreFailed(QwenlabError, OSError):
+    """An object store that cannot be reached, or does not take or give what it is asked for."""

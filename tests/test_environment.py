@@ -78,7 +78,14 @@ def imports(folder: str) -> set[str]:
                     modules |= {alias.name.partition(".")[0] for alias in names}
                 case ast.ImportFrom(module=str(module), level=0):
                     modules.add(module.partition(".")[0])
-    return {canonicalize_name(homes().get(name, [name])[0]) for name in modules - ours - sys.stdlib_module_names}
+    return {_distribution(name) for name in modules - ours - sys.stdlib_module_names}
+
+
+def _distribution(module: str) -> str:
+    """What brings a module: of several, the one that pyproject.toml asks for."""
+    found = [canonicalize_name(name) for name in homes().get(module, [module])]
+    asked = CORE | {canonicalize_name(Requirement(line).name) for lines in EXTRAS.values() for line in lines}
+    return next((name for name in found if name in asked), found[0])
 
 
 @pytest.mark.parametrize("folder", ["qwenlab", "notebooks", "benchmarks", "experiments"])

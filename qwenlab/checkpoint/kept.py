@@ -82,10 +82,8 @@ kept = Kept()
 
 def state(checkpoint: Checkpoint) -> str:
     """A hash of all that a notebook can change of a checkpoint: weights, buffers, modes, hooks, configs, tokenizer."""
-    digest = hashlib.sha256()
-    for line in _lines(checkpoint):
-        digest.update(f"{line}\n".encode())
-    return digest.hexdigest()
+    lines = "\n".join(_lines(checkpoint))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _lines(checkpoint: Checkpoint) -> Iterator[str]:
@@ -97,7 +95,7 @@ def _lines(checkpoint: Checkpoint) -> Iterator[str]:
             own = sorted({"forward", "_call_impl"} & vars(module).keys())
             yield f"{name} {type(module).__qualname__} {module.training} {hooks} {own}"
         for name, tensor in _tensors(root):
-            yield f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.device} {tensor.requires_grad} {total(tensor)}"
+            yield f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.device} {tensor.requires_grad} {digest(tensor)}"
             yield f"{tensor.grad is not None}"
     tokenizer = checkpoint.tokenizer
     yield f"{tokenizer.padding_side} {tokenizer.truncation_side} {len(tokenizer)} {tokenizer.special_tokens_map}"
@@ -114,12 +112,19 @@ def _tensors(root: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from root.named_buffers()
 
 
-def total(tensor: torch.Tensor) -> int:
-    """A sum over a tensor's bytes in which each counts by its place, made on the tensor's device."""
+def digest(tensor: torch.Tensor) -> str:
+    """A hash of a tensor's bytes; on a GPU, their `place_sum`, made there."""
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    short = torch.nn.functional.pad(flat, (0, -flat.numel() % 4)).view(torch.int32)
-    weights = torch.arange(1, min(CHUNK, short.numel()) + 1, device=short.device) * 0x2545F491 + 0x9E3779B1
-    found = torch.zeros((), dtype=torch.int64, device=short.device)
-    for chunk in short.split(CHUNK):
+    if flat.device.type == "cpu":
+        return hashlib.sha256(flat.numpy()).hexdigest()
+    return str(place_sum(flat))
+
+
+def place_sum(flat: torch.Tensor) -> int:
+    """A sum of bytes [n] in which each counts by its place, modulo 2^64."""
+    words = torch.nn.functional.pad(flat, (0, -flat.numel() % 4)).view(torch.int32)
+    weights = torch.arange(1, min(CHUNK, words.numel()) + 1, device=words.device) * 0x2545F491 + 0x9E3779B1
+    found = torch.zeros((), dtype=torch.int64, device=words.device)
+    for chunk in words.split(CHUNK):
         found = found * 31 + (chunk.long() * weights[: chunk.numel()]).sum()
     return int(found)

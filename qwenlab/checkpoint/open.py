@@ -128,8 +128,10 @@ def _read(
     source: str | Path, where: Source, config: TextConfig, weights: Weights, loading: dict[str, Any]
 ) -> Checkpoint:
     tokenizer = load_tokenizer(where.folder, config.vocab_size)
-    model = load_trunk(weights, **loading)
-    mtp = load_mtp(model, weights, config)
+    # Models draw random weights before theirs are read: not from the numbers that the user's code will draw.
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        model = load_trunk(weights, **loading)
+        mtp = load_mtp(model, weights, config)
     anatomy = Anatomy(_as_opened(config, weights, model, mtp))
     facts = Facts(
         source=str(source),

@@ -81,6 +81,22 @@ def report(
 
 
 @app.command()
+def export(
+    experiment: Annotated[str, typer.Argument(help="The experiment's name.")],
+    mlflow: Annotated[str, typer.Option(help="The tracking server: http://HOST:5000, sqlite:///FILE.")],
+    where: Annotated[str | None, typer.Option(help="SQL, as in `qwenlab runs list`.")] = None,
+    datasets: Annotated[bool, typer.Option("--datasets", help="Send the datasets too.")] = False,
+    store: Annotated[str | None, STORE] = None,
+) -> None:
+    """Send the finished runs of an experiment to an MLflow tracking server, those that it does not have yet."""
+    sent = runs.export_mlflow(experiment, tracking_uri=mlflow, store=store, where=where, datasets=datasets)
+    console = Console()
+    for name in sent:
+        console.print(name, soft_wrap=True, highlight=False, markup=False)
+    console.print(f"{len(sent)} sent")
+
+
+@app.command()
 def prune(
     experiment: Annotated[str | None, typer.Argument(help="Only of this one.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Delete. Without it, only print what would be.")] = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import threading
 from collections.abc import Callable, Mapping
@@ -72,7 +73,9 @@ class Engine(PapermillEngine):
         **others: Any,
     ) -> Any:
         """Run every cell; papermill raises afterwards for a cell that failed. Raises DeadKernelError itself."""
-        setting = setting or Setting(Path.cwd(), output=Path(output_path) if output_path else None, warm=True)
+        if setting is None:  # called by papermill itself, which writes to addresses such as s3://... on its own
+            local = output_path is not None and "://" not in str(output_path)
+            setting = Setting(Path.cwd(), output=Path(str(output_path)) if local else None, warm=True)
         witness = Witness(nb, setting, log_output=log_output, progress_bar=progress_bar)
         witness.notebook_start()
         try:
@@ -187,6 +190,7 @@ def _is_fit(kernel: Kernel, used: Mapping[str, Any]) -> bool:
     return kernel.runs < LIFETIME and grown < GROWTH and not used["left_running"]
 
 
+@atexit.register
 def release() -> None:
     """End the warm kernel of this thread, if it has one."""
     kernel = getattr(_mine, "kernel", None)

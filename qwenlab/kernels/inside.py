@@ -29,6 +29,8 @@ _INSTALLED = tuple(
 
 _pristine: Surroundings | None = None
 _threads: set[int] = set()
+_modules: set[str] = set()
+"""Those that stay: what was there before the first notebook, and what is installed."""
 
 
 def begin(settings: str) -> str:
@@ -46,6 +48,9 @@ def begin(settings: str) -> str:
         reopened = kept.check()
     elif wanted["warm"]:
         _pristine = Surroundings.capture()
+        _modules.update(sys.modules)
+        gc.collect()
+        gc.freeze()  # libraries stay: collecting after each notebook need not walk through them
         kept.keep()
     kept.start()
     _threads = {thread.ident or 0 for thread in threading.enumerate()}
@@ -91,10 +96,11 @@ def _clear() -> None:
     shell.displayhook.flush()
     if pyplot := sys.modules.get("matplotlib.pyplot"):
         pyplot.close("all")
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if file and name != "__main__" and not str(Path(file).resolve()).startswith(_INSTALLED):
+    for name in sys.modules.keys() - _modules:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file and not str(Path(file).resolve()).startswith(_INSTALLED):
             del sys.modules[name]
+    _modules.update(sys.modules)
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():

@@ -52,7 +52,7 @@ def catalogue(store: Store) -> Catalogue:
     return fresh
 
 
-Seen = dict[str, tuple[str, Path]]
+Seen = dict[str, tuple[str, str]]
 """Folder of each run in the store -> a stamp that changes when its facts do, and where it can be read."""
 
 
@@ -62,7 +62,7 @@ def _found(root: Path) -> Seen:
         for run in _folders(experiment.path):
             with suppress(FileNotFoundError):
                 stat = os.stat(f"{run.path}/{FACTS}")
-                seen[f"{experiment.name}/{run.name}"] = (f"{stat.st_mtime_ns} {stat.st_ino}", Path(run.path))
+                seen[f"{experiment.name}/{run.name}"] = (f"{stat.st_mtime_ns} {stat.st_ino}", run.path)
     return seen
 
 
@@ -82,7 +82,7 @@ def _fetched(store: ObjectStore, here: Path) -> Seen:
         (here / name / FACTS).write_text(json.dumps(facts), encoding="utf-8")
         if store.files.exists(f"{folder}/{METRICS}"):
             store.files.get_file(f"{folder}/{METRICS}", str(here / name / METRICS))
-        seen[name] = ("", here / name)
+        seen[name] = ("", str(here / name))
     return seen
 
 
@@ -104,7 +104,7 @@ def _read(index: Path) -> Catalogue:
 def _update(known: Catalogue, seen: Seen) -> Catalogue:
     """The tables brought up to date: folders that are gone or have changed go, new ones come."""
     stamps = dict(zip(known.runs["folder"], known.runs["stamp"], strict=True))
-    new = {folder: path for folder, (stamp, path) in seen.items() if stamps.get(folder) != stamp}
+    new = {folder: Path(path) for folder, (stamp, path) in seen.items() if stamps.get(folder) != stamp}
     if not new and stamps.keys() == seen.keys():
         return known
     stay = stamps.keys() & (seen.keys() - new.keys())

@@ -30,10 +30,10 @@ def find(
     where       only those for which this SQL expression holds (DuckDB): `"params.checkpoint" = 'toy-moe' AND seed < 3`
     state       finished (each point at most once), running, broken_off, failed, interrupted; None for all
 
-    Columns: `name` (experiment/address), `experiment`, `state`, `seed`, `began`, `seconds`, `peak_memory`, `commit`,
-    `qwenlab` (its version), `source` (a hash of its code), `checkpoint_hash`, `exit`, `folder`; `params.NAME` of every
-    parameter; `metrics.NAME (UNITS)` of every metric, the mean over its labels and values that are not NaN: `metrics`
-    has them one by one.
+    Columns: `name` (experiment/address), `experiment`, `state`, `seed`, `began`, `seconds`, `peak_memory` (bytes),
+    `commit`, `qwenlab` (its version), `source` (a hash of its code), `checkpoint_hash`, `exit`, `folder`;
+    `params.NAME` of every parameter; `metrics.NAME (UNITS)` of every metric, the mean over its labels and values that
+    are not NaN: `metrics` has them one by one.
 
     Raises BadArgument for a state or an expression that cannot be, and UnknownRun for an experiment with no runs.
     """
@@ -48,7 +48,8 @@ def find(
         table = table[table["experiment"] == experiment]
     if state is not None:
         table = table[table["state"] == state]
-    table = table.dropna(axis="columns", how="all") if len(table) else table
+    empty = [name for name in table if len(table) and name.startswith("metrics.") and table[name].isna().all()]
+    table = table.drop(columns=empty)
     table = table.sort_values(["began", "name"], kind="stable").reset_index(drop=True)
     return table if where is None else _where(table, where)
 

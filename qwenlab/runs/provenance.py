@@ -9,7 +9,6 @@ import socket
 import subprocess
 from datetime import UTC, datetime
 from functools import cache
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import psutil
 
 from qwenlab import __version__
 from qwenlab.kernels.secrets import redacted
+from qwenlab.record.provenance import versions as versions_of
 from qwenlab.runs.points import Point
 from qwenlab.runs.store import FORMAT
 
@@ -104,6 +104,4 @@ def _processor() -> str:
 @cache
 def versions() -> dict[str, str]:
     """Of Python and of the packages that numbers depend on."""
-    installed = {each.metadata["Name"].lower().replace("_", "-"): each.version for each in distributions()}
-    found = {name: installed[name] for name in _VERSIONS if name in installed}
-    return {"python": platform.python_version(), **found}
+    return {"python": platform.python_version(), **versions_of(_VERSIONS)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import queue
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -189,7 +190,7 @@ def _shown(results: Iterator[Outcome], planned: Plan, total: int) -> Iterator[Ou
         for outcome in results:
             if outcome.state == "failed":
                 failed += 1
-                tqdm.write(f"{planned.describe(outcome.point)}: {outcome.reason}\n  {outcome.where}")
+                tqdm.write(f"{planned.describe(outcome.point)}: {outcome.reason}\n  {outcome.where}", file=sys.stderr)
             bar.set_postfix_str(f"{failed} failed" if failed else "")
             bar.update()
             yield outcome

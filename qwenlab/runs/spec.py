@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from qwenlab.errors import BadSpec, UnknownExperiment
 from qwenlab.runs.source import Source, read_yaml
@@ -53,7 +53,7 @@ class Range(_Strict):
     def values(self) -> list[float | int]:
         """The numbers; whole ones stay whole."""
         found, index = [], 0
-        while (number := self._number(index)) <= self.stop * (1 + 1e-9):
+        while (number := self._number(index)) <= self.stop + 1e-9 * abs(self.stop):
             found.append(number)
             index += 1
         return found
@@ -64,7 +64,11 @@ class Range(_Strict):
         return self.start * self.times**index  # type: ignore[operator]
 
 
-Values = list[Any] | Range
+_RANGE, _LIST = "(range)", "(list)"  # no key of a spec can be called so
+Values = Annotated[
+    Annotated[Range, Tag(_RANGE)] | Annotated[list[Any], Tag(_LIST)],
+    Discriminator(lambda value: _RANGE if isinstance(value, (dict, Range)) else _LIST),
+]
 
 
 class Sweep(_Strict):
@@ -84,6 +88,10 @@ class Needs(_Strict):
     extras: list[str] = []
 
 
+COLUMNS = {"name", "seed", "metric", "value", "units", "folder"}
+"""What tables of metrics call their own columns."""
+
+
 class Metric(_Strict):
     """A number that each run must record.
 
@@ -100,7 +108,9 @@ class Metric(_Strict):
     meaning: str = ""
 
     @model_validator(mode="after")
-    def _pairs_is_a_dimension(self) -> Metric:
+    def _dimensions_are_named_well(self) -> Metric:
+        if taken := set(self.over) & COLUMNS:
+            raise ValueError(f"no dimension in `over` can be called {', '.join(sorted(taken))}: tables use the name")
         if self.pairs is not None and self.pairs not in self.over:
             raise ValueError(f"`pairs: {self.pairs}` must be one of `over`: {self.over}")
         return self
@@ -153,7 +163,7 @@ def read_spec(folder: Path) -> tuple[Spec, Source]:
 
 def _line(error: Any, source: Source) -> str:
     """One complaint of pydantic's in our words."""
-    key = tuple(part for part in error["loc"] if part not in ("Range", "list[any]"))
+    key = tuple(part for part in error["loc"] if part not in (_RANGE, _LIST))
     name, where = ".".join(map(str, key)), source.at(*key)
     if error["type"] == "extra_forbidden":
         known = _fields_beside(key)

@@ -317,3 +317,11 @@ def test_arguments_that_make_no_sense(whole, arguments, message):
 def test_an_unknown_keyword(whole):
     with pytest.raises(TypeError, match="trust_remote_code"):
         ql.open(whole, trust_remote_code=True)
+
+
+def test_draws_nothing_from_the_users_random_numbers():
+    torch.manual_seed(5)
+    undisturbed = torch.rand(3)
+    torch.manual_seed(5)
+    ql.open("toy-dense")
+    assert torch.equal(torch.rand(3), undisturbed)

@@ -29,22 +29,38 @@ FIGURES = {
     "20_routing": {
         *("expert_load", "specialisation", "coactivation", "distinct_experts", "unused_experts"),
     },
+    "90_compare": {"by_setting", "differences"},
 }
+PARAMETERS = {
+    path.stem: ("checkpoint", "texts_per_domain", "max_tokens", "device", "dtype", "out") for path in NOTEBOOKS
+}
+PARAMETERS["90_compare"] = ("store", "experiment", "metric", "out")  # it reads a store, not a checkpoint
+VIEWS = {"10_layers", "20_routing"}  # those with the figure of a view to choose in
 by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+of_a_checkpoint = pytest.mark.parametrize("path", [FOLDER / f"{stem}.py" for stem in SMALL], ids=lambda path: path.stem)
 
 
 def outputs(executed: Path) -> list:
     return [output for cell in jupytext.read(executed).cells for output in cell.get("outputs", [])]
 
 
+def markdown(executed: Path) -> list[str]:
+    return [output.data["text/markdown"] for output in outputs(executed) if "text/markdown" in output.get("data", {})]
+
+
 def check(executed: Path, out: Path, stem: str) -> None:
-    """What every run of a notebook leaves: a recording, its figures as files, and outputs that stand alone."""
+    """What every run of a notebook on a checkpoint leaves: a recording, and what every run of a notebook leaves."""
     recording = ql.Recording.open(out / "recording.nc")
     assert int(recording.attrs["tokens"]) > 0
+    check_figures(executed, out, stem)
+
+
+def check_figures(executed: Path, out: Path, stem: str) -> None:
+    """What every run of a notebook leaves: its figures as files, and outputs that stand alone."""
     saved = {file.stem for file in out.glob("*.png") if file.stat().st_size > 5_000}
     assert saved == FIGURES[stem] == {file.stem for file in out.glob("*.svg")}
     shown = [output for output in outputs(executed) if "image/png" in output.get("data", {})]
-    assert len(shown) == len(FIGURES[stem]) + (stem != "00_tour")  # and the figure of the view to choose in
+    assert len(shown) == len(FIGURES[stem]) + (stem in VIEWS)
     assert all(output.metadata["image/png"].get("alt") for output in shown)
     warnings = [output.text for output in outputs(executed) if output.get("name") == "stderr"]
     assert not [text for text in warnings if "Warning" in text]
@@ -56,7 +72,7 @@ def test_is_text_with_a_parameters_cell_and_no_outputs(path):
     assert notebook.metadata.kernelspec.name == "python3"
     assert outputs(path) == []
     (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    for name in ("checkpoint", "texts_per_domain", "max_tokens", "device", "dtype", "out"):
+    for name in PARAMETERS[path.stem]:
         assert re.search(rf"^{name}: .+ = .+  # .+", parameters.source, re.MULTILINE), name
 
 
@@ -70,10 +86,11 @@ def test_links_lead_somewhere(path):
 
 @by_name
 def test_parameters_are_checked(path, tmp_path):
-    with pytest.raises(UnknownParameter, match="did you mean 'max_tokens'"):
-        run_notebook(path, tmp_path, max_token=3)
-    with pytest.raises(BadParameter, match="'max_tokens' cannot be '3'"):
-        run_notebook(path, tmp_path, max_tokens="3")
+    known, wrong = ("metric", 3) if path.stem == "90_compare" else ("max_tokens", "3")
+    with pytest.raises(UnknownParameter, match=f"did you mean '{known}'"):
+        run_notebook(path, tmp_path, **{known[:-1]: wrong})
+    with pytest.raises(BadParameter, match=f"'{known}' cannot be {wrong!r}"):
+        run_notebook(path, tmp_path, **{known: wrong})
 
 
 def test_the_layers_on_toy_moe(tmp_path):
@@ -102,7 +119,7 @@ def test_on_the_toys(stem, toy, tmp_path):
 
 
 @pytest.mark.slow
-@by_name
+@of_a_checkpoint
 def test_on_a_checkpoint_of_another_shape(path, tmp_path):
     """Nothing is bound to 8 layers, 16 experts, an MTP head, or a layer pattern that repeats."""
     kinds = ["full_attention", "linear_attention", "linear_attention", "full_attention", "linear_attention"]
@@ -116,3 +133,43 @@ def test_on_a_checkpoint_of_another_shape(path, tmp_path):
 def test_routing_of_a_dense_checkpoint_ends_with_what_is_missing(tmp_path):
     with pytest.raises(NotebookFailed, match=r"raised NothingToProbe: .*has a router"):
         run_notebook(FOLDER / "20_routing.py", tmp_path, checkpoint="toy-dense")
+
+
+@pytest.mark.slow
+def test_comparing_runs_that_it_makes_itself(tmp_path):
+    executed = run_notebook(FOLDER / "90_compare.py", tmp_path, out=str(tmp_path))
+    check_figures(executed, tmp_path, "90_compare")
+    (said,) = [text for text in markdown(executed) if "went from" in text]
+    assert re.search(r"`loss` went from .* nat: .* at 97\.5 %, over 10 of `text`: \*\*(beyond|within) noise\*\*", said)
+    assert re.search(r"`distance` went from .* token: .*, with nothing to tell noise by", said)
+
+
+SIZE = """\
+# %% tags=["parameters"]
+size: float = 0.5
+how: str = "plain"
+seed: int = 0
+
+# %%
+from qwenlab.runs import record
+
+record(total=size + seed)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sweep", ["{size: [0.5, 2]}", "{how: [plain, fancy], size: [1, 2]}", "{}"])
+def test_comparing_runs_of_a_given_store(sweep, tmp_path):
+    """Numbers without labels, no pairs, no datasets; words as parameters, or none that differ."""
+    folder, store = tmp_path / "sizes", str(tmp_path / "store")
+    folder.mkdir()
+    (folder / "size.py").write_text(SIZE)
+    metrics = "metrics: {total: {units: '1'}}"
+    (folder / "spec.yaml").write_text(
+        f"question: How large?\nnotebook: size.py\nseeds: [3, 4]\nsweep: {{grid: {sweep}}}\n{metrics}\n"
+    )
+    assert ql.runs.run(folder, store=store).complete
+    executed = run_notebook(FOLDER / "90_compare.py", tmp_path, store=store, out=str(tmp_path))
+    assert {file.stem for file in tmp_path.glob("*.png")} == {"by_setting"}
+    assert [text for text in markdown(executed) if "How large? Its" in text and "one number a run" in text]
+    assert [text for text in markdown(executed) if "with nothing to tell noise by" in text]

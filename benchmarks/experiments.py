@@ -1,0 +1,103 @@
+"""What a sweep of short runs takes, and a store of many runs: `python -m benchmarks.experiments`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import papermill
+import typer
+from rich.console import Console
+from tqdm.auto import tqdm
+
+from benchmarks import stores
+from benchmarks.__main__ import machine
+from qwenlab import runs
+
+NOTEBOOK = """\
+# %% tags=["parameters"]
+checkpoint: str = "toy-moe"
+max_tokens: int = 64
+seed: int = 0
+
+# %%
+import torch
+
+import qwenlab as ql
+
+torch.set_num_threads(1)
+ckpt = ql.open(checkpoint)
+with torch.no_grad(), ql.watch(ckpt, *ql.probe.defaults(ckpt)) as seen:
+    ql.tasks.read(ckpt, ql.tasks.texts("code", 2), max_tokens=max_tokens)
+half_life = ql.stats.half_life(seen.recording())["half_life_mean_log"]
+
+# %%
+ql.runs.record(half_life=float(half_life.median()))
+"""
+SPEC = """\
+question: How long does a sweep of short runs take?
+notebook: short.py
+sweep: {grid: {max_tokens: [16, 32, 48, 64]}}
+seeds: [0, 1, 2]
+metrics: {half_life: {units: token}}
+"""
+
+console = Console(width=120)
+
+
+def sweep(folder: Path) -> dict[str, Any]:
+    """Twelve runs on a toy, by papermill alone, in cold kernels and in one warm kernel: seconds and loads of weights."""
+    experiment = folder / "short"
+    experiment.mkdir()
+    (experiment / "short.py").write_text(NOTEBOOK)
+    (experiment / "spec.yaml").write_text(SPEC)
+    points = runs.plan(experiment).points
+    taken = {"papermill alone": _papermill_alone(experiment, points, folder)}
+    loads = {"papermill alone": len(points)}
+    for name, warm in (("cold kernels", False), ("one warm kernel", True)):
+        began = time.perf_counter()
+        done = runs.run(experiment, store=folder / name, warm=warm)
+        taken[name] = time.perf_counter() - began
+        assert done.complete, done
+        loads[name] = sum(outcome.used["loads"] for outcome in done.outcomes)
+    ratio = taken["papermill alone"] / taken["one warm kernel"]
+    return {"runs": len(points), "seconds": taken, "loads of weights": loads, "papermill alone over warm": ratio}
+
+
+def _papermill_alone(experiment: Path, points: Any, folder: Path) -> float:
+    notebook = folder / "short.ipynb"
+    jupytext.write(jupytext.read(experiment / "short.py"), notebook)
+    began = time.perf_counter()
+    for number, point in enumerate(tqdm(points, desc="papermill alone", unit="run")):
+        papermill.execute_notebook(
+            notebook,
+            folder / f"alone-{number}.ipynb",
+            point.given,
+            kernel_name="python3",
+            language="python",
+            progress_bar=False,
+        )
+    return time.perf_counter() - began
+
+
+def main(many: int = 10_000, out: Path = Path("benchmarks/results")) -> None:
+    """Print both, and write them with the machine they were measured on."""
+    with tempfile.TemporaryDirectory() as here:
+        results = {"machine": machine(), "sweep": sweep(Path(here))}
+        console.print_json(data=results["sweep"])
+        results["store"] = stores.measure(Path(here) / "store", many)
+        console.print_json(data=results["store"])
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / f"experiments-{datetime.now(UTC):%Y-%m-%d}.json"
+    file.write_text(json.dumps(results, indent=1) + "\n")
+    console.print(f"written to {file}")
+
+
+if __name__ == "__main__":
+    sys.exit(typer.run(main))

@@ -1,0 +1,58 @@
+"""A store of many small runs, written as `qwenlab run` leaves them, and how long it takes to ask it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from qwenlab.runs.find import find, metrics
+from qwenlab.runs.record import METRICS, write_table
+from qwenlab.runs.store import FACTS
+
+
+def fill(root: Path, runs: int) -> None:
+    """Write so many finished runs of one experiment."""
+    rng = np.random.default_rng(0)
+    for number in range(runs):
+        folder = root / "many" / f"{number:016x}"
+        folder.mkdir(parents=True)
+        facts = {
+            "format": 1,
+            "state": "finished",
+            "experiment": "many",
+            "address": f"{number:016x}",
+            "parameters": {"max_tokens": int(2 ** (number % 8)), "checkpoint": ("toy-moe", "toy-dense")[number % 2]},
+            "seed": number // 16,
+            "checkpoints": {"checkpoint": {"source": "toy-moe", "hash": "sha256:0"}},
+            "metrics": {"loss": {"units": "nat", "over": ["text"], "pairs": "text", "better": "lower"}},
+            "code": {"qwenlab": "0", "source": "0", "commit": "0"},
+            "began": f"2026-01-{1 + number % 28:02d}T00:00:00+00:00",
+            "seconds": float(rng.uniform(1, 9)),
+            "exit": {"kind": "finished", "message": ""},
+            "used": {"peak_memory": 2**30},
+        }
+        (folder / FACTS).write_text(json.dumps(facts))
+        rows = [("loss", json.dumps({"text": text}), float(rng.normal()), "nat") for text in range(4)]
+        write_table(pd.DataFrame(rows, columns=["metric", "labels", "value", "units"]), folder / METRICS)
+
+
+def measure(root: Path, runs: int) -> dict[str, Any]:
+    """Seconds of the first question, which reads every run, and of later ones."""
+    fill(root, runs)
+    question = '"params.max_tokens" = 64 AND seed < 5'
+    taken = {}
+    for name in ("the first question", "the same again", "one run later"):
+        if name == "one run later":
+            (root / "many" / f"{0:016x}" / FACTS).touch()
+        began = time.perf_counter()
+        found = find("many", where=question, store=root)
+        taken[name] = time.perf_counter() - began
+    began = time.perf_counter()
+    values = metrics("many", "loss", where=question, store=root)
+    taken["metrics of the runs found"] = time.perf_counter() - began
+    return {"runs": runs, "found": len(found), "values": len(values), "seconds": taken}
