@@ -22,12 +22,13 @@ class Thread:
     """The sequences of one cache, as far as they were read.
 
     columns   of the cache; when it holds another number the next time, it was cropped in between
-    sequence  int [batch]: number of each sequence in reading order
+    numbers   number of each sequence in reading order; `sequence` is the same, int [batch], where the tokens are
     first     int [batch]: as in Reading
     ended     bool [batch]: rows whose newest token ends a text in `generate`
     """
 
     columns: int
+    numbers: range
     sequence: torch.Tensor
     first: torch.Tensor
     ended: torch.Tensor

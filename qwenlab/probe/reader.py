@@ -93,6 +93,7 @@ class Reader:
             row=row,
             group=group,
             first=thread.first,
+            numbers=thread.numbers,
             keys=None if keys is not None and device.type == "cpu" and bool(keys.all()) else keys,
             past=start.past,
             labels=len(self.labels),
@@ -107,9 +108,11 @@ class Reader:
         known = self._threads.get(cache) if past and cache is not None else None
         if known is not None and len(known.sequence) == batch:
             return known
-        sequence = torch.arange(self.sequences, self.sequences + batch, device=device)
+        numbers = range(self.sequences, self.sequences + batch)
         self.sequences += batch
-        return Thread(past, sequence, torch.full_like(sequence, NEVER), torch.zeros_like(sequence, dtype=torch.bool))
+        sequence = torch.arange(numbers.start, numbers.stop, device=device)
+        first, ended = torch.full_like(sequence, NEVER), torch.zeros_like(sequence, dtype=torch.bool)
+        return Thread(past, numbers, sequence, first, ended)
 
     def _fillers(self, thread: Thread, tokens: torch.Tensor) -> torch.Tensor:
         """bool [batch, position]: what `generate` only fills in, the row having ended before the others did.

@@ -31,6 +31,7 @@ class Reading:
     row        int [batch, position]    1 + index of its label; 0 for padding
     group      int [batch, position]    1 + label * FOLDS + fold; 0 for padding
     first      int [batch]              position of the first token of each sequence that was read, without a gap since
+    numbers    [batch]                  number of each sequence in reading order
     keys       bool [batch, past + position]  real columns of the cache, or None when all are
     past       columns that the cache held before
     labels     number of labels so far; `present` are the indices of those that this reading may have
@@ -44,6 +45,7 @@ class Reading:
     row: torch.Tensor
     group: torch.Tensor
     first: torch.Tensor
+    numbers: range
     keys: torch.Tensor | None
     past: int
     labels: int
@@ -149,13 +151,15 @@ class Reading:
         return self._elsewhere[device]
 
 
-def drawn(block: Any, every: int) -> Any:
+def drawn(block: Any, every: int, sequence: Any = 0) -> Any:
     """Position of the token that stands for the block [every * block, every * (block + 1)) of a sequence.
 
-    Always the first, or any other fixed place, would see a text of that period in one phase only; so the place in the
-    block moves from block to block by the golden ratio, as evenly as can be (Knuth, TAOCP 3, section 6.4).
+    Always the first, or any other fixed place, would see a text of that period in one phase only, and of short texts
+    their beginning alone. So the place begins in the middle of the block, and moves from block to block by the golden
+    ratio, as evenly as can be (Knuth, TAOCP 3, section 6.4), and from sequence to sequence by the square root of two.
     """
-    return every * block + (block * 2654435769 % 2**32 * every >> 32)
+    place = (2**31 + block * 2654435769 + sequence * 1779033703) % 2**32
+    return every * block + (place * every >> 32)
 
 
 @dataclass(frozen=True)
@@ -199,21 +203,25 @@ class Sample:
         return Sample(columns, (row_begins + columns).flatten(), few)
 
 
-def _known_columns(reading: Reading, every: int) -> tuple[torch.Tensor, None]:
-    """Where all columns are real, their positions are known without asking the device."""
-    blocks = np.arange(reading.past // every, (reading.past + reading.width - 1) // every + 1)
-    columns = drawn(blocks, every) - reading.past
-    columns = torch.from_numpy(columns[(columns >= 0) & (columns < reading.width)])
-    return columns.to(reading.real.device).expand(reading.batch, -1), None
-
-
 def _found_columns(reading: Reading, every: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Columns [batch, slot], as many as there can be at most, and which of them hold the token that was drawn."""
     slots = torch.arange(reading.width // every + 2, device=reading.position.device)
     # A row without a real token begins at NEVER, and must not overflow.
-    wanted = drawn(reading.begin.clamp_max(2**31) // every + slots, every)
+    sequence = torch.tensor(list(reading.numbers), device=slots.device)[:, None]
+    wanted = drawn(reading.begin.clamp_max(2**31) // every + slots, every, sequence)
     # Positions never fall along a row, so the first column that reaches the wanted one is it or there is none.
     position = torch.where(reading.real, reading.position, -1).cummax(dim=1).values
     columns = torch.searchsorted(position, wanted).clamp_max(reading.width - 1)
     found = (reading.position.gather(1, columns) == wanted) & reading.real.gather(1, columns)
     return columns, found
+
+
+def _known_columns(reading: Reading, every: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The same where all columns are real: their positions are known without asking the device. None: all hold it."""
+    blocks = np.arange(reading.past // every, (reading.past + reading.width - 1) // every + 1)
+    columns = drawn(blocks, every, np.array(reading.numbers)[:, None]) - reading.past
+    found = (columns >= 0) & (columns < reading.width)
+    columns, found = columns[:, found.any(axis=0)], found[:, found.any(axis=0)]
+    device = reading.real.device
+    here = torch.from_numpy(columns.clip(0, reading.width - 1)).to(device)
+    return here, None if found.all() else torch.from_numpy(found).to(device)

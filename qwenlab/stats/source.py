@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any, Literal, ParamSpec, TypeAlias
@@ -58,8 +59,11 @@ def read(source: Source, node: str, *needs: str, by_label: bool = True) -> xr.Da
             f"Give a Recording, or the Dataset of its {PROBES[node]} probe: recording[{node!r}]."
         )
     if "tokens" in data and not data["tokens"].sum() > 0:
+        every = json.loads(data.attrs.get("sample", "{}")).get("every", 1)
+        short = f", or, where texts are short, with {PROBES[node]}(every=1): it measured one token of every {every}"
         raise NothingMeasured(
-            f"The {PROBES[node]} probe read no token.\nRun the model on some text inside the `with` of qwenlab.watch."
+            f"The {PROBES[node]} probe measured no token.\n"
+            f"Run the model on some text inside the `with` of qwenlab.watch{short if every > 1 else ''}."
         )
     numbered = data.assign_coords({dim: np.arange(n) for dim, n in data.sizes.items() if dim not in data.coords})
     return numbered if by_label or "label" not in data.dims else numbered.sum("label", keep_attrs=True)

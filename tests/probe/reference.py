@@ -44,10 +44,11 @@ def layers_where(texts, wanted):
     return [index for index, layer in enumerate(texts[0].layers) if wanted(layer)]
 
 
-def measured(token, every):
-    """Whether it is the token that stands for its block of so many."""
+def measured(token, every, text):
+    """Whether it is the token that stands for its block of so many, in this text of those read."""
     block = token // every
-    return token == every * block + (block * 0x9E3779B9 % 2**32) * every // 2**32
+    place = (0x80000000 + block * 0x9E3779B9 + text.number * 0x6A09E667) % 2**32
+    return token == every * block + place * every // 2**32
 
 
 def deltanet(texts, every=1):
@@ -65,7 +66,7 @@ def deltanet(texts, every=1):
         for index, layer in enumerate(where):
             mixer = text.layers[layer].mixer
             for token in text.read:
-                if not measured(token, every):
+                if not measured(token, every, text):
                     continue
                 label, fold = text.group(token)
                 out["tokens"][label, fold, index] += 1
@@ -102,7 +103,7 @@ def attention(texts, every):
         for index, layer in enumerate(where):
             mixer = text.layers[layer].mixer
             for token in text.read:
-                if not measured(token, every):
+                if not measured(token, every, text):
                     continue
                 label, fold = text.group(token)
                 out["tokens"][label, fold, index] += 1
@@ -145,7 +146,7 @@ def routing(texts, every=1):
                 p, w, top = mlp["probability"][token], mlp["weights"][token], mlp["chosen"][token]
                 ranked = [*sorted(p, reverse=True), 0]
                 out["tokens"][place] += 1
-                if measured(token, every):
+                if measured(token, every, text):
                     out["measured"][place] += 1
                     out["entropy_sum"][place] -= sum(x * np.log(x) for x in p)
                     out["topk_entropy_sum"][place] -= sum(x * np.log(x) for x in w)
@@ -179,7 +180,7 @@ def residual(texts, every=1):
     for text in texts:
         for index, layer in enumerate(text.layers):
             for token in text.read:
-                if not measured(token, every):
+                if not measured(token, every, text):
                     continue
                 place = (*text.group(token), index)
                 out["tokens"][place] += 1

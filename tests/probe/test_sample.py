@@ -21,5 +21,14 @@ def test_no_period_is_met_in_one_phase(every, period):
     assert np.abs(phases - 1 / period).max() < 0.25 / period
 
 
+@pytest.mark.parametrize("every", [2, 8, 64])
+def test_short_texts_are_not_met_at_their_beginning_alone(every):
+    """Of texts of one block, one token each: places spread evenly, a quarter of them in each quarter."""
+    places = drawn(0, every, np.arange(400))
+    assert places[0] == every // 2
+    share = np.histogram(places, bins=min(4, every), range=(0, every))[0] / 400
+    assert np.abs(share - share.mean()).max() < 0.02
+
+
 def test_all_tokens_where_none_is_left_out():
     assert drawn(np.arange(100), 1).tolist() == list(range(100))

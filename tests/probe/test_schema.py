@@ -91,7 +91,7 @@ def test_memory_does_not_grow_with_the_texts_read(small, text):
 
     def feed(model, watching):
         for number in range(50):
-            model(text(30, number)[None])
+            model(text(70, number)[None])
             if number in (0, 49):
                 watching.recording()
                 sizes.append([bytes_held(probe) for probe in probes])

@@ -1,6 +1,5 @@
 """Sweeps on a Ray cluster of several nodes, all of them on this machine."""
 
-import asyncio
 import os
 import shutil
 import signal
@@ -10,25 +9,22 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-import psutil
 import pytest
 
 import qwenlab as ql
 from qwenlab import runs
-from qwenlab.errors import BadArgument, ClusterFailed, MissingExtra, NeedsNotMet
+from qwenlab.errors import BadArgument, MissingExtra, NeedsNotMet
 from qwenlab.runs import cluster as of_cluster, store_at
 from qwenlab.runs.attempt import Stop
 from qwenlab.runs.cluster import run_on
 from qwenlab.runs.points import plan
 from qwenlab.runs.run import job
 from qwenlab.runs.sweep import LAST
-from qwenlab.runs.worker import Folder, Terms, Worker, folder_of
 from tests.runs.doubling import doubling
+from tests.runs.waiting import processes_with, until
 
 ray = pytest.importorskip("ray", reason="needs ray: make remote installs it")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
@@ -65,14 +61,6 @@ def cluster(quiet):
     yield made
     ray.shutdown()
     made.shutdown()
-
-
-def until(what, seconds=60):
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.1)
-    return found
 
 
 def attempts(store):
@@ -214,15 +202,6 @@ def test_a_node_with_another_version_is_an_error_that_names_both(cluster, tmp_pa
     assert not attempts(tmp_path / "runs")
 
 
-def processes_with(mark):
-    found = []
-    for each in psutil.process_iter():
-        with suppress(psutil.Error):
-            if mark in each.environ().get("QWENLAB_TEST", "") and each.status() != psutil.STATUS_ZOMBIE:
-                found.append(each)
-    return found
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_the_kernels_and_says_so_in_the_store(tmp_path, number):
     folder, store = doubling(tmp_path / "doubling", "sweep: {grid: {x: [1, 2, 3, 4], nap: [60.0]}}"), tmp_path / "runs"
@@ -262,41 +241,3 @@ def test_without_its_packages_the_extra_is_named(tmp_path, monkeypatch, missing,
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(MissingExtra, match=rf"on='{on}' needs .*\nRun: pip install 'qwenlab\[ray\]'"):
         runs.run(doubling(tmp_path / "doubling"), store=tmp_path / "runs", on=on)
-
-
-def ask(worker, folder):
-    planned = plan(folder)
-    return asyncio.run(worker.run(job(planned, planned.points[0], force=False)))
-
-
-def test_a_node_that_does_not_see_the_store_is_an_error(tmp_path):
-    folder = doubling(tmp_path / "doubling")
-    worker = Worker(Terms(ql.__version__, "/there", "/there/.witness-1"), partial(folder_of, folder / "notebook.py"))
-    with pytest.raises(ClusterFailed, match=r"does not see the store /there\.\nGive a folder on a file system"):
-        ask(worker, folder)
-
-
-def test_a_node_without_an_extra_is_an_error(tmp_path):
-    folder = doubling(tmp_path / "doubling")
-    terms = Terms(ql.__version__, str(tmp_path), needed={"no_such_module": "spec.yaml:3: it is not installed"})
-    with pytest.raises(NeedsNotMet, match=r"spec.yaml:3: it is not installed\nThe node .* lacks it\."):
-        ask(Worker(terms, partial(folder_of, folder / "notebook.py")), folder)
-
-
-def test_a_notebook_that_differs_on_the_node_and_is_too_large_to_send_is_an_error(tmp_path):
-    folder = doubling(tmp_path / "doubling")
-    sent = Folder({"notebook.py": b"other"}, whole=False)
-    worker = Worker(Terms(ql.__version__, str(tmp_path)), lambda: sent)
-    with pytest.raises(ClusterFailed, match=r"does not have .*notebook.py as the driver has it"):
-        ask(worker, folder)
-
-
-def test_what_is_sent_leaves_out_caches_hidden_files_and_stores(tmp_path, monkeypatch):
-    folder = doubling(tmp_path / "doubling")
-    for name in ("helper.py", ".secret", "__pycache__/helper.pyc", "runs/store.json", "runs/big.bin", "data/a.txt"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text("x" * 100)
-    sent = folder_of(folder / "notebook.py")
-    assert sorted(sent.files) == ["data/a.txt", "helper.py", "notebook.py", "spec.yaml"] and sent.whole
-    monkeypatch.setattr("qwenlab.runs.worker.LARGEST", 300)
-    assert folder_of(folder / "notebook.py") == Folder({"notebook.py": sent.files["notebook.py"]}, whole=False)

@@ -101,7 +101,12 @@ def test_what_is_no_dataset_is_refused():
 def test_nothing_read_is_refused():
     node = made_recording()["routing"]
     node["tokens"] = node["tokens"] * 0
-    with pytest.raises(NothingMeasured, match="Routing probe read no token"):
+    with pytest.raises(NothingMeasured, match=r"Routing probe measured no token\.\nRun .* of qwenlab\.watch\.$"):
+        stats.routing(node)
+    node.attrs["sample"] = '{"every": 8}'
+    with pytest.raises(
+        NothingMeasured, match=r"texts are short, with Routing\(every=1\): .* of every 8\.$"
+    ):
         stats.routing(node)
 
 
