@@ -52,7 +52,7 @@ console = Console(width=120)
 
 
 def sweep(folder: Path) -> dict[str, Any]:
-    """Twelve runs on a toy, by papermill alone, in cold kernels and in one warm kernel: seconds and loads of weights."""
+    """Twelve runs on a toy, by papermill alone, in cold kernels and in a warm one: seconds and loads of weights."""
     experiment = folder / "short"
     experiment.mkdir()
     (experiment / "short.py").write_text(NOTEBOOK)

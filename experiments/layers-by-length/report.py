@@ -11,14 +11,20 @@ from matplotlib.figure import Figure
 import qwenlab as ql
 
 HERE = Path(__file__).parent
-EXPERIMENT = HERE.name
+PLAN = ql.runs.plan(HERE)
 KINDS = ("linear_attention", "full_attention")
 WHO = ["params.checkpoint", "params.context"]
 
 
+def number(value: float) -> str:
+    """Three digits, or whole."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def spread(values: pd.Series) -> str:
-    """Median over runs, with the smallest and the largest."""
-    return f"{values.median():.3g} [{values.min():.3g}, {values.max():.3g}]"
+    """Median over runs, with the smallest and the largest; one number where all are the same."""
+    middle, low, high = (number(each) for each in (values.median(), values.min(), values.max()))
+    return middle if low == high else f"{middle} [{low}, {high}]"
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -47,7 +53,8 @@ def figure(seconds: pd.DataFrame, half_life: pd.DataFrame, distance: pd.DataFram
                 of_kind = seconds[(seconds["mixer_kind"] == kind) & (seconds["phase"] == phase)]
                 plot(axes, 1e6 * of_toy(of_kind, toy), colour, line, label)
             plot(right, of_toy(horizons[kind], toy), colour, line, label)
-    right.plot(contexts := sorted(seconds["params.context"].unique()), [each / 2 for each in contexts], ":", color="0.5")
+    contexts = sorted(seconds["params.context"].unique())
+    right.plot(contexts, [each / 2 for each in contexts], ":", color="0.5")
     right.annotate("half of the context", (contexts[1], contexts[1] / 2), color="0.4", va="bottom", ha="right")
     for axes, title, unit in (
         (left, "Prefill: time of one mixer", "µs a token"),
@@ -70,9 +77,9 @@ def plot(axes: plt.Axes, values: pd.Series, colour: str, line: str, label: str) 
 
 
 def main() -> None:
-    named = {name: ql.runs.metrics(EXPERIMENT, name) for name in ("seconds", "flops", "cache")}
-    horizons = {name: ql.runs.metrics(EXPERIMENT, name) for name in ("half_life", "attention_distance")}
-    runs = ql.runs.find(EXPERIMENT)
+    named = {name: ql.runs.metrics(PLAN, name) for name in ("seconds", "flops", "cache")}
+    horizons = {name: ql.runs.metrics(PLAN, name) for name in ("half_life", "attention_distance")}
+    runs = ql.runs.find(PLAN)
     facts = ql.runs.facts(runs["name"].iloc[0])
     (HERE / "figures").mkdir(exist_ok=True)
     figure(named["seconds"], *horizons.values()).savefig(HERE / "figures" / "by_context.png", dpi=150)

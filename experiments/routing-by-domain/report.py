@@ -11,13 +11,19 @@ from matplotlib.figure import Figure
 import qwenlab as ql
 
 HERE = Path(__file__).parent
-EXPERIMENT = HERE.name
+PLAN = ql.runs.plan(HERE)
 TEXTS = "params.texts_per_domain"
 
 
+def number(value: float) -> str:
+    """Three digits, or whole."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def spread(values: pd.Series) -> str:
-    """Median over seeds, with the smallest and the largest."""
-    return f"{values.median():.3g} [{values.min():.3g}, {values.max():.3g}]"
+    """Median over seeds, with the smallest and the largest; one number where all are the same."""
+    middle, low, high = (number(each) for each in (values.median(), values.min(), values.max()))
+    return middle if low == high else f"{middle} [{low}, {high}]"
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -29,7 +35,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 def by_layer(name: str) -> pd.DataFrame:
     """One row a layer, one column a number of texts."""
-    table = ql.runs.metrics(EXPERIMENT, name).groupby(["layer", TEXTS])["value"].agg(spread).unstack()
+    table = ql.runs.metrics(PLAN, name).groupby(["layer", TEXTS])["value"].agg(spread).unstack()
     table.columns = [f"{texts} texts a domain" for texts in table.columns]
     return table
 
@@ -37,12 +43,12 @@ def by_layer(name: str) -> pd.DataFrame:
 @ql.plots.style()
 def figure() -> Figure:
     """Information on the domain by layer, beside the shuffled control, for each number of texts."""
-    named = {name: ql.runs.metrics(EXPERIMENT, name) for name in ("information", "shuffled")}
+    named = {name: ql.runs.metrics(PLAN, name) for name in ("information", "shuffled")}
     numbers = sorted(named["information"][TEXTS].unique())
     drawn, grid = plt.subplots(1, len(numbers), figsize=(10, 3.2), sharey=True, layout="constrained")
     for axes, texts in zip(grid, numbers, strict=True):
-        for (name, values), colour, label in zip(
-            named.items(), ("#0072B2", "0.6"), ("domains as they are", "domains shuffled over texts"), strict=True
+        for values, colour, label in zip(
+            named.values(), ("#0072B2", "0.6"), ("domains as they are", "domains shuffled over texts"), strict=True
         ):
             seeds = values[values[TEXTS] == texts].groupby("layer")["value"].agg(["median", "min", "max"])
             axes.fill_between(seeds.index, seeds["min"], seeds["max"], color=colour, alpha=0.25, linewidth=0)
@@ -54,7 +60,7 @@ def figure() -> Figure:
 
 
 def main() -> None:
-    runs = ql.runs.find(EXPERIMENT)
+    runs = ql.runs.find(PLAN)
     facts = ql.runs.facts(runs["name"].iloc[0])
     (HERE / "figures").mkdir(exist_ok=True)
     figure().savefig(HERE / "figures" / "information.png", dpi=150)

@@ -116,7 +116,7 @@ def digest(tensor: torch.Tensor) -> str:
     """A hash of a tensor's bytes; on a GPU, their `place_sum`, made there."""
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     if flat.device.type == "cpu":
-        return hashlib.sha256(flat.numpy()).hexdigest()
+        return hashlib.sha256(flat.numpy().data).hexdigest()
     return str(place_sum(flat))
 
 

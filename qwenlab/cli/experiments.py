@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from qwenlab import runs
-from qwenlab.runs.source import parsed
+from qwenlab.runs.spec.source import parsed
 
 if TYPE_CHECKING:
-    from qwenlab.runs.points import Plan
-    from qwenlab.runs.run import Result
+    from qwenlab.runs.spec.points import Plan
+    from qwenlab.runs.sweep.run import Result
 
 STORE = typer.Option(help="A folder, or an address such as s3://bucket/runs. Default: $QWENLAB_STORE, or else ./runs.")
 

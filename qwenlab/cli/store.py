@@ -18,7 +18,7 @@ from qwenlab.cli.experiments import STORE
 if TYPE_CHECKING:
     import pandas as pd
 
-    from qwenlab.runs.compare import Comparison
+    from qwenlab.runs.store.compare import Comparison
 
 app = typer.Typer(help="The runs that the store holds.", no_args_is_help=True)
 _COLUMNS = ("name", "state", "seed", "began", "seconds", "exit")

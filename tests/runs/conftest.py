@@ -11,7 +11,7 @@ import yaml
 
 from qwenlab.kernels.engine import release
 from qwenlab.runs.record import METRICS, write_table
-from qwenlab.runs.store import FACTS
+from qwenlab.runs.store.store import FACTS
 
 NOTEBOOK = """\
 # %% tags=["parameters"]

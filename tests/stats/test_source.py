@@ -104,9 +104,7 @@ def test_nothing_read_is_refused():
     with pytest.raises(NothingMeasured, match=r"Routing probe measured no token\.\nRun .* of qwenlab\.watch\.$"):
         stats.routing(node)
     node.attrs["sample"] = '{"every": 8}'
-    with pytest.raises(
-        NothingMeasured, match=r"texts are short, with Routing\(every=1\): .* of every 8\.$"
-    ):
+    with pytest.raises(NothingMeasured, match=r"texts are short, with Routing\(every=1\): .* of every 8\.$"):
         stats.routing(node)
 
 

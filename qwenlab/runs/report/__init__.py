@@ -1,0 +1,1 @@
+"""Runs for people and programs elsewhere: a page, and MLflow."""

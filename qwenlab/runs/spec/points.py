@@ -1,0 +1,269 @@
+"""From a spec to its points: every run that it asks for, checked against the notebook before any of them starts."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from qwenlab import __version__
+from qwenlab.checkpoint.identity import hash_of
+from qwenlab.errors import BadParameter, BadSpec, MissingParameter, UnknownParameter
+from qwenlab.kernels.notebook import read_notebook
+from qwenlab.kernels.parameters import Parameters
+from qwenlab.kernels.secrets import is_secret, redacted
+from qwenlab.runs.spec.source import Source
+from qwenlab.runs.spec.spec import Range, Spec, Values, read_spec
+
+RESERVED = ("datasets", "figures")
+"""Words that `record` takes beside metrics."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run that is asked for: its parameters, all of them, and its seed."""
+
+    experiment: str
+    parameters: dict[str, Any]
+    seed: int
+    given: dict[str, Any]  # those that the spec gives, as they are handed to the notebook
+    checkpoints: dict[str, dict[str, str]]  # parameter -> source and hash
+    address: str
+
+    @property
+    def name(self) -> str:
+        """`experiment/address`."""
+        return f"{self.experiment}/{self.address}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment, checked: the spec, the notebook, and every point."""
+
+    experiment: str
+    spec: Spec
+    source: Source
+    notebook_path: Path
+    notebook_hash: str
+    points: list[Point]
+    swept: list[str] = field(default_factory=list)  # parameters that differ between points
+
+    def describe(self, point: Point) -> str:
+        """What sets a point apart from the others."""
+        parts = [f"{name}={redacted(point.parameters)[name]}" for name in self.swept]
+        return " ".join([*parts, f"seed={point.seed}"] if len(self.spec.seeds) > 1 or not parts else parts)
+
+
+def plan(
+    folder: str | Path,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    only: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Read and check an experiment.
+
+    settings  values that every point takes, in place of the spec's
+    only      leave out the points that have other values
+
+    Raises UnknownExperiment, BadSpec, UnknownParameter, BadParameter, MissingParameter, and what opening a checkpoint
+    raises: each names the file and the line.
+    """
+    spec, source = read_spec(Path(folder))
+    notebook_path = (source.path.parent / spec.notebook).resolve()
+    if not notebook_path.is_file():
+        raise BadSpec(f"{source.at('notebook')}: there is no notebook at {notebook_path}.")
+    notebook, declared = read_notebook(notebook_path)
+    if not declared.tagged:
+        raise BadSpec(f"{source.at('notebook')}: {notebook_path} has no parameters cell: tag one 'parameters'.")
+    _check_metrics(notebook, notebook_path, spec, source)
+    combinations = list(_combinations(spec, source, settings or {}))
+    for values in combinations:
+        _check(values, declared, source)
+    if len(spec.seeds) > 1 and "seed" not in declared.by_name:
+        raise BadSpec(f"{source.at('seeds')}: the notebook has no parameter `seed`, so its runs would be alike.")
+
+    experiment, notebook_hash = source.path.parent.name, _hash_of_cells(notebook)
+    points = [
+        _point(experiment, spec, notebook_hash, declared, {name: value for name, (value, _) in values.items()}, seed)
+        for values in combinations
+        for seed in spec.seeds
+    ]
+    if doubled := len(points) - len({point.address for point in points}):
+        raise BadSpec(f"{source.at('sweep')}: {doubled} of {len(points)} points are asked for more than once.")
+    swept = [
+        name
+        for name in dict.fromkeys(name for values in combinations for name in values)
+        if len({json.dumps(point.parameters[name]) for point in points}) > 1
+    ]
+    chosen = _only(points, only or {}, declared)
+    return Plan(experiment, spec, source, notebook_path, notebook_hash, chosen, swept)
+
+
+Given = dict[str, tuple[Any, str]]
+"""Parameter -> its value, and where the spec says it."""
+
+
+def _combinations(spec: Spec, source: Source, settings: Mapping[str, Any]) -> Iterator[Given]:
+    """The parameters that the spec gives, for every point of its sweep."""
+    fixed = {name: (value, source.at("parameters", name)) for name, value in spec.parameters.items()}
+    fixed |= {name: (value, "--set") for name, value in settings.items()}
+    seen: dict[str, tuple[str, ...]] = {name: ("parameters", name) for name in spec.parameters}
+    for kind, names in (
+        ("grid", spec.sweep.grid),
+        ("zip", spec.sweep.zipped),
+        ("list", {name: None for one in spec.sweep.listed for name in one}),
+    ):
+        for name in names:
+            if name in seen:
+                raise BadSpec(
+                    f"{source.at('sweep', kind, name)}: {name!r} already has values at {source.at(*seen[name])}."
+                )
+            seen[name] = ("sweep", kind, name)
+    grid, zipped = (
+        [_choices(source, ("sweep", kind, name), each) for name, each in swept.items() if name not in settings]
+        for kind, swept in (("grid", spec.sweep.grid), ("zip", spec.sweep.zipped))
+    )
+    if len({len(values) for values in zipped}) > 1:
+        lengths = ", ".join(f"{each[0][0]}: {len(each)}" for each in zipped)
+        raise BadSpec(f"{source.at('sweep', 'zip')}: what is zipped must be of one length, not {lengths}.")
+    together = [dict(pairs) for pairs in zip(*zipped, strict=True)] if zipped else [{}]
+    listed = [
+        {n: (value, source.at("sweep", "list", index, n)) for n, value in one.items() if n not in settings}
+        for index, one in enumerate(spec.sweep.listed)
+    ] or [{}]
+    for one in itertools.product(*grid):
+        for other, third in itertools.product(together, listed):
+            point = {**fixed, **dict(one), **other, **third}
+            yield point
+
+
+def _choices(source: Source, key: tuple[str, str, str], values: Values) -> list[tuple[str, tuple[Any, str]]]:
+    numbers = values.values() if isinstance(values, Range) else values
+    if not numbers:
+        raise BadSpec(f"{source.at(*key)}: {key[-1]!r} is swept over no value.")
+    return [(key[-1], (value, source.at(*key, index))) for index, value in enumerate(numbers)]
+
+
+def _check(values: Given, declared: Parameters, source: Source) -> None:
+    """Raise what is wrong with these values, with the line that says so."""
+    for name, (value, where) in values.items():
+        try:
+            declared.check_one(name, _revealed(name, value))
+        except (UnknownParameter, BadParameter) as error:
+            raise type(error)(f"{where}: {error}") from None
+    if "seed" in values:
+        raise BadSpec(f"{values['seed'][1]}: give `seeds:`, not a parameter `seed`: it is part of what a run is.")
+    try:
+        declared.filled({name: value for name, (value, _) in values.items()} | {"seed": 0})
+    except MissingParameter as error:
+        raise MissingParameter(f"{source.at('parameters')}: {error}") from None
+
+
+def _revealed(name: str, value: Any) -> Any:
+    """A secret may be given as `{env: NAME}`: it is read from there when the run starts."""
+    if is_secret(name) and isinstance(value, dict) and set(value) == {"env"}:
+        return os.environ.get(value["env"], "")
+    return value
+
+
+def revealed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as the notebook is to have them, secrets included."""
+    return {name: _revealed(name, value) for name, value in given.items()}
+
+
+def _point(
+    experiment: str, spec: Spec, notebook_hash: str, declared: Parameters, given: dict[str, Any], seed: int
+) -> Point:
+    given = given | ({"seed": seed} if "seed" in declared.by_name else {})
+    full = declared.filled(given)
+    checkpoints = {
+        name: {"source": str(value), "hash": hash_of(value, full.get("revision"))}
+        for name, value in full.items()
+        if (name == "checkpoint" or name.endswith("_checkpoint")) and value is not None
+    }
+    address = address_of(
+        {
+            "experiment": experiment,
+            "notebook": notebook_hash,
+            "parameters": redacted(full),
+            "seed": seed,
+            "package": __version__,
+            "checkpoints": {name: known["hash"] for name, known in checkpoints.items()},
+            "metrics": {name: metric.model_dump() for name, metric in spec.metrics.items()},
+        }
+    )
+    return Point(experiment, full, seed, given, checkpoints, address)
+
+
+def address_of(what: Mapping[str, Any]) -> str:
+    """The name of a run that is made of what it is: 16 hexadecimal digits of the SHA-256 of its canonical JSON."""
+    canonical = json.dumps(what, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _hash_of_cells(notebook: Any) -> str:
+    """Of the code alone: prose may be mended without running everything again."""
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    return hashlib.sha256(json.dumps(code).encode()).hexdigest()[:16]
+
+
+def _only(points: list[Point], only: Mapping[str, Any], declared: Parameters) -> list[Point]:
+    for name in only:
+        if name != "seed" and name not in declared.by_name:
+            declared.check_one(name, None)
+    kept = [
+        point
+        for point in points
+        if all((point.seed if name == "seed" else point.parameters[name]) == value for name, value in only.items())
+    ]
+    if not kept:
+        have = "; ".join(
+            f"{name}: {sorted({str(point.seed if name == 'seed' else point.parameters[name]) for point in points})}"
+            for name in only
+        )
+        raise BadParameter(f"--only leaves no point. They have {have}.")
+    return kept
+
+
+def _check_metrics(notebook: Any, path: Path, spec: Spec, source: Source) -> None:
+    """Hold the metrics that the notebook records to those that the spec declares, as far as can be read from it."""
+    recorded: dict[str, str] = {}
+    open_ended = False
+    for index, cell in enumerate(notebook.cells):
+        for call in _calls_of_record(cell):
+            for word in call.keywords:
+                if word.arg is None:
+                    open_ended = True
+                elif word.arg not in RESERVED:
+                    recorded.setdefault(word.arg, f"{path}, cell {index + 1}, line {word.value.lineno}")
+    for name, where in recorded.items():
+        if name not in spec.metrics:
+            near = get_close_matches(name, spec.metrics, n=1)
+            mend = f"did you mean {near[0]!r}?" if near else "declare it with its units."
+            raise BadSpec(f"{source.at('metrics')}: {where} records {name!r}, which is not declared: {mend}")
+    for name in spec.metrics:
+        if name not in recorded and not open_ended:
+            raise BadSpec(f"{source.at('metrics', name)}: {path} never records {name!r}.")
+
+
+def _calls_of_record(cell: Any) -> Iterator[ast.Call]:
+    """Calls of `runs.record(...)`, or of a bare `record(...)`."""
+    if cell.cell_type != "code":
+        return
+    lines = ["" if line.lstrip().startswith(("%", "!")) else line for line in cell.source.splitlines()]
+    try:
+        tree = ast.parse("\n".join(lines))
+    except SyntaxError:
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("runs.record", "record")):
+            name = ast.unparse(node.func)
+            if name == "record" or name.endswith("runs.record"):
+                yield node

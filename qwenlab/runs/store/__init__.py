@@ -1,0 +1,1 @@
+"""What was run: kept, found and compared."""
