@@ -55,15 +55,17 @@ def figure(seconds: pd.DataFrame, half_life: pd.DataFrame, distance: pd.DataFram
             plot(right, of_toy(horizons[kind], toy), colour, line, label)
     contexts = sorted(seconds["params.context"].unique())
     right.plot(contexts, [each / 2 for each in contexts], ":", color="0.5")
-    right.annotate("half of the context", (contexts[1], contexts[1] / 2), color="0.4", va="bottom", ha="right")
+    right.annotate("half of the context", (contexts[-1], contexts[-1] / 2), color="0.4", va="bottom", ha="right")
     for axes, title, unit in (
         (left, "Prefill: time of one mixer", "µs a token"),
         (middle, "Decode: time of one mixer", "µs a token"),
         (right, "Horizon", "tokens"),
     ):
-        axes.set(title=title, ylabel=unit, xlabel="context (tokens)", xscale="log", yscale="log")
+        axes.set(title=title, ylabel=unit, xlabel="context (tokens)", xscale="log")
         axes.set_xticks(contexts, [f"{each:,}" for each in contexts])
         axes.minorticks_off()
+        axes.set_ylim(bottom=0)
+    right.set(yscale="log", ylim=(1, None))
     left.legend(fontsize="small")
     return drawn
 

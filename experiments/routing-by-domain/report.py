@@ -48,7 +48,7 @@ def figure() -> Figure:
     drawn, grid = plt.subplots(1, len(numbers), figsize=(10, 3.2), sharey=True, layout="constrained")
     for axes, texts in zip(grid, numbers, strict=True):
         for values, colour, label in zip(
-            named.values(), ("#0072B2", "0.6"), ("domains as they are", "domains shuffled over texts"), strict=True
+            named.values(), ("#009E73", "0.6"), ("domains as they are", "domains shuffled over texts"), strict=True
         ):
             seeds = values[values[TEXTS] == texts].groupby("layer")["value"].agg(["median", "min", "max"])
             axes.fill_between(seeds.index, seeds["min"], seeds["max"], color=colour, alpha=0.25, linewidth=0)
