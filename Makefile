@@ -40,6 +40,7 @@ oldest: .venv-oldest/installed ## the probe and checkpoint tests on the oldest t
 bench: $(INSTALLED) ## what watching costs, as ratios to the bare forward
 	$(RUN) -m pip install --quiet -c constraints.txt -e '.[bench]'
 	$(STEADY) $(RUN) -m benchmarks
+	$(RUN) -m benchmarks.experiments
 
 lab: $(INSTALLED) ## JupyterLab in notebooks/, each .py there paired with an .ipynb
 	$(RUN) -m jupytext --quiet --sync notebooks/*.py

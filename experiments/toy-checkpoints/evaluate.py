@@ -1,25 +1,20 @@
-"""Measure the shipped toys on held-out text and write REPORT.md; `--runs FOLDER` after a training."""
+"""What a toy shows on held-out text: losses, recall, what carries it, drafts, routing."""
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from report import thinned, write_report
 from scipy import stats
 from tqdm.auto import tqdm
 
 import qwenlab as ql
 from qwenlab.checkpoint.decoder import decoder_of
 
-TOYS = ("toy-dense", "toy-moe")
 PAIRS = (2, 4, 8, 16, 24, 32, 40, 52)
 TEXTS = 40
 MAX_TOKENS = 256
@@ -142,43 +137,3 @@ def routing(checkpoint: Any) -> dict[str, Any]:
             name: found[name].values.tolist() for name in found.data_vars if found[name].dims == ("layer",)
         },
     }
-
-
-def trained(here: Path, runs: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Recipe and loss curves of each toy: of these runs, or those that were kept when the shipped files were made."""
-    if runs is None:
-        kept = json.loads((here / "results.json").read_text())
-        return {name: found["recipe"] for name, found in kept.items()}, json.loads((here / "losses.json").read_text())
-    recipes = {name: json.loads((runs / name / "recipe.json").read_text()) for name in TOYS}
-    logs = {name: (runs / name / "losses.jsonl").read_text().splitlines() for name in TOYS}
-    return recipes, {name: thinned([json.loads(line) for line in lines]) for name, lines in logs.items()}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=Path, help="folder of the runs of train.py, by toy; by default those kept here")
-    arguments = parser.parse_args()
-    here = Path(__file__).parent
-    recipes, curves = trained(here, arguments.runs)
-    results = {}
-    for name in tqdm(TOYS, desc="toys"):
-        checkpoint = ql.open(name)
-        found = {
-            "hash": checkpoint.facts.hash,
-            "parameters": checkpoint.facts.parameters,
-            "losses": losses(checkpoint),
-            "recall": recall(checkpoint),
-            "carriers": carriers(checkpoint),
-            "drafts": drafts(checkpoint),
-        }
-        if name == "toy-moe":
-            found["routing"] = routing(checkpoint)
-        found["recipe"] = recipes[name]
-        results[name] = found
-    (here / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    (here / "losses.json").write_text(json.dumps(curves) + "\n")
-    write_report(here, results, curves)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,11 +1,13 @@
-"""REPORT.md and its figures, from the results of evaluate.py and the curves of train.py."""
+"""Write REPORT.md and its figures from the runs in the store, and the recipe and curves of the training."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from matplotlib.figure import Figure
 
 import qwenlab as ql
@@ -167,3 +169,30 @@ def recall_by_pairs(results: dict[str, Any]) -> Figure:
     panel.minorticks_off()
     panel.legend(loc="center right")
     return figure
+
+
+def trained(here: Path, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Recipe and loss curves of each toy: of the trainings in this folder, or those kept here of the shipped files."""
+    if not folder.is_dir():
+        return json.loads((here / "recipes.json").read_text()), json.loads((here / "losses.json").read_text())
+    recipes = {each.parent.name: json.loads(each.read_text()) for each in sorted(folder.glob("*/recipe.json"))}
+    logs = {name: (folder / name / "losses.jsonl").read_text().splitlines() for name in recipes}
+    return recipes, {name: thinned([json.loads(line) for line in lines]) for name, lines in logs.items()}
+
+
+def main() -> None:
+    here = Path(__file__).parent
+    recipes, curves = trained(here, here.parents[1] / "runs" / "toy-trainings")
+    results = {}
+    for run in ql.runs.find(ql.runs.plan(here))["name"]:
+        facts = ql.runs.facts(run)
+        name = facts["parameters"]["checkpoint"]
+        kept = Path(ql.runs.store_at().url) / facts["folder"] / "datasets" / "results.nc"
+        results[name] = json.loads(xr.load_dataset(kept).attrs["json"]) | {"recipe": recipes[name]}
+    for name, content in (("recipes", recipes), ("losses", curves)):
+        (here / f"{name}.json").write_text(json.dumps(content) + "\n")
+    write_report(here, results, curves)
+
+
+if __name__ == "__main__":
+    main()

@@ -86,7 +86,13 @@ def written(root: Path, number: int, metrics: Rows, *, experiment: str = "small"
         "seed": 0,
         "checkpoints": {},
         "metrics": {
-            name: {"units": units, "over": list(labels), "pairs": next(iter(labels), None), "better": "lower"}
+            name: {
+                "units": units,
+                "over": list(labels),
+                "pairs": next(iter(labels), None),
+                "better": "lower",
+                "meaning": "",
+            }
             for name, labels, _, units in metrics
         },
         "attempt": 1,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import itertools
 import json
@@ -19,6 +18,7 @@ from qwenlab.errors import BadParameter, BadSpec, MissingParameter, UnknownParam
 from qwenlab.kernels.notebook import read_notebook
 from qwenlab.kernels.parameters import Parameters
 from qwenlab.kernels.secrets import is_secret, redacted
+from qwenlab.runs.spec.code import calls_of_record, code_hash
 from qwenlab.runs.spec.source import Source
 from qwenlab.runs.spec.spec import Range, Spec, Values, read_spec
 
@@ -89,7 +89,7 @@ def plan(
     if len(spec.seeds) > 1 and "seed" not in declared.by_name:
         raise BadSpec(f"{source.at('seeds')}: the notebook has no parameter `seed`, so its runs would be alike.")
 
-    experiment, notebook_hash = source.path.parent.name, _hash_of_cells(notebook)
+    experiment, notebook_hash = source.path.parent.name, code_hash(notebook, notebook_path.parent)
     points = [
         _point(experiment, spec, notebook_hash, declared, {name: value for name, (value, _) in values.items()}, seed)
         for values in combinations
@@ -208,12 +208,6 @@ def address_of(what: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def _hash_of_cells(notebook: Any) -> str:
-    """Of the code alone: prose may be mended without running everything again."""
-    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    return hashlib.sha256(json.dumps(code).encode()).hexdigest()[:16]
-
-
 def _only(points: list[Point], only: Mapping[str, Any], declared: Parameters) -> list[Point]:
     for name in only:
         if name != "seed" and name not in declared.by_name:
@@ -237,7 +231,7 @@ def _check_metrics(notebook: Any, path: Path, spec: Spec, source: Source) -> Non
     recorded: dict[str, str] = {}
     open_ended = False
     for index, cell in enumerate(notebook.cells):
-        for call in _calls_of_record(cell):
+        for call in calls_of_record(cell):
             for word in call.keywords:
                 if word.arg is None:
                     open_ended = True
@@ -251,19 +245,3 @@ def _check_metrics(notebook: Any, path: Path, spec: Spec, source: Source) -> Non
     for name in spec.metrics:
         if name not in recorded and not open_ended:
             raise BadSpec(f"{source.at('metrics', name)}: {path} never records {name!r}.")
-
-
-def _calls_of_record(cell: Any) -> Iterator[ast.Call]:
-    """Calls of `runs.record(...)`, or of a bare `record(...)`."""
-    if cell.cell_type != "code":
-        return
-    lines = ["" if line.lstrip().startswith(("%", "!")) else line for line in cell.source.splitlines()]
-    try:
-        tree = ast.parse("\n".join(lines))
-    except SyntaxError:
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("runs.record", "record")):
-            name = ast.unparse(node.func)
-            if name == "record" or name.endswith("runs.record"):
-                yield node

@@ -113,6 +113,17 @@ class TestTheAddress:
         before = plan(experiment()).points[0].address
         assert plan(experiment("# %% [markdown]\n# Prose.\n\n" + NOTEBOOK)).points[0].address == before
 
+    def test_holds_the_files_beside_the_notebook_that_it_imports(self, experiment):
+        folder = experiment(NOTEBOOK.replace("import numpy", "def later():\n    import first\n\n\nimport numpy"))
+        (folder / "first.py").write_text("from second import y")
+        (folder / "second.py").write_text("y = 1")
+        (folder / "third.py").write_text("z = 1")
+        before = plan(folder).points[0].address
+        (folder / "third.py").write_text("z = 2")
+        assert plan(folder).points[0].address == before
+        (folder / "second.py").write_text("y = 2")
+        assert plan(folder).points[0].address != before
+
     @pytest.mark.parametrize(
         "changes",
         [
