@@ -5,18 +5,34 @@ from pathlib import Path
 
 import pytest
 
+import qwenlab as ql
+from tests.runs.conftest import written
+
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
 def test_the_readme_shows_code():
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=["look", "train"])
+@pytest.mark.parametrize("block", BLOCKS, ids=["look", "train", "compare"])
 def test_the_code_runs(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for number in (1, 2):  # what the sweep of the README would have left
+        rows = [("half_life", {"layer": layer}, 3.0 + number, "token") for layer in range(6)]
+        written(tmp_path / "runs", number, rows, experiment="layers-by-length")
     exec(compile(block, "README.md", "exec"), {})
+
+
+def test_its_spec_is_one(tmp_path):
+    (spec,) = re.findall(r"^```yaml\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    folder = tmp_path / "half-life"
+    folder.mkdir()
+    (folder / "spec.yaml").write_text(spec)
+    parameters = 'checkpoint: str = "toy-moe"\ncontext: int = 1\nseed: int = 0'
+    (folder / "half_life.py").write_text(f'# %% tags=["parameters"]\n{parameters}\n\n# %%\nrecord(half_life=1)\n')
+    assert len(ql.runs.plan(folder).points) == 2 * 4 * 3
 
 
 def test_its_links_and_make_targets_exist():

@@ -1,0 +1,51 @@
+"""The experiments that ship: their specs hold, their notebooks run, their reports are of the spec as it is."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import qwenlab as ql
+
+EXPERIMENTS = sorted(file.parent for file in (Path(__file__).parents[2] / "experiments").glob("*/spec.yaml"))
+by_name = pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.name)
+SMALL = {
+    "layers-by-length": (dict(tokens=128, repeats=1, decode_steps=2), dict(context=64, seed=0, checkpoint="toy-moe")),
+    "routing-by-domain": (dict(max_tokens=32), dict(texts_per_domain=6, seed=0)),
+}
+
+
+def test_they_are_there():
+    assert [folder.name for folder in EXPERIMENTS] == ["layers-by-length", "routing-by-domain", "toy-checkpoints"]
+
+
+@by_name
+def test_every_point_is_checked_and_every_metric_says_what_it_is(folder):
+    planned = ql.runs.plan(folder)
+    assert len(planned.points) >= 2
+    assert all(len(metric.meaning) > 10 for metric in planned.spec.metrics.values())
+
+
+@by_name
+def test_the_report_has_its_figures(folder):
+    report = (folder / "REPORT.md").read_text()
+    assert "@" not in report
+    for link in re.findall(r"\]\(([^)]+)\)", report):
+        assert (folder / link).exists(), link
+
+
+@by_name
+def test_a_misspelt_parameter_is_found(folder):
+    with pytest.raises(ql.errors.UnknownParameter, match="did you mean 'checkpoint'"):
+        ql.runs.plan(folder, settings={"checkpiont": "toy-moe"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", EXPERIMENTS[:2], ids=lambda folder: folder.name)
+def test_a_point_of_it_runs(folder, tmp_path):
+    settings, only = SMALL[folder.name]
+    result = ql.runs.run(folder, settings=settings, only=only, store=tmp_path)
+    assert result.complete, result.outcomes
+    table = ql.runs.metrics(folder.name, store=tmp_path)
+    assert set(table["metric"]) == set(result.plan.spec.metrics)
+    assert table["value"].notna().all()
