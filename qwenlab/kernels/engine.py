@@ -129,8 +129,8 @@ class Client(PapermillNotebookClient):
 
     def papermill_execute_cells(self) -> None:
         for index, cell in enumerate(self.nb.cells):
-            self.nb_man.cell_start(cell, index)
             try:
+                self.nb_man.cell_start(cell, index)
                 self.execute_cell(cell, index)
             except CellExecutionError as error:
                 self.nb_man.cell_exception(self.nb.cells[index], index, exception=error)

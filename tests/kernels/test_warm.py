@@ -75,6 +75,7 @@ def test_a_module_beside_the_notebook_is_read_again(two, tmp_path):
     assert two(change, "import helper; print(helper.value)") == "22"
 
 
+@pytest.mark.slow
 def test_what_is_left_running_costs_the_kernel(run):
     release()
     left = run("import threading, time; threading.Thread(target=time.sleep, args=(9,), name='worker').start()")
@@ -82,12 +83,14 @@ def test_what_is_left_running_costs_the_kernel(run):
     assert run("1").metadata.papermill["qwenlab"]["runs_in_kernel"] == 1
 
 
+@pytest.mark.slow
 def test_a_kernel_is_replaced_after_so_many_notebooks(run, monkeypatch):
     release()
     monkeypatch.setattr(engine, "LIFETIME", 2)
     assert [run("1").metadata.papermill["qwenlab"]["runs_in_kernel"] for _ in range(3)] == [1, 2, 1]
 
 
+@pytest.mark.slow
 def test_a_kernel_that_has_grown_is_replaced(run, monkeypatch):
     release()
     monkeypatch.setattr(engine, "GROWTH", 50 * 2**20)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from qwenlab import __version__
-from qwenlab.checkpoint.identity import hash_of
 from qwenlab.errors import BadParameter, BadSpec, MissingParameter, UnknownParameter
 from qwenlab.kernels.notebook import read_notebook
 from qwenlab.kernels.parameters import Parameters
@@ -183,11 +182,8 @@ def _point(
 ) -> Point:
     given = given | ({"seed": seed} if "seed" in declared.by_name else {})
     full = declared.filled(given)
-    checkpoints = {
-        name: {"source": str(value), "hash": hash_of(value, full.get("revision"))}
-        for name, value in full.items()
-        if (name == "checkpoint" or name.endswith("_checkpoint")) and value is not None
-    }
+    named = [name for name in full if name == "checkpoint" or name.endswith("_checkpoint")]
+    checkpoints = _checkpoints({name: full[name] for name in named if full[name] is not None}, full.get("revision"))
     address = address_of(
         {
             "experiment": experiment,
@@ -200,6 +196,15 @@ def _point(
         }
     )
     return Point(experiment, full, seed, given, checkpoints, address)
+
+
+def _checkpoints(sources: Mapping[str, Any], revision: str | None) -> dict[str, dict[str, str]]:
+    """Source and hash of the checkpoints that parameters name."""
+    if not sources:
+        return {}
+    from qwenlab.checkpoint.identity import hash_of  # imports torch, which takes seconds
+
+    return {name: {"source": str(value), "hash": hash_of(value, revision)} for name, value in sources.items()}
 
 
 def address_of(what: Mapping[str, Any]) -> str:

@@ -181,6 +181,7 @@ class TestTheCommand:
         assert done.returncode == 2
         assert re.search(r"UnknownParameter: .*spec\.yaml:\d+: .*did you mean 'mode'", done.stderr)
 
+    @pytest.mark.slow
     def test_set_and_only(self, experiment, tmp_path):
         folder, store = experiment(**SWEEP), tmp_path / "store"
         words = ("run", folder, "--store", store, "--set", "mode=raise", "--only", "x=3")
