@@ -30,11 +30,8 @@ class Job:
     """What has to be known to run one point, anywhere."""
 
     point: Point
-    question: str
+    spec: dict[str, Any]  # the whole of it, as JSON has it
     notebook: Path
-    metrics: dict[str, Any]
-    timeout: float | None
-    retries: int
     force: bool = False
 
 
@@ -109,7 +106,7 @@ def run_job(job: Job, store: Store, *, warm: bool, bar: str = "", stop: Stop | N
             return Outcome(job.point, "elsewhere")
         if store.is_finished(name) and not job.force:
             return Outcome(job.point, "known")
-        for number in range(1, job.retries + 2):
+        for number in range(1, job.spec["retries"] + 2):
             outcome = _Attempt(job, store, number, stop).run(warm=warm, bar=bar)
             if outcome.state != "failed" or stop.wanted.is_set():
                 break
@@ -123,7 +120,7 @@ class _Attempt:
         self.job, self.store, self.stop = job, store, stop
         self.folder = store.new_attempt(job.point.name)
         self.parameters = revealed(job.point.given)
-        self.facts = provenance.begun(job.point, job.question, job.notebook, job.metrics, number)
+        self.facts = provenance.begun(job.point, job.spec, job.notebook, number)
         self.began = time.monotonic()
 
     def run(self, *, warm: bool, bar: str) -> Outcome:
@@ -158,7 +155,7 @@ class _Attempt:
     def _execute(self, warm: bool, bar: str) -> dict[str, Any]:
         """Run the cells. Raises _Ended where they did not come to their end."""
         notebook, _ = read_notebook(self.job.notebook)
-        with self.stop.watching(self.job.timeout) as (take, late):
+        with self.stop.watching(self.job.spec["timeout"]) as (take, late):
             setting = Setting(
                 cwd=self.job.notebook.parent,
                 source=self.job.notebook,
@@ -179,7 +176,7 @@ class _Attempt:
                 if self.stop.wanted.is_set():
                     raise _Ended("interrupted", "stopped by the user") from death
                 if late.is_set():
-                    raise _Ended("timeout", f"it took longer than {self.job.timeout:g} s") from death
+                    raise _Ended("timeout", f"it took longer than {self.job.spec['timeout']:g} s") from death
                 raise _Ended("kernel died", "the kernel died; the usual cause is memory") from death
         used: dict[str, Any] = done.metadata.papermill["qwenlab"]
         for source in used["reopened"]:
@@ -192,7 +189,7 @@ class _Attempt:
         """A run that has not recorded all it should is not finished."""
         path = self.folder / METRICS
         recorded = set(read_metrics(path)["metric"]) if path.exists() else set()
-        missing = [name for name in self.job.metrics if name not in recorded]
+        missing = [name for name in self.job.spec["metrics"] if name not in recorded]
         if missing:
             raise _Ended("metrics missing", f"the notebook ended without recording {', '.join(missing)}")
 

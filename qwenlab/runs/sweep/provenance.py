@@ -25,19 +25,20 @@ STATES = ("running", "finished", "failed", "interrupted")
 _VERSIONS = ("torch", "transformers", "numpy", "xarray", "papermill", "flash-linear-attention", "triton")
 
 
-def begun(point: Point, question: str, notebook: Path, metrics: dict[str, Any], attempt: int) -> dict[str, Any]:
-    """What is known of a run when it begins. Secrets among its parameters are not in it."""
+def begun(point: Point, spec: dict[str, Any], notebook: Path, attempt: int) -> dict[str, Any]:
+    """What is known of a run when it begins: of the spec, what is not the point's own; of its parameters, no secret."""
     return {
         "format": FORMAT,
         "state": "running",
         "experiment": point.experiment,
         "address": point.address,
-        "question": question.strip(),
+        "question": spec["question"].strip(),
+        "spec": {name: spec[name] for name in ("notebook", "seeds", "needs", "timeout", "retries")},
         "notebook": notebook.name,
         "parameters": redacted(point.parameters),
         "seed": point.seed,
         "checkpoints": point.checkpoints,
-        "metrics": metrics,
+        "metrics": spec["metrics"],
         "attempt": attempt,
         "code": code(),
         "machine": machine(),

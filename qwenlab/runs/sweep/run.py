@@ -99,9 +99,7 @@ def run(
 
 def job(planned: Plan, point: Point, force: bool) -> Job:
     """What a worker has to know of one point."""
-    spec = planned.spec
-    metrics = {name: metric.model_dump() for name, metric in spec.metrics.items()}
-    return Job(point, spec.question, planned.notebook_path, metrics, spec.timeout, spec.retries, force)
+    return Job(point, planned.spec.model_dump(mode="json", by_alias=True), planned.notebook_path, force)
 
 
 def check_needs(planned: Plan, jobs: int) -> None:

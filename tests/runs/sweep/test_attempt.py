@@ -49,6 +49,7 @@ def test_a_run_that_finished_has_everything_in_its_folder(run):
         {"kind": "finished", "message": ""},
         1,
     )
+    assert known["spec"]["retries"] == 0
     assert known["used"]["peak_memory"] > 2**26
     assert known["code"]["source"] == provenance.code()["source"]
     assert known["seconds"] > 0
