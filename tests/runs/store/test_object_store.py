@@ -124,8 +124,8 @@ def finished(store, folder, double):
     """A finished run of each point, as a notebook would have left it."""
     planned = plan(folder)
     for point in planned.points:
-        metrics = {name: metric.model_dump() for name, metric in planned.spec.metrics.items()}
-        facts = begun(point, "?", planned.notebook_path, metrics, 1) | {"state": "finished", "seconds": 1.0}
+        spec = planned.spec.model_dump(mode="json", by_alias=True)
+        facts = begun(point, spec, planned.notebook_path, 1) | {"state": "finished", "seconds": 1.0}
         made = attempt(store, point.name, **{"facts.json": json.dumps(facts)})
         rows = [("double", "{}", double * point.parameters["x"], "1")]
         write_table(pd.DataFrame(rows, columns=list(COLUMNS)), made / "metrics.parquet")
