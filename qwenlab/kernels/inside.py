@@ -85,8 +85,8 @@ def end() -> str:
 
 
 def _is_the_kernels(thread: threading.Thread) -> bool:
-    """Threads that the kernel, or a library on its behalf, starts when it is first needed."""
-    return thread.daemon and thread.name.startswith(("IOPub", "Heartbeat", "Control", "Thread-", "tqdm", "TMonitor"))
+    """Threads of a class of its own that a library starts when it is first needed, and that end with the process."""
+    return thread.daemon and type(thread).__module__ not in ("threading", "__main__")
 
 
 def _clear() -> None:

@@ -78,7 +78,10 @@ def test_a_module_beside_the_notebook_is_read_again(two, tmp_path):
 @pytest.mark.slow
 def test_what_is_left_running_costs_the_kernel(run):
     release()
-    left = run("import threading, time; threading.Thread(target=time.sleep, args=(9,), name='worker').start()")
+    start = "import threading, time; threading.Thread(target=time.sleep, args=(9,), name='worker', daemon={}).start()"
+    daemon = run(start.format(True))
+    assert daemon.metadata.papermill["qwenlab"]["left_running"] == ["worker"]
+    left = run(start.format(False))
     assert left.metadata.papermill["qwenlab"]["left_running"] == ["worker"]
     assert run("1").metadata.papermill["qwenlab"]["runs_in_kernel"] == 1
 

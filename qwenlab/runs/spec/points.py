@@ -50,7 +50,6 @@ class Plan:
     spec: Spec
     source: Source
     notebook_path: Path
-    notebook_hash: str
     points: list[Point]
     swept: list[str] = field(default_factory=list)  # parameters that differ between points
 
@@ -102,7 +101,7 @@ def plan(
         if len({json.dumps(point.parameters[name]) for point in points}) > 1
     ]
     chosen = _only(points, only or {}, declared)
-    return Plan(experiment, spec, source, notebook_path, notebook_hash, chosen, swept)
+    return Plan(experiment, spec, source, notebook_path, chosen, swept)
 
 
 Given = dict[str, tuple[Any, str]]
@@ -139,8 +138,7 @@ def _combinations(spec: Spec, source: Source, settings: Mapping[str, Any]) -> It
     ] or [{}]
     for one in itertools.product(*grid):
         for other, third in itertools.product(together, listed):
-            point = {**fixed, **dict(one), **other, **third}
-            yield point
+            yield {**fixed, **dict(one), **other, **third}
 
 
 def _choices(source: Source, key: tuple[str, str, str], values: Values) -> list[tuple[str, tuple[Any, str]]]:
@@ -153,6 +151,10 @@ def _choices(source: Source, key: tuple[str, str, str], values: Values) -> list[
 def _check(values: Given, declared: Parameters, source: Source) -> None:
     """Raise what is wrong with these values, with the line that says so."""
     for name, (value, where) in values.items():
+        if _is_hidden(name, value) and value["env"] not in os.environ:
+            raise BadParameter(
+                f"{where}: {name!r} is to be read from {value['env']}, which is not set: export it first."
+            )
         try:
             declared.check_one(name, _revealed(name, value))
         except (UnknownParameter, BadParameter) as error:
@@ -167,9 +169,11 @@ def _check(values: Given, declared: Parameters, source: Source) -> None:
 
 def _revealed(name: str, value: Any) -> Any:
     """A secret may be given as `{env: NAME}`: it is read from there when the run starts."""
-    if is_secret(name) and isinstance(value, dict) and set(value) == {"env"}:
-        return os.environ.get(value["env"], "")
-    return value
+    return os.environ[value["env"]] if _is_hidden(name, value) else value
+
+
+def _is_hidden(name: str, value: Any) -> bool:
+    return is_secret(name) and isinstance(value, dict) and set(value) == {"env"}
 
 
 def revealed(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.stats import bootstrap
 
 from qwenlab.errors import CannotCompare
-from qwenlab.runs.store.catalogue import catalogue
+from qwenlab.runs.store.catalogue import Catalogue, catalogue
 from qwenlab.runs.store.find import StoreLike, opened, run_row
 
 RESAMPLES = 10_000
@@ -58,7 +58,9 @@ def compare(old: str, new: str, *, store: StoreLike = None, new_store: StoreLike
     interval. Raises UnknownRun, and CannotCompare where labels or units are not the same.
     """
     rows = run_row(old, store=store), run_row(new, store=new_store or store)
-    values = [_values(row, store if row is rows[0] else new_store or store) for row in rows]
+    values = [
+        _values(catalogue(opened(each)), row) for each, row in zip((store, new_store or store), rows, strict=True)
+    ]
     facts = [json.loads(row["facts"]) for row in rows]
     return Comparison(_differences(*facts), _compared([(values[0], values[1], facts[1])]), 1)
 
@@ -69,22 +71,24 @@ def compare_stores(old: StoreLike, new: StoreLike, experiment: str | None = None
     For a nightly check: where a metric has pairs the bootstrap resamples them, each with its differences in all runs;
     else it resamples the runs. Raises CannotCompare where no run has a counterpart.
     """
-    tables = [_finished(each, experiment) for each in (old, new)]
+    found = [catalogue(opened(each)) for each in (old, new)]
+    tables = [_finished(each, experiment) for each in found]
     both = [key for key in tables[0] if key in tables[1]]
     if not both:
         raise CannotCompare(
             f"No run in {opened(new).url} has the parameters and the seed of one in {opened(old).url}.\n"
             f"They have {len(tables[1])} and {len(tables[0])} finished runs."
         )
-    pairs = [(_values(tables[0][key], old), _values(tables[1][key], new), _facts(tables[1][key])) for key in both]
+    pairs = [
+        (_values(found[0], tables[0][key]), _values(found[1], tables[1][key]), _facts(tables[1][key])) for key in both
+    ]
     facts = [_differences(_facts(tables[0][key]), _facts(tables[1][key])) for key in both]
     return Comparison(pd.concat(facts).drop_duplicates().reset_index(drop=True), _compared(pairs), len(both))
 
 
-def _finished(store: StoreLike, experiment: str | None) -> dict[str, pd.Series]:
+def _finished(catalogue: Catalogue, experiment: str | None) -> dict[str, pd.Series]:
     """The finished runs of a store by what they were asked: experiment, parameters, seed."""
-    runs = catalogue(opened(store)).runs
-    found = {}
+    runs, found = catalogue.runs, {}
     for _, row in runs[runs["state"] == "finished"].iterrows():
         if experiment in (None, row["experiment"]):
             asked = [row["experiment"], _facts(row)["parameters"], row["seed"]]
@@ -96,8 +100,8 @@ def _facts(row: pd.Series) -> dict[str, Any]:
     return json.loads(row["facts"])
 
 
-def _values(row: pd.Series, store: StoreLike) -> pd.DataFrame:
-    found = catalogue(opened(store)).metrics
+def _values(catalogue: Catalogue, row: pd.Series) -> pd.DataFrame:
+    found = catalogue.metrics
     return found[found["folder"] == row["folder"]].set_index(["metric", "labels"])[["value", "units"]]
 
 

@@ -77,7 +77,7 @@ def metrics(
             raise UnknownRun(f"None of these {len(runs)} runs recorded {metric!r}. Their metrics: {has}.")
         found = found[found["metric"] == metric]
     labels = pd.DataFrame([json.loads(each) for each in found["labels"]], index=found.index)
-    varied = [name for name in runs if name.startswith("params.") and runs[name].astype(str).nunique() > 1]
+    varied = _varied(runs)
     whose = runs[["folder", "name", "seed", *varied]]
     tidy = pd.concat([found[["folder", "metric"]], labels, found[["value", "units"]]], axis="columns")
     return whose.merge(tidy, on="folder").drop(columns="folder")
@@ -108,8 +108,7 @@ def datasets(
         joined = xr.concat(loaded, names, join="exact", combine_attrs="drop_conflicts")
     except ValueError as error:
         raise CannotCompare(f"The runs' {name!r} do not have the same labels: {error}") from error
-    told = [each for each in runs if each.startswith("params.") and runs[each].astype(str).nunique() > 1]
-    told = [*told, *(["seed"] if runs["seed"].nunique() > 1 else [])]
+    told = [*_varied(runs), *(["seed"] if runs["seed"].nunique() > 1 else [])]
     plain = {each: ("run", [scalar(value) for value in runs[each]]) for each in told}
     return joined.assign_coords(plain)
 
@@ -128,7 +127,8 @@ def run_row(name: str, *, store: StoreLike = None) -> pd.Series:
     kept = opened(store)
     runs = catalogue(kept).runs
     exact = runs[runs["folder"] == name]
-    found = exact if len(exact) else runs[runs["name"].str.startswith(name) | runs["name"].str.contains(f"/{name}")]
+    begins = runs["name"].str.startswith(name) | runs["name"].str.contains(f"/{name}", regex=False)
+    found = exact if len(exact) else runs[begins]
     finished = found[found["state"] == "finished"]
     found = finished if len(finished) else found
     if found["name"].nunique() != 1:
@@ -141,6 +141,12 @@ def run_row(name: str, *, store: StoreLike = None) -> pd.Series:
 def opened(store: StoreLike) -> Store:
     """The store itself, or the one at that address."""
     return store_at(store) if store is None or isinstance(store, (str, os.PathLike)) else store
+
+
+def _varied(runs: pd.DataFrame) -> list[str]:
+    """The parameters that differ between runs; the seed has a column of its own."""
+    names = [name for name in runs if name.startswith("params.") and name != "params.seed"]
+    return [name for name in names if runs[name].astype(str).nunique() > 1]
 
 
 def _where(table: pd.DataFrame, expression: str) -> pd.DataFrame:

@@ -161,6 +161,8 @@ def test_a_secret_is_in_no_address_and_can_come_from_the_environment(experiment,
         for value in ("hf_one", "hf_two", {"env": "MINE"})
     ]
     assert len(set(addresses)) == 1
+    with pytest.raises(BadParameter, match=r"spec\.yaml:\d+: 'hf_token' is to be read from MIME, which is not set"):
+        plan(experiment(notebook, parameters={"hf_token": {"env": "MIME"}}))
     (point,) = plan(experiment(notebook, parameters={"hf_token": {"env": "MINE"}})).points
     assert revealed(point.given)["hf_token"] == "hf_one"
     planned = plan(experiment(notebook, sweep={"grid": {"hf_token": ["hf_one"], "x": [1, 2]}}))

@@ -112,6 +112,8 @@ def test_one_run_by_the_beginning_of_its_name(store):
     assert runs.facts(f"small/{3:016x}", store=store)["folder"] == f"small/{3:016x}"
     with pytest.raises(UnknownRun, match="'small' is the beginning of several: small/"):
         runs.facts("small", store=store)
+    with pytest.raises(UnknownRun, match=r"'a\(' is none of its runs"):
+        runs.facts("a(", store=store)
     with pytest.raises(UnknownRun, match=r"'none' is none of its runs.*\n?.*qwenlab runs list"):
         runs.facts("none", store=store)
 
