@@ -18,6 +18,7 @@ from rich.table import Table
 from benchmarks.memory import extra_bytes
 from benchmarks.models import build
 from benchmarks.timing import CASES, measure
+from qwenlab.runs.sweep.provenance import processor
 
 console = Console(width=120)
 
@@ -71,7 +72,7 @@ def machine() -> dict[str, Any]:
             continue
     return {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
@@ -79,12 +80,6 @@ def machine() -> dict[str, Any]:
         "allocator, while timing": {key: value for key, value in os.environ.items() if key.startswith("MALLOC_")},
         "packages": packages,
     }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def show_times(name: str, cases: dict[str, Any]) -> None:

@@ -9,28 +9,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import qwenlab as ql
+from qwenlab.runs.report.tables import markdown, spread
 
 HERE = Path(__file__).parent
 PLAN = ql.runs.plan(HERE)
 TEXTS = "params.texts_per_domain"
-
-
-def number(value: float) -> str:
-    """Three digits, or whole."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def spread(values: pd.Series) -> str:
-    """Median over seeds, with the smallest and the largest; one number where all are the same."""
-    middle, low, high = (number(each) for each in (values.median(), values.min(), values.max()))
-    return middle if low == high else f"{middle} [{low}, {high}]"
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A Markdown table with the index as its first column."""
-    table = table.reset_index()
-    lines = [list(map(str, table.columns)), ["---"] * table.shape[1], *table.astype(str).values.tolist()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def by_layer(name: str) -> pd.DataFrame:

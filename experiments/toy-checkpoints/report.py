@@ -11,6 +11,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 import qwenlab as ql
+from qwenlab.runs.report.tables import rows
 
 
 def write_report(folder: Path, results: dict[str, Any], curves: dict[str, dict[str, Any]]) -> None:
@@ -32,12 +33,6 @@ def write_report(folder: Path, results: dict[str, Any], curves: dict[str, dict[s
     for name, table in tables.items():
         text = text.replace(f"@{name}@", table)
     (folder / "REPORT.md").write_text(text)
-
-
-def rows(header: list[str], body: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *body)]
-    return "\n".join(lines)
 
 
 def share(value: dict[str, float]) -> str:
