@@ -41,6 +41,7 @@ bench: $(INSTALLED) ## what watching costs, as ratios to the bare forward
 	$(RUN) -m pip install --quiet -c constraints.txt -e '.[bench]'
 	$(STEADY) $(RUN) -m benchmarks
 	$(RUN) -m benchmarks.experiments
+	$(STEADY) $(RUN) -m benchmarks.decoding
 
 lab: $(INSTALLED) ## JupyterLab in notebooks/, each .py there paired with an .ipynb
 	$(RUN) -m jupytext --quiet --sync notebooks/*.py

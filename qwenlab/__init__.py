@@ -16,6 +16,7 @@ The folders, in the order in which the data passes them:
     checkpoint   a name or a folder -> model, tokenizer, MTP head, anatomy; each part of a layer named alike (`Site`)
     tasks        what is read and scored: texts by domain, recall, losses
     probe        what is seen of a forward pass inside a `with`
+    decode       draft and verify with the MTP head: exact rollback, rounds, traces
     record       the labelled result (`Recording`), its provenance, save and open
     stats        Datasets in, Datasets out; needs no torch
     plots        statistics in, matplotlib figures out

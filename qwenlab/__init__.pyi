@@ -1,5 +1,6 @@
 from . import (
     checkpoint as checkpoint,
+    decode as decode,
     errors as errors,
     kernels as kernels,
     plots as plots,

@@ -173,6 +173,10 @@ class SilentSite(QwenlabError):
     """A watched site did not fire, or fired for fewer tokens than the model read."""
 
 
+class MapTooLarge(QwenlabError):
+    """A map of weights from token to token that is too large to be kept whole."""
+
+
 class KernelDisagrees(QwenlabError):
     """What was worked out from a kernel's arguments is not what the kernel returned."""
 
@@ -239,3 +243,23 @@ class ClusterFailed(QwenlabError):
 
 class StoreFailed(QwenlabError, OSError):
     """An object store that cannot be reached, or does not take or give what it is asked for."""
+
+
+class CannotRollBack(QwenlabError):
+    """A cache whose layers cannot forget rejected drafts exactly."""
+
+
+class BadPrompt(QwenlabError):
+    """A text that cannot be decoded or traced: empty, or beyond the model's context."""
+
+
+class InterruptedWarning(UserWarning):
+    """Work was interrupted, and what was made until then is returned."""
+
+
+class NothingDecoded(QwenlabError):
+    """Rounds were asked for before a text was decoded."""
+
+
+class BadPolicy(QwenlabError):
+    """A drafting policy that cannot be called, or answers in another shape or type than it must."""

@@ -18,6 +18,7 @@ ROOMS = (
     "tasks",
     "record",
     "probe",
+    "decode",
     "stats",
     "plots",
     "widgets",
@@ -27,7 +28,7 @@ ROOMS = (
     "testing",
 )
 
-TENSOR_ROOMS = {"checkpoint", "tasks", "probe", "testing"}
+TENSOR_ROOMS = {"checkpoint", "tasks", "probe", "decode", "testing"}
 ALLOWED_IN = {
     "torch": TENSOR_ROOMS,
     "transformers": TENSOR_ROOMS,

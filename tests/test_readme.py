@@ -13,16 +13,24 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
 def test_the_readme_shows_code():
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=["look", "train", "compare"])
+@pytest.mark.parametrize("block", BLOCKS, ids=["look", "train", "draft", "compare"])
 def test_the_code_runs(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for number in (1, 2):  # what the sweep of the README would have left
         rows = [("half_life", {"layer": layer}, 3.0 + number, "token") for layer in range(6)]
         written(tmp_path / "runs", number, rows, experiment="layers-by-length")
     exec(compile(block, "README.md", "exec"), {})
+
+
+def test_the_page_on_decoding_runs():
+    """One block after another, as a reader would type them."""
+    page = (Path(__file__).parents[1] / "docs" / "decoding.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    exec(compile("\n".join(blocks), "decoding.md", "exec"), {"__name__": "page"})
 
 
 def test_its_spec_is_one(tmp_path):

@@ -1,4 +1,4 @@
-"""Commands about one checkpoint: anatomy, profile, demo."""
+"""Commands about one checkpoint: anatomy, profile, acceptance, demo."""
 
 from __future__ import annotations
 
@@ -69,6 +69,48 @@ def profile(
     _report(done.recording, done.figures)
 
 
+def acceptance(
+    source: Annotated[str, typer.Argument(help="A toy, a folder, or a name on the hub: Qwen/Qwen3.6-35B-A3B.")],
+    out: Annotated[Path, typer.Option(help="Folder for recording.nc and the figures.", file_okay=False)],
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A text file; its name is its label. Repeat for more. Default: the texts that ship.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    depth: Annotated[int, typer.Option(help="Drafts a round, at most.", min=1)] = 3,
+    prompts: Annotated[int, typer.Option(help="Prompts of each file; intervals need two or more.", min=1)] = 8,
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens of each prompt.", min=1)] = 64,
+    new_tokens: Annotated[int, typer.Option(help="Tokens decoded after each prompt.", min=2)] = 64,
+    device: Annotated[str | None, typer.Option(help="Where the model goes, such as cuda. Default: the CPU.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the weights in memory. Default: the checkpoint's own.")] = None,
+) -> None:
+    """Draft with the MTP head and verify: is it lossless, how many drafts are accepted, does it pay?"""
+    done = runs.acceptance(
+        source,
+        _read(text) if text else {domain: tasks.texts(domain, prompts) for domain in tasks.DOMAINS},
+        out,
+        depth=depth,
+        prompts=prompts,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        device=device,
+        dtype=dtype,
+    )
+    console = Console()
+    console.print(repr(done.lossless), highlight=False, markup=False)
+    console.print(_rates(done))
+    best, times = int(done.speedup["best_depth"]), float(done.speedup["speedup"].max())
+    console.print(
+        f"{f'{best} drafts a round are' if best else 'No depth is'} predicted to pay best here: "
+        f"{times:.2f} times the speed of plain decoding"
+    )
+    for path in (done.recording, *done.figures):
+        console.print(str(path), soft_wrap=True, highlight=False, markup=False)
+
+
 def demo(
     out: Annotated[
         Path, typer.Option(help="Folder for the executed notebook, its recording and its figures.", file_okay=False)
@@ -101,6 +143,29 @@ def _report(recording: Path, others: tuple[Path, ...]) -> None:
         console.print(_table(stats.layer_table(seen)))
     for path in (recording, *others):
         console.print(str(path), soft_wrap=True, highlight=False, markup=False)
+
+
+def _rates(found: runs.Acceptance) -> Table:
+    """Acceptance by label and of all, each rate under its own name with its interval."""
+    attrs, level = found.rates.attrs, found.rates.attrs["level"]
+    table = Table(
+        *("texts", "prompts", "rounds", "acceptance length\n(tokens a round)", "accepted /\ndrafted"),
+        *("accepted / rounds,\nfirst place", "accepted / tested,\nlast place"),
+        box=box.SIMPLE_HEAD,
+        title=f"{found.rates.attrs['checkpoint']}: rule {attrs['rule']}, depth {attrs['depth']}, intervals {level:.0%}",
+        title_justify="left",
+    )
+    rows = [(str(name), found.by_label.sel(label=name)) for name in found.by_label["label"].values]
+    for name, rates in (*rows, ("all", found.rates)):
+        shown = [_number(rates, "acceptance_length"), _number(rates, "draft_efficiency")]
+        shown += [_number(rates.isel(draft=0), "unconditional"), _number(rates.isel(draft=-1), "conditional")]
+        table.add_row(name, str(int(rates["prompts"])), str(int(rates["rounds"])), *shown)
+    return table
+
+
+def _number(data: xr.Dataset, name: str) -> str:
+    low, high = (float(data[f"{name}_interval"].sel(bound=bound)) for bound in ("low", "high"))
+    return f"{float(data[name]):.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _table(layers: xr.Dataset) -> Table:

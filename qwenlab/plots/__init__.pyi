@@ -1,3 +1,9 @@
+from .acceptance import (
+    acceptance as acceptance,
+    calibration as calibration,
+    speedup as speedup,
+    teacher_forced as teacher_forced,
+)
 from .cost import memory_by_context as memory_by_context, time_by_kind as time_by_kind
 from .experts import (
     distinct_experts as distinct_experts,

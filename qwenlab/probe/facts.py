@@ -20,27 +20,34 @@ SAMPLED = 64
 def facts_of(model: Any, decoder: Decoder, reader: Reader) -> dict[str, Any]:
     """The root attrs of a recording."""
     known = getattr(model, "facts", None)
-    parameters = list(decoder.module.parameters())
-    tokens = reader.tokens
     config: Any = decoder.module.config
+    tokens = reader.tokens
     return provenance(
         checkpoint=str(known.source)
         if known is not None
         else getattr(config, "_name_or_path", "") or type(model).__name__,
         checkpoint_hash=known.hash if known is not None else fingerprint(decoder.module),
-        family=decoder.family.name,
-        layer_types=decoder.layer_types,
-        dtype=", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters})),
-        device=", ".join(sorted({_device(p.device) for p in parameters})),
-        kernel_delta_rule=kernel_of(decoder.family),
-        attention_implementation=str(config._attn_implementation),
-        experts_implementation=str(getattr(config, "_experts_implementation", None) or "none"),
+        **running_on(decoder),
         tokens=sum(tokens.values()),
         sequences=reader.sequences,
         labels=tokens,
         prompts_hash=f"tokens:{int(reader.fingerprint) & (2**64 - 1):016x}",
         seed=torch.initial_seed(),
     )
+
+
+def running_on(decoder: Decoder) -> dict[str, Any]:
+    """What a stack of layers is, in which precision, where, and by which kernels it runs."""
+    parameters, config = list(decoder.module.parameters()), decoder.module.config
+    return {
+        "family": decoder.family.name,
+        "layer_types": decoder.layer_types,
+        "dtype": ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters})),
+        "device": ", ".join(sorted({_device(p.device) for p in parameters})),
+        "kernel_delta_rule": kernel_of(decoder.family),
+        "attention_implementation": str(config._attn_implementation),
+        "experts_implementation": str(getattr(config, "_experts_implementation", None) or "none"),
+    }
 
 
 def fingerprint(module: nn.Module) -> str:

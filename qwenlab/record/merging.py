@@ -1,4 +1,4 @@
-"""Recordings added up: nodes hold sums and counts, so reading more is adding."""
+"""Recordings added up: nodes of probes hold sums and counts, so reading more is adding; rounds and traces join."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from qwenlab.errors import CannotMerge
 _SAME = ("format", "checkpoint_hash", "dtype", "layer_types")
 _COUNTED = ("tokens", "sequences")
 _SAME_IN_NODE = ("probe", "sample", "top_k", "experts", "clock")
+_SAME_DECODED = ("rule", "depth", "policy", "temperature", "top_p", "drafting", "origin", "text", "window")
+_NUMBERED = {"rounds": "prompt", "trace": "text"}
+"""Nodes kept text by text, and what numbers their texts."""
 
 
 def merged(first: xr.DataTree, second: xr.DataTree) -> tuple[dict[str, xr.Dataset], dict[str, Any]]:
@@ -31,11 +34,13 @@ def merged(first: xr.DataTree, second: xr.DataTree) -> tuple[dict[str, xr.Datase
 
 def _add(name: str, first: xr.Dataset, second: xr.Dataset, read_before: int) -> xr.Dataset:
     """The sum of one node of two recordings; the second was read after `read_before` sequences."""
-    for attr in _SAME_IN_NODE:
+    for attr in _SAME_IN_NODE + _SAME_DECODED:
         _require_same(f"{attr!r} of node {name!r}", first.attrs.get(attr), second.attrs.get(attr))
     _require_same(f"variables of node {name!r}", sorted(map(str, first)), sorted(map(str, second)))
     if name == "memory":
         return _contexts(first, second)
+    if name in _NUMBERED:
+        return _texts_after(first, second, _NUMBERED[name])
     _require_same_coordinates(name, first, second)
     if "fold" in second.dims:  # folds are sequence numbers modulo their number: go on counting where the first stopped
         second = second.roll(fold=read_before % second.sizes["fold"])
@@ -52,6 +57,21 @@ def _contexts(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
     seen = np.stack([both["context"].values, both["batch"].values])
     _, once = np.unique(seen, axis=1, return_index=True)
     return both.isel(context_point=once).drop_vars("context_point", errors="ignore")
+
+
+def _texts_after(first: xr.Dataset, second: xr.Dataset, number: str) -> xr.Dataset:
+    """Rounds or traces of the texts of both: those of the second come after, numbered on."""
+    texts = first.sizes["text"] if "text" in first.dims else int(first[number].max()) + 1 if first[number].size else 0
+    second = second.assign({number: (second[number] + texts).assign_attrs(second[number].attrs)})
+    joined = [dim for dim in ("round", "token", "text") if dim in first.dims]
+    parts = [
+        xr.concat([each[[v for v in each if dim in each[v].dims]] for each in (first, second)], dim, join="exact")
+        for dim in joined
+    ]
+    attrs = {name: value for name, value in first.attrs.items() if name != "seconds"}
+    if "seconds" in first.attrs and "seconds" in second.attrs:
+        attrs["seconds"] = first.attrs["seconds"] + second.attrs["seconds"]
+    return xr.merge(parts, join="exact").drop_attrs(deep=False).assign_attrs(attrs)
 
 
 def _clock(first: Mapping[Any, Any], second: Mapping[Any, Any]) -> dict[str, Any]:

@@ -30,6 +30,12 @@ PROBES = {
 }
 """The probe that writes each node."""
 
+DECODED = {
+    "rounds": "qwenlab.decode.generate(checkpoint, prompts, depth=...).recording()",
+    "trace": "qwenlab.decode.trace(checkpoint, texts, depth=...).recording()",
+}
+"""The nodes that no probe writes, and what writes them."""
+
 _COMPRESSED = 64 * 1024  # bytes: smaller variables are stored as they are
 _DIGEST = "content_sha256"  # the file's attribute with the hash of everything else in it
 
@@ -42,7 +48,8 @@ class Recording:
         recording.tree                    the xarray DataTree underneath
         recording.save("run.nc")          NetCDF; Recording.open("run.nc") reads it back on any machine
 
-    datasets    node name ("deltanet", "attention", "routing", "residual", "timing", "memory") -> Dataset
+    datasets    node name ("deltanet", "attention", "routing", "residual", "timing", "memory" of the probes; "rounds",
+                "trace" of decoding) -> Dataset
     provenance  root attrs; numbers and strings are kept, anything else becomes JSON
     """
 
@@ -69,12 +76,15 @@ class Recording:
         return node in self.tree.children
 
     def __getitem__(self, node: str) -> xr.Dataset:
-        """The Dataset of one probe; raises NotWatched for a probe that was not there."""
+        """The Dataset of one node; raises NotWatched for a probe that was not there."""
         if node in self:
             return self.tree[node].to_dataset()
         has = f"This recording of {self.checkpoint} has: {', '.join(self) or 'nothing'}."
+        if node in DECODED:
+            raise NotWatched(f"No {node!r} was recorded.\n{has}\nIt is made by {DECODED[node]}.")
         if node not in PROBES:
-            raise NotWatched(f"No probe writes a node {node!r}.\n{has}\nNodes are named {', '.join(PROBES)}.")
+            names = ", ".join([*PROBES, *DECODED])
+            raise NotWatched(f"No probe writes a node {node!r}.\n{has}\nNodes are named {names}.")
         raise NotWatched(
             f"No {node!r} was recorded.\n{has}\n"
             f"Watch with its probe: qwenlab.watch(model, qwenlab.probe.{PROBES[node]}())."
@@ -169,7 +179,7 @@ def _digest(tree: xr.DataTree) -> str:
         for name in sorted(node.variables, key=str):
             variable = node.variables[name]
             seen.update(f"{name}{variable.dims}{variable.shape}{_texts(variable.attrs)}".encode())
-            numbers = variable.dtype.kind in "biuf"
+            numbers = variable.dtype.kind in "biuf" or not variable.size  # no texts come back as no numbers
             seen.update(variable.values.tobytes() if numbers else json.dumps(variable.values.tolist()).encode())
     return seen.hexdigest()
 

@@ -21,6 +21,10 @@ _COUNTED = {
     "phase": "phase",
     "window": "window",
     "context_point": "context",
+    "round": "round",
+    "text": "text",
+    "token": "token",
+    "draft": "draft",
 }
 """Dims worth counting, and what one of them is called."""
 

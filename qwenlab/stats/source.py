@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import BadArgument, InconsistentRecording, MissingVariable, NotARecording, NothingMeasured
-from qwenlab.record.recording import PROBES, Recording
+from qwenlab.record.recording import DECODED, PROBES, Recording
 from qwenlab.stats.formulas.quantiles import shares
 from qwenlab.stats.formulas.resampling import jackknife
 
@@ -32,9 +32,10 @@ def statistic(function: Callable[P, xr.Dataset]) -> Callable[P, xr.Dataset]:
     def run(*args: P.args, **kwargs: P.kwargs) -> xr.Dataset:
         with xr.set_options(arithmetic_join="exact", keep_attrs=False), np.errstate(invalid="ignore", divide="ignore"):
             out = function(*args, **kwargs)
-        source = args[0] if args else kwargs.get("source")
-        if isinstance(source, Recording):
-            out = out.assign_attrs(checkpoint=source.checkpoint)
+        source = args[0] if args else kwargs.get("source", kwargs.get("sources"))
+        sources = source if isinstance(source, list | tuple) else [source]
+        if names := {each.checkpoint: None for each in sources if isinstance(each, Recording)}:
+            out = out.assign_attrs(checkpoint=", ".join(names))
         return out.assign_attrs(statistic=function.__name__)
 
     return run
@@ -49,14 +50,14 @@ def read(source: Source, node: str, *needs: str, by_label: bool = True) -> xr.Da
     data = source[node] if isinstance(source, Recording) else source
     if not isinstance(data, xr.Dataset):
         raise NotARecording(
-            f"Statistics read a Recording or the Dataset of one probe; this is {type(source).__name__}.\n"
-            f"Give seen.recording(), or recording[{node!r}]."
+            f"Statistics read a Recording or the Dataset of one node; this is {type(source).__name__}.\n"
+            f"Give {DECODED.get(node, 'seen.recording()')}, or recording[{node!r}]."
         )
     missing = [name for name in needs if name not in data]
     if missing:
         raise MissingVariable(
             f"No {', '.join(missing)} in this Dataset; it has {', '.join(map(str, data)) or 'no variables'}.\n"
-            f"Give a Recording, or the Dataset of its {PROBES[node]} probe: recording[{node!r}]."
+            f"Give a Recording, or the Dataset of {_made_by(node)}: recording[{node!r}]."
         )
     if "tokens" in data and not data["tokens"].sum() > 0:
         every = json.loads(data.attrs.get("sample", "{}")).get("every", 1)
@@ -67,6 +68,10 @@ def read(source: Source, node: str, *needs: str, by_label: bool = True) -> xr.Da
         )
     numbered = data.assign_coords({dim: np.arange(n) for dim, n in data.sizes.items() if dim not in data.coords})
     return numbered if by_label or "label" not in data.dims else numbered.sum("label", keep_attrs=True)
+
+
+def _made_by(node: str) -> str:
+    return f"its {PROBES[node]} probe" if node in PROBES else f"one made by {DECODED[node]}"
 
 
 def result(data: xr.Dataset, variables: Mapping[str, xr.DataArray]) -> xr.Dataset:

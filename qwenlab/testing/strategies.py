@@ -1,11 +1,14 @@
-"""Hypothesis strategies: made recordings of any small shape."""
+"""Hypothesis strategies: made recordings, ledgers and traces of any small shape."""
 
 from collections.abc import Sequence
 
+import xarray as xr
 from hypothesis import strategies as st
 
 from qwenlab.record.recording import PROBES
+from qwenlab.testing.ledgers import Played, ledger
 from qwenlab.testing.recordings import Made, made
+from qwenlab.testing.traces import made_trace
 
 
 @st.composite
@@ -28,4 +31,43 @@ def made_recordings(
         top_k=draw(st.integers(1, experts - 1)),
         never_used=draw(st.integers(0, 1)),
         probes=probes,
+    )
+
+
+@st.composite
+def made_ledgers(draw: st.DrawFn, *, fewest_prompts: int = 1, origin: str = "online") -> xr.Dataset:
+    """A small ledger of rounds: ragged drafts, none at all, ends of text anywhere, cuts by length."""
+    depth = draw(st.integers(1, 4))
+    token = st.integers(0, 2)  # few, so that drafts are often right; 0 ends a text
+    number = st.floats(0, 1)
+    rounds = []
+    for prompt in range(draw(st.integers(fewest_prompts, 4))):
+        label = draw(st.sampled_from(["code", "prose"]))
+        for _ in range(draw(st.integers(1, 6))):
+            drafted = draw(st.integers(0, depth))
+            each = Played(
+                draw(st.lists(token, min_size=drafted, max_size=drafted)),
+                draw(st.lists(token, min_size=drafted + 1, max_size=drafted + 1)),
+                prompt=prompt,
+                label=label,
+                proposed=draw(st.integers(drafted, depth)),
+                allowed=draw(st.none() | st.integers(1, depth + 1)),
+                probability=draw(st.lists(number, min_size=drafted, max_size=drafted)),
+                entropy=draw(st.lists(st.floats(0, 5), min_size=drafted, max_size=drafted)),
+            )
+            rounds.append(each)
+    return ledger(rounds, depth=depth, prefix=draw(st.integers(1, 40)), origin=origin)
+
+
+@st.composite
+def made_traces(draw: st.DrawFn, *, text: str = "own") -> xr.Dataset:
+    """A small trace of a few short texts of one or two labels."""
+    return made_trace(
+        seed=draw(st.integers(0, 2**32 - 1)),
+        labels=["code", "prose"][: draw(st.integers(1, 2))],
+        texts=draw(st.integers(2, 5)),
+        length=draw(st.integers(3, 20)),
+        prompt=draw(st.integers(1, 4)),
+        depth=draw(st.integers(1, 5)),
+        text=text,
     )

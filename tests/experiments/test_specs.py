@@ -11,12 +11,21 @@ EXPERIMENTS = sorted(file.parent for file in (Path(__file__).parents[2] / "exper
 by_name = pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.name)
 SMALL = {
     "layers-by-length": (dict(tokens=128, repeats=1, decode_steps=2), dict(context=64, seed=0, checkpoint="toy-moe")),
+    "mtp-depth": (
+        dict(prompts=2, max_tokens=24, new_tokens=24, depth=2),
+        dict(checkpoint="toy-dense", domain="code"),
+    ),
     "routing-by-domain": (dict(max_tokens=32), dict(texts_per_domain=6, seed=0)),
 }
 
 
 def test_they_are_there():
-    assert [folder.name for folder in EXPERIMENTS] == ["layers-by-length", "routing-by-domain", "toy-checkpoints"]
+    assert [folder.name for folder in EXPERIMENTS] == [
+        "layers-by-length",
+        "mtp-depth",
+        "routing-by-domain",
+        "toy-checkpoints",
+    ]
 
 
 @by_name
@@ -41,7 +50,7 @@ def test_a_misspelt_parameter_is_found(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", EXPERIMENTS[:2], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", EXPERIMENTS[:3], ids=lambda folder: folder.name)
 def test_a_point_of_it_runs(folder, tmp_path):
     settings, only = SMALL[folder.name]
     result = ql.runs.run(folder, settings=settings, only=only, store=tmp_path)

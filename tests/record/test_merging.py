@@ -5,10 +5,13 @@ import pytest
 import xarray as xr
 from hypothesis import given, settings, strategies as st
 
+from qwenlab import stats
 from qwenlab.errors import CannotMerge
 from qwenlab.record import Recording, merge
 from qwenlab.testing import tallies
+from qwenlab.testing.ledgers import replayed
 from qwenlab.testing.recordings import made, made_recording
+from qwenlab.testing.traces import made_trace
 
 
 def part(case, sequences):
@@ -80,6 +83,41 @@ def test_memory_is_joined_not_added():
     merged = first.merge(second)["memory"]
     assert merged["context"].values.tolist() == sorted({*first["memory"]["context"].values, *longer["context"].values})
     assert merged["measured_bytes"].max() == first["memory"]["measured_bytes"].max()
+
+
+def decoded(seed, **attrs):
+    trace = made_trace(seed=seed, texts=5, length=30)
+    return Recording({"rounds": replayed(trace, **attrs), "trace": trace}, {"checkpoint": "toy"})
+
+
+def test_rounds_and_traces_are_joined_text_after_text():
+    first, second = decoded(0, seconds=2.0), decoded(1, seconds=3.0)
+    merged = first.merge(second)
+    rounds = merged["rounds"]
+    before = first["rounds"].sizes["round"]
+    assert rounds["prompt"].values.tolist() == [
+        *first["rounds"]["prompt"].values,
+        *(5 + second["rounds"]["prompt"].values),
+    ]
+    for name in first["rounds"].drop_vars("prompt"):
+        np.testing.assert_array_equal(rounds[name][before:], second["rounds"][name])
+        assert rounds[name].dtype == first["rounds"][name].dtype
+    assert rounds.attrs == {**first["rounds"].attrs, "seconds": 5.0}
+    assert replayed(merged["trace"], seconds=5.0).equals(rounds)  # a trace merged replays as the rounds merged
+    counts = [stats.acceptance(each)["accepted"] for each in (first, second, merged)]
+    assert (counts[0] + counts[1]).equals(counts[2])
+    alike = stats.agreement(merged)["chains"]
+    assert (stats.agreement(first)["chains"] + stats.agreement(second)["chains"]).equals(alike)
+
+
+def test_seconds_that_only_one_has_are_dropped():
+    assert "seconds" not in decoded(0, seconds=2.0).merge(decoded(1))["rounds"].attrs
+
+
+@pytest.mark.parametrize(("fact", "value"), [("rule", "exact_match"), ("policy", "threshold"), ("temperature", 0.7)])
+def test_rounds_made_otherwise_are_not_joined(fact, value):
+    with pytest.raises(CannotMerge, match=f"The '{fact}' of node 'rounds' differ"):
+        decoded(0).merge(decoded(1, **{fact: value}))
 
 
 def test_provenance_that_differs_keeps_both():

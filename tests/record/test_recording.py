@@ -10,8 +10,10 @@ from hypothesis import given, settings
 
 from qwenlab.errors import NewerRecording, NotARecording, NotWatched, TruncatedRecording
 from qwenlab.record import Recording, open
+from qwenlab.testing.ledgers import made_ledger
 from qwenlab.testing.recordings import made_recording
 from qwenlab.testing.strategies import made_recordings
+from qwenlab.testing.traces import made_trace
 
 
 @pytest.fixture
@@ -39,8 +41,30 @@ def test_a_probe_that_was_not_there_is_named():
 
 
 def test_a_node_that_no_probe_writes_is_named(recording):
-    with pytest.raises(NotWatched, match=r"(?s)No probe writes a node 'router'.*Nodes are named deltanet, attention"):
+    with pytest.raises(NotWatched, match=r"(?s)No probe writes a node 'router'.*Nodes are named deltanet, .*, trace\."):
         recording["router"]
+
+
+@pytest.mark.parametrize(
+    ("node", "maker"),
+    [
+        ("rounds", "qwenlab.decode.generate(checkpoint, prompts, depth=...).recording()"),
+        ("trace", "qwenlab.decode.trace(checkpoint, texts, depth=...).recording()"),
+    ],
+)
+def test_a_node_of_decoding_says_what_makes_it(node, maker):
+    with pytest.raises(NotWatched) as caught:
+        made_recording(probes=["timing"])[node]
+    assert str(caught.value) == (
+        f"No {node!r} was recorded.\nThis recording of made-up has: timing.\nIt is made by {maker}."
+    )
+
+
+def test_rounds_and_traces_are_saved_and_opened_again(tmp_path):
+    recording = Recording({"rounds": made_ledger(), "trace": made_trace()}, {"checkpoint": "toy"})
+    again = open(recording.save(tmp_path / "run.nc"))
+    assert again.tree.identical(recording.tree)
+    assert again["rounds"].attrs == recording["rounds"].attrs
 
 
 def test_provenance_that_netcdf_cannot_hold_becomes_json():
@@ -73,6 +97,12 @@ def test_names_kept_as_python_objects_are_saved_too(tmp_path):
         node[name] = node[name].astype(object)
     again = open(Recording({"routing": node}, {}).save(tmp_path / "run.nc"))
     assert again["routing"]["kind"].values.tolist() == node["kind"].values.tolist()
+
+
+def test_no_texts_at_all_are_saved_too(tmp_path):
+    """A ledger without rounds has labels, of which NetCDF cannot tell that they would be texts."""
+    empty = Recording({"rounds": xr.Dataset({"label": ("round", np.array([], dtype=object))})}, {})
+    assert Recording.open(empty.save(tmp_path / "none.nc"))["rounds"].sizes["round"] == 0
 
 
 def test_attributes_of_any_plain_sort_survive(tmp_path):

@@ -1,7 +1,9 @@
 """How a recording looks, in a terminal and in a notebook."""
 
 from qwenlab.record import Recording
+from qwenlab.testing.ledgers import made_ledger
 from qwenlab.testing.recordings import made_recording
+from qwenlab.testing.traces import made_trace
 
 
 def test_in_a_terminal_it_says_what_was_watched_and_where_it_came_from():
@@ -26,6 +28,15 @@ def test_what_the_probe_left_out_is_said():
     recording = made_recording(probes=["deltanet"])
     recording.tree["deltanet"].attrs["sample"] = '{"prediction_heads": [0, 1, 2, 8], "every": 16}'
     assert "sampled: prediction_heads 0-2 8, every 16" in repr(recording)
+
+
+def test_rounds_and_traces_say_how_long_they_are():
+    recording = Recording({"rounds": made_ledger(), "trace": made_trace()}, {})
+    assert repr(recording) == (
+        "Recording of an unnamed model\n"
+        "  rounds    424 rounds · 4 drafts\n"
+        "  trace     12 texts · 1,034 tokens · 4 drafts"
+    )
 
 
 def test_in_a_notebook_it_shows_the_layers_and_escapes_every_text():

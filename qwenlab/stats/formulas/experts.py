@@ -44,6 +44,18 @@ def distinct_if_independent(share: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return (1 - (1 - share[..., None]) ** sizes).sum(axis=-2)
 
 
+def distinct_in_blocks(chosen: np.ndarray, text: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Mean number of distinct experts that n tokens in a row of one text choose, over all such n: [size].
+
+    chosen  int [token, slot];  text [token]: the number of its text;  sizes [size]: n, each with one such block
+    """
+    before = np.zeros((len(chosen) + 1, chosen.max() + 1), np.int32)  # tokens before this one that chose the expert
+    np.put_along_axis(before[1:], chosen, 1, axis=1)
+    np.cumsum(before, axis=0, out=before)
+    inside = (text[n - 1 :] == text[: len(text) - n + 1] for n in sizes)
+    return np.array([(before[n:] > before[:-n]).sum(axis=1)[one].mean() for n, one in zip(sizes, inside, strict=True)])
+
+
 def kept_if_independent(share: np.ndarray) -> np.ndarray:
     """Expected number of experts that two independent tokens both choose: sum over experts of share^2 [..., expert]."""
     return (share**2).sum(axis=-1)

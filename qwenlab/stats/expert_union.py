@@ -1,0 +1,74 @@
+"""How many experts a block of tokens touches together: what a verify step of a MoE model has to read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+
+from qwenlab.errors import BadArgument, NothingMeasured
+from qwenlab.stats.formulas import experts as formulas
+from qwenlab.stats.source import described, statistic
+
+_DIMS = ("token", "layer", "slot")
+
+
+@statistic
+def expert_union(choices: xr.DataArray | np.ndarray, *, widths: Sequence[int] = tuple(range(1, 10))) -> xr.Dataset:
+    """Distinct experts in blocks of n tokens in a row, from what each token chose.
+
+    distinct         [layer, width] mean over all blocks of n tokens within one text
+    independent      [layer, width] the same of unrelated tokens: sum over experts of 1 - (1 - share)^n
+    experts_touched  [width] mean of distinct over layers: what `stats.speedup` takes in its costs
+    blocks           [width] how many there are
+
+    choices  int [token, layer, slot], a routed expert's number; as a DataArray it may have a coordinate `text` of its
+             tokens, and no block spans two texts
+    widths   n; drafting d tokens verifies blocks of d + 1
+
+    Raises BadArgument for other shapes, numbers and widths, NothingMeasured where no text is as long as a block.
+    """
+    chosen = _checked(choices)
+    if not widths or min(widths) < 1:
+        raise BadArgument(f"widths={list(widths)!r}: give the tokens a block has, such as 1 to 9.")
+    text = chosen["text"].values if "text" in chosen.coords else np.zeros(chosen.sizes["token"])
+    sizes = np.asarray(widths)
+    blocks = np.array([(text[n - 1 :] == text[: max(0, len(text) - n + 1)]).sum() for n in sizes])
+    if not blocks.all():
+        raise NothingMeasured(
+            f"No text has {sizes[blocks == 0].min()} tokens, which a block needs.\nRead longer texts."
+        )
+    by_layer = [chosen.isel(layer=layer).values for layer in range(chosen.sizes["layer"])]
+    distinct = np.stack([formulas.distinct_in_blocks(each, text, sizes) for each in by_layer])
+    share = [np.bincount(each.ravel()) / len(each) for each in by_layer]
+    independent = np.stack([formulas.distinct_if_independent(each, sizes) for each in share])
+    named = {
+        "distinct": (distinct, ("layer", "width"), "expert", "distinct experts in a block"),
+        "independent": (independent, ("layer", "width"), "expert", "distinct experts of as many unrelated tokens"),
+        "experts_touched": (distinct.mean(axis=0), ("width",), "expert", "experts touched, mean over layers"),
+        "blocks": (blocks, ("width",), "block", "blocks"),
+    }
+    out = xr.Dataset(
+        {
+            name: described(xr.DataArray(values, dims=dims), units, long_name)
+            for name, (values, dims, units, long_name) in named.items()
+        },
+        {"layer": chosen["layer"].values if "layer" in chosen.coords else np.arange(len(by_layer)), "width": sizes},
+        {"sample": "{}"},
+    )
+    out["width"].attrs.update(units="token", long_name="tokens in a block")
+    return out
+
+
+def _checked(choices: xr.DataArray | np.ndarray) -> xr.DataArray:
+    """Choices [token, layer, slot] with their coordinates; raises BadArgument."""
+    if not isinstance(choices, xr.DataArray):
+        values = np.asarray(choices)
+        choices = xr.DataArray(values, dims=_DIMS if values.ndim == len(_DIMS) else None)
+    if set(choices.dims) != set(_DIMS) or choices.dtype.kind not in "iu" or not choices.size or choices.min() < 0:
+        raise BadArgument(
+            f"choices is {choices.dtype} {list(choices.shape)} of {', '.join(map(str, choices.dims))}.\n"
+            f"Give the numbers of the chosen experts, from 0: int [{', '.join(_DIMS)}]."
+        )
+    return choices.transpose(*_DIMS)

@@ -1,0 +1,68 @@
+"""Acceptance of drafts as sums over rounds, and the rates that are made of them."""
+
+import numpy as np
+from scipy.optimize import brentq
+
+
+def tally(
+    drafted: np.ndarray,
+    tested: np.ndarray,
+    accepted: np.ndarray,
+    agreed: np.ndarray,
+    emitted: np.ndarray,
+    *,
+    depth: int,
+) -> np.ndarray:
+    """What each round adds: [round, 4 depth + 6].
+
+    drafted .. emitted  int [round]; agreed -1 where it is not known
+    returns             1 or 0 for each place drafted, tested, accepted, agreed (NaN: not known); then how many drafted,
+                        accepted, agreed, emitted; 1; and 1 for a round with drafts
+    """
+    known = np.where(agreed < 0, np.nan, agreed)
+    place = np.arange(1, depth + 1)
+    by_place = [
+        np.where(np.isnan(n), np.nan, n >= place)
+        for n in (each[:, None] for each in (drafted, tested, accepted, known))
+    ]
+    return np.column_stack([*by_place, drafted, accepted, known, emitted, np.ones(len(drafted)), drafted > 0])
+
+
+def rates(sums: np.ndarray, depth: int) -> np.ndarray:
+    """Rates of sums [..., 4 depth + 6] of a tally: [..., 3 depth + 4], NaN where nothing was counted.
+
+    By place unconditional, conditional and server position rate; then acceptance length, draft efficiency, server rate,
+    server length.
+    """
+    drafted_i, tested_i, accepted_i, agreed_i, totals = np.split(
+        sums, [depth, 2 * depth, 3 * depth, 4 * depth], axis=-1
+    )
+    drafted, accepted, agreed, emitted, rounds, drafting = np.moveaxis(totals, -1, 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        by_place = [accepted_i / drafted_i, accepted_i / tested_i, agreed_i / drafting[..., None]]
+        whole = np.stack([emitted / rounds, accepted / drafted, agreed / drafted, 1 + agreed / drafting], axis=-1)
+        return np.concatenate([*by_place, whole], axis=-1)
+
+
+def chain(sums: np.ndarray) -> np.ndarray:
+    """Tokens a round of each depth is expected to emit: [..., depth].
+
+    sums     [..., 2 depth]  tested by place, accepted by place
+    returns  1 + sum over i <= d of the product over j <= i of accepted_j / tested_j, for d = 1, 2, ...; NaN from the
+             first place on that nothing was tested in
+    """
+    tested, accepted = np.split(sums, 2, axis=-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return 1 + np.cumsum(np.cumprod(accepted / tested, axis=-1), axis=-1)
+
+
+def break_even(length: float, depth: int) -> float:
+    """The constant conditional acceptance a with 1 + a + ... + a^depth = length, between 0 and 1.
+
+    0 where length is at most 1: it pays with nothing accepted. NaN where it is over depth + 1: it never pays.
+    """
+    if not length <= depth + 1:
+        return np.nan
+    if length <= 1:
+        return 0.0
+    return float(brentq(lambda a: np.polyval(np.ones(depth + 1), a) - length, 0.0, 1.0, xtol=1e-12))

@@ -1,0 +1,163 @@
+"""Ledgers of rounds told by hand or drawn at random, counted round by round in plain Python."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from qwenlab.errors import BadArgument
+from qwenlab.testing.traces import EOS, made_trace
+
+_NONE = -1
+
+
+@dataclass(frozen=True)
+class Played:
+    """One round, told by what was drafted and what the main model had in the same places.
+
+    drafts                     the tokens given to the main model
+    target                     its tokens in their places, and one more: what it adds where all drafts are right
+    proposed                   head steps, where more were made than drafts given on
+    allowed                    tokens that may still be emitted; None: any number
+    probability, main, entropy by draft: of the draft by the head, by the main model, and the latter's entropy [nat]
+    """
+
+    drafts: Sequence[int]
+    target: Sequence[int]
+    prompt: int = 0
+    label: str = "text"
+    proposed: int | None = None
+    allowed: int | None = None
+    probability: Sequence[float] = ()
+    main: Sequence[float] = ()
+    entropy: Sequence[float] = ()
+
+    def counted(self, eos: Collection[int]) -> dict[str, Any]:
+        """The counts of the round as docs/glossary.md defines them; raises BadArgument where `target` is too short."""
+        drafts, target = list(self.drafts), list(self.target)
+        if len(target) < len(drafts) + 1:
+            raise BadArgument(f"{len(drafts)} drafts need {len(drafts) + 1} tokens of the main model, not {target}.")
+        agreed = 0
+        while agreed < len(drafts) and drafts[agreed] == target[agreed]:
+            agreed += 1
+        emitted = [*drafts[:agreed], target[agreed]]
+        for place, token in enumerate(emitted):
+            if token in eos:
+                emitted = emitted[: place + 1]
+                break
+        emitted = emitted[: self.allowed]
+        cut = len(emitted) <= agreed
+        accepted = min(agreed, len(emitted))
+        ended = "full" if accepted == len(drafts) else "rejected"
+        ended = "length" if self.allowed is not None and len(emitted) == self.allowed else ended
+        return {
+            "proposed": len(drafts) if self.proposed is None else self.proposed,
+            "drafted": len(drafts),
+            "tested": accepted if cut else min(accepted + 1, len(drafts)),
+            "accepted": accepted,
+            "agreed": agreed,
+            "emitted": len(emitted),
+            "next_token": _NONE if cut else target[agreed],
+            "ended": "eos" if emitted[-1] in eos else ended,
+        }
+
+
+def ledger(
+    rounds: Sequence[Played], *, depth: int | None = None, eos: Collection[int] = (EOS,), prefix: int = 9, **attrs: Any
+) -> xr.Dataset:
+    """The ledger of rounds, those of a prompt in their order: node "rounds" of a Recording.
+
+    depth   drafts a round may have; by default as many as the longest here, and at least one
+    eos     tokens that end a text
+    prefix  tokens each prompt has before its first round
+    attrs   of the dataset, such as rule, origin, seconds; with origin="replay" it is not known what an eos cut away
+    """
+    depth = max([1, *(len(each.drafts) for each in rounds)]) if depth is None else depth
+    about: dict[str, Any] = {
+        "rule": "greedy",
+        "policy": "fixed",
+        "temperature": 0.0,
+        "drafting": "greedy",
+        "origin": "online",
+    }
+    about |= {"text": "own", "rollback": "none", "depth": depth} | attrs
+    played, begins = Counter[int](), Counter[int]()
+    rows = []
+    for each in rounds:
+        row: dict[str, Any] = {"prompt": each.prompt, "label": each.label, "number": played[each.prompt]}
+        row |= {"begin": prefix + begins[each.prompt]} | each.counted(eos)
+        row["agreed"] = _NONE if about["origin"] == "replay" else row["agreed"]
+        played[each.prompt] += 1
+        begins[each.prompt] += row["emitted"]
+        rows.append(row)
+    texts = ("label", "ended")
+    names = ("prompt", "label", "number", "begin", *Played((), (0,)).counted(()))
+    data: dict[str, Any] = {
+        name: ("round", np.array([row[name] for row in rows], object if name in texts else np.int64)) for name in names
+    }
+    data |= {name: (("round", "draft"), values) for name, values in _by_draft(rounds, rows, depth).items()}
+    return xr.Dataset(data, {"draft": np.arange(1, depth + 1)}, about)
+
+
+def _by_draft(rounds: Sequence[Played], rows: Sequence[dict[str, Any]], depth: int) -> dict[str, np.ndarray]:
+    """Tokens, probabilities and entropies [round, draft]: those of the main model where a draft was tested."""
+    fills = {"draft_token": _NONE, "draft_probability": np.nan, "target_token": _NONE}
+    fills |= {"target_probability": np.nan, "target_entropy": np.nan}
+    made = {name: np.full((len(rounds), depth), fill) for name, fill in fills.items()}
+    for place, (each, row) in enumerate(zip(rounds, rows, strict=True)):
+        drafted, tested = row["drafted"], row["tested"]
+        made["draft_token"][place, :drafted] = each.drafts
+        made["draft_probability"][place, :drafted] = list(each.probability)[:drafted] or 0.5
+        made["target_token"][place, :tested] = list(each.target)[:tested]
+        made["target_probability"][place, :tested] = list(each.main)[:tested] or 0.5
+        made["target_entropy"][place, :tested] = list(each.entropy)[:tested] or 1.0
+    return made
+
+
+def replayed(
+    trace: xr.Dataset, *, depth: int | None = None, keep: Callable[[Sequence[float]], bool] | None = None, **attrs: Any
+) -> xr.Dataset:
+    """The rounds greedy decoding would have run over the texts of a trace, one by one: a slow, obvious reference.
+
+    keep   asked before each draft with the probabilities of those made so far in the round: whether to make another
+    attrs  of the ledger
+    """
+    depth = int(trace.attrs["depth"]) if depth is None else depth
+    rounds = []
+    for text in range(trace.sizes["text"]):
+        rows = trace.isel(token=trace["text"].values == text)
+        about = trace.isel(text=text)
+        target = rows["target_token"].values.tolist() + [_NONE] * (depth + 1)
+        newest, last = int(about["begin"]), int(about["length"]) - 1
+        while newest < last:
+            allowed = last - newest if str(about["end"].values) != "eos" else None
+            most = depth if allowed is None else min(depth, allowed - 1)
+            chain = rows.isel(token=newest)
+            probability = chain["draft_probability"].values.tolist()
+            drafted = 0
+            while drafted < most and (keep is None or keep(probability[:drafted])):
+                drafted += 1
+            each = Played(
+                chain["draft_token"].values[:drafted].tolist(),
+                target[newest : newest + drafted + 1],
+                prompt=text,
+                label=str(about["label"].values),
+                allowed=allowed,
+                probability=probability[:drafted],
+                main=chain["target_probability"].values[:drafted].tolist(),
+                entropy=rows["target_entropy"].values[newest : newest + drafted].tolist(),
+            )
+            rounds.append(each)
+            newest += each.counted((EOS,))["emitted"]
+    attrs = {"origin": "replay", "text": trace.attrs["text"]} | attrs
+    return ledger(rounds, depth=depth, prefix=int(trace["begin"][0]) + 1, **attrs)
+
+
+def made_ledger(*, depth: int = 4, **planted: Any) -> xr.Dataset:
+    """A random ledger of rounds (node "rounds") with the selection that real ones have; arguments of `made_trace`."""
+    return replayed(made_trace(depth=depth, **planted), depth=depth, origin="online")

@@ -1,0 +1,87 @@
+"""Copies of a checkpoint whose MTP head wants another contract than the code gives it: the faults `audit` must name."""
+
+import copy
+import dataclasses
+
+import torch
+
+FP8_MAX = 448
+
+
+def with_head(checkpoint, head):
+    return dataclasses.replace(checkpoint, mtp=head)
+
+
+def copied(head):
+    """A copy with weights of its own on the same trunk."""
+    return copy.deepcopy(head, {id(head.trunk): head.trunk})
+
+
+@torch.no_grad()
+def norms_shifted(head, by):
+    out = copied(head)
+    for module in out.modules():
+        if isinstance(module, type(head.norm)):
+            module.weight += by
+    return out
+
+
+@torch.no_grad()
+def halves_swapped(head):
+    out = copied(head)
+    size = head.config.hidden_size
+    out.fc.weight[:, :size], out.fc.weight[:, size:] = head.fc.weight[:, size:], head.fc.weight[:, :size]
+    return out
+
+
+@torch.no_grad()
+def fp8_read_raw(head, block=128):
+    """As FP8 releases store it, a scale a block, with routers, the shared expert's gate and fc plain; scales lost."""
+    out = copied(head)
+    for name, weight in out.named_parameters():
+        if weight.ndim > 1 and not any(part in name for part in ("mlp.gate.", "shared_expert_gate", "fc.")):
+            for row in range(0, weight.shape[-2], block):
+                for column in range(0, weight.shape[-1], block):
+                    part = weight[..., row : row + block, column : column + block]
+                    scale = part.abs().amax(dim=(-2, -1), keepdim=True) / FP8_MAX
+                    part.copy_((part / scale).to(torch.float8_e4m3fn).float())
+    return out
+
+
+@torch.no_grad()
+def made_for_before_the_norm(head):
+    """The trunk's final norm folded into the head's norm of hidden states, but for its mean scale, which cancels."""
+    out = copied(head)
+    scale = 1 + head.trunk.get_decoder().norm.weight
+    folded = (1 + head.pre_fc_norm_hidden.weight) * scale / scale.square().mean().sqrt()
+    out.pre_fc_norm_hidden.weight.copy_(folded - 1)
+    return out
+
+
+@torch.no_grad()
+def deaf(head):
+    """It hears no hidden state, only tokens."""
+    out = copied(head)
+    out.fc.weight[:, head.config.hidden_size :] = 0
+    return out
+
+
+@torch.no_grad()
+def uneven(checkpoint, spread=0.6, seed=0):
+    """The same model with a final norm of uneven scale: each channel is multiplied there, and divided where it is read.
+
+    The toys' own final norm is so even (5 % of its mean) that hidden states before and after it are all but parallel,
+    and a head cannot tell them apart. Here it can, as with real checkpoints; trunk and head compute what they did, the
+    head but for a factor a token that its norms nearly undo.
+    """
+    model = copy.deepcopy(checkpoint.model)
+    generator = torch.Generator().manual_seed(seed)
+    by = torch.exp(spread * torch.randn(model.config.hidden_size, generator=generator))
+    head = copy.deepcopy(checkpoint.mtp, {id(checkpoint.model): model})
+    final, own = model.get_decoder().norm, head.norm
+    for norm in (final, own):
+        norm.weight.copy_((1 + norm.weight) * by - 1)
+    model.get_output_embeddings().weight.div_(by)
+    read = head.pre_fc_norm_hidden
+    read.weight.copy_((1 + read.weight) / by * by.square().mean().sqrt() - 1)
+    return dataclasses.replace(checkpoint, model=model, mtp=head)

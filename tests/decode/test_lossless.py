@@ -1,0 +1,92 @@
+"""`check_lossless` finds no fault in a clean run, and names each planted one."""
+
+import re
+
+import pytest
+
+import qwenlab as ql
+from qwenlab.decode import Greedy, Rerun, check_lossless
+from qwenlab.decode.lossless import _judged
+from qwenlab.decode.rules import Verdict
+from qwenlab.decode.witness import COMPONENTS
+from qwenlab.errors import BadArgument, NoMtpHead
+from tests.decode import faulty
+
+
+@pytest.mark.parametrize(("name", "depth"), [("toy-moe", 3), ("toy-dense", 1), ("toy-dense", 8)])
+def test_a_clean_run_is_lossless(name, prompts, depth):
+    checkpoint = ql.open(name)
+    found = check_lossless(checkpoint, prompts(checkpoint), depth=depth, max_new_tokens=24, progress=False)
+    assert found.verdict == "lossless"
+    assert found
+    assert found.fault is None
+    assert found.tokens == 48
+    worst = {name: float(found.rounds[name].max()) for name in found.rounds if name.endswith("_error")}
+    assert worst["position_error"] == 0
+    assert all(error < 1e-5 for error in worst.values())
+    assert "lossless: 48 tokens" in repr(found)
+
+
+def test_snapshot_and_rerun_is_lossless_too(dense, prompts):
+    assert check_lossless(dense, prompts(dense), depth=4, max_new_tokens=30, rollback=Rerun, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("fault", "component", "says"),
+    [
+        (faulty.RecurrentKept, "recurrent", r"recurrent is off by .* from layer 0 on"),
+        (faulty.ConvolutionKept, "convolution", r"convolution is off by .* from layer 0 on"),
+        (faulty.EmptyKeys, "recurrent", r"from layer 4 on.*keys and values"),  # layer 3 is the first attention layer
+        (faulty.Clamped, "position", r"position -[1-9], keys and values -[1-9]"),
+        (faulty.TooMany, "position", r"position \+1, keys and values \+1"),
+        (faulty.PositionKept, "position", r"tokens held beyond those read: position \+[1-9]$"),
+    ],
+)
+def test_planted_faults_are_named(dense, prompts, fault, component, says):
+    given = prompts(dense, 2, 48)
+    found = check_lossless(dense, given, depth=5, max_new_tokens=24, rollback=fault, progress=False)
+    assert found.verdict == "NOT lossless"
+    assert not found
+    assert found.fault.component == component
+    shown = repr(found).splitlines()[1]
+    assert shown.startswith("  first fault: text ")
+    assert re.search(says, shown), shown
+
+
+def test_a_lenient_rule_is_named(dense, prompts):
+    """It accepts a draft that is the main model's second choice."""
+
+    class Lenient(Greedy):
+        name = "lenient"
+
+        def judge(self, drafts, proposal, scores, generator):
+            likely = scores.topk(2).indices
+            accepted = int((likely[:-1] == drafts[:, None]).any(-1).long().cumprod(0).sum())
+            return Verdict(accepted, int(likely[accepted, 0]))
+
+    found = check_lossless(dense, prompts(dense), depth=3, max_new_tokens=40, rule=Lenient(), progress=False)
+    assert found.fault.component == "verdict rule"
+    assert "less likely than its best by" in repr(found)
+    assert found.differing > 0
+
+
+def test_a_tie_is_numerics():
+    """A token that differs by less than the noise floor, in states that are right, is no fault; one beyond it is."""
+    clean = {"text": 0, "round": 0, "accepted": 1, "layers": {name: {0: 1e-7} for name in COMPONENTS}, "excess": {}}
+    clean["layers"]["position"] = {0: 0.0}
+    allowed = dict.fromkeys((*COMPONENTS, "verdict rule"), 1e-5) | {"position": 0.0}
+    attrs = {"rule": "greedy", "depth": 1, "rollback": "replay"}
+    for regret, verdict in ((0.0, "lossless"), (1e-6, "lossless up to numerics"), (1e-4, "NOT lossless")):
+        found = _judged([{**clean, "regrets": [0.0, regret]}], allowed, allowed, attrs)
+        assert found.verdict == verdict
+        assert found.differing == (regret > 0)
+        assert found.tokens == 2
+
+
+def test_bad_input(dense, headless):
+    with pytest.raises(NoMtpHead):
+        check_lossless(headless, "x", depth=1)
+    with pytest.raises(BadArgument, match="No round was run"):
+        check_lossless(dense, [[5, 6]], depth=1, max_new_tokens=1, progress=False)
+    with pytest.raises(BadArgument, match="temperature=0 leaves none"):
+        check_lossless(dense, [[5, 6]], depth=1, rule="exact_match", progress=False)

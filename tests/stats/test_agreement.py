@@ -1,0 +1,138 @@
+"""Agreement along texts: by hand, by loops, and beside the acceptance it is not."""
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings, strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+
+from qwenlab import stats
+from qwenlab.errors import InconsistentRecording, MissingVariable, NothingMeasured
+from qwenlab.testing.ledgers import replayed
+from qwenlab.testing.strategies import made_traces
+from qwenlab.testing.traces import made_trace
+
+
+def by_hand(end: str) -> xr.Dataset:
+    """One text of four tokens, the first of them the prompt; the main model would say 10, 20, 30, 40 after them."""
+    return xr.Dataset(
+        {
+            "text": ("token", [0, 0, 0, 0]),
+            "position": ("token", [0, 1, 2, 3]),
+            "token": ("token", [9, 10, 20, 30]),
+            "target_token": ("token", [10, 20, 30, 40]),
+            "draft_token": (("token", "draft"), [[-1, -1], [20, 31], [30, 40], [41, 40]]),
+            "begin": ("text", [1]),
+            "length": ("text", [4]),
+            "label": ("text", ["code"]),
+            "end": ("text", [end]),
+        },
+        attrs={"depth": 2, "text": "own"},
+    )
+
+
+def test_by_hand_draft_k_is_compared_with_the_choice_for_its_place():
+    # Chains from rows 1, 2, 3. Draft 1: 20 = 20, 30 = 30, 41 is not 40. Draft 2: 31 is not 30, 40 = 40, then no place.
+    told = stats.agreement(by_hand("length"))
+    assert_array_equal(told["chains"], [3, 2])
+    assert_allclose(told["teacher_forced"], [2 / 3, 1 / 2])
+    assert_allclose(told["teacher_forced_unconditional"], [2 / 3, 1 / 2])
+    assert_allclose(told["teacher_forced_conditional"], [2 / 3, 1 / 2])
+
+
+def test_what_would_come_after_the_end_of_text_is_left_out():
+    told = stats.agreement(by_hand("eos"))
+    assert_array_equal(told["chains"], [2, 1])
+    assert_allclose(told["teacher_forced"], [1, 0])
+
+
+def loops(trace, rows):
+    """Chains, equal, equal so far and chains equal before, by draft, over some rows."""
+    depth = trace.sizes["draft"]
+    counts = np.zeros((4, depth))
+    text, position = trace["text"].values, trace["position"].values
+    for row in rows:
+        about = trace.isel(text=int(text[row]))
+        last = int(about["length"]) - (str(about["end"].values) == "eos")
+        alive = True
+        for draft in range(depth):
+            if position[row] < int(about["begin"]) or position[row] + draft >= last or position[row] == 0:
+                break
+            right = int(trace["draft_token"][row, draft]) == int(trace["target_token"][row + draft])
+            counts[:, draft] += [1, right, right and alive, alive]
+            alive = alive and right
+    return counts
+
+
+@settings(max_examples=30)
+@given(made_traces(text="own") | made_traces(text="teacher_forced"), st.booleans())
+def test_by_loops(trace, by_label):
+    labels = trace["label"].values.astype(str)
+    of_rows = labels[trace["text"].values]
+    try:
+        told = stats.agreement(trace, by_label=by_label, resamples=2)
+    except NothingMeasured:
+        assert not loops(trace, range(trace.sizes["token"]))[0].any()
+        return
+    names = told["label"].values.tolist() if by_label else [None]
+    for name in names:
+        chains, equal, so_far, before = loops(trace, np.flatnonzero((of_rows == name) | (name is None)))
+        here = told.sel(label=name) if by_label else told
+        assert_array_equal(here["chains"], chains)
+        with np.errstate(invalid="ignore"):
+            assert_allclose(here["teacher_forced"], equal / chains)
+            assert_allclose(here["teacher_forced_unconditional"], so_far / chains)
+            assert_allclose(here["teacher_forced_conditional"], so_far / before)
+
+
+def test_online_the_first_place_is_lower_by_selection():
+    trace = made_trace(texts=40)
+    forced, online = stats.agreement(trace), stats.acceptance(replayed(trace))
+    high = online["unconditional_interval"].sel(bound="high", draft=1)
+    low = forced["teacher_forced_unconditional_interval"].sel(bound="low", draft=1)
+    assert float(high) < float(low)
+
+
+def test_intervals_draw_whole_texts():
+    trace = made_trace()
+    told = stats.agreement(trace, resamples=5, level=0.5, seed=2)
+    counts = np.stack([loops(trace, np.flatnonzero(trace["text"].values == text)) for text in range(12)])
+    drawn = np.tensordot(np.random.default_rng(2).multinomial(12, [1 / 12] * 12, size=5), counts, axes=1)
+    expected = np.quantile(drawn[:, 1] / drawn[:, 0], [0.25, 0.75], axis=0).T
+    assert_allclose(told["teacher_forced_interval"], expected)
+
+
+def test_every_number_says_what_it_is_of():
+    told = stats.agreement(made_trace(text="teacher_forced"), by_label=True)
+    for name in ("teacher_forced", "teacher_forced_conditional", "teacher_forced_unconditional"):
+        for variable in (told[name], told[f"{name}_interval"]):
+            assert variable.attrs["long_name"].startswith(
+                name.replace("teacher_forced", "teacher-forced").replace("_", " ")
+            )
+            facts = {fact: variable.attrs[fact] for fact in ("rule", "depth", "text", "origin", "texts")}
+            assert facts == {"rule": "greedy", "depth": 4, "text": "teacher_forced", "origin": "trace", "texts": 12}
+            assert variable.attrs["chains"] > 0
+    assert told["texts"].values.tolist() == [6, 6]
+
+
+def test_one_text_has_no_interval():
+    assert stats.agreement(by_hand("length"))["teacher_forced_interval"].isnull().all()
+
+
+def test_a_trace_without_a_chain_is_nothing_measured():
+    trace = by_hand("length")
+    trace["begin"] = ("text", [4])
+    with pytest.raises(NothingMeasured, match="No draft of this trace has a place"):
+        stats.agreement(trace)
+
+
+def test_a_trace_says_its_depth_and_text():
+    with pytest.raises(InconsistentRecording, match="does not say its depth, text"):
+        stats.agreement(by_hand("eos").drop_attrs())
+
+
+def test_a_ledger_is_no_trace():
+    with pytest.raises(
+        MissingVariable, match=r"(?s)No text, position.*made by qwenlab\.decode\.trace.*recording\['trace'\]"
+    ):
+        stats.agreement(replayed(made_trace()))
