@@ -34,8 +34,8 @@ lint: $(INSTALLED) ## ruff and mypy
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-oldest: .venv-oldest/installed ## the probe and checkpoint tests on the oldest transformers we support
-	.venv-oldest/bin/python -m pytest -m "not slow and not remote" -n $(JOBS) tests/checkpoint tests/probe
+oldest: .venv-oldest/installed ## the checkpoint, probe and decode tests on the oldest transformers we support
+	.venv-oldest/bin/python -m pytest -m "not slow and not remote" -n $(JOBS) tests/checkpoint tests/probe tests/decode
 
 bench: $(INSTALLED) ## what watching costs, as ratios to the bare forward
 	$(RUN) -m pip install --quiet -c constraints.txt -e '.[bench]'

@@ -165,7 +165,8 @@ show(
 )
 
 # %% [markdown]
-# Where the main model itself is undecided, drafts fail. Its entropy in the place of a draft says more than the domain.
+# Where the main model itself is undecided, a draft is harder to get right. Here are the tested drafts by its entropy in
+# their place; a few prompts fill some bins with a few drafts only, which the intervals show.
 
 # %%
 show(
@@ -190,7 +191,7 @@ show(
 #
 # A trace holds every draft at every place of a text, made in a few parallel passes. From it the rounds of any depth
 # and any policy follow without running the model again. On the model's own greedy text they are the rounds that were
-# run, one for one.
+# run, one for one. The table is of the rule `greedy`, up to `depth` drafts a round.
 
 # %%
 trace = ql.decode.trace(ckpt, made, depth=depth)
@@ -206,7 +207,11 @@ table = {}
 for name, policy in policies.items():
     found = ql.stats.acceptance(trace.replay(policy=policy))
     (length,), (efficiency,) = with_interval(found, "acceptance_length"), with_interval(found, "draft_efficiency")
-    table[name] = {"acceptance length": length, "draft efficiency": efficiency, "rounds": int(found["rounds"])}
+    table[name] = {
+        "acceptance length (tokens a round)": length,
+        "accepted / drafted": efficiency,
+        "rounds": int(found["rounds"]),
+    }
 pd.DataFrame(table).T
 
 # %% [markdown]
@@ -239,9 +244,12 @@ for rule in ("exact_match", "speculative_sampling"):
     )
     found = ql.stats.acceptance(sampled.ledger)
     (length,) = with_interval(found, "acceptance_length")
-    rules[f"{rule}, temperature 0.7"] = {"acceptance length": length, "rounds": int(found["rounds"])}
+    rules[f"{rule}, temperature 0.7, depth {depth}"] = {
+        "acceptance length (tokens a round)": length,
+        "rounds": int(found["rounds"]),
+    }
 (length,) = with_interval(rates, "acceptance_length")
-rules["greedy"] = {"acceptance length": length, "rounds": int(rates["rounds"])}
+rules[f"greedy, depth {depth}"] = {"acceptance length (tokens a round)": length, "rounds": int(rates["rounds"])}
 pd.DataFrame(rules).T
 
 # %% [markdown]

@@ -1,4 +1,4 @@
-"""Commands about one checkpoint: anatomy, profile, acceptance, demo."""
+"""Commands about one checkpoint: anatomy, profile, acceptance, trace, demo."""
 
 from __future__ import annotations
 
@@ -109,6 +109,39 @@ def acceptance(
     )
     for path in (done.recording, *done.figures):
         console.print(str(path), soft_wrap=True, highlight=False, markup=False)
+
+
+def trace(
+    source: Annotated[str, typer.Argument(help="A toy, a folder, or a name on the hub: Qwen/Qwen3.6-35B-A3B.")],
+    text: Annotated[list[Path], typer.Option(help="A text file; its name is its label.", exists=True, dir_okay=False)],
+    out: Annotated[Path, typer.Option(help="File for the trace, such as trace.nc.", dir_okay=False)],
+    depth: Annotated[int, typer.Option(help="Drafts at each place.", min=1)] = 3,
+    window: Annotated[int, typer.Option(help="Tokens of a window; each is read for itself.", min=2)] = 1024,
+    device: Annotated[str | None, typer.Option(help="Where the model goes, such as cuda. Default: the CPU.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the weights in memory. Default: the checkpoint's own.")] = None,
+) -> None:
+    """Every draft at every place of texts of any length, in a few parallel passes: kept, and its rates by depth."""
+    files = _read(text)
+    traced = runs.trace(source, files, out, depth=depth, window=window, device=device, dtype=dtype)
+    agreed = stats.agreement(traced.recording())
+    table = Table(
+        *("depth", "teacher-forced agreement", "its interval", "acceptance length,\nteacher-forced replay"),
+        box=box.SIMPLE_HEAD,
+        title=f"{agreed.attrs['checkpoint']}: {traced.dataset.sizes['token']:,} given tokens, rule greedy, fixed depth",
+        title_justify="left",
+    )
+    for place in range(1, depth + 1):
+        rate = agreed.sel(draft=place)
+        low, high = rate["teacher_forced_interval"].values
+        length = stats.acceptance(traced.replay(depth=place))["acceptance_length"]
+        table.add_row(
+            str(place),
+            f"{float(rate['teacher_forced']):.3f}",
+            f"[{low:.3f}, {high:.3f}]",
+            f"{float(length):.2f} tokens",
+        )
+    Console().print(table)
+    Console().print(str(out.resolve()), soft_wrap=True, highlight=False, markup=False)
 
 
 def demo(

@@ -18,7 +18,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (checkpoints.anatomy, checkpoints.profile, checkpoints.acceptance, checkpoints.demo, experiments.run):
+for command in (
+    checkpoints.anatomy,
+    checkpoints.profile,
+    checkpoints.acceptance,
+    checkpoints.trace,
+    checkpoints.demo,
+    experiments.run,
+):
     app.command()(command)
 app.add_typer(store.app, name="runs")
 

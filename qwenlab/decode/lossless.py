@@ -107,7 +107,7 @@ class Losslessness:
         return f"rule {attrs['rule']}, depth {attrs['depth']}, rollback {attrs['rollback']}"
 
     def _repr_html_(self) -> str:
-        return f"<pre>{escape(repr(self))}</pre>"
+        return f'<pre style="font-family:monospace;font-size:90%;line-height:1.4">{escape(repr(self))}</pre>'
 
 
 def check_lossless(

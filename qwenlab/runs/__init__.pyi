@@ -1,5 +1,5 @@
 # The functions `record`, `run`, `find` and `compare` hide the modules they live in.
-from .accepting import Acceptance as Acceptance, acceptance as acceptance
+from .accepting import Acceptance as Acceptance, acceptance as acceptance, trace as trace
 from .demo import Demo as Demo, demo as demo
 from .profiling import Profile as Profile, profile as profile
 from .record import record as record

@@ -14,7 +14,8 @@ from qwenlab.checkpoint.open import Checkpoint, open
 from qwenlab.decode.generate import generate
 from qwenlab.decode.lossless import Losslessness, check_lossless
 from qwenlab.decode.step_times import step_times
-from qwenlab.decode.tracing import trace
+from qwenlab.decode.traced import Trace
+from qwenlab.decode.tracing import trace as trace_of
 from qwenlab.errors import BadArgument
 from qwenlab.tasks.cutting import passages as passages_of
 
@@ -68,7 +69,7 @@ def acceptance(
     lossless = check_lossless(
         checkpoint, begun[:CHECKED], depth=depth, max_new_tokens=min(new_tokens, 32), progress=progress
     )
-    traced = trace(checkpoint, made, depth=depth, progress=progress)
+    traced = trace_of(checkpoint, made, depth=depth, progress=progress)
     longest = max(made.tokens, key=len)
     costs = step_times(
         checkpoint, longest, depth=depth, context=len(longest) // 2, repeats=_repeats(longest, depth), progress=progress
@@ -90,6 +91,24 @@ def acceptance(
         figures.append(folder / f"{name}.png")
         figure.savefig(figures[-1], dpi=150)
     return Acceptance(folder, saved, tuple(figures), rates, by_label, speed, lossless)
+
+
+def trace(
+    source: str | Path | Checkpoint,
+    texts: Mapping[str, str],
+    out: str | Path,
+    *,
+    depth: int = 3,
+    window: int = 1024,
+    device: str | None = None,
+    dtype: str | None = None,
+    progress: bool = True,
+) -> Trace:
+    """Every draft at every place of texts of any length, by label, cut into windows; saved as the file `out`."""
+    checkpoint = source if isinstance(source, Checkpoint) else open(source, device=device, dtype=dtype)
+    made = trace_of(checkpoint, list(texts.values()), depth=depth, window=window, labels=list(texts), progress=progress)
+    made.save(out)
+    return made
 
 
 def _beginnings(

@@ -8,6 +8,7 @@ import pytest
 
 import qwenlab as ql
 from qwenlab import cli
+from qwenlab.testing.checkpoints import tiny_checkpoint
 
 
 @pytest.fixture
@@ -129,3 +130,34 @@ def test_demo_prints_the_layers_and_the_paths(run, tmp_path):
     assert "router entropy" in out
     assert str(tmp_path / "10_layers.ipynb") in out
     assert str(tmp_path / "recording.nc") in out
+
+
+class TestAcceptance:
+    def test_prints_rates_with_their_names_and_leaves_what_it_says(self, run, tmp_path):
+        text = tmp_path / "mine.txt"
+        text.write_text("\n".join(ql.tasks.texts("code", 2)))
+        small = ("--prompts", 2, "--prompt-tokens", 16, "--new-tokens", 12, "--depth", 2)
+        status, out, _ = run("acceptance", "toy-dense", "--text", text, "--out", tmp_path / "out", *small)
+        assert status == 0
+        for word in ("lossless: ", "rule greedy, depth 2", "acceptance length", "mine", "predicted to pay best here"):
+            assert word in out
+        assert (tmp_path / "out" / "recording.nc").exists()
+
+    def test_without_a_head_it_says_so(self, run, tmp_path):
+        tiny_checkpoint(tmp_path / "headless", mtp=None)
+        status, _, err = run("acceptance", tmp_path / "headless", "--out", tmp_path / "out")
+        assert status == 2
+        assert "has no MTP head" in err
+
+
+class TestTrace:
+    def test_a_file_is_traced_in_windows_and_its_rates_are_printed(self, run, tmp_path):
+        text = tmp_path / "mine.txt"
+        text.write_text(ql.tasks.texts("code", 1)[0][:600])
+        made = tmp_path / "trace.nc"
+        status, out, _ = run("trace", "toy-dense", "--text", text, "--out", made, "--depth", 2, "--window", 64)
+        assert status == 0
+        traced = ql.decode.Trace.open(made)
+        assert (traced.depth, traced.own) == (2, False)
+        assert f"{traced.dataset.sizes['token']:,} given tokens" in out
+        assert "teacher-forced agreement" in out

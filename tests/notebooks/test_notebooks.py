@@ -19,6 +19,7 @@ SMALL = {
         texts_per_domain=2, max_tokens=32, contexts=[16, 32], decode_steps=2, repeats=1, recall_texts=2, controls=1
     ),
     "20_routing": dict(texts_per_domain=2, max_tokens=32),
+    "30_acceptance": dict(texts_per_domain=2, max_tokens=24, new_tokens=24, depth=2),
 }
 FIGURES = {
     "00_tour": {"half_life", "layers"},
@@ -29,6 +30,9 @@ FIGURES = {
     "20_routing": {
         *("expert_load", "specialisation", "coactivation", "distinct_experts", "unused_experts"),
     },
+    "30_acceptance": {
+        *("acceptance", "acceptance_by_domain", "acceptance_by_entropy", "calibration", "teacher_forced", "speedup"),
+    },
     "90_compare": {"by_setting", "differences"},
 }
 PARAMETERS = {
@@ -37,7 +41,9 @@ PARAMETERS = {
 PARAMETERS["90_compare"] = ("store", "experiment", "metric", "out")  # it reads a store, not a checkpoint
 VIEWS = {"10_layers", "20_routing"}  # those with the figure of a view to choose in
 by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-of_a_checkpoint = pytest.mark.parametrize("path", [FOLDER / f"{stem}.py" for stem in SMALL], ids=lambda path: path.stem)
+of_a_trunk = pytest.mark.parametrize(
+    "path", [FOLDER / f"{stem}.py" for stem in SMALL if stem != "30_acceptance"], ids=lambda path: path.stem
+)
 
 
 def outputs(executed: Path) -> list:
@@ -110,7 +116,13 @@ def test_as_it_stands(path, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stem", "toy"),
-    [("00_tour", "toy-moe"), ("00_tour", "toy-dense"), ("10_layers", "toy-dense"), ("20_routing", "toy-moe")],
+    [
+        ("00_tour", "toy-moe"),
+        ("00_tour", "toy-dense"),
+        ("10_layers", "toy-dense"),
+        ("20_routing", "toy-moe"),
+        *(("30_acceptance", toy) for toy in ("toy-moe", "toy-dense")),
+    ],
 )
 def test_on_the_toys(stem, toy, tmp_path):
     executed = run_notebook(FOLDER / f"{stem}.py", tmp_path, checkpoint=toy, out=str(tmp_path), **SMALL[stem])
@@ -119,7 +131,7 @@ def test_on_the_toys(stem, toy, tmp_path):
 
 
 @pytest.mark.slow
-@of_a_checkpoint
+@of_a_trunk
 def test_on_a_checkpoint_of_another_shape(path, tmp_path):
     """Nothing is bound to 8 layers, 16 experts, an MTP head, or a layer pattern that repeats."""
     kinds = ["full_attention", "linear_attention", "linear_attention", "full_attention", "linear_attention"]
@@ -127,6 +139,25 @@ def test_on_a_checkpoint_of_another_shape(path, tmp_path):
     out = tmp_path / "out"
     executed = run_notebook(path, out, checkpoint=str(tmp_path / "odd"), out=str(out), **SMALL[path.stem])
     check(executed, out, path.stem)
+
+
+@pytest.mark.slow
+def test_drafts_of_a_head_that_was_never_trained(tmp_path):
+    """It is told so, and all else still holds: the text is lossless, and nothing pays."""
+    kinds = ["full_attention", "linear_attention", "linear_attention"]
+    tiny_checkpoint(tmp_path / "odd", "qwen3_5", layer_types=kinds)
+    out, small = tmp_path / "out", SMALL["30_acceptance"]
+    executed = run_notebook(FOLDER / "30_acceptance.py", out, checkpoint=str(tmp_path / "odd"), out=str(out), **small)
+    check(executed, out, "30_acceptance")
+    (said,) = [text for text in markdown(executed) if "By these costs" in text]
+    assert "no depth pays here" in said
+
+
+@pytest.mark.slow
+def test_drafts_of_a_checkpoint_without_a_head_end_with_what_is_missing(tmp_path):
+    tiny_checkpoint(tmp_path / "headless", mtp=None)
+    with pytest.raises(NotebookFailed, match=r"raised NoMtpHead: .*has no MTP head"):
+        run_notebook(FOLDER / "30_acceptance.py", tmp_path, checkpoint=str(tmp_path / "headless"))
 
 
 @pytest.mark.slow
