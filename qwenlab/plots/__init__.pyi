@@ -12,8 +12,16 @@ from .experts import (
 )
 from .horizons import attention_distance as attention_distance, half_life as half_life
 from .layers import layer_map as layer_map
+from .maps import attention_map as attention_map
 from .openness import gate_histograms as gate_histograms
+from .reach import reach as reach
 from .residual import residual as residual
 from .routing import coactivation as coactivation
 from .specialisation import specialisation as specialisation
+from .states import (
+    retention as retention,
+    state_growth as state_growth,
+    state_precision as state_precision,
+    state_rank as state_rank,
+)
 from .style import COLOURS as COLOURS, LABELS as LABELS, style as style

@@ -82,12 +82,12 @@ class Attention(Probe):
         block = max(1, BLOCK // (reading.batch * call.query.shape[1] * columns))
         if slots <= block:
             rows = reading.once((Rows, self.every, columns), lambda: Rows.of(reading, columns, sample))
-            return {"gate": openness} | _row_statistics(*_probabilities(call, rows), rows)
+            return {"gate": openness} | _row_statistics(*probabilities(call, rows), rows)
         place = self.layers.index(layer)
         for start in range(0, slots, block):
             cut = slice(start, start + block)
             part_of, rows = sample.part(cut), Rows.of(reading, columns, sample.part(cut))
-            found = {"gate": openness[:, cut]} | _row_statistics(*_probabilities(call, rows), rows)
+            found = {"gate": openness[:, cut]} | _row_statistics(*probabilities(call, rows), rows)
             self._add(slice(place, place + 1), {name: each[None] for name, each in found.items()}, part_of.reading)
         return None
 
@@ -126,7 +126,7 @@ class Attention(Probe):
         return self._dataset(labels, variables, gate_bin=gate_bins(), distance_bin=edges)
 
 
-def _key_positions(reading: Reading, columns: int) -> torch.Tensor:
+def key_positions(reading: Reading, columns: int) -> torch.Tensor:
     """int [batch, column]: position of each key in its own sequence, -1 for padding and unwritten columns."""
     if reading.keys is None:
         return torch.arange(columns, device=reading.position.device).expand(reading.batch, -1)
@@ -156,7 +156,7 @@ class Rows:
     def of(reading: Reading, columns: int, sample: Sample) -> Rows:
         """The rows of the sampled tokens, over so many columns of keys."""
         query, position = sample.columns, sample.reading.position
-        key_position = _key_positions(reading, columns)
+        key_position = key_positions(reading, columns)
         number = torch.arange(columns, device=query.device)
         seen = (key_position >= 0)[:, None, :] & (number <= (reading.past + query)[:, :, None])
         distance = (position[:, :, None] - key_position[:, None, :]).float()
@@ -169,7 +169,7 @@ class Rows:
         return Rows(query, seen[:, None], distance[:, None], first, edges[:, None])
 
 
-def _probabilities(call: AttentionCall, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+def probabilities(call: AttentionCall, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention probabilities [batch, head, query, key] in float32, and their entropy [batch, head, query] in nats."""
     heads, channels = call.query.shape[1], call.query.shape[3]
     query = call.query.gather(2, rows.query[:, None, :, None].expand(-1, heads, -1, channels)).float()

@@ -11,8 +11,9 @@ import xarray as xr
 
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import DELTANET
-from qwenlab.errors import BadArgument, KernelDisagrees
+from qwenlab.errors import BadArgument
 from qwenlab.probe.bins import GATE_BINS, HALF_LIFE_BINS, bins, half_life_bin
+from qwenlab.probe.gap import StateGap
 from qwenlab.probe.notes import Notes, Part
 from qwenlab.probe.prediction import normalised
 from qwenlab.probe.probe import Kept, Probe, Variable
@@ -25,9 +26,6 @@ _HISTOGRAMS = {
     "half_life": (HALF_LIFE_BINS, "half-life"),
     "gate": (GATE_BINS, "openness of the output gate"),
 }
-
-STATE_GAP = 0.05
-"""How far our state may be from the kernel's, relative to it: far beyond bfloat16's rounding, far below a mistake's."""
 
 _PER_HEAD = {
     "beta": ("1", "write strength beta, summed over tokens"),
@@ -91,7 +89,7 @@ class DeltaNet(Probe):
         count = len(self.layers)
         self._sums, self._ends, self._histogram = Sums(count), Sums(count), Histogram(count, HALF_LIFE_BINS)
         self._moments: dict[int, torch.Tensor] = {}  # by label, float64 [layer, key head, channel, channel]
-        self._gaps: dict[int, torch.Tensor] = {}
+        self._gap = StateGap()
 
     def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
         """The call of the delta rule, and the output gate."""
@@ -133,10 +131,7 @@ class DeltaNet(Probe):
         value, beta = (sample.of(tensor.index_select(2, call.heads)).float() for tensor in (call.value, call.beta))
         error, size = (torch.linalg.vector_norm(each, dim=-1) for each in (value - sample.of(predicted), value))
         if call.final is not None and reading.whole:
-            final = call.final.float()
-            off, whole = (torch.linalg.vector_norm(each, dim=(-2, -1)) for each in (state - final, final))
-            gap = (off / whole.clamp_min(torch.finfo(torch.float32).tiny)).max()
-            self._gaps[layer] = torch.maximum(gap, self._gaps.get(layer, gap))
+            self._gap.note(layer, state, call.final)
         return {
             "update_norm": beta * error,
             "error_ratio": error / size.clamp_min(torch.finfo(torch.float32).tiny),
@@ -181,16 +176,10 @@ class DeltaNet(Probe):
 
     def check(self) -> None:
         """Raise KernelDisagrees where our state and the kernel's are not the same."""
-        off = {layer: float(gap) for layer, gap in self._gaps.items() if not float(gap) <= STATE_GAP}
-        if off:
-            layer, gap = max(off.items(), key=lambda item: item[1])
-            raise KernelDisagrees(
-                f"The state that DeltaNet() works out is not the one that the kernel returned: they differ by "
-                f"{100 * gap:.3g} % of its norm in layer {layer} (at most {100 * STATE_GAP:g} % is rounding), "
-                f"and in {len(off)} of {len(self._gaps)} layers.\n"
-                "The kernel in use follows another convention, or an edit changed what it computes: watch with "
-                "DeltaNet(prediction_heads=0), which needs no state, or use transformers' own kernel."
-            )
+        self._gap.check(
+            "DeltaNet",
+            "watch with DeltaNet(prediction_heads=0), which needs no state, or use transformers' own kernel.",
+        )
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
         """Sums, histograms and key moments by label, layer and head."""
@@ -220,8 +209,7 @@ class DeltaNet(Probe):
         variables["tokens"] = (grouped, tokens, "token", "tokens measured")
         variables["sequences"] = (grouped, counted(ends[..., 0]), "sequence", "sequences read")
         variables |= self._binned(count, heads) | self._key_moments(count, mixer)
-        gaps = [float(gap) for gap in self._gaps.values()]
-        return self._dataset(labels, variables, **bins()).assign_attrs({"state_gap": max(gaps)} if gaps else {})
+        return self._dataset(labels, variables, **bins()).assign_attrs(self._gap.attrs)
 
     def _binned(self, labels: int, heads: int) -> dict[str, Variable]:
         counts = self._histogram.array(labels, 3, heads)

@@ -22,11 +22,13 @@ class AttentionCall:
     query    [batch, head, position, channel], rotated and normalised
     key      [batch, key head, past + position, channel]: all keys of the cache, rotated and normalised
     scaling  what the scores are multiplied by
+    value    [batch, key head, past + position, channel], of layers whose map is asked for
     """
 
     query: torch.Tensor
     key: torch.Tensor
     scaling: float
+    value: torch.Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -45,8 +47,9 @@ class AttentionCall:
 
     @staticmethod
     def joined(calls: list[AttentionCall]) -> AttentionCall:
-        """Decode steps that follow one another: the last one's keys hold those of all."""
-        return AttentionCall(torch.cat([call.query for call in calls], dim=2), calls[-1].key, calls[-1].scaling)
+        """Decode steps that follow one another: the last one's keys and values hold those of all."""
+        last, query = calls[-1], torch.cat([call.query for call in calls], dim=2)
+        return AttentionCall(query, last.key, last.scaling, last.value)
 
 
 Note = torch.Tensor | RuleCall | AttentionCall
@@ -185,3 +188,4 @@ def _pass_keys(giver: Notes, taker: Notes) -> None:
     one: Any = giver["attention"]
     other: Any = taker["attention"]
     one.key, other.key = None, one.key if other.key is None else other.key
+    one.value, other.value = None, one.value if other.value is None else other.value

@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 
 CHUNK = 64
 """Tokens whose predictions are solved for at once."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens that were solved for at once; what the last chunk is filled up with has beta 0 and decays nothing.
+
+    key              [batch * head, position, key channel], normalised
+    predicted        [batch * head, position, channel]: S^T k, S decayed and not yet written to
+    written          [batch * head, position, channel]: beta (v - S^T k): a token does S <- alpha S + k written^T
+    g, elapsed       [batch * head, position, 1]: ln alpha, and its sum from the chunk's first token on
+    before, after    [batch * head, key channel, channel]: the states it begins and ends with
+    """
+
+    key: torch.Tensor
+    predicted: torch.Tensor
+    written: torch.Tensor
+    g: torch.Tensor
+    elapsed: torch.Tensor
+    before: torch.Tensor
+    after: torch.Tensor
 
 
 def normalised(key: torch.Tensor) -> torch.Tensor:
@@ -19,10 +42,25 @@ def predictions(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """S^T k before every token, S decayed and not yet written to, and the state after the last one; float32.
 
+    The arguments are those of `chunks`.
+    returns  [batch, position, head, channel] and [batch, head, key channel, channel]
+    """
+    found = []
+    for chunk in chunks(key, value, g, beta, state):
+        found.append(chunk.predicted)
+    shape = (key.shape[0], key.shape[2])
+    predicted = torch.cat(found, dim=1)[:, : key.shape[1]].unflatten(0, shape).transpose(1, 2)
+    return predicted, chunk.after.unflatten(0, shape)
+
+
+def chunks(
+    key: torch.Tensor, value: torch.Tensor, g: torch.Tensor, beta: torch.Tensor, state: torch.Tensor | None
+) -> Iterator[Chunk]:
+    """The tokens in their order, up to 64 at a time, with the states between them; float32.
+
     key    [batch, position, head, key channel], normalised;  value [batch, position, head, channel]
     g, beta  [batch, position, head]: ln of the decay, write strength
     state  [batch, head, key channel, channel], the state before; None where it is empty
-    returns  [batch, position, head, channel] and [batch, head, key channel, channel]
 
     Within a chunk that begins with the state S0, and with G the running sum of g, the prediction for token t is
 
@@ -31,7 +69,6 @@ def predictions(
     a unit lower triangular system for all p of the chunk, solved once for both terms it is made of. This is the
     chunkwise form of the delta rule (Yang et al. 2024, arXiv:2412.06464, section 3.3), written for p.
     """
-    length = key.shape[1]
     key, value, g, beta = (_chunked(tensor.float()) for tensor in (key, value, g[..., None], beta[..., None]))
     elapsed = g.cumsum(dim=3)  # G [batch, head, chunk, position, 1]
     between = (elapsed - elapsed.transpose(3, 4)).tril(-1).exp()  # what lies above the diagonal is not used
@@ -46,12 +83,14 @@ def predictions(
 
     shape = (*value.shape[:2], key.shape[-1], value.shape[-1])
     state = (value.new_zeros(shape) if state is None else state.float()).flatten(0, 1)
-    found = []
-    by_chunk = (each.flatten(0, 1).unbind(1) for each in (value, beta, of_values, of_state, to_end, kept))
-    for v, strength, from_values, from_state, onto_state, decay in zip(*by_chunk, strict=True):
-        found.append(torch.baddbmm(from_values, from_state, state))
-        state = torch.baddbmm(decay * state, onto_state, strength * (v - found[-1]))
-    return torch.cat(found, dim=1)[:, :length].unflatten(0, shape[:2]).transpose(1, 2), state.unflatten(0, shape[:2])
+    several = (key, value, beta, g, elapsed, of_values, of_state, to_end, kept)
+    by_chunk = (each.flatten(0, 1).unbind(1) for each in several)
+    for k, v, strength, decays, since, from_values, from_state, onto_state, decay in zip(*by_chunk, strict=True):
+        predicted = torch.baddbmm(from_values, from_state, state)
+        written = strength * (v - predicted)
+        after = torch.baddbmm(decay * state, onto_state, written)
+        yield Chunk(k, predicted, written, decays, since, state, after)
+        state = after
 
 
 def _chunked(tensor: torch.Tensor) -> torch.Tensor:

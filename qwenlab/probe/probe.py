@@ -83,7 +83,7 @@ class Probe(ABC):
         """Add up what was kept of a part in some layers, each tensor [layer, ...]: `where` among `self.layers`."""
         raise NotImplementedError(f"{type(self).__name__} keeps something and does not look at it")
 
-    def look_at_tokens(self, reading: Reading) -> None:  # noqa: B027  most probes have no use for these three
+    def look_at_tokens(self, reading: Reading) -> None:  # noqa: B027  most probes have no use for these
         """Look at which tokens were read, or are about to be."""
 
     def look_at_cache(self, cache: Cache, passed: Pass) -> None:  # noqa: B027
@@ -91,6 +91,9 @@ class Probe(ABC):
 
     def check(self) -> None:  # noqa: B027
         """The block has ended: raise if what was seen contradicts itself."""
+
+    def end(self, whole: bool) -> None:  # noqa: B027
+        """Let go of what only the block needed; `whole`: it ended without an error."""
 
     @abstractmethod
     def dataset(self, labels: list[str]) -> xr.Dataset:

@@ -101,6 +101,7 @@ class Reader:
             carry=thread.carry,
             whole=whole,
             decode=start.is_decode,
+            tokens=tokens,
         )
 
     def _follow(self, cache: Cache | None, past: int, batch: int, device: torch.device) -> Thread:

@@ -38,6 +38,7 @@ class Reading:
     carry      what probes keep of these sequences from call to call
     whole      whether it is known, without asking the device, that all columns are real
     decode     whether these are decode steps
+    tokens     int [batch, position]: their ids; None where the model was given embeddings
     """
 
     real: torch.Tensor
@@ -53,6 +54,7 @@ class Reading:
     carry: dict[Any, Any] = field(repr=False)
     whole: bool = False
     decode: bool = False
+    tokens: torch.Tensor | None = None
 
     @property
     def batch(self) -> int:
@@ -147,7 +149,8 @@ class Reading:
         if device not in self._elsewhere:
             names = ("real", "position", "row", "group", "first")
             moved = {name: getattr(self, name).to(device) for name in names}
-            self._elsewhere[device] = replace(self, **moved, keys=None if self.keys is None else self.keys.to(device))
+            keys, tokens = (None if each is None else each.to(device) for each in (self.keys, self.tokens))
+            self._elsewhere[device] = replace(self, **moved, keys=keys, tokens=tokens)
         return self._elsewhere[device]
 
 
@@ -194,7 +197,8 @@ class Sample:
             return Sample(
                 torch.arange(reading.width, device=reading.real.device).expand(reading.batch, -1), None, reading
             )
-        columns, found = _known_columns(reading, every) if reading.whole else _found_columns(reading, every)
+        known = reading.whole and reading.keys is None  # else a row may have begun later than its columns do
+        columns, found = _known_columns(reading, every) if known else _found_columns(reading, every)
         real = reading.real.gather(1, columns) if found is None else found
         position, row, group = (each.gather(1, columns) for each in (reading.position, reading.row, reading.group))
         row, group = (torch.where(real, each, PADDING) for each in (row, group))

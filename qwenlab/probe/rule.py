@@ -30,6 +30,11 @@ class RuleCall:
     initial, final  [batch, sampled head, key channel, channel]: the state before the first token and after the last,
                     as the kernel got and gave it; None where it is empty, or not known
     heads           int [sampled head]: the heads asked for their prediction; None where none is
+    query, out      [batch, position, key head, channel], [batch, position, head, channel]: what the kernel got and
+                    returned, of layers whose map is asked for
+    before          [batch, mapped head, key channel, channel]: the state before the first token, of the same
+    entering, leaving  [batch, head, key channel, channel]: as initial and final, of all heads of layers whose states
+                    are asked for
     """
 
     key: torch.Tensor
@@ -39,6 +44,11 @@ class RuleCall:
     initial: torch.Tensor | None
     final: torch.Tensor | None
     heads: torch.Tensor | None
+    query: torch.Tensor | None = None
+    out: torch.Tensor | None = None
+    before: torch.Tensor | None = None
+    entering: torch.Tensor | None = None
+    leaving: torch.Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -53,7 +63,8 @@ class RuleCall:
     @property
     def nbytes_of_tokens(self) -> int:
         """Bytes that grow with the tokens."""
-        return self.key.nbytes + self.value.nbytes + self.g.nbytes + self.beta.nbytes
+        held = (self.key, self.value, self.g, self.beta, self.query, self.out)
+        return sum(tensor.nbytes for tensor in held if tensor is not None)
 
     def predict(self, heads: torch.Tensor, reading: Reading) -> tuple[torch.Tensor, torch.Tensor]:
         """What the sampled heads predicted of each value, and their state after each row's last real token.
@@ -62,10 +73,19 @@ class RuleCall:
 
         returns  [batch, position, sampled head, channel] and [batch, sampled head, key channel, channel]
         """
+        return predictions(*self.of_heads(heads, reading), self.initial)
+
+    def of_heads(
+        self, heads: torch.Tensor, reading: Reading
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Keys, normalised, values, g and beta of these value heads, each [batch, position, these heads, ...].
+
+        Those of padding are 0: the rule passes over it (alpha 1, beta 0).
+        """
         key = self.key.index_select(2, heads // (self.value.shape[2] // self.key.shape[2]))
         value, g, beta = (tensor.index_select(2, heads) for tensor in (self.value, self.g, self.beta))
         key, value, g, beta = (reading.masked(tensor) for tensor in (normalised(key), value, g, beta))
-        return predictions(key, value, g, beta, self.initial)
+        return key, value, g, beta
 
     @staticmethod
     def joined(calls: list[RuleCall]) -> RuleCall:
@@ -73,19 +93,26 @@ class RuleCall:
         key, value, g, beta = (
             torch.cat([getattr(call, name) for call in calls], dim=1) for name in ("key", "value", "g", "beta")
         )
-        return RuleCall(key, value, g, beta, calls[0].initial, calls[-1].final, calls[0].heads)
+        joined = RuleCall(key, value, g, beta, calls[0].initial, calls[-1].final, calls[0].heads)
+        joined.query, joined.out, joined.before = _joined(calls, "query"), _joined(calls, "out"), calls[0].before
+        joined.entering, joined.leaving = calls[0].entering, calls[-1].leaving
+        return joined
 
 
 class RuleTap:
     """Hears the delta-rule calls of the layers it is told of, and delivers each as a `RuleCall`.
 
     heads   by layer, int [sampled head]: the value heads whose prediction is asked for, where some are
+    mapped  by layer, int [mapped head]: the value heads whose map is asked for, where some are
+    stated  layers of which the states of all heads are asked for
     states  which states these calls are to bring along: "both", the "initial" one of the first of some decode steps, or
             none ("") where the initial state is the one that the step before ended with
     """
 
     def __init__(self, family: Family, deliver: Callable[[RuleCall], None]) -> None:
         self.heads: dict[int, torch.Tensor] = {}
+        self.mapped: dict[int, torch.Tensor] = {}
+        self.stated: frozenset[int] = frozenset()
         self.states: Literal["both", "initial", ""] = "both"
         self._family, self._deliver = family, deliver
         self._speaking: tuple[int, Any] | None = None
@@ -117,12 +144,32 @@ class RuleTap:
             heads = self.heads[layer] = heads.to(key.device)
             initial = _sampled(kwargs.get("initial_state"), heads) if self.states else None
             final = _sampled(result[1], heads) if self.states == "both" else None
-        self._deliver(RuleCall(constant(key), constant(value), constant(g), constant(beta), initial, final, heads))
+        call = RuleCall(constant(key), constant(value), constant(g), constant(beta), initial, final, heads)
+        if layer in self.mapped:
+            mapped = self.mapped[layer] = self.mapped[layer].to(key.device)
+            query = args[0] if args else kwargs["query"]
+            call.query = constant(query if repeated == 1 else query[:, :, ::repeated])
+            call.out = constant(result[0])
+            call.before = _sampled(kwargs.get("initial_state"), mapped) if self.states else None
+        if layer in self.stated:
+            call.entering = _copied(kwargs.get("initial_state")) if self.states else None
+            call.leaving = _copied(result[1]) if self.states == "both" else None
+        self._deliver(call)
 
 
 def constant(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor without its graph."""
     return tensor.detach() if tensor.requires_grad else tensor
+
+
+def _joined(calls: list[RuleCall], name: str) -> torch.Tensor | None:
+    """One of the tensors of decode steps along the positions, where they have it."""
+    held = [getattr(call, name) for call in calls]
+    return None if held[0] is None else torch.cat(held, dim=1)
+
+
+def _copied(state: torch.Tensor | None) -> torch.Tensor | None:
+    return None if state is None else state.detach().clone()
 
 
 def _sampled(state: torch.Tensor | None, heads: torch.Tensor) -> torch.Tensor | None:

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
@@ -16,9 +17,12 @@ from qwenlab.errors import BadArgument, NothingRead, ProbeInUse, SilentSite
 from qwenlab.probe.delivery import Delivery
 from qwenlab.probe.deltanet import DeltaNet
 from qwenlab.probe.facts import facts_of
+from qwenlab.probe.implicit import ImplicitAttention
 from qwenlab.probe.passes import Label, Pass
 from qwenlab.probe.probe import Probe
 from qwenlab.probe.reader import Reader
+from qwenlab.probe.softmax import SoftmaxAttention
+from qwenlab.probe.states import OfStates
 from qwenlab.probe.stopwatch import Stopwatch
 from qwenlab.probe.taps import Taps
 from qwenlab.probe.timing import Timing
@@ -68,7 +72,7 @@ class Seen:
             self._place_hooks()
         except BaseException:
             self._hooks.close()
-            self.live = False
+            self._end_probes(whole=False)
             raise
         return self
 
@@ -76,13 +80,22 @@ class Seen:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._hooks.close()
+        whole = False
+        try:
+            self._drop_what_broke_off()
+            self._delivery.flush()
+            if kind is None:
+                self._require_all_fired()
+                for probe in self.probes:
+                    probe.check()
+                whole = True
+        finally:
+            self._end_probes(whole)
+
+    def _end_probes(self, whole: bool) -> None:
         self.live = False
-        self._drop_what_broke_off()
-        self._delivery.flush()
-        if kind is None:
-            self._require_all_fired()
-            for probe in self.probes:
-                probe.check()
+        for probe in self.probes:
+            probe.end(whole)
 
     @contextmanager
     def label(self, names: Label) -> Iterator[None]:
@@ -105,7 +118,11 @@ class Seen:
             )
         self._delivery.flush()
         datasets = {probe.name: probe.dataset(self._reader.labels) for probe in self.probes}
-        return Recording(datasets, facts_of(self.model, self._decoder, self._reader))
+        return Recording(datasets, self.facts())
+
+    def facts(self) -> dict[str, Any]:
+        """Where what was seen so far came from: the root attrs of its recording."""
+        return facts_of(self.model, self._decoder, self._reader)
 
     def _claim(self) -> None:
         """Take the probes: each serves one watch at a time."""
@@ -133,6 +150,12 @@ class Seen:
             if isinstance(probe, DeltaNet):
                 asked = {layer: probe.heads_asked(layer) for layer in probe.layers}
                 self._taps.rule.heads = {layer: heads for layer, heads in asked.items() if len(heads)}
+            elif isinstance(probe, ImplicitAttention):
+                self._taps.rule.mapped = dict.fromkeys(probe.layers, torch.tensor(probe.heads))
+            elif isinstance(probe, SoftmaxAttention):
+                self._taps.valued = probe.layers
+            elif isinstance(probe, OfStates):
+                self._taps.rule.stated |= set(probe.layers)
         if self._stopwatch is not None:
             self._stopwatch.outer(self._decoder, self._hooks)
         self._taps.place(self._delivery.inboxes, self._hooks)

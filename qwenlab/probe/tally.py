@@ -56,6 +56,12 @@ class Sums:
         by_layer = _by_label(rows, self._layers, labels * FOLDS, math.prod(shape))
         return np.moveaxis(by_layer.reshape(self._layers, labels, FOLDS, *shape), 0, 2)
 
+    def total(self, name: str) -> np.ndarray:
+        """float64 [layer, column]: the sums of all groups but padding's; no columns where nothing was added."""
+        if self._total is None or name not in self._columns:
+            return np.zeros((self._layers, 0))
+        return self._total[:, 1:, self._columns[name]].sum(dim=1).cpu().numpy()
+
 
 class Histogram:
     """Counts of per-token values in fixed bins, by layer and label: a sketch of bounded size for quantiles."""
@@ -88,6 +94,41 @@ class Histogram:
         rows = None if self._counts is None else self._counts.reshape(self._layers, -1, width)
         by_layer = _by_label(rows, self._layers, labels, width)
         return np.moveaxis(by_layer.reshape(self._layers, labels, *shape, self.bins), 0, 1).astype(np.int64)
+
+
+class BinnedSums:
+    """Sums of values by layer, group (label and fold), column (head) and bin, in float64: several under their names."""
+
+    def __init__(self, layers: int, bins: int) -> None:
+        self._layers, self.bins = layers, bins
+        self._total: torch.Tensor | None = None  # [layer, group, bin, name, column]
+        self._names: list[str] = []
+
+    def add(self, where: At, groups: int, group: torch.Tensor, place: torch.Tensor, **values: torch.Tensor) -> None:
+        """Add values [layer, row, column] to the groups `group` [row], of `groups` in all.
+
+        place  int [layer, row, column], or what broadcasts to it: the bin of each value
+        The names and their shapes are the same every time.
+        """
+        flat = torch.stack(list(values.values()), dim=2).double()  # [layer, row, name, column]
+        layers, _, names, columns = flat.shape
+        self._names = list(values)
+        if self._total is None:
+            self._total = flat.new_zeros(self._layers, groups, self.bins, names, columns)
+        elif groups > self._total.shape[1]:
+            more = (0, 0, 0, 0, 0, 0, 0, groups - self._total.shape[1])
+            self._total = torch.nn.functional.pad(self._total, more)
+        cell = (group[:, None] * self.bins + place).expand(layers, -1, columns)[:, :, None].expand_as(flat).flatten(2)
+        into = self._total[where].view(layers, -1, names * columns)
+        into.scatter_add_(1, cell.to(into.device), flat.flatten(2).to(into.device))
+
+    def array(self, name: str, labels: int, columns: int) -> np.ndarray:
+        """float64 [label, fold, layer, column, bin]"""
+        known = self._total is not None and name in self._names
+        rows = self._total[:, :, :, self._names.index(name)].flatten(2) if self._total is not None and known else None
+        by_layer = _by_label(rows, self._layers, labels * FOLDS, self.bins * columns)
+        by_bin = by_layer.reshape(self._layers, labels, FOLDS, self.bins, columns)
+        return by_bin.transpose(1, 2, 0, 4, 3)
 
 
 def counted(values: np.ndarray) -> np.ndarray:

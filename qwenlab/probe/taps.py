@@ -33,6 +33,7 @@ class Taps:
     def __init__(self, decoder: Decoder, hand_over: Callable[[Inbox], None]) -> None:
         self.decoder, self.hand_over = decoder, hand_over
         self.rule = RuleTap(decoder.family, self._leave_rule)
+        self.valued: tuple[int, ...] = ()  # layers of which attention's values are noted with its keys
         self._live = False
         self._inboxes: list[Inbox] = []
         self._speaking: Inbox | None = None  # the DeltaNet layer that is running
@@ -156,9 +157,10 @@ class Taps:
             hooks.enter_context(listening(vars(modeling), eager, getattr(modeling, eager), self._hear_attention))
 
     def _hear_attention(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        given = dict(zip(("module", "query", "key"), args, strict=False)) | kwargs
+        given = dict(zip(("module", "query", "key", "value"), args, strict=False)) | kwargs
         inbox = self._attending.get(id(given["module"])) if self._live else None
         if inbox is not None:
             query, key = constant(given["query"]), constant(given["key"])
             scaling = given.get("scaling") or query.shape[-1] ** -0.5
-            inbox.notes["attention"] = AttentionCall(query, key, scaling)
+            value = constant(given["value"]) if inbox.layer in self.valued else None
+            inbox.notes["attention"] = AttentionCall(query, key, scaling, value)

@@ -14,7 +14,7 @@ from qwenlab.errors import CannotMerge
 
 _SAME = ("format", "checkpoint_hash", "dtype", "layer_types")
 _COUNTED = ("tokens", "sequences")
-_SAME_IN_NODE = ("probe", "sample", "top_k", "experts", "clock")
+_SAME_IN_NODE = ("probe", "sample", "top_k", "experts", "full_rank", "clock")
 _SAME_DECODED = ("rule", "depth", "policy", "temperature", "top_p", "drafting", "origin", "text", "window")
 _NUMBERED = {"rounds": "prompt", "trace": "text"}
 """Nodes kept text by text, and what numbers their texts."""
@@ -41,6 +41,10 @@ def _add(name: str, first: xr.Dataset, second: xr.Dataset, read_before: int) -> 
         return _contexts(first, second)
     if name in _NUMBERED:
         return _texts_after(first, second, _NUMBERED[name])
+    if "row" in first.dims:  # maps that were kept beside the sums
+        kept = _with_rows(first)
+        sums = _add(name, first.drop_vars(kept), second.drop_vars(kept), read_before)
+        return sums.merge(_rows_after(first[kept], second[kept], read_before))
     _require_same_coordinates(name, first, second)
     if "fold" in second.dims:  # folds are sequence numbers modulo their number: go on counting where the first stopped
         second = second.roll(fold=read_before % second.sizes["fold"])
@@ -57,6 +61,18 @@ def _contexts(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
     seen = np.stack([both["context"].values, both["batch"].values])
     _, once = np.unique(seen, axis=1, return_index=True)
     return both.isel(context_point=once).drop_vars("context_point", errors="ignore")
+
+
+def _with_rows(data: xr.Dataset) -> list[str]:
+    return [str(name) for name in data if "row" in data[name].dims]
+
+
+def _rows_after(first: xr.Dataset, second: xr.Dataset, read_before: int) -> xr.Dataset:
+    """Rows of maps: those of the second come after, its texts numbered on; a shorter text's keys end in NaN."""
+    longest = max(first.sizes["key"], second.sizes["key"])
+    second = second.assign(text=(second["text"] + read_before).assign_attrs(second["text"].attrs))
+    padded = [each.pad(key=(0, longest - each.sizes["key"]), constant_values=np.nan) for each in (first, second)]
+    return xr.concat(padded, "row", join="exact", data_vars="minimal", combine_attrs="override").drop_attrs(deep=False)
 
 
 def _texts_after(first: xr.Dataset, second: xr.Dataset, number: str) -> xr.Dataset:

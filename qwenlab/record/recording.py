@@ -22,7 +22,12 @@ from qwenlab.record.whole import replacing
 
 PROBES = {
     "deltanet": "DeltaNet",
+    "deltastate": "DeltaState",
+    "retention": "Retention",
+    "state_precision": "StatePrecision",
     "attention": "Attention",
+    "implicit_attention": "ImplicitAttention",
+    "softmax_attention": "SoftmaxAttention",
     "routing": "Routing",
     "residual": "Residual",
     "timing": "Timing",

@@ -103,7 +103,7 @@ def _draw(recording: Recording, folder: Path) -> Iterator[Path]:
         yield path
 
 
-_LAYERED = tuple(name for name in PROBES if name != "memory")
+_LAYERED = ("deltanet", "attention", "routing", "residual", "timing")
 _FIGURES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "layers": (_LAYERED, "layer_table", "layer_map"),
     "half_life": (("deltanet",), "half_life", "half_life"),
@@ -112,6 +112,7 @@ _FIGURES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "expert_load": (("routing",), "expert_load", "expert_load"),
     "specialisation": (("routing",), "specialisation", "specialisation"),
     "coactivation": (("routing",), "coactivation", "coactivation"),
+    "reach": (("implicit_attention", "softmax_attention"), "reach", "reach"),
     "residual": (("residual",), "residual", "residual"),
     "time_by_kind": (("timing",), "time_by_kind", "time_by_kind"),
     "memory_by_context": (("memory",), "memory", "memory_by_context"),

@@ -11,8 +11,16 @@ from .experts import (
     unused_experts as unused_experts,
 )
 from .layers import layer_table as layer_table
+from .maps import attention_map as attention_map
 from .openness import gates as gates
+from .reach import reach as reach
 from .residual import residual as residual
 from .routing import coactivation as coactivation, layer_overlap as layer_overlap, routing as routing
 from .specialisation import specialisation as specialisation
 from .speedup import speedup as speedup
+from .states import (
+    retention as retention,
+    state_growth as state_growth,
+    state_precision as state_precision,
+    state_rank as state_rank,
+)

@@ -15,6 +15,9 @@ from qwenlab.record.provenance import provenance
 from qwenlab.record.recording import PROBES, Recording
 from qwenlab.testing import samples, tallies
 
+MADE = ("deltanet", "attention", "routing", "residual", "timing", "memory")
+"""The nodes that a made recording can have."""
+
 
 @dataclass(frozen=True)
 class Made:
@@ -47,7 +50,7 @@ def made(
     text_effect: float = 0.3,
     repeat: float = 0.3,
     handover: float = 0.5,
-    probes: Sequence[str] = tuple(PROBES),
+    probes: Sequence[str] = MADE,
 ) -> Made:
     """A random recording, its per-token values, and the truths planted in them.
 
@@ -63,8 +66,8 @@ def made(
         raise BadArgument(f"top_k={top_k} of {experts} experts, {never_used} unused: too few are left to choose from.")
     if heads % key_heads:
         raise BadArgument(f"heads={heads} is no multiple of key_heads={key_heads}.")
-    if unknown := set(probes) - set(PROBES):
-        raise BadArgument(f"probes={sorted(unknown)}: a recording's nodes are {', '.join(PROBES)}.")
+    if unknown := set(probes) - set(MADE):
+        raise BadArgument(f"probes={sorted(unknown)}: a made recording's nodes are {', '.join(MADE)}.")
     rng = np.random.default_rng(seed)
     kinds = samples.layer_types(layers)
     every = np.arange(layers)

@@ -5,15 +5,14 @@ from collections.abc import Sequence
 import xarray as xr
 from hypothesis import strategies as st
 
-from qwenlab.record.recording import PROBES
 from qwenlab.testing.ledgers import Played, ledger
-from qwenlab.testing.recordings import Made, made
+from qwenlab.testing.recordings import MADE, Made, made
 from qwenlab.testing.traces import made_trace
 
 
 @st.composite
 def made_recordings(
-    draw: st.DrawFn, *, probes: Sequence[str] = tuple(PROBES), fewest_labels: int = 1, fewest_sequences: int = 1
+    draw: st.DrawFn, *, probes: Sequence[str] = MADE, fewest_labels: int = 1, fewest_sequences: int = 1
 ) -> Made:
     """A small made recording of these probes with its per-token values: few or many texts, labels and experts."""
     labels = draw(st.integers(fewest_labels, 3))

@@ -186,7 +186,7 @@ def test_bad_input(dense, headless):
 
 
 def test_the_loop_asks_nothing_of_the_policy_after_the_last_draft(dense, prompts):
-    """With `depth` drafts made, and with one token left to emit, it is not asked at all, unless it takes drafts back."""
+    """With `depth` drafts made, and with one token left to emit, it is not asked, unless it takes drafts back."""
     asked = []
 
     def policy(probability):

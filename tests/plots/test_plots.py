@@ -48,6 +48,8 @@ def told(recording):
 
 def test_every_plot_is_tried_here():
     elsewhere = {"acceptance", "calibration", "speedup", "teacher_forced"}  # tests/plots/test_acceptance.py
+    elsewhere |= {"attention_map", "reach"}  # tests/plots/test_reach.py
+    elsewhere |= {"retention", "state_growth", "state_precision", "state_rank"}  # tests/plots/test_states.py
     assert set(DRAWS) | elsewhere | {"COLOURS", "LABELS", "style"} == set(plots.__all__)
 
 

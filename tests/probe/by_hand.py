@@ -113,8 +113,10 @@ def deltanet(mixer, x):
     beta, g = sigmoid(b), -np.exp(array(mixer.A_log)) * np.logaddexp(0, a + array(mixer.dt_bias))
 
     state = np.zeros((heads, kd, vd))
-    out = np.zeros((len(x), heads, vd))
+    out, states = np.zeros((len(x), heads, vd)), np.zeros((len(x), heads, kd, vd))
     error, update, norm, value = (np.zeros((len(x), heads)) for _ in range(4))
+    # What the output is made of: the same rule, each token's value a direction of its own.
+    made_of, weight = np.zeros((heads, kd, len(x))), np.zeros((len(x), heads, len(x)))
     for t in range(len(x)):
         for h in range(heads):
             key, query = k[t, h // group], q[t, h // group] / np.sqrt(kd)
@@ -122,7 +124,11 @@ def deltanet(mixer, x):
             surprise = v[t, h] - state[h].T @ key
             state[h] += np.outer(key, beta[t, h] * surprise)
             out[t, h] = state[h].T @ query
+            made_of[h] *= np.exp(g[t, h])
+            made_of[h] += np.outer(key, beta[t, h] * (np.eye(len(x))[t] - made_of[h].T @ key))
+            weight[t, h] = made_of[h].T @ query
             error[t, h], value[t, h] = np.linalg.norm(surprise), np.linalg.norm(v[t, h])
+            states[t, h] = state[h]
             update[t, h], norm[t, h] = beta[t, h] * error[t, h], np.linalg.norm(state[h])
     scaled = out / np.sqrt((out**2).mean(-1, keepdims=True) + mixer.layer_norm_epsilon) * array(mixer.norm.weight)
     return {
@@ -130,9 +136,13 @@ def deltanet(mixer, x):
         "g": g,
         "openness": sigmoid(z).mean(-1),
         "key": k,
+        "value": v,
+        "state": states,
         "update_norm": update,
         "error_ratio": error / value,
         "state_norm": norm,
+        "weight": weight,
+        "value_norm": value,
         "out": (scaled * z * sigmoid(z)).reshape(len(x), -1) @ array(mixer.out_proj.weight).T,
     }
 
@@ -152,7 +162,15 @@ def attention(mixer, x, cos, sin):
             p[t, h, : t + 1] = weights / weights.sum()
             out[t, h] = p[t, h, : t + 1] @ v[: t + 1, h // group]
     out = (out * sigmoid(gate)).reshape(tokens, -1) @ array(mixer.o_proj.weight).T
-    return {"probability": p, "openness": sigmoid(gate).mean(-1), "out": out}
+    values = np.repeat(v, group, axis=1)
+    gated = np.linalg.norm(sigmoid(gate)[:, None] * values[None], axis=-1).transpose(0, 2, 1)
+    return {
+        "probability": p,
+        "openness": sigmoid(gate).mean(-1),
+        "out": out,
+        "value_norm": np.linalg.norm(values, axis=-1),
+        "gated_norm": gated,  # [query, head, key]: of the key's value behind the query's gate
+    }
 
 
 def experts(mlp, x):

@@ -194,6 +194,60 @@ def residual(texts, every=1):
     return out
 
 
+def maps(texts, tokens, kind, every, heads=None):
+    """Statistics of rows of weights, as both probes of maps tell them; `tokens` are the ids of each text."""
+    where = layers_where(texts, lambda layer: layer.kind == kind)
+    implicit = kind == "linear_attention"
+    heads = range(*sizes(texts, where[0], "openness")) if heads is None else heads
+    grouped = (labels_of(texts), FOLDS, len(where))
+    names = ("mass", "first_mass", "previous_mass", "self_mass", "distance", "entropy", "induction", "induction_even")
+    names += (
+        "output",
+        "output_first",
+        *(("negative",) if implicit else ("gated_output", "gated_output_first", "openness")),
+    )
+    out = {f"{name}_sum": np.zeros((*grouped, len(heads))) for name in names}
+    out |= {name: np.zeros(grouped) for name in ("tokens", "induction_rows")}
+    out["distance_mass"] = np.zeros((*grouped, len(heads), len(EDGES["distance"])))
+    for text, ids in zip(texts, tokens, strict=True):
+        for index, layer in enumerate(where):
+            mixer = text.layers[layer].mixer
+            for token in text.read:
+                if not measured(token, every, text):
+                    continue
+                place = (*text.group(token), index)
+                again = [key for key in range(1, token) if ids[key - 1] == ids[token]]
+                out["tokens"][place] += 1
+                out["induction_rows"][place] += bool(again)
+                for column, head in enumerate(heads):
+                    weight = mixer["weight" if implicit else "probability"][token, head, : token + 1]
+                    size, norm = abs(weight), mixer["value_norm"][: token + 1, head]
+                    share = size / size.sum()
+                    row = {
+                        "mass": size.sum(),
+                        "first_mass": share[0],
+                        "previous_mass": share[token - 1] if token else 0,
+                        "self_mass": share[token],
+                        "distance": sum(x * (token - key) for key, x in enumerate(share)),
+                        "entropy": -sum(x * np.log(x) for x in share if x > 0),
+                        "negative": share[weight < 0].sum(),
+                        "induction": share[again].sum(),
+                        "induction_even": len(again) / (token + 1),
+                        "output": size @ norm,
+                        "output_first": size[0] * norm[0],
+                    }
+                    if not implicit:
+                        gated = size * mixer["gated_norm"][token, head, : token + 1]
+                        row |= {"gated_output": gated.sum(), "gated_output_first": gated[0]}
+                        row["openness"] = mixer["openness"][token, head]
+                    for name in names:
+                        out[f"{name}_sum"][(*place, column)] += row[name]
+                    edges = [*EDGES["distance"], np.inf]
+                    mass, _ = np.histogram(token - np.arange(token + 1), edges, weights=share)
+                    out["distance_mass"][(*place, column)] += mass
+    return out
+
+
 def sizes(texts, layer, name):
     return texts[0].layers[layer].mixer[name].shape[1:]
 

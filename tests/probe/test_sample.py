@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
+from qwenlab.probe import DeltaNet, Residual
 from qwenlab.probe.reading import drawn
+from tests.probe.compare import assert_same
+from tests.probe.feeding import in_pieces, one_by_one, recorded
 
 
 @given(every=st.integers(1, 64), first=st.integers(0, 10**6))
@@ -32,3 +35,12 @@ def test_short_texts_are_not_met_at_their_beginning_alone(every):
 
 def test_all_tokens_where_none_is_left_out():
     assert drawn(np.arange(100), 1).tolist() == list(range(100))
+
+
+@pytest.mark.parametrize("widths", [(300,), (130, 1, 65), (7, 150)])
+def test_the_same_tokens_are_measured_in_pieces_of_a_batch_padded_on_the_left(small, text, widths):
+    """A later piece has no padding of its own, and yet a row's positions are not its columns."""
+    texts = [text(300, seed=1), text(141, seed=2)]
+    probes = [(DeltaNet(every=32), Residual(every=7)) for _ in range(2)]
+    whole = recorded(small, one_by_one(texts), *probes[0])
+    assert_same(recorded(small, in_pieces(texts, widths), *probes[1]), whole)

@@ -13,7 +13,9 @@ from qwenlab.errors import BadArgument, MissingVariable, NotARecording, NothingM
 from qwenlab.record import Recording
 from qwenlab.stats.source import statistic
 from qwenlab.testing.ledgers import made_ledger
+from qwenlab.testing.maps import made_maps
 from qwenlab.testing.recordings import made_recording
+from qwenlab.testing.states import made_states
 from qwenlab.testing.traces import made_trace
 
 BY_NODE = {
@@ -31,25 +33,34 @@ BY_NODE = {
     "residual": ["residual"],
     "timing": ["time_by_kind"],
     "memory": ["memory"],
+    "implicit_attention": ["reach", "attention_map"],
+    "softmax_attention": ["reach"],
+    "deltastate": ["state_rank", "state_growth"],
+    "retention": ["retention"],
+    "state_precision": ["state_precision"],
     "rounds": ["acceptance", "by_depth", "calibration", "speedup"],
     "trace": ["agreement"],
 }
 NEEDS_MORE = {
     "by_depth": lambda source: stats.by_depth([source]),
     "speedup": lambda source: stats.speedup(source, COSTS),
+    "attention_map": lambda source: stats.attention_map(source, layer=0, head=0),
 }
 WIDTHS = np.arange(1, 6)
 COSTS = xr.Dataset(
     {"plain_step": 1.0, "verify_step": ("width", 1 + WIDTHS / 10), "draft_step": 0.1, "rollback": 0.05},
     {"width": WIDTHS},
 )
+OF_BOTH_KINDS = ("gates", "reach", "attention_map")  # of one node or of two, whichever were recorded
 CASES = [(node, name) for node, names in BY_NODE.items() for name in names]
 
 
 @pytest.fixture(scope="module")
 def recording():
     made = made_recording()
-    nodes = {name: made[name] for name in made} | {"rounds": made_ledger(), "trace": made_trace()}
+    maps = made_maps().recording
+    nodes = {name: each[name] for each in (made, maps, made_states().recording) for name in each}
+    nodes |= {"rounds": made_ledger(), "trace": made_trace()}
     return Recording(nodes, made.attrs)
 
 
@@ -71,7 +82,7 @@ def test_names_stay_functions_when_their_files_are_imported_first():
 @pytest.mark.parametrize(("node", "name"), CASES)
 def test_a_recording_and_its_node_give_the_same(node, name, recording):
     told, from_node = call(name, recording), call(name, recording[node])
-    if name != "gates":
+    if name not in OF_BOTH_KINDS:
         assert told.drop_attrs().identical(from_node.drop_attrs())
     assert told.attrs["statistic"] == name
     assert told.attrs["checkpoint"] == "made-up"
@@ -98,7 +109,7 @@ def test_the_recording_is_left_as_it_was(node, name, recording):
     assert recording[node].identical(before)
 
 
-@pytest.mark.parametrize(("node", "name"), [case for case in CASES if case[1] != "gates"])
+@pytest.mark.parametrize(("node", "name"), [case for case in CASES if case[1] not in OF_BOTH_KINDS])
 def test_a_probe_that_did_not_watch_is_named(node, name):
     other = "memory" if node != "memory" else "routing"
     with pytest.raises(NotWatched, match=f"No '{node}' was recorded"):
@@ -110,6 +121,8 @@ def test_another_dataset_is_refused_by_what_it_lacks(node, name, recording):
     wrong = recording["memory" if node != "memory" else "residual"]
     if name == "gates" and node == "attention":
         wrong = recording["attention"].drop_vars("gate_hist")
+    if name == "reach" and node == "softmax_attention":
+        wrong = recording[node].drop_vars("distance_mass")
     with pytest.raises(MissingVariable, match=rf"(?s)No .* in this Dataset; it has .*recording\['{node}'\]"):
         call(name, wrong)
 

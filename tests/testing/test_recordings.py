@@ -94,7 +94,7 @@ def test_what_is_planted_is_there():
         (dict(top_k=16), "too few are left to choose from"),
         (dict(top_k=0), "too few are left to choose from"),
         (dict(heads=3, key_heads=2), "heads=3 is no multiple of key_heads=2"),
-        (dict(probes=["routing", "router"]), r"probes=\['router'\]: a recording's nodes are deltanet"),
+        (dict(probes=["routing", "router"]), r"probes=\['router'\]: a made recording's nodes are deltanet"),
     ],
 )
 def test_sizes_that_fit_no_model_are_refused(sizes, message):

@@ -1,0 +1,109 @@
+"""The probe of the implicit attention of DeltaNet layers: which earlier tokens' values an output is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from qwenlab.checkpoint.decoder import Decoder
+from qwenlab.checkpoint.families import DELTANET
+from qwenlab.errors import KernelDisagrees
+from qwenlab.probe.maps import Maps
+from qwenlab.probe.notes import Notes, Part
+from qwenlab.probe.probe import Variable
+from qwenlab.probe.reading import Reading
+from qwenlab.probe.rule import RuleCall
+from qwenlab.probe.unrolling import Heads, Kept, Unrolling
+
+RECONSTRUCTION = 1e-4
+"""How far a head's output, made of our weights, may be from the kernel's, relative to it."""
+
+_CHECKED = {
+    "gap_square": "squared distance of the output made of the weights from the kernel's, summed over tokens",
+    "out_square": "squared norm of the kernel's output (or a floor), summed over tokens",
+}
+
+
+class ImplicitAttention(Maps):
+    """The weights a(t, s), signed, with which the value of token s enters the output of a DeltaNet head at token t.
+
+    With decay and with key removal: the delta rule unrolled exactly (`unrolled.Unrolled` has the formula), from what
+    the kernel was given, so that sum over s of a(t, s) v_s is the head's output before its norm and gate. It is held to
+    the output that the kernel returned, head by head over all rows measured: beyond 1e-4 of its norm (or 2 eps of the
+    kernel's output type where that is coarser: 1.6 % in bfloat16) the block ends in KernelDisagrees.
+
+    A row says nothing of tokens that were read before the block began: of such texts no row is measured, and what the
+    state held then only enters the comparison. Of texts that go on from pass to pass, or token by token, the keys,
+    write strengths and decays of the tokens before are carried along: for each layer and token the channels of its key
+    heads in the model's type, and 12 bytes a head.
+
+    layers, heads, every, queries, block  as in `Maps`; heads are value heads
+    """
+
+    name = "implicit_attention"
+    reads = "a DeltaNet mixer"
+
+    def able(self, decoder: Decoder) -> tuple[int, ...]:
+        """The DeltaNet layers."""
+        return decoder.layers_of(DELTANET)
+
+    def start(self, decoder: Decoder) -> None:
+        """Empty everything."""
+        super().start(decoder)
+        self._tolerance = RECONSTRUCTION
+        self._indices: dict[torch.device, Heads] = {}
+
+    def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
+        """The call of the delta rule; the output gate where rows are kept."""
+        return (("mixer", "rule"), *([("mixer", "gate")] if self.queries is not None else ()))
+
+    def count_heads(self, layer: int) -> int:
+        """Value heads."""
+        return int(self.decoder.part(layer, "mixer").num_v_heads)
+
+    def checked(self) -> tuple[str, ...]:
+        """The reconstruction."""
+        return tuple(_CHECKED)
+
+    def weighing(self, layer: int, notes: Notes, reading: Reading) -> Unrolling:
+        """The weights of one layer, with the tokens of the calls before."""
+        call, gate = notes["rule"], notes.get("gate")
+        assert isinstance(call, RuleCall)
+        assert call.out is not None
+        assert gate is None or isinstance(gate, torch.Tensor)
+        self._tolerance = max(self._tolerance, 2 * torch.finfo(call.out.dtype).eps)
+        if call.device not in self._indices:
+            self._indices[call.device] = Heads.of(self.heads, call.value.shape[2] // call.key.shape[2], call.device)
+        heads, name = self._indices[call.device], (id(self), layer)
+        earlier: Kept | None = reading.carry.get(name)
+        if earlier is not None and earlier.begin + earlier.columns != reading.past:
+            earlier = None  # cropped: what was read before is forgotten
+        now = Kept.of(call, heads, reading)
+        kept = reading.carry[name] = now if earlier is None else earlier.and_then(now)
+        self._begun_before = kept.begin > 0
+        return Unrolling(call, kept, heads, kept.columns - now.columns, gate)
+
+    def check(self) -> None:
+        """Raise KernelDisagrees where the weights do not make the kernel's output."""
+        gap, out = (self._further.total(name) for name in _CHECKED)
+        error = (gap / out.clip(torch.finfo(torch.float32).tiny)) ** 0.5
+        worst = error.max(initial=0)
+        if not worst <= self._tolerance:
+            place, head = divmod(int(error.argmax()), len(self.heads))
+            raise KernelDisagrees(
+                f"The output that the weights of ImplicitAttention() make is not the one that the kernel returned: "
+                f"they differ by {worst:.3g} of its norm in layer {self.layers[place]}, head {self.heads[head]} "
+                f"(at most {self._tolerance:.3g} is rounding), and in {int((~(error <= self._tolerance)).sum())} of "
+                f"{error.size} heads.\n"
+                "The kernel in use follows another convention, or an edit changed what it computes: "
+                "watch with transformers' own kernel, without the edit."
+            )
+
+    def more_variables(self, labels: int) -> dict[str, Variable]:
+        """The reconstruction, by head."""
+        dims = ("label", "fold", "layer", "head")
+        return {
+            f"{name}_sum": (dims, self._further.array(name, labels, len(self.heads)), "1", what)
+            for name, what in _CHECKED.items()
+        }

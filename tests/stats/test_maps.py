@@ -1,0 +1,37 @@
+"""One head's map, as it was kept."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from qwenlab import stats
+from qwenlab.checkpoint.families import ATTENTION, DELTANET
+from qwenlab.errors import NotWatched
+from qwenlab.record import Recording
+from qwenlab.testing.maps import NODES, made_maps
+
+
+@pytest.fixture(scope="module")
+def case():
+    return made_maps()
+
+
+@pytest.mark.parametrize(("kind", "place", "layer"), [(DELTANET, 3, 4), (ATTENTION, 1, 7)])
+def test_it_is_the_rows_of_that_head(case, kind, place, layer):
+    told = stats.attention_map(case.recording, layer=layer, head=2)
+    rows = case.texts.sequence == 0
+    length = int(rows.sum())
+    weight = case.rows[kind].weight[rows][:, place, 2, :length]
+    assert_allclose(told["weight"], np.where(np.tri(length) > 0, weight, np.nan), rtol=1e-6)
+    assert_allclose(told["openness"], case.rows[kind].openness[rows][:, place, 2], rtol=1e-6)
+    assert told["weight"].dims == ("query", "key")
+    assert (told.attrs["kind"], told.attrs["layer"], told.attrs["head"], told.attrs["block"]) == (kind, layer, 2, 1)
+    assert stats.attention_map(case.recording[NODES[kind]], layer=layer, head=2)["weight"].equals(told["weight"])
+
+
+def test_a_recording_without_maps(case):
+    bare = {name: case.recording[name].drop_dims("row") for name in case.recording}
+    with pytest.raises(
+        NotWatched, match=r"No map was kept.*\nWatch with qwenlab\.probe\.ImplicitAttention\(queries='all'"
+    ):
+        stats.attention_map(Recording(bare, {}), layer=0, head=0)
