@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from qwenlab.checkpoint.decoder import decoder_of
-from qwenlab.probe import Attention, DeltaNet, Residual, Routing
+from qwenlab.probe import Attention, DeltaNet, Residual, Retention, Routing, StatePrecision
+from qwenlab.probe.pairs import slot_of
 from tests.probe import reference
 from tests.probe.by_hand import Layer, layers_of
 from tests.probe.compare import assert_same, assert_says
@@ -77,6 +78,42 @@ def test_after_a_crop_no_pair_and_no_window_reaches_back(small, text, back, widt
     found = recorded(small, feed)
     assert_turns_over(found, [parts(chosen) for chosen in choices(small, feed)], numbers=(0, 0))
     assert int(found["deltanet"]["sequences"].sum()) == 1
+
+
+def cropped(tokens, more, back):
+    """Feed these tokens, take so many back, and feed more."""
+
+    def feed(model, seen):
+        cache = read(model, tokens[:-5], None, (64,))
+        cache.activate_past_recording()
+        read(model, tokens[-5:], cache, (5,))
+        for layer in cache.layers:
+            if hasattr(layer, "keys"):
+                layer.crop(-back)
+        read(model, more, cache, (64,))
+
+    return feed
+
+
+def test_after_a_crop_no_pair_that_was_stored_before_is_asked_for(small, text):
+    found = recorded(small, cropped(text(20), text(9, 1), 3), Retention(every=1, pairs=1))["retention"]
+    asked = sum(
+        first <= s <= t < slot_of(np.array(s), 1, np.array(0))[1]
+        for first, last in ((0, 20), (17, 26))
+        for t in range(first, last)
+        for s in range(first, last)
+    )
+    assert found["pairs_by_distance"].sum(["label", "fold", "layer", "distance_bin"]).values.tolist() == [asked] * 4
+
+
+def test_after_a_crop_no_error_of_low_precision_goes_on(small, text):
+    """States are rounded after position 19; two of the three tokens that were taken back are read again."""
+    probe = StatePrecision(every=1, after=20, formats=["int8"])
+    found = recorded(small, cropped(text(20), text(2, 1), 3), probe)["state_precision"]
+    once = recorded(small, one_by_one([text(20)]), probe)["state_precision"]
+    assert found["tokens"].sum() == 22
+    assert once["error_sum"].sum() > 0
+    np.testing.assert_allclose(found["error_sum"].sum(), once["error_sum"].sum(), rtol=1e-3)
 
 
 @pytest.mark.parametrize("columns", [(6, 4, 3, 5), (130, 7, 2, 40)])

@@ -20,7 +20,7 @@ from qwenlab.errors import (
     UnknownLayer,
     UnreadableMask,
 )
-from qwenlab.probe import DeltaNet, DeltaState
+from qwenlab.probe import DeltaNet, DeltaState, Retention, StatePrecision
 from qwenlab.probe.deltastate import statistics
 from qwenlab.probe.prediction import chunks
 from qwenlab.probe.seen import watch
@@ -31,6 +31,7 @@ from tests.probe.compare import assert_same, assert_says
 from tests.probe.feeding import batch, in_pieces, one_by_one, padded, recorded
 from tests.probe.reference import Text, layers_where, measured
 from tests.probe.test_prediction import drawn
+from tests.probe.test_schema import bytes_held
 
 LENGTHS = (90, 1, 9, 33)
 OCTAVES = 22
@@ -161,6 +162,21 @@ def test_two_blocks_merged_are_as_one(small, text):
     assert_same(parts[0].merge(parts[1]), parts[2])
     with pytest.raises(CannotMerge):
         parts[0].merge(recorded(small, one_by_one(texts), DeltaState(every=2)))
+
+
+def test_memory_does_not_grow_with_the_texts_read(small, text, tmp_path):
+    """Also while whole states are written to a file; of each only the number, the position and the label stay."""
+    probes = (DeltaState(every=2, to=tmp_path / "states.nc"), Retention(every=4), StatePrecision(every=4))
+    sizes = []
+
+    def feed(model, seen):
+        for number in range(24):
+            model(text(40, number)[None])
+            if number in (0, 23):
+                sizes.append([bytes_held(probe) for probe in probes])
+
+    recorded(small, feed, *probes)
+    assert sizes[0] == sizes[1]
 
 
 # Planted states.
