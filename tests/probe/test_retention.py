@@ -138,12 +138,15 @@ def planted(model, tokens, **values):
         heard = names["torch_chunk_gated_delta_rule"]
 
         def given_ours(query, key, value, g, beta, **more):
-            given = {"query": query, "key": key, "value": value, "g": g, "beta": beta}
-            return heard(**{name: values.get(name, each) for name, each in given.items()}, **more)
+            repeated = key.shape[2] // values["key"].shape[2]  # transformers 5.17 repeats key heads before the call
+            ours = values["key"].repeat_interleave(repeated, dim=2)
+            return heard(query, ours, values["value"], values["g"], values["beta"], **more)
 
         names["torch_chunk_gated_delta_rule"] = given_ours
-        model(tokens[None])
-        names["torch_chunk_gated_delta_rule"] = heard
+        try:
+            model(tokens[None])
+        finally:
+            names["torch_chunk_gated_delta_rule"] = heard
 
     return recorded(model, feed, Retention(every=1, pairs=1))["retention"].isel(label=0, fold=0, layer=0)
 
