@@ -113,15 +113,14 @@ class Maps(Probe):
         return super().sample() | ({} if self._chosen_heads is None else {"heads": self.heads}) | kept
 
     def look_at_tokens(self, reading: Reading) -> None:
-        """Remember which token every column of these sequences holds."""
+        """Remember which token every column of these sequences holds; nothing where those before are not known."""
         name = (id(self), "tokens")
         held: torch.Tensor | None = reading.carry.get(name)
-        self._tokens = None
-        if reading.tokens is not None:
-            if held is None or held.shape[1] != reading.past:
-                held = reading.tokens.new_full((reading.batch, reading.past), -1)
-            self._tokens = torch.cat([held, reading.tokens], dim=1)
-        reading.carry[name] = self._tokens
+        tokens = reading.tokens
+        if tokens is not None and reading.past:
+            known = held is not None and held.shape[1] == reading.past
+            tokens = torch.cat([held, tokens], dim=1) if known and held is not None else None
+        reading.carry[name] = self._tokens = tokens
 
     def keep(self, layer: int, part: Part, notes: Notes, reading: Reading) -> None:
         """Measure the sampled rows of one layer, and keep those that are asked for."""

@@ -83,6 +83,8 @@ def test_a_map_has_the_shades_of_its_kind_and_red_for_less_than_nothing(maps):
     assert signed.norm.vmin == -signed.norm.vmax
     red, _, blue, _ = signed.get_cmap()(0.25)
     assert red > 2 * blue
+    assert min(signed.get_cmap()(0.5)[:3]) > 0.98
+    assert sum(signed.get_cmap()(0.0)[:3]) < sum(signed.get_cmap()(0.25)[:3])
     assert figure.axes[1].findobj(QuadMesh)[0].norm.vmin == 0
     assert [ax.get_title(loc="left") for ax in figure.axes[:2]] == [
         "layer 0, head 1 · DeltaNet",

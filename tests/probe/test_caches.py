@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from qwenlab.checkpoint.decoder import decoder_of
-from qwenlab.probe import Attention, DeltaNet, Residual, Retention, Routing, StatePrecision
+from qwenlab.probe import (
+    Attention,
+    DeltaNet,
+    ImplicitAttention,
+    Residual,
+    Retention,
+    Routing,
+    SoftmaxAttention,
+    StatePrecision,
+)
 from qwenlab.probe.pairs import slot_of
 from tests.probe import reference
 from tests.probe.by_hand import Layer, layers_of
@@ -104,6 +113,21 @@ def test_after_a_crop_no_pair_that_was_stored_before_is_asked_for(small, text):
         for s in range(first, last)
     )
     assert found["pairs_by_distance"].sum(["label", "fold", "layer", "distance_bin"]).values.tolist() == [asked] * 4
+
+
+def test_after_a_crop_no_row_is_measured_whose_earlier_tokens_are_not_known(small, text):
+    """A DeltaNet state is not put back by a crop: what it holds is of tokens that are gone. Attention's keys are."""
+    tokens, more = text(20) % 6 + 1, text(9, 1) % 6 + 1  # few, so that they come again
+    probes = ImplicitAttention(every=1, queries="all"), SoftmaxAttention(every=1)
+    found = recorded(small, cropped(tokens, more, 3), *probes)
+    implicit, softmax = found["implicit_attention"], found["softmax_attention"]
+    assert int(implicit["tokens"].sum()) == implicit.sizes["row"] == 20
+    assert float((implicit["gap_square_sum"].sum() / implicit["out_square_sum"].sum()) ** 0.5) < 1e-5
+    once = recorded(small, one_by_one([tokens]), ImplicitAttention(every=1, queries="all"))["implicit_attention"]
+    np.testing.assert_allclose(implicit["weight"], once["weight"], atol=1e-6)
+    assert int(softmax["tokens"].sum()) == 29
+    before = recorded(small, one_by_one([tokens]), SoftmaxAttention(every=1))["softmax_attention"]
+    assert int(softmax["induction_rows"].sum()) == int(before["induction_rows"].sum()) > 5
 
 
 def test_after_a_crop_no_error_of_low_precision_goes_on(small, text):

@@ -108,6 +108,16 @@ def test_intervals_lie_around_and_shares_add_up():
     assert_allclose(told["reconstruction_error"].sel(layer=0), 1e-7)
 
 
+def test_folds_without_induction_have_no_say_in_its_interval():
+    node = made_maps(kinds=[DELTANET]).recording["implicit_attention"]
+    few = node["fold"].isin([1, 4, 6])
+    for name in ("induction_sum", "induction_even_sum", "induction_rows"):
+        node[name] = node[name].where(few, 0)
+    told, alone = (stats.reach(each)["induction_interval"] for each in (node, node.isel(fold=[1, 4, 6])))
+    assert told.notnull().all()
+    assert_allclose(told, alone)
+
+
 @pytest.mark.parametrize("horizons", [(0, 0.5), (0.5, 1), [[0.5]]])
 def test_horizons_that_are_no_shares(horizons):
     with pytest.raises(BadArgument, match=r"horizons=.*: give shares between 0 and 1, both excluded"):
