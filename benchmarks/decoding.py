@@ -98,7 +98,7 @@ def costs(checkpoint: Checkpoint) -> dict[str, Any]:
     """Steps in units of a plain step, by both rollbacks, and the loop's share of a round of four drafts."""
     text, found = "\n".join(ql.tasks.texts("code", 4)), {}
     for rollback in (ql.decode.Replay, ql.decode.Rerun):
-        measured = step_times(checkpoint, text, depth=8, repeats=16, rollback=rollback, progress=False)
+        measured = step_times(checkpoint, text, depth=8, rollback=rollback, progress=False)
         step = float(measured["plain_step"])
         verify = measured["verify_step"].values
         whole = 8 * float(measured["draft_step"]) + float(verify[-1]) + float(measured["rollback"])

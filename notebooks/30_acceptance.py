@@ -261,14 +261,7 @@ pd.DataFrame(rules).T
 # large model, which waits for weights, it costs nearly the same.
 
 # %%
-longest = max(made.tokens, key=len)
-costs = ql.decode.step_times(
-    ckpt,
-    longest,
-    depth=depth,
-    context=len(longest) // 2,
-    repeats=max(1, min(12, len(longest) // 2 // (depth + 1) - 1)),
-)
+costs = ql.decode.step_times(ckpt, max(made.tokens, key=len), depth=depth)
 costs[["plain_step", "draft_step", "rollback", "overhead", "verify_step"]].to_dataframe()
 
 # %%

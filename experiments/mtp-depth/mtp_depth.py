@@ -52,9 +52,7 @@ by_depth = ql.stats.by_depth(ledgers)
 threshold = ql.stats.acceptance(trace.replay(policy=ql.decode.Threshold(0.5)))
 
 # %%
-longest = max(made.tokens, key=len)
-repeats = max(1, min(12, len(longest) // 2 // (depth + 1) - 1))
-costs = ql.decode.step_times(ckpt, longest, depth=depth, context=len(longest) // 2, repeats=repeats)
+costs = ql.decode.step_times(ckpt, max(made.tokens, key=len), depth=depth)
 speedup = ql.stats.speedup(made.ledger, costs)
 
 # %%

@@ -20,6 +20,18 @@ from qwenlab.errors import BadArgument
 if TYPE_CHECKING:
     import xarray as xr
 
+Source = Annotated[str, typer.Argument(help="A toy, a folder, or a name on the hub: Qwen/Qwen3.6-35B-A3B.")]
+Texts = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="A text file; its name is its label. Repeat for more. Default: the texts that ship.",
+        exists=True,
+        dir_okay=False,
+    ),
+]
+Device = Annotated[str | None, typer.Option(help="Where the model goes, such as cuda. Default: the CPU.")]
+Dtype = Annotated[str | None, typer.Option(help="Of the weights in memory. Default: the checkpoint's own.")]
+
 _COLUMNS = ("time_share", "half_life", "attention_distance", "router_entropy")
 
 
@@ -32,16 +44,9 @@ def anatomy(
 
 
 def profile(
-    source: Annotated[str, typer.Argument(help="A toy, a folder, or a name on the hub: Qwen/Qwen3.6-35B-A3B.")],
+    source: Source,
     out: Annotated[Path, typer.Option(help="Folder for recording.nc and the figures.", file_okay=False)],
-    text: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="A text file; its name is its label. Repeat for more. Default: the texts that ship.",
-            exists=True,
-            dir_okay=False,
-        ),
-    ] = None,
+    text: Texts = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens of a passage, into which files are cut.", min=1)] = 512,
     passages: Annotated[int, typer.Option(help="Passages read of each file.", min=1)] = 16,
     batch_size: Annotated[int, typer.Option(help="Passages read at a time.", min=1)] = 8,
@@ -50,8 +55,8 @@ def profile(
         str | None,
         typer.Option(help="Comma-separated: deltanet,attention,routing,residual,timing,memory. Default: all."),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="Where the model goes, such as cuda. Default: the CPU.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="Of the weights in memory. Default: the checkpoint's own.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
     """Watch a checkpoint read text: a recording, figures, and a table of its layers."""
     done = runs.profile(
@@ -70,22 +75,15 @@ def profile(
 
 
 def acceptance(
-    source: Annotated[str, typer.Argument(help="A toy, a folder, or a name on the hub: Qwen/Qwen3.6-35B-A3B.")],
+    source: Source,
     out: Annotated[Path, typer.Option(help="Folder for recording.nc and the figures.", file_okay=False)],
-    text: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="A text file; its name is its label. Repeat for more. Default: the texts that ship.",
-            exists=True,
-            dir_okay=False,
-        ),
-    ] = None,
+    text: Texts = None,
     depth: Annotated[int, typer.Option(help="Drafts a round, at most.", min=1)] = 3,
     prompts: Annotated[int, typer.Option(help="Prompts of each file; intervals need two or more.", min=1)] = 8,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of each prompt.", min=1)] = 64,
     new_tokens: Annotated[int, typer.Option(help="Tokens decoded after each prompt.", min=2)] = 64,
-    device: Annotated[str | None, typer.Option(help="Where the model goes, such as cuda. Default: the CPU.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="Of the weights in memory. Default: the checkpoint's own.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
     """Draft with the MTP head and verify: is it lossless, how many drafts are accepted, does it pay?"""
     done = runs.acceptance(
@@ -112,13 +110,13 @@ def acceptance(
 
 
 def trace(
-    source: Annotated[str, typer.Argument(help="A toy, a folder, or a name on the hub: Qwen/Qwen3.6-35B-A3B.")],
+    source: Source,
     text: Annotated[list[Path], typer.Option(help="A text file; its name is its label.", exists=True, dir_okay=False)],
     out: Annotated[Path, typer.Option(help="File for the trace, such as trace.nc.", dir_okay=False)],
     depth: Annotated[int, typer.Option(help="Drafts at each place.", min=1)] = 3,
     window: Annotated[int, typer.Option(help="Tokens of a window; each is read for itself.", min=2)] = 1024,
-    device: Annotated[str | None, typer.Option(help="Where the model goes, such as cuda. Default: the CPU.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="Of the weights in memory. Default: the checkpoint's own.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
     """Every draft at every place of texts of any length, in a few parallel passes: kept, and its rates by depth."""
     files = _read(text)

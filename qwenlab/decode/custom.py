@@ -16,12 +16,12 @@ from qwenlab.checkpoint.mtp import MtpHead
 from qwenlab.checkpoint.open import Checkpoint
 from qwenlab.decode.context import Context
 from qwenlab.decode.decoding import Decoding, Settings
-from qwenlab.decode.policies import Policy, name_of
+from qwenlab.decode.policies import Policy
 from qwenlab.decode.prompts import checked_depth
 from qwenlab.decode.rollback import Replay, Rollback
 from qwenlab.decode.rounds import Round, ledger
 from qwenlab.decode.rules import Rule, rule_of
-from qwenlab.errors import BadArgument, NothingDecoded
+from qwenlab.errors import BadArgument, BadPrompt, NothingDecoded
 
 
 class custom_generate:
@@ -76,16 +76,16 @@ class custom_generate:
     ) -> Any:
         """What transformers calls once everything is prepared."""
         self._refuse(model, input_ids, generation_config)
+        given_cache = Context(model, model_kwargs.get("past_key_values"))  # refused here, if it has to be
         given: Any = generation_config
         settings = self._settings(given, logits_processor)
         processors = settings.processors
         mask = model_kwargs.get("attention_mask")
-        cache = model_kwargs.get("past_key_values")
         rows: list[torch.Tensor] = []
         made: list[list[Round]] = []
         for number, row in enumerate(input_ids):
             prompt = row if mask is None else row[mask[number].bool()]
-            own = Context(model, cache if len(input_ids) == 1 else None)
+            own = given_cache if len(input_ids) == 1 else Context(model)
             if processors:
                 settings = replace(settings, processors=_for_row(processors, number, input_ids, len(prompt)))
             decoding = Decoding(
@@ -100,7 +100,12 @@ class custom_generate:
             )
             made.append(_run(decoding, self.streamer))
             rows.append(torch.cat([row, row.new_tensor(decoding.tokens[decoding.begin :])]))
-        attrs = self._attrs(settings, given, processors)
+        attrs = settings.attrs(
+            rollback=self.rollback.name,
+            temperature=float(given.temperature or 1) if settings.rule.samples else 0.0,
+            seed=self.seed,
+            processors=", ".join(type(each).__name__ for each in processors),
+        )
         self._ledger = ledger(made, depth=self.depth, labels=[""] * len(rows), attrs=attrs)
         sequences: Any = pad_sequence(rows, batch_first=True, padding_value=given.pad_token_id or 0)
         if given.return_dict_in_generate:
@@ -108,7 +113,7 @@ class custom_generate:
         return sequences
 
     def _refuse(self, model: PreTrainedModel, input_ids: torch.Tensor, given: Any) -> None:
-        """Raise BadArgument for what cannot be done here."""
+        """Raise BadArgument or BadPrompt for what cannot be done here."""
         wrong = {
             "num_beams": (given.num_beams or 1) > 1,
             "num_return_sequences": (given.num_return_sequences or 1) > 1,
@@ -122,6 +127,11 @@ class custom_generate:
             raise BadArgument(
                 f"Drafted decoding cannot honour {', '.join(asked)}.\nLeave that out, or generate without drafts."
             )
+        if not input_ids.shape[1]:
+            raise BadPrompt(
+                "Drafted decoding reads tokens, and was given none: the MTP head needs the token beside each hidden "
+                "state.\nGive input_ids, not inputs_embeds."
+            )
         if self.head.trunk is not model:
             raise BadArgument(
                 f"This MTP head belongs to another {type(self.head.trunk).__name__} than the one that generates.\n"
@@ -133,20 +143,6 @@ class custom_generate:
         judge = rule_of(rule, float(given.temperature or 1) if given.do_sample else 0.0)
         sampled = judge.name == "speculative_sampling"
         return Settings(self.depth, judge, self.policy, "sampled" if sampled else "greedy", processors)
-
-    def _attrs(self, settings: Settings, given: Any, processors: LogitsProcessorList) -> dict[str, Any]:
-        return {
-            "rule": settings.rule.name,
-            "depth": self.depth,
-            "policy": "fixed depth" if self.policy is None else name_of(self.policy),
-            "drafting": settings.drafting,
-            "temperature": float(given.temperature or 1) if settings.rule.samples else 0.0,
-            "processors": ", ".join(type(each).__name__ for each in processors),
-            "rollback": self.rollback.name,
-            "seed": self.seed,
-            "origin": "online",
-            "text": "own",
-        }
 
 
 def _for_row(processors: LogitsProcessorList, number: int, rows: torch.Tensor, begin: int) -> LogitsProcessorList:

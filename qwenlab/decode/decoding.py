@@ -14,7 +14,7 @@ from transformers import LogitsProcessorList
 from qwenlab.checkpoint.mtp import MtpHead
 from qwenlab.decode.context import Context
 from qwenlab.decode.drafter import Drafter
-from qwenlab.decode.policies import Policy, asked
+from qwenlab.decode.policies import Policy, asked, name_of
 from qwenlab.decode.rollback import Rollback
 from qwenlab.decode.rounds import NONE, Ended, Round
 from qwenlab.decode.rules import Rule, Verdict
@@ -39,6 +39,21 @@ class Settings:
     drafting: Drafting = "greedy"
     processors: LogitsProcessorList = field(default_factory=LogitsProcessorList)
     end_tokens: Collection[int] = ()
+
+    def attrs(self, *, rollback: str, temperature: float, seed: int, **more: Any) -> dict[str, Any]:
+        """What a ledger made under these says of itself."""
+        return {
+            "rule": self.rule.name,
+            "depth": self.depth,
+            "policy": "fixed depth" if self.policy is None else name_of(self.policy),
+            "drafting": self.drafting,
+            "temperature": temperature,
+            **more,
+            "rollback": rollback,
+            "seed": seed,
+            "origin": "online",
+            "text": "own",
+        }
 
 
 @dataclass

@@ -16,7 +16,7 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogit
 from qwenlab.checkpoint.open import Checkpoint
 from qwenlab.decode.decoding import Decoding, Drafting, Settings
 from qwenlab.decode.facts import facts_of
-from qwenlab.decode.policies import Policy, name_of
+from qwenlab.decode.policies import Policy
 from qwenlab.decode.prompts import Prompt, checked_depth, context_of, encoded, end_tokens_of
 from qwenlab.decode.rollback import Replay, Rollback
 from qwenlab.decode.rounds import Round, ledger
@@ -134,12 +134,20 @@ def generate(
                 _run(decoding, made[-1][1], bar)
                 bar.update(decoding.limit - len(decoding.tokens))  # what an end of text left
         except KeyboardInterrupt:
+            if not made:
+                raise
             warnings.warn(
                 f"Decoding was interrupted in text {len(made) - 1} of {len(texts)}; what was made is returned.",
                 InterruptedWarning,
                 stacklevel=2,
             )
-    attrs = _attrs(settings, own.name, temperature, top_k, top_p, seed)
+    attrs = settings.attrs(
+        rollback=own.name,
+        temperature=temperature,
+        seed=seed,
+        top_k=0 if top_k is None else top_k,
+        top_p=1.0 if top_p is None else top_p,
+    )
     return _result(checkpoint, made, names, max_new_tokens, settings, attrs)
 
 
@@ -188,24 +196,6 @@ def _labels(labels: Sequence[str] | None, count: int) -> list[str]:
     if isinstance(labels, str) or len(labels) != count:
         raise BadArgument(f"labels: give a name for each of the {count} prompts, in a list.")
     return [str(label) for label in labels]
-
-
-def _attrs(
-    settings: Settings, rollback: str, temperature: float, top_k: int | None, top_p: float | None, seed: int
-) -> dict[str, Any]:
-    return {
-        "rule": settings.rule.name,
-        "depth": settings.depth,
-        "policy": "fixed depth" if settings.policy is None else name_of(settings.policy),
-        "drafting": settings.drafting,
-        "temperature": temperature,
-        "top_k": 0 if top_k is None else top_k,
-        "top_p": 1.0 if top_p is None else top_p,
-        "rollback": rollback,
-        "seed": seed,
-        "origin": "online",
-        "text": "own",
-    }
 
 
 def _result(

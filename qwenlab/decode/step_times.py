@@ -33,12 +33,12 @@ def step_times(
     text: str | list[int],
     *,
     depth: int,
-    context: int = 128,
-    repeats: int = 16,
+    context: int | None = None,
+    repeats: int | None = None,
     rollback: type[Rollback] = Replay,
     progress: bool = True,
 ) -> xr.Dataset:
-    """Seconds of each kind of step, as `qwenlab.stats.speedup` takes them, after a prompt of `context` tokens.
+    """Seconds of each kind of step, as `qwenlab.stats.speedup` takes them, after a context of real text.
 
     plain_step             the main model reads one token and finds the next
     verify_step [width]    it reads so many tokens, with what the rollback needs to see, and finds the token after each
@@ -50,15 +50,20 @@ def step_times(
                            `qwenlab.stats.expert_union`; with bytes_per_expert and moe_layers in the attrs
 
     text     is read on after the context, so blocks are of real text; it must be long enough
+    context  tokens read before; by default half of the text, 128 at most
     depth    widths are 1 to depth + 1
-    repeats  measurements of each step, in random order; on a GPU each waits until the device is done
+    repeats  measurements of each step, in random order; by default 16, or as many as the text has room for. On a GPU
+             each waits until the device is done
 
     Raises NoMtpHead, BadPrompt and BadArgument.
     """
     head = checkpoint.require_mtp()
     checked_depth(depth, context_of(checkpoint))
-    widths, needed = list(range(1, depth + 2)), context + repeats * (depth + 1) + depth + 1
     (tokens,) = encoded(checkpoint, text if isinstance(text, str) else [text], 1)
+    widths = list(range(1, depth + 2))
+    context = min(128, len(tokens) // 2) if context is None else context
+    repeats = max(1, min(16, (len(tokens) - context) // len(widths) - 1)) if repeats is None else repeats
+    needed = context + (repeats + 1) * len(widths)
     if len(tokens) < needed:
         raise BadPrompt(
             f"The text has {len(tokens):,} tokens, and {repeats} repeats of {depth + 1} widths after a context of "

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import Cache, DynamicCache
 
+from qwenlab.checkpoint.families import ATTENTION, DELTANET
 from qwenlab.checkpoint.mtp import MtpHead
 from qwenlab.decode.context import Context
 
@@ -48,7 +49,7 @@ def gaps(context: Context, head_cache: Cache, witness: Witness, pairs: int) -> d
     pairs  how many pairs the head's cache should hold
     """
     other, decoder = witness.context, context.decoder
-    deltanet, attention = decoder.layers_of("linear_attention"), decoder.layers_of("full_attention")
+    deltanet, attention = decoder.layers_of(DELTANET), decoder.layers_of(ATTENTION)
     ours: Any = head_cache.layers[0]
     theirs: Any = witness.head_cache.layers[0]
     return {
@@ -65,10 +66,10 @@ def gaps(context: Context, head_cache: Cache, witness: Witness, pairs: int) -> d
 
 def held(context: Context, head_cache: Cache, witness: Witness, pairs: int) -> dict[str, int]:
     """By how many tokens too many (or, below 0, too few) each component that can be counted holds."""
-    columns = max((layer.get_seq_length() for layer in context.attention), key=abs, default=witness.context.position)
+    read = witness.context.position
     return {
-        "position": context.position - witness.context.position,
-        "keys and values": columns - witness.context.position,
+        "position": context.position - read,
+        "keys and values": max((layer.get_seq_length() for layer in context.attention), default=read) - read,
         "head cache": head_cache.get_seq_length() - pairs,
     }
 

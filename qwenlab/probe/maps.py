@@ -16,7 +16,7 @@ from qwenlab.errors import BadArgument
 from qwenlab.probe.attention import DISTANCE_EDGES, key_positions
 from qwenlab.probe.mass import STATISTICS, Map, row_statistics, sampled_at
 from qwenlab.probe.notes import Notes, Part
-from qwenlab.probe.pictures import Blocks, Pictures, Whole, check_size
+from qwenlab.probe.pictures import Blocks, Pictures, Rows, Whole, check_size
 from qwenlab.probe.probe import Probe, Variable
 from qwenlab.probe.reading import PADDING, Reading, Sample
 from qwenlab.probe.tally import Sums, counted
@@ -187,7 +187,8 @@ class Maps(Probe):
             for heads in self._groups(weighing, reading):
                 weight, _ = weighing.rows(where, cut, heads, bounds)
                 opened = None if gate is None else gate[:, :, heads]
-                pictures.add(place, heads, reading.numbers, cut.reading.position, real, weight, keys, opened)
+                held = (place, heads, reading.numbers, cut.reading.position, real, weight, keys, opened)
+                pictures.add(Rows(*held))
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
         """Sums by label, fold, layer and head, |weight| by distance, and the maps that were kept."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,31 +19,34 @@ HELD = 2**31
 """Bytes of maps, at most, that a probe keeps."""
 
 
+class Rows(NamedTuple):
+    """Rows of some heads of one layer, that are to be kept.
+
+    place, heads     which layer, and which of the heads that are kept
+    numbers          [batch] of the sequences, in reading order
+    position, real   [batch, row]: of the rows, and whether they are to be kept
+    weight           [batch, head, row, column];  key_position  int [batch, column], -1 for padding
+    openness         [batch, row, head], where it is known
+    """
+
+    place: int
+    heads: slice
+    numbers: Sequence[int]
+    position: torch.Tensor
+    real: torch.Tensor
+    weight: torch.Tensor
+    key_position: torch.Tensor
+    openness: torch.Tensor | None
+
+
 class Pictures(ABC):
     """Keeps weights of some layers, on the host."""
 
     nbytes: int
 
     @abstractmethod
-    def add(
-        self,
-        place: int,
-        heads: slice,
-        numbers: Sequence[int],
-        position: torch.Tensor,
-        real: torch.Tensor,
-        weight: torch.Tensor,
-        key_position: torch.Tensor,
-        openness: torch.Tensor | None,
-    ) -> None:
-        """Keep rows of some heads of one layer.
-
-        place, heads     which layer, and which of the heads that are kept
-        numbers          [batch] of the sequences, in reading order
-        position, real   [batch, row]: of the rows, and whether they are to be kept
-        weight           [batch, head, row, column];  key_position  int [batch, column], -1 for padding
-        openness         [batch, row, head], where it is known
-        """
+    def add(self, rows: Rows) -> None:
+        """Keep rows of some heads of one layer."""
 
     @abstractmethod
     def variables(self, heads: int) -> dict[str, Variable]:
@@ -56,24 +60,14 @@ class Whole(Pictures):
         self._rows: list[list[tuple[int, slice, np.ndarray, np.ndarray, np.ndarray]]] = [[] for _ in range(layers)]
         self.nbytes = 0
 
-    def add(
-        self,
-        place: int,
-        heads: slice,
-        numbers: Sequence[int],
-        position: torch.Tensor,
-        real: torch.Tensor,
-        weight: torch.Tensor,
-        key_position: torch.Tensor,
-        openness: torch.Tensor | None,
-    ) -> None:
+    def add(self, rows: Rows) -> None:
         """Keep the real rows of each sequence, over its real tokens."""
-        for row, number in enumerate(numbers):
-            wanted, keys = real[row].cpu(), (key_position[row] >= 0).cpu()
-            held = weight[row].cpu()[:, wanted][:, :, keys].numpy()
-            where = position[row].cpu()[wanted].numpy()
-            gate = np.zeros((len(where), len(held))) if openness is None else openness[row].cpu()[wanted].numpy()
-            self._rows[place].append((number, heads, where, held, gate))
+        for row, number in enumerate(rows.numbers):
+            wanted, keys = rows.real[row].cpu(), (rows.key_position[row] >= 0).cpu()
+            held = rows.weight[row].cpu()[:, wanted][:, :, keys].numpy()
+            where, opened = rows.position[row].cpu()[wanted].numpy(), rows.openness
+            gate = np.zeros((len(where), len(held))) if opened is None else opened[row].cpu()[wanted].numpy()
+            self._rows[rows.place].append((number, rows.heads, where, held, gate))
             self.nbytes += held.nbytes
 
     def variables(self, heads: int) -> dict[str, Variable]:
@@ -117,21 +111,11 @@ class Blocks(Pictures):
         """Bytes of the sums."""
         return sum(each.nbytes for each in self._sums.values())
 
-    def add(
-        self,
-        place: int,
-        heads: slice,
-        numbers: Sequence[int],
-        position: torch.Tensor,
-        real: torch.Tensor,
-        weight: torch.Tensor,
-        key_position: torch.Tensor,
-        openness: torch.Tensor | None,
-    ) -> None:
+    def add(self, rows: Rows) -> None:
         """Add the real rows of each sequence to its blocks."""
-        for row, number in enumerate(numbers):
-            held = weight[row][:, real[row]][:, :, key_position[row] >= 0]
-            where = position[row][real[row]]
+        for row, number in enumerate(rows.numbers):
+            real = rows.real[row]
+            held, where = rows.weight[row][:, real][:, :, rows.key_position[row] >= 0], rows.position[row][real]
             if not len(where):
                 continue
             both = torch.stack([held, held.abs()])
@@ -140,7 +124,7 @@ class Blocks(Pictures):
             blocks = both.shape[3]
             summed = both.new_zeros(*both.shape[:2], blocks, blocks).index_add_(2, where // self._block, both)
             total = self._grown(number, blocks)
-            total[place, :, heads, :blocks, :blocks] += summed.cpu().numpy()
+            total[rows.place, :, rows.heads, :blocks, :blocks] += summed.cpu().numpy()
             self._lengths[number] = max(self._lengths.get(number, 0), 1 + int(where.max()))
 
     def _grown(self, number: int, blocks: int) -> np.ndarray:

@@ -70,10 +70,7 @@ def acceptance(
         checkpoint, begun[:CHECKED], depth=depth, max_new_tokens=min(new_tokens, 32), progress=progress
     )
     traced = trace_of(checkpoint, made, depth=depth, progress=progress)
-    longest = max(made.tokens, key=len)
-    costs = step_times(
-        checkpoint, longest, depth=depth, context=len(longest) // 2, repeats=_repeats(longest, depth), progress=progress
-    )
+    costs = step_times(checkpoint, max(made.tokens, key=len), depth=depth, progress=progress)
     folder = Path(out).resolve()
     recording = made.recording()
     recording.tree["trace"] = xr.DataTree(traced.dataset)
@@ -123,8 +120,3 @@ def _beginnings(
             begun.append(checkpoint.tokenizer(text)["input_ids"][:tokens])
             labels.append(label)
     return begun, labels
-
-
-def _repeats(text: Sequence[int], depth: int) -> int:
-    """As many measurements as half of a text has room for, at most 16."""
-    return max(1, min(16, (len(text) - len(text) // 2) // (depth + 1) - 1))

@@ -9,7 +9,6 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
-from qwenlab.record.provenance import provenance
 from qwenlab.record.recording import PROBES, Recording
 from qwenlab.testing import samples
 from qwenlab.testing.samples import FOLDS
@@ -66,22 +65,7 @@ def made_maps(
     counts = {DELTANET: heads, ATTENTION: attention_heads}
     rows = {kind: _rows(rng, read, np.flatnonzero(types == kind), counts[kind], kind) for kind in kinds}
     nodes = {NODES[kind]: _node(read, tokens, kind, seen) for kind, seen in rows.items()}
-    facts = provenance(
-        checkpoint="made-up",
-        checkpoint_hash="made of maps",
-        family="qwen3_5_moe",
-        layer_types=types.tolist(),
-        dtype="float64",
-        device="none",
-        kernel_delta_rule="none",
-        attention_implementation="none",
-        experts_implementation="none",
-        tokens=len(tokens),
-        sequences=sequences,
-        labels=dict(zip(labels, np.bincount(read.label, minlength=len(labels)).tolist(), strict=True)),
-        prompts_hash=str(seed),
-        seed=seed,
-    )
+    facts = samples.facts(read, types.tolist(), made_of="made of maps", seed=seed)
     return MadeMaps(Recording(nodes, facts), read, tokens, rows)
 
 

@@ -11,7 +11,6 @@ import xarray as xr
 
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
 from qwenlab.errors import BadArgument
-from qwenlab.record.provenance import provenance
 from qwenlab.record.recording import PROBES, Recording
 from qwenlab.testing import samples, tallies
 
@@ -89,22 +88,7 @@ def made(
         "memory": lambda: tallies.memory(kinds),
     }
     nodes = {name: _named(name, node(), kinds) for name, node in tallied.items() if name in probes}
-    facts = provenance(
-        checkpoint="made-up",
-        checkpoint_hash=f"made of {experts} experts",
-        family="qwen3_5_moe",
-        layer_types=kinds,
-        dtype="float64",
-        device="none",
-        kernel_delta_rule="none",
-        attention_implementation="none",
-        experts_implementation="none",
-        tokens=len(read.sequence),
-        sequences=sequences,
-        labels=dict(zip(labels, np.bincount(read.label, minlength=len(labels)).tolist(), strict=True)),
-        prompts_hash=str(seed),
-        seed=seed,
-    )
+    facts = samples.facts(read, kinds, made_of=f"made of {experts} experts", seed=seed)
     return Made(Recording(nodes, facts), read, deltanet, attention, routing, residual, half_life)
 
 

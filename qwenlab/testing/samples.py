@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
+from qwenlab.record.provenance import provenance
 
 FOLDS = 8
 
@@ -91,6 +94,27 @@ class ResidualSamples:
     norm: np.ndarray
     stream_norm: np.ndarray
     cosine: np.ndarray
+
+
+def facts(read: Texts, layer_types: Sequence[str], *, made_of: str, seed: int) -> dict[str, Any]:
+    """Provenance of a recording that no model made."""
+    counts = np.bincount(read.label, minlength=len(read.labels)).tolist()
+    return provenance(
+        checkpoint="made-up",
+        checkpoint_hash=made_of,
+        family="qwen3_5_moe",
+        layer_types=layer_types,
+        dtype="float64",
+        device="none",
+        kernel_delta_rule="none",
+        attention_implementation="none",
+        experts_implementation="none",
+        tokens=len(read.sequence),
+        sequences=read.sequences,
+        labels=dict(zip(read.labels, counts, strict=True)),
+        prompts_hash=str(seed),
+        seed=seed,
+    )
 
 
 def layer_types(layers: int) -> tuple[str, ...]:

@@ -10,7 +10,6 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.checkpoint.families import DELTANET
-from qwenlab.record.provenance import provenance
 from qwenlab.record.recording import PROBES, Recording
 from qwenlab.testing import samples
 from qwenlab.testing.samples import FOLDS
@@ -85,22 +84,7 @@ def made_states(
         name: node.assign_coords(coords).assign_attrs(probe=PROBES[name], sample="{}") for name, node in nodes.items()
     }
     named["deltastate"].attrs["full_rank"] = FULL_RANK
-    facts = provenance(
-        checkpoint="made-up",
-        checkpoint_hash="made of states",
-        family="qwen3_5_moe",
-        layer_types=kinds,
-        dtype="float64",
-        device="none",
-        kernel_delta_rule="none",
-        attention_implementation="none",
-        experts_implementation="none",
-        tokens=len(read.sequence),
-        sequences=sequences,
-        labels=dict(zip(labels, np.bincount(read.label, minlength=len(labels)).tolist(), strict=True)),
-        prompts_hash=str(seed),
-        seed=seed,
-    )
+    facts = samples.facts(read, kinds, made_of="made of states", seed=seed)
     sequence, label = read.sequence[which], read.label[which]
     return MadeStates(Recording(named, facts), read, errors, states, stored, sequence, label, distance)
 

@@ -5,7 +5,7 @@ import torch
 from transformers import DynamicCache, StopStringCriteria, TextStreamer
 
 from qwenlab.decode import Threshold, custom_generate
-from qwenlab.errors import BadArgument, CannotRollBack, NothingDecoded
+from qwenlab.errors import BadArgument, BadPrompt, CannotRollBack, NothingDecoded
 from qwenlab.testing.models import tiny_head, tiny_model
 
 TEXTS = ["def f(x):\n    return", "import os\nimport sys\n\nclass Foo"]
@@ -74,6 +74,15 @@ def test_what_would_not_be_honoured_is_refused(dense, inputs):
     fails(BadArgument, r"belongs to another Qwen3_5ForCausalLM", custom_generate(tiny_head(other), depth=1))
     with pytest.raises(NothingDecoded, match=r"No text was decoded yet(.|\n)*model.generate"):
         _ = custom_generate(dense, depth=2).ledger
+    batch = DynamicCache(config=dense.model.config)
+    dense.model(inputs["input_ids"][:, :3], past_key_values=batch)
+    with pytest.raises(CannotRollBack, match="holds 3 tokens already"):
+        dense.model.generate(
+            **inputs, past_key_values=batch, max_new_tokens=4, custom_generate=custom_generate(dense, depth=1)
+        )
+    embedded = dense.model.get_input_embeddings()(inputs["input_ids"][1:])
+    with pytest.raises(BadPrompt, match=r"given none(.|\n)*Give input_ids, not inputs_embeds"):
+        dense.model.generate(inputs_embeds=embedded, max_new_tokens=4, custom_generate=custom_generate(dense, depth=1))
     cache = DynamicCache(config=dense.model.config)
     dense.model(inputs["input_ids"][1:, :3], past_key_values=cache)
     with pytest.raises(CannotRollBack, match="holds 3 tokens already"):

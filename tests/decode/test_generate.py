@@ -150,6 +150,15 @@ def test_interrupted_it_keeps_what_it_has(dense, prompts, monkeypatch):
     assert int((made.ledger["prompt"] == 1).sum()) == 2
 
 
+def test_interrupted_before_anything_was_made_it_is_an_interruption(dense, prompts):
+    class Never(Replay):
+        def __init__(self):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate(dense, prompts(dense, 1), depth=1, max_new_tokens=4, rollback=Never, progress=False)
+
+
 def test_a_watch_around_it_sees_every_block(dense, prompts):
     """Probes and drafting share the taps on the delta rule."""
     with ql.watch(dense, ql.probe.DeltaNet()) as seen:

@@ -61,6 +61,15 @@ def test_the_other_rollback_is_timed_too(dense, text):
     assert float(found["rollback"]) > float(found["draft_step"])  # a forward pass of the whole trunk
 
 
+def test_by_default_a_text_is_used_as_far_as_it_goes(dense, text):
+    """Half of it before, and as many repeats as the other half holds."""
+    found = step_times(dense, text[:40], depth=1, progress=False)
+    assert found.attrs["context"] == 20
+    assert step_times(dense, text[:8], depth=1, progress=False).attrs["context"] == 4
+
+
 def test_a_text_that_is_too_short(dense):
+    with pytest.raises(BadPrompt, match=r"has 5 tokens, and 1 repeats of 3 widths after a context of 2 need 8"):
+        step_times(dense, [5] * 5, depth=2)
     with pytest.raises(BadPrompt, match=r"has 50 tokens, and 4 repeats of 3 widths after a context of 64 need 79"):
         step_times(dense, [5] * 50, depth=2, context=64, repeats=4)

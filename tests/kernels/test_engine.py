@@ -45,6 +45,7 @@ def test_a_stop_in_the_middle_is_no_completion(tmp_path):
     assert statuses(tmp_path / "slow.failed.ipynb") == ["completed", "failed", "pending"]
 
 
+@pytest.mark.slow
 def test_output_is_kept_up_to_a_bound(run, monkeypatch):
     monkeypatch.setattr(engine, "OUTPUT_LIMIT", 10_000)
     slowly = "import time\nfor n in range(9):\n    print(str(n) * 2_000, flush=True)\n    time.sleep(0.2)"

@@ -57,6 +57,7 @@ print(random.random(), np.random.rand(), torch.rand(1).item())
 """
 
 
+@pytest.mark.slow
 def test_nothing_of_a_notebook_is_left_for_the_next(two, run):
     cold = printed(run(LOOK, name="fresh", warm=False))
     assert two(CHANGES, LOOK) == cold

@@ -79,6 +79,7 @@ def test_a_kernel_that_is_killed_leaves_what_it_recorded(run):
     assert statuses[-1] == "failed"
 
 
+@pytest.mark.slow
 def test_a_run_that_takes_too_long_is_ended(run):
     run()  # the kernel is warm
     outcome = run(parameters={"mode": "slow"}, timeout="4 s")

@@ -51,6 +51,7 @@ def states(store: Path) -> dict[tuple[int, str], int]:
     return table.groupby(["params.x", "state"]).size().to_dict()
 
 
+@pytest.mark.slow
 def test_a_failing_point_does_not_stop_the_others(experiment, tmp_path, capfd):
     folder = experiment(NOTEBOOK.replace('case "raise"', 'case "well" if x == 2'), **SWEEP)
     result = run(folder, store=tmp_path / "store")
@@ -71,6 +72,7 @@ def test_a_failing_point_does_not_stop_the_others(experiment, tmp_path, capfd):
     assert states(tmp_path / "store")[2, "failed"] == 1
 
 
+@pytest.mark.slow
 def test_only_what_is_missing_is_run(experiment, tmp_path):
     folder, store = experiment(**SWEEP), tmp_path / "store"
     run(folder, store=store, only={"x": 2})
