@@ -83,14 +83,14 @@ def row_statistics(weight: torch.Tensor, value_norm: torch.Tensor, where: Map) -
     by_distance = (beyond[..., :-1] - beyond[..., 1:]).clamp_min(0) / shared[..., None]
     first = rows.first[:, None, None, None].expand(*size.shape[:3], 1)
     on_first = size.gather(3, first)[..., 0].transpose(1, 2)
-    ln = torch.special.xlogy(size, size).sum(dim=-1).transpose(1, 2)
+    mass = size / shared.transpose(1, 2)[..., None]  # a row of one weight has the entropy 0, not a rounding's
     return {
         "mass": total,
         "first_mass": on_first / shared,
         "previous_mass": by_distance[..., 1],
         "self_mass": by_distance[..., 0],
         "distance": distance / shared,
-        "entropy": (shared.log() - ln / shared).clamp_min(0) * (total > 0),
+        "entropy": -torch.special.xlogy(mass, mass).sum(dim=-1).transpose(1, 2),
         "negative": (total - weight.sum(dim=-1).transpose(1, 2)).clamp_min(0) / shared / 2,
         "induction": again / shared,
         "induction_even": where.even[..., None].expand_as(total),

@@ -11,7 +11,9 @@ from qwenlab.decode.rollback import Replay, Rerun, Rollback
 from qwenlab.errors import CannotRollBack
 from qwenlab.testing.models import tiny_model
 
-TOLERANCE = 1e-5  # relative, float32: other kernel widths round otherwise
+TOLERANCE = (
+    1e-4  # relative, float32: another width rounds otherwise (up to 2e-5 seen); a rejected token in it makes 0.15
+)
 
 FAMILIES = {
     "dense": dict(family="qwen3_5", linear_num_key_heads=4, linear_num_value_heads=8),

@@ -60,6 +60,13 @@ def test_any_pieces_say_what_the_whole_says(small, lengths, widths):
     assert_alike(pieces, whole)
 
 
+def test_a_row_of_one_token_has_no_entropy(small):
+    """Not even that of a rounding: there is nothing to divide."""
+    found = recorded(small, one_by_one([POOL[row, :1] for row in range(6)]), *both(every=1))
+    for node in KINDS:
+        assert (found[node]["entropy_sum"] == 0).all()
+
+
 def test_embeddings_in_place_of_tokens_have_no_induction(small, text):
     embedded = small.get_input_embeddings()(text(30))[None]
     found = recorded(small, lambda model, seen: model(inputs_embeds=embedded), *both(every=1))
