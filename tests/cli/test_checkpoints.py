@@ -76,6 +76,7 @@ class TestProfile:
             path.write_text("\n".join(ql.tasks.texts(domain, 2)))
         return paths
 
+    @pytest.mark.slow
     def test_leaves_a_recording_figures_and_prints_the_layers(self, run, files, tmp_path):
         texts = [part for path in files for part in ("--text", path)]
         small = ("--max-tokens", 24, "--passages", 2, "--decode", 2)

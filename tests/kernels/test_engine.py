@@ -17,6 +17,7 @@ from qwenlab.kernels.engine import release
 from tests.kernels.conftest import printed, statuses
 
 
+@pytest.mark.slow
 def test_a_cell_that_raised_failed_and_those_after_it_did_not_run(run, tmp_path):
     with pytest.raises(CellFailed, match=r"question\.py: cell \[3\] raised ValueError: boom"):
         run("x = 1", "raise ValueError('boom')", "y = 2", parameters="a = 1")
@@ -58,6 +59,7 @@ def test_output_is_kept_up_to_a_bound(run, monkeypatch):
     assert "".join(noted).count("[qwenlab: what this cell put out beyond 0 MiB was not kept]") == 1
 
 
+@pytest.mark.slow
 def test_secrets_are_in_no_file(run, tmp_path):
     done = run("print(len(hf_token), hf_token)", parameters='hf_token: str = ""', values={"hf_token": "hf_abcdef"})
     assert printed(done) == "9 hf_abcdef"

@@ -64,6 +64,7 @@ def test_nothing_of_a_notebook_is_left_for_the_next(two, run):
     assert cold.startswith("False False")
 
 
+@pytest.mark.slow
 def test_each_has_its_seed(run):
     draws = "import numpy as np; print(np.random.rand())"
     printed_by_seed = [printed(run(draws, seed=seed)) for seed in (1, 2, 1)]
@@ -110,6 +111,7 @@ OPEN = (
 
 
 class TestTheCheckpoint:
+    @pytest.mark.slow
     def test_is_read_once(self, run):
         release()
         used = [run(OPEN).metadata.papermill["qwenlab"] for _ in range(3)]
@@ -143,6 +145,7 @@ class TestTheCheckpoint:
         assert len({line.split()[0] for line in printed(twice).splitlines()}) == 2
 
 
+@pytest.mark.slow
 def test_results_are_those_of_a_cold_run_bit_for_bit(run):
     reads = (
         "import torch, qwenlab as ql\n"

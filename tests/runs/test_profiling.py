@@ -35,6 +35,7 @@ def test_a_figure_that_compares_is_left_out_where_there_is_nothing_to_compare(to
     assert {figure.stem for figure in done.figures} == {"layers", "expert_load", "coactivation"}
 
 
+@pytest.mark.slow
 def test_a_dense_checkpoint_has_no_routing(tmp_path):
     done = profile("toy-dense", {"code": texts("code", 2)}, tmp_path, **SMALL)
     assert "routing" not in ql.Recording.open(done.recording)

@@ -88,6 +88,7 @@ def test_a_run_that_takes_too_long_is_ended(run):
     assert outcome.seconds < 30
 
 
+@pytest.mark.slow
 def test_a_retry_is_another_attempt(run, tmp_path):
     outcome = run(parameters={"mode": "once"}, retries=1)
     assert outcome.state == "finished"
@@ -125,6 +126,7 @@ def test_a_stop_ends_the_kernel_and_is_no_failure(run):
     assert outcome.seconds < 30
 
 
+@pytest.mark.slow
 def test_secrets_are_in_no_file_of_a_run(run):
     cells = NOTEBOOK.replace("x: int = 1", 'x: int = 1\nhf_token: str = ""').replace(
         'ValueError("boom")', "ValueError(hf_token)"

@@ -195,6 +195,7 @@ class TestTheCommand:
         assert (bad.returncode, "--only x: write name=value" in bad.stderr) == (2, True)
 
 
+@pytest.mark.slow
 def test_runs_of_other_code_of_the_same_version_are_named(experiment, tmp_path):
     folder, store = experiment(), tmp_path / "store"
     first = run(folder, store=store)
