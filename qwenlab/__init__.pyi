@@ -1,4 +1,5 @@
 from . import (
+    ablations as ablations,
     checkpoint as checkpoint,
     decode as decode,
     errors as errors,
@@ -14,6 +15,7 @@ from . import (
 )
 from .checkpoint.anatomy import anatomy as anatomy
 from .checkpoint.open import open as open
+from .probe.edits.editing import edit as edit
 from .probe.seen import watch as watch
 from .record.recording import Recording as Recording
 

@@ -181,6 +181,18 @@ class KernelDisagrees(QwenlabError):
     """What was worked out from a kernel's arguments is not what the kernel returned."""
 
 
+class CannotEdit(QwenlabError):
+    """An edit that this model, kernel or way of running does not allow."""
+
+
+class SilentEdit(QwenlabError):
+    """An edit that a forward pass did not reach, or that never changed anything."""
+
+
+class CannotWatch(QwenlabError):
+    """A probe works something out again that an edit has replaced: it would show the unedited one."""
+
+
 class NothingRead(QwenlabError):
     """The watched model ran no forward pass."""
 

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from qwenlab.checkpoint.families import Family, family_of
-from qwenlab.errors import AmbiguousModel, NotAHybrid
+from qwenlab.errors import AmbiguousModel, BadArgument, NotAHybrid
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,17 @@ def decoder_of(model: nn.Module) -> Decoder:
         )
     path, stack = found[0]
     return Decoder(stack, path, family_of(stack.config), tuple(stack.config.layer_types))
+
+
+def module_of(model: nn.Module | Any) -> nn.Module:
+    """The module itself, or the one a Checkpoint holds. Raises BadArgument for what is neither."""
+    module = model if isinstance(model, nn.Module) else getattr(model, "model", None)
+    if not isinstance(module, nn.Module):
+        raise BadArgument(
+            f"This is a {type(model).__name__}, which is no model and holds none.\n"
+            "Give a transformers model, or what qwenlab.open(...) returned."
+        )
+    return module
 
 
 def _is_stack(module: nn.Module) -> bool:

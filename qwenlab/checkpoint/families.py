@@ -31,6 +31,8 @@ class Family:
 
     linear_attention: str = "linear_attn"
     full_attention: str = "self_attn"
+    linear_output: str = "out_proj"  # of the DeltaNet mixer: heads side by side -> residual stream
+    full_output: str = "o_proj"  # of the attention mixer
     mixer_norm: str = "input_layernorm"
     mlp_norm: str = "post_attention_layernorm"
     mlp: str = "mlp"
@@ -52,6 +54,10 @@ class Family:
     def mixer(self, kind: str) -> str:
         """Attribute of the decoder layer that holds its mixer; `kind` is one of `KINDS`."""
         return {DELTANET: self.linear_attention, ATTENTION: self.full_attention}[kind]
+
+    def output(self, kind: str) -> str:
+        """Attribute of that mixer that projects its heads to the residual stream."""
+        return {DELTANET: self.linear_output, ATTENTION: self.full_output}[kind]
 
 
 # What the rows of a projection hold: q, k, v, the output gate z, the write strength b (beta), the decay a.

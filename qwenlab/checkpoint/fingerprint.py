@@ -5,10 +5,15 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from torch import nn
+
 from qwenlab.checkpoint.weights import SMALL, StoredTensor, Weights
 
 SAMPLE = 4096
 """Bytes read from the middle of each tensor of a large checkpoint."""
+
+VALUES = 64
+"""Values of each parameter that go into the hash of a model in memory."""
 
 
 def fingerprint(weights: Weights) -> str:
@@ -27,6 +32,21 @@ def fingerprint(weights: Weights) -> str:
         else:
             _sample(file, [stored for stored in weights.tensors.values() if stored.shard == file], digest)
     return f"{'' if whole else 'sampled-'}sha256:{digest.hexdigest()}"
+
+
+def fingerprint_in_memory(module: nn.Module) -> str:
+    """A hash of every parameter's name, shape and dtype and of up to 64 of its values, evenly spaced.
+
+    It tells models apart without reading all weights: any training step changes it, an edit of single weights may
+    escape it, and the prefix says so. Values of weights that are offloaded are left out.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(module.named_parameters()):
+        flat = parameter.detach().flatten()
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        if not flat.is_meta:  # an offloaded weight is away until its layer runs
+            digest.update(flat[:: max(1, len(flat) // VALUES)][:VALUES].float().cpu().numpy().tobytes())
+    return f"sampled-sha256:{digest.hexdigest()}"
 
 
 def _sample(shard: Path, tensors: list[StoredTensor], digest: hashlib._Hash) -> None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qwenlab.checkpoint.anatomy import Anatomy
 from qwenlab.checkpoint.config import TextConfig, read_config
-from qwenlab.checkpoint.fingerprint import fingerprint
+from qwenlab.checkpoint.fingerprint import fingerprint, fingerprint_in_memory
 from qwenlab.checkpoint.kept import kept
 from qwenlab.checkpoint.mtp import MtpHead
 from qwenlab.checkpoint.mtp_weights import load_mtp
@@ -32,7 +32,7 @@ class Facts:
     source: str  # as it was asked for
     folder: str
     revision: str | None  # the commit of a hub checkpoint
-    hash: str  # of config.json and the weights: see `qwenlab.checkpoint.fingerprint`
+    hash: str  # of config.json and the weights in the files: see `qwenlab.checkpoint.fingerprint`
     family: str
     parameters: int  # of the trunk and the MTP head
     dtype: str
@@ -50,6 +50,16 @@ class Checkpoint:
     mtp: MtpHead | None  # None: the checkpoint has no `mtp.*` weights
     anatomy: Anatomy
     facts: Facts
+    as_opened: str  # `fingerprint_in_memory` of the model
+
+    def hash_now(self) -> str:
+        """`facts.hash` as long as the model is as it was opened, else a hash of what it has become in memory.
+
+        A model that was trained, edited in place or brought to another dtype is another model: recordings carry this
+        hash. A trained MTP head does not change it; recordings of drafts carry the head's own hash too.
+        """
+        now = fingerprint_in_memory(self.model)
+        return self.facts.hash if now == self.as_opened else now
 
     def require_mtp(self) -> MtpHead:
         """The MTP head; raises NoMtpHead where the checkpoint has none."""
@@ -145,7 +155,7 @@ def _read(
         torch=torch.__version__,
         transformers=transformers.__version__,
     )
-    return Checkpoint(model, tokenizer, mtp, anatomy, facts)
+    return Checkpoint(model, tokenizer, mtp, anatomy, facts, fingerprint_in_memory(model))
 
 
 def _as_opened(config: TextConfig, weights: Weights, model: PreTrainedModel, mtp: MtpHead | None) -> TextConfig:

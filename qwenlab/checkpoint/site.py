@@ -52,6 +52,7 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
     layers.N.mixer.query    as the delta rule (before its L2 norm) or the scores (after norm and rotation) take it
     layers.N.mixer.key
     layers.N.mixer.value
+    layers.N.mixer.heads    what each head gives to the output projection: normed (DeltaNet), and gated
     layers.N.mixer.gate     the output gate, before its silu (DeltaNet) or sigmoid (attention)
     layers.N.mixer.beta     write strength in (0, 1); DeltaNet only
     layers.N.mixer.decay    alpha = exp(g) in (0, 1), the share of the state that is kept; DeltaNet only
@@ -93,6 +94,7 @@ def _layer_sites(decoder: Decoder, layer: int) -> Iterator[Site]:
     yield site("mixer.query", mixer, _KEYS if kind == DELTANET else _QUERIES, "1")
     yield site("mixer.key", mixer, _KEYS, "1")
     yield site("mixer.value", mixer, _QUERIES if kind == DELTANET else _KEYS, "1")
+    yield site("mixer.heads", f"{mixer}.{family.output(kind)}", _QUERIES, "1")
     if gate := _gate(family, kind):
         yield site("mixer.gate", f"{mixer}.{gate}", _QUERIES, "logit")
     if kind == DELTANET:

@@ -13,6 +13,8 @@ import torch
 
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.decode.context import Context
+from qwenlab.errors import CannotRollBack
+from qwenlab.probe.edits.inforce import changed
 from qwenlab.probe.rule import RuleCall, RuleTap
 from qwenlab.probe.wrapping import listening, outputs, unwrapped
 
@@ -52,6 +54,7 @@ class Replay(Rollback):
     def verifying(self, context: Context) -> Iterator[None]:
         """Keep the states before the block, and what the layers hand to kernel and convolution."""
         decoder = context.decoder
+        _refuse_edits(context)
         self._before = [state.clone() for state in context.recurrent]
         self._calls: dict[int, RuleCall] = {}
         self._convolved: dict[int, torch.Tensor] = {}
@@ -94,6 +97,16 @@ class Replay(Rollback):
             self._convolved[number] = full  # [batch, channel, size of the state before + width]
 
         return keep
+
+
+def _refuse_edits(context: Context) -> None:
+    """Raise CannotRollBack under an edit of which the plain delta rule over the accepted tokens knows nothing."""
+    stack, layers = context.decoder.module, context.decoder.layers_of(DELTANET)
+    if edit := changed(stack, "rule", layers) or changed(stack, "states", layers):
+        raise CannotRollBack(
+            f"Under {edit} the states are not those that the plain delta rule makes of the accepted tokens, which is "
+            "what Replay runs.\nRead these tokens again: rollback=ql.decode.Rerun."
+        )
 
 
 def _replayed(

@@ -101,7 +101,7 @@ def trace(
 
 def _wrote(checkpoint: Checkpoint, texts: Generated) -> bool:
     """Whether these texts are this checkpoint's own greedy output."""
-    return texts.ledger.attrs["rule"] == "greedy" and texts.facts["checkpoint_hash"] == checkpoint.facts.hash
+    return texts.ledger.attrs["rule"] == "greedy" and texts.facts["checkpoint_hash"] == checkpoint.hash_now()
 
 
 def _traced(head: MtpHead, passage: Passage, depth: int, chunk: int, bar: Any) -> dict[str, np.ndarray]:

@@ -176,7 +176,12 @@ def probabilities(call: AttentionCall, rows: Rows) -> tuple[torch.Tensor, torch.
     key = call.key.float()
     grouped = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)  # [batch, key head, head of it * query, channel]
     scores = (grouped @ key.transpose(2, 3)).unflatten(2, (-1, rows.query.shape[1])).flatten(1, 2) * call.scaling
-    scores = scores.masked_fill(~rows.seen, torch.finfo(torch.float32).min)
+    seen = rows.seen
+    if call.seen is not None:
+        shape = (len(query), -1, -1, scores.shape[3])
+        own = rows.query[:, None, :, None].expand(-1, call.seen.shape[1], -1, scores.shape[3])
+        seen = seen & call.seen[..., : scores.shape[3]].expand(shape).gather(2, own)
+    scores = scores.masked_fill(~seen, torch.finfo(torch.float32).min)
     probability = scores.softmax(dim=-1)
     # -sum p ln p with ln p = score - ln sum exp(score); the largest p tells that sum.
     top, most = scores.amax(dim=-1), probability.amax(dim=-1)

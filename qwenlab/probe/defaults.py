@@ -6,14 +6,13 @@ from typing import Any
 
 from torch import nn
 
-from qwenlab.checkpoint.decoder import decoder_of
+from qwenlab.checkpoint.decoder import decoder_of, module_of
 from qwenlab.probe.attention import Attention
 from qwenlab.probe.deltanet import DeltaNet
 from qwenlab.probe.memory import Memory
 from qwenlab.probe.probe import Probe
 from qwenlab.probe.residual import Residual
 from qwenlab.probe.routing import Routing
-from qwenlab.probe.seen import module_of
 from qwenlab.probe.timing import Timing
 
 

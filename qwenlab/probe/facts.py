@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
-from qwenlab.checkpoint.decoder import Decoder
+from qwenlab.checkpoint.decoder import Decoder, decoder_of
+from qwenlab.checkpoint.fingerprint import fingerprint_in_memory
+from qwenlab.checkpoint.open import Checkpoint
+from qwenlab.probe.edits.editing import active_edits
 from qwenlab.probe.reader import Reader
 from qwenlab.probe.rule import kernel_of
 from qwenlab.record.provenance import provenance
 
-SAMPLED = 64
-"""Values of each parameter that go into the hash of a model without a checkpoint."""
 
-
-def facts_of(model: Any, decoder: Decoder, reader: Reader) -> dict[str, Any]:
+def facts_of(model: Any, decoder: Decoder, reader: Reader, edits: Sequence[str]) -> dict[str, Any]:
     """The root attrs of a recording."""
     known = getattr(model, "facts", None)
     config: Any = decoder.module.config
@@ -26,13 +26,40 @@ def facts_of(model: Any, decoder: Decoder, reader: Reader) -> dict[str, Any]:
         checkpoint=str(known.source)
         if known is not None
         else getattr(config, "_name_or_path", "") or type(model).__name__,
-        checkpoint_hash=known.hash if known is not None else fingerprint(decoder.module),
+        checkpoint_hash=model.hash_now() if isinstance(model, Checkpoint) else fingerprint_in_memory(decoder.module),
         **running_on(decoder),
         tokens=sum(tokens.values()),
         sequences=reader.sequences,
         labels=tokens,
-        prompts_hash=f"tokens:{int(reader.fingerprint) & (2**64 - 1):016x}",
+        prompts_hash=reader.prompts_hash,
         seed=torch.initial_seed(),
+        edits=edits,
+    )
+
+
+def facts_of_texts(
+    checkpoint: Checkpoint, texts: Iterable[Sequence[int]], *, labels: Mapping[str, int], seed: int | str = ""
+) -> dict[str, Any]:
+    """The root attrs of what was made by reading texts, of which no watch knows.
+
+    texts   the tokens of every text: counted, and hashed together
+    labels  tokens by label
+    seed    of what was drawn at random; "" where nothing was
+    """
+    decoder, digest, tokens, sequences = decoder_of(checkpoint.model), hashlib.sha256(), 0, 0
+    for text in texts:
+        digest.update(repr(list(text)).encode())
+        tokens, sequences = tokens + len(text), sequences + 1
+    return provenance(
+        checkpoint=checkpoint.facts.source,
+        checkpoint_hash=checkpoint.hash_now(),
+        **running_on(decoder),
+        tokens=tokens,
+        sequences=sequences,
+        labels=labels,
+        prompts_hash=f"sha256:{digest.hexdigest()[:16]}",
+        seed=seed,
+        edits=active_edits(decoder.module),
     )
 
 
@@ -48,21 +75,6 @@ def running_on(decoder: Decoder) -> dict[str, Any]:
         "attention_implementation": str(config._attn_implementation),
         "experts_implementation": str(getattr(config, "_experts_implementation", None) or "none"),
     }
-
-
-def fingerprint(module: nn.Module) -> str:
-    """A hash of every parameter's name, shape and dtype and of up to 64 of its values, evenly spaced.
-
-    It tells checkpoints apart without reading all weights; an edit of single weights may escape it, and the prefix says
-    so. Values of weights that are offloaded are left out.
-    """
-    digest = hashlib.sha256()
-    for name, parameter in sorted(module.named_parameters()):
-        flat = parameter.detach().flatten()
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        if not flat.is_meta:  # an offloaded weight is away until its layer runs
-            digest.update(flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED].float().cpu().numpy().tobytes())
-    return f"sampled-sha256:{digest.hexdigest()}"
 
 
 def _device(device: torch.device) -> str:

@@ -23,12 +23,14 @@ class AttentionCall:
     key      [batch, key head, past + position, channel]: all keys of the cache, rotated and normalised
     scaling  what the scores are multiplied by
     value    [batch, key head, past + position, channel], of layers whose map is asked for
+    seen     bool [batch, 1 or head, position, past + position]: what each query may look at, where an edit changed that
     """
 
     query: torch.Tensor
     key: torch.Tensor
     scaling: float
     value: torch.Tensor | None = None
+    seen: torch.Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -43,13 +45,14 @@ class AttentionCall:
     @property
     def nbytes_of_tokens(self) -> int:
         """Bytes that grow with the tokens."""
-        return self.query.nbytes
+        return self.query.nbytes + (0 if self.seen is None else self.seen.nbytes)
 
     @staticmethod
     def joined(calls: list[AttentionCall]) -> AttentionCall:
         """Decode steps that follow one another: the last one's keys and values hold those of all."""
         last, query = calls[-1], torch.cat([call.query for call in calls], dim=2)
-        return AttentionCall(query, last.key, last.scaling, last.value)
+        seen = None if all(call.seen is None for call in calls) else _seen_by_steps(calls)
+        return AttentionCall(query, last.key, last.scaling, last.value, seen)
 
 
 Note = torch.Tensor | RuleCall | AttentionCall
@@ -182,6 +185,17 @@ class Inbox:
             "chosen": "router, its choice",
         }
         return f"layers.{self.layer}.{words.get(name, name)}"
+
+
+def _seen_by_steps(calls: list[AttentionCall]) -> torch.Tensor:
+    """What the queries of decode steps may look at: of a step that no edit changed, all, as far as keys are real."""
+    columns, seen = calls[-1].key.shape[2], []
+    heads = max(1 if call.seen is None else call.seen.shape[1] for call in calls)
+    for call in calls:
+        shape = (call.query.shape[0], heads, call.query.shape[2], -1)
+        own = call.query.new_ones(1, 1, 1, columns, dtype=torch.bool) if call.seen is None else call.seen
+        seen.append(torch.nn.functional.pad(own, (0, columns - own.shape[3])).expand(shape))
+    return torch.cat(seen, dim=2)
 
 
 def _pass_keys(giver: Notes, taker: Notes) -> None:

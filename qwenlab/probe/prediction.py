@@ -69,7 +69,7 @@ def chunks(
     a unit lower triangular system for all p of the chunk, solved once for both terms it is made of. This is the
     chunkwise form of the delta rule (Yang et al. 2024, arXiv:2412.06464, section 3.3), written for p.
     """
-    key, value, g, beta = (_chunked(tensor.float()) for tensor in (key, value, g[..., None], beta[..., None]))
+    key, value, g, beta = (chunked(tensor.float()) for tensor in (key, value, g[..., None], beta[..., None]))
     elapsed = g.cumsum(dim=3)  # G [batch, head, chunk, position, 1]
     between = (elapsed - elapsed.transpose(3, 4)).tril(-1).exp()  # what lies above the diagonal is not used
     onto = (key @ key.transpose(3, 4) * between).tril(-1) * beta.transpose(3, 4)
@@ -93,7 +93,7 @@ def chunks(
         state = after
 
 
-def _chunked(tensor: torch.Tensor) -> torch.Tensor:
+def chunked(tensor: torch.Tensor) -> torch.Tensor:
     """[batch, position, head, channel] as [batch, head, chunk, position, channel], filled up with zeros."""
     width = min(CHUNK, tensor.shape[1])
     filler = -tensor.shape[1] % width

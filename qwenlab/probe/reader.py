@@ -41,6 +41,11 @@ class Reader:
         counts = self._tokens[1:].tolist() + [0] * len(self.labels)
         return dict(zip(self.labels, counts, strict=False))
 
+    @property
+    def prompts_hash(self) -> str:
+        """A hash of all real tokens read, of their sequences and positions."""
+        return f"tokens:{int(self.fingerprint) & (2**64 - 1):016x}"
+
     def open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass:
         """The decoder is about to run on these arguments. Raises UnreadableMask and MisshapenLabels."""
         given = dict(zip(self._names, args, strict=False)) | kwargs
@@ -175,6 +180,12 @@ class Reader:
         mixed = (mixed ^ (mixed >> 29)) * 0x3F58476D1CE4E5B
         total = torch.where(real, mixed ^ (mixed >> 32), 0).sum()
         self.fingerprint = self.fingerprint.to(total.device) + total
+
+
+def cache_among(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Cache | None:
+    """The cache that a forward pass left its state in: what it returned, else what it was given."""
+    values = out.values() if isinstance(out, dict) else out
+    return next((value for value in (*values, *args, *kwargs.values()) if isinstance(value, Cache)), None)
 
 
 def _joined(tokens: Sequence[torch.Tensor | None]) -> torch.Tensor:

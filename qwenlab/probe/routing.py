@@ -9,6 +9,7 @@ import torch
 import xarray as xr
 
 from qwenlab.checkpoint.decoder import Decoder
+from qwenlab.errors import CannotEdit
 from qwenlab.probe.notes import Notes, Part
 from qwenlab.probe.probe import Kept, Probe, Variable
 from qwenlab.probe.reading import Reading
@@ -58,7 +59,7 @@ class Routing(Probe):
         """Empty sums and counts for these layers."""
         super().start(decoder)
         router = decoder.part(self.layers[0], "router")
-        self.top_k, self.experts = int(router.top_k), int(router.num_experts)
+        self.top_k, self.experts, self._chose = int(router.top_k), int(router.num_experts), False
         self.shared = decoder.part(self.layers[0], "shared_expert_gate") is not None
         count = len(self.layers)
         self._sums, self._certain, self._windows = Sums(count), Sums(count), Windows(count)
@@ -74,11 +75,21 @@ class Routing(Probe):
     def keep(self, layer: int, part: Part, notes: Notes, reading: Reading) -> Kept:
         """The choices of every token; of the sampled ones also the logits, and what the shared expert gives."""
         logits, weights, chosen = _tensors(notes, "router", "weights", "chosen")
+        self._count_slots(chosen.shape[-1])
         sample = reading.sample(self.every)
         kept = {"weights": weights, "chosen": chosen, "logits": sample.of(logits)}
         if self.shared:
             kept |= _shared(*map(sample.of, _tensors(notes, "routed", "shared", "shared_gate")))
         return kept
+
+    def _count_slots(self, k: int) -> None:
+        """A token has so many experts: the config's number, or an edit's. Raises CannotEdit unless all layers agree."""
+        if self._chose and k != self.top_k:
+            raise CannotEdit(
+                f"Routing saw tokens with {self.top_k} experts and with {k}; what it counts has one number for all.\n"
+                "Watch them apart: give each number a watch of its own, and Routing the layers that have it."
+            )
+        self.top_k, self._chose = k, True
 
     def look(self, where: At, part: Part, kept: Kept, reading: Reading) -> None:
         """Add up the choices of every token, and the certainty of the sampled ones."""
@@ -133,7 +144,7 @@ class Routing(Probe):
         last = newest[where].to(hot.device)
         met = torch.cat([last[:, :, None], hot], dim=2)
         cell = (reading.before[..., None] * self.experts + chosen).flatten(2)
-        kept = met.flatten(2).gather(2, cell).unflatten(2, (-1, self.top_k)).sum(dim=-1)
+        kept = met.flatten(2).gather(2, cell).unflatten(2, (-1, chosen.shape[-1])).sum(dim=-1)
         now = hot.gather(2, reading.last[None, :, None, None].expand(len(hot), -1, 1, self.experts))[:, :, 0]
         newest[where] = torch.where(reading.idle[:, None], last, now).to(newest.device)
         return {"kept": torch.where(reading.follows, kept, 0), "pairs": reading.follows.expand_as(kept)}

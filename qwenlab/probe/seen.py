@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
 
-from qwenlab.checkpoint.decoder import decoder_of
-from qwenlab.errors import BadArgument, NothingRead, ProbeInUse, SilentSite
+from qwenlab.checkpoint.decoder import decoder_of, module_of
+from qwenlab.errors import BadArgument, CannotWatch, NothingRead, ProbeInUse, SilentSite
 from qwenlab.probe.delivery import Delivery
 from qwenlab.probe.deltanet import DeltaNet
+from qwenlab.probe.edits.editing import active_edits
+from qwenlab.probe.edits.inforce import changed
 from qwenlab.probe.facts import facts_of
 from qwenlab.probe.implicit import ImplicitAttention
 from qwenlab.probe.passes import Label, Pass
 from qwenlab.probe.probe import Probe
-from qwenlab.probe.reader import Reader
+from qwenlab.probe.reader import Reader, cache_among
 from qwenlab.probe.softmax import SoftmaxAttention
 from qwenlab.probe.states import OfStates
 from qwenlab.probe.stopwatch import Stopwatch
@@ -122,7 +123,7 @@ class Seen:
 
     def facts(self) -> dict[str, Any]:
         """Where what was seen so far came from: the root attrs of its recording."""
-        return facts_of(self.model, self._decoder, self._reader)
+        return facts_of(self.model, self._decoder, self._reader, tuple(self._edits))
 
     def _claim(self) -> None:
         """Take the probes: each serves one watch at a time."""
@@ -143,6 +144,8 @@ class Seen:
         self._delivery = Delivery(self.probes, self._reader.read, timed)
         self._taps = Taps(self._decoder, self._delivery.take)
         self._pass: Pass | None = None
+        self._edits: dict[str, None] = {}  # those in force in any pass
+        self._unrolled: dict[str, tuple[int, ...]] = {}  # layers of which a probe works the delta rule out again
 
     def _place_hooks(self) -> None:
         """The stopwatch stands around the layers outside the taps, and around their parts inside."""
@@ -150,12 +153,15 @@ class Seen:
             if isinstance(probe, DeltaNet):
                 asked = {layer: probe.heads_asked(layer) for layer in probe.layers}
                 self._taps.rule.heads = {layer: heads for layer, heads in asked.items() if len(heads)}
+                self._unrolled[type(probe).__name__] = tuple(self._taps.rule.heads)
             elif isinstance(probe, ImplicitAttention):
                 self._taps.rule.mapped = dict.fromkeys(probe.layers, torch.tensor(probe.heads))
+                self._unrolled[type(probe).__name__] = probe.layers
             elif isinstance(probe, SoftmaxAttention):
                 self._taps.valued = probe.layers
             elif isinstance(probe, OfStates):
                 self._taps.rule.stated |= set(probe.layers)
+                self._unrolled[type(probe).__name__] = probe.layers
         if self._stopwatch is not None:
             self._stopwatch.outer(self._decoder, self._hooks)
         self._taps.place(self._delivery.inboxes, self._hooks)
@@ -165,7 +171,11 @@ class Seen:
 
     def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._drop_what_broke_off()
+        self._refuse_another_rule()
+        if changed(self._decoder.module, "states", range(len(self._decoder.layers))):
+            self._delivery.flush()  # a step does not begin with the state that the one before it ended with
         passed = self._reader.open(args, kwargs)
+        self._edits |= dict.fromkeys(active_edits(self._decoder.module))
         goes_on = self._delivery.begin(passed)
         self._taps.begin()
         self._taps.rule.states = "" if goes_on else "initial" if passed.is_decode else "both"
@@ -178,8 +188,7 @@ class Seen:
         if passed is None:
             return
         self._taps.end()
-        values = out.values() if isinstance(out, dict) else out
-        cache = next((value for value in (*values, *args, *kwargs.values()) if isinstance(value, Cache)), None)
+        cache = cache_among(args, kwargs, out)
         self._reader.close(cache)
         self._delivery.end()
         if cache is not None:
@@ -194,6 +203,16 @@ class Seen:
             self._delivery.broke_off()
             self._taps.end()
             self._pass = None
+
+    def _refuse_another_rule(self) -> None:
+        """Raise CannotWatch where a probe would work out a rule that does not run."""
+        for probe, layers in self._unrolled.items():
+            if edit := changed(self._decoder.module, "rule", layers):
+                raise CannotWatch(
+                    f"{probe} works the delta rule out again, and under {edit} another rule runs: it would show what "
+                    f"is not there.\nLeave {probe} out, or name layers that are not edited"
+                    + ("; prediction_heads=0 reads gates and keys alone." if probe == DeltaNet.__name__ else ".")
+                )
 
     def _nothing_read(self) -> str:
         return (
@@ -238,17 +257,6 @@ def _check_label(names: Any, depth: int = 0) -> None:
         )
     for name in names:
         _check_label(name, depth + 1)
-
-
-def module_of(model: nn.Module | Any) -> nn.Module:
-    """The module itself, or the one a Checkpoint holds."""
-    module = model if isinstance(model, nn.Module) else getattr(model, "model", None)
-    if not isinstance(module, nn.Module):
-        raise BadArgument(
-            f"This is a {type(model).__name__}, which is no model and holds none.\n"
-            "Give a transformers model, or what qwenlab.open(...) returned."
-        )
-    return module
 
 
 def _end_tokens(module: nn.Module, stack: PreTrainedModel) -> tuple[list[int], int | None]:

@@ -75,7 +75,10 @@ class _Probabilities:
         """Probabilities; and by row the contributions with the gate on, all and the first token's."""
         query = self.call.query.index_select(1, self.heads[heads])
         key, value = (self._of(held, heads)[:, :, : where.columns] for held in (self.call.key, self.call.value))
-        weight, _ = probabilities(AttentionCall(query, key, self.call.scaling), where.rows)
+        seen = self.call.seen
+        if seen is not None and seen.shape[1] > 1:
+            seen = seen.index_select(1, self.heads[heads])
+        weight, _ = probabilities(AttentionCall(query, key, self.call.scaling, seen=seen), where.rows)
         gate = torch.sigmoid(self._gate(sample)[:, :, heads].float()).transpose(1, 2)  # [batch, head, row, channel]
         gated = weight * (gate.square() @ value.float().square().transpose(2, 3)).sqrt()
         first = where.rows.first[:, None, None, None].expand(*gated.shape[:3], 1)

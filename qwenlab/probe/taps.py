@@ -11,6 +11,8 @@ from torch import nn
 
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import DELTANET
+from qwenlab.errors import CannotWatch
+from qwenlab.probe.edits.inforce import edited_mask
 from qwenlab.probe.notes import FLAT, AttentionCall, Form, Inbox
 from qwenlab.probe.rule import RuleCall, RuleTap, constant
 from qwenlab.probe.wrapping import inputs, listening, outputs
@@ -157,10 +159,21 @@ class Taps:
             hooks.enter_context(listening(vars(modeling), eager, getattr(modeling, eager), self._hear_attention))
 
     def _hear_attention(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        given = dict(zip(("module", "query", "key", "value"), args, strict=False)) | kwargs
+        given = dict(zip(("module", "query", "key", "value", "attention_mask"), args, strict=False)) | kwargs
         inbox = self._attending.get(id(given["module"])) if self._live else None
         if inbox is not None:
+            _refuse_sliding(given)
             query, key = constant(given["query"]), constant(given["key"])
             scaling = given.get("scaling") or query.shape[-1] ** -0.5
             value = constant(given["value"]) if inbox.layer in self.valued else None
-            inbox.notes["attention"] = AttentionCall(query, key, scaling, value)
+            seen = edited_mask(given["module"], given["attention_mask"])
+            inbox.notes["attention"] = AttentionCall(query, key, scaling, value, seen)
+
+
+def _refuse_sliding(given: dict[str, Any]) -> None:
+    """Refuse what flash attention is told of a window: no mask says what its queries may look at."""
+    if given.get("sliding_window") is not None:
+        raise CannotWatch(
+            "The attention function is told of a sliding window, and probes of attention do not know what it hides.\n"
+            'Watch with masks: model.set_attn_implementation("sdpa"); or leave Attention and SoftmaxAttention out.'
+        )

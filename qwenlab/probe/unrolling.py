@@ -20,8 +20,11 @@ FLOOR = 0.01
 
 @dataclass(frozen=True)
 class Heads:
-    """Which heads are measured: value, key int [head] of the value and of the key head; keys, place: each key head that
-    is needed once, and where among those a head's is.
+    """Which heads are measured.
+
+    value, key  int [head]: number of the value head, and of the key head that it shares with others
+    keys        int [key head]: the key heads that are needed, each once
+    place       int [head]: where among those a head's own is
     """
 
     value: torch.Tensor
@@ -74,9 +77,21 @@ class Kept:
 
 
 class Unrolling:
-    """`Weighing` of a DeltaNet layer: `call` of this pass, and `kept` with `past` columns before it."""
+    """`Weighing` of a DeltaNet layer: `call` of this pass, and `kept` with `past` columns before it.
 
-    def __init__(self, call: RuleCall, kept: Kept, heads: Heads, past: int, gate: torch.Tensor | None) -> None:
+    Asked for it, each row is also made without the removal of keys, to say how far off its output is.
+    """
+
+    def __init__(
+        self,
+        call: RuleCall,
+        kept: Kept,
+        heads: Heads,
+        past: int,
+        gate: torch.Tensor | None,
+        without_removal: bool = False,
+    ) -> None:
+        self._without_removal = without_removal
         self.columns, self.begin = kept.begin + kept.columns, kept.begin
         self._call, self._kept, self._heads, self._past, self._gate = call, kept, heads, past, gate
         self._ready: tuple[slice, Unrolled] | None = None
@@ -87,10 +102,14 @@ class Unrolling:
         assert query is not None
         unit = normalised(_taken(query, sample, self._heads.key[heads])) * query.shape[-1] ** -0.5
         column = sample.columns + self._past
-        weight, entering = self._unrolled(heads).rows(
-            unit.transpose(1, 2), column, [bound + self._past for bound in bounds]
-        )
-        checked = self._held_to_the_kernel(weight, entering, sample, heads)
+        asked = (unit.transpose(1, 2), column, [bound + self._past for bound in bounds])
+        weight, entering = self._unrolled(heads).rows(*asked)
+        out, size = self._of_the_kernel(sample, heads)
+        checked = {"gap_square": (self._made(weight, entering, heads) - out).square().sum(dim=-1), "out_square": size}
+        if self._without_removal:
+            other = self._made(*self._unrolled(heads).rows(*asked, removal=False), heads)
+            checked["without_removal_gap_square"] = (other - out).square().sum(dim=-1)
+        checked = {name: each.transpose(1, 2) for name, each in checked.items()}
         return torch.nn.functional.pad(weight, (self.begin, where.columns - self.columns)), checked
 
     def value_norm(self, heads: slice) -> torch.Tensor:
@@ -111,22 +130,20 @@ class Unrolling:
             self._ready = heads, Unrolled(key, beta, g, self._past)
         return self._ready[1]
 
-    def _held_to_the_kernel(
-        self, weight: torch.Tensor, entering: torch.Tensor, sample: Sample, heads: slice
-    ) -> dict[str, torch.Tensor]:
-        """By row: squared distance of what weights and state make from the kernel's output, and that output's norm."""
+    def _made(self, weight: torch.Tensor, entering: torch.Tensor, heads: slice) -> torch.Tensor:
+        """The output [batch, head, row, channel] that weights make of this call's values and of the state before."""
+        call, which = self._call, self._heads.value[heads]
+        made = weight[..., self._past :] @ call.value.index_select(2, which).transpose(1, 2).float()
+        return made if call.before is None else made + entering @ call.before[:, heads].float()
+
+    def _of_the_kernel(self, sample: Sample, heads: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """The output that the kernel returned [batch, head, row, channel], and its squared norm or the floor's."""
         call, which = self._call, self._heads.value[heads]
         assert call.out is not None
-        value = call.value.index_select(2, which).transpose(1, 2).float()
-        made = weight[..., self._past :] @ value
-        if call.before is not None:
-            made = made + entering @ call.before[:, heads].float()
         out = _taken(call.out, sample, which).transpose(1, 2).float()
         own = torch.linalg.vector_norm(_taken(call.value, sample, which).float(), dim=-1).transpose(1, 2)
         least = FLOOR * call.key.shape[-1] ** -0.5 * own
-        size = torch.maximum(torch.linalg.vector_norm(out, dim=-1), least)
-        gap = torch.linalg.vector_norm(made - out, dim=-1)
-        return {"gap_square": gap.square().transpose(1, 2), "out_square": size.square().transpose(1, 2)}
+        return out, torch.maximum(torch.linalg.vector_norm(out, dim=-1), least).square()
 
 
 def _taken(values: torch.Tensor, sample: Sample, heads: torch.Tensor) -> torch.Tensor:

@@ -16,16 +16,20 @@ Before = Callable[[tuple[Any, ...], dict[str, Any]], None]
 """Told of each call before it runs: its arguments, its keyword arguments."""
 After = Callable[[tuple[Any, ...], dict[str, Any], Any], None]
 """Told of each call once it has returned: its arguments, its keyword arguments, its result."""
+Around = Callable[..., Any]
+"""Called in place of each call, with the function that would have run and its arguments; what it returns counts."""
 
 
 class _Wrapper:
-    """One function, wrapped under its own name so that every call is told to the listeners.
+    """One function, wrapped under its own name: changes stand around it, and listeners hear what comes of them.
 
     owner  the module whose method it is, if it is one: a copy of that module is not wrapped
     """
 
     def __init__(self, namespace: Namespace, name: str, original: Callable[..., Any], owner: Any = None) -> None:
         self.namespace, self.name, self.original, self.owner = namespace, name, original, owner
+        self.around: tuple[Around, ...] = ()
+        self.instead: tuple[Around, ...] = ()
         self.before: tuple[Before, ...] = ()
         self.after: tuple[After, ...] = ()
         self._was_there = name in namespace
@@ -33,12 +37,35 @@ class _Wrapper:
         namespace[name] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        for look in self.before:
-            look(args, kwargs)
-        result = self.original(*args, **kwargs)
+        if self.around or self.instead:
+            args, kwargs, result = self._changed(args, kwargs)
+        else:
+            for look in self.before:
+                look(args, kwargs)
+            result = self.original(*args, **kwargs)
         for look_after in self.after:
             look_after(args, kwargs, result)
         return result
+
+    def _changed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+        """The arguments that the function got in the end, and what came of them."""
+        given = (args, kwargs)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            nonlocal given
+            given = (args, kwargs)
+            for look in self.before:
+                look(args, kwargs)
+            function = self.original
+            for instead in self.instead:
+                function = functools.partial(instead, function)
+            return function(*args, **kwargs)
+
+        call = run
+        for around in reversed(self.around):
+            call = functools.partial(around, call)
+        result = call(*args, **kwargs)
+        return *given, result
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if self._was_there or id(self.owner) not in memo:
@@ -66,12 +93,19 @@ def listening(
     after: After | None = None,
     *,
     before: Before | None = None,
+    around: Around | None = None,
+    outside: bool = False,
+    instead: Around | None = None,
     inmost: bool = False,
     owner: nn.Module | None = None,
 ) -> Iterator[None]:
     """Hear every call of `namespace[name]`; the wrapping goes with the last listener, in whatever order they leave.
 
     original  what runs when the name is called now: `namespace[name]`, or what stands in where it is missing
+    around    change the arguments or the result: listeners hear what is left when every change was made
+    outside   stand outside the changes that came before this one, to get the result that they made; by default inside,
+              to get their arguments
+    instead   run in place of the function, with all arguments changed
     inmost    be told last before the call, and first after it
     """
     key = (id(namespace), name)
@@ -79,6 +113,10 @@ def listening(
     if wrapper is None:
         wrapper = _wrappers[key] = _Wrapper(namespace, name, original, owner)
     # Tuples are replaced, never changed: a call that is under way goes on with those it began with.
+    if around is not None:
+        wrapper.around = (around, *wrapper.around) if outside else (*wrapper.around, around)
+    if instead is not None:
+        wrapper.instead = (*wrapper.instead, instead)
     if before is not None:
         wrapper.before = (*wrapper.before, before)
     if after is not None:
@@ -86,9 +124,11 @@ def listening(
     try:
         yield
     finally:
+        wrapper.around = tuple(each for each in wrapper.around if each is not around)
+        wrapper.instead = tuple(each for each in wrapper.instead if each is not instead)
         wrapper.before = tuple(each for each in wrapper.before if each is not before)
         wrapper.after = tuple(each for each in wrapper.after if each is not after)
-        if not wrapper.before and not wrapper.after:
+        if not (wrapper.around or wrapper.instead or wrapper.before or wrapper.after):
             wrapper.restore()
             del _wrappers[key]
 
@@ -101,14 +141,35 @@ def inputs(module: nn.Module, before: Before) -> Iterator[None]:
 
 
 @contextmanager
-def outputs(module: nn.Module, after: After, *, before: Before | None = None, inmost: bool = False) -> Iterator[None]:
+def outputs(
+    module: nn.Module,
+    after: After | None = None,
+    *,
+    before: Before | None = None,
+    around: Around | None = None,
+    instead: Around | None = None,
+    inmost: bool = False,
+) -> Iterator[None]:
     """Hear what a module has returned, after all hooks of others that may change it.
 
     Not by a hook of our own: torch takes several microseconds for one, and a decode step has a hundred such modules.
     `__call__` of a module looks `_call_impl` up on the module.
     """
     call: Any = module._call_impl
-    with listening(vars(module), "_call_impl", call, after, before=before, inmost=inmost, owner=module):
+    how: Any = dict(before=before, around=around, outside=True, instead=instead, inmost=inmost, owner=module)
+    with listening(vars(module), "_call_impl", call, after, **how):
+        yield
+
+
+@contextmanager
+def changed(module: nn.Module, around: Around, *, outside: bool = True) -> Iterator[None]:
+    """Change what a module computes, inside the hooks of others: one that reads its output gets what it was changed to.
+
+    transformers' `output_hidden_states` and `output_router_logits` are such hooks.
+
+    outside  as in `listening`: True for changes of the result, False for those of the arguments
+    """
+    with listening(vars(module), "forward", module.forward, around=around, outside=outside, owner=module):
         yield
 
 
@@ -116,3 +177,10 @@ def unwrapped(namespace: Namespace, name: str) -> Callable[..., Any]:
     """`namespace[name]` as it is without listeners."""
     wrapper = _wrappers.get((id(namespace), name))
     return namespace[name] if wrapper is None or namespace[name] is not wrapper else wrapper.original
+
+
+def heard(module: nn.Module) -> bool:
+    """Whether anybody listens to a module, or changes what it does: by these wrappings, or by hooks of torch."""
+    held = vars(module)
+    wrapped = any((id(held), name) in _wrappers for name in ("forward", "_call_impl"))
+    return wrapped or bool(module._forward_hooks or module._forward_pre_hooks)

@@ -32,12 +32,15 @@ def provenance(
     labels: Mapping[str, int],
     prompts_hash: str,
     seed: int | str = "",
+    edits: Sequence[str] = (),
 ) -> dict[str, str | int | float]:
     """The root attrs of a recording: the facts given, the versions installed here, and the time now (UTC).
 
     layer_types  the kind of each layer of the trunk, in the words of the config
     labels       tokens read by label
     seed         of whatever the reader drew at random; "" where nothing was drawn
+
+    edits        what was changed inside the model while it was watched, as it was written
 
     Versions are those of the installed packages, read without importing them; one that is not installed is left out.
     """
@@ -58,6 +61,7 @@ def provenance(
         "labels": json.dumps(dict(labels)),
         "prompts_hash": prompts_hash,
         "seed": seed,
+        "edits": json.dumps(list(edits)),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "qwenlab": __version__,

@@ -38,6 +38,10 @@ PROBES = {
 DECODED = {
     "rounds": "qwenlab.decode.generate(checkpoint, prompts, depth=...).recording()",
     "trace": "qwenlab.decode.trace(checkpoint, texts, depth=...).recording()",
+    "losses": "qwenlab.tasks.losses(checkpoint, texts)",
+    "ablations": "qwenlab.ablations.sweep(checkpoint, ablations, tasks)",
+    "ablated_acceptance": "qwenlab.ablations.acceptance(checkpoint, ablations, texts)",
+    "patching": "qwenlab.ablations.patching(checkpoint, source, target, answers)",
 }
 """The nodes that no probe writes, and what writes them."""
 

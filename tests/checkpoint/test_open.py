@@ -172,6 +172,19 @@ def test_code_in_the_folder_is_never_run(folder):
     assert not (folder / "ran").exists()
 
 
+def test_the_hash_follows_the_weights_in_memory(whole):
+    ckpt = ql.open(whole)
+    assert ckpt.hash_now() == ckpt.facts.hash
+    ckpt.model(torch.tensor([[1, 2, 3]])).logits.sum().backward()
+    torch.optim.SGD(ckpt.model.parameters(), lr=0.1).step()
+    trained = ckpt.hash_now()
+    assert trained.startswith("sampled-sha256:")
+    assert (trained, ckpt.facts.hash) == (ckpt.hash_now(), ql.open(whole).hash_now())
+    with ql.watch(ckpt, ql.probe.Residual()) as seen:
+        ckpt.model(torch.tensor([[1, 2, 3]]))
+    assert seen.recording().attrs["checkpoint_hash"] == trained
+
+
 # --- how it looks ---
 
 

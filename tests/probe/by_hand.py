@@ -79,8 +79,12 @@ def inputs_of(model, tokens):
     return found
 
 
-def deltanet(mixer, x):
-    """A Gated DeltaNet mixer: S <- a S; S <- S + k (b (v - S^T k))^T; o = S^T q."""
+def deltanet(mixer, x, *, convolve=True, gated=None, removal=True):
+    """A Gated DeltaNet mixer: S <- a S; S <- S + k (b (v - S^T k))^T; o = S^T q.
+
+    convolve  False: of the convolution only the token's own tap;  removal  False: S <- S + k (b v)^T
+    gated     gated(ln a, b), both [token, head], -> those in their place
+    """
     key_heads, heads = mixer.num_k_heads, mixer.num_v_heads
     group, kd, vd = heads // key_heads, mixer.head_k_dim, mixer.head_v_dim
     if hasattr(mixer, "in_proj_qkv"):
@@ -101,6 +105,7 @@ def deltanet(mixer, x):
         b, a = pairs[:, :, 0].reshape(len(x), heads), pairs[:, :, 1].reshape(len(x), heads)
 
     kernel = array(mixer.conv1d.weight)[:, 0]  # [channel, tap], the last tap on the token itself
+    kernel = kernel if convolve else kernel * (np.arange(kernel.shape[1]) == kernel.shape[1] - 1)
     mixed = np.zeros_like(qkv)
     for t in range(len(x)):
         for tap in range(kernel.shape[1]):
@@ -111,6 +116,7 @@ def deltanet(mixer, x):
     q, k = (unit(part.reshape(len(x), key_heads, kd)) for part in (q, k))
     v, z = v.reshape(len(x), heads, vd), z.reshape(len(x), heads, vd)
     beta, g = sigmoid(b), -np.exp(array(mixer.A_log)) * np.logaddexp(0, a + array(mixer.dt_bias))
+    g, beta = (g, beta) if gated is None else gated(g, beta)
 
     state = np.zeros((heads, kd, vd))
     out, states = np.zeros((len(x), heads, vd)), np.zeros((len(x), heads, kd, vd))
@@ -121,11 +127,11 @@ def deltanet(mixer, x):
         for h in range(heads):
             key, query = k[t, h // group], q[t, h // group] / np.sqrt(kd)
             state[h] *= np.exp(g[t, h])
-            surprise = v[t, h] - state[h].T @ key
+            surprise = v[t, h] - removal * (state[h].T @ key)
             state[h] += np.outer(key, beta[t, h] * surprise)
             out[t, h] = state[h].T @ query
             made_of[h] *= np.exp(g[t, h])
-            made_of[h] += np.outer(key, beta[t, h] * (np.eye(len(x))[t] - made_of[h].T @ key))
+            made_of[h] += np.outer(key, beta[t, h] * (np.eye(len(x))[t] - removal * (made_of[h].T @ key)))
             weight[t, h] = made_of[h].T @ query
             error[t, h], value[t, h] = np.linalg.norm(surprise), np.linalg.norm(v[t, h])
             states[t, h] = state[h]
@@ -147,8 +153,11 @@ def deltanet(mixer, x):
     }
 
 
-def attention(mixer, x, cos, sin):
-    """A softmax-attention mixer with an output gate: the whole [head, query, key] table of probabilities."""
+def attention(mixer, x, cos, sin, *, sees=lambda head, query, key: True):
+    """A softmax-attention mixer with an output gate: the whole [head, query, key] table of probabilities.
+
+    sees  of the tokens up to a query's own, those that a head may look at
+    """
     dim, tokens = mixer.head_dim, len(x)
     q, gate = np.split((x @ array(mixer.q_proj.weight).T).reshape(tokens, -1, 2 * dim), 2, axis=-1)
     k, v = ((x @ array(m.weight).T).reshape(tokens, -1, dim) for m in (mixer.k_proj, mixer.v_proj))
@@ -158,6 +167,7 @@ def attention(mixer, x, cos, sin):
     for t in range(tokens):
         for h in range(heads):
             scores = k[: t + 1, h // group] @ q[t, h] / np.sqrt(dim)
+            scores = np.where([sees(h, t, key) for key in range(t + 1)], scores, -np.inf)
             weights = np.exp(scores - scores.max())
             p[t, h, : t + 1] = weights / weights.sum()
             out[t, h] = p[t, h, : t + 1] @ v[: t + 1, h // group]

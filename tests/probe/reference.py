@@ -202,6 +202,7 @@ def maps(texts, tokens, kind, every, heads=None):
     grouped = (labels_of(texts), FOLDS, len(where))
     names = ("mass", "first_mass", "previous_mass", "self_mass", "distance", "entropy", "induction", "induction_even")
     names += (
+        "first_even",
         "output",
         "output_first",
         *(("negative",) if implicit else ("gated_output", "gated_output_first", "openness")),
@@ -226,6 +227,7 @@ def maps(texts, tokens, kind, every, heads=None):
                     row = {
                         "mass": size.sum(),
                         "first_mass": share[0],
+                        "first_even": 1 / (token + 1),
                         "previous_mass": share[token - 1] if token else 0,
                         "self_mass": share[token],
                         "distance": sum(x * (token - key) for key, x in enumerate(share)),

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import qwenlab as ql
-from qwenlab.checkpoint.decoder import decoder_of
 from qwenlab.errors import NothingRead, UnknownLayer
 from qwenlab.probe import Attention, DeltaNet, Memory, Residual, Routing, Timing
 from qwenlab.probe.seen import watch
 from qwenlab.testing.models import tiny_model
 from tests.probe.compare import assert_same
 from tests.probe.feeding import in_pieces, one_by_one, recorded, thorough
+from tests.probe.traces import traces
 
 
 def everything(model):
@@ -26,21 +26,6 @@ def everything(model):
         Timing(),
         Memory(),
     )
-
-
-def traces(model):
-    """All that a hook or a wrapper could have changed."""
-    modeling = sys.modules[decoder_of(model).family.modeling]
-    hooks = {
-        f"{name}.{kind}": dict(value)
-        for name, module in model.named_modules()
-        for kind, value in vars(module).items()
-        if "hooks" in kind
-    }
-    methods = ("forward", "_call_impl")
-    forwards = {(name, m): vars(module).get(m) for name, module in model.named_modules() for m in methods}
-    functions = dict(modeling.ALL_ATTENTION_FUNCTIONS._local_mapping), dict(modeling.ALL_ATTENTION_FUNCTIONS)
-    return hooks, forwards, dict(vars(modeling)), functions, model.config.to_dict(), model.config._attn_implementation
 
 
 @pytest.fixture(params=["eager", "sdpa"])

@@ -41,7 +41,7 @@ def test_a_probe_that_was_not_there_is_named():
 
 
 def test_a_node_that_no_probe_writes_is_named(recording):
-    with pytest.raises(NotWatched, match=r"(?s)No probe writes a node 'router'.*Nodes are named deltanet, .*, trace\."):
+    with pytest.raises(NotWatched, match=r"(?s)No probe writes a node 'router'.*Nodes are named deltanet, .*, trace, "):
         recording["router"]
 
 
