@@ -25,8 +25,8 @@ test: $(INSTALLED) ## the tests, without the slow and the remote ones
 slow: $(INSTALLED) ## the slow tests
 	$(RUN) -m pytest -m "slow and not remote"
 
-remote: $(INSTALLED) ## the tests of Ray, object stores and MLflow, with servers of their own on this machine
-	$(RUN) -m pip install --quiet -c constraints.txt -e '.[ray,s3,mlflow,remote]'
+remote: $(INSTALLED) ## the tests of Ray, object stores, MLflow and lm-evaluation-harness, with servers of their own on this machine
+	$(RUN) -m pip install --quiet -c constraints.txt -e '.[ray,s3,mlflow,harness,remote]'
 	$(RUN) -m pytest -m remote
 
 lint: $(INSTALLED) ## ruff and mypy
@@ -42,6 +42,7 @@ bench: $(INSTALLED) ## what watching costs, as ratios to the bare forward
 	$(STEADY) $(RUN) -m benchmarks
 	$(RUN) -m benchmarks.experiments
 	$(STEADY) $(RUN) -m benchmarks.decoding
+	$(STEADY) $(RUN) -m benchmarks.remembering
 
 lab: $(INSTALLED) ## JupyterLab in notebooks/, each .py there paired with an .ipynb
 	$(RUN) -m jupytext --quiet --sync notebooks/*.py

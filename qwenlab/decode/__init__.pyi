@@ -8,6 +8,7 @@ from .policies import ExpectedValue as ExpectedValue, FixedDepth as FixedDepth, 
 from .rollback import Replay as Replay, Rerun as Rerun, Rollback as Rollback
 from .rounds import Round as Round
 from .rules import ExactMatch as ExactMatch, Greedy as Greedy, Rule as Rule, SpeculativeSampling as SpeculativeSampling
+from .scores import acceptance_score as acceptance_score
 from .step_times import step_times as step_times
 from .traced import Trace as Trace
 from .tracing import trace as trace

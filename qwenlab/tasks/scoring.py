@@ -13,22 +13,33 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from qwenlab.errors import BadArgument
+from qwenlab.tasks.arguments import whole
 from qwenlab.tasks.batching import Batch, batches
 from qwenlab.tasks.recall import CHANCE, recall_texts
 
 
 @torch.no_grad()
 def score(
-    checkpoint: Any, texts: Sequence[str], *, batch_size: int = 8, max_tokens: int | None = 512, progress: bool = False
+    checkpoint: Any,
+    texts: Sequence[str],
+    *,
+    block: int | None = None,
+    batch_size: int = 8,
+    max_tokens: int | None = 512,
+    progress: bool = False,
 ) -> xr.Dataset:
     """Next-token loss of each text.
+
+    block    tokens read in one pass, on a cache: 1 as in a decode; None: the whole text at once, without a cache
 
     returns  loss [text], nats a token: mean of -ln p(x[t+1] | x[..t]) over the text's tokens but the first
              tokens [text]: how many that mean is over
     """
+    if block is not None:
+        whole("score", block=block)
     loss, tokens = np.zeros(len(texts)), np.zeros(len(texts), dtype=np.int64)
     for batch in _read(checkpoint, texts, batch_size, max_tokens, progress):
-        by_token, counted = _token_losses(checkpoint, batch)
+        by_token, counted = _token_losses(checkpoint, batch, block)
         loss[list(batch.texts)] = (by_token.sum(dim=1).double() / counted.sum(dim=1).clamp_min(1)).cpu().numpy()
         tokens[list(batch.texts)] = counted.sum(dim=1).cpu().numpy()
     return xr.Dataset(
@@ -130,12 +141,19 @@ def _read(
     return tqdm(found, total=-(-len(texts) // batch_size), desc="reading", unit="batch", disable=not progress)
 
 
-def _token_losses(checkpoint: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def _token_losses(checkpoint: Any, batch: Batch, block: int | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses [batch, position - 1], zero where not counted, and what is counted."""
-    logits = checkpoint.model(**batch.inputs, use_cache=False).logits[:, :-1].float()
-    counted = batch.attention_mask[:, 1:].bool()
-    losses = F.cross_entropy(logits.transpose(1, 2), batch.input_ids[:, 1:], reduction="none")
-    return torch.where(counted, losses, 0), counted
+    ids, mask, counted = batch.input_ids, batch.attention_mask, batch.attention_mask[:, 1:].bool()
+    last = ids.shape[1] - 1  # nothing follows the last token: it is not read
+    losses, cache = [], None
+    for start in range(0, last, block or last):
+        stop = min(start + (block or last), last)
+        given = {"input_ids": ids[:, start:stop], "attention_mask": mask[:, :stop]}
+        out = checkpoint.model(**given, past_key_values=cache, use_cache=block is not None)
+        cache, next_ids = out.past_key_values, ids[:, start + 1 : stop + 1]
+        losses.append(F.cross_entropy(out.logits.float().transpose(1, 2), next_ids, reduction="none"))
+    found = torch.cat(losses, dim=1) if losses else ids.new_zeros(counted.shape, dtype=torch.float32)
+    return torch.where(counted, found, 0), counted
 
 
 def _hidden_states(checkpoint: Any, texts: Sequence[str], batch_size: int, max_tokens: int | None) -> torch.Tensor:

@@ -33,6 +33,27 @@ def test_loss_is_that_of_one_token_after_another(checkpoint):
         assert math.isclose(found["loss"][index], np.mean(expected), rel_tol=1e-4)
 
 
+@pytest.mark.parametrize("block", [1, 5, 64])
+def test_loss_is_the_same_in_blocks_of_any_size(checkpoint, block):
+    """On a cache, the shorter text padded."""
+    texts = [ql.tasks.texts("code")[0], "37 + 45 = 82\n", "x"]
+    whole, read = (ql.tasks.score(checkpoint, texts, max_tokens=24, block=size) for size in (None, block))
+    np.testing.assert_allclose(read["loss"], whole["loss"], rtol=1e-5)
+    assert read["tokens"].values.tolist() == whole["tokens"].values.tolist()
+
+
+def test_a_state_in_low_precision_is_read_from_the_cache(checkpoint):
+    texts = ql.tasks.texts("code")[:2]
+    plain = ql.tasks.score(checkpoint, texts, max_tokens=16, block=1)["loss"]
+    with ql.edit(checkpoint.model, ql.probe.state_dtype("float8_e4m3")):
+        assert (ql.tasks.score(checkpoint, texts, max_tokens=16, block=1)["loss"] != plain).all()
+
+
+def test_a_block_that_is_none_is_refused(checkpoint):
+    with pytest.raises(ql.errors.BadArgument, match=r"^score\(block=0\): give a whole number, 1 or more\.$"):
+        ql.tasks.score(checkpoint, ["a b"], block=0)
+
+
 @torch.no_grad()
 def test_recall_counts_each_question_once(checkpoint):
     found = ql.tasks.recall_accuracy(checkpoint, (3, 5), count=4, seed=7, batch_size=3)

@@ -1,0 +1,98 @@
+"""Where the loss lies: by class of token and domain, in nats a token and bits a byte."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from qwenlab.errors import BadArgument, NothingMeasured
+from qwenlab.stats.formulas.resampling import by_cluster
+from qwenlab.stats.rounds import Bootstrap, bootstrap, said
+from qwenlab.stats.source import Source, read, statistic
+
+ALL = "all"
+"""The class that every token is in."""
+
+
+@statistic
+def losses(
+    source: Source, *, by_domain: bool = True, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> xr.Dataset:
+    """Mean loss of the tokens of each class, of what `qwenlab.tasks.losses` returns, by [domain, token_class].
+
+    loss           nats a token: sum over the class's tokens / their number
+    bits_per_byte  bits: the same sum over ln 2, / the UTF-8 bytes of these tokens. Of "all" it can be compared between
+                   tokenizers, of other classes only within one; NaN where they have no bytes
+    tokens         of the class;  texts: [domain] they are of
+
+    Classes are "all", and every bool variable of the source: they overlap, so that tokens do not add up.
+
+    by_domain  False: the texts of all domains together, without the dimension
+    level      of the intervals <name>_interval: percentile bootstrap, whole texts drawn with replacement, within each
+               domain by itself; NaN below two texts
+
+    Raises BadArgument, MissingVariable, and NothingMeasured where there is no token or a loss is NaN or infinite.
+    """
+    how = Bootstrap(level, resamples, seed, "texts")
+    data = read(source, "losses", "loss", "bytes", "text", "domain")
+    classes = {str(name): variable.values for name, variable in data.data_vars.items() if variable.dtype == bool}
+    if ALL in classes:
+        raise BadArgument(f"A class is named {ALL!r}, which every token is in.\nRename the variable.")
+    loss, text = data["loss"].values.astype(np.float64), data["text"].values
+    _check(loss, text)
+    member = np.stack([np.ones(len(loss), bool), *classes.values()], axis=1)
+    each = np.stack([loss, np.ones(len(loss)), data["bytes"].values], axis=1)  # of a token: nats, itself, bytes
+    rows = (each[:, :, None] * member[:, None, :]).reshape(len(loss), -1)
+    domain = data["domain"].values.astype(str) if by_domain else np.full(len(loss), "")
+    names = list(dict.fromkeys(domain.tolist()))
+    clusters = [by_cluster(rows[domain == name], text[domain == name]) for name in names]
+    sums = np.stack([some.sum(axis=0) for some in clusters])
+    ends = np.stack([how.interval(some, _means) for some in clusters])
+    return _said(sums, ends, [len(some) for some in clusters], names if by_domain else None, [ALL, *classes], how)
+
+
+def _means(sums: np.ndarray) -> np.ndarray:
+    """Nats a token and bits a byte by class, of sums [..., 3 class]: [..., 2 class]."""
+    nats, tokens, size = np.split(sums, 3, axis=-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        bits = np.where(size > 0, nats / np.log(2) / size, np.nan)
+        return np.concatenate([nats / tokens, bits], axis=-1)
+
+
+def _said(
+    sums: np.ndarray, ends: np.ndarray, texts: list[int], domains: list[str] | None, classes: list[str], how: Bootstrap
+) -> xr.Dataset:
+    """The variables with their coordinates, and what each says."""
+    group = () if domains is None else ("domain",)
+    dims: Sequence[str] = (*group, "token_class")
+    count, say, means = len(classes), {"texts": sum(texts)}, _means(sums)
+    variables = {
+        "tokens": said(sums[:, count : 2 * count].astype(np.int64), dims, "token", "tokens of the class", say),
+        "texts": said(np.array(texts), group, "text", "texts", say),
+    }
+    for name, units, long_name, span in (
+        ("loss", "nat/token", "next-token loss", slice(0, count)),
+        ("bits_per_byte", "bit/byte", "bits per byte", slice(count, 2 * count)),
+    ):
+        variables |= bootstrap(name, means[:, span], ends[:, span], dims, units, long_name, say, how)
+    at: dict[str, Any] = {"token_class": np.array(classes, object)}
+    if domains is not None:
+        at["domain"] = np.array(domains, object)
+    out = xr.Dataset(variables, at)
+    out["token_class"].attrs.update(long_name="class of token")
+    return out.assign_attrs(say | how.attrs | {"sample": "{}"})
+
+
+def _check(loss: np.ndarray, text: np.ndarray) -> None:
+    """Refuse what no mean can be made of."""
+    if not len(loss):
+        raise NothingMeasured("There is no token in these losses.\nRead at least one text of two tokens.")
+    if not np.isfinite(loss).all():
+        where = text[~np.isfinite(loss)]
+        raise NothingMeasured(
+            f"{len(where):,} of {len(loss):,} losses are NaN or infinite, the first in text {where[0]}.\n"
+            "Look at what was changed in the model, or leave those texts out."
+        )

@@ -1,0 +1,34 @@
+"""Arguments that several tasks take, checked alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from qwenlab.errors import BadArgument
+
+
+def whole(where: str, least: int = 1, **values: Any) -> None:
+    """Refuse values that are no whole numbers from `least` on; `where` is the function they were given to."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise BadArgument(f"{where}({name}={value!r}): give a whole number, {least} or more.")
+
+
+def several(where: str, texts: Any) -> list[str]:
+    """The texts as a list; raises BadArgument for none, a single string, or what is no string."""
+    if isinstance(texts, str) or not isinstance(texts, Sequence) or not texts:
+        raise BadArgument(f"{where}(checkpoint, texts): give a list of at least one text, not a single string.")
+    if wrong := [index for index, text in enumerate(texts) if not isinstance(text, str)]:
+        first = wrong[0]
+        raise BadArgument(f"{where}(checkpoint, texts): text {first} is {type(texts[first]).__name__}, not a string.")
+    return list(texts)
+
+
+def named(where: str, labels: Sequence[str] | None, count: int) -> list[str]:
+    """The domain of each of `count` texts, "" where none are given; raises BadArgument for another number."""
+    if labels is None:
+        return [""] * count
+    if isinstance(labels, str) or len(labels) != count:
+        raise BadArgument(f"{where}(labels=...): give a name for each of the {count} texts, in a list.")
+    return [str(label) for label in labels]

@@ -1,0 +1,161 @@
+"""Tasks as padded batches, and the scores of one batch from its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from qwenlab.errors import BadArgument
+from qwenlab.tasks.arguments import whole
+from qwenlab.tasks.batching import Batch
+from qwenlab.tasks.task import Task
+
+_SLICE = 2**22  # logits that are looked at together, in float64
+
+
+@dataclass(frozen=True)
+class TaskBatch(Batch):
+    """A Batch of sequences of tasks, and which tokens of it are asked for: bool [batch, position].
+
+    texts  the index of each sequence over those of all tasks, one task after another
+    """
+
+    asked: torch.Tensor
+
+    @property
+    def kept(self) -> torch.Tensor:
+        """The positions, ascending, whose logits predict an asked token of any sequence of the batch: int [kept]."""
+        return self.asked[:, 1:].any(dim=0).nonzero()[:, 0]
+
+    @property
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """The keyword arguments of a model's forward: logits are made at the positions `kept`, and nowhere else."""
+        return {**super().inputs, "logits_to_keep": self.kept}
+
+
+def task_batches(checkpoint: Any, tasks: Sequence[Task], *, batch_size: int = 8) -> Iterator[TaskBatch]:
+    """All sequences of the tasks, `batch_size` at a time, padded on the right, on the model's device.
+
+    Sequences of like lengths come together, whatever task they are of, the longest first: so what does not fit into
+    memory shows at once. Raises BadArgument for no task, two of one name, or a token that the model has no row for.
+    """
+    whole("task_batches", batch_size=batch_size)
+    check_tasks("task_batches", tasks)
+    sequences = [sequence for task in tasks for sequence in task.tokens]
+    asked = [positions for task in tasks for positions in task.asked]
+    rows = checkpoint.model.get_input_embeddings().weight.shape[0]
+    for task in tasks:
+        least, most = min(map(min, task.tokens)), max(map(max, task.tokens))
+        if least < 0 or most >= rows:
+            raise BadArgument(
+                f"Task {task.name!r} has tokens from {least} to {most}, and the model has rows 0 to {rows - 1}.\n"
+                "Make it with this checkpoint's tokenizer."
+            )
+    device = checkpoint.model.device
+    order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        width = len(sequences[chosen[0]])
+        ids, mask = torch.zeros(len(chosen), width, dtype=torch.long), torch.zeros(len(chosen), width, dtype=torch.long)
+        wanted = torch.zeros(len(chosen), width, dtype=torch.bool)
+        for row, index in enumerate(chosen):
+            ids[row, : len(sequences[index])] = torch.tensor(sequences[index])
+            mask[row, : len(sequences[index])] = 1
+            wanted[row, list(asked[index])] = True
+        yield TaskBatch(ids.to(device), mask.to(device), tuple(chosen), wanted.to(device))
+
+
+def check_tasks(where: str, tasks: Any) -> None:
+    """Refuse what is no list of tasks with names of their own."""
+    if isinstance(tasks, Task) or not tasks or not all(isinstance(task, Task) for task in tasks):
+        raise BadArgument(f"{where}(checkpoint, tasks): give a list of at least one qwenlab.tasks.Task.")
+    names = [task.name for task in tasks]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise BadArgument(
+            f"{where}: several tasks are named {', '.join(map(repr, twice))}.\nGive each a name of its own."
+        )
+
+
+@torch.no_grad()
+def grade(batch: TaskBatch, logits: torch.Tensor, reference: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+    """Scores of each sequence of a batch, [batch], each the mean over its asked tokens.
+
+    logits     [batch, position, vocabulary] of the model: at all positions, or at those that `batch.inputs` keeps
+    reference  the same of the model before it was edited
+
+    loss       -ln p(x[t] | x[..t-1]), nat
+    accuracy   whether x[t] is the argmax over the whole vocabulary
+    kl         KL(reference || logits): sum over the vocabulary of p ln(p / q), nat; with a reference only
+    agreement  whether both have the same argmax; with a reference only
+
+    Float64, or float32 on a device that has no other, whatever the logits are in, and NaN where these are NaN; a few
+    rows of logits at a time, so that memory hardly grows with the vocabulary. Raises BadArgument for other shapes.
+    """
+    rows, _, scores = asked_scores(batch, logits, reference)
+    number = len(batch.texts)
+    count = torch.bincount(rows, minlength=number)
+    return {
+        name: torch.zeros(number, device=rows.device, dtype=each.dtype).index_add_(0, rows, each) / count
+        for name, each in scores.items()
+    }
+
+
+def asked_scores(
+    batch: TaskBatch, logits: torch.Tensor, reference: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """What `grade` averages: row and position of each asked token of the batch, in order, and its scores, [asked]."""
+    place = _places(batch, logits)
+    if reference is not None and reference.shape != logits.shape:
+        raise BadArgument(
+            f"grade: reference is {list(reference.shape)} and logits are {list(logits.shape)}.\n"
+            "Give those of the same batch, from the unedited model."
+        )
+    rows, positions = (each.to(logits.device) for each in batch.asked.nonzero(as_tuple=True))
+    tokens = batch.input_ids.to(logits.device)[rows, positions]
+    step = max(1, _SLICE // logits.shape[-1])
+    found: list[dict[str, torch.Tensor]] = []
+    for row, at, token in zip(rows.split(step), place[positions].split(step), tokens.split(step), strict=True):
+        logprob = _logprob(logits[row, at])
+        found.append(_of_tokens(logprob, token))
+        if reference is not None:
+            before = _logprob(reference[row.to(reference.device), at.to(reference.device)].to(logits.device))
+            found[-1] |= _beside(logprob, before)
+    return rows, positions, {name: torch.cat([each[name] for each in found]) for name in found[0]}
+
+
+def _of_tokens(logprob: torch.Tensor, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Loss and accuracy of tokens [asked] under log-probabilities [asked, vocabulary]."""
+    loss = -logprob.gather(1, tokens[:, None])[:, 0]
+    right = (logprob.argmax(dim=-1) == tokens).to(loss.dtype)
+    return {"loss": loss, "accuracy": right.masked_fill(loss.isnan(), torch.nan)}
+
+
+def _beside(logprob: torch.Tensor, before: torch.Tensor) -> dict[str, torch.Tensor]:
+    """KL(before || these) and equality of the argmax, of log-probabilities [asked, vocabulary]."""
+    same = (logprob.argmax(dim=-1) == before.argmax(dim=-1)).to(logprob.dtype)
+    impossible = before == -torch.inf  # p ln(p / q) is 0 there
+    kl = (before.exp() * (before - logprob)).masked_fill_(impossible, 0).sum(dim=-1)
+    return {"kl": kl.clamp_min(0), "agreement": same.masked_fill(kl.isnan(), torch.nan)}  # below 0 by rounding only
+
+
+def _logprob(logits: torch.Tensor) -> torch.Tensor:
+    return logits.to(torch.float32 if logits.device.type == "mps" else torch.float64).log_softmax(dim=-1)
+
+
+def _places(batch: TaskBatch, logits: torch.Tensor) -> torch.Tensor:
+    """Where in the logits' positions the prediction of the token at each position stands: int [position]."""
+    texts, width = batch.input_ids.shape
+    kept = batch.kept.to(logits.device)
+    position = torch.arange(width, device=logits.device)
+    if logits.ndim == 3 and logits.shape[0] == texts:
+        if logits.shape[1] == width:
+            return position - 1
+        if logits.shape[1] == len(kept):
+            return torch.searchsorted(kept, position - 1)
+    raise BadArgument(
+        f"grade: logits are {list(logits.shape)}; this batch has {texts} sequences of {width} positions.\n"
+        f"Give [{texts}, {width}, vocabulary], or the [{texts}, {len(kept)}, vocabulary] of model(**batch.inputs)."
+    )

@@ -1,0 +1,37 @@
+"""What several tasks take is refused alike, in the name of the function it was given to."""
+
+import pytest
+
+from qwenlab.errors import BadArgument
+from qwenlab.tasks.arguments import named, several, whole
+
+
+@pytest.mark.parametrize("value", [0, -3, 2.0, True, "4", None])
+def test_what_is_no_whole_number(value):
+    with pytest.raises(BadArgument, match=r"mqar\(pairs=.*\): give a whole number, 1 or more"):
+        whole("mqar", pairs=value)
+
+
+def test_the_least_is_allowed():
+    whole("needle", least=7, length=7)
+    with pytest.raises(BadArgument, match=r"needle\(length=6\): give a whole number, 7 or more"):
+        whole("needle", least=7, length=6)
+
+
+@pytest.mark.parametrize("texts", [[], "one string", None])
+def test_what_is_no_list_of_texts(texts):
+    with pytest.raises(BadArgument, match=r"losses\(checkpoint, texts\): give a list of at least one text"):
+        several("losses", texts)
+
+
+def test_a_text_that_is_no_string_is_named():
+    with pytest.raises(BadArgument, match="text 1 is list, not a string"):
+        several("losses", ["a", [1, 2]])
+
+
+def test_labels_are_one_a_text():
+    assert named("losses", None, 2) == ["", ""]
+    assert named("losses", ("code", "prose"), 2) == ["code", "prose"]
+    for labels in (["code"], "ab"):
+        with pytest.raises(BadArgument, match="give a name for each of the 2 texts"):
+            named("losses", labels, 2)
