@@ -15,7 +15,8 @@
 # nothing has to be downloaded.
 #
 # Words are defined in [the glossary](../docs/glossary.md). For more: [10_layers](10_layers.py) on DeltaNet and
-# attention, [20_routing](20_routing.py) on experts, [30_acceptance](30_acceptance.py) on drafts of the MTP head.
+# attention, [13_maps](13_maps.py) on which tokens their outputs are made of, [20_routing](20_routing.py) on experts,
+# [30_acceptance](30_acceptance.py) on drafts of the MTP head.
 
 # %% tags=["parameters"]
 checkpoint: str = "toy-moe"  # a shipped toy, a folder, or a name on the hub such as "Qwen/Qwen3.6-35B-A3B"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
 
@@ -23,15 +24,21 @@ _CHECKED = {
     "gap_square": "squared distance of the output made of the weights from the kernel's, summed over tokens",
     "out_square": "squared norm of the kernel's output (or a floor), summed over tokens",
 }
+_WITHOUT = {
+    "without_removal_gap_square": "squared distance of the output made without key removal from the kernel's, summed",
+}
 
 
 class ImplicitAttention(Maps):
-    """The weights a(t, s), signed, with which the value of token s enters the output of a DeltaNet head at token t.
+    """The weights w(t, s), signed, with which the value of token s enters the output of a DeltaNet head at token t.
 
-    With decay and with key removal: the delta rule unrolled exactly (`unrolled.Unrolled` has the formula), from what
-    the kernel was given, so that sum over s of a(t, s) v_s is the head's output before its norm and gate. It is held to
-    the output that the kernel returned, head by head over all rows measured: beyond 1e-4 of its norm (or 2 eps of the
-    kernel's output type where that is coarser: 1.6 % in bfloat16) the block ends in KernelDisagrees.
+        w(t, s) = beta_s k_s^T  M_(s+1) ... M_t  q_t,    M_i = alpha_i (I - beta_i k_i k_i^T)
+
+    is the delta rule unrolled exactly, with its decay alpha and with the removal of keys by later writes (Yang et al.
+    2024, arXiv:2412.06464), from what the kernel was given: the sum over s of w(t, s) v_s is the head's output before
+    its norm and gate. It is held to the output that the kernel returned, head by head over all rows measured: beyond
+    1e-4 of its norm (or 2 eps of the kernel's output type where that is coarser: 1.6 % in bfloat16) the block ends in
+    KernelDisagrees.
 
     A row says nothing of tokens that were read before the block began: of such texts no row is measured, and what the
     state held then only enters the comparison. Of texts that go on from pass to pass, or token by token, the keys,
@@ -39,10 +46,26 @@ class ImplicitAttention(Maps):
     heads in the model's type, and 12 bytes a head.
 
     layers, heads, every, queries, block  as in `Maps`; heads are value heads
+    without_removal  say too how far the output is off that is made of weights with decay alone, M_i = alpha_i: what a
+                     reading of DeltaNet as a sum of decayed writes would give. It makes each row twice. A state that a
+                     pass began with is taken as it is, so read whole texts in one pass for this
     """
 
     name = "implicit_attention"
     reads = "a DeltaNet mixer"
+
+    def __init__(
+        self,
+        *,
+        layers: Iterable[int] | None = None,
+        heads: Iterable[int] | None = None,
+        every: int = 64,
+        queries: Iterable[int] | Literal["all"] | None = None,
+        block: int | None = None,
+        without_removal: bool = False,
+    ) -> None:
+        super().__init__(layers=layers, heads=heads, every=every, queries=queries, block=block)
+        self.without_removal = without_removal
 
     def able(self, decoder: Decoder) -> tuple[int, ...]:
         """The DeltaNet layers."""
@@ -64,7 +87,7 @@ class ImplicitAttention(Maps):
 
     def checked(self) -> tuple[str, ...]:
         """The reconstruction."""
-        return tuple(_CHECKED)
+        return tuple(self._compared())
 
     def weighing(self, layer: int, notes: Notes, reading: Reading) -> Unrolling:
         """The weights of one layer, with the tokens of the calls before."""
@@ -82,7 +105,7 @@ class ImplicitAttention(Maps):
         now = Kept.of(call, heads, reading)
         kept = reading.carry[name] = now if earlier is None else earlier.and_then(now)
         self._begun_before = kept.begin > 0
-        return Unrolling(call, kept, heads, kept.columns - now.columns, gate)
+        return Unrolling(call, kept, heads, kept.columns - now.columns, gate, self.without_removal)
 
     def check(self) -> None:
         """Raise KernelDisagrees where the weights do not make the kernel's output."""
@@ -105,5 +128,8 @@ class ImplicitAttention(Maps):
         dims = ("label", "fold", "layer", "head")
         return {
             f"{name}_sum": (dims, self._further.array(name, labels, len(self.heads)), "1", what)
-            for name, what in _CHECKED.items()
+            for name, what in self._compared().items()
         }
+
+    def _compared(self) -> dict[str, str]:
+        return _CHECKED | (_WITHOUT if self.without_removal else {})

@@ -12,12 +12,13 @@ from qwenlab.probe.reading import PADDING, Reading, Sample
 STATISTICS = {
     "mass": ("1", "sum of |weight| over the row, summed over tokens"),
     "first_mass": ("1", "share of |weight| on the first token, summed over tokens"),
+    "first_even": ("1", "the same share if all earlier tokens had equal weight, summed over tokens"),
     "previous_mass": ("1", "share of |weight| on the token before, summed over tokens"),
     "self_mass": ("1", "share of |weight| on the query's own token, summed over tokens"),
     "distance": ("token", "mean distance of |weight|, summed over tokens"),
     "entropy": ("nat", "entropy of |weight| as shares of the row, summed over tokens"),
     "negative": ("1", "share of |weight| that is negative, summed over tokens"),
-    "induction": ("1", "share of |weight| on what came after the token before, summed over rows that have such"),
+    "induction": ("1", "share of |weight| right after earlier occurrences of the token, summed over rows with such"),
     "induction_even": ("1", "the same share if all earlier tokens had equal weight, summed over the same rows"),
     "output": ("1", "sum of |weight| x ||value||, summed over tokens"),
     "output_first": ("1", "|weight| x ||value|| of the first token, summed over tokens"),
@@ -32,12 +33,14 @@ class Map:
     rows    which rows, and what each may look at
     by_key  float [batch, query, key, 3]: 1; tokens from the query back to the key; 1 where the key came right after an
             earlier occurrence of the query's token
-    even    float [batch, query]: the share of such among all keys that the query may look at
+    even    float [batch, query]: the share of one key among all that the query may look at
+    again   float [batch, query]: the share of those that came right after such an occurrence
     """
 
     rows: Rows
     by_key: torch.Tensor
     even: torch.Tensor
+    again: torch.Tensor
 
     @property
     def columns(self) -> int:
@@ -51,8 +54,8 @@ class Map:
         distance, seen = rows.distance[:, 0], rows.seen[:, 0]
         ones = torch.ones_like(distance)
         again = 0 * ones if tokens is None else _after_the_same(reading, sample, columns, tokens, rows).to(ones.dtype)
-        even = again.sum(dim=-1) / seen.sum(dim=-1).clamp_min(1)
-        return Map(rows, torch.stack([ones, distance, again], dim=-1), even)
+        even = 1 / seen.sum(dim=-1).clamp_min(1)
+        return Map(rows, torch.stack([ones, distance, again], dim=-1), even, again.sum(dim=-1) * even)
 
 
 def _after_the_same(reading: Reading, sample: Sample, columns: int, tokens: torch.Tensor, rows: Rows) -> torch.Tensor:
@@ -87,13 +90,14 @@ def row_statistics(weight: torch.Tensor, value_norm: torch.Tensor, where: Map) -
     return {
         "mass": total,
         "first_mass": on_first / shared,
+        "first_even": where.even[..., None].expand_as(total),
         "previous_mass": by_distance[..., 1],
         "self_mass": by_distance[..., 0],
         "distance": distance / shared,
         "entropy": -torch.special.xlogy(mass, mass).sum(dim=-1).transpose(1, 2),
         "negative": (total - weight.sum(dim=-1).transpose(1, 2)).clamp_min(0) / shared / 2,
         "induction": again / shared,
-        "induction_even": where.even[..., None].expand_as(total),
+        "induction_even": where.again[..., None].expand_as(total),
         "output": (size @ value_norm[..., None])[..., 0].transpose(1, 2),
         "output_first": on_first * value_norm.gather(2, rows.first[:, None, None].expand(-1, heads, 1)).transpose(1, 2),
         "distance_mass": by_distance,

@@ -26,6 +26,9 @@ class Unrolled:
 
         W = (Q K^T * D) (I + strict_lower(diag(b) K K^T * D))^-1 diag(b)
 
+    Without the removal, as if a state were a sum of decayed writes, M_i = a_i and W = (Q K^T * D) diag(b): the weights
+    of layers that have no delta rule (Ali et al. 2024, arXiv:2403.01590), and not those of these.
+
     A row is worked out backwards, a chunk of 64 tokens at a time: what is left of q_t at a chunk's end stands for all
     that came after, so that neither D nor the inverse is ever larger than a chunk.
 
@@ -42,14 +45,18 @@ class Unrolled:
         self._elapsed = g.cumsum(dim=3)  # G within each chunk [batch, head, chunk, position]
         between = (self._elapsed[..., None] - self._elapsed[..., None, :]).tril(-1).exp()
         onto = (self._key @ self._key.transpose(3, 4) * between).tril(-1) * beta[..., None]
+        self._beta = beta[..., None, :]
         self._removed = torch.linalg.solve_triangular(onto, beta.diag_embed(), upper=False, unitriangular=True)
 
-    def rows(self, query: torch.Tensor, column: torch.Tensor, bounds: Bounds) -> tuple[torch.Tensor, torch.Tensor]:
+    def rows(
+        self, query: torch.Tensor, column: torch.Tensor, bounds: Bounds, *, removal: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The weights of some queries, and what of each query meets the state that the pass began with.
 
         query   [batch, head, row, channel], normalised and scaled
         column  int [batch, row]: where each stands among the columns
         bounds  see `Bounds`
+        removal  False: without what later tokens remove
         returns [batch, head, row, column], 0 beyond the query's own, and [batch, head, row, channel]
         """
         chunks, heads = self._key.shape[2], query.shape[1]
@@ -66,9 +73,14 @@ class Unrolled:
             key, elapsed = self._key[:, :, chunk], self._elapsed[:, :, chunk, None]
             since = elapsed.expand(-1, -1, at.shape[2], -1).gather(3, at.expand(-1, heads, -1, -1))
             decay = (since - elapsed).masked_fill(within > at, -torch.inf).exp()
-            found = (now @ key.transpose(2, 3) * decay) @ self._removed[:, :, chunk]
+            met, rest = now @ key.transpose(2, 3) * decay, since.exp() * now
+            if removal:
+                found = met @ self._removed[:, :, chunk]
+                rest = rest - (found * elapsed.exp()) @ key
+            else:
+                found = met * self._beta[:, :, chunk]
             weights[:, :, reached, begin : begin + CHUNK] = found
-            left[:, :, reached] = since.exp() * now - (found * elapsed.exp()) @ key
+            left[:, :, reached] = rest
             if begin == self._front + self.past:
                 entering = left.clone()
         return weights[..., self._front : self._front + self.columns], entering

@@ -48,15 +48,28 @@ def attention_map(source: Source, *, layer: int, head: int, text: int = 0) -> xr
 
 def _kept(source: Source, layer: int) -> xr.Dataset:
     """The node with a map of this layer."""
-    if isinstance(source, Recording):
-        found = [read(source, name) for name in _NODES if name in source] or [read(source, _NODES[0])]
-    else:
-        found = [read(source, _NODES[0], "weight", "text", "position")]
-    kept = [data for data in found if "weight" in data]
-    if not kept:
-        probes = " or ".join(f"qwenlab.probe.{PROBES[name]}(queries='all')" for name in _NODES)
-        raise NotWatched(f"No map was kept: statistics of all rows, but no row.\nWatch with {probes}.")
+    kept = kept_maps(source)
     layers = sorted(int(each) for data in kept for each in data["layer"].values)
     if layer not in layers:
         raise BadArgument(f"layer={layer}: maps of layers {layers} are kept.")
     return next(data for data in kept if layer in data["layer"].values)
+
+
+def kept_maps(source: Source) -> list[xr.Dataset]:
+    """The nodes that hold maps, of one or both kinds. Raises NotWatched where there is none."""
+    if isinstance(source, Recording):
+        found = [_node(source[name], name) for name in _NODES if name in source] or [read(source, _NODES[0])]
+    else:
+        found = [_node(source, _NODES[0], "weight", "text", "position")]
+    kept = [data for data in found if "weight" in data]
+    if not kept:
+        probes = " or ".join(f"qwenlab.probe.{PROBES[name]}(queries='all')" for name in _NODES)
+        raise NotWatched(f"No map was kept: statistics of all rows, but no row.\nWatch with {probes}.")
+    return kept
+
+
+def _node(source: Source, name: str, *needs: str) -> xr.Dataset:
+    """A node; where rows were kept, whether others were measured does not matter."""
+    if isinstance(source, xr.Dataset) and source.sizes.get("row", 0) > 0:
+        source = source.drop_vars("tokens", errors="ignore")
+    return read(source, name, *needs)

@@ -29,6 +29,7 @@ _NODES = ("implicit_attention", "softmax_attention")
 
 _MEANS = {
     "first_mass": ("1", "mass on the first token", 1.0),
+    "first_even": ("1", "the same of even weights", 1.0),
     "previous_mass": ("1", "mass on the token before", 1.0),
     "self_mass": ("1", "mass on the token itself", 1.0),
     "distance": ("token", "mean distance of the mass", np.inf),
@@ -38,14 +39,22 @@ _MEANS = {
     "openness": ("1", "openness of the output gate", 1.0),
 }
 
-_INDUCTION = {
-    "induction": "mass on what came after the same token",
-    "induction_even": "the same of even weights",
+_RATIOS = {
+    "induction": ("induction", "induction_rows", "mass on what came after the same token", 1.0),
+    "induction_even": ("induction_even", "induction_rows", "the same of even weights", 1.0),
+    "induction_lift": ("induction", "induction_even", "induction over that of even weights", np.inf),
+    "output_first": ("output_first", "output", "share of the output from the first token, gate off", 1.0),
+    "gated_output_first": (
+        "gated_output_first",
+        "gated_output",
+        "share of the output from the first token, gate on",
+        1.0,
+    ),
 }
 
-_OF_OUTPUT = {
-    "output": ("output_first", "share of the output from the first token, gate off"),
-    "gated_output": ("gated_output_first", "share of the output from the first token, gate on"),
+_ERRORS = {
+    "reconstruction_error": ("gap_square_sum", "distance from the kernel's output, relative to it"),
+    "without_removal_error": ("without_removal_gap_square_sum", "the same of weights without key removal"),
 }
 
 
@@ -62,11 +71,13 @@ def reach(
     horizon           [.., share] distance, in tokens, within which that share of the mass lies, over all rows; exact
                       up to 4 tokens, then within a bin of half an octave
     first_mass        mass on the sequence's first token;  previous_mass on the token before;  self_mass on its own
+    first_even        mean of 1 / (t + 1): the first token's mass if all weights of a row were even
     distance          mean distance of the mass, tokens
     entropy           -sum of m ln m over a row's mass m, nats: ln of its effective number of tokens
     induction         mass on the tokens s < t whose own predecessor is the same token as t, over the rows that have
                       such: attention to what came next the last times (Olsson et al. 2022, arXiv:2209.11895)
     induction_even    the share of those among the tokens of the row: what even weights would give
+    induction_lift    induction over induction_even: 1 where the head does not know such tokens from others
     negative          mass of negative weight (NaN for attention, which has none)
     mass              sum of |w|: 1 for attention
     output_first      share of the norms |w(t, s)| ||v_s||, summed over rows, that is the first token's: how much of the
@@ -75,6 +86,7 @@ def reach(
     openness          of attention's output gate, mean over tokens
     mass_share        [.., distance_bin] share of the mass by distance
     reconstruction_error  ||sum of w v - o|| / ||o|| over rows: o is the DeltaNet head's output as the kernel gave it
+    without_removal_error  the same of weights with decay but without the removal of keys, where the probe made those
 
     All change with the length of what was read: compare over the same texts.
     """
@@ -105,22 +117,20 @@ def _of_kind(source: Source, node: str, horizons: Sequence[float], by_label: boo
         "horizon", horizon, [mass], tokens, units="token", long_name=long_name, level=level, within=(0, np.inf)
     )
     rows = data["induction_rows"]
-    means = [
-        *((name, data[f"{name}_sum"], tokens, *told) for name, told in _MEANS.items() if f"{name}_sum" in data),
-        *((name, data[f"{name}_sum"], rows, "1", meaning, 1.0) for name, meaning in _INDUCTION.items()),
-        *(
-            (name, data[f"{name}_sum"], data[f"{whole}_sum"], "1", meaning, 1.0)
-            for whole, (name, meaning) in _OF_OUTPUT.items()
-            if f"{whole}_sum" in data
-        ),
+    sums = {name.removesuffix("_sum"): data[name] for name in map(str, data) if name.endswith("_sum")}
+    sums["induction_rows"] = rows
+    means = [(name, (sums[name], tokens), *told) for name, told in _MEANS.items() if name in sums]
+    means += [
+        (name, (sums[part], sums[whole]), "1", meaning, most)
+        for name, (part, whole, meaning, most) in _RATIOS.items()
+        if part in sums
     ]
-    for name, total, whole, units, meaning, most in means:
-        count = rows if whole is rows else tokens
-        variables |= estimated(
-            name, ratio, (total, whole), count, units=units, long_name=meaning, level=level, within=(0, most)
-        )
+    for name, parts, units, meaning, most in means:
+        count = rows if name.startswith("induction") else tokens
+        variables |= estimated(name, ratio, parts, count, units=units, long_name=meaning, level=level, within=(0, most))
     variables["mass_share"] = described(share(mass.sum("fold"), "distance_bin"), "share of mass", "mass by distance")
-    if "gap_square_sum" in data:
-        error = ratio(data["gap_square_sum"].sum("fold"), data["out_square_sum"].sum("fold")) ** 0.5
-        variables["reconstruction_error"] = described(error, "1", "distance from the kernel's output, relative to it")
+    for name, (gap, long_name) in _ERRORS.items():
+        if gap in data:
+            error = ratio(data[gap].sum("fold"), data["out_square_sum"].sum("fold")) ** 0.5
+            variables[name] = described(error, "1", long_name)
     return result(data, variables)

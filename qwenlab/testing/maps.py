@@ -103,6 +103,7 @@ def _node(read: samples.Texts, tokens: np.ndarray, kind: str, seen: Rows) -> xr.
     per_token = {
         "mass": total,
         "first_mass": share[..., 0],
+        "first_even": np.broadcast_to(1 / (read.position + 1)[:, None, None], total.shape),
         "previous_mass": (share * on_previous).sum(axis=-1),
         "self_mass": share[np.arange(count), :, :, read.position],
         "distance": (share * distance[:, None, None]).sum(axis=-1),
@@ -114,7 +115,7 @@ def _node(read: samples.Texts, tokens: np.ndarray, kind: str, seen: Rows) -> xr.
     }
     if kind == DELTANET:
         per_token["negative"] = (share * (seen.weight < 0)).sum(axis=-1)
-        per_token |= {"gap_square": 1e-14 * total, "out_square": total}
+        per_token |= {"gap_square": 1e-14 * total, "without_removal_gap_square": 0.25 * total, "out_square": total}
     else:
         per_token["gated_output"] = (size * seen.gated_norm).sum(axis=-1)
         per_token["gated_output_first"] = (size * seen.gated_norm)[..., 0]

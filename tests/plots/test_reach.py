@@ -9,6 +9,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PathCollection, QuadMesh
 from matplotlib.colors import to_hex, to_rgb
+from matplotlib.patches import Rectangle
 from numpy.testing import assert_allclose
 
 from qwenlab import plots, stats
@@ -51,12 +52,12 @@ def test_reach_draws_each_heads_horizon_least_far_first(told):
 
 def test_reach_draws_every_share_with_its_interval(told):
     axes = plots.reach(told).axes
-    names = ["first_mass", "output_first", "previous_mass", "induction", "negative"]
+    names = ["entropy", "first_mass", "output_first", "previous_mass", "induction", "negative"]
     assert len(axes) == 1 + len(names)
     for ax, name in zip(axes[1:], names, strict=True):
         drawn = np.concatenate([dots.get_offsets()[:, 1] for dots in of(ax, PathCollection)])
-        wanted = [told[name], *([told["induction_even"]] if name == "induction" else [])]
-        wanted += [told["gated_output_first"]] if name == "output_first" else []
+        more = {"induction": "induction_even", "first_mass": "first_even", "output_first": "gated_output_first"}
+        wanted = [told[name], *([told[more[name]]] if name in more else [])]
         values = np.concatenate([each.values[~np.isnan(each.values)] for each in wanted])
         assert_allclose(np.sort(drawn), np.sort(values))
         ends = np.concatenate([segment[:, 1] for line in of(ax, LineCollection) for segment in line.get_segments()])
@@ -75,7 +76,7 @@ def test_a_map_has_the_shades_of_its_kind_and_red_for_less_than_nothing(maps):
     for ax, data, colour in zip(figure.axes, maps, (BLUE, ORANGE), strict=False):
         (mesh,) = ax.findobj(QuadMesh)
         assert_allclose(mesh.get_array().filled(0), np.nan_to_num(data["weight"].values))
-        most = float(abs(data["weight"]).max())
+        most = float(abs(data["weight"])[data.sizes["query"] // 2 :].max())  # of the later half of the rows
         assert mesh.norm.vmax == pytest.approx(most)
         drawn = mesh.get_cmap()(0.75 if colour == BLUE else 0.5)  # half of the most, above nothing
         assert_allclose(drawn[:3], to_rgb(colour), atol=0.02)
@@ -122,6 +123,24 @@ def test_a_part_of_a_map(maps):
     assert figure.axes[0].get_xticklabels()[0].get_text() == "3"
     with pytest.raises(BadArgument, match=r"begin=500, end=None: the map's queries are at positions 0 to \d+\."):
         plots.attention_map(maps[0], begin=500)
+
+
+def test_weights_that_are_marked_have_a_frame_where_they_are_shown(maps):
+    marks = [(5, 2), (7, 3), (2, 1), (90, 0)]  # the third is before the part that is drawn, the last nowhere
+    ax = plots.attention_map(maps[0], begin=1, end=8, marks=marks).axes[0]
+    frames = [patch for patch in ax.patches if isinstance(patch, Rectangle)]
+    assert [patch.get_xy() for patch in frames] == [(1, 4), (2, 6), (0, 1)]
+    assert not any(patch.get_fill() for patch in frames)
+
+
+def test_larger_weights_than_those_of_the_later_half_are_told_by_the_bar(maps):
+    one = maps[1].copy(deep=True)
+    one["weight"][0, 0] = 0.999
+    one["weight"][1:] *= 0.5
+    bar = plots.attention_map(one).axes[1]
+    (mesh,) = plots.attention_map(one).axes[0].findobj(QuadMesh)
+    assert mesh.norm.vmax < 0.6
+    assert len(bar.patches) > 0  # the triangle
 
 
 def test_what_cannot_be_drawn(maps, told):

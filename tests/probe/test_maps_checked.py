@@ -20,6 +20,20 @@ def test_the_weights_make_the_kernels_output(model, text):
     assert float((gap / out).max()) ** 0.5 < 2e-6
 
 
+def test_without_the_removal_of_keys_they_do_not(model, text):
+    """How far off is said beside how near the weights are; with keys that are never written again, as near as those."""
+    options = dict(every=1, layers=[0], without_removal=True)
+    node = recorded(model, one_by_one([text(120)]), ImplicitAttention(**options))["implicit_attention"]
+    exact, without, out = (
+        node[f"{name}_sum"].sum(("label", "fold"))
+        for name in ("gap_square", "without_removal_gap_square", "out_square")
+    )
+    assert float((exact / out).max()) ** 0.5 < 2e-6
+    assert float((without / out).min()) ** 0.5 > 0.01
+    alone = recorded(model, one_by_one([text(1)]), ImplicitAttention(**options))["implicit_attention"]
+    assert float(alone["without_removal_gap_square_sum"].sum() / alone["out_square_sum"].sum()) < 1e-11
+
+
 def test_a_text_that_began_before_the_block_is_compared_and_not_measured(small, text):
     """What the state held then enters the comparison: without it the outputs would be far apart."""
     tokens = text(80)

@@ -6,7 +6,7 @@ from numpy.testing import assert_allclose
 
 from qwenlab import stats
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
-from qwenlab.errors import NotWatched
+from qwenlab.errors import NothingMeasured, NotWatched
 from qwenlab.record import Recording
 from qwenlab.testing.maps import NODES, made_maps
 
@@ -27,6 +27,17 @@ def test_it_is_the_rows_of_that_head(case, kind, place, layer):
     assert told["weight"].dims == ("query", "key")
     assert (told.attrs["kind"], told.attrs["layer"], told.attrs["head"], told.attrs["block"]) == (kind, layer, 2, 1)
     assert stats.attention_map(case.recording[NODES[kind]], layer=layer, head=2)["weight"].equals(told["weight"])
+
+
+def test_rows_that_were_kept_need_no_others_that_were_measured(case):
+    """Of a short text the sample may hold no token; its map was kept all the same."""
+    nodes = {name: case.recording[name].assign(tokens=0 * case.recording[name]["tokens"]) for name in case.recording}
+    kept = stats.attention_map(Recording(nodes, {}), layer=3, head=0)
+    assert kept["weight"].equals(stats.attention_map(case.recording, layer=3, head=0)["weight"])
+    with pytest.raises(NothingMeasured, match="measured no token"):
+        stats.attention_map(
+            Recording({name: node.isel(row=slice(0)) for name, node in nodes.items()}, {}), layer=3, head=0
+        )
 
 
 def test_a_recording_without_maps(case):

@@ -19,6 +19,7 @@ def slow_head(case, kind, layer, head):
         mass = abs(weight) / abs(weight).sum()
         said = {
             "first_mass": mass[0],
+            "first_even": 1 / (position + 1),
             "previous_mass": mass[position - 1] if position else 0,
             "self_mass": mass[position],
             "distance": sum(m * (position - key) for key, m in enumerate(mass)),
@@ -39,6 +40,7 @@ def slow_head(case, kind, layer, head):
         pairs += [(position - key, m) for key, m in enumerate(mass)]
     means = {name: total / len(case.texts.position) for name, total in sums.items()}
     means["induction"], means["induction_even"] = np.mean(induction, axis=0) if induction else (np.nan, np.nan)
+    means["induction_lift"] = means["induction"] / means["induction_even"]
     means["output_first"] = output[0, 0] / output[0, 1]
     if kind == ATTENTION:
         means["gated_output_first"] = output[1, 0] / output[1, 1]
@@ -106,6 +108,7 @@ def test_intervals_lie_around_and_shares_add_up():
         assert ((low <= told[name]) & (told[name] <= high) | told[name].isnull()).all(), name
     assert_allclose(told["mass_share"].sum("distance_bin").where(told["mass"].notnull()).dropna("head"), 1)
     assert_allclose(told["reconstruction_error"].sel(layer=0), 1e-7)
+    assert_allclose(told["without_removal_error"].sel(layer=0), 0.5)
 
 
 def test_folds_without_induction_have_no_say_in_its_interval():

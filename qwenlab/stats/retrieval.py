@@ -1,0 +1,125 @@
+"""Which heads point from a question to its answer: their maps at the questions of recall texts."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import xarray as xr
+
+from qwenlab.errors import BadArgument, MissingVariable
+from qwenlab.stats.formulas.resampling import by_cluster
+from qwenlab.stats.maps import kept_maps
+from qwenlab.stats.source import Source, estimated, ratio, result, statistic
+
+_FOUND = {
+    "retrieval": ("mass on the value asked for", 0),
+    "control": ("mass on the value of another pair", 0),
+    "advantage": ("mass on the value asked for, less that on another pair's", -1),
+    "picked": ("questions in which the value asked for has most weight of all pairs' values", 0),
+    "even": ("mass on each token of even weights", 0),
+    "chance": ("questions in which a pair's value has most weight by chance", 0),
+}
+"""What is told of a head: its meaning, and the least that it can be; 1 at most."""
+
+
+@statistic
+def retrieval(source: Source, questions: xr.Dataset, *, level: float = 0.95) -> xr.Dataset:
+    """What heads of both kinds put on the value that a recall text asks for, at the token after which it is due.
+
+    questions  of `tasks.recall_questions`, of the texts that were read inside the `with`, in their order
+    source     with the rows of all questions kept: queries=sorted(set(questions["query"].values.tolist())), or "all"
+
+    With m(t, s) the mass |w(t, s)| / sum over s of |w(t, s)|, means over questions by [layer, head], layers of both
+    kinds in the trunk's order, each with its interval over texts (Student's t on the delete-one-text jackknife):
+
+    retrieval  m on the value of the pair asked for, at the question mark's token
+    control    m on the value of another pair of the same list, mean over those: what a head that looks at values, but
+               not at the one asked for, gives to it
+    advantage  retrieval - control
+    picked     share of questions in which the value asked for has more |w| than that of any other pair
+    even       mean of 1 / (t + 1): what even weights would give to any token
+    chance     of `picked`: 1 / number of pairs
+
+    A head that copies from an earlier answer to the same question is not counted as retrieval: ask for each pair once.
+    An interval without width says that all texts agree, and not that all others would.
+
+    Raises NotWatched where no map was kept, and BadArgument where the row of a question was not, or holds means over
+    blocks, and for a text of one pair, which has no other to compare with.
+    """
+    missing = [name for name in ("text", "query", "asked", "value") if name not in questions]
+    if missing:
+        raise MissingVariable(
+            f"No {', '.join(missing)} in `questions`.\n"
+            "Give what qwenlab.tasks.recall_questions(checkpoint, texts) returns."
+        )
+    if (alone := ((questions["value"] >= 0).sum("pair") < 2).values).any():
+        raise BadArgument(
+            f"Text {int(questions['text'][alone][0])} lists one pair: there is no other value to compare with.\n"
+            "Ask for two pairs or more."
+        )
+    nodes = [_of_kind(data, questions, level) for data in kept_maps(source)]
+    joined = xr.concat(nodes, "layer", data_vars="all", coords="different", compat="equals", join="outer")
+    return joined.sortby("layer").assign_attrs(
+        questions=questions.sizes["question"], texts=len(np.unique(questions["text"]))
+    )
+
+
+def _of_kind(data: xr.Dataset, questions: xr.Dataset, level: float) -> xr.Dataset:
+    found = _at_questions(data, questions)
+    texts = questions["text"].values
+    heads, dims = data["weight"].shape[:2], ("fold", "layer", "head")
+    coords = {name: data[name] for name in ("layer", "kind", "head")}
+    sums = {
+        name: xr.DataArray(by_cluster(values, texts).reshape(-1, *heads), coords, dims)
+        for name, values in found.items()
+    }
+    count = xr.DataArray(np.unique(texts, return_counts=True)[1], dims="fold")
+
+    variables: dict[str, xr.DataArray] = {}
+    for name, (what, least) in _FOUND.items():
+        parts = (sums[name], count)
+        variables |= estimated(name, ratio, parts, count, units="1", long_name=what, level=level, within=(least, 1))
+    return result(data, variables)
+
+
+def _at_questions(data: xr.Dataset, questions: xr.Dataset) -> dict[str, np.ndarray]:
+    """What is told of each question [question, layer * head]."""
+    query, value, asked = (questions[name].values for name in ("query", "value", "asked"))
+    size = np.abs(data["weight"].values[:, :, _rows(data, questions)]).astype(np.float64)
+    size = np.moveaxis(size, 2, 0).reshape(len(query), -1, size.shape[3])  # [question, layer * head, key]
+    there = (value >= 0)[:, None]
+    held = np.take_along_axis(size, np.where(value < 0, 0, value)[:, None], axis=2)  # [question, layer * head, pair]
+    own = np.take_along_axis(held, asked[:, None, None], axis=2)
+    others = there & (np.arange(value.shape[1]) != asked[:, None])[:, None]
+    total = np.nansum(size, axis=2, keepdims=True)
+    mass = held / np.maximum(total, np.finfo(np.float64).tiny)
+    pairs, same = there.sum(axis=2), np.ones(size.shape[:2])
+    retrieval = np.take_along_axis(mass, asked[:, None, None], axis=2)[..., 0]
+    control = np.where(others, mass, 0).sum(axis=2) / (pairs - 1)
+    return {
+        "retrieval": retrieval,
+        "control": control,
+        "advantage": retrieval - control,
+        "picked": (own > np.where(others, held, -1)).all(axis=2),
+        "even": same / (query[:, None] + 1),
+        "chance": same / pairs,
+    }
+
+
+def _rows(data: xr.Dataset, questions: xr.Dataset) -> list[int]:
+    """The row of each question among those that were kept."""
+    if "block" in json.loads(data.attrs.get("sample", "{}")):
+        raise BadArgument("The maps are means over blocks.\nKeep the rows of the questions: queries=[...].")
+    kept = zip(data["text"].values.tolist(), data["position"].values.tolist(), strict=True)
+    row = {place: number for number, place in enumerate(kept)}
+    wanted = list(zip(questions["text"].values.tolist(), questions["query"].values.tolist(), strict=True))
+    lost = [place for place in wanted if place not in row]
+    if lost:
+        raise BadArgument(
+            f"The rows of {len(lost)} of {len(wanted)} questions were not kept; the first is that of the token at "
+            f"position {lost[0][1]} of text {lost[0][0]}.\n"
+            "Read the texts of these questions whole, in their order and no others, with "
+            'queries=sorted(set(questions["query"].values.tolist())).'
+        )
+    return [row[place] for place in wanted]
