@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 import qwenlab as ql
 from benchmarks.__main__ import machine
 from benchmarks.models import build
+from benchmarks.timing import quartiles
 from qwenlab.checkpoint.open import Checkpoint
 from qwenlab.decode.decoding import Decoding, Settings
 from qwenlab.decode.policies import FixedDepth
@@ -74,7 +75,7 @@ def decoding(checkpoint: Checkpoint, rounds: int) -> dict[str, Any]:
     base = np.array(speeds["generate"])
     return {
         "generate, tokens a second, median": float(np.median(base)),
-        "ratios": {name: _quartiles(np.array(values) / base) for name, values in speeds.items()},
+        "ratios": {name: quartiles(np.array(values) / base) for name, values in speeds.items()},
     }
 
 
@@ -127,7 +128,7 @@ def tracing(checkpoint: Checkpoint, depth: int = 3, rounds: int = 3) -> dict[str
     return {
         "depth": depth,
         "trace, tokens a second, median": float(np.median(speeds)),
-        "trace / online": _quartiles(np.array(ratios)),
+        "trace / online": quartiles(np.array(ratios)),
     }
 
 
@@ -170,7 +171,7 @@ def scripted(name: str, rounds: int, depths: tuple[int, ...] = (1, 3)) -> dict[s
             if number:
                 speeds[way].append((NEW - 1) / (_now(model) - began))
     plain = np.array(speeds["plain"])
-    return {way: _quartiles(np.array(values) / plain) for way, values in speeds.items()}
+    return {way: quartiles(np.array(values) / plain) for way, values in speeds.items()}
 
 
 def show(name: str, found: dict[str, Any]) -> None:
@@ -186,11 +187,6 @@ def show(name: str, found: dict[str, Any]) -> None:
         f"draft step {replay['draft step / plain step']:.2f} plain steps; loop {loop:.1%} of a round; replay "
         f"{rollback:.2f} of a snapshot-and-rerun; trace {found['trace']['trace / online']['median']:.0f} times online"
     )
-
-
-def _quartiles(values: np.ndarray) -> dict[str, Any]:
-    low, middle, high = np.percentile(values, [25, 50, 75])
-    return {"median": float(middle), "quartiles": [float(low), float(high)]}
 
 
 def _now(model: PreTrainedModel) -> float:

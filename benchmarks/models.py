@@ -1,9 +1,9 @@
-"""The models that are timed: a shipped toy, a medium random one, and on a GPU the geometry of the 35B-A3B."""
+"""The models that are timed: a shipped toy, medium random ones, and on a GPU the geometries of the published ones."""
 
 from __future__ import annotations
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 import qwenlab as ql
 from qwenlab.checkpoint.config import read_config
@@ -33,25 +33,77 @@ MEDIUM = dict(
     },
 )
 
+HEADS_OF_128 = dict(
+    hidden_size=256,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=128,
+    linear_num_key_heads=2,
+    linear_num_value_heads=4,
+    linear_key_head_dim=128,
+    linear_value_head_dim=128,
+    max_position_embeddings=16384,
+)
+"""What `medium-128` has otherwise than `medium`: few heads, of the size that published checkpoints have."""
+
+GROUPS = {"group-35B-A3B": "Qwen3.6-35B-A3B", "group-27B": "Qwen3.6-27B"}
+"""One group of four layers, three of them DeltaNet: of 16 key heads and 32 or 48 value heads, of 128 channels."""
+
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "linear_num_key_heads",
+    "linear_num_value_heads",
+    "linear_key_head_dim",
+    "linear_value_head_dim",
+    "intermediate_size",
+    "num_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+)
+
 
 def build(name: str) -> PreTrainedModel:
-    """`toy-moe`, `medium`, or `35B-A3B` with as many layers as fit (random weights, bfloat16, on the GPU)."""
+    """`toy-moe`, `medium`, `medium-128`, a name in GROUPS, or `35B-A3B` with as many layers as fit.
+
+    Those of GROUPS and 35B-A3B have random weights in bfloat16, on the GPU.
+    """
     if name == "toy-moe":
         return ql.open(name).model
     if name == "medium":
         return tiny_model("qwen3_5_moe", layers=12, **MEDIUM)
-    return published_geometry()
+    if name == "medium-128":
+        return tiny_model("qwen3_5_moe", layers=4, **MEDIUM | HEADS_OF_128)
+    if name in GROUPS:
+        return on_the_gpu(published_config(GROUPS[name], layers=4))
+    return on_the_gpu(published_config("Qwen3.6-35B-A3B", layers=layers_that_fit("Qwen3.6-35B-A3B")))
 
 
-def published_geometry(share: float = 0.6) -> PreTrainedModel:
-    """Random weights in the shapes of Qwen3.6-35B-A3B: whole groups of four layers, within this share of GPU memory."""
-    known = ql.anatomy("Qwen3.6-35B-A3B")
+def published_config(name: str, *, layers: int) -> PreTrainedConfig:
+    """The config of a published model's text stack, with its first layers only."""
+    shape = read_config(ql.checkpoint.catalogue()[name])
+    config = AutoConfig.for_model(shape.family.text_type)
+    for size in _SIZES:
+        if value := getattr(shape, size):  # 0: the family has no such part
+            setattr(config, size, value)
+    config.num_hidden_layers, config.layer_types = layers, list(shape.layer_types[:layers])
+    return config
+
+
+def layers_that_fit(name: str, share: float = 0.6) -> int:
+    """Whole groups of four layers, within this share of the GPU's free memory."""
+    known = ql.anatomy(name)
     free, _ = torch.cuda.mem_get_info()
     groups = int(free * share / 2 / (known.total / len(known.layer_types)) / 4)
-    layers = min(len(known.layer_types), 4 * groups)
-    config = AutoConfig.for_model("qwen3_5_moe_text")
-    shape = read_config(ql.checkpoint.catalogue()["Qwen3.6-35B-A3B"])
-    config.num_hidden_layers, config.layer_types = layers, list(shape.layer_types[:layers])
+    return min(len(known.layer_types), 4 * groups)
+
+
+def on_the_gpu(config: PreTrainedConfig) -> PreTrainedModel:
+    """Random weights in bfloat16."""
     with torch.device("cuda"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     spread(model)

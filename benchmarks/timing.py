@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,22 +19,30 @@ CASES = ("prefill 512", "prefill 4096", "decode 64", "generate 512 + 1", "genera
 
 def measure(model: PreTrainedModel, case: str, rounds: int) -> dict[str, Any]:
     """Median of the per-round ratio to the bare call, with its quartiles, by variant."""
-    run = CALLS[case.partition(" ")[0]]
-    around = variants(case)
+    seconds = paired(model, case, variants(case), rounds)
+    bare = seconds["bare"]
+    ratios = {name: quartiles(values / bare) for name, values in seconds.items()}
+    return {"bare seconds, median": float(np.median(bare)), "rounds": rounds, "ratios": ratios}
+
+
+def paired(model: PreTrainedModel, case: str, around: Mapping[str, Any], rounds: int) -> dict[str, np.ndarray]:
+    """Seconds of each round [round] by variant, after a bare call that warms up."""
+    kind, *rest = case.split()
+    run, sizes = CALLS[kind], [int(word) for word in rest if word.isdigit()]
     seconds: dict[str, list[float]] = {name: [] for name in around}
     rng = random.Random(0)
-    sizes = [int(word) for word in case.split() if word.isdigit()]
     with torch.no_grad():
         run(model, around["bare"], *sizes)
         for _ in tqdm(range(rounds), desc=case, unit="round"):
             for name in rng.sample(list(around), len(around)):
                 seconds[name].append(run(model, around[name], *sizes))
-    bare = np.array(seconds["bare"])
-    out: dict[str, Any] = {"bare seconds, median": float(np.median(bare)), "rounds": rounds, "ratios": {}}
-    for name, values in seconds.items():
-        low, middle, high = np.percentile(np.array(values) / bare, [25, 50, 75])
-        out["ratios"][name] = {"median": float(middle), "quartiles": [float(low), float(high)]}
-    return out
+    return {name: np.array(values) for name, values in seconds.items()}
+
+
+def quartiles(values: np.ndarray) -> dict[str, Any]:
+    """Of all rounds: the median, and the quartiles around it."""
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return {"median": float(middle), "quartiles": [float(low), float(high)]}
 
 
 def prefill(model: PreTrainedModel, around: Callable[..., Any], tokens: int) -> float:
@@ -76,6 +84,8 @@ def _tokens(model: PreTrainedModel, count: int) -> torch.Tensor:
 
 
 def _now(model: PreTrainedModel) -> float:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
+    """On a CPU the time of this process, of one thread: what others do meanwhile is not in it."""
+    if model.device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize()
     return time.perf_counter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
@@ -77,3 +77,28 @@ def variants(case: str) -> dict[str, Any]:
         tokenizer()
         found["innards"] = innards
     return found
+
+
+MAPS = {
+    "ImplicitAttention": lambda: ql.probe.ImplicitAttention(),
+    "ImplicitAttention(every=1)": lambda: ql.probe.ImplicitAttention(every=1),
+    "SoftmaxAttention": lambda: ql.probe.SoftmaxAttention(),
+    "SoftmaxAttention(every=1)": lambda: ql.probe.SoftmaxAttention(every=1),
+}
+STATES = {
+    "DeltaState": lambda: ql.probe.DeltaState(),
+    "DeltaState(every=16)": lambda: ql.probe.DeltaState(every=16),
+    "Retention": lambda: ql.probe.Retention(),
+}
+PRECISION = {"StatePrecision": lambda: ql.probe.StatePrecision()}
+
+
+def watching(probe: Callable[[], Any]) -> Callable[[PreTrainedModel], Any]:
+    """`ql.watch` with a new one of these probes at every call, and nothing kept but sums."""
+    return lambda model: ql.watch(model, probe())
+
+
+def remembering() -> dict[str, Any]:
+    """The bare call, and each probe of maps and states by itself."""
+    probes = {name: watching(probe) for name, probe in (MAPS | STATES | PRECISION).items()}
+    return {"bare": lambda model: nullcontext(), **probes}

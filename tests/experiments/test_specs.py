@@ -10,6 +10,7 @@ import qwenlab as ql
 EXPERIMENTS = sorted(file.parent for file in (Path(__file__).parents[2] / "experiments").glob("*/spec.yaml"))
 by_name = pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.name)
 SMALL = {
+    "horizon-by-length": (dict(tokens=128, every=8), dict(context=64, seed=0, checkpoint="toy-moe")),
     "layers-by-length": (dict(tokens=128, repeats=1, decode_steps=2), dict(context=64, seed=0, checkpoint="toy-moe")),
     "mtp-depth": (
         dict(prompts=2, max_tokens=24, new_tokens=24, depth=2),
@@ -21,6 +22,7 @@ SMALL = {
 
 def test_they_are_there():
     assert [folder.name for folder in EXPERIMENTS] == [
+        "horizon-by-length",
         "layers-by-length",
         "mtp-depth",
         "routing-by-domain",
@@ -50,7 +52,9 @@ def test_a_misspelt_parameter_is_found(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", EXPERIMENTS[:3], ids=lambda folder: folder.name)
+@pytest.mark.parametrize(
+    "folder", [folder for folder in EXPERIMENTS if folder.name in SMALL], ids=lambda folder: folder.name
+)
 def test_a_point_of_it_runs(folder, tmp_path):
     settings, only = SMALL[folder.name]
     result = ql.runs.run(folder, settings=settings, only=only, store=tmp_path)
