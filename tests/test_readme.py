@@ -25,12 +25,13 @@ def test_the_code_runs(block, tmp_path, monkeypatch):
     exec(compile(block, "README.md", "exec"), {})
 
 
-def test_the_page_on_decoding_runs():
+@pytest.mark.parametrize(("page", "count"), [("decoding", 2), ("ablations", 2)])
+def test_a_page_of_code_runs(page, count):
     """One block after another, as a reader would type them."""
-    page = (Path(__file__).parents[1] / "docs" / "decoding.md").read_text()
-    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 2
-    exec(compile("\n".join(blocks), "decoding.md", "exec"), {"__name__": "page"})
+    text = (Path(__file__).parents[1] / "docs" / f"{page}.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == count
+    exec(compile("\n".join(blocks), f"{page}.md", "exec"), {"__name__": "page"})
 
 
 def test_its_spec_is_one(tmp_path):
