@@ -162,11 +162,11 @@ class MisshapenLabels(QwenlabError):
 
 
 class UnknownLayer(QwenlabError):
-    """Layers were named that do not have what the probe reads."""
+    """Layers were named that do not have what the probe reads or the edit changes."""
 
 
 class NothingToProbe(QwenlabError):
-    """The model has no part that the probe reads."""
+    """The model has no part that the probe reads or the edit changes."""
 
 
 class SilentSite(QwenlabError):
@@ -194,7 +194,7 @@ class CannotWatch(QwenlabError):
 
 
 class NothingRead(QwenlabError):
-    """The watched model ran no forward pass."""
+    """The watched or edited model ran no forward pass."""
 
 
 class ProbeInUse(QwenlabError):

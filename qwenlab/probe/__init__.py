@@ -1,4 +1,4 @@
-"""Probes: what is seen of a forward pass inside a `with`, and the tallies it is reduced to."""
+"""Probes see what happens in a forward pass inside a `with`, and reduce it to tallies; edits change what happens."""
 
 import lazy_loader
 

@@ -6,10 +6,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 from numpy.testing import assert_allclose
 
-from qwenlab.errors import BadArgument, NothingToProbe
-from qwenlab.probe import StatePrecision, state_dtype
+from qwenlab.errors import BadArgument
+from qwenlab.probe import StatePrecision, edit, state_dtype
 from qwenlab.probe.precision import FORMATS, rounded
-from qwenlab.testing.models import tiny_model
 from tests.probe.by_hand import layers_of
 from tests.probe.compare import assert_same
 from tests.probe.feeding import in_pieces, one_by_one, padded, recorded
@@ -110,7 +109,7 @@ def decoded(model, tokens, prefill=1):
 def test_a_decode_keeps_its_states_rounded(model, text, format):
     tokens = text(12)
     plain, _ = decoded(model, tokens, prefill=4)
-    with state_dtype(model, format):
+    with edit(model, state_dtype(format)):
         logits, cache = decoded(model, tokens, prefill=4)
     for layer in (0, 1, 2):
         (state,) = cache.layers[layer].recurrent_states.values()
@@ -126,7 +125,7 @@ def test_a_decode_that_rounds_strays_as_the_replay_says(small, text):
     tokens = text(20)
     found = recorded(small, one_by_one([tokens]), StatePrecision(every=1, formats=["int8"]))["state_precision"]
     _, plain = decoded(small, tokens)
-    with state_dtype(small, "int8"):
+    with edit(small, state_dtype("int8")):
         _, low = decoded(small, tokens)
     one, other = (next(iter(cache.layers[0].recurrent_states.values()))[0] for cache in (plain, low))
     strayed = (other - one).norm(dim=(1, 2)) / one.norm(dim=(1, 2))
@@ -149,14 +148,3 @@ def test_a_decode_that_rounds_strays_as_the_replay_says(small, text):
 def test_arguments_that_are_none(asked, message):
     with pytest.raises(BadArgument, match=message):
         StatePrecision(**asked)
-
-
-def test_what_state_dtype_refuses(small):
-    with (
-        pytest.raises(BadArgument, match=r"^state_dtype\(model, 'fp4'\): 'fp4' is no format"),
-        state_dtype(small, "fp4"),
-    ):
-        pass
-    model = tiny_model("qwen3_5", layer_types=["full_attention"])
-    with pytest.raises(NothingToProbe, match="this model has no DeltaNet layer"), state_dtype(model, "int8"):
-        pass

@@ -11,8 +11,9 @@ import torch
 from transformers.cache_utils import Cache
 
 from qwenlab.checkpoint.families import DELTANET
+from qwenlab.errors import CannotEdit
 from qwenlab.probe.edits.calls import RuleArguments
-from qwenlab.probe.edits.inforce import in_force
+from qwenlab.probe.edits.inforce import changed, in_force
 from qwenlab.probe.edits.layers import HeadEdit, LayerEdit, whole_number
 from qwenlab.probe.edits.linear import gated_linear_attention
 from qwenlab.probe.edits.places import LEAST_DECAY, Places
@@ -94,10 +95,12 @@ class reset_state(HeadEdit):
     def _in_segments(
         self, key_heads: int, rule: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], reading: Reading
     ) -> Any:
-        """The same to more digits; None where none are to be won, or another edit has changed the decay since."""
+        """The same to more digits; None where none are to be won, or another edit has changed or cut the call since."""
         if not reading.once((worth_cutting, self.every), lambda: worth_cutting(reading, self.every)):
             return None
         call, begin = RuleArguments.of(args, kwargs, key_heads), self._begins(reading)
+        if call.g.shape[:2] != begin.shape:
+            return None
         heads = self.these(call.g.shape[2], call.at)
         meant = begin[..., None] & heads
         if bool((torch.where(meant, call.g, _LEAST) > _LEAST).any()):
@@ -147,8 +150,13 @@ class no_key_removal(LayerEdit):
     mixer: ClassVar[str] = DELTANET
 
     def place(self, places: Places) -> None:
-        """In the place of each layer's delta rule. Raises NothingToProbe and UnknownLayer."""
+        """In the place of each layer's delta rule. Raises NothingToProbe, UnknownLayer, and CannotEdit for a second."""
         layers = self.chosen(places)
+        if first := changed(places.decoder.module, "rule", layers):
+            raise CannotEdit(
+                f"{self}: {first} stands in the place of the delta rule already, and a layer has one rule.\n"
+                "Leave one of them out, or give them layers of their own."
+            )
         for layer in layers:
             mixer: Any = places.decoder.mixer(layer)
             places.rule_itself(layer, f"layers.{layer}.mixer, its delta rule", partial(_added_up, mixer.num_k_heads))

@@ -27,7 +27,7 @@ class Edit(ABC):
     def __init_subclass__(cls) -> None:
         """Keep dataclasses from writing out every argument."""
         super().__init_subclass__()
-        cls.__repr__ = Edit.__str__  # type: ignore[method-assign]
+        cls.__repr__ = Edit.__str__  # type: ignore[assignment, method-assign]
 
     @abstractmethod
     def place(self, places: Places) -> None:

@@ -89,6 +89,7 @@ class mask_experts(RouterEdit):
     them; the layers above keep what comes of the change.
 
     experts  their numbers; as many as a token is given must be left
+    layers   only these; by default all that have routed experts, dense layers in between left alone
     """
 
     experts: Sequence[int]
@@ -112,7 +113,7 @@ class mask_experts(RouterEdit):
 class top_k(RouterEdit):
     """Another number of experts a token than the config's, the same rule: the n of largest probability.
 
-    Site and cache as in `mask_experts`.
+    Site, cache and layers as in `mask_experts`.
 
     n  from 1 to the number of experts
     """
@@ -139,7 +140,7 @@ class top_k(RouterEdit):
 class force_experts(RouterEdit):
     """The same experts for every token, with weights by the token's own logits, made to sum to 1.
 
-    Site and cache as in `mask_experts`.
+    Site, cache and layers as in `mask_experts`.
 
     experts  their numbers, exactly as many as a token is given
     """
@@ -171,7 +172,7 @@ class force_experts(RouterEdit):
 class uniform_router(RouterEdit):
     """The experts chosen stay, each with the weight 1/k: what is left when a router chooses, and does not weigh.
 
-    Site: the weights that the router returns. Cache: as in `mask_experts`.
+    Site: the weights that the router returns. Cache and layers: as in `mask_experts`.
     """
 
     def new(self, routed: Routed, router: Any, prepared: None) -> Routed:
@@ -183,7 +184,7 @@ class uniform_router(RouterEdit):
 class shuffle_router(RouterEdit):
     """A token gets other experts than those chosen for it: each layer's experts trade places, none keeps its own.
 
-    Site: what the router returns. Cache: as in `mask_experts`.
+    Site: what the router returns. Cache and layers: as in `mask_experts`.
 
     seed  of the permutation, drawn for each layer
 
@@ -215,7 +216,7 @@ class shuffle_router(RouterEdit):
 class no_shared_expert(ExpertEdit):
     """The shared expert adds nothing: its output is zero, and its gate opens on that.
 
-    Site: layers.N.shared_expert. Cache: as in `mask_experts`.
+    Site: layers.N.shared_expert. Cache and layers: as in `mask_experts`.
     """
 
     def place(self, places: Places) -> None:

@@ -71,11 +71,11 @@ class set_gate(ValueEdit):
         wide, factor = value.double(), 1.0 if self.scale is None else self.scale
         if prepared in ("decay", "beta"):
             return torch.full_like(value, self.to) if self.to is not None else (wide * factor).clamp_max(1).to(value)
-        of, inverse, most = (_silu, inverse_silu, math.inf) if prepared == "silu" else (torch.sigmoid, _logit, 1.0)
+        of, inverse = (_silu, inverse_silu) if prepared == "silu" else (torch.sigmoid, _logit)
         if self.to is not None:
             wanted = torch.tensor(self.to, dtype=torch.float64)
             return inverse(wanted, torch.ones_like(wanted)).to(value).expand_as(value)
-        return inverse((of(wide) * factor).clamp_max(most), wide)
+        return inverse(of(wide) * factor, wide)
 
 
 def inverse_silu(wanted: torch.Tensor, side: torch.Tensor) -> torch.Tensor:
@@ -98,6 +98,7 @@ def inverse_silu(wanted: torch.Tensor, side: torch.Tensor) -> torch.Tensor:
 
 
 def _logit(wanted: torch.Tensor, side: torch.Tensor) -> torch.Tensor:
+    """x with sigmoid(x) = wanted; beyond its range, shut or open."""
     inside = (wanted > 0) & (wanted < 1)
     logit = torch.logit(torch.where(inside, wanted, 0.5))
     return torch.where(inside, logit, torch.where(wanted > 0, SHUT, -SHUT))

@@ -127,8 +127,8 @@ class identity(Edit):
 
     layers  their indices
 
-    Cache: the layer still runs, and keeps of each token what it makes of the stream that it is given; nothing of that
-    goes further. What is watched inside it is what it does with that stream.
+    Site: layers.N.residual. Cache: the layer still runs, and keeps of each token what it makes of the stream that it is
+    given; nothing of that goes further. What is watched inside it is what it does with that stream.
     """
 
     layers: Sequence[int]

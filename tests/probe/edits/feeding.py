@@ -3,18 +3,27 @@
 import torch
 
 from qwenlab.probe import (
+    force_experts,
+    freeze_state,
     identity,
     mask_experts,
     mean,
+    no_conv,
+    no_key_removal,
     no_shared_expert,
+    no_sink,
     noise,
     patch,
     resample,
+    reset_state,
     scale,
+    set_gate,
     shuffle_router,
+    state_dtype,
     take,
     top_k,
     uniform_router,
+    window,
     zero,
 )
 
@@ -29,6 +38,34 @@ def taken(model, ids, *patterns):
     with take(model, *patterns) as values:
         logits(model, ids)
     return values
+
+
+def one_of_each(model, text):
+    """Every edit there is, each alone fit for this model with routed experts, at layer 0 of DeltaNet where it can."""
+    values = taken(model, text(20, 9)[None], "layers.0.mixer")
+    return (
+        zero("layers.0.mixer"),
+        scale("layers.0.mixer.beta", by=0.5),
+        mean("layers.0.mixer", over=values),
+        resample("layers.0.mixer", of=values),
+        noise("layers.0.mixer"),
+        identity([0]),
+        patch("layers.0.mixer", of=values),
+        set_gate("layers.*.mixer.gate", to=0.5),
+        freeze_state(2),
+        reset_state(3),
+        no_key_removal(),
+        no_conv(),
+        state_dtype("int8"),
+        window(3),
+        no_sink(heads=[1]),
+        mask_experts([0, 3]),
+        top_k(1),
+        force_experts([2, 6]),
+        uniform_router(),
+        shuffle_router(),
+        no_shared_expert(),
+    )
 
 
 def at(model, ids, site):

@@ -9,6 +9,7 @@ from transformers import StaticCache
 
 from qwenlab.errors import BadArgument, CannotEdit, CannotWatch, NothingToProbe, SilentEdit, UnknownLayer
 from qwenlab.probe import Attention, SoftmaxAttention, edit, no_sink, scale, watch, window
+from qwenlab.probe.edits import inforce
 from qwenlab.testing.models import tiny_model
 from tests.probe import by_hand, reference
 from tests.probe.compare import assert_says
@@ -89,6 +90,13 @@ def test_gradient(quick, texts, edits, how):
 @cases
 def test_nothing_is_left(quick, texts, edits, how):
     fed.assert_nothing_left(quick, edits, texts[0])
+
+
+def test_no_mask_is_kept_after_a_pass(quick, text):
+    """A mask of every query and key: of a long text it would be the largest thing there is."""
+    with torch.no_grad(), edit(quick, window(2)):
+        quick(text(6)[None], use_cache=False)
+        assert quick.model.layers[3].self_attn not in inforce._masks
 
 
 def test_a_window_as_wide_as_the_text_hides_nothing(quick, text):

@@ -1,5 +1,6 @@
 """Edits of DeltaNet layers, held to the delta rule written out token by token in float64 from what they say they do."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given, strategies as st
 
 from qwenlab.checkpoint.decoder import decoder_of
-from qwenlab.errors import BadArgument, CannotWatch, NothingToProbe, SilentEdit, UnknownLayer
+from qwenlab.errors import BadArgument, CannotEdit, CannotWatch, NothingToProbe, SilentEdit, UnknownLayer
 from qwenlab.probe import (
     DeltaNet,
     DeltaState,
@@ -124,6 +125,40 @@ def test_several_at_once(quick, texts):
         around = fed.alone(quick, nested[:1], texts[0])
     for each in (within, around):
         fed.close(each, fed.alone(quick, nested, texts[0]))
+
+
+@pytest.mark.parametrize("lengths", [(3, 3), (3, 5), (5, 3), (2, 7)])
+@pytest.mark.parametrize("heads", [None, [1, 3]])
+@pytest.mark.parametrize("nested", [False, True])
+def test_emptied_twice(quick, texts, lengths, heads, nested):
+    """By two edits, in one block or in two: before the tokens of either."""
+    first, second = reset_state(lengths[0]), reset_state(lengths[1], heads=heads, layers=[0, 1, 2])
+
+    def both(g, beta):
+        return emptied(lengths[1], heads)["gated"](*emptied(lengths[0])["gated"](g, beta))
+
+    by_layer = {layer: {"gated": both} for layer in range(3)}
+    with edit(quick, first) if nested else nullcontext():
+        fed.assert_by_hand(quick, [second] if nested else [first, second], texts[0], by_layer)
+        fed.assert_same_however_fed(quick, [second] if nested else [first, second], texts)
+
+
+def test_a_layer_has_one_rule(quick, texts):
+    def plainly(*layers):
+        return {layer: {"removal": False} for layer in layers}
+
+    message = (
+        r"^no_key_removal\(layers=\[1, 2\]\): no_key_removal\(layers=\[0, 1\]\) stands in the place of the delta rule "
+        r"already, and a layer has one rule\.\nLeave one of them out, or give them layers of their own\.$"
+    )
+    one, other = no_key_removal(layers=[0, 1]), no_key_removal(layers=[1, 2])
+    with pytest.raises(CannotEdit, match=message), edit(quick, one, other):
+        pass
+    with edit(quick, one):
+        with pytest.raises(CannotEdit, match=message), edit(quick, other):
+            pass
+        fed.assert_by_hand(quick, [no_key_removal(layers=[2])], texts[0], plainly(0, 1, 2))
+    fed.assert_by_hand(quick, [other], texts[0], plainly(1, 2))
 
 
 @pytest.mark.parametrize("length", [1, 2, 5, 24, 63, 64, 100])

@@ -1,15 +1,36 @@
 """What an edit is: how it is written, what it refuses, and where a value edit acts."""
 
-from dataclasses import FrozenInstanceError
+import re
+from dataclasses import FrozenInstanceError, fields
+from inspect import isabstract
 
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+import qwenlab.probe
 from qwenlab.errors import BadArgument, UnknownSite
-from qwenlab.probe import Edit, Values, edit, identity, mask_experts, mean, noise, patch, scale, top_k, zero
-from qwenlab.probe.edits.edit import ValueEdit
-from tests.probe.edits.feeding import at, logits, taken
+from qwenlab.probe import (
+    Edit,
+    ValueEdit,
+    Values,
+    edit,
+    identity,
+    mask_experts,
+    mean,
+    noise,
+    patch,
+    scale,
+    set_gate,
+    top_k,
+    window,
+    zero,
+)
+from tests.probe.edits.feeding import at, logits, one_of_each, taken
+
+
+def is_edit(found):
+    return isinstance(found, type) and issubclass(found, Edit) and not isabstract(found)
 
 
 def refused(error, make):
@@ -38,6 +59,13 @@ def test_an_edit_reads_as_it_is_written(made, written):
     assert str(eval(written)) == written
 
 
+def test_a_list_of_edits_reads_as_it_is_written():
+    """In a notebook, and where pytest names its cases."""
+    assert repr([window(4, layers=[3]), set_gate("layers.*.mixer.beta", to=0)]) == (
+        "[window(4, layers=[3]), set_gate('layers.*.mixer.beta', to=0)]"
+    )
+
+
 def test_values_are_told_apart_by_the_texts_they_are_of(small, text):
     first, second = (taken(small, text(5, seed)[None], "layers.0.mixer") for seed in (0, 1))
     one, other = (str(mean("layers.*.mixer", kind="linear_attention", over=values)) for values in (first, second))
@@ -52,6 +80,24 @@ def test_an_edit_is_a_description(small):
     with pytest.raises(FrozenInstanceError):
         made.pattern = "layers.2.mixer"
     assert isinstance(made, Edit) and made == zero("layers.3.mixer") and hash(made) == hash(zero("layers.3.mixer"))
+
+
+# --- what is said of them ---
+
+PUBLIC = {name: found for name in qwenlab.probe.__all__ if is_edit(found := getattr(qwenlab.probe, name))}
+
+
+@pytest.mark.parametrize("each", PUBLIC.values(), ids=PUBLIC)
+def test_a_docstring_says_where_an_edit_acts_and_what_a_cache_keeps(each):
+    said = each.__doc__
+    assert "site" in said.lower() or "pattern" in said
+    assert "cache" in said.lower()
+    for field in fields(each):
+        assert re.search(rf"\b{field.name}\b", said), field.name
+
+
+def test_each_is_tested_for_what_it_leaves_behind(small, text):
+    assert {type(each).__name__ for each in one_of_each(small, text)} == PUBLIC.keys()
 
 
 # --- what they refuse ---
@@ -73,6 +119,17 @@ def test_what_are_no_indices(name, indices, said):
 def test_a_keyword_that_no_edit_has():
     with pytest.raises(TypeError, match="unexpected keyword argument 'position'"):
         zero("layers.0.mixer", position=[0])
+
+
+def test_an_edit_that_there_is_not():
+    with pytest.raises(AttributeError, match=r"No qwenlab\.probe attribute zeros"):
+        qwenlab.probe.zeros("layers.0.mixer")
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_no_edit_takes_a_keyword_that_it_does_not_know(name):
+    with pytest.raises(TypeError, match=rf"^{name}\.__init__\(\) got an unexpected keyword argument 'layer'"):
+        PUBLIC[name](layer=3)
 
 
 def begin(model, *edits):

@@ -163,6 +163,12 @@ def test_a_layer_called_outside_a_pass_is_not_changed(small, ids):
     with edit(small, zero("layers.0.mlp")):
         assert torch.equal(small.model.layers[0].mlp(stream), bare)
         logits(small, ids)
+        assert torch.equal(small.model.layers[0].mlp(stream), bare)
+        handle = small.model.layers[1].register_forward_pre_hook(lambda *_: 1 / 0)
+        with contextlib.suppress(ZeroDivisionError):
+            logits(small, ids)
+        handle.remove()
+        assert torch.equal(small.model.layers[0].mlp(stream), bare)
 
 
 def test_a_checkpoint_or_anything_that_holds_a_model(ckpt, ids):

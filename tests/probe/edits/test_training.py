@@ -5,14 +5,49 @@ import torch
 from torch.utils.checkpoint import checkpoint as checkpointed
 
 from qwenlab.errors import CannotEdit
-from qwenlab.probe import edit, scale, zero
+from qwenlab.probe import edit, identity, mean, noise, patch, resample, scale, take, zero
 from qwenlab.testing.models import tiny_model
-from tests.probe.edits.feeding import logits
+from tests.probe.edits import fed
+from tests.probe.edits.feeding import logits, taken
 
 
 @pytest.fixture
 def ids(text):
     return torch.stack([text(9), text(9, 1)])
+
+
+MADE = {
+    "zero": lambda values: zero("layers.0.mixer.heads", heads=[0]),
+    "scale": lambda values: scale("layers.0.mixer.decay", by=0.5),
+    "mean": lambda values: mean("layers.0.mixer", over=values, positions=[2, 3, 4]),
+    "resample": lambda values: resample("layers.0.mixer", of=values, positions=[2, 3, 4]),
+    "noise": lambda values: noise("layers.0.mixer"),  # of the value's norm, which has a gradient
+    "identity": lambda values: identity([0]),
+    "patch": lambda values: patch("layers.0.mixer", of=values, positions=[2, 3, 4]),
+}
+
+
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_gradients_are_the_slopes_of_the_edited_loss(small, text, make):
+    fed.assert_gradient(small, [make(taken(small, text(13, 9)[None], "layers.0.mixer"))], text(13))
+
+
+def test_what_is_put_in_has_no_gradient(text):
+    """It is a constant: nothing is learnt from the text that it was taken of."""
+    model = tiny_model("qwen3_5", layer_types=["linear_attention", "full_attention"], hidden_size=32).train()
+    with edit(model, zero("layers.1.mlp", positions=[0])):
+        values = taken_while_learning(model, text(9)[None])
+    assert not values["layers.0.mixer"].requires_grad
+    with edit(model, patch("layers.0.mixer", of=values)):
+        found = gradients(model, text(9, 1)[None])
+    assert "model.layers.0.linear_attn.out_proj.weight" not in found
+    assert found["model.layers.0.mlp.down_proj.weight"].any()
+
+
+def taken_while_learning(model, ids):
+    with take(model, "layers.0.mixer") as values:
+        model(ids)
+    return values
 
 
 def gradients(model, ids):

@@ -61,6 +61,20 @@ def test_a_scale_that_changes_nothing():
         assert str(caught.value) == "scale(by=1.0) changes nothing.\nGive the factor, for example by=0.5."
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_head_knocked_out_is_missing_from_the_sum(small, ids, layer):
+    """What each head adds to the mixer's output: its channels through its columns of the projection, in float64."""
+    mixer = small.model.layers[layer].self_attn if layer else small.model.layers[layer].linear_attn
+    weight = (mixer.o_proj if layer else mixer.out_proj).weight.detach().double()
+    (site,) = find_sites(small, f"layers.{layer}.mixer.heads")
+    heads = by_hooks.read(small, [site], ids)[site.name].double()  # [sequence, position, head, channel]
+    columns = weight.unflatten(1, heads.shape[2:])
+    parts = [heads[:, :, head] @ columns[:, head].T for head in range(heads.shape[2])]
+    with edit(small, zero(site.name, heads=[1, 3])):
+        found = at(small, ids, f"layers.{layer}.mixer")
+    torch.testing.assert_close(found.double(), parts[0] + parts[2], rtol=1e-4, atol=1e-5)
+
+
 # --- mean and resample ---
 
 
@@ -76,6 +90,21 @@ def test_mean(small, text, ids):
     with edit(small, mean("layers.0.mixer", over=over)):
         found = at(small, ids, "layers.0.mixer")
     torch.testing.assert_close(found, expected.expand_as(found), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["linear_attention", "full_attention"])
+def test_the_mean_of_one_kind_of_mixer(moe, text, ids, kind):
+    """Every token gets the same of those layers; the others still tell tokens apart."""
+    over = taken(moe, text(30, 5)[None], "layers.*.mixer")
+    sites = [site.name for site in find_sites(moe, "layers.*.mixer")]
+    with edit(moe, mean("layers.*.mixer", kind=kind, over=over)):
+        found = taken(moe, ids, *sites)
+    for site in find_sites(moe, "layers.*.mixer"):
+        flat = bool((found[site.name].std(dim=(0, 1)) < 1e-6).all())
+        assert flat == (site.kind == kind), site.name
+        if flat:
+            expected = over[site.name].double().mean(dim=(0, 1))
+            torch.testing.assert_close(found[site.name][0, 0].double(), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
