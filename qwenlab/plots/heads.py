@@ -9,7 +9,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from qwenlab.plots.drawing import kinds_of
+from qwenlab.plots.drawing import binary, kinds_of, say
 from qwenlab.plots.style import COLOURS, GREY
 
 Draw = Callable[[xr.Dataset, np.ndarray, str, float], None]
@@ -43,6 +43,21 @@ def dots(ax: Axes, here: xr.Dataset, name: str, x: np.ndarray, colour: str, widt
         interval = here[f"{name}_interval"]
         ax.vlines(x, interval.sel(bound="low"), interval.sel(bound="high"), color=colour, linewidth=0.8, alpha=0.6)
     ax.scatter(x, here[name], s=dot_size(width), color=colour, linewidths=0, zorder=3)
+
+
+def fit_log(ax: Axes, data: xr.Dataset, name: str, *more: float) -> None:
+    """A log2 axis that has all marks, the upper ends of their intervals, and `more`.
+
+    Not the lower ends: an interval of something positive may end at 0, which such an axis does not have.
+    """
+    marks = data[name].values[data[name].values > 0]
+    most = [data[f"{name}_interval"].max().item()] if f"{name}_interval" in data else []
+    found = np.array([*marks, *most, *more])
+    found = found[np.isfinite(found) & (found > 0)]
+    ax.set_yscale("log", base=2)
+    if found.size:
+        ax.set_ylim(found.min() / 1.4, found.max() * 1.25)
+    say(ax.yaxis, binary)
 
 
 def rings(ax: Axes, here: xr.Dataset, name: str, x: np.ndarray, colour: str, width: float) -> None:

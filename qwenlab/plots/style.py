@@ -94,9 +94,18 @@ def shades(kind: str) -> LinearSegmentedColormap:
 
 def name_kinds(ax: Axes, kinds: Sequence[str], *more: Artist) -> None:
     """Say above the axes which colour is which kind of mixer; `more` are further entries of the legend."""
+    legend_above(ax, [*kind_marks(kinds), *more])
+
+
+def kind_marks(kinds: Sequence[str]) -> list[Line2D]:
+    """Entries of a legend: the colours of the kinds of mixer that are there."""
     shown = [kind for kind in KINDS if kind in kinds]
-    marks = [Line2D([], [], color=COLOURS[kind], marker="s", linestyle="", label=LABELS[kind]) for kind in shown]
-    legend_above(ax, [*marks, *more])
+    return [Line2D([], [], color=COLOURS[kind], marker="s", linestyle="", label=LABELS[kind]) for kind in shown]
+
+
+def legend_over(figure: Figure, handles: Sequence[Artist]) -> None:
+    """A legend in one line over the right end of the figure, which no axes make room for."""
+    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), columnspacing=1.2, handletextpad=0.4)
 
 
 def legend_above(ax: Axes, handles: Sequence[Artist]) -> None:

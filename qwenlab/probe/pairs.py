@@ -51,9 +51,11 @@ class Asked:
     position: np.ndarray
 
     @staticmethod
-    def of(reading: Reading, every: int, pairs: int, held: np.ndarray) -> Asked:
-        """held  int [row, slot]: positions of the pairs remembered before; -1 where there is none"""
-        steps, stored = Chosen.of(reading, every, None), Chosen.of(reading, pairs, None)
+    def of(steps: Chosen, stored: Chosen, reading: Reading, pairs: int, held: np.ndarray) -> Asked:
+        """What is asked for after `steps`, one token of every `pairs` standing for its block among the `stored`.
+
+        held  int [row, slot]: positions of the pairs remembered before; -1 where there is none
+        """
         numbers, batch = np.array(reading.numbers), reading.batch
         row, position = stored.row.cpu().numpy(), stored.position.cpu().numpy()
         slot, until = slot_of(position, pairs, numbers[row])

@@ -17,7 +17,7 @@ from qwenlab.probe.prediction import Chunk
 from qwenlab.probe.probe import Kept, Variable
 from qwenlab.probe.reading import Reading
 from qwenlab.probe.rule import RuleCall
-from qwenlab.probe.states import OCTAVES, POSITION_EDGES, OfStates, moments, octave_of
+from qwenlab.probe.states import OCTAVES, POSITION_EDGES, Chosen, OfStates, moments, octave_of
 from qwenlab.probe.tally import At, BinnedSums, Sums, counted
 
 _SUMMED = {
@@ -51,6 +51,8 @@ class Retention(OfStates):
 
     layers, heads, every  as in `OfStates`: the state is asked after one token of every so many
     pairs                 the pair of one token of every so many is stored to be asked for
+    stored, asked         of these, only the pairs of tokens with such ids, and only the states after such tokens: in a
+                          list of keys and values, the values' pairs, asked for where the list ends
     """
 
     name = "retention"
@@ -62,11 +64,13 @@ class Retention(OfStates):
         heads: Iterable[int] | None = None,
         every: int = 64,
         pairs: int = 16,
+        stored: Iterable[int] | None = None,
+        asked: Iterable[int] | None = None,
     ) -> None:
         super().__init__(layers=layers, heads=heads, every=every)
         if not isinstance(pairs, int) or isinstance(pairs, bool) or pairs < 1:
             raise BadArgument(f"Retention(pairs={pairs!r}): give a whole number of tokens, 1 or more.")
-        self.pairs = pairs
+        self.pairs, self.stored, self.asked = pairs, _ids("stored", stored), _ids("asked", asked)
 
     def start(self, decoder: Decoder) -> None:
         """Empty the sums."""
@@ -77,7 +81,8 @@ class Retention(OfStates):
 
     def sample(self) -> dict[str, Any]:
         """Layers, heads, tokens and pairs, where not all of them are measured."""
-        return super().sample() | ({} if self.pairs == 1 else {"pairs": self.pairs})
+        ids = {name: list(each) for name, each in (("stored", self.stored), ("asked", self.asked)) if each is not None}
+        return super().sample() | ({} if self.pairs == 1 else {"pairs": self.pairs}) | ids
 
     def look_at_tokens(self, reading: Reading) -> None:
         """Say which pairs are asked for, and which to remember."""
@@ -88,7 +93,12 @@ class Retention(OfStates):
         reading.carry[name] = (reading.past + reading.width, self._asked(reading).position)
 
     def _asked(self, reading: Reading) -> Asked:
-        return reading.once((Asked, id(self)), lambda: Asked.of(reading, self.every, self.pairs, self._held))
+        def asked() -> Asked:
+            steps = Chosen.of(reading, self.every, None).of_ids(reading, self.asked)
+            stored = Chosen.of(reading, self.pairs, None).of_ids(reading, self.stored)
+            return Asked.of(steps, stored, reading, self.pairs, self._held)
+
+        return reading.once((Asked, id(self)), asked)
 
     def keep(self, layer: int, part: Part, notes: Notes, reading: Reading) -> Kept | None:
         """What the states after the chosen tokens give back of the pairs asked for, [asked, head]."""
@@ -147,6 +157,16 @@ class Retention(OfStates):
             units = "token" if by == "distance" else "pair"
             coords[f"{by}_bin"] = (f"{by}_bin", POSITION_EDGES, {"units": units, "long_name": "lower edge"})
         return self._dataset(labels, variables, **coords).assign_attrs(self._gap.attrs)
+
+
+def _ids(name: str, ids: Any) -> tuple[int, ...] | None:
+    """Ids of tokens, each once; raises BadArgument for what is none."""
+    if ids is None:
+        return None
+    found = list(ids) if isinstance(ids, Iterable) and not isinstance(ids, str) else []
+    if not found or not all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in found):
+        raise BadArgument(f"Retention({name}={ids!r}): give ids of tokens, such as tokenizer(text).input_ids.")
+    return tuple(sorted(set(found)))
 
 
 def _given_back_at_once(

@@ -61,6 +61,19 @@ class Chosen:
     def __len__(self) -> int:
         return len(self.row)
 
+    def of_ids(self, reading: Reading, ids: tuple[int, ...] | None) -> Chosen:
+        """Those of them that are these tokens, by id; None: all. Raises BadArgument where the model got no ids."""
+        if ids is None:
+            return self
+        if reading.tokens is None:
+            raise BadArgument(
+                "Tokens are chosen by their ids, and the model was given inputs_embeds, which have none.\n"
+                "Call it with input_ids, or choose by position alone."
+            )
+        keep = torch.isin(reading.tokens[self.row, self.column], torch.tensor(ids, device=self.row.device))
+        row, column, position, group = (each[keep] for each in (self.row, self.column, self.position, self.group))
+        return Chosen(row, column, position, group, tuple(int(part.sum()) for part in keep.split(self.sections)))
+
     def parts(self, chunk: int, most: int) -> Iterator[slice]:
         """Which of these tokens stand in a chunk, so many at a time."""
         begin = sum(self.sections[:chunk])

@@ -75,11 +75,15 @@ def several(sources: Source | Sequence[Source]) -> list[xr.Dataset]:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How intervals are made: percentile bootstrap of `resamples` draws of whole prompts; raises BadArgument."""
+    """How intervals are made: percentile bootstrap of `resamples` draws of whole prompts; raises BadArgument.
+
+    drawn  what prompts are called where they are something else
+    """
 
     level: float
     resamples: int
     seed: int
+    drawn: str = "prompts"
 
     def __post_init__(self) -> None:
         check_level(self.level)
@@ -94,7 +98,7 @@ class Bootstrap:
     def attrs(self) -> dict[str, Any]:
         """What an interval says of itself."""
         return {
-            "interval": "percentile bootstrap of whole prompts",
+            "interval": f"percentile bootstrap of whole {self.drawn}",
             "level": self.level,
             "resamples": self.resamples,
             "seed": self.seed,

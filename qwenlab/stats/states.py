@@ -83,14 +83,15 @@ def _growth(total: xr.DataArray, count: xr.DataArray) -> xr.DataArray:
 def retention(
     source: Source,
     *,
-    by: Literal["distance", "writes"] = "distance",
+    by: Literal["distance", "writes"] | None = "distance",
     by_label: bool = False,
     level: float = 0.95,
 ) -> xr.Dataset:
     """What heads still know of a stored pair (key k_s, value v_s): means over pairs by [layer, head, bin].
 
     by  "distance": octaves of the tokens since (`distance_bin`); "writes": of the write strengths since, summed
-        (`writes_bin`): how many pairs were stored in between
+        (`writes_bin`): how many pairs were stored in between; None: no bins, all pairs asked for, which are about as
+        many of each octave of distance
 
     recall       mean of <S_t^T k_s, v_s> / ||v_s||^2: how much of the value the state gives back; 1: all
     before       the same just before the pair was stored: what the state gives back of a pair that is not in it, where
@@ -107,10 +108,12 @@ def retention(
     Source: S <- alpha S; S <- S + k (beta (v - S^T k))^T in Gated DeltaNet (Yang et al. 2024, arXiv:2412.06464), whose
     second step removes what similar keys had stored (Schlag et al. 2021, arXiv:2102.11174).
     """
-    if by not in ("distance", "writes"):
-        raise BadArgument(f"by={by!r}: retention is told by 'distance' or by 'writes'.")
-    names = [f"{name}_by_{by}" for name in ("recall", "before", "written", "decayed", "error", "pairs")]
+    if by not in ("distance", "writes", None):
+        raise BadArgument(f"by={by!r}: retention is told by 'distance', by 'writes', or by None of them.")
+    binned = by or "distance"
+    names = [f"{name}_by_{binned}" for name in ("recall", "before", "written", "decayed", "error", "pairs")]
     data = read(source, "retention", "tokens", *names, by_label=by_label)
+    data = data if by else data.sum(f"{binned}_bin", keep_attrs=True)
     recall, before, written, decayed, error, pairs = (data[name] for name in names)
     left, added = recall - before, written - before
     means = (

@@ -1,10 +1,11 @@
-"""Figures of states and of stored pairs: what is drawn is what the statistic says."""
+"""Figures of states: what is drawn is what the statistic says."""
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_hex
 from numpy.testing import assert_allclose
 
@@ -15,8 +16,6 @@ from qwenlab.testing.states import made_states
 DRAWS = {
     "state_growth": "state_growth",
     "state_rank": "state_rank",
-    "retention": "retention",
-    "state_precision": "state_precision",
 }
 BLUE = "#0072b2"
 
@@ -59,39 +58,32 @@ def test_rank_draws_both_ranks_and_the_full_one(told):
         assert [8, 8] in [list(line.get_ydata()) for line in ax.get_lines()]
 
 
-@pytest.mark.parametrize("by", ["distance", "writes"])
-def test_retention_draws_every_head_their_mean_and_decay(recording, by):
-    data = stats.retention(recording, by=by)
-    figure = plots.retention(data, layers=[0, 5])
-    data = data.dropna(f"{by}_bin", how="all", subset=["survival"])
-    assert [ax.get_title(loc="left") for ax in figure.axes] == ["layer 0", "layer 5"]
-    for ax, layer in zip(figure.axes, (0, 5), strict=True):
-        here = data.sel(layer=layer)
-        drawn = curves(ax, data.sizes[f"{by}_bin"])
-        assert_allclose(drawn[:4], here["survival"])
-        assert_allclose(drawn[4:], [here["survival"].mean("head"), here["decay_alone"].mean("head")])
-        assert to_hex(ax.get_lines()[0].get_color()) == BLUE
-
-
-def test_precision_draws_median_and_worst_head_of_each_format(told):
-    data = told["state_precision"]["error"].dropna("position_bin", how="all")
-    ax = plots.state_precision(told["state_precision"]).axes[0]
-    drawn = curves(ax, data.sizes["position_bin"])
-    for index, format in enumerate(["bfloat16", "int8"]):
-        here = data.sel(format=format)
-        assert_allclose(drawn[2 * index], here.median(["layer", "head"]))
-        assert_allclose(drawn[2 * index + 1], here.max(["layer", "head"]))
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["bfloat16", "int8"]
-
-
-def test_layers_that_are_not_there(told):
-    with pytest.raises(BadArgument, match=r"^layers=\[3\]: these statistics have layers \[0, 1, 2, 4, 5, 6\]\.$"):
-        plots.retention(told["retention"], layers=[0, 3])
+def test_a_head_has_one_mark_in_each_panel(recording):
+    """In the order of the effective rank within each layer, in all panels; with their intervals."""
+    data = stats.state_rank(recording).assign(stats.state_growth(recording).data_vars).sel(position_bin=64)
+    axes = plots.state_by_head(data).axes
+    order = np.argsort(data["effective_rank"].values, axis=1)
+    for ax, name in zip(axes, ("effective_rank", "stable_rank", "norm", "rewrite"), strict=True):
+        marks = [np.array(each.get_offsets()) for each in ax.collections if isinstance(each, PathCollection)]
+        assert_allclose([each[:, 1] for each in marks], np.take_along_axis(data[name].values, order, axis=1))
+        assert all(
+            to_hex(each.get_facecolor()[0]) == BLUE for each in ax.collections if isinstance(each, PathCollection)
+        )
+        ends = [
+            segment[:, 1]
+            for each in ax.collections
+            if isinstance(each, LineCollection)
+            for segment in each.get_segments()
+        ]
+        interval = np.take_along_axis(data[f"{name}_interval"].values, order[..., None], axis=1)
+        assert_allclose(ends, interval.reshape(-1, 2))
+    with pytest.raises(BadArgument, match=r"^The statistics are of 10 octaves\.\nPick one: \.sel\(position_bin=256\)"):
+        plots.state_by_head(stats.state_rank(recording).assign(stats.state_growth(recording).data_vars))
 
 
 @pytest.mark.parametrize("name", DRAWS)
 def test_what_is_no_such_statistic(name, told, recording):
-    wrong = told["retention" if name != "retention" else "state_rank"]
+    wrong = stats.retention(recording)
     with pytest.raises(MissingVariable, match=rf"Draw what qwenlab\.stats\.{name}\(recording\) returns"):
         getattr(plots, name)(wrong)
 

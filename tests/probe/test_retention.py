@@ -1,5 +1,7 @@
 """Retention beside a float64 loop, however the tokens are fed; a planted replacement, a planted decay; refusals."""
 
+import json
+import re
 import sys
 
 import numpy as np
@@ -12,6 +14,7 @@ from qwenlab.errors import BadArgument
 from qwenlab.probe import Retention
 from qwenlab.probe.pairs import slot_of
 from qwenlab.probe.reading import drawn
+from qwenlab.probe.seen import watch
 from tests.probe.by_hand import layers_of
 from tests.probe.compare import assert_same, assert_says
 from tests.probe.feeding import in_pieces, one_by_one, padded, recorded
@@ -34,7 +37,7 @@ def forgotten_at(token, pairs, number):
     return drawn(later - 1, pairs, number)
 
 
-def reference(texts, every, pairs):
+def reference(texts, every, pairs, kept=lambda token, text: True, after=lambda token, text: True):
     where = layers_where(texts, lambda layer: layer.kind == "linear_attention")
     heads = texts[0].layers[where[0]].mixer["beta"].shape[1]
     labels = 1 + max(max(text.label) for text in texts)
@@ -43,8 +46,8 @@ def reference(texts, every, pairs):
     out |= {f"pairs_by_{by}": np.zeros(shape, int) for by in ("distance", "writes")}
     out["tokens"] = np.zeros(shape[:3], int)
     for text in texts:
-        asked = [token for token in text.read if measured(token, every, text)]
-        stored = [token for token in text.read if measured(token, pairs, text)]
+        asked = [token for token in text.read if measured(token, every, text) and after(token, text)]
+        stored = [token for token in text.read if measured(token, pairs, text) and kept(token, text)]
         for index, layer in enumerate(where):
             mixer = text.layers[layer].mixer
             group = heads // mixer["key"].shape[1]
@@ -92,6 +95,31 @@ def test_sums_are_those_of_a_loop_over_tokens(model, texts, every, pairs):
     assert_says(found, reference([text for _, text in texts], every, pairs))
 
 
+STORED, ASKED = set(range(0, 280, 3)), set(range(0, 280, 2))
+
+
+@pytest.mark.parametrize(("every", "pairs"), [(1, 1), (3, 2)])
+def test_pairs_of_some_tokens_after_some_tokens(model, texts, every, pairs):
+    ids = {text.number: tokens.tolist() for tokens, text in texts}
+
+    def feed(model, seen):
+        for tokens, text in texts:
+            with seen.label("ab"[text.label[0]]):
+                model(tokens[None])
+
+    found = recorded(model, feed, Retention(every=every, pairs=pairs, stored=STORED, asked=ASKED))["retention"]
+    chosen = [lambda token, text, wanted=wanted: ids[text.number][token] in wanted for wanted in (STORED, ASKED)]
+    assert_says(found, reference([text for _, text in texts], every, pairs, *chosen))
+    assert json.loads(found.attrs["sample"])["asked"] == sorted(ASKED)
+
+
+def test_tokens_that_never_come_are_asked_nothing(small, text):
+    """None stored: as many states asked, of no pair. None asked: nothing measured."""
+    for stored, asked, tokens in ((None, [299], 0), ([299], None, 9)):
+        found = recorded(small, one_by_one([text(9)]), Retention(every=1, stored=stored, asked=asked))["retention"]
+        assert (found["tokens"].sum(), found["pairs_by_distance"].sum()) == (tokens, 0)
+
+
 POOL = torch.randint(1, 280, (6, 60), generator=torch.Generator().manual_seed(3))
 
 
@@ -100,10 +128,11 @@ POOL = torch.randint(1, 280, (6, 60), generator=torch.Generator().manual_seed(3)
     lengths=st.lists(st.integers(1, 60), min_size=1, max_size=4),
     widths=st.lists(st.integers(1, 9), min_size=1, max_size=5),
     sizes=st.sampled_from([(1, 1), (3, 2), (16, 4)]),
+    stored=st.sampled_from([None, STORED]),
 )
-def test_any_pieces_of_any_batch_say_what_the_whole_says(small, lengths, widths, sizes):
+def test_any_pieces_of_any_batch_say_what_the_whole_says(small, lengths, widths, sizes, stored):
     texts = [POOL[row, :length] for row, length in enumerate(lengths)]
-    probes = [Retention(every=sizes[0], pairs=sizes[1]) for _ in range(3)]
+    probes = [Retention(every=sizes[0], pairs=sizes[1], stored=stored) for _ in range(3)]
     whole = recorded(small, one_by_one(texts), probes[0])
     assert_same(recorded(small, in_pieces(texts, widths), probes[1]), whole)
     assert_same(recorded(small, padded(texts, "right"), probes[2]), whole)
@@ -200,3 +229,16 @@ def test_memory_does_not_grow_with_the_text(small, text):
 def test_pairs_that_are_none():
     with pytest.raises(BadArgument, match=r"^Retention\(pairs=0\): give a whole number of tokens, 1 or more\.$"):
         Retention(pairs=0)
+
+
+@pytest.mark.parametrize("ids", [[], [-1], [True], "7", 7])
+def test_ids_that_are_none(ids):
+    with pytest.raises(BadArgument, match=rf"^Retention\(stored={re.escape(repr(ids))}\): give ids of tokens"):
+        Retention(stored=ids)
+    with pytest.raises(BadArgument, match=r"^Retention\(asked="):
+        Retention(asked=ids)
+
+
+def test_embeddings_have_no_ids(small, text):
+    with pytest.raises(BadArgument, match="was given inputs_embeds"), watch(small, Retention(stored=[3])):
+        small(inputs_embeds=small.get_input_embeddings()(text(9)[None]))

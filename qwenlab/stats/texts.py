@@ -1,0 +1,71 @@
+"""Scores of texts: their mean, or that of paired differences, with an interval over the texts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import xarray as xr
+
+from qwenlab.errors import BadArgument
+from qwenlab.stats.formulas.paired import expanded_level
+from qwenlab.stats.rounds import Bootstrap
+from qwenlab.stats.source import bounds, described, statistic
+
+
+@statistic
+def over_texts(
+    score: xr.DataArray,
+    *,
+    less: xr.DataArray | None = None,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> xr.Dataset:
+    """The mean over texts of a score, or of how far it is above another score of the same texts.
+
+    score  [..., text], such as `tasks.score(...)["loss"]` or `tasks.recall_accuracy(...)["accuracy"]`
+    less   what to take from it first, text by text and dimension by dimension: the same texts in the same order
+
+    mean           [...], in the units of the score
+    mean_interval  [..., bound]: percentile bootstrap, whole texts drawn with replacement, expanded for few texts
+                   (`formulas.paired.expanded_level`); NaN below two texts. Of a handful it is too short all the same:
+                   it cannot reach beyond the texts' own values. A difference is made before texts are drawn, so that
+                   what a text does to both scores is no part of its error
+    texts          how many
+
+    A score that says its chance (attr chance) keeps it; a difference has none.
+
+    Raises BadArgument for a score without the dimension text, for `less` of other texts, and for a score that is NaN.
+    """
+    how = Bootstrap(level, resamples, seed, "texts")
+    for name, each in (("score", score), ("less", less)):
+        if each is not None and not (isinstance(each, xr.DataArray) and "text" in each.dims):
+            raise BadArgument(f"over_texts({name}=...): give a DataArray with the dimension 'text', one value a text.")
+    if less is not None and less.sizes["text"] != score.sizes["text"]:
+        raise BadArgument(
+            f"over_texts(less=...) is of {less.sizes['text']} texts, the score of {score.sizes['text']}: "
+            "give scores of the same texts, in the same order."
+        )
+    values = (score if less is None else score - less).transpose(..., "text")
+    texts, flat = values.sizes["text"], values.values.reshape(-1, values.sizes["text"]).T
+    if np.isnan(flat).any():
+        raise BadArgument(
+            f"over_texts: {int(np.isnan(flat).sum())} scores are NaN.\nLeave those texts out of all scores."
+        )
+    expanded = replace(how, level=expanded_level(level, texts))
+    ends = expanded.interval(
+        np.concatenate([np.ones((texts, 1)), flat], axis=1), lambda sums: sums[..., 1:] / sums[..., :1]
+    )
+    mean = values.mean("text")
+    interval = mean.expand_dims(bound=2, axis=-1).copy(data=ends.reshape(*mean.shape, 2))
+    units, means = str(score.attrs.get("units", "1")), str(score.attrs.get("long_name", "score"))
+    means = means if less is None else f"difference of: {means}"
+    chance = {"chance": score.attrs["chance"]} if less is None and "chance" in score.attrs else {}
+    return xr.Dataset(
+        {
+            "mean": described(mean, units, means, **chance),
+            "mean_interval": bounds(described(interval, units, f"{means}, interval", **how.attrs)),
+            "texts": described(xr.DataArray(texts), "text", "texts"),
+        }
+    )
