@@ -19,6 +19,7 @@ ROOMS = (
     "record",
     "probe",
     "decode",
+    "ablations",
     "stats",
     "plots",
     "widgets",
@@ -28,7 +29,7 @@ ROOMS = (
     "testing",
 )
 
-TENSOR_ROOMS = {"checkpoint", "tasks", "probe", "decode", "testing"}
+TENSOR_ROOMS = {"checkpoint", "tasks", "probe", "decode", "ablations", "testing"}
 ALLOWED_IN = {
     "torch": TENSOR_ROOMS,
     "transformers": TENSOR_ROOMS,

@@ -1,0 +1,140 @@
+"""Layers that are given back: not one bit of the logits changes, and none of them runs."""
+
+import json
+
+import pytest
+import torch
+
+import qwenlab as ql
+from qwenlab import probe
+from qwenlab.ablations.prefix import given_back, outputs_of_layers
+from qwenlab.ablations.sweep import sweep
+from qwenlab.ablations.units import units
+from qwenlab.checkpoint.decoder import decoder_of
+from qwenlab.probe.edits.editing import Editing, edit
+from qwenlab.probe.edits.fired import Fired
+
+IDS = torch.randint(1, 250, (3, 21), generator=torch.Generator().manual_seed(0))
+MASK = torch.ones_like(IDS)
+MASK[1, 13:] = 0
+
+
+def kinds(taken):
+    """Edits by name, with the first layer that each of them changes."""
+    return {
+        "zero": (2, [probe.zero("layers.2.mixer")]),
+        "heads": (3, [probe.zero("layers.3.mixer.heads", heads=[1])]),
+        "some positions": (1, [probe.zero("layers.1.mlp", positions=[3, 4])]),
+        "scale": (1, [probe.scale("layers.1.residual", by=0.5)]),
+        "mean": (2, [probe.mean("layers.2.mixer", over=taken)]),
+        "resample": (2, [probe.resample("layers.2.mixer", of=taken, seed=3)]),
+        "noise": (3, [probe.noise("layers.3.mixer", seed=1)]),
+        "identity": (1, [probe.identity([1, 2])]),
+        "patch": (2, [probe.patch("layers.2.mixer", of=taken, positions=[0, 2])]),
+        "set_gate": (1, [probe.set_gate("layers.1.mixer.decay", to=1.0)]),
+        "output gate": (3, [probe.set_gate("layers.3.mixer.gate", to=1.0)]),
+        "freeze_state": (2, [probe.freeze_state(4, layers=[2])]),
+        "reset_state": (1, [probe.reset_state(8, layers=[1, 2])]),
+        "no_conv": (1, [probe.no_conv(layers=[1])]),
+        "no_key_removal": (2, [probe.no_key_removal(layers=[2])]),
+        "window": (3, [probe.window(4)]),
+        "no_sink": (3, [probe.no_sink()]),
+        "several": (1, [probe.zero("layers.3.mixer"), probe.noise("layers.1.mlp")]),
+        "the first layer": (0, [probe.zero("layers.0.mixer")]),
+        "experts": (2, [probe.mask_experts([1, 4], layers=[2])]),
+        "top_k": (3, [probe.top_k(1, layers=[3])]),
+        "shuffle_router": (2, [probe.shuffle_router(layers=[2, 3])]),
+        "no_shared_expert": (3, [probe.no_shared_expert(layers=[3])]),
+    }
+
+
+SPARSE = ("experts", "top_k", "shuffle_router", "no_shared_expert")
+NAMES = tuple(kinds(None))
+
+
+@pytest.fixture
+def ran(monkeypatch, checkpoint):
+    """The layers that have run since the list was emptied."""
+    found, layers = [], list(decoder_of(checkpoint.model).layers)
+    forward = type(layers[0]).forward
+
+    def counted(self, *args, **kwargs):
+        found.append(layers.index(self))
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(layers[0]), "forward", counted)
+    return found
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
+def test_bit_for_bit(checkpoint, ran, name):
+    decoder, model = decoder_of(checkpoint.model), checkpoint.model
+    if name in SPARSE and not decoder.layers_with("experts"):
+        pytest.skip("a dense family")
+    with probe.take(model, "layers.2.mixer") as taken:
+        model(IDS.flip(1), use_cache=False)
+    lowest, edits = kinds(taken)[name]
+    how = dict(attention_mask=MASK, use_cache=False)
+    with outputs_of_layers(decoder) as layers:
+        clean = model(IDS, **how).logits
+    with edit(model, *edits):
+        whole = model(IDS, **how).logits
+    assert not torch.equal(whole, clean)
+    del ran[:]
+    with edit(model, *edits) as editing, given_back(decoder, editing, layers) as skipped:
+        again = model(IDS, **how).logits
+    assert torch.equal(again, whole)
+    assert skipped == lowest
+    assert ran == list(range(lowest, 4))
+    assert torch.equal(model(IDS, **how).logits, clean)
+    assert not any("_call_impl" in vars(layer) for layer in decoder.layers)
+
+
+def test_an_edit_that_does_not_say_where_it_is_gives_nothing_back(moe):
+    editing = Editing(moe.model, [probe.zero("layers.2.mixer")])
+    editing.fired = {"one": [Fired("layers.2.mixer")], "two": [Fired("layers.12.mixer, its delta rule")]}
+    with given_back(decoder_of(moe.model), editing, dict.fromkeys(range(4))) as skipped:
+        assert skipped == 2
+    editing.fired["three"] = [Fired("the cache")]
+    with given_back(decoder_of(moe.model), editing, {}) as skipped:
+        assert skipped == 0
+
+
+@torch.no_grad()
+def test_layers_in_which_somebody_listens_run(moe, tasks):
+    alone = sweep(moe, units(moe), tasks, progress=False)
+    heard = []
+    layer = decoder_of(moe.model).layers[1].mlp
+    hook = layer.register_forward_hook(lambda *args: heard.append(1))
+    hooked = sweep(moe, units(moe), tasks, progress=False)
+    hook.remove()
+    assert len(heard) == 5  # the plain pass, and one under each edit
+    assert (hooked["loss"] == alone["loss"]).all()
+    assert hooked.attrs["layers_run"] > alone.attrs["layers_run"] == (4 + 3 + 2 + 1) / 16
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["DeltaNet", "Attention", "Routing", "Residual", "Timing", "SoftmaxAttention"])
+def test_inside_a_watch(moe, tasks, name):
+    """The recording is of every pass, those under edits too."""
+    alone = sweep(moe, units(moe, "layer"), tasks, progress=False)
+    with ql.watch(moe, getattr(probe, name)()) as seen:
+        watched = sweep(moe, units(moe, "layer"), tasks, progress=False)
+    assert int(seen.recording().attrs["tokens"]) == 5 * sum(map(len, (t for task in tasks for t in task.tokens)))
+    assert (watched["loss"] == alone["loss"]).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("outer", [probe.scale("layers.1.mlp", by=0.5), probe.window(3)], ids=str)
+def test_inside_another_edit(moe, tasks, outer):
+    with edit(moe, outer):
+        found = sweep(moe, units(moe), tasks, progress=False)
+    assert found.attrs["edits"] == json.dumps([str(outer)])
+    batch = next(ql.tasks.task_batches(moe, tasks))
+    with edit(moe, outer, probe.zero("layers.3.mixer")):
+        scores = ql.tasks.grade(batch, moe.model(**batch.inputs, use_cache=False).logits)
+    assert found["loss"].sel(ablation="mixer 3").values[list(batch.texts)].tolist() == scores["loss"].tolist()
+    with edit(moe, outer):
+        scores = ql.tasks.grade(batch, moe.model(**batch.inputs, use_cache=False).logits)
+    assert found["clean_loss"].values[list(batch.texts)].tolist() == scores["loss"].tolist()
