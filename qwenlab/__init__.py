@@ -10,13 +10,17 @@
     horizon = ql.stats.half_life(recording)
     ql.plots.half_life(horizon)
     recording.save("run.nc")               # and, on any laptop: ql.Recording.open("run.nc")
+    with ql.edit(ckpt.model, ql.probe.zero("layers.3.mixer")):
+        ckpt.model(**inputs)               # without that mixer; afterwards the model is what it was
+    ql.ablations.sweep(ckpt, ql.ablations.units(ckpt), tasks)  # without each mixer in turn, on every task
 
 The folders, in the order in which the data passes them:
 
     checkpoint   a name or a folder -> model, tokenizer, MTP head, anatomy; each part of a layer named alike (`Site`)
     tasks        what is read and scored: texts by domain, recall, losses
-    probe        what is seen of a forward pass inside a `with`
+    probe        what is seen of a forward pass inside a `with`, or changed in it
     decode       draft and verify with the MTP head: exact rollback, rounds, traces
+    ablations    edits of many parts, with matched random controls, scored on tasks; patching by layer and position
     record       the labelled result (`Recording`), its provenance, save and open
     stats        Datasets in, Datasets out; needs no torch
     plots        statistics in, matplotlib figures out

@@ -61,7 +61,7 @@ def profile(
     """Watch a checkpoint read text: a recording, figures, and a table of its layers."""
     done = runs.profile(
         source,
-        _read(text) if text else {domain: tasks.texts(domain, passages) for domain in tasks.DOMAINS},
+        read_texts(text) if text else {domain: tasks.texts(domain, passages) for domain in tasks.DOMAINS},
         out,
         probes=None if probes is None else [name.strip() for name in probes.split(",")],
         max_tokens=max_tokens,
@@ -88,7 +88,7 @@ def acceptance(
     """Draft with the MTP head and verify: is it lossless, how many drafts are accepted, does it pay?"""
     done = runs.acceptance(
         source,
-        _read(text) if text else {domain: tasks.texts(domain, prompts) for domain in tasks.DOMAINS},
+        read_texts(text) if text else {domain: tasks.texts(domain, prompts) for domain in tasks.DOMAINS},
         out,
         depth=depth,
         prompts=prompts,
@@ -119,7 +119,7 @@ def trace(
     dtype: Dtype = None,
 ) -> None:
     """Every draft at every place of texts of any length, in a few parallel passes: kept, and its rates by depth."""
-    files = _read(text)
+    files = read_texts(text)
     traced = runs.trace(source, files, out, depth=depth, window=window, device=device, dtype=dtype)
     agreed = stats.agreement(traced.recording())
     table = Table(
@@ -153,7 +153,7 @@ def demo(
     _report(done.recording, (done.notebook, *done.figures))
 
 
-def _read(files: list[Path]) -> dict[str, str]:
+def read_texts(files: list[Path]) -> dict[str, str]:
     """The text of each file under its name without the ending, or under its path where two names would be the same."""
     stems = [file.stem for file in files]
     return {file.stem if stems.count(file.stem) == 1 else str(file): _text(file) for file in files}

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from qwenlab.cli import checkpoints, experiments, store
+from qwenlab.cli import ablating, checkpoints, experiments, store
 from qwenlab.errors import QwenlabError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ for command in (
     checkpoints.profile,
     checkpoints.acceptance,
     checkpoints.trace,
+    ablating.ablate,
     checkpoints.demo,
     experiments.run,
 ):

@@ -1,4 +1,5 @@
 # The functions `record`, `run`, `find` and `compare` hide the modules they live in.
+from .ablating import Ablated as Ablated, ablate as ablate
 from .accepting import Acceptance as Acceptance, acceptance as acceptance, trace as trace
 from .demo import Demo as Demo, demo as demo
 from .profiling import Profile as Profile, profile as profile

@@ -1,3 +1,6 @@
+from .ablated_acceptance import ablated_acceptance as ablated_acceptance
+from .ablation_findings import ablation_findings as ablation_findings, ablation_table as ablation_table
+from .ablations import ablations as ablations
 from .acceptance import acceptance as acceptance, by_depth as by_depth
 from .agreement import agreement as agreement
 from .attention import attention_distance as attention_distance
@@ -11,10 +14,13 @@ from .experts import (
     unused_experts as unused_experts,
 )
 from .layers import layer_table as layer_table
+from .losses import losses as losses
 from .maps import attention_map as attention_map
 from .openness import gates as gates
+from .patching import patching as patching
 from .reach import reach as reach
 from .residual import residual as residual
+from .retrieval import retrieval as retrieval
 from .routing import coactivation as coactivation, layer_overlap as layer_overlap, routing as routing
 from .specialisation import specialisation as specialisation
 from .speedup import speedup as speedup
@@ -24,3 +30,4 @@ from .states import (
     state_precision as state_precision,
     state_rank as state_rank,
 )
+from .texts import over_texts as over_texts

@@ -16,6 +16,7 @@ from qwenlab.testing.ledgers import made_ledger
 from qwenlab.testing.maps import made_maps
 from qwenlab.testing.recordings import made_recording
 from qwenlab.testing.states import made_states
+from qwenlab.testing.sweeps import made_ablated_acceptance, made_patching, made_sweep
 from qwenlab.testing.traces import made_trace
 
 BY_NODE = {
@@ -33,25 +34,44 @@ BY_NODE = {
     "residual": ["residual"],
     "timing": ["time_by_kind"],
     "memory": ["memory"],
-    "implicit_attention": ["reach", "attention_map"],
+    "implicit_attention": ["reach", "attention_map", "retrieval"],
     "softmax_attention": ["reach"],
     "deltastate": ["state_rank", "state_growth"],
     "retention": ["retention"],
     "state_precision": ["state_precision"],
     "rounds": ["acceptance", "by_depth", "calibration", "speedup"],
     "trace": ["agreement"],
+    "ablations": ["ablations"],
+    "ablated_acceptance": ["ablated_acceptance"],
+    "patching": ["patching"],
 }
 NEEDS_MORE = {
     "by_depth": lambda source: stats.by_depth([source]),
     "speedup": lambda source: stats.speedup(source, COSTS),
     "attention_map": lambda source: stats.attention_map(source, layer=0, head=0),
+    "retrieval": lambda source: stats.retrieval(source, QUESTIONS),
 }
 WIDTHS = np.arange(1, 6)
 COSTS = xr.Dataset(
     {"plain_step": 1.0, "verify_step": ("width", 1 + WIDTHS / 10), "draft_step": 0.1, "rollback": 0.05},
     {"width": WIDTHS},
 )
-OF_BOTH_KINDS = ("gates", "reach", "attention_map")  # of one node or of two, whichever were recorded
+QUESTIONS = xr.Dataset(
+    {
+        "text": ("question", [0, 0]),
+        "query": ("question", [4, 6]),
+        "asked": ("question", [1, 0]),
+        "value": (("question", "pair"), [[0, 2], [0, 2]]),
+    }
+)
+OF_BOTH_KINDS = ("gates", "reach", "attention_map", "retrieval")  # of one node or of two, whichever were recorded
+OF_OTHERS = (
+    "expert_union",
+    "ablation_findings",
+    "ablation_table",
+    "losses",
+    "over_texts",
+)  # not of a recording's nodes
 CASES = [(node, name) for node, names in BY_NODE.items() for name in names]
 
 
@@ -60,7 +80,8 @@ def recording():
     made = made_recording()
     maps = made_maps().recording
     nodes = {name: each[name] for each in (made, maps, made_states().recording) for name in each}
-    nodes |= {"rounds": made_ledger(), "trace": made_trace()}
+    nodes |= {"rounds": made_ledger(), "trace": made_trace(), "ablations": made_sweep(layers=2, controls=1)}
+    nodes |= {"ablated_acceptance": made_ablated_acceptance(layers=2), "patching": made_patching(layers=4)}
     return Recording(nodes, made.attrs)
 
 
@@ -70,7 +91,7 @@ def call(name, source):
 
 
 def test_every_public_statistic_is_tried_here():
-    assert {name for _, name in CASES} | {"layer_table", "expert_union"} == set(stats.__all__)
+    assert {name for _, name in CASES} | {"layer_table"} | set(OF_OTHERS) == set(stats.__all__)
 
 
 def test_names_stay_functions_when_their_files_are_imported_first():
@@ -89,7 +110,7 @@ def test_a_recording_and_its_node_give_the_same(node, name, recording):
     assert json.loads(told.attrs["sample"]) == {}
 
 
-@pytest.mark.parametrize("name", sorted({*stats.__all__} - {"expert_union"}))
+@pytest.mark.parametrize("name", sorted({*stats.__all__} - set(OF_OTHERS)))
 def test_every_number_says_its_units_and_meaning(name, recording):
     told = call(name, recording)
     for variable in told.data_vars.values():

@@ -1,0 +1,165 @@
+"""Differences paired by text: tests by flipping their signs, their correction, the ranks they allow, intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from scipy import stats
+
+TINY = 1e-9
+"""Differences up to this are arithmetic's: equal scores, summed in another order."""
+
+_BLOCK = 4096  # draws at a time
+_SLACK = 1 - 1e-9  # sums that are equal but for rounding count as equal
+
+
+def sign_flips(texts: int, draws: int, seed: int) -> Iterator[np.ndarray]:
+    """Signs [draw, text] in blocks, the first row all +1: every pattern if those are no more than `draws`, else random.
+
+    Patterns that differ in all signs give sums that differ in their sign alone, so the first text keeps its own.
+    """
+    if texts <= 31 and 2 ** (texts - 1) <= draws:
+        bits = np.arange(2 ** (texts - 1))[:, None] >> np.arange(texts - 1) & 1
+        yield np.concatenate([np.ones((len(bits), 1)), 1.0 - 2 * bits], axis=1)
+        return
+    rng = np.random.default_rng(seed)
+    for start in range(0, draws, _BLOCK):
+        signs = 1.0 - 2 * rng.integers(0, 2, (min(_BLOCK, draws - start), texts))
+        if start == 0:
+            signs[0] = 1
+        yield signs
+
+
+def flip_p(difference: np.ndarray, *, draws: int, seed: int) -> np.ndarray:
+    """Two-sided p [unit] of differences [unit, text] that are as likely to have the other sign, text by text.
+
+    The share of sign patterns under which the sum is at least as far from 0 (Fisher 1935, The Design of Experiments,
+    section 21): exact where all 2^(texts - 1) are gone through; else of random ones, the observed among them, so that
+    p is never 0 and never too small (Phipson and Smyth 2010, doi:10.2202/1544-6115.1585). The null is symmetry
+    about 0, so that nothing is assumed of the spread, and with few texts p cannot be small: 2^(1 - texts) at least.
+    """
+    values = _cut(difference)
+    least = _SLACK * np.abs(values.sum(axis=1))
+    hits, count = np.zeros(len(values)), 0
+    for signs in sign_flips(values.shape[1], draws, seed):
+        hits += (np.abs(signs @ values.T) >= least).sum(axis=0)
+        count += len(signs)
+    return hits / count
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """p-values of any shape, adjusted for their number (Holm 1979, Scand. J. Statist. 6:65); NaN does not count.
+
+    Of m, the i-th smallest is multiplied by m - i + 1, and none is below a smaller one's. Rejecting those at most alpha
+    makes a false rejection with probability alpha at most, however the tests depend on each other.
+    """
+    out = np.full(p.shape, np.nan)
+    known = np.flatnonzero(~np.isnan(p))
+    order = known[np.argsort(p.ravel()[known], kind="stable")]
+    times = np.arange(len(order), 0, -1)
+    out.ravel()[order] = np.minimum(1, np.maximum.accumulate(times * p.ravel()[order]))
+    return out
+
+
+def max_p(difference: np.ndarray, *, draws: int, seed: int) -> np.ndarray:
+    """As `flip_p`, corrected for the number of units by the largest of them: [unit]; 1 where all differences are 0.
+
+    A unit's statistic is |sum| / root of the sum of squares; p is the share of sign patterns, flipped for all units at
+    once, under which the largest statistic of any unit is at least that (Westfall and Young 1993: the single-step
+    maximum). It knows how units hang together, and with few texts it can be as small as `flip_p`, however many units.
+    """
+    values = _cut(difference)
+    size = np.sqrt((values**2).sum(axis=1))
+    scaled = values[size > 0] / size[size > 0, None]
+    least, hits, count = _SLACK * np.abs(scaled.sum(axis=1)), np.zeros(len(scaled)), 0
+    for signs in sign_flips(values.shape[1], draws, seed):
+        most = np.abs(signs @ scaled.T).max(axis=1, initial=0)
+        hits += len(most) - np.searchsorted(np.sort(most), least)
+        count += len(signs)
+    p = np.ones(len(values))
+    p[size > 0] = hits / count
+    return p
+
+
+def larger(values: np.ndarray, *, level: float, draws: int, seed: int) -> np.ndarray:
+    """Of units [unit, text], which have a mean that is surely larger than which: bool [unit, than unit].
+
+    Simultaneous: with probability `level` no pair at all is told apart, or put in order, wrongly. A pair's statistic is
+    |sum of its differences| / root of the sum of their squares; it is held to the maximum of that over all pairs when
+    the signs of whole texts are flipped (Westfall and Young 1993, Resampling-Based Multiple Testing: the single-step
+    maximum). Time and memory grow with the square of the number of units.
+    """
+    signs = np.concatenate(list(sign_flips(values.shape[1], draws, seed)))
+    sums, units = signs @ values.T, len(values)
+    statistic, most = np.zeros((units, units)), np.zeros(len(signs))
+    for unit in range(units - 1):
+        apart = _cut(values[unit] - values[unit + 1 :])
+        size = np.sqrt((apart**2).sum(axis=1))
+        some = size > 0
+        statistic[unit, unit + 1 :][some] = apart.sum(axis=1)[some] / size[some]
+        flipped = np.abs(sums[:, unit, None] - sums[:, unit + 1 :][:, some]) / size[some]
+        most = np.maximum(most, flipped.max(axis=1, initial=0))
+    statistic -= statistic.T
+    at_least = len(most) - np.searchsorted(np.sort(most), _SLACK * np.abs(statistic))
+    return (statistic > 0) & (at_least / len(most) < 1 - level)
+
+
+def rank_bounds(above: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First and last rank [unit] that each unit can have, 1 for the largest, of `larger`.
+
+    1 + the number of units surely larger, and the number of units - those surely smaller: simultaneous confidence sets
+    of all ranks (Mogstad, Romano, Shaikh and Wilhelm 2024, Inference for Ranks, Rev. Econ. Stud. 91:476).
+    """
+    return 1 + above.sum(axis=0), len(above) - above.sum(axis=1)
+
+
+def expanded_level(level: float, texts: int) -> float:
+    """The level at which a percentile bootstrap of a mean of so few texts covers as often as `level` says.
+
+    The percentiles of the normal distribution at which Student's interval, with its unbiased spread, would end: the
+    expanded percentile interval of Hesterberg 2015 (doi:10.1080/00031305.2015.1089789).
+    """
+    if texts < 2:
+        return level
+    reach = np.sqrt(texts / (texts - 1)) * stats.t.ppf(0.5 + level / 2, texts - 1)
+    return float(min(1 - 2 * stats.norm.sf(reach), np.nextafter(1, 0)))
+
+
+def mean_reach(values: np.ndarray, level: float) -> float:
+    """Half of Student's interval of the mean of values that were drawn at random; NaN for fewer than two."""
+    if len(values) < 2:
+        return np.nan
+    return float(stats.t.ppf(0.5 + level / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def beyond_p(beyond: np.ndarray, controls: np.ndarray) -> float:
+    """Two-sided p that a unit has another mean than the population its controls were drawn from; NaN below two of each.
+
+    beyond    [text]     its values less the mean of its controls', text by text
+    controls  [control]  means of these
+
+    Welch's t (1947, Biometrika 34:28) with Satterthwaite's degrees of freedom, of two sources of error: texts, and
+    which controls were drawn.
+    """
+    if len(beyond) < 2 or len(controls) < 2:
+        return np.nan
+    mean = _cut(beyond).mean()
+    errors = np.array([_cut(beyond).var(ddof=1) / len(beyond), controls.var(ddof=1) / len(controls)])
+    if not errors.sum() > TINY**2:
+        return float(mean == 0)
+    freedom = errors.sum() ** 2 / (errors**2 / [len(beyond) - 1, len(controls) - 1]).sum()
+    return float(2 * stats.t.sf(np.abs(mean) / np.sqrt(errors.sum()), freedom))
+
+
+def widened(estimate: np.ndarray, interval: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """An interval [..., bound] around an estimate [...], once an independent error of this reach [...] comes to it.
+
+    Distances from the estimate add up in squares (MOVER: Zou and Donner 2008, doi:10.1002/sim.3095).
+    """
+    low = estimate - np.hypot(estimate - interval[..., 0], reach)
+    return np.stack([low, estimate + np.hypot(interval[..., 1] - estimate, reach)], axis=-1)
+
+
+def _cut(difference: np.ndarray) -> np.ndarray:
+    return np.where(np.abs(difference) > TINY, difference, 0.0)

@@ -1,0 +1,111 @@
+"""Which patched value brings back the source's answer: effects by site and position, over pairs of texts."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from qwenlab.errors import NothingMeasured
+from qwenlab.stats.formulas import paired
+from qwenlab.stats.harm import DRAWN, FACTS, as_objects
+from qwenlab.stats.rounds import Bootstrap, bootstrap, said
+from qwenlab.stats.source import Source, read, statistic
+
+_NEEDS = ("logprob", "source_logprob", "target_logprob", "source_token", "target_token", "layer", "kind")
+_EFFECT = "rise of the log-probability of the source's answer"
+
+
+@statistic
+def patching(source: Source, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> xr.Dataset:
+    """How much of the source's answer each patched value brings back, by [site, position].
+
+    effect    mean over pairs of logprob - target_logprob, nat: positive where the value speaks for the source's answer
+    total     mean over pairs of source_logprob - target_logprob, nat: the effect of putting in the whole source
+    restored  effect / total, a ratio of means, not a mean of ratios: 0 as in the target, 1 as in the source, and not
+              bound to lie between (Zhang and Nanda 2024, arXiv:2309.16042, of log-probabilities). NaN where total is
+              not surely above 0: the source's answer is no likelier after the source, and there is nothing to restore
+    p_max     two-sided, by flipping the signs of whole pairs, corrected for all sites and positions by the largest of
+              them (`formulas.paired.max_p`); 2^(1 - pairs) at least
+    stands    p_max < 1 - level
+
+    Coordinates: layer, kind and part (mixer, residual, ...) by site; source_token and target_token by position, where
+    all pairs have the same there, else ""; differs, whether they differ in any pair.
+
+    level  of the intervals, <name>_interval: percentile bootstrap, whole pairs drawn with replacement, expanded for few
+           pairs (`formulas.paired.expanded_level`). NaN below two pairs
+
+    Raises BadArgument, MissingVariable, and NothingMeasured where nothing was patched or a log-probability is NaN or
+    infinite.
+    """
+    how = Bootstrap(level, resamples, seed, DRAWN.replace("texts", "pairs"))
+    data = read(source, "patching", *_NEEDS)
+    patched = data["logprob"].transpose("site", "position", "pair").values.astype(np.float64)
+    whole, before = (data[f"{name}_logprob"].values.astype(np.float64) for name in ("source", "target"))
+    _check(patched, whole, before)
+    (sites, positions, pairs), apart = patched.shape, whole - before
+    effects = (patched - before).reshape(-1, pairs)
+    total = apart.mean()
+    expanded = replace(how, level=paired.expanded_level(level, pairs))
+    ends = expanded.interval(np.concatenate([effects, apart[None]]).T, lambda sums: sums / pairs)
+    known = total > 0 and not ends[-1, 0] <= 0
+    ratio = expanded.interval(np.concatenate([effects, apart[None]]).T, lambda sums: sums[..., :-1] / sums[..., -1:])
+    p = paired.max_p(effects, draws=max(resamples, int(np.ceil(20 / (1 - level)))), seed=seed)
+    found: dict[str, tuple[np.ndarray, np.ndarray | None, str, str]] = {
+        "effect": (effects.mean(axis=1), ends[:-1], "nat", _EFFECT),
+        "restored": (
+            np.where(known, effects.mean(axis=1) / total, np.nan),
+            np.where(known, ratio, np.nan),
+            "1",
+            "share restored",
+        ),
+        "p_max": (p, None, "1", "p, by flipping the signs of pairs, corrected for all sites and positions"),
+        "stands": (p < 1 - level, None, "1", "differs from the target"),
+    }
+    variables = bootstrap("total", total, ends[-1], (), "nat", f"{_EFFECT}, of the whole source", {}, how)
+    for name, (values, interval, units, means) in found.items():
+        shaped, dims = values.reshape(sites, positions), ("site", "position")
+        if interval is None:
+            variables[name] = said(shaped, dims, units, means, {})
+        else:
+            variables |= bootstrap(name, shaped, interval.reshape(sites, positions, 2), dims, units, means, {}, how)
+    facts = {name: data.attrs[name] for name in (*FACTS, "heads") if name in data.attrs}
+    tests = {"pairs": pairs, "hypotheses": len(effects), "sample": "{}"}
+    return xr.Dataset(variables, _coordinates(data)).assign_attrs(facts | tests | how.attrs)
+
+
+def _check(patched: np.ndarray, whole: np.ndarray, before: np.ndarray) -> None:
+    if not patched.size:
+        raise NothingMeasured(
+            f"Nothing was patched: sites, positions and pairs are {list(patched.shape)}.\nGive one of each at least."
+        )
+    wrong = ~np.isfinite(patched).all(axis=(0, 1)) | ~np.isfinite(whole) | ~np.isfinite(before)
+    if wrong.any():
+        raise NothingMeasured(
+            f"Log-probabilities of {int(wrong.sum())} of {len(wrong)} pairs are NaN or infinite, first of pair "
+            f"{int(wrong.argmax())}.\nLook at what the model gives there, or leave the pair out."
+        )
+
+
+def _coordinates(data: xr.Dataset) -> dict[str, Any]:
+    """What sites and positions are."""
+    names = data["site"].values.astype(str)
+    source, target = (
+        data[f"{name}_token"].transpose("pair", "position").values.astype(str) for name in ("source", "target")
+    )
+    shared = {
+        name: [row[0] if len(set(row)) == 1 else "" for row in each.T.tolist()]
+        for name, each in (("source_token", source), ("target_token", target))
+    }
+    return {
+        "site": as_objects(names),
+        "layer": ("site", data["layer"].values),
+        "kind": ("site", as_objects(data["kind"].values)),
+        "part": ("site", np.array([re.sub(r"^layers\.\d+\.", "", name) for name in names], object)),
+        "position": data["position"].variable,
+        **{name: ("position", np.array(tokens, object)) for name, tokens in shared.items()},
+        "differs": ("position", (source != target).any(axis=0)),
+    }
