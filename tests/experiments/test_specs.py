@@ -10,6 +10,14 @@ import qwenlab as ql
 EXPERIMENTS = sorted(file.parent for file in (Path(__file__).parents[2] / "experiments").glob("*/spec.yaml"))
 by_name = pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.name)
 SMALL = {
+    "acceptance-by-layer": (
+        dict(texts_per_domain=2, max_tokens=24, prompts_per_domain=1, prompt_tokens=12, new_tokens=6, trials=1),
+        dict(checkpoint="toy-dense"),
+    ),
+    "functional-ablation": (
+        dict(pairs=[2], texts=2, tokens=24, trials=1, keep=None),
+        dict(checkpoint="toy-dense"),
+    ),
     "horizon-by-length": (dict(tokens=128, every=8), dict(context=64, seed=0, checkpoint="toy-moe")),
     "layers-by-length": (dict(tokens=128, repeats=1, decode_steps=2), dict(context=64, seed=0, checkpoint="toy-moe")),
     "mtp-depth": (
@@ -22,6 +30,8 @@ SMALL = {
 
 def test_they_are_there():
     assert [folder.name for folder in EXPERIMENTS] == [
+        "acceptance-by-layer",
+        "functional-ablation",
         "horizon-by-length",
         "layers-by-length",
         "mtp-depth",
