@@ -12,7 +12,7 @@ from qwenlab.checkpoint.site import find_sites, sites
 from qwenlab.errors import AmbiguousModel, BadArgument, NotAHybrid, UnknownSite
 from qwenlab.testing.models import tiny_model
 
-MIXER = ["mixer", "mixer.query", "mixer.key", "mixer.value", "mixer.gate"]
+MIXER = ["mixer", "mixer.query", "mixer.key", "mixer.value", "mixer.heads", "mixer.gate"]
 GATES = ["mixer.beta", "mixer.decay"]
 SPARSE = ["router", "experts", "shared_expert"]
 REST = ["mlp", "residual"]
@@ -108,6 +108,7 @@ def test_what_a_site_says_of_its_value(moe):
     assert by_word[DELTANET, "mixer.value"] == ((*token, "head", "channel"), "1")
     assert by_word[ATTENTION, "mixer.value"] == ((*token, "key_head", "channel"), "1")
     assert by_word[ATTENTION, "mixer.query"] == by_word[DELTANET, "mixer.value"]
+    assert by_word[DELTANET, "mixer.heads"] == by_word[ATTENTION, "mixer.heads"] == by_word[DELTANET, "mixer.value"]
     assert by_word[DELTANET, "mixer.query"] == by_word[DELTANET, "mixer.key"] == by_word[ATTENTION, "mixer.key"]
     assert by_word[DELTANET, "mixer.query"] == ((*token, "key_head", "channel"), "1")
     assert by_word[ATTENTION, "mixer.gate"] == by_word[DELTANET, "mixer.gate"] == ((*token, "head", "channel"), "logit")
@@ -129,7 +130,7 @@ def test_a_sites_own_name_finds_it_alone(moe, data):
     ("layers.[02].mlp", ["layers.0.mlp", "layers.2.mlp"]),
     ("layers.3.*", ["layers.3.mixer", *(f"layers.3.{word}" for word in SPARSE + REST)]),
     ("layers.*.mixer.beta", ["layers.0.mixer.beta", "layers.1.mixer.beta", "layers.2.mixer.beta"]),
-    ("layers.1.mixer.?e*", ["layers.1.mixer.key", "layers.1.mixer.beta", "layers.1.mixer.decay"]),
+    ("layers.1.mixer.?e*", ["layers.1.mixer.key", "layers.1.mixer.heads", "layers.1.mixer.beta", "layers.1.mixer.decay"]),
 ])  # fmt: skip
 def test_a_star_stands_within_two_dots(moe, pattern, found):
     assert names(find_sites(moe, pattern)) == found
@@ -200,8 +201,8 @@ def unknown(model, pattern, kind=None):
 def test_a_place_that_only_the_other_mixer_has(moe):
     assert unknown(moe, "layers.3.mixer.decay") == (
         "no site matches 'layers.3.mixer.decay'. Under layers.3. there is:\n"
-        "  full_attention (3): mixer, mixer.query, mixer.key, mixer.value, mixer.gate, router, experts, shared_expert, "
-        "mlp, residual\n"
+        "  full_attention (3): mixer, mixer.query, mixer.key, mixer.value, mixer.heads, mixer.gate, router, experts, "
+        "shared_expert, mlp, residual\n"
         "mixer.decay is at layers 0, 1, 2: write layers.N.mixer.decay."
     )
 
