@@ -20,10 +20,10 @@ demo: $(INSTALLED) ## run notebooks/10_layers on toy-moe; results in runs/demo
 	.venv/bin/qwenlab demo
 
 test: $(INSTALLED) ## the tests, without the slow and the remote ones
-	$(RUN) -m pytest -m "not slow and not remote" -n $(JOBS)
+	$(RUN) -m pytest -m "not slow and not remote" -n $(JOBS) --dist worksteal
 
 slow: $(INSTALLED) ## the slow tests
-	$(RUN) -m pytest -m "slow and not remote"
+	$(RUN) -m pytest -m "slow and not remote" -n $(JOBS) --dist worksteal
 
 remote: $(INSTALLED) ## the tests of Ray, object stores, MLflow and lm-evaluation-harness, with servers of their own on this machine
 	$(RUN) -m pip install --quiet -c constraints.txt -e '.[ray,s3,mlflow,harness,remote]'
@@ -35,7 +35,7 @@ lint: $(INSTALLED) ## ruff and mypy
 	$(RUN) -m mypy
 
 oldest: .venv-oldest/installed ## the checkpoint, probe and decode tests on the oldest transformers we support
-	.venv-oldest/bin/python -m pytest -m "not slow and not remote" -n $(JOBS) tests/checkpoint tests/probe tests/decode
+	.venv-oldest/bin/python -m pytest -m "not slow and not remote" -n $(JOBS) --dist worksteal tests/checkpoint tests/probe tests/decode
 
 bench: $(INSTALLED) ## what watching costs, as ratios to the bare forward
 	$(RUN) -m pip install --quiet -c constraints.txt -e '.[bench]'

@@ -10,7 +10,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from qwenlab.ablations.ablation import Ablation, check_ablations, coordinates
-from qwenlab.checkpoint.open import Checkpoint
+from qwenlab.checkpoint.open import Checkpoint, refuse_model
 from qwenlab.decode.facts import facts_of
 from qwenlab.decode.scores import acceptance_score
 from qwenlab.probe.edits.editing import edit
@@ -30,6 +30,7 @@ def acceptance(
 
     Raises BadArgument, what `acceptance_score` raises, and what the edits raise.
     """
+    refuse_model(checkpoint)
     check_ablations("acceptance(checkpoint, ablations, texts)", ablations)
     clean = acceptance_score(checkpoint, texts, **how)
     known: dict[str, np.ndarray] = {}  # a control may be the same edits as a unit

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from qwenlab.ablations.prefix import given_back, outputs_of_layers
 from qwenlab.checkpoint.decoder import decoder_of
-from qwenlab.checkpoint.open import Checkpoint
+from qwenlab.checkpoint.open import Checkpoint, refuse_model
 from qwenlab.checkpoint.site import Site, find_sites
 from qwenlab.errors import BadArgument
 from qwenlab.probe.edits.edit import check_heads, indices
@@ -54,6 +54,7 @@ def patching(
     Where the answer comes back, the value holds what tells it (Meng et al. 2022, arXiv:2202.05262). Raises BadArgument
     for texts that are no pairs of one length, and what `find_sites` raises.
     """
+    refuse_model(checkpoint)
     ids = {name: _tokens(checkpoint, texts, name) for name, texts in (("source", source), ("target", target))}
     answers = _ids(answers, "patching(answers=...)")
     _check(checkpoint, ids["source"], ids["target"], answers)

@@ -16,7 +16,7 @@ from qwenlab.ablations.ablation import Ablation, check_ablations, coordinates
 from qwenlab.ablations.kept import BY_TEXT, Kept, key_of
 from qwenlab.ablations.prefix import given_back, outputs_of_layers
 from qwenlab.checkpoint.decoder import Decoder, decoder_of
-from qwenlab.checkpoint.open import Checkpoint
+from qwenlab.checkpoint.open import Checkpoint, refuse_model
 from qwenlab.errors import InterruptedWarning
 from qwenlab.probe.edits.editing import active_edits, edit
 from qwenlab.probe.facts import facts_of_texts, running_on
@@ -61,6 +61,7 @@ def sweep(
     Interrupted, it returns the texts that every ablation has read, with a warning. Raises BadArgument, and what the
     edits raise.
     """
+    refuse_model(checkpoint)
     check_ablations("sweep(checkpoint, ablations, tasks)", ablations)
     check_tasks("sweep", tasks)
     batches = list(task_batches(checkpoint, tasks, batch_size=batch_size))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qwenlab.checkpoint.anatomy import Anatomy
@@ -22,7 +23,7 @@ from qwenlab.checkpoint.source import Source, locate
 from qwenlab.checkpoint.tokenizer import load_tokenizer
 from qwenlab.checkpoint.trunk import check_trunk, load_trunk
 from qwenlab.checkpoint.weights import SMALL, Weights, read_weights
-from qwenlab.errors import NoMtpHead
+from qwenlab.errors import BadArgument, NoMtpHead
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +133,15 @@ def open(
 
     key = (str(source), where.revision, fingerprint(weights), strict, *map(repr, loading.values()))
     return kept.opened(key, read)
+
+
+def refuse_model(given: Any) -> None:
+    """Raise BadArgument for a model where a checkpoint is asked for."""
+    if isinstance(given, nn.Module):
+        raise BadArgument(
+            f"This takes a Checkpoint, with its tokenizer and its facts; got a {type(given).__name__}.\n"
+            "Give what qwenlab.open returned, not its .model."
+        )
 
 
 def _read(

@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from qwenlab.checkpoint.open import Checkpoint
+from qwenlab.checkpoint.open import Checkpoint, refuse_model
 from qwenlab.decode.context import Context
 from qwenlab.decode.contract import FIRST_ROW, Contract, TrunkStates, states_of
 from qwenlab.decode.diagnosis import MEASURES, Verdict, finding, judged, judged_draft, ranked, setting_verdict, untold
@@ -105,6 +105,7 @@ def audit(
 
     Raises NoMtpHead, BadPrompt, and BadArgument for a depth or level that cannot be, or too few texts.
     """
+    refuse_model(checkpoint)
     head = checkpoint.require_mtp()
     assumed = Contract() if contract is None else contract
     checked_depth(depth, context_of(checkpoint))

@@ -13,7 +13,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from qwenlab.checkpoint.open import Checkpoint
+from qwenlab.checkpoint.open import Checkpoint, refuse_model
 from qwenlab.decode.decoding import Decoding, Drafting, Settings
 from qwenlab.decode.facts import facts_of
 from qwenlab.decode.policies import Policy
@@ -110,6 +110,7 @@ def generate(
     Interrupted, it returns what was made until then, with a warning. Raises NoMtpHead, BadPrompt, BadPolicy,
     CannotRollBack and BadArgument.
     """
+    refuse_model(checkpoint)
     head = checkpoint.require_mtp()
     room = context_of(checkpoint)
     texts = encoded(checkpoint, prompts, max_new_tokens)

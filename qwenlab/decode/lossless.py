@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from qwenlab.checkpoint.open import Checkpoint
+from qwenlab.checkpoint.open import Checkpoint, refuse_model
 from qwenlab.decode.decoding import Decoding, Settings
 from qwenlab.decode.policies import Policy
 from qwenlab.decode.prompts import Prompt, checked_depth, context_of, encoded, end_tokens_of
@@ -133,6 +133,7 @@ def check_lossless(
 
     Raises NoMtpHead, BadPrompt, BadArgument.
     """
+    refuse_model(checkpoint)
     head = checkpoint.require_mtp()
     judge = rule_of(rule, 0.0)
     room = context_of(checkpoint)

@@ -14,7 +14,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from qwenlab.checkpoint.decoder import Decoder
-from qwenlab.checkpoint.open import Checkpoint
+from qwenlab.checkpoint.open import Checkpoint, refuse_model
 from qwenlab.decode.context import Context
 from qwenlab.decode.decoding import Decoding, Settings
 from qwenlab.decode.drafter import Drafter
@@ -57,6 +57,7 @@ def step_times(
 
     Raises NoMtpHead, BadPrompt and BadArgument.
     """
+    refuse_model(checkpoint)
     head = checkpoint.require_mtp()
     checked_depth(depth, context_of(checkpoint))
     (tokens,) = encoded(checkpoint, text if isinstance(text, str) else [text], 1)

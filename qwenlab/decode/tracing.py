@@ -13,7 +13,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from qwenlab.checkpoint.mtp import MtpHead
-from qwenlab.checkpoint.open import Checkpoint
+from qwenlab.checkpoint.open import Checkpoint, refuse_model
 from qwenlab.decode.chains import chains
 from qwenlab.decode.context import Context
 from qwenlab.decode.facts import facts_of
@@ -70,6 +70,7 @@ def trace(
 
     Interrupted, it returns the texts done until then, with a warning. Raises NoMtpHead, BadPrompt and BadArgument.
     """
+    refuse_model(checkpoint)
     head = checkpoint.require_mtp()
     checked_depth(depth, context_of(checkpoint))
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:

@@ -162,6 +162,30 @@ def test_devices_and_implementations_reach_transformers(whole):
     assert ql.open(whole, device_map={"": "cpu"}).facts.device == "cpu"
 
 
+TAKERS = {
+    "mqar": lambda model: ql.tasks.mqar(model, pairs=2),
+    "texts": lambda model: ql.tasks.score(model, ["a text"]),
+    "text_task": lambda model: ql.tasks.text_task(model, ["a text"], name="mine"),
+    "passages": lambda model: ql.tasks.passages(model, "a text"),
+    "measure": lambda model: ql.tasks.measure(model, [ql.tasks.Task("mine", ((1, 2),), ((1,),))]),
+    "sweep": lambda model: ql.ablations.sweep(model, ql.ablations.units(model), []),
+    "acceptance": lambda model: ql.ablations.acceptance(model, ql.ablations.units(model), ["a text"]),
+    "patching": lambda model: ql.ablations.patching(model, ["a"], ["b"], [1]),
+    "generate": lambda model: ql.decode.generate(model, ["a"], depth=1),
+    "trace": lambda model: ql.decode.trace(model, ["a"], depth=1),
+    "check_lossless": lambda model: ql.decode.check_lossless(model, ["a"], depth=1),
+    "audit": lambda model: ql.decode.audit(model, ["a"]),
+    "step_times": lambda model: ql.decode.step_times(model, "a", depth=1),
+}
+
+
+@pytest.mark.parametrize("name", TAKERS)
+def test_a_model_is_no_checkpoint(whole, name):
+    message = r"takes a Checkpoint, .* got a Qwen3_5MoeForCausalLM\.\nGive what qwenlab\.open returned, not its \.model"
+    with pytest.raises(BadArgument, match=message):
+        TAKERS[name](ql.open(whole).model)
+
+
 def test_code_in_the_folder_is_never_run(folder):
     config = json.loads((folder / "config.json").read_text())
     config["auto_map"] = {"AutoModelForCausalLM": "modeling_evil.Evil", "AutoTokenizer": ["modeling_evil.Evil", None]}

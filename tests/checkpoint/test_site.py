@@ -130,7 +130,7 @@ def test_a_sites_own_name_finds_it_alone(moe, data):
     ("layers.[02].mlp", ["layers.0.mlp", "layers.2.mlp"]),
     ("layers.3.*", ["layers.3.mixer", *(f"layers.3.{word}" for word in SPARSE + REST)]),
     ("layers.*.mixer.beta", ["layers.0.mixer.beta", "layers.1.mixer.beta", "layers.2.mixer.beta"]),
-    ("layers.1.mixer.?e*", ["layers.1.mixer.key", "layers.1.mixer.heads", "layers.1.mixer.beta", "layers.1.mixer.decay"]),
+    ("layers.1.mixer.?e*", [f"layers.1.mixer.{word}" for word in ("key", "heads", "beta", "decay")]),
 ])  # fmt: skip
 def test_a_star_stands_within_two_dots(moe, pattern, found):
     assert names(find_sites(moe, pattern)) == found

@@ -17,6 +17,7 @@ def inputs(dense):
     return dense.tokenizer(TEXTS, return_tensors="pt", padding=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [

@@ -28,6 +28,7 @@ EDITED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("each", EDITED.values(), ids=EDITED)
 @pytest.mark.parametrize("rollback", [Replay, Rerun])
 def test_drafted_is_plain_decoding_under_the_same_edit(dense, prompts, each, rollback):

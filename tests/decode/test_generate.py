@@ -89,6 +89,7 @@ def test_an_end_of_text_inside_an_accepted_run(checkpoint, prompts):
     assert last["drafted"] == 4
 
 
+@pytest.mark.slow
 def test_policies_decide_how_many_are_drafted(dense, prompts):
     given = prompts(dense, 1)
     for policy, check in (
@@ -112,6 +113,7 @@ def test_policies_decide_how_many_are_drafted(dense, prompts):
     assert dropped.attrs["policy"] == "Threshold(probability=0.8, drops=True)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["speculative_sampling", "exact_match"])
 def test_sampling_is_repeatable_and_text_by_text(dense, prompts, rule):
     given = prompts(dense, 2)

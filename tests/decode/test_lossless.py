@@ -13,7 +13,9 @@ from qwenlab.errors import BadArgument, NoMtpHead
 from tests.decode import faulty
 
 
-@pytest.mark.parametrize(("name", "depth"), [("toy-moe", 3), ("toy-dense", 1), ("toy-dense", 8)])
+@pytest.mark.parametrize(
+    ("name", "depth"), [pytest.param("toy-moe", 3, marks=pytest.mark.slow), ("toy-dense", 1), ("toy-dense", 8)]
+)
 def test_a_clean_run_is_lossless(name, prompts, depth):
     checkpoint = ql.open(name)
     found = check_lossless(checkpoint, prompts(checkpoint), depth=depth, max_new_tokens=24, progress=False)
@@ -27,6 +29,7 @@ def test_a_clean_run_is_lossless(name, prompts, depth):
     assert "lossless: 48 tokens" in repr(found)
 
 
+@pytest.mark.slow
 def test_snapshot_and_rerun_is_lossless_too(dense, prompts):
     assert check_lossless(dense, prompts(dense), depth=4, max_new_tokens=30, rollback=Rerun, progress=False)
 
@@ -53,6 +56,7 @@ def test_planted_faults_are_named(dense, prompts, fault, component, says):
     assert re.search(says, shown), shown
 
 
+@pytest.mark.slow
 def test_a_lenient_rule_is_named(dense, prompts):
     """It accepts a draft that is the main model's second choice."""
 

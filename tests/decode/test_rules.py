@@ -70,6 +70,7 @@ def agrees(counts: np.ndarray) -> float:
     return float(chisquare(counts.ravel(), expected.ravel() * (counts.sum() / expected.sum())).pvalue)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "sampled"),
     [(SpeculativeSampling(), True), (SpeculativeSampling(), False), (ExactMatch(), True), (ExactMatch(), False)],

@@ -24,6 +24,7 @@ def test_a_cell_that_raised_failed_and_those_after_it_did_not_run(run, tmp_path)
     assert statuses(tmp_path / "question.ipynb") == ["completed", "completed", "failed", "pending"]
 
 
+@pytest.mark.slow
 def test_a_kernel_that_died_completed_nothing_more(run, tmp_path):
     with pytest.raises(KernelDied, match=r"question\.py: the kernel stopped before the notebook ended"):
         run("x = 1", "import os; os._exit(1)", "y = 2", parameters="a = 1")
@@ -31,6 +32,7 @@ def test_a_kernel_that_died_completed_nothing_more(run, tmp_path):
     assert jupytext.read(tmp_path / "question.ipynb").metadata.papermill["exception"] is True
 
 
+@pytest.mark.slow
 def test_a_stop_in_the_middle_is_no_completion(tmp_path):
     """Papermill itself writes that every cell completed after Ctrl-C."""
     source = tmp_path / "slow.py"
@@ -67,6 +69,7 @@ def test_secrets_are_in_no_file(run, tmp_path):
     assert "•••" in (tmp_path / "question.ipynb").read_text()
 
 
+@pytest.mark.slow
 def test_what_is_written_is_whole_at_every_moment(run, tmp_path):
     path = tmp_path / "question.ipynb"
     run(f"import json, pathlib; json.loads(pathlib.Path({str(path)!r}).read_text()); print('whole')", "1")

@@ -71,6 +71,7 @@ def test_each_has_its_seed(run):
     assert printed_by_seed[0] == printed_by_seed[2] != printed_by_seed[1]
 
 
+@pytest.mark.slow
 def test_a_module_beside_the_notebook_is_read_again(two, tmp_path):
     (tmp_path / "helper.py").write_text("value = 1")
     change = f"import helper, pathlib; pathlib.Path({str(tmp_path / 'helper.py')!r}).write_text('value = 22')"

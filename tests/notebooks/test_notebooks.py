@@ -124,6 +124,7 @@ def test_parameters_are_checked(path, tmp_path):
         run_notebook(path, tmp_path, **{known: wrong})
 
 
+@pytest.mark.slow
 def test_the_layers_on_toy_moe(tmp_path):
     small = SMALL["10_layers"]
     executed = run_notebook(FOLDER / "10_layers.py", tmp_path, checkpoint="toy-moe", out=str(tmp_path), **small)

@@ -9,7 +9,7 @@ def traces(model):
     """All that a hook or a wrapper could have changed."""
     modeling = sys.modules[decoder_of(model).family.modeling]
     hooks = {
-        f"{name}.{kind}": dict(value)
+        f"{name}.{kind}": dict(value) if isinstance(value, dict) else value
         for name, module in model.named_modules()
         for kind, value in vars(module).items()
         if "hooks" in kind

@@ -80,6 +80,7 @@ def test_provenance_that_netcdf_cannot_hold_becomes_json():
     }
 
 
+@pytest.mark.slow
 @settings(max_examples=5)
 @given(made_recordings())
 def test_what_is_saved_is_opened_again(tmp_path_factory, case):

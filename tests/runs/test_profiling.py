@@ -15,6 +15,7 @@ def toy():
     return ql.open("toy-moe")
 
 
+@pytest.mark.slow
 def test_leaves_a_recording_and_its_figures(toy, tmp_path):
     done = profile(
         toy, {"code": texts("code", 2), "long": " ".join(texts("prose", 2))}, tmp_path / "new", passages=3, **SMALL

@@ -1,6 +1,7 @@
 """The view in a notebook that papermill runs: its figure stays in the file, and follows what is chosen later."""
 
 import jupytext
+import pytest
 
 from qwenlab.kernels import run_notebook
 
@@ -17,6 +18,7 @@ explorer["layer"].value = 3
 """
 
 
+@pytest.mark.slow
 def test_the_figure_stays_and_follows(tmp_path):
     path = tmp_path / "view.py"
     path.write_text(NOTEBOOK)

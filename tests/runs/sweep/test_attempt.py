@@ -100,6 +100,7 @@ def test_a_retry_is_another_attempt(run, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_record_all_it_should_is_not_finished(run):
     cells = NOTEBOOK.replace("ql.runs.record(loss", "if x > 5: ql.runs.record(loss")
     outcome = run(cells)
@@ -139,6 +140,7 @@ def test_secrets_are_in_no_file_of_a_run(run):
     assert [each.name for each in files if b"hf_secret99" in each.read_bytes()] == []
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_back_changes_no_decision(run, monkeypatch):
     times = iter(f"20{year:02d}-01-01T00:00:00+00:00" for year in range(90, 0, -1))
     monkeypatch.setattr(provenance, "now", lambda: next(times))

@@ -170,6 +170,7 @@ def test_what_a_machine_must_have_is_looked_at_first(experiment, tmp_path):
 
 
 class TestTheCommand:
+    @pytest.mark.slow
     def test_a_dry_run_runs_nothing(self, experiment, tmp_path):
         folder, store = experiment(**SWEEP), tmp_path / "store"
         done = subprocess.run(command("run", folder, "--store", store, "--dry-run"), capture_output=True, text=True)
