@@ -4,10 +4,8 @@ import pytest
 
 import qwenlab as ql
 
-MODELS = ("toy-dense", "toy-moe")
 
-
-@pytest.fixture(scope="session", params=MODELS)
+@pytest.fixture(scope="session", params=["toy-dense", pytest.param("toy-moe", marks=pytest.mark.slow)])
 def checkpoint(request):
     return ql.open(request.param)
 

@@ -34,6 +34,7 @@ def test_snapshot_and_rerun_is_lossless_too(dense, prompts):
     assert check_lossless(dense, prompts(dense), depth=4, max_new_tokens=30, rollback=Rerun, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "component", "says"),
     [

@@ -66,11 +66,13 @@ def test_runs_with_its_parameters_in_its_folder_on_this_python(notebook, tmp_pat
     assert jupytext.read(executed).metadata.papermill.input_path == str(notebook)
 
 
+@pytest.mark.slow
 def test_progress_is_shown(notebook, tmp_path, capfd):
     run_notebook(notebook, tmp_path / "out")
     assert "question: 100%" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seed", "message"), [(10, r"cell \[4\] raised AssertionError: seeds end at nine"), (9, "the kernel stopped")]
 )

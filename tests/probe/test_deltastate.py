@@ -135,6 +135,7 @@ def test_states_in_the_file_are_those_of_a_loop_however_they_are_fed(model, text
 POOL = torch.randint(1, 280, (6, 40), generator=torch.Generator().manual_seed(3))
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=4),

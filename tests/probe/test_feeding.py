@@ -34,6 +34,7 @@ def test_pieces_say_what_the_whole_says(model, texts, widths):
     assert_same_reading(recorded(model, in_pieces(texts, widths)), recorded(model, one_by_one(texts)))
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5),

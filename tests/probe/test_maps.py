@@ -49,6 +49,7 @@ def test_a_padded_batch_says_what_its_texts_say_one_by_one(model, side):
     assert_alike(batched, single)
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=4),

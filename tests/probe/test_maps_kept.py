@@ -70,6 +70,7 @@ def test_block_means_are_means_of_the_whole_map(small, widths):
                 assert np.isnan(got[..., len(means) :]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, dict(queries=[1, 8]), dict(block=3)])
 def test_recordings_merge_and_are_saved(small, text, options, tmp_path):
     texts = [text(length, length) for length in (5, 9, 14, 3, 20)]

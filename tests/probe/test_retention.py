@@ -123,6 +123,7 @@ def test_tokens_that_never_come_are_asked_nothing(small, text):
 POOL = torch.randint(1, 280, (6, 60), generator=torch.Generator().manual_seed(3))
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(
     lengths=st.lists(st.integers(1, 60), min_size=1, max_size=4),

@@ -178,6 +178,7 @@ class TestTheCommand:
         assert "3 points, 3 to run" in " ".join(done.stdout.split())
         assert not store.exists()
 
+    @pytest.mark.slow
     def test_a_misspelt_parameter_is_status_2_with_its_line(self, experiment, tmp_path):
         folder = experiment(parameters={"mod": "well"})
         done = subprocess.run(command("run", folder, "--store", tmp_path / "store"), capture_output=True, text=True)
