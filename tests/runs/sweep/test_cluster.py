@@ -96,7 +96,7 @@ def test_a_point_that_fails_does_not_stop_the_others_and_kernels_stay_warm(clust
     assert failed.point.parameters["x"] == 0 and "ZeroDivisionError" in failed.reason
     assert len(result.of("finished")) == 4 == len(runs.find("doubling", store=store))
     pids = [runs.facts(each.point.name, store=store)["pid"] for each in result.of("finished")]
-    assert len(set(pids)) == 2 and os.getpid() not in pids
+    assert len(set(pids)) <= 2 and os.getpid() not in pids  # of two workers, one may start late and find nothing left
     assert max(each.used["runs_in_kernel"] for each in result.of("finished")) > 1
     assert [each.state for each in runs.run(folder, store=store, on=LOCAL, only={"x": 2}).outcomes] == ["known"]
     assert not list(store.glob(".witness*"))
