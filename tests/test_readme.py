@@ -16,7 +16,11 @@ def test_the_readme_shows_code():
     assert len(BLOCKS) == 5
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=["look", "change", "train", "draft", "compare"])
+@pytest.mark.parametrize(
+    "block",
+    [pytest.param(each, marks=pytest.mark.slow) if "ql.decode" in each else each for each in BLOCKS],
+    ids=["look", "change", "train", "draft", "compare"],
+)
 def test_the_code_runs(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for number in (1, 2):  # what the sweep of the README would have left

@@ -51,6 +51,7 @@ def by_hand(checkpoint, source, target, answers, module, position, heads=None):
     return found
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_it_is_the_slow_loop(checkpoint):
     source, target, answers = pairs(count=2)

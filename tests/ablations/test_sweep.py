@@ -71,6 +71,7 @@ def swept(opened, tasks):
     return ablations, sweep(opened("moe"), ablations, tasks, progress=False)
 
 
+@pytest.mark.slow
 def test_it_is_the_slow_loop(checkpoint, tasks):
     ablations = some(checkpoint)
     found, expected = sweep(checkpoint, ablations, tasks, progress=False), slow(checkpoint, ablations, tasks)

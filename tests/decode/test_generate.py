@@ -22,6 +22,7 @@ def plain(checkpoint, prompt, count):
     return checkpoint.model.generate(inputs, max_new_tokens=count, do_sample=False)[0].tolist()
 
 
+@pytest.mark.slow
 def test_greedy_text_is_that_of_transformers(checkpoint, prompts):
     given = prompts(checkpoint, 1, 24) + prompts(checkpoint, 1, 40, "arithmetic")
     wanted = [plain(checkpoint, prompt, 40) for prompt in given]

@@ -117,6 +117,7 @@ def test_the_strongest_colour_is_the_end_of_the_map(told):
     assert_allclose(rows[3], [3, 0], atol=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [dict(layers=40), dict(layers=8, of=("expert",), slots=64, controls=0), dict(layers=4, of=("head",), slots=8)],

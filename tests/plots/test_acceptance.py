@@ -84,6 +84,7 @@ def heights(ax):
     return {line.get_label(): np.asarray(line.get_ydata()) for line in ax.get_lines()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_no_text_is_cut_off_and_settings_stay(name, told):
     with mpl.rc_context({"font.size": 17.0, "text.parse_math": True}):

@@ -70,6 +70,7 @@ def test_heads_are_named_and_one_pair_has_no_interval():
     assert "[" not in words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layers", "positions"), [(8, 3), (64, 6), (8, 48), (40, 100)])
 def test_nothing_is_cut_off_however_many(layers, positions):
     figure = checked(

@@ -76,6 +76,7 @@ def test_the_two_kinds_have_their_two_colours():
     assert plots.LABELS[ATTENTION] == "attention"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWS)
 def test_a_plot_leaves_settings_and_pyplot_as_they_were(name, told):
     mine = {"font.size": 17.0, "axes.spines.top": True, "text.parse_math": True}
@@ -90,6 +91,7 @@ def test_a_plot_leaves_settings_and_pyplot_as_they_were(name, told):
     assert {text.get_fontsize() for text in ticks} == {8.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWS)
 @pytest.mark.parametrize("size", ["eight layers", "many layers"])
 def test_no_text_is_cut_off_and_every_axis_is_named(name, size, told):
@@ -150,6 +152,7 @@ def test_it_draws_in_axes_that_are_given(name, told):
     assert ax.has_data()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWS)
 def test_a_notebook_without_pyplot_shows_a_picture(name, told):
     assert getattr(plots, name)(told[name])._repr_png_().startswith(b"\x89PNG")

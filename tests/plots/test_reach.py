@@ -154,6 +154,7 @@ def test_what_cannot_be_drawn(maps, told):
         plots.attention_map(maps[0], tokens=["a", "b"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", ["reach", "maps", "named maps"])
 def test_no_text_is_cut_off_and_settings_stay(draw, told, maps):
     before = dict(mpl.rcParams)

@@ -79,6 +79,7 @@ def test_what_cannot_be_drawn(recording):
         plots.retention_by_label(many)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", ["retention", "retention_by_label"])
 @pytest.mark.parametrize("layers", [2, 8, 20])
 def test_no_text_is_cut_off_and_settings_stay(draw, layers):

@@ -93,6 +93,7 @@ def test_rank_without_positions_is_refused(recording):
         plots.state_rank(stats.state_rank(recording, by_position=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWS)
 @pytest.mark.parametrize("layers", [2, 8, 48])
 def test_no_text_is_cut_off_and_settings_stay(name, layers):

@@ -288,6 +288,7 @@ def test_no_ledgers_are_not_compared():
         stats.by_depth([])
 
 
+@pytest.mark.slow
 def test_ten_thousand_prompts_take_seconds():
     rng = np.random.default_rng(0)
     data = made_ledger(texts=4, length=40)

@@ -67,6 +67,7 @@ def slow(node, questions, place, head):
     return np.array(found)
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(pairs=st.lists(st.integers(2, 5), min_size=2, max_size=5), seed=st.integers(0, 2**32 - 1))
 def test_every_number_is_that_of_the_questions(pairs, seed):

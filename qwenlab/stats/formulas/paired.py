@@ -72,7 +72,8 @@ def max_p(difference: np.ndarray, *, draws: int, seed: int) -> np.ndarray:
     values = _cut(difference)
     size = np.sqrt((values**2).sum(axis=1))
     scaled = values[size > 0] / size[size > 0, None]
-    least, hits, count = _SLACK * np.abs(scaled.sum(axis=1)), np.zeros(len(scaled)), 0
+    least = _SLACK * np.abs(scaled.sum(axis=1)) - TINY  # a sum of 0 is one only up to rounding
+    hits, count = np.zeros(len(scaled)), 0
     for signs in sign_flips(values.shape[1], draws, seed):
         most = np.abs(signs @ scaled.T).max(axis=1, initial=0)
         hits += len(most) - np.searchsorted(np.sort(most), least)

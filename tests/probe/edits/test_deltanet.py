@@ -127,6 +127,7 @@ def test_several_at_once(quick, texts):
         fed.close(each, fed.alone(quick, nested, texts[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lengths", [(3, 3), (3, 5), (5, 3), (2, 7)])
 @pytest.mark.parametrize("heads", [None, [1, 3]])
 @pytest.mark.parametrize("nested", [False, True])
@@ -161,6 +162,7 @@ def test_a_layer_has_one_rule(quick, texts):
     fed.assert_by_hand(quick, [other], texts[0], plainly(1, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 2, 5, 24, 63, 64, 100])
 @pytest.mark.parametrize("heads", [None, [0, 3]])
 def test_emptying_costs_no_digits(quick, text, length, heads):

@@ -37,6 +37,7 @@ def loss(outcome: Outcome) -> list[float]:
     return list(read_metrics(Path(outcome.where) / "metrics.parquet")["value"])
 
 
+@pytest.mark.slow
 def test_a_run_that_finished_has_everything_in_its_folder(run):
     outcome = run()
     assert outcome.state == "finished"
