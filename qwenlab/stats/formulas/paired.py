@@ -40,7 +40,7 @@ def flip_p(difference: np.ndarray, *, draws: int, seed: int) -> np.ndarray:
     about 0, so that nothing is assumed of the spread, and with few texts p cannot be small: 2^(1 - texts) at least.
     """
     values = _cut(difference)
-    least = _SLACK * np.abs(values.sum(axis=1))
+    least = _SLACK * np.abs(values.sum(axis=1)) - TINY  # a sum of 0 is one only up to rounding
     hits, count = np.zeros(len(values)), 0
     for signs in sign_flips(values.shape[1], draws, seed):
         hits += (np.abs(signs @ values.T) >= least).sum(axis=0)
@@ -72,7 +72,7 @@ def max_p(difference: np.ndarray, *, draws: int, seed: int) -> np.ndarray:
     values = _cut(difference)
     size = np.sqrt((values**2).sum(axis=1))
     scaled = values[size > 0] / size[size > 0, None]
-    least = _SLACK * np.abs(scaled.sum(axis=1)) - TINY  # a sum of 0 is one only up to rounding
+    least = _SLACK * np.abs(scaled.sum(axis=1)) - TINY
     hits, count = np.zeros(len(scaled)), 0
     for signs in sign_flips(values.shape[1], draws, seed):
         most = np.abs(signs @ scaled.T).max(axis=1, initial=0)

@@ -36,6 +36,7 @@ def scaled(row, signs):
 
 
 @given(units())
+@example(np.array([[1.3, -1.6, 0.3, 0.0]]))
 def test_flip_p_goes_through_all_signs(values):
     assert_allclose(paired.flip_p(values, **HOW), [slow_flip_p(row) for row in values])
 
