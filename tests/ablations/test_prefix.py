@@ -66,6 +66,7 @@ def ran(monkeypatch, checkpoint):
     return found
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", NAMES)
 def test_bit_for_bit(checkpoint, ran, name):

@@ -134,6 +134,7 @@ def test_demo_prints_the_layers_and_the_paths(run, tmp_path):
 
 
 class TestAcceptance:
+    @pytest.mark.slow
     def test_prints_rates_with_their_names_and_leaves_what_it_says(self, run, tmp_path):
         text = tmp_path / "mine.txt"
         text.write_text("\n".join(ql.tasks.texts("code", 2)))

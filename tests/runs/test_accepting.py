@@ -6,6 +6,7 @@ import qwenlab as ql
 from qwenlab.errors import BadArgument
 
 
+@pytest.mark.slow
 def test_a_folder_with_rounds_trace_and_figures(tmp_path):
     texts = {"code": ql.tasks.texts("code", 2), "mine": "\n".join(ql.tasks.texts("prose", 2))}
     found = ql.runs.acceptance(

@@ -129,6 +129,7 @@ def test_as_by_hand(sparse, texts, edits, choose, how):
     assert_mixed(sparse, edits, texts[0], choose, **how)
 
 
+@pytest.mark.slow
 @each_edit
 def test_however_a_text_is_fed(sparse, texts, each):
     fed.assert_same_however_fed(sparse, [each], texts)
