@@ -45,7 +45,7 @@ def ablated_acceptance(statistics: xr.Dataset) -> Figure:
     figure.supylabel(quantity(data["harm"]), fontsize=9)
     shapes = [Line2D([], [], color="0.25", marker=_MARKS[row], linestyle="", label=of) for row, of in enumerate(sorts)]
     kinds = [str(kind) for kind in data["kind"].values]
-    legend_over(figure, [*kind_marks(kinds), *(shapes if len(sorts) > 1 else ()), *verdicts(data)])
+    legend_over(figure, [*kind_marks(kinds), *(shapes if len(sorts) > 1 else ()), *verdicts(data, stroke="_")])
     facts = "".join(f" · {name} {data.attrs[name]}" for name in ("rule", "depth", "text") if name in data.attrs)
     figure.supxlabel(f"bars: {level:.0%} intervals{facts}", x=0.01, ha="left", fontsize=7.5, color="0.35")
     return figure

@@ -56,20 +56,20 @@ def ablation_ranking(statistics: xr.Dataset, task: str | None = None, *, most: i
         ax.grid(axis="x")
     some = "" if shown == count else f"; the first {shown} of {count}"
     left.set_title(f"{here['task'].values}{some}")
-    legend_over(figure, [*kind_marks([str(kind) for kind in here["kind"].values]), *verdicts(data)])
+    legend_over(figure, [*kind_marks([str(kind) for kind in here["kind"].values]), *verdicts(data, stroke="|")])
     words = f"n = {int(here['texts'])} texts · bars: {data.attrs['level']:.0%} intervals"
     figure.supxlabel(words, x=0.01, ha="left", fontsize=7.5, color="0.35")
     return figure
 
 
-def verdicts(data: xr.Dataset) -> list[Line2D]:
-    """Entries of a legend: what filled and hollow marks mean, and grey strokes where there are controls."""
+def verdicts(data: xr.Dataset, *, stroke: str) -> list[Line2D]:
+    """Entries of a legend: what filled and hollow marks mean, and grey strokes, as they are drawn, of controls."""
     marks = [
         Line2D([], [], color="0.25", marker="o", linestyle="", label="stands"),
         Line2D([], [], color="0.25", marker="o", markerfacecolor="white", linestyle="", label="does not"),
     ]
     if data.sizes["control"]:
-        marks.append(Line2D([], [], color=GREY, marker="|", linestyle="", label="controls"))
+        marks.append(Line2D([], [], color=GREY, marker=stroke, linestyle="", label="controls"))
     return marks
 
 
