@@ -2,6 +2,7 @@
 PYTHON ?= python3
 JOBS ?= 2
 OLDEST_TRANSFORMERS := 5.17.0
+NEWEST_TRANSFORMERS := 5.24.0
 
 # For timing: glibc keeps what is freed, so that no call pays for pages that another gave back.
 STEADY := OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456
@@ -10,7 +11,7 @@ INSTALLED := .venv/installed
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow remote lint oldest bench lab clean
+.PHONY: help demo test slow remote lint oldest newest bench lab clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST)
@@ -35,7 +36,9 @@ lint: $(INSTALLED) ## ruff and mypy
 	$(RUN) -m mypy
 
 oldest: .venv-oldest/installed ## the checkpoint, probe and decode tests on the oldest transformers we support
-	.venv-oldest/bin/python -m pytest -m "not slow and not remote" -n $(JOBS) --dist worksteal tests/checkpoint tests/probe tests/decode
+newest: .venv-newest/installed ## the same tests on the newest one
+oldest newest:
+	.venv-$@/bin/python -m pytest -m "not slow and not remote" -n $(JOBS) --dist worksteal tests/checkpoint tests/probe tests/decode
 
 bench: $(INSTALLED) ## what watching costs, as ratios to the bare forward
 	$(RUN) -m pip install --quiet -c constraints.txt -e '.[bench]'
@@ -50,7 +53,7 @@ lab: $(INSTALLED) ## JupyterLab in notebooks/, each .py there paired with an .ip
 	JUPYTER_PREFER_ENV_PATH=1 .venv/bin/jupyter-lab --notebook-dir=notebooks
 
 clean: ## remove environments and caches; runs/ stays
-	rm -rf .venv .venv-oldest build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 %/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -62,3 +65,4 @@ clean: ## remove environments and caches; runs/ stays
 	@touch $@
 
 .venv-oldest/installed: OTHER_PINS = s/^transformers==.*/transformers==$(OLDEST_TRANSFORMERS)/
+.venv-newest/installed: OTHER_PINS = s/^transformers==.*/transformers==$(NEWEST_TRANSFORMERS)/

@@ -33,6 +33,10 @@ class UnsupportedFamily(QwenlabError):
     """A hybrid model whose parts the table of families cannot name."""
 
 
+class UnsupportedTransformers(QwenlabError):
+    """A version of transformers whose functions take their cache in a way that qwenlab does not know."""
+
+
 class BadArgument(QwenlabError, ValueError):
     """An argument's value is not one of those it can have."""
 

@@ -13,6 +13,9 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from qwenlab.checkpoint.caches import TESTED
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -52,12 +55,18 @@ def test_every_direct_dependency_is_pinned_within_its_range():
         assert pin.version in ranges[name]
 
 
-def test_the_makefile_knows_the_oldest_transformers():
-    oldest = re.search(r"^OLDEST_TRANSFORMERS := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+def test_the_bounds_of_transformers_are_the_versions_that_are_tested():
+    oldest, newest = (
+        re.search(rf"^{name}_TRANSFORMERS := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        for name in ("OLDEST", "NEWEST")
+    )
     transformers = next(Requirement(line) for line in PROJECT["dependencies"] if line.startswith("transformers"))
-    assert oldest
-    assert oldest[1] in transformers.specifier
-    assert SpecifierSet(f">={oldest[1].removesuffix('.0')}") & SpecifierSet("<6") == transformers.specifier
+    assert oldest and newest
+    beyond = Version(newest[1])
+    bounds = f">={oldest[1].removesuffix('.0')},<{beyond.major}.{beyond.minor + 1}"
+    assert transformers.specifier == SpecifierSet(bounds)
+    assert {oldest[1], newest[1]} <= set(transformers.specifier.filter([oldest[1], newest[1]]))
+    assert Requirement(TESTED) == Requirement(str(transformers))
 
 
 @functools.cache

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import Cache, PreTrainedModel
 from transformers.masking_utils import create_causal_mask
+
+from qwenlab.checkpoint.caches import cache_argument
 
 
 class MtpHead(nn.Module):
@@ -73,12 +76,13 @@ class MtpHead(nn.Module):
         if position_ids is None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = torch.arange(past, past + u.shape[1], device=u.device).expand(u.shape[0], -1)
+        cached: dict[str, Any] = {cache_argument(create_causal_mask): past_key_values}
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=u,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             position_ids=position_ids,
+            **cached,
         )
         # Sectioned rotary tables take a row each for time, height and width, which are the same in text.
         sectioned = hasattr(decoder.rotary_emb, "mrope_section")
@@ -89,7 +93,7 @@ class MtpHead(nn.Module):
             ),
             attention_mask=mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            **{cache_argument(type(self.layers[0]).forward): past_key_values},
         )
         return self.norm(s)
 

@@ -8,6 +8,7 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
+from qwenlab.checkpoint.caches import cache_argument
 from qwenlab.checkpoint.decoder import decoder_of
 from qwenlab.errors import CannotRollBack
 
@@ -43,8 +44,8 @@ class Context:
         out = self.decoder.module(
             input_ids=tokens[None].to(self.device),
             position_ids=places[None],
-            past_key_values=self.cache,
             use_cache=True,
+            **{cache_argument(type(self.decoder.module).forward): self.cache},
         )
         self.position += len(tokens)
         hidden: torch.Tensor = out.last_hidden_state[0]

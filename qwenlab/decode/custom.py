@@ -12,6 +12,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from qwenlab.checkpoint.caches import cache_argument, first_cache
 from qwenlab.checkpoint.mtp import MtpHead
 from qwenlab.checkpoint.open import Checkpoint
 from qwenlab.decode.context import Context
@@ -76,7 +77,7 @@ class custom_generate:
     ) -> Any:
         """What transformers calls once everything is prepared."""
         self._refuse(model, input_ids, generation_config)
-        given_cache = Context(model, model_kwargs.get("past_key_values"))  # refused here, if it has to be
+        given_cache = Context(model, first_cache(model_kwargs.values()))  # refused here, if it has to be
         given: Any = generation_config
         settings = self._settings(given, logits_processor)
         processors = settings.processors
@@ -109,7 +110,8 @@ class custom_generate:
         self._ledger = ledger(made, depth=self.depth, labels=[""] * len(rows), attrs=attrs)
         sequences: Any = pad_sequence(rows, batch_first=True, padding_value=given.pad_token_id or 0)
         if given.return_dict_in_generate:
-            return GenerateDecoderOnlyOutput(sequences=sequences, past_key_values=own.cache)
+            cached: dict[str, Any] = {cache_argument(GenerateDecoderOnlyOutput): own.cache}
+            return GenerateDecoderOnlyOutput(sequences=sequences, **cached)
         return sequences
 
     def _refuse(self, model: PreTrainedModel, input_ids: torch.Tensor, given: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,27 +11,35 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from qwenlab.errors import MisshapenLabels
-from qwenlab.probe.passes import Indices, Label, Pass, Thread, keys_of, refuse_packed
+from qwenlab.checkpoint.caches import cache_argument, first_cache
+from qwenlab.errors import MisshapenLabels, UnreadableMask
+from qwenlab.probe.generation import RowEnds
+from qwenlab.probe.masks import MaskChecks, keys_of
+from qwenlab.probe.passes import Indices, Label, Pass, Thread
 from qwenlab.probe.reading import FOLDS, NEVER, PADDING, Reading
+from qwenlab.probe.token_ids import EmbeddedTokens, codes
 
 
 class Reader:
     """Follows the forward passes of one decoder, by their caches.
 
-    end_tokens, pad_token  what ends a row of `generate`, and what fills it from there on
+    ends  returns how rows of the `generate` that is running end, and what fills them from there on
     """
 
-    def __init__(self, decoder: nn.Module, end_tokens: Sequence[int], pad_token: int | None) -> None:
+    def __init__(self, decoder: nn.Module, ends: Callable[[], RowEnds] = lambda: RowEnds((), None)) -> None:
         self.label: Label = "all"
         self.labels: list[str] = []
         self.forwards = 0
         self.columns = 0
         self.sequences = 0
         self.fingerprint = torch.zeros((), dtype=torch.int64)
+        self.checks = MaskChecks()
+        self.embedded = EmbeddedTokens()
+        self._hashed = "tokens"
         self._tokens = torch.zeros(1, dtype=torch.int64)
+        cache_argument(type(decoder).forward)  # raises where no argument takes a cache
         self._names = [name for name in inspect.signature(decoder.forward).parameters if name != "self"]
-        self._end_tokens, self._pad_token = tuple(end_tokens), pad_token
+        self._ends = ends
         self._threads: WeakKeyDictionary[Cache, Thread] = WeakKeyDictionary()
         self._open: Thread | None = None
 
@@ -43,22 +51,33 @@ class Reader:
 
     @property
     def prompts_hash(self) -> str:
-        """A hash of all real tokens read, of their sequences and positions."""
-        return f"tokens:{int(self.fingerprint) & (2**64 - 1):016x}"
+        """A hash of all real tokens read, of their sequences and positions.
+
+        It begins with "tokens:", or with "embeddings:" where a pass was given vectors whose ids are not known.
+        """
+        return f"{self._hashed}:{int(self.fingerprint) & (2**64 - 1):016x}"
 
     def open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass:
         """The decoder is about to run on these arguments. Raises UnreadableMask and MisshapenLabels."""
         given = dict(zip(self._names, args, strict=False)) | kwargs
-        tokens, cache, mask = (given.get(name) for name in ("input_ids", "past_key_values", "attention_mask"))
+        tokens, mask, cache = given.get("input_ids"), given.get("attention_mask"), first_cache(given.values())
         shaped = tokens if tokens is not None else given["inputs_embeds"]
+        tokens = tokens if tokens is not None else self.embedded.ids_of(shaped)
         (batch, width), device = shaped.shape[:2], shaped.device
         past = int(cache.get_seq_length()) if cache is not None else 0
-        refuse_packed(given)
-        keys, label = keys_of(mask, batch, past + width), self._indices(batch, width)
+        keys = keys_of(mask, batch, past + width)
+        self.checks.check(given, keys, width)
+        label, ends = self._indices(batch, width), self._ends()
+        if ends.others and batch > 1 and past:
+            raise UnreadableMask(
+                f"Rows of this `generate` may end by {ends.others}, each at another token, and what follows their end "
+                "is no text.\nGenerate these texts one at a time, or let rows end by eos_token_id alone."
+            )
         self._open = self._follow(cache, past, batch, device)
         self.forwards += 1
         self.columns += batch * width
-        return Pass(batch, width, past, device, tokens, keys, label, self._open)
+        embeddings = shaped if tokens is None else None
+        return Pass(batch, width, past, device, tokens, keys, label, self._open, ends, embeddings)
 
     def close(self, cache: Cache | None) -> None:
         """After the decoder ran and left its state in this cache, or in none."""
@@ -82,16 +101,16 @@ class Reader:
             real = torch.cat(held, dim=1).to(device).bool()
             position = (keys[:, : start.past].sum(1, keepdim=True) + real.cumsum(1)) - 1
         tokens = None if start.tokens is None else _joined([each.tokens for each in passes])
-        fills = start.is_decode and start.batch > 1 and tokens is not None and self._pad_token is not None
+        fills = start.is_decode and start.batch > 1 and tokens is not None and start.ends.pad is not None
         if fills and tokens is not None:
-            real = real & ~self._fillers(thread, tokens)
+            real = real & ~_fillers(thread, tokens, start.ends)
         whole = (keys is None and not fills) or (device.type == "cpu" and bool(real.all()))
         thread.first = torch.minimum(thread.first, torch.where(real, position, NEVER).amin(dim=1))
         label, present = self._label(passes)
         row = torch.where(real, 1 + label, PADDING)
         group = torch.where(real, 1 + label * FOLDS + (thread.sequence % FOLDS)[:, None], PADDING)
         self._count(row)
-        self._mix_in(tokens, thread.sequence, position, real)
+        self._mix_in(passes, thread.sequence, position, real)
         return Reading(
             real=real,
             position=position,
@@ -119,20 +138,6 @@ class Reader:
         sequence = torch.arange(numbers.start, numbers.stop, device=device)
         first, ended = torch.full_like(sequence, NEVER), torch.zeros_like(sequence, dtype=torch.bool)
         return Thread(past, numbers, sequence, first, ended)
-
-    def _fillers(self, thread: Thread, tokens: torch.Tensor) -> torch.Tensor:
-        """bool [batch, position]: what `generate` only fills in, the row having ended before the others did.
-
-        A row is over from an end token on for as long as padding follows: until the first token that is neither.
-        """
-        ends = torch.isin(tokens, torch.tensor(self._end_tokens, device=tokens.device))
-        steps = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
-        ended = torch.where(ends, steps, 0).cummax(dim=1).values
-        began = torch.where(ends | (tokens == self._pad_token), -1, steps).cummax(dim=1).values
-        over = torch.where(ended > 0, ended > began, thread.ended[:, None] & (began < 0))
-        before = torch.cat([thread.ended[:, None], over[:, :-1]], dim=1)
-        thread.ended = over[:, -1]
-        return before & (tokens == self._pad_token)
 
     def _indices(self, batch: int, width: int) -> Indices:
         """The current label as indices. Raises MisshapenLabels."""
@@ -171,22 +176,43 @@ class Reader:
         self._tokens = counts.index_add_(0, row.flatten(), torch.ones_like(row.flatten()))
 
     def _mix_in(
-        self, tokens: torch.Tensor | None, sequence: torch.Tensor, position: torch.Tensor, real: torch.Tensor
+        self, passes: Sequence[Pass], sequence: torch.Tensor, position: torch.Tensor, real: torch.Tensor
     ) -> None:
-        """Add up a hash of (sequence, position, token): the same however tokens are fed, and without a host sync."""
-        if tokens is None:
-            return
+        """Add up a hash of (sequence, position, token): the same however tokens are fed, and without a host sync.
+
+        A vector of embeddings stands in for a token whose id is not known.
+        """
+        if passes[0].tokens is None:
+            self._hashed = "embeddings"
+            tokens = codes(_joined([each.embeddings for each in passes]))
+        else:
+            tokens = _joined([each.tokens for each in passes])
         mixed = (tokens + 1) * 0x9E3779B97F4A7C1 + position * 0x2545F4914F6CDD1 + sequence[:, None] * 0x5851F42D4C957F2
         mixed = (mixed ^ (mixed >> 29)) * 0x3F58476D1CE4E5B
         total = torch.where(real, mixed ^ (mixed >> 32), 0).sum()
         self.fingerprint = self.fingerprint.to(total.device) + total
 
 
+def _fillers(thread: Thread, tokens: torch.Tensor, by: RowEnds) -> torch.Tensor:
+    """bool [batch, position]: what `generate` only fills in, the row having ended before the others did.
+
+    A row is over from an end token on for as long as padding follows: until the first token that is neither.
+    """
+    ends = torch.isin(tokens, torch.tensor(by.tokens, device=tokens.device))
+    steps = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+    ended = torch.where(ends, steps, 0).cummax(dim=1).values
+    began = torch.where(ends | (tokens == by.pad), -1, steps).cummax(dim=1).values
+    over = torch.where(ended > 0, ended > began, thread.ended[:, None] & (began < 0))
+    before = torch.cat([thread.ended[:, None], over[:, :-1]], dim=1)
+    thread.ended = over[:, -1]
+    return before & (tokens == by.pad)
+
+
 def cache_among(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Cache | None:
     """The cache that a forward pass left its state in: what it returned, else what it was given."""
     values = out.values() if isinstance(out, dict) else out
-    return next((value for value in (*values, *args, *kwargs.values()) if isinstance(value, Cache)), None)
+    return first_cache((*values, *args, *kwargs.values()))
 
 
-def _joined(tokens: Sequence[torch.Tensor | None]) -> torch.Tensor:
-    return torch.cat([each for each in tokens if each is not None], dim=1)
+def _joined(held: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    return torch.cat([each for each in held if each is not None], dim=1)

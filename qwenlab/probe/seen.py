@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from qwenlab.checkpoint.decoder import decoder_of, module_of
 from qwenlab.errors import BadArgument, CannotWatch, NothingRead, ProbeInUse, SilentSite
@@ -18,6 +17,7 @@ from qwenlab.probe.deltanet import DeltaNet
 from qwenlab.probe.edits.editing import active_edits
 from qwenlab.probe.edits.inforce import changed
 from qwenlab.probe.facts import facts_of
+from qwenlab.probe.generation import GenerateCalls
 from qwenlab.probe.implicit import ImplicitAttention
 from qwenlab.probe.passes import Label, Pass
 from qwenlab.probe.probe import Probe
@@ -37,17 +37,19 @@ def watch(model: nn.Module | Any, *probes: Probe) -> Seen:
     The model is used as it is: forward, `generate`, training steps, split over devices, with any kernel. Not one logit
     changes, and nothing is left behind, also when the block raises.
 
-    Padding is told by the 2-D `attention_mask` and left out. Sequences are followed from call to call by their cache,
-    so the same tokens give the same sums however they are fed. A cache that was begun outside the block, or copied,
-    holds new sequences; of one that was cropped, the tokens before are forgotten. Rows of a batched `generate` that
-    ended (by the model's generation_config) while others go on are filled with padding, and left out from after their
-    end on. Beam search reorders rows within the cache, which cannot be followed.
+    The 2-D `attention_mask` of 0 and 1 tells padding, which is left out. Sequences are followed from call to call by
+    their cache, so the same tokens give the same sums however they are fed. A cache that was begun outside the block,
+    or copied, holds new sequences; of one that was cropped, the tokens before are forgotten. A row of a batched
+    `generate` that ended while others go on is filled with padding, which is left out. The end tokens are those of the
+    call, or of the model's generation_config; ends by stop_strings or stopping_criteria are refused in a batch. Beam
+    search reorders rows within the cache, which cannot be followed.
 
     model   a transformers model of a known family, anything that contains one, or a Checkpoint
     probes  each one reads what it is named for; a probe is emptied when its block begins
 
     Raises NothingRead when the block ended without a forward pass of this model, and SilentSite when something that was
-    to be read did not fire for every token the model read.
+    to be read did not fire for every token the model read. A forward pass raises UnreadableMask for a mask or positions
+    that do not separate text from padding and one sequence from the next.
     """
     return Seen(model, probes)
 
@@ -61,7 +63,6 @@ class Seen:
         self.live = False
         self._module = module_of(model)
         self._decoder = decoder_of(self._module)
-        self._end_tokens, self._pad_token = _end_tokens(self._module, self._decoder.module)
         self._prepare()
 
     def __enter__(self) -> Seen:
@@ -86,6 +87,7 @@ class Seen:
             self._drop_what_broke_off()
             self._delivery.flush()
             if kind is None:
+                self._reader.checks.settle()
                 self._require_all_fired()
                 for probe in self.probes:
                     probe.check()
@@ -118,6 +120,7 @@ class Seen:
                 "Take the recording before, or give each watch probes of its own."
             )
         self._delivery.flush()
+        self._reader.checks.settle()
         datasets = {probe.name: probe.dataset(self._reader.labels) for probe in self.probes}
         return Recording(datasets, self.facts())
 
@@ -139,7 +142,8 @@ class Seen:
         timing = next((probe for probe in self.probes if isinstance(probe, Timing)), None)
         self._stopwatch = None if timing is None else Stopwatch(timing)
         self._hooks = ExitStack()
-        self._reader = Reader(self._decoder.module, self._end_tokens, self._pad_token)
+        self._generate = GenerateCalls(self._module, self._decoder.module)
+        self._reader = Reader(self._decoder.module, lambda: self._generate.ends)
         timed = self._stopwatch.leave_out if self._stopwatch else lambda work: work()
         self._delivery = Delivery(self.probes, self._reader.read, timed)
         self._taps = Taps(self._decoder, self._delivery.take)
@@ -167,6 +171,8 @@ class Seen:
         self._taps.place(self._delivery.inboxes, self._hooks)
         if self._stopwatch is not None:
             self._stopwatch.inner(self._decoder, self._hooks)
+        self._generate.listen(self._hooks)
+        self._reader.embedded.listen(self._decoder.module.get_input_embeddings(), self._hooks)
         self._hooks.enter_context(outputs(self._decoder.module, self._after, before=self._before))
 
     def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -257,12 +263,3 @@ def _check_label(names: Any, depth: int = 0) -> None:
         )
     for name in names:
         _check_label(name, depth + 1)
-
-
-def _end_tokens(module: nn.Module, stack: PreTrainedModel) -> tuple[list[int], int | None]:
-    """Tokens that end a row of `generate`, and the one that fills it from there on."""
-    generating = (each for each in module.modules() if vars(each).get("generation_config") is not None)
-    owner = next((each for each in generating if any(part is stack for part in each.modules())), None)
-    config: Any = stack.config if owner is None else owner.generation_config
-    ends = [config.eos_token_id] if isinstance(config.eos_token_id, int) else list(config.eos_token_id or ())
-    return ends, config.pad_token_id if config.pad_token_id is not None or not ends else ends[0]

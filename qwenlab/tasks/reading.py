@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from qwenlab.checkpoint.caches import cached_by
 from qwenlab.errors import BadArgument
 from qwenlab.tasks.batching import batches
 
@@ -44,6 +45,7 @@ def read(
 def _prefill_then_decode(model: Any, tokens: torch.Tensor, decode: int) -> None:
     """Read tokens [1, position] in one pass but for the last `decode`, which follow one by one."""
     first = max(1, tokens.shape[1] - decode)
-    cache = model(tokens[:, :first], use_cache=True, logits_to_keep=1).past_key_values
+    cached = cached_by(model)
+    model(tokens[:, :first], use_cache=True, logits_to_keep=1, **cached)
     for step in range(first, tokens.shape[1]):
-        model(tokens[:, step : step + 1], past_key_values=cache, use_cache=True)
+        model(tokens[:, step : step + 1], use_cache=True, **cached)

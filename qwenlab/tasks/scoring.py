@@ -12,6 +12,7 @@ import torch.nn.functional as F
 import xarray as xr
 from tqdm.auto import tqdm
 
+from qwenlab.checkpoint.caches import cached_by
 from qwenlab.errors import BadArgument
 from qwenlab.tasks.arguments import whole
 from qwenlab.tasks.batching import Batch, batches
@@ -145,12 +146,13 @@ def _token_losses(checkpoint: Any, batch: Batch, block: int | None) -> tuple[tor
     """Losses [batch, position - 1], zero where not counted, and what is counted."""
     ids, mask, counted = batch.input_ids, batch.attention_mask, batch.attention_mask[:, 1:].bool()
     last = ids.shape[1] - 1  # nothing follows the last token: it is not read
-    losses, cache = [], None
+    losses = []
+    cached = cached_by(checkpoint.model) if block is not None else {}
     for start in range(0, last, block or last):
         stop = min(start + (block or last), last)
         given = {"input_ids": ids[:, start:stop], "attention_mask": mask[:, :stop]}
-        out = checkpoint.model(**given, past_key_values=cache, use_cache=block is not None)
-        cache, next_ids = out.past_key_values, ids[:, start + 1 : stop + 1]
+        out = checkpoint.model(**given, **cached, use_cache=block is not None)
+        next_ids = ids[:, start + 1 : stop + 1]
         losses.append(F.cross_entropy(out.logits.float().transpose(1, 2), next_ids, reduction="none"))
     found = torch.cat(losses, dim=1) if losses else ids.new_zeros(counted.shape, dtype=torch.float32)
     return torch.where(counted, found, 0), counted

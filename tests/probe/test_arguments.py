@@ -97,15 +97,7 @@ def test_masks_that_do_not_tell_padding(small, text):
             small(ids, attention_mask=torch.ones(1, 6), past_key_values=cache)
         with pytest.raises(UnreadableMask, match="The attention_mask is dict; "):
             small(ids, attention_mask={"linear_attention": None})
-        message = (
-            r"packs several sequences into a row \(cu_seq_lens_q, or position_ids that start again\).\nProbes need"
-        )
-        with pytest.raises(UnreadableMask, match=message):
-            small(ids, cu_seq_lens_q=torch.tensor([0, 2, 6]))
-        with pytest.raises(UnreadableMask, match=message):
-            small(ids, position_ids=torch.tensor([[0, 1, 2, 0, 1, 2]]))
         small(ids, position_ids=torch.arange(6)[None])
-        small(ids, position_ids=torch.tensor([[0, 1, 2, 0, 1, 2]]), attention_mask=torch.ones(1, 6))
 
 
 def test_what_was_refused_is_not_read(small, text):

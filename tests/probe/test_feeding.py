@@ -3,8 +3,20 @@
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from transformers import LogitsProcessor, StaticCache
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessor,
+    MaxTimeCriteria,
+    StaticCache,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
+from qwenlab.errors import UnreadableMask
+from qwenlab.probe import DeltaNet
+from qwenlab.probe.seen import watch
+from qwenlab.testing.checkpoints import save_tokenizer
 from qwenlab.testing.models import tiny_model
 from tests.probe.compare import assert_same
 from tests.probe.feeding import batch, in_pieces, one_by_one, padded, recorded
@@ -76,8 +88,19 @@ def test_positional_arguments_and_tuples(small, texts):
 
 def test_embeddings_in_place_of_tokens(small, texts):
     embedded = small.get_input_embeddings()(texts[2])[None]
+    plain = recorded(small, one_by_one(texts[2:3]))
     fed = recorded(small, lambda model, seen: model(inputs_embeds=embedded))
-    assert_same(fed, recorded(small, one_by_one(texts[2:3])))
+    assert_same(fed, plain)
+    assert fed.attrs["prompts_hash"].startswith("embeddings:")
+
+    other = recorded(small, lambda model, seen: model(inputs_embeds=embedded.flip(1)))
+    assert other.attrs["prompts_hash"] != fed.attrs["prompts_hash"]
+
+    looked_up = recorded(small, lambda model, seen: model(inputs_embeds=model.get_input_embeddings()(texts[2])[None]))
+    assert looked_up.attrs["prompts_hash"].startswith("embeddings:")  # its ids have another shape
+
+    own = recorded(small, lambda model, seen: model(inputs_embeds=model.get_input_embeddings()(texts[2][None])))
+    assert own.attrs["prompts_hash"] == plain.attrs["prompts_hash"]
 
 
 def test_generate_says_what_its_texts_say(model, texts):
@@ -132,10 +155,14 @@ class EndAt(LogitsProcessor):
         return scores
 
 
+@pytest.mark.parametrize("wrapped", [False, True], ids=["CausalLM", "ConditionalGeneration"])
+@pytest.mark.parametrize("of_the_call", [False, True], ids=["config", "call"])
 @pytest.mark.parametrize(("end", "ends", "pad"), [(0, 0, None), (5, [0, 5], 7), (5, [0, 5], None)])
-def test_rows_that_end_early_are_left_out_after_their_end(end, ends, pad, texts):
-    model = tiny_model("qwen3_5_moe", layer_types=["linear_attention", "full_attention"])
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = ends, pad
+def test_rows_that_end_early_are_left_out_after_their_end(end, ends, pad, of_the_call, wrapped, texts):
+    model = tiny_model("qwen3_5_moe", layer_types=["linear_attention", "full_attention"], wrapped=wrapped)
+    given = {"eos_token_id": ends, "pad_token_id": pad} if of_the_call else {}
+    if not of_the_call:
+        model.generation_config.eos_token_id, model.generation_config.pad_token_id = ends, pad
     ids, mask = batch(texts[:4], "left")
     steps, out = (3, 45, 0, 38), []
 
@@ -147,6 +174,7 @@ def test_rows_that_end_early_are_left_out_after_their_end(end, ends, pad, texts)
                 do_sample=False,
                 max_new_tokens=43,
                 logits_processor=[EndAt(ids.shape[1], steps, end)],
+                **given,
             )
         )
 
@@ -156,6 +184,55 @@ def test_rows_that_end_early_are_left_out_after_their_end(end, ends, pad, texts)
         new = out[0][row, ids.shape[1] :]
         read.append(torch.cat([prompt, new[: min(step + 1, 42)]]))  # the end itself is read, as the others go on
     assert_same_reading(fed, recorded(model, one_by_one(read)))
+
+
+def test_end_tokens_of_a_call_end_with_it(small, texts):
+    """A loop by hand after it is read by the model's own end tokens again."""
+    ids, mask = batch([texts[2], texts[2]], "left")
+    ids[:, -6:] = 9
+
+    def call(model, seen):
+        model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=3, eos_token_id=9, pad_token_id=9)
+
+    def call_then_loop(model, seen):
+        call(model, seen)
+        in_pieces(list(ids), (ids.shape[1] - 6, 1, 1, 1, 1, 1, 1))(model, seen)
+
+    looped = recorded(small, call_then_loop).attrs["tokens"] - recorded(small, call).attrs["tokens"]
+    assert looped == ids.numel()
+
+
+class Never(StoppingCriteria):
+    def __call__(self, ids, scores, **kwargs):
+        return torch.zeros(len(ids), dtype=torch.bool)
+
+
+def test_rows_that_end_by_something_else_are_refused(small, texts, tmp_path):
+    save_tokenizer(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    ids, mask = batch(texts[:2], "left")
+    given = dict(attention_mask=mask, do_sample=False, max_new_tokens=3)
+    message = r"may end by stopping_criteria, each at another token[\s\S]*Generate these texts one at a time"
+    with torch.no_grad(), watch(small, DeltaNet()) as seen:
+        with pytest.raises(UnreadableMask, match=message):
+            small.generate(ids, stopping_criteria=StoppingCriteriaList([Never()]), **given)
+        small.generate(ids, stopping_criteria=StoppingCriteriaList([MaxTimeCriteria(60)]), **given)
+        small.generate(texts[0][None], stopping_criteria=[Never()], do_sample=False, max_new_tokens=3)
+        config = GenerationConfig(stop_strings=["x"], max_new_tokens=3)
+        with pytest.raises(UnreadableMask, match="may end by stop_strings"):
+            small.generate(ids, attention_mask=mask, generation_config=config, tokenizer=tokenizer)
+        small.generate(ids, **given)
+    assert seen.facts()["tokens"] > 0
+    assert "generate" not in vars(small)
+
+
+def test_prompts_have_their_own_hash_in_the_published_class(texts):
+    layers = ["linear_attention", "full_attention"]
+    published = tiny_model("qwen3_5_moe", layer_types=layers, wrapped=True)
+    plain = tiny_model("qwen3_5_moe", layer_types=layers)
+    found = [recorded(published, one_by_one([tokens])).attrs["prompts_hash"] for tokens in texts[:3]]
+    assert found == [recorded(plain, one_by_one([tokens])).attrs["prompts_hash"] for tokens in texts[:3]]
+    assert len(set(found)) == 3
 
 
 def test_a_text_of_end_tokens_fed_alone_is_read_whole(small):

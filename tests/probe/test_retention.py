@@ -242,4 +242,4 @@ def test_ids_that_are_none(ids):
 
 def test_embeddings_have_no_ids(small, text):
     with pytest.raises(BadArgument, match="was given inputs_embeds"), watch(small, Retention(stored=[3])):
-        small(inputs_embeds=small.get_input_embeddings()(text(9)[None]))
+        small(inputs_embeds=2 * small.get_input_embeddings()(text(9)[None]))

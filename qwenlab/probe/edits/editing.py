@@ -84,6 +84,7 @@ class Editing:
             hooks.close()
 
     def _require_all_fired(self) -> None:
+        self._passes.reader.checks.settle()
         self._passes.require_read("edit")
         for name, places in self.fired.items():
             if missed := self._passes.missed(places):

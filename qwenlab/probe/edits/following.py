@@ -21,7 +21,7 @@ class Following:
 
     def __init__(self, places: Places) -> None:
         self.places, self.finished = places, 0
-        self.reader = Reader(places.decoder.module, (), None)
+        self.reader = Reader(places.decoder.module)
         places.hooks.enter_context(outputs(places.decoder.module, around=self._run))
 
     def require_read(self, verb: str) -> None:
@@ -48,7 +48,7 @@ class Following:
 
     def _run(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         stack, fired = self.places.decoder.module, self.places.fired
-        if stack.training and stack.is_gradient_checkpointing:
+        if stack.training and any(getattr(each, "gradient_checkpointing", False) for each in stack.modules()):
             raise CannotEdit(
                 "Gradient checkpointing runs the layers again after the forward pass, where edits no longer know what "
                 "is read.\nTurn it off for this block: model.gradient_checkpointing_disable()."
