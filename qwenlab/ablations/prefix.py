@@ -12,7 +12,7 @@ from torch import nn
 
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.probe.edits.editing import Editing, active_edits
-from qwenlab.probe.wrapping import heard, outputs
+from qwenlab.probe.wrapping import heard, in_this_thread, outputs
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def outputs_of_layers(decoder: Decoder) -> Iterator[dict[int, Any]]:
 
     with ExitStack() as hooks:
         for layer, module in enumerate(decoder.layers):
-            hooks.enter_context(outputs(module, partial(keep, layer)))
+            hooks.enter_context(outputs(module, in_this_thread(partial(keep, layer))))
         yield found
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -24,6 +25,10 @@ from qwenlab.checkpoint.tokenizer import load_tokenizer
 from qwenlab.checkpoint.trunk import check_trunk, load_trunk
 from qwenlab.checkpoint.weights import SMALL, Weights, read_weights
 from qwenlab.errors import BadArgument, NoMtpHead
+
+
+_loading = Lock()
+"""Held while transformers loads: it sets torch's default dtype, which belongs to the process, to that of the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +116,9 @@ def open(
     strict       config fields and tensors that we do not know are errors, not warnings, and every weight is looked at
                  for NaN whatever the size; by default only in checkpoints of up to 1 GiB
 
+    Threads may open checkpoints at once, and wait for each other. Let no other thread run a model meanwhile:
+    transformers changes torch's default dtype while it loads.
+
     Only the text stack is loaded. Only safetensors are read, and no code from the checkpoint is run. What is wrong with
     a folder is found before its weights are loaded, and raised as a QwenlabError of its own: see docs/errors.md.
     """
@@ -149,7 +157,7 @@ def _read(
 ) -> Checkpoint:
     tokenizer = load_tokenizer(where.folder, config.vocab_size)
     # Models draw random weights before theirs are read: not from the numbers that the user's code will draw.
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with _loading, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         model = load_trunk(weights, **loading)
         mtp = load_mtp(model, weights, config)
     anatomy = Anatomy(_as_opened(config, weights, model, mtp))

@@ -14,6 +14,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from qwenlab.checkpoint.mtp import MtpHead
 from qwenlab.errors import BadArgument
+from qwenlab.probe.wrapping import in_this_thread
 
 Feedback: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """What the next draft is made from: given the head's states [row, channel] before and after `mtp.norm`, the states
@@ -130,7 +131,7 @@ def _before_norm(head: nn.Module, *, wanted: bool) -> Iterator[list[torch.Tensor
     def keep(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         seen[:] = args[:1]
 
-    handle = head.get_submodule("norm").register_forward_pre_hook(keep) if wanted else None
+    handle = head.get_submodule("norm").register_forward_pre_hook(in_this_thread(keep)) if wanted else None
     try:
         yield seen
     finally:

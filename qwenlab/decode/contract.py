@@ -15,7 +15,7 @@ from qwenlab.checkpoint.mtp import MtpHead
 from qwenlab.decode.chains import Step, chains
 from qwenlab.decode.context import Context
 from qwenlab.errors import BadArgument
-from qwenlab.probe.wrapping import inputs
+from qwenlab.probe.wrapping import in_this_thread, inputs
 
 FIRST_ROW = 2
 """The first place of a text from which a chain begins under every contract."""
@@ -105,7 +105,7 @@ def states_of(model: PreTrainedModel, tokens: torch.Tensor, *, chunk: int = 256)
         before.append(args[0][0])
 
     after, target = [], []
-    with inputs(context.decoder.module.get_submodule("norm"), keep):
+    with inputs(context.decoder.module.get_submodule("norm"), in_this_thread(keep)):
         for part in tokens.split(chunk):
             after.append(context.read(part))
             target.append(context.logits(after[-1]).argmax(dim=-1).to(tokens.device))

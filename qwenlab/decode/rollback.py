@@ -16,7 +16,7 @@ from qwenlab.decode.context import Context
 from qwenlab.errors import CannotRollBack
 from qwenlab.probe.edits.inforce import changed
 from qwenlab.probe.rule import RuleCall, RuleTap
-from qwenlab.probe.wrapping import listening, outputs, unwrapped
+from qwenlab.probe.wrapping import in_this_thread, listening, outputs, unwrapped
 
 
 class Rollback(ABC):
@@ -58,13 +58,14 @@ class Replay(Rollback):
         self._before = [state.clone() for state in context.recurrent]
         self._calls: dict[int, RuleCall] = {}
         self._convolved: dict[int, torch.Tensor] = {}
-        tap = RuleTap(decoder.family, lambda call: self._calls.__setitem__(self._speaking, call))
+        tap = RuleTap(decoder.family, lambda call: self._calls.__setitem__(self._layer, call))
         with ExitStack() as hooks:
             tap.listen(hooks)
             for number, (place, cache) in enumerate(zip(decoder.layers_of(DELTANET), context.deltanet, strict=True)):
                 mixer: Any = decoder.part(place, "mixer")
                 announce = self._announcement(tap, number, mixer.num_k_heads)
-                hooks.enter_context(outputs(mixer, lambda *_: tap.hush(), before=announce))
+                hush = in_this_thread(lambda *_: tap.hush())
+                hooks.enter_context(outputs(mixer, hush, before=in_this_thread(announce)))
                 keep = self._kept_convolution(number)
                 hooks.enter_context(listening(vars(cache), "update_conv_state", cache.update_conv_state, keep))
             yield
@@ -87,7 +88,7 @@ class Replay(Rollback):
 
     def _announcement(self, tap: RuleTap, number: int, key_heads: int) -> Callable[..., None]:
         def announce(*_: Any) -> None:
-            self._speaking = number
+            self._layer = number
             tap.announce(number, key_heads)
 
         return announce

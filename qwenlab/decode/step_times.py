@@ -22,7 +22,7 @@ from qwenlab.decode.prompts import checked_depth, context_of, encoded
 from qwenlab.decode.rollback import Replay, Rollback
 from qwenlab.decode.rules import Greedy
 from qwenlab.errors import BadPrompt
-from qwenlab.probe.wrapping import outputs
+from qwenlab.probe.wrapping import in_this_thread, outputs
 
 QUARTILES = (0.25, 0.5, 0.75)
 
@@ -202,7 +202,7 @@ def _with_experts(costs: xr.Dataset, context: Context, layers: tuple[int, ...], 
     chosen: dict[int, np.ndarray] = {}
     with ExitStack() as hooks:
         for layer in layers:
-            keep = _keeping(chosen, layer)
+            keep = in_this_thread(_keeping(chosen, layer))
             hooks.enter_context(outputs(context.decoder.part(layer, "router"), keep))
         context.read(tokens)
     choice = np.stack([chosen[layer] for layer in layers], axis=1)

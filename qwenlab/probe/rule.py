@@ -18,6 +18,7 @@ import torch
 from qwenlab.checkpoint.families import Family
 from qwenlab.probe.prediction import normalised, predictions
 from qwenlab.probe.reading import Reading
+from qwenlab.probe.running import RunningLayer
 from qwenlab.probe.wrapping import listening, unwrapped
 
 
@@ -115,7 +116,7 @@ class RuleTap:
         self.stated: frozenset[int] = frozenset()
         self.states: Literal["both", "initial", ""] = "both"
         self._family, self._deliver = family, deliver
-        self._speaking: tuple[int, Any] | None = None
+        self._running: RunningLayer[tuple[int, int]] = RunningLayer()
 
     def listen(self, hooks: ExitStack) -> None:
         """Hear every call of the family's two rules until `hooks` closes."""
@@ -125,16 +126,16 @@ class RuleTap:
 
     def announce(self, layer: int, key_heads: int) -> None:
         """The mixer of this layer, which has so many key heads, is about to run."""
-        self._speaking = (layer, key_heads)
+        self._running.begin((layer, key_heads))
 
     def hush(self) -> None:
         """No layer of ours is running."""
-        self._speaking = None
+        self._running.end()
 
     def _hear(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        if self._speaking is None:
+        if (running := self._running.layer) is None:
             return
-        layer, key_heads = self._speaking
+        layer, key_heads = running
         key, value = args[1:3] if len(args) > 2 else (kwargs["key"], kwargs["value"])
         g, beta = args[3:5] if len(args) > 4 else (kwargs["g"], kwargs["beta"])
         repeated = key.shape[2] // key_heads  # transformers 5.17 repeats key heads before the call

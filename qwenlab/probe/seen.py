@@ -22,6 +22,7 @@ from qwenlab.probe.implicit import ImplicitAttention
 from qwenlab.probe.passes import Label, Pass
 from qwenlab.probe.probe import Probe
 from qwenlab.probe.reader import Reader, cache_among
+from qwenlab.probe.running import BlockThreads
 from qwenlab.probe.softmax import SoftmaxAttention
 from qwenlab.probe.states import OfStates
 from qwenlab.probe.stopwatch import Stopwatch
@@ -47,9 +48,11 @@ def watch(model: nn.Module | Any, *probes: Probe) -> Seen:
     model   a transformers model of a known family, anything that contains one, or a Checkpoint
     probes  each one reads what it is named for; a probe is emptied when its block begins
 
+    One thread at a time may run the model: the one that enters the block, or threads started inside it.
+
     Raises NothingRead when the block ended without a forward pass of this model, and SilentSite when something that was
     to be read did not fire for every token the model read. A forward pass raises UnreadableMask for a mask or positions
-    that do not separate text from padding and one sequence from the next.
+    that do not separate text from padding and one sequence from the next, and CannotWatch in a thread of another block.
     """
     return Seen(model, probes)
 
@@ -173,7 +176,9 @@ class Seen:
             self._stopwatch.inner(self._decoder, self._hooks)
         self._generate.listen(self._hooks)
         self._reader.embedded.listen(self._decoder.module.get_input_embeddings(), self._hooks)
-        self._hooks.enter_context(outputs(self._decoder.module, self._after, before=self._before))
+        threads = BlockThreads(self._decoder.module, "watches", CannotWatch)
+        self._hooks.enter_context(threads.entered())
+        self._hooks.enter_context(outputs(self._decoder.module, self._after, before=self._before, around=threads.run))
 
     def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._drop_what_broke_off()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from types import MethodType
 from typing import Any
 
@@ -83,6 +85,8 @@ class _Wrapper:
 
 
 _wrappers: dict[tuple[int, str], _Wrapper] = {}
+_registry = threading.RLock()
+"""Held while wrappers are placed, joined or removed."""
 
 
 @contextmanager
@@ -109,28 +113,32 @@ def listening(
     inmost    be told last before the call, and first after it
     """
     key = (id(namespace), name)
-    wrapper = _wrappers.get(key)
-    if wrapper is None:
-        wrapper = _wrappers[key] = _Wrapper(namespace, name, original, owner)
-    # Tuples are replaced, never changed: a call that is under way goes on with those it began with.
-    if around is not None:
-        wrapper.around = (around, *wrapper.around) if outside else (*wrapper.around, around)
-    if instead is not None:
-        wrapper.instead = (*wrapper.instead, instead)
-    if before is not None:
-        wrapper.before = (*wrapper.before, before)
-    if after is not None:
-        wrapper.after = (after, *wrapper.after) if inmost else (*wrapper.after, after)
+    with _registry:
+        wrapper = _wrappers.get(key)
+        if wrapper is None:
+            if isinstance(original, _Wrapper):  # of another thread, which has removed it since it was looked up
+                original = original.original
+            wrapper = _wrappers[key] = _Wrapper(namespace, name, original, owner)
+        # Tuples are replaced, never changed: a call that is under way goes on with those it began with.
+        if around is not None:
+            wrapper.around = (around, *wrapper.around) if outside else (*wrapper.around, around)
+        if instead is not None:
+            wrapper.instead = (*wrapper.instead, instead)
+        if before is not None:
+            wrapper.before = (*wrapper.before, before)
+        if after is not None:
+            wrapper.after = (after, *wrapper.after) if inmost else (*wrapper.after, after)
     try:
         yield
     finally:
-        wrapper.around = tuple(each for each in wrapper.around if each is not around)
-        wrapper.instead = tuple(each for each in wrapper.instead if each is not instead)
-        wrapper.before = tuple(each for each in wrapper.before if each is not before)
-        wrapper.after = tuple(each for each in wrapper.after if each is not after)
-        if not (wrapper.around or wrapper.instead or wrapper.before or wrapper.after):
-            wrapper.restore()
-            del _wrappers[key]
+        with _registry:
+            wrapper.around = tuple(each for each in wrapper.around if each is not around)
+            wrapper.instead = tuple(each for each in wrapper.instead if each is not instead)
+            wrapper.before = tuple(each for each in wrapper.before if each is not before)
+            wrapper.after = tuple(each for each in wrapper.after if each is not after)
+            if not (wrapper.around or wrapper.instead or wrapper.before or wrapper.after):
+                wrapper.restore()
+                del _wrappers[key]
 
 
 @contextmanager
@@ -173,10 +181,21 @@ def changed(module: nn.Module, around: Around, *, outside: bool = True) -> Itera
         yield
 
 
+def in_this_thread(look: Callable[..., None]) -> Callable[..., None]:
+    """A listener that hears only the calls made by the thread that made it: others may run the same model."""
+    own = get_ident()
+
+    def heard_here(*args: Any, **kwargs: Any) -> None:
+        if get_ident() == own:
+            look(*args, **kwargs)
+
+    return heard_here
+
+
 def unwrapped(namespace: Namespace, name: str) -> Callable[..., Any]:
     """`namespace[name]` as it is without listeners."""
-    wrapper = _wrappers.get((id(namespace), name))
-    return namespace[name] if wrapper is None or namespace[name] is not wrapper else wrapper.original
+    found: Callable[..., Any] = namespace[name]
+    return found.original if isinstance(found, _Wrapper) else found
 
 
 def heard(module: nn.Module) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from qwenlab.errors import CannotEdit, NothingRead
 from qwenlab.probe.edits.fired import Fired
 from qwenlab.probe.edits.places import Places
 from qwenlab.probe.reader import Reader, cache_among
+from qwenlab.probe.running import BlockThreads
 from qwenlab.probe.wrapping import outputs
 
 
@@ -22,7 +24,9 @@ class Following:
     def __init__(self, places: Places) -> None:
         self.places, self.finished = places, 0
         self.reader = Reader(places.decoder.module)
-        places.hooks.enter_context(outputs(places.decoder.module, around=self._run))
+        self._threads = BlockThreads(places.decoder.module, "edits", CannotEdit)
+        places.hooks.enter_context(self._threads.entered())
+        places.hooks.enter_context(outputs(places.decoder.module, around=partial(self._threads.run, self._run)))
 
     def require_read(self, verb: str) -> None:
         """Raise NothingRead where no pass ended; `verb` is what the model was given to."""

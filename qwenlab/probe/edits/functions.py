@@ -15,6 +15,7 @@ from qwenlab.probe.edits.calls import AttentionArguments, RuleArguments
 from qwenlab.probe.edits.fired import Counted, Fired
 from qwenlab.probe.edits.inforce import forget_mask, note_mask
 from qwenlab.probe.reading import Reading
+from qwenlab.probe.running import RunningLayer
 from qwenlab.probe.wrapping import listening, outputs
 
 ChangeRule = Callable[[RuleArguments, Reading], RuleArguments | None]
@@ -29,7 +30,7 @@ InPlaceOfRule = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any], R
 class Functions(Counted):
     """Functions that all layers of a kind call by one name: which layer is calling is known from its mixer."""
 
-    _speaking: int | None = None  # the DeltaNet layer that is running
+    _running: RunningLayer[int] = field(default_factory=RunningLayer)  # the DeltaNet layer
     _rules: dict[int, list[Callable[[RuleArguments], RuleArguments]]] = field(default_factory=dict)
     _attending: dict[int, list[Callable[[AttentionArguments], AttentionArguments]]] = field(default_factory=dict)
     _replaced: dict[int, list[Callable[..., Any]]] = field(default_factory=dict)
@@ -39,12 +40,12 @@ class Functions(Counted):
     def begin(self, reading: Reading) -> None:
         """The model is about to read this."""
         super().begin(reading)
-        self._speaking = None
+        self._running.end()
 
     def end(self) -> None:
         """The pass is over."""
         super().end()
-        self._speaking = None
+        self._running.end()
         for layer in self.decoder.layers_of(ATTENTION) if self._attending else ():
             forget_mask(self.decoder.mixer(layer))
 
@@ -95,11 +96,11 @@ class Functions(Counted):
         self._announced.add(layer)
 
         def around(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            self._speaking = layer
+            self._running.begin(layer)
             try:
                 return run(*args, **kwargs)
             finally:
-                self._speaking = None
+                self._running.end()
 
         self.hooks.enter_context(outputs(self.decoder.mixer(layer), around=around))
 
@@ -111,9 +112,10 @@ class Functions(Counted):
         names = vars(sys.modules[family.modeling])
 
         def around(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            changes = self._rules.get(self._speaking, []) if self._speaking is not None else []
-            if changes and self._speaking is not None:
-                mixer: Any = self.decoder.mixer(self._speaking)
+            layer = self._running.layer
+            changes = [] if layer is None else self._rules.get(layer, [])
+            if changes and layer is not None:
+                mixer: Any = self.decoder.mixer(layer)
                 call = RuleArguments.of(args, kwargs, mixer.num_k_heads)
                 for change in changes:
                     call = change(call)
@@ -121,7 +123,8 @@ class Functions(Counted):
             return run(*args, **kwargs)
 
         def instead(rule: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            for run in self._replaced.get(self._speaking, ()) if self._speaking is not None else ():
+            layer = self._running.layer
+            for run in () if layer is None else self._replaced.get(layer, ()):
                 rule = partial(run, rule)
             return rule(*args, **kwargs)
 
@@ -134,7 +137,8 @@ class Functions(Counted):
         for name, index in (("causal_conv1d_fn", 1), ("causal_conv1d_update", 2)):
 
             def around(run: Callable[..., Any], *args: Any, index: int = index, **kwargs: Any) -> Any:
-                for change in self._convolved.get(self._speaking, ()) if self._speaking is not None else ():
+                layer = self._running.layer
+                for change in () if layer is None else self._convolved.get(layer, ()):
                     if len(args) > index:
                         args = (*args[:index], change(args[index]), *args[index + 1 :])
                     else:
