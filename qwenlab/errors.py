@@ -42,7 +42,7 @@ class BadArgument(QwenlabError, ValueError):
 
 
 class UnknownQuantization(QwenlabError):
-    """Bytes of weights were asked for, and the way the weights are stored is not known."""
+    """Weights are stored in a way that is not known: they cannot be opened, or their bytes cannot be counted."""
 
 
 class UnknownNotebook(QwenlabError):
@@ -151,6 +151,10 @@ class TokenizerMisfit(QwenlabError):
 
 class NoMtpHead(QwenlabError):
     """The multi-token-prediction head was asked of a checkpoint that has none."""
+
+
+class HalfLoadedModel(QwenlabError):
+    """A model in memory some of whose weights are absent, or are stored codes that nothing scales."""
 
 
 class BrokenMtpHead(QwenlabError):

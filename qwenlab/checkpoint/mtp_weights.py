@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from qwenlab.checkpoint.config import TextConfig
 from qwenlab.checkpoint.layout import FP8_BLOCK, assembled, expected, misfits
 from qwenlab.checkpoint.mtp import MtpHead
+from qwenlab.checkpoint.stored import is_readable
 from qwenlab.checkpoint.weights import Weights, some
 from qwenlab.errors import BrokenMtpHead
 
@@ -31,6 +32,7 @@ def load_mtp(trunk: PreTrainedModel, weights: Weights, config: TextConfig) -> Mt
     block = config.weight_block or FP8_BLOCK
     shapes = expected(fused, stored, block)
     wrong = misfits(shapes, stored) + [f"{name} has no place in the head" for name in stored if name not in shapes]
+    wrong += [f"{name} is stored as {each.dtype}" for name, each in stored.items() if not is_readable(each)]
     if wrong:
         raise BrokenMtpHead(
             f"the MTP head in {weights.folder} does not fit its trunk:\n  {some(wrong)}\n"

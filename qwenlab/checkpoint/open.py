@@ -18,6 +18,7 @@ from qwenlab.checkpoint.anatomy import Anatomy
 from qwenlab.checkpoint.config import TextConfig, read_config
 from qwenlab.checkpoint.fingerprint import fingerprint, fingerprint_in_memory
 from qwenlab.checkpoint.kept import kept
+from qwenlab.checkpoint.loaded import require_loaded
 from qwenlab.checkpoint.mtp import MtpHead
 from qwenlab.checkpoint.mtp_weights import load_mtp
 from qwenlab.checkpoint.source import Source, locate
@@ -144,12 +145,14 @@ def open(
 
 
 def refuse_model(given: Any) -> None:
-    """Raise BadArgument for a model where a checkpoint is asked for."""
+    """Raise BadArgument for a model where a checkpoint is asked for, HalfLoadedModel for one that lost weights."""
     if isinstance(given, nn.Module):
         raise BadArgument(
             f"This takes a Checkpoint, with its tokenizer and its facts; got a {type(given).__name__}.\n"
             "Give what qwenlab.open returned, not its .model."
         )
+    if isinstance(given, Checkpoint):
+        require_loaded(given.model)
 
 
 def _read(

@@ -10,10 +10,18 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from qwenlab.checkpoint.config import TextConfig
 from qwenlab.checkpoint.layout import FP8_BLOCK, expected, misfits
+from qwenlab.checkpoint.loaded import require_loaded
 from qwenlab.checkpoint.mtp_weights import mtp_prefix
+from qwenlab.checkpoint.stored import check_quantisation, is_of_quantisation
 from qwenlab.checkpoint.tensors import tensors
 from qwenlab.checkpoint.weights import Weights, some
-from qwenlab.errors import BadArgument, BrokenWeights, UnusedWeights, UnusedWeightsWarning
+from qwenlab.errors import (
+    BadArgument,
+    BrokenWeights,
+    UnknownQuantization,
+    UnusedWeights,
+    UnusedWeightsWarning,
+)
 
 _OURS = (None, "fp8")  # ways of storing weights whose names and shapes `layout` knows
 
@@ -21,9 +29,13 @@ _OURS = (None, "fp8")  # ways of storing weights whose names and shapes `layout`
 def check_trunk(weights: Weights, config: TextConfig, *, strict: bool = False) -> None:
     """Hold the tensors in the files to those the config asks for, from the headers alone.
 
-    Raises BrokenWeights for tensors that are missing or misshapen. Tensors that nothing takes warn, or raise
-    UnusedWeights when strict. Other quantisations than FP8 are left to transformers.
+    Raises BrokenWeights for tensors that are missing, misshapen, or not stored as the config says, and
+    UnknownQuantization. Tensors that nothing takes warn, or raise UnusedWeights when strict. Of other quantisations
+    than FP8, `load_trunk` checks what transformers made of them.
     """
+    family = config.family
+    beside = (mtp_prefix(weights, config) or "mtp.", family.vision_prefix)
+    check_quantisation(weights, config, [name for name in weights.tensors if not name.startswith(beside)])
     if config.quantization not in _OURS:
         return
     fused = _fused(weights, config)
@@ -33,10 +45,9 @@ def check_trunk(weights: Weights, config: TextConfig, *, strict: bool = False) -
             f"the shards in {weights.folder} do not hold the model that its config.json describes:\n  {some(wrong)}\n"
             "Fetch config.json and the shards again, of one revision."
         )
-    family = config.family
     # A tied lm_head may be stored all the same.
-    beside = (mtp_prefix(weights, config) or "mtp.", family.vision_prefix, f"{family.head}.")
-    unused = [name for name in weights.tensors if name not in shapes and not name.startswith(beside)]
+    known = (*beside, f"{family.head}.")
+    unused = [name for name in weights.tensors if name not in shapes and not name.startswith(known)]
     _report_unused(unused, weights, strict)
 
 
@@ -73,7 +84,8 @@ def load_trunk(
 ) -> PreTrainedModel:
     """Load `AutoModelForCausalLM` from the folder's safetensors, in eval mode; never remote code, never a pickle.
 
-    Raises BrokenWeights where transformers had to make up a weight.
+    Raises BrokenWeights where transformers had to make up a weight or left tensors of a quantised layer unread,
+    UnknownQuantization where it lacks what it needs for a quantisation, and HalfLoadedModel.
     """
     if device is not None and device_map is not None:
         raise BadArgument(
@@ -84,22 +96,40 @@ def load_trunk(
         "attn_implementation": attn_implementation,
         "experts_implementation": experts_implementation,
     }
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        weights.folder,
-        dtype=_dtype(dtype),
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-        output_loading_info=True,
-        **{name: value for name, value in chosen.items() if value is not None},
-    )
-    model, info = loaded
+    given = {name: value for name, value in chosen.items() if value is not None}
+    model, info = _from_pretrained(weights, dtype=_dtype(dtype), **given)
     if missing := sorted(info["missing_keys"]):
         raise BrokenWeights(
             f"transformers found no weights in {weights.folder} for\n  {some(missing)}\nand drew them at random.\n"
             "Fetch config.json and the shards again, of one revision."
         )
+    if unread := sorted(name for name in info["unexpected_keys"] if is_of_quantisation(name)):
+        raise BrokenWeights(
+            f"transformers left tensors of quantised layers in {weights.folder} unread:\n  {some(unread)}\n"
+            "The model would compute with unscaled codes. Open the unquantised release, or the FP8 one."
+        )
+    require_loaded(model)
     return model.eval()
+
+
+def _from_pretrained(weights: Weights, **given: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """What transformers makes of the folder, and its account of the tensors."""
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            weights.folder,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            **given,
+        )
+    except ImportError as error:
+        raise UnknownQuantization(
+            f"transformers cannot read the weights in {weights.folder} here: {error}\n"
+            "Install what it names, or open the unquantised release."
+        ) from error
+    model, info = loaded
+    return model, info
 
 
 def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:

@@ -10,6 +10,7 @@ from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 from qwenlab.checkpoint.caches import cache_argument
 from qwenlab.checkpoint.decoder import decoder_of
+from qwenlab.checkpoint.loaded import require_loaded
 from qwenlab.errors import CannotRollBack
 
 
@@ -22,6 +23,7 @@ class Context:
     """
 
     def __init__(self, model: PreTrainedModel, cache: Cache | None = None) -> None:
+        require_loaded(model)
         self.model = model
         self.decoder = decoder_of(model)
         self.cache: Cache = DynamicCache(config=self.decoder.module.config) if cache is None else cache

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from qwenlab.checkpoint.decoder import decoder_of, module_of
+from qwenlab.checkpoint.loaded import require_loaded
 from qwenlab.errors import BadArgument, CannotWatch, NothingRead, ProbeInUse, SilentSite
 from qwenlab.probe.delivery import Delivery
 from qwenlab.probe.deltanet import DeltaNet
@@ -69,6 +70,7 @@ class Seen:
         self._prepare()
 
     def __enter__(self) -> Seen:
+        require_loaded(self._module)
         self._claim()
         try:
             for probe in self.probes:

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from qwenlab.checkpoint.decoder import decoder_of, module_of
+from qwenlab.checkpoint.loaded import require_loaded
 from qwenlab.errors import BadArgument, SilentEdit
 from qwenlab.probe.edits.edit import Edit
 from qwenlab.probe.edits.fired import Fired
@@ -49,13 +50,15 @@ class Editing:
     def __init__(self, model: nn.Module | Any, edits: Sequence[Edit]) -> None:
         _check(edits)
         self.model, self.edits = model, tuple(edits)
-        self._decoder = decoder_of(module_of(model))
+        self._module = module_of(model)
+        self._decoder = decoder_of(self._module)
         self.fired: dict[str, list[Fired]] = {}
         self._hooks: ExitStack | None = None
 
     def __enter__(self) -> Editing:
         if self._hooks is not None:
             raise BadArgument("This edit's block has not ended.\nWrite edit(model, ...) anew for a block inside it.")
+        require_loaded(self._module)
         self._hooks, stack = ExitStack(), self._decoder.module
         places = Places(self._decoder, self._hooks)
         try:
