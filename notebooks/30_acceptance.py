@@ -114,8 +114,9 @@ lossless = ql.decode.check_lossless(ckpt, prompts[:2], depth=depth, max_new_toke
 lossless
 
 # %% [markdown]
-# The same check on a rollback that forgets one thing. It does not restore the recurrent states, as a plain `crop` of
-# the cache would not. Nothing crashes, and much of the text even stays the same.
+# The same check on a rollback that forgets one thing. It does not restore the recurrent states, as transformers' own
+# `crop` does not (after `activate_past_recording`; without it, `crop` raises). Nothing crashes, and much of the text
+# even stays the same.
 
 
 # %%

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from transformers import DynamicCache, StaticCache
 
+from qwenlab.checkpoint.caches import cache_argument
 from qwenlab.checkpoint.open import Checkpoint
 from qwenlab.decode.context import Context
 from qwenlab.decode.rollback import Replay, Rerun, Rollback
@@ -140,3 +141,22 @@ def test_caches_that_cannot_forget_are_refused(model):
 def test_checkpoints_keep_their_cache_class(checkpoint: Checkpoint):
     """The cache that transformers makes for a toy is one that can be rolled back."""
     assert Context(checkpoint.model).deltanet
+
+
+def test_what_the_documentation_says_of_transformers_crop():
+    """It raises where the past was not recorded; where it was, the recurrent state keeps the cropped tokens."""
+    model = tiny_model("qwen3_5", layer_types=["linear_attention", "full_attention"])
+    for records in (False, True):
+        cache = DynamicCache(config=model.config)
+        if records:
+            cache.activate_past_recording()
+        with torch.no_grad():
+            model(drawn(12, 0)[None], use_cache=True, **{cache_argument(type(model).forward): cache})
+        before = cache.layers[0].recurrent_states[0].clone()
+        if records:
+            cache.crop(-4)
+            assert cache.get_seq_length() == 8
+            assert torch.equal(cache.layers[0].recurrent_states[0], before)
+        else:
+            with pytest.raises(RuntimeError, match="activate_past_recording"):
+                cache.crop(-4)
