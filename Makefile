@@ -1,8 +1,11 @@
-# One environment for everything: .venv, made from pyproject.toml and constraints.txt, and made again when either changes.
+# One environment for almost everything: .venv, made from pyproject.toml and constraints.txt, and again when either changes.
 PYTHON ?= python3
 JOBS ?= 2
 OLDEST_TRANSFORMERS := 5.17.0
 NEWEST_TRANSFORMERS := 5.24.0
+
+# triton is pinned too: tests/fla reaches into its interpreter. Installed without what they depend on, which is there.
+FLA := flash-linear-attention fla-core==0.6.0 triton==3.7.1 einops==0.8.2
 
 # For timing: glibc keeps what is freed, so that no call pays for pages that another gave back.
 STEADY := OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456
@@ -11,7 +14,7 @@ INSTALLED := .venv/installed
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow remote lint oldest newest bench lab clean
+.PHONY: help demo test slow remote lint oldest newest fla bench lab clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST)
@@ -40,6 +43,9 @@ newest: .venv-newest/installed ## the same tests on the newest one
 oldest newest:
 	.venv-$@/bin/python -m pytest -m "not slow and not remote" -n $(JOBS) --dist worksteal tests/checkpoint tests/probe tests/decode
 
+fla: .venv-fla/installed ## the tests with flash-linear-attention installed: its kernels in Triton's interpreter, models on the CPU
+	CUDA_VISIBLE_DEVICES= TRITON_INTERPRET=1 .venv-fla/bin/python -m pytest tests/fla
+
 bench: $(INSTALLED) ## what watching costs, as ratios to the bare forward
 	$(RUN) -m pip install --quiet -c constraints.txt -e '.[bench]'
 	$(STEADY) $(RUN) -m benchmarks
@@ -55,14 +61,22 @@ lab: $(INSTALLED) ## JupyterLab in notebooks/, each .py there paired with an .ip
 clean: ## remove environments and caches; runs/ stays
 	rm -rf .venv .venv-* build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
-%/installed: pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "qwenlab needs Python 3.11 or newer, and '$(PYTHON)' is not. Name one that is: make $(MAKECMDGOALS) PYTHON=python3.12"; \
 	  exit 1; }
-	$(PYTHON) -m venv $*
-	sed '$(OTHER_PINS)' constraints.txt > $*/constraints.txt
-	$*/bin/python -m pip install -c $*/constraints.txt -e '.[test,dev]'
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install -c constraints.txt -e '.[test,dev]'
 	@touch $@
 
-.venv-oldest/installed: OTHER_PINS = s/^transformers==.*/transformers==$(OLDEST_TRANSFORMERS)/
-.venv-newest/installed: OTHER_PINS = s/^transformers==.*/transformers==$(NEWEST_TRANSFORMERS)/
+# An environment beside .venv: it sees all that .venv has, and lies above it with what differs.
+.venv-%/installed: $(INSTALLED)
+	$(RUN) -m venv .venv-$*
+	.venv-$*/bin/python -c "import pathlib, sysconfig; pathlib.Path(sysconfig.get_path('purelib'), 'beside.pth').write_text( \
+	  'import site; site.addsitedir(' + repr('$(shell $(RUN) -c "import sysconfig; print(sysconfig.get_path('purelib'))")') + ')\n')"
+	.venv-$*/bin/python -m pip install $(DIFFERENT)
+	@touch $@
+
+.venv-oldest/installed: DIFFERENT = transformers==$(OLDEST_TRANSFORMERS)
+.venv-newest/installed: DIFFERENT = transformers==$(NEWEST_TRANSFORMERS)
+.venv-fla/installed: DIFFERENT = -c constraints.txt --no-deps $(FLA)

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from qwenlab.checkpoint.anatomy import Anatomy
 from qwenlab.checkpoint.config import TextConfig, read_config
 from qwenlab.checkpoint.fingerprint import fingerprint, fingerprint_in_memory
+from qwenlab.checkpoint.fused_kernels import run_on_cpu
 from qwenlab.checkpoint.kept import kept
 from qwenlab.checkpoint.loaded import require_loaded
 from qwenlab.checkpoint.mtp import MtpHead
@@ -26,7 +27,6 @@ from qwenlab.checkpoint.tokenizer import load_tokenizer
 from qwenlab.checkpoint.trunk import check_trunk, load_trunk
 from qwenlab.checkpoint.weights import SMALL, Weights, read_weights
 from qwenlab.errors import BadArgument, NoMtpHead
-
 
 _loading = Lock()
 """Held while transformers loads: it sets torch's default dtype, which belongs to the process, to that of the model."""
@@ -110,6 +110,7 @@ def open(
     """Open a toy ("toy-moe"), a local folder, or a checkpoint of the hub ("Qwen/Qwen3.6-35B-A3B").
 
     device       where the model goes; by default the CPU, as transformers does it
+                 (there its DeltaNet layers run torch's own rule, also where fused kernels are installed)
     dtype        of the weights in memory; by default the checkpoint's own
     revision     branch, tag or commit, for the hub only
     device_map, attn_implementation, experts_implementation
@@ -163,6 +164,7 @@ def _read(
     with _loading, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         model = load_trunk(weights, **loading)
         mtp = load_mtp(model, weights, config)
+    run_on_cpu(config.family)
     anatomy = Anatomy(_as_opened(config, weights, model, mtp))
     facts = Facts(
         source=str(source),

@@ -71,7 +71,7 @@ def running_on(decoder: Decoder) -> dict[str, Any]:
         "layer_types": decoder.layer_types,
         "dtype": ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters})),
         "device": ", ".join(sorted({_device(p.device) for p in parameters})),
-        "kernel_delta_rule": kernel_of(decoder.family),
+        "kernel_delta_rule": kernel_of(decoder),
         "attention_implementation": str(config._attn_implementation),
         "experts_implementation": str(getattr(config, "_experts_implementation", None) or "none"),
     }

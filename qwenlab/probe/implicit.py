@@ -13,17 +13,23 @@ from qwenlab.errors import KernelDisagrees
 from qwenlab.probe.maps import Maps
 from qwenlab.probe.notes import Notes, Part
 from qwenlab.probe.probe import Variable
+from qwenlab.probe.products import IEEE, product_eps
 from qwenlab.probe.reading import Reading
-from qwenlab.probe.rule import RuleCall
+from qwenlab.probe.rule import RuleCall, kernel_on
 from qwenlab.probe.unrolling import Heads, Kept, Unrolling
 
 RECONSTRUCTION = 1e-4
-"""How far a head's output, made of our weights, may be from the kernel's, relative to it."""
+"""How far a head's output, made of our weights, may be from the kernel's, relative to it, in IEEE float32."""
 
 _CHECKED = {
     "gap_square": "squared distance of the output made of the weights from the kernel's, summed over tokens",
     "out_square": "squared norm of the kernel's output (or a floor), summed over tokens",
 }
+_PRECISER = (
+    "\nHere factors in float32 may be rounded to TF32 or less before they are multiplied. For IEEE products set "
+    'TRITON_F32_DEFAULT=ieee before triton is imported, and call torch.set_float32_matmul_precision("highest"); '
+    "flash-linear-attention still solves triangular systems in TF32."
+)
 _WITHOUT = {
     "without_removal_gap_square": "squared distance of the output made without key removal from the kernel's, summed",
 }
@@ -37,8 +43,8 @@ class ImplicitAttention(Maps):
     is the delta rule unrolled exactly, with its decay alpha and with the removal of keys by later writes (Yang et al.
     2024, arXiv:2412.06464), from what the kernel was given: the sum over s of w(t, s) v_s is the head's output before
     its norm and gate. It is held to the output that the kernel returned, head by head over all rows measured: beyond
-    1e-4 of its norm (or 2 eps of the kernel's output type where that is coarser: 1.6 % in bfloat16) the block ends in
-    KernelDisagrees.
+    1e-4 of its norm the block ends in KernelDisagrees. Where rounding is coarser, 2 eps of it are allowed: 1.6 % for
+    an output in bfloat16, 0.2 % where the kernel or torch multiplies float32 in TF32, as fused kernels on a GPU do.
 
     A row says nothing of tokens that were read before the block began: of such texts no row is measured, and what the
     state held then only enters the comparison. Of texts that go on from pass to pass, or token by token, the keys,
@@ -74,7 +80,7 @@ class ImplicitAttention(Maps):
     def start(self, decoder: Decoder) -> None:
         """Empty everything."""
         super().start(decoder)
-        self._tolerance = RECONSTRUCTION
+        self._tolerance, self._products = RECONSTRUCTION, IEEE
         self._indices: dict[torch.device, Heads] = {}
 
     def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
@@ -95,9 +101,11 @@ class ImplicitAttention(Maps):
         assert isinstance(call, RuleCall)
         assert call.out is not None
         assert gate is None or isinstance(gate, torch.Tensor)
-        self._tolerance = max(self._tolerance, 2 * torch.finfo(call.out.dtype).eps)
         if call.device not in self._indices:
+            where = call.device.type
+            self._products = max(self._products, product_eps(kernel_on(where, self.decoder.family), where))
             self._indices[call.device] = Heads.of(self.heads, call.value.shape[2] // call.key.shape[2], call.device)
+        self._tolerance = max(self._tolerance, 2 * torch.finfo(call.out.dtype).eps, 2 * self._products)
         heads, name = self._indices[call.device], (id(self), layer)
         earlier: Kept | None = reading.carry.get(name)
         if earlier is not None and earlier.begin + earlier.columns != reading.past:
@@ -120,7 +128,8 @@ class ImplicitAttention(Maps):
                 f"(at most {self._tolerance:.3g} is rounding), and in {int((~(error <= self._tolerance)).sum())} of "
                 f"{error.size} heads.\n"
                 "The kernel in use follows another convention, or an edit changed what it computes: "
-                "watch with transformers' own kernel, without the edit."
+                "watch with transformers' own kernel, which models on the CPU use, without the edit."
+                + (_PRECISER if IEEE < self._products >= self._tolerance / 2 else "")
             )
 
     def more_variables(self, labels: int) -> dict[str, Variable]:

@@ -6,7 +6,6 @@ naming itself. While a tap listens those two names are wrapped, and the layer sa
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,12 +13,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
-from qwenlab.checkpoint.families import Family
+from qwenlab.checkpoint.decoder import Decoder
+from qwenlab.checkpoint.families import DELTANET, Family
+from qwenlab.checkpoint.fused_kernels import implementation
 from qwenlab.probe.prediction import normalised, predictions
 from qwenlab.probe.reading import Reading
 from qwenlab.probe.running import RunningLayer
-from qwenlab.probe.wrapping import listening, unwrapped
+from qwenlab.probe.wrapping import listening
 
 
 @dataclass
@@ -178,10 +180,24 @@ def _sampled(state: torch.Tensor | None, heads: torch.Tensor) -> torch.Tensor | 
     return None if state is None else state.detach().index_select(1, heads)
 
 
-def kernel_of(family: Family) -> str:
-    """Which implementation of the chunked delta rule transformers picked: a package's, or its torch reference."""
-    rule = unwrapped(vars(sys.modules[family.modeling]), family.chunk_rule)
-    # Every wrapper of transformers names the function below it; the one that chose keeps its choice as a closure.
-    choosing = inspect.unwrap(rule, stop=lambda function: "implementation" in function.__code__.co_freevars)
-    chosen = inspect.getclosurevars(choosing).nonlocals.get("implementation", choosing)
+def kernel_of(decoder: Decoder) -> str:
+    """The implementation of the chunked delta rule that the DeltaNet layers call: a package's, or torch's own.
+
+    Both, in the order of their names, for a model of which some layers are on the CPU and others on a GPU, where fused
+    kernels are installed; "none" for a model without DeltaNet layers.
+    """
+    devices = {_device_of(decoder.mixer(layer)) for layer in decoder.layers_of(DELTANET)}
+    return ", ".join(sorted({kernel_on(device, decoder.family) for device in devices})) or "none"
+
+
+def kernel_on(device: str, family: Family) -> str:
+    """The implementation of the chunked delta rule that layers on this type of device call."""
+    chosen = implementation(vars(sys.modules[family.modeling])[family.chunk_rule], device)
     return f"{chosen.__module__}.{chosen.__name__}"
+
+
+def _device_of(mixer: nn.Module) -> str:
+    """The type of device that a mixer runs on; accelerate brings the weights of offloaded ones there for each call."""
+    device = next(mixer.parameters()).device
+    runs_on = getattr(getattr(mixer, "_hf_hook", None), "execution_device", None)
+    return torch.device(runs_on).type if device.type == "meta" and runs_on is not None else device.type

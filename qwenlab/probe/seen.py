@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from qwenlab.checkpoint.decoder import decoder_of, module_of
+from qwenlab.checkpoint.fused_kernels import running_on_cpu
 from qwenlab.checkpoint.loaded import require_loaded
 from qwenlab.errors import BadArgument, CannotWatch, NothingRead, ProbeInUse, SilentSite
 from qwenlab.probe.delivery import Delivery
@@ -171,6 +172,7 @@ class Seen:
             elif isinstance(probe, OfStates):
                 self._taps.rule.stated |= set(probe.layers)
                 self._unrolled[type(probe).__name__] = probe.layers
+        self._hooks.enter_context(running_on_cpu(self._decoder.family))
         if self._stopwatch is not None:
             self._stopwatch.outer(self._decoder, self._hooks)
         self._taps.place(self._delivery.inboxes, self._hooks)

@@ -224,7 +224,7 @@ def test_what_ran_is_in_the_facts(own, texts):
     assert json.loads(found["layer_types"]) == list(own.config.layer_types)
     assert (found["dtype"], found["device"], found["checkpoint"]) == ("float32", "cpu", "Qwen3_5MoeForCausalLM")
     with watch(own, DeltaNet()):
-        assert kernel_of(decoder_of(own).family) == found["kernel_delta_rule"]
+        assert kernel_of(decoder_of(own)) == found["kernel_delta_rule"]
         own(texts[0][None])
 
 

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from qwenlab.checkpoint.decoder import decoder_of, module_of
+from qwenlab.checkpoint.fused_kernels import running_on_cpu
 from qwenlab.checkpoint.loaded import require_loaded
 from qwenlab.errors import BadArgument, SilentEdit
 from qwenlab.probe.edits.edit import Edit
@@ -62,6 +63,7 @@ class Editing:
         self._hooks, stack = ExitStack(), self._decoder.module
         places = Places(self._decoder, self._hooks)
         try:
+            self._hooks.enter_context(running_on_cpu(self._decoder.family))
             for each in self.edits:
                 before = len(places.fired)
                 each.place(places)
