@@ -14,7 +14,7 @@ INSTALLED := .venv/installed
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow remote lint oldest newest fla bench lab clean
+.PHONY: help demo test slow remote lint oldest newest fla evidence bench lab clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ oldest newest:
 
 fla: .venv-fla/installed ## the tests with flash-linear-attention installed: its kernels in Triton's interpreter, models on the CPU
 	CUDA_VISIBLE_DEVICES= TRITON_INTERPRET=1 .venv-fla/bin/python -m pytest tests/fla
+
+evidence: $(INSTALLED) ## error rates of our own checks, by simulation (about 15 minutes); results in evidence/results
+	OMP_NUM_THREADS=1 $(RUN) -m evidence.lossless
 
 bench: $(INSTALLED) ## what watching costs, as ratios to the bare forward
 	$(RUN) -m pip install --quiet -c constraints.txt -e '.[bench]'

@@ -19,25 +19,28 @@ class Witness:
     """Trunk and head reading a text in blocks of one width, one after another, with nothing ever rolled back.
 
     context  what the trunk has read;  head_cache: the pairs that the head has
-    logits   float [token, vocabulary], of the newest block
+    logits   float [token, vocabulary], of the newest block; of the prompt, the last token's alone
     """
 
     def __init__(self, head: MtpHead, prompt: torch.Tensor) -> None:
         self.head, self.context = head, Context(head.trunk)
         self.head_cache: Cache = DynamicCache(config=head.config)
-        self.logits = torch.empty(0)
         self._hidden: torch.Tensor | None = None
-        self.read(prompt)
+        self.logits = self.context.logits(self._states(prompt)[-1:])  # those of a long prompt would fill the memory
 
     def read(self, block: torch.Tensor) -> None:
         """Read a block; the head gets the pairs of its tokens with the hidden states before them."""
+        self.logits = self.context.logits(self._states(block))
+
+    def _states(self, block: torch.Tensor) -> torch.Tensor:
+        """Let trunk and head read a block; returns the trunk's hidden states, float [token, channel]."""
         hidden = self.context.read(block)
         before = hidden[:-1] if self._hidden is None else torch.cat([self._hidden, hidden[:-1]])
         tokens = block[1:] if self._hidden is None else block
         if len(tokens):
             self.head(tokens[None], before[None], past_key_values=self.head_cache)
         self._hidden = hidden[-1:]
-        self.logits = self.context.logits(hidden)
+        return hidden
 
 
 def gaps(context: Context, head_cache: Cache, witness: Witness, pairs: int) -> dict[str, dict[int, float]]:
