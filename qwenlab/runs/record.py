@@ -15,6 +15,7 @@ import duckdb
 import numpy as np
 import pandas as pd
 import xarray as xr
+from filelock import FileLock
 
 from qwenlab.errors import BadMetric, RecordedTwice, UndeclaredMetric
 from qwenlab.record.recording import Recording
@@ -24,6 +25,9 @@ RUN = "QWENLAB_RUN"
 """The environment variable with the folder of the run that is going on."""
 
 METRICS = "metrics.parquet"
+LOCK = ".metrics.lock"
+"""Held while a row is added to the table. The runner removes it from the folder of a run that has ended."""
+
 COLUMNS = ("metric", "labels", "value", "units")
 _FILE = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -36,12 +40,13 @@ def record(
 ) -> None:
     """Keep what this run has found so far, at once: what a later cell does cannot lose it.
 
-    datasets  by name: a Dataset, DataArray or Recording, kept as datasets/NAME.nc
-    figures   by name: matplotlib figures, kept as figures/NAME.png and .svg
+    datasets  by name: a Dataset, DataArray or Recording, kept as datasets/NAME.nc; a later one replaces it
+    figures   by name: matplotlib figures, kept as figures/NAME.png and .svg; a later one replaces it
     metrics   by the name that spec.yaml declares: a number, or a DataArray with the dimensions that the spec gives it;
               a value that could not be measured is NaN
 
-    In a notebook that `qwenlab run` did not start the arguments are looked at and nothing is kept.
+    Threads and processes of the notebook may call it at the same time: all is on disk when each call returns. In a
+    notebook that `qwenlab run` did not start the arguments are looked at and nothing is kept.
 
     Raises UndeclaredMetric, BadMetric and RecordedTwice. Files are replaced in one step, never written in place.
     """
@@ -104,14 +109,16 @@ def _plain(label: Any) -> Any:
 
 
 def _append(path: Path, rows: list[tuple[str, str, float, str]]) -> None:
-    """Add rows to the table, in one step."""
+    """Add rows to the table, in one step, while no other thread or process does."""
     new = pd.DataFrame(rows, columns=list(COLUMNS))
-    both = pd.concat([read_metrics(path), new]) if path.exists() else new
-    doubled = both[both.duplicated(["metric", "labels"])]
-    if len(doubled):
-        metric, labels = doubled.iloc[0][["metric", "labels"]]
-        raise RecordedTwice(f"{metric!r} already has a value at {labels}. Record each value once.")
-    write_table(both, path)
+    # A lock of its own for each call excludes threads too; the system releases that of a process that dies.
+    with FileLock(path.with_name(LOCK)).acquire(poll_interval=0.01):
+        both = pd.concat([read_metrics(path), new]) if path.exists() else new
+        doubled = both[both.duplicated(["metric", "labels"])]
+        if len(doubled):
+            metric, labels = doubled.iloc[0][["metric", "labels"]]
+            raise RecordedTwice(f"{metric!r} already has a value at {labels}. Record each value once.")
+        write_table(both, path)
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
