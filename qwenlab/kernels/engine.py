@@ -17,7 +17,8 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine as PapermillEngine, NotebookExecutionManager
 
 from qwenlab.kernels.kernel import Kernel
-from qwenlab.kernels.secrets import without
+from qwenlab.kernels.redaction import Redaction
+from qwenlab.kernels.secrets import Secret, environment_of, inject
 from qwenlab.record.whole import replacing
 
 OUTPUT_LIMIT = 4 * 2**20
@@ -40,7 +41,7 @@ class Setting:
     seed         of every generator of random numbers
     environment  variables that are set for it
     warm         keep the kernel, with the checkpoints open in it, for the next notebook of this thread
-    parameters   those injected, for the sake of the secrets among them
+    secrets      the parameters that the kernel gets in its environment, and that are written nowhere
     started      told the kernel once it is ready, so that another thread can end it
     """
 
@@ -50,7 +51,7 @@ class Setting:
     seed: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
     warm: bool = False
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    secrets: Mapping[str, Secret] = field(default_factory=dict)
     started: Callable[[Kernel], None] = lambda kernel: None
 
 
@@ -76,6 +77,8 @@ class Engine(PapermillEngine):
         if setting is None:  # called by papermill itself, which writes to addresses such as s3://... on its own
             local = output_path is not None and "://" not in str(output_path)
             setting = Setting(Path.cwd(), output=Path(str(output_path)) if local else None, warm=True)
+        if setting.secrets:
+            inject(nb, setting.secrets)
         witness = Witness(nb, setting, log_output=log_output, progress_bar=progress_bar)
         witness.notebook_start()
         try:
@@ -91,7 +94,7 @@ class Witness(NotebookExecutionManager):
     """Papermill's record of a run, which calls no cell completed that was not, and never leaves half a file."""
 
     def __init__(self, notebook: Any, setting: Setting, **options: Any) -> None:
-        self.setting = setting
+        self.setting, self.redaction = setting, Redaction(setting.secrets.values())
         super().__init__(notebook, **options)
         self.nb: Any = notebook
         if setting.source is not None:
@@ -100,7 +103,7 @@ class Witness(NotebookExecutionManager):
     def save(self, **kwargs: Any) -> None:
         self.nb = kwargs.get("nb", self.nb)
         if self.setting.output is not None:
-            write(self.nb, self.setting.output, self.setting.parameters)
+            write(self.nb, self.setting.output, self.redaction)
         self.last_save_time = self.now()
 
     def cell_broke_off(self, cell: Any, index: int) -> None:
@@ -168,7 +171,7 @@ def _run(witness: Witness, kernel_name: str, setting: Setting, timeout: int | No
             {
                 "seed": setting.seed,
                 "cwd": str(setting.cwd),
-                "environment": dict(setting.environment),
+                "environment": {**setting.environment, **environment_of(setting.secrets)},
                 "warm": setting.warm,
             }
         )
@@ -199,7 +202,7 @@ def release() -> None:
         kernel.close()
 
 
-def write(notebook: Any, path: Path, parameters: Mapping[str, Any]) -> None:
-    """Write a notebook in one step, without the secrets among these parameters."""
+def write(notebook: Any, path: Path, redaction: Redaction) -> None:
+    """Write a notebook in one step, without the secrets."""
     with replacing(path) as beside:
-        beside.write_text(without(nbformat.writes(notebook), parameters), encoding="utf-8")
+        beside.write_text(nbformat.writes(redaction.notebook(notebook)), encoding="utf-8")

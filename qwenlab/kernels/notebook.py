@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from papermill.engines import papermill_engines
 from qwenlab.errors import CellFailed, KernelDied, NotebookFailed, UnknownNotebook
 from qwenlab.kernels.engine import Engine, Setting
 from qwenlab.kernels.parameters import Parameters, parameters_of
+from qwenlab.kernels.redaction import Redaction
+from qwenlab.kernels.secrets import looks_secret, secrets_of, shown
 
 ENGINE = "qwenlab"
 
@@ -26,23 +30,31 @@ def run_notebook(path: str | Path, out: str | Path, /, **parameters: Any) -> Pat
     path        a text notebook (.py, jupytext) or an .ipynb; its cells run in its own folder, as in JupyterLab
     out         the folder for the executed copy: `<stem>.ipynb` if it ran to the end, `<stem>.failed.ipynb` if it
                 did not, `<stem>.running.ipynb` meanwhile
-    parameters  values for the names that the cell tagged "parameters" assigns, each of the type it has there; those
-                named like a key, a token or a password are not written into the copy
+    parameters  values for the names that the cell tagged "parameters" assigns, each of the type it has there. They are
+                written into the copy. `{"env": NAME}` is a secret: it is read from that environment variable, and
+                neither the copy nor an error shows it
 
     Raises UnknownNotebook; UnknownParameter, BadParameter and MissingParameter before the first cell runs;
-    NotebookFailed.
+    NotebookFailed. Warns of a value that is given as it is although its name is that of a password or an access key.
     """
     path, out = Path(path).resolve(), Path(out).resolve()
     notebook, declared = read_notebook(path)
-    declared.check(parameters)
-    declared.filled(parameters)
+    given = {name: declared.resolve(name, value) for name, value in parameters.items()}
+    declared.filled(given)
+    for name in given:
+        if looks_secret(name, given[name]):
+            warnings.warn(
+                f"{name!r} is written into the executed notebook. If it is a secret, put it into an environment "
+                f'variable and give {{"env": NAME}}.',
+                stacklevel=2,
+            )
 
     out.mkdir(parents=True, exist_ok=True)
     running, finished, failed = (out / f"{path.stem}{state}.ipynb" for state in (".running", "", ".failed"))
     for earlier in (finished, failed):
         earlier.unlink(missing_ok=True)
     try:
-        execute(notebook, parameters, Setting(path.parent, path, running, parameters=parameters))
+        execute(notebook, given, Setting(path.parent, path, running))
     except NotebookFailed as failure:
         raise NotebookFailed(f"{failure}\nThe cells up to there are in {running.replace(failed)}.") from failure
     except BaseException:
@@ -64,23 +76,26 @@ def read_notebook(path: Path) -> tuple[Any, Parameters]:
 def execute(notebook: Any, parameters: Mapping[str, Any], setting: Setting, *, bar: str | None = None) -> Any:
     """Execute a notebook, keep the file `setting.output` up to date, and return the executed notebook.
 
-    bar  what the progress bar is called, by default the notebook's name; "" for none
+    parameters  of these the file and the errors do not show a Secret; the notebook that is returned may
+    bar         what the progress bar is called, by default the notebook's name; "" for none
 
     Raises CellFailed where a cell raised, and KernelDied where the kernel ended before the notebook did.
     """
     papermill_engines.register(ENGINE, Engine)  # also where the package is not installed, and so has no entry point
     name = bar if bar is not None else Path(setting.source or "notebook").stem
+    setting = replace(setting, secrets=secrets_of(parameters))
     try:
         with _papermill_quiet():
             return papermill.execute_notebook(
                 notebook,
                 None,
-                dict(parameters),
+                shown(parameters),
                 engine_name=ENGINE,
                 progress_bar={"desc": name, "leave": bar is None} if name else False,
                 setting=setting,
             )
     except papermill.PapermillExecutionError as cell:
+        _redact(cell, Redaction.of(parameters))
         raise CellFailed(f"{setting.source}: cell [{cell.exec_count}] raised {cell.ename}: {cell.evalue}") from cell
     except DeadKernelError as death:
         raise KernelDied(
@@ -98,6 +113,13 @@ def failed_cell(failure: CellFailed) -> dict[str, Any]:
         "source": cause.source,
         "traceback": str(cause),
     }
+
+
+def _redact(cell: papermill.PapermillExecutionError, redaction: Redaction) -> None:
+    """Take the secrets out of an exception itself: a traceback shows it as the cause of ours."""
+    cell.source, cell.ename, cell.evalue = map(redaction.text, (cell.source, cell.ename, cell.evalue))
+    cell.traceback = redaction.json(cell.traceback)
+    cell.args = (cell.cell_index, cell.exec_count, cell.source, cell.ename, cell.evalue, cell.traceback)
 
 
 @contextmanager

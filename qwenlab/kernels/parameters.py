@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import builtins
+import os
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from qwenlab.errors import BadParameter, MissingParameter, UnknownParameter
+from qwenlab.kernels.secrets import HIDDEN, Secret, is_reference
 
 REQUIRED = object()
 """The default of a parameter that has none: `name: int`, without a value."""
@@ -37,24 +40,65 @@ class Parameters:
     by_name: dict[str, Parameter]
     tagged: bool = True
 
+    def require(self, name: str) -> None:
+        """Raise UnknownParameter where the parameters cell does not assign this name."""
+        if name not in self.by_name:
+            raise UnknownParameter(self._unknown(name))
+
     def check(self, values: Mapping[str, Any]) -> None:
         """Raise UnknownParameter or BadParameter for a value that has no place or another type."""
         for name, value in values.items():
             self.check_one(name, value)
 
     def check_one(self, name: str, value: Any) -> None:
-        """The same for one value."""
-        if name not in self.by_name:
-            raise UnknownParameter(self._unknown(name))
+        """The same for one value. The message does not show the value of a Secret."""
+        self.require(name)
+        plain, written = (value.value, HIDDEN) if isinstance(value, Secret) else (value, repr(value))
+        if complaint := self._complaint(name, plain):
+            raise BadParameter(
+                f"{self.path}: parameter {name!r} cannot be {written}: {complaint}, "
+                f"and this is of type {type(plain).__name__}."
+            )
+
+    def resolve(self, name: str, value: Any) -> Any:
+        """A value that was checked, as the notebook is to have it: `{env: NAME}` is read from the environment.
+
+        What is read from there is a Secret. A variable is text: it is taken as it is where the parameter's type takes
+        text, else as JSON (`3`, `true`, `["a"]`), else as pydantic converts text to the type.
+
+        Raises UnknownParameter and BadParameter.
+        """
+        if is_reference(value):
+            value = self._from_environment(name, value["env"])
+        self.check_one(name, value)
+        return value
+
+    def _from_environment(self, name: str, variable: Any) -> Secret:
+        if not isinstance(variable, str) or not variable:
+            raise BadParameter(f"{name!r}: `env` must name an environment variable: {{env: NAME}}.")
+        self.require(name)
+        if variable not in os.environ:
+            raise BadParameter(f"{name!r} is to be read from {variable}, which is not set: export it first.")
+        text, reads = os.environ[variable], TypeAdapter(self.by_name[name].type)
+        read: Callable[[], Any]
+        for read in (
+            lambda: reads.validate_python(text, strict=True),
+            lambda: reads.validate_json(text, strict=True),
+            lambda: reads.validate_python(text),
+        ):
+            with suppress(ValidationError):
+                return Secret(read(), variable, text)
+        return Secret(text, variable, text)
+
+    def _complaint(self, name: str, value: Any) -> str | None:
+        """Why a value does not fit. Papermill writes anything but JSON's types as a string."""
         wanted: Any
-        for wanted in (JsonValue, self.by_name[name].type):  # papermill writes anything but JSON's types as a string
+        for wanted in (JsonValue, self.by_name[name].type):
             try:
                 TypeAdapter(wanted).validate_python(value, strict=True)
             except ValidationError as misfit:
-                raise BadParameter(
-                    f"{self.path}: parameter {name!r} cannot be {value!r}: {misfit.errors()[0]['msg']}, "
-                    f"and this is of type {type(value).__name__}."
-                ) from misfit
+                return str(misfit.errors()[0]["msg"])
+        return None
 
     def filled(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """All parameters, with the notebook's defaults where no value is given. Raises MissingParameter."""

@@ -1,29 +1,82 @@
-"""Parameters that must not be written down: keys, tokens, passwords."""
+"""Secret parameters: values that reach the notebook and are written nowhere."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from papermill.translators import PythonTranslator
+
 HIDDEN = "•••"
-_ENDINGS = ("key", "token", "secret", "password")
+"""What is written in the place of a secret."""
+
+_VARIABLE = "QWENLAB_SECRET_"
+_CREDENTIAL = re.compile(
+    r"(.*_)?(secret|pass(word|wd|phrase)|credentials?|(api|access|private|secret)_?key|(hf|hub|api|auth|access)_token)"
+)
 
 
-def is_secret(name: str) -> bool:
-    """Whether a parameter of this name is kept out of notebooks and facts: `hf_token`, `api_key`; not `max_tokens`."""
-    return name.lower().rpartition("_")[2] in _ENDINGS
+@dataclass(frozen=True, repr=False)
+class Secret:
+    """A parameter's value that is written nowhere. Its text is HIDDEN, and the variable that it comes from.
+
+    value     what the notebook gets
+    variable  the environment variable that it was read from; None for a value given as it is
+    text      what that variable holds
+    """
+
+    value: Any
+    variable: str | None = None
+    text: str | None = None
+
+    def __str__(self) -> str:
+        return HIDDEN if self.variable is None else f"{HIDDEN} (${self.variable})"
+
+    __repr__ = __str__
 
 
-def redacted(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters, with HIDDEN in the place of every secret that is set."""
-    return {name: HIDDEN if is_secret(name) and value else value for name, value in parameters.items()}
+def is_reference(value: Any) -> bool:
+    """Whether a parameter's value is `{env: NAME}`, which always means an environment variable."""
+    return isinstance(value, dict) and set(value) == {"env"}
 
 
-def without(text: str, parameters: Mapping[str, Any]) -> str:
-    """Text in which no secret of these parameters occurs, written plainly or as JSON."""
-    for name, value in parameters.items():
-        if is_secret(name) and isinstance(value, str) and value:
-            for written in {value, json.dumps(value)[1:-1], json.dumps(json.dumps(value))[3:-3]}:
-                text = text.replace(written, HIDDEN)
-    return text
+def hide(value: Any) -> Any:
+    """A value that is to be secret, as a Secret. A reference stays one: it shows nothing, and is read later."""
+    return value if is_reference(value) else Secret(value)
+
+
+def looks_secret(name: str, value: Any) -> bool:
+    """Whether a plain value is probably a credential: only to warn, since a name decides nothing."""
+    return isinstance(value, str) and bool(value) and _CREDENTIAL.fullmatch(name.lower()) is not None
+
+
+def shown(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as they may be written down: the text of a secret in the place of its value."""
+    return {name: str(value) if isinstance(value, Secret) else value for name, value in parameters.items()}
+
+
+def secrets_of(parameters: Mapping[str, Any]) -> dict[str, Secret]:
+    """The secrets among the parameters."""
+    return {name: value for name, value in parameters.items() if isinstance(value, Secret)}
+
+
+def environment_of(secrets: Mapping[str, Secret]) -> dict[str, str]:
+    """The variables in which a kernel gets its secrets, as JSON."""
+    return {_VARIABLE + name: json.dumps(secret.value) for name, secret in secrets.items()}
+
+
+def inject(notebook: Any, secrets: Mapping[str, Secret]) -> None:
+    """Let the cell that papermill injected read the secrets from the kernel's environment: it then contains none.
+
+    Papermill was given `shown(parameters)`, so that the cell assigns the text of each secret.
+    """
+    cell = next(each for each in notebook.cells if "injected-parameters" in each.metadata.get("tags", []))
+    texts = {PythonTranslator.assign(name, PythonTranslator.translate(str(each))) for name, each in secrets.items()}
+    lines = [line for line in cell.source.rstrip("\n").split("\n") if line not in texts]
+    for name in secrets:
+        variable = json.dumps(_VARIABLE + name, ensure_ascii=False)
+        lines.append(f'{name} = __import__("json").loads(__import__("os").environ[{variable}])  # {HIDDEN}')
+    cell.source = "\n".join(lines) + "\n"

@@ -27,7 +27,7 @@ def run(tmp_path: Path) -> Run:
         source = tmp_path / f"{name}.py"
         source.write_text("\n\n".join(['# %% tags=["parameters"]', parameters, *(f"# %%\n{cell}" for cell in cells)]))
         values = values or {}
-        chosen = dict(cwd=tmp_path, source=source, output=tmp_path / f"{name}.ipynb", parameters=values, warm=True)
+        chosen = dict(cwd=tmp_path, source=source, output=tmp_path / f"{name}.ipynb", warm=True)
         return execute(read_notebook(source)[0], values, Setting(**chosen | setting), bar="")
 
     return run

@@ -14,6 +14,7 @@ import pytest
 from qwenlab.errors import CellFailed, KernelDied
 from qwenlab.kernels import engine
 from qwenlab.kernels.engine import release
+from qwenlab.kernels.secrets import Secret
 from tests.kernels.conftest import printed, statuses
 
 
@@ -63,7 +64,8 @@ def test_output_is_kept_up_to_a_bound(run, monkeypatch):
 
 @pytest.mark.slow
 def test_secrets_are_in_no_file(run, tmp_path):
-    done = run("print(len(hf_token), hf_token)", parameters='hf_token: str = ""', values={"hf_token": "hf_abcdef"})
+    values = {"hf_token": Secret("hf_abcdef")}
+    done = run("print(len(hf_token), hf_token)", parameters='hf_token: str = ""', values=values)
     assert printed(done) == "9 hf_abcdef"
     assert "hf_abcdef" not in (tmp_path / "question.ipynb").read_text()
     assert "•••" in (tmp_path / "question.ipynb").read_text()

@@ -2,9 +2,11 @@
 
 import json
 import sys
+import traceback
 from pathlib import Path
 
 import jupytext
+import nbformat
 import pytest
 
 from qwenlab.errors import BadParameter, NotebookFailed, UnknownNotebook, UnknownParameter
@@ -83,6 +85,41 @@ def test_a_run_that_did_not_end_is_named_failed(notebook, tmp_path, seed, messag
         run_notebook(notebook, tmp_path / "out", seed=seed)
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["question.failed.ipynb"]
     assert "question.failed.ipynb" in str(failure.value)
+
+
+SECRETIVE = """\
+# %% tags=["parameters"]
+pin: int = 0
+eos_token: str = "</s>"
+
+# %%
+print(pin + 1, pin, eos_token)
+raise ValueError(f"{pin} was refused")
+"""
+
+
+def test_a_secret_of_the_environment_is_in_no_file_and_no_error(notebook, tmp_path, monkeypatch):
+    notebook.write_text(SECRETIVE)
+    monkeypatch.setenv("PIN", "918273645")
+    with pytest.raises(NotebookFailed, match="raised ValueError: ••• was refused") as error:
+        run_notebook(notebook, tmp_path / "out", pin={"env": "PIN"}, eos_token="e")
+    assert "918273645" not in "".join(traceback.format_exception(error.value))
+    executed = tmp_path / "out" / "question.failed.ipynb"
+    assert "918273645" not in executed.read_text()
+    assert printed(executed) == ["918273646 ••• e"]
+    nbformat.validate(nbformat.read(executed, 4))
+    assert jupytext.read(executed).metadata.papermill.parameters == {"pin": "••• ($PIN)", "eos_token": "e"}
+
+
+@pytest.mark.slow
+def test_a_plain_value_with_the_name_of_a_credential_is_warned_of(notebook, tmp_path):
+    notebook.write_text('# %% tags=["parameters"]\nhf_token: str = ""\nsort_key: str = "a"\n')
+    with pytest.warns(
+        UserWarning, match=r"'hf_token' is written into the executed notebook.*\{\"env\": NAME\}"
+    ) as seen:
+        executed = run_notebook(notebook, tmp_path / "out", hf_token="hf_abcdef", sort_key="name")
+    assert "hf_abcdef" in executed.read_text()
+    assert not [each for each in seen if "sort_key" in str(each.message)]
 
 
 class TestBeforeTheFirstCellRuns:

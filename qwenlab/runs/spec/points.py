@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from qwenlab import __version__
-from qwenlab.errors import BadParameter, BadSpec, MissingParameter, UnknownParameter
+from qwenlab.errors import BadParameter, BadSpec
 from qwenlab.kernels.notebook import read_notebook
 from qwenlab.kernels.parameters import Parameters
-from qwenlab.kernels.secrets import is_secret, redacted
+from qwenlab.kernels.secrets import secrets_of, shown
 from qwenlab.runs.spec.code import calls_of_record, code_hash
 from qwenlab.runs.spec.source import Source
-from qwenlab.runs.spec.spec import Range, Spec, Values, read_spec
+from qwenlab.runs.spec.spec import Spec, read_spec
+from qwenlab.runs.spec.values import names_a_checkpoint, plain, resolved
 
 RESERVED = ("datasets", "figures")
 """Words that `record` takes beside metrics."""
@@ -27,12 +26,16 @@ RESERVED = ("datasets", "figures")
 
 @dataclass(frozen=True)
 class Point:
-    """One run that is asked for: its parameters, all of them, and its seed."""
+    """One run that is asked for: its parameters, all of them, and its seed.
+
+    parameters  as they are written down: a secret's text stands in the place of its value
+    given       those that the spec gives, as they are handed to the notebook; a secret is a Secret
+    """
 
     experiment: str
     parameters: dict[str, Any]
     seed: int
-    given: dict[str, Any]  # those that the spec gives, as they are handed to the notebook
+    given: dict[str, Any]
     checkpoints: dict[str, dict[str, str]]  # parameter -> source and hash
     address: str
 
@@ -55,7 +58,7 @@ class Plan:
 
     def describe(self, point: Point) -> str:
         """What sets a point apart from the others."""
-        parts = [f"{name}={redacted(point.parameters)[name]}" for name in self.swept]
+        parts = [f"{name}={point.parameters[name]}" for name in self.swept]
         return " ".join([*parts, f"seed={point.seed}"] if len(self.spec.seeds) > 1 or not parts else parts)
 
 
@@ -81,20 +84,20 @@ def plan(
     if not declared.tagged:
         raise BadSpec(f"{source.at('notebook')}: {notebook_path} has no parameters cell: tag one 'parameters'.")
     _check_metrics(notebook, notebook_path, spec, source)
-    combinations = list(_combinations(spec, source, settings or {}))
-    for values in combinations:
-        _check(values, declared, source)
+    combinations = resolved(spec, source, declared, settings or {})
     if len(spec.seeds) > 1 and "seed" not in declared.by_name:
         raise BadSpec(f"{source.at('seeds')}: the notebook has no parameter `seed`, so its runs would be alike.")
 
     experiment, notebook_hash = source.path.parent.name, code_hash(notebook, notebook_path.parent)
     points = [
-        _point(experiment, spec, notebook_hash, declared, {name: value for name, (value, _) in values.items()}, seed)
+        _point(experiment, spec, notebook_hash, declared, plain(values), seed)
         for values in combinations
         for seed in spec.seeds
     ]
     if doubled := len(points) - len({point.address for point in points}):
-        raise BadSpec(f"{source.at('sweep')}: {doubled} of {len(points)} points are asked for more than once.")
+        secret = any(secrets_of(point.given) for point in points)
+        hint = " Points cannot differ in the value of a secret alone: give each as {env: NAME}." if secret else ""
+        raise BadSpec(f"{source.at('sweep')}: {doubled} of {len(points)} points are asked for more than once.{hint}")
     swept = [
         name
         for name in dict.fromkeys(name for values in combinations for name in values)
@@ -104,95 +107,18 @@ def plan(
     return Plan(experiment, spec, source, notebook_path, chosen, swept)
 
 
-Given = dict[str, tuple[Any, str]]
-"""Parameter -> its value, and where the spec says it."""
-
-
-def _combinations(spec: Spec, source: Source, settings: Mapping[str, Any]) -> Iterator[Given]:
-    """The parameters that the spec gives, for every point of its sweep."""
-    fixed = {name: (value, source.at("parameters", name)) for name, value in spec.parameters.items()}
-    fixed |= {name: (value, "--set") for name, value in settings.items()}
-    seen: dict[str, tuple[str, ...]] = {name: ("parameters", name) for name in spec.parameters}
-    for kind, names in (
-        ("grid", spec.sweep.grid),
-        ("zip", spec.sweep.zipped),
-        ("list", {name: None for one in spec.sweep.listed for name in one}),
-    ):
-        for name in names:
-            if name in seen:
-                raise BadSpec(
-                    f"{source.at('sweep', kind, name)}: {name!r} already has values at {source.at(*seen[name])}."
-                )
-            seen[name] = ("sweep", kind, name)
-    grid, zipped = (
-        [_choices(source, ("sweep", kind, name), each) for name, each in swept.items() if name not in settings]
-        for kind, swept in (("grid", spec.sweep.grid), ("zip", spec.sweep.zipped))
-    )
-    if len({len(values) for values in zipped}) > 1:
-        lengths = ", ".join(f"{each[0][0]}: {len(each)}" for each in zipped)
-        raise BadSpec(f"{source.at('sweep', 'zip')}: what is zipped must be of one length, not {lengths}.")
-    together = [dict(pairs) for pairs in zip(*zipped, strict=True)] if zipped else [{}]
-    listed = [
-        {n: (value, source.at("sweep", "list", index, n)) for n, value in one.items() if n not in settings}
-        for index, one in enumerate(spec.sweep.listed)
-    ] or [{}]
-    for one in itertools.product(*grid):
-        for other, third in itertools.product(together, listed):
-            yield {**fixed, **dict(one), **other, **third}
-
-
-def _choices(source: Source, key: tuple[str, str, str], values: Values) -> list[tuple[str, tuple[Any, str]]]:
-    numbers = values.values() if isinstance(values, Range) else values
-    if not numbers:
-        raise BadSpec(f"{source.at(*key)}: {key[-1]!r} is swept over no value.")
-    return [(key[-1], (value, source.at(*key, index))) for index, value in enumerate(numbers)]
-
-
-def _check(values: Given, declared: Parameters, source: Source) -> None:
-    """Raise what is wrong with these values, with the line that says so."""
-    for name, (value, where) in values.items():
-        if _is_hidden(name, value) and value["env"] not in os.environ:
-            raise BadParameter(
-                f"{where}: {name!r} is to be read from {value['env']}, which is not set: export it first."
-            )
-        try:
-            declared.check_one(name, _revealed(name, value))
-        except (UnknownParameter, BadParameter) as error:
-            raise type(error)(f"{where}: {error}") from None
-    if "seed" in values:
-        raise BadSpec(f"{values['seed'][1]}: give `seeds:`, not a parameter `seed`: it is part of what a run is.")
-    try:
-        declared.filled({name: value for name, (value, _) in values.items()} | {"seed": 0})
-    except MissingParameter as error:
-        raise MissingParameter(f"{source.at('parameters')}: {error}") from None
-
-
-def _revealed(name: str, value: Any) -> Any:
-    """A secret may be given as `{env: NAME}`: it is read from there when the run starts."""
-    return os.environ[value["env"]] if _is_hidden(name, value) else value
-
-
-def _is_hidden(name: str, value: Any) -> bool:
-    return is_secret(name) and isinstance(value, dict) and set(value) == {"env"}
-
-
-def revealed(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters as the notebook is to have them, secrets included."""
-    return {name: _revealed(name, value) for name, value in given.items()}
-
-
 def _point(
     experiment: str, spec: Spec, notebook_hash: str, declared: Parameters, given: dict[str, Any], seed: int
 ) -> Point:
     given = given | ({"seed": seed} if "seed" in declared.by_name else {})
-    full = declared.filled(given)
-    named = [name for name in full if name == "checkpoint" or name.endswith("_checkpoint")]
+    full = shown(declared.filled(given))
+    named = [name for name in full if names_a_checkpoint(name)]
     checkpoints = _checkpoints({name: full[name] for name in named if full[name] is not None}, full.get("revision"))
     address = address_of(
         {
             "experiment": experiment,
             "notebook": notebook_hash,
-            "parameters": redacted(full),
+            "parameters": full,
             "seed": seed,
             "package": __version__,
             "checkpoints": {name: known["hash"] for name, known in checkpoints.items()},

@@ -19,7 +19,7 @@ class Source:
     """What a YAML file says, and where it says it: `lines[("sweep", "grid", "context")]` is 9."""
 
     path: Path
-    content: Any
+    content: Any = field(repr=False)  # a secret may stand in it
     lines: dict[Key, int] = field(default_factory=dict)
 
     def at(self, *key: str | int) -> str:
@@ -70,6 +70,7 @@ def parsed(words: Sequence[str], what: str) -> dict[str, Any]:
             raise BadSpec(f"{what} {word}: write name=value.")
         try:
             found[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise BadSpec(f"{what} {word}: the value is no YAML: {error}.") from error
+        except (yaml.YAMLError, ValueError):
+            # The value may be a secret, and YAML's complaints quote it.
+            raise BadSpec(f"{what} {name}: the value is not YAML. Put it into quotes: {name}='\"...\"'.") from None
     return found

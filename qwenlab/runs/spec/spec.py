@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from qwenlab.errors import BadSpec, UnknownExperiment
+from qwenlab.kernels.secrets import hide
 from qwenlab.runs.spec.source import Source, read_yaml
 
 FILE = "spec.yaml"
@@ -30,7 +31,8 @@ Bytes = Annotated[float, BeforeValidator(lambda value: _quantity(value, _UNITS_O
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    # Pydantic's own errors quote what they were given, which may be a secret; ours name file and line.
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, hide_input_in_errors=True)
 
 
 class Range(_Strict):
@@ -122,6 +124,7 @@ class Spec(_Strict):
     question    what the experiment asks
     notebook    path of its notebook, from the spec's folder
     parameters  values that are the same in every run
+    secrets     names of parameters whose values are written nowhere, as are those given as `{env: NAME}`
     sweep       values that differ; seeds: each point is run with each of them
     needs, timeout, retries   of each run
     metrics     what each run must record with `ql.runs.record`
@@ -130,6 +133,7 @@ class Spec(_Strict):
     question: str
     notebook: str
     parameters: dict[str, Any] = {}
+    secrets: list[str] = []
     sweep: Sweep = Field(default_factory=lambda: Sweep.model_validate({}))
     seeds: list[int] = Field([0], min_length=1)
     needs: Needs = Needs()
@@ -156,9 +160,32 @@ def read_spec(folder: Path) -> tuple[Spec, Source]:
     if not NAME.fullmatch(name):
         raise BadSpec(f"{path}: an experiment's folder is named with a-z, 0-9, dot, dash and underscore; not {name!r}.")
     try:
-        return Spec.model_validate(source.content), source
+        return _hide(Spec.model_validate(source.content)), source
     except ValidationError as error:
         raise BadSpec("\n".join(dict.fromkeys(_line(each, source) for each in error.errors()))) from error
+
+
+def _hide(spec: Spec) -> Spec:
+    """The spec with a Secret in the place of each value that `secrets` lists: so its repr does not show it either."""
+
+    def given(values: dict[str, Any]) -> dict[str, Any]:
+        return {name: hide(value) if name in spec.secrets else value for name, value in values.items()}
+
+    def swept(values: dict[str, Values]) -> dict[str, Values]:
+        listed = {name: each for name, each in values.items() if name in spec.secrets}
+        return values | {
+            name: [hide(value) for value in (each.values() if isinstance(each, Range) else each)]
+            for name, each in listed.items()
+        }
+
+    sweep = spec.sweep.model_copy(
+        update={
+            "grid": swept(spec.sweep.grid),
+            "zipped": swept(spec.sweep.zipped),
+            "listed": [given(each) for each in spec.sweep.listed],
+        }
+    )
+    return spec.model_copy(update={"parameters": given(spec.parameters), "sweep": sweep})
 
 
 def _line(error: Any, source: Source) -> str:

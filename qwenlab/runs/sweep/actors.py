@@ -13,7 +13,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from qwenlab.errors import ClusterFailed, NeedsNotMet
-from qwenlab.runs.spec.points import Plan, revealed
+from qwenlab.runs.spec.points import Plan
 from qwenlab.runs.sweep.attempt import Job, Outcome, Stop
 from qwenlab.runs.sweep.worker import Folder, Terms, Worker
 
@@ -101,8 +101,7 @@ class Sweep:
 
     def _give(self, worker: Any) -> None:
         job = self.waiting.popleft()
-        sent = replace(job, point=replace(job.point, given=revealed(job.point.given)))
-        self.running[worker.run.remote(sent)] = worker, job
+        self.running[worker.run.remote(job)] = worker, job
 
     def _ended(self, done: Any) -> Outcome | None:
         """How a point ended; None where another runner has it in hand. Its worker takes the next one."""

@@ -15,9 +15,9 @@ from qwenlab.errors import CellFailed, KernelDied, QwenlabError
 from qwenlab.kernels.engine import Setting
 from qwenlab.kernels.kernel import Kernel
 from qwenlab.kernels.notebook import execute, failed_cell, read_notebook
-from qwenlab.kernels.secrets import without
-from qwenlab.runs.record import METRICS, RUN, read_metrics
-from qwenlab.runs.spec.points import Point, revealed
+from qwenlab.kernels.redaction import Redaction
+from qwenlab.runs.record import LOCK, METRICS, RUN, read_metrics
+from qwenlab.runs.spec.points import Point
 from qwenlab.runs.store.store import FACTS, Store, write_json
 from qwenlab.runs.sweep import provenance
 
@@ -30,7 +30,7 @@ class Job:
     """What has to be known to run one point, anywhere."""
 
     point: Point
-    spec: dict[str, Any]  # the whole of it, as JSON has it
+    spec: dict[str, Any]  # as JSON has it, without the values of parameters: the point has its own
     notebook: Path
     force: bool = False
 
@@ -119,7 +119,7 @@ class _Attempt:
     def __init__(self, job: Job, store: Store, number: int, stop: Stop) -> None:
         self.job, self.store, self.stop = job, store, stop
         self.folder = store.new_attempt(job.point.name)
-        self.parameters = revealed(job.point.given)
+        self.redaction = Redaction.of(job.point.given)
         self.facts = provenance.begun(job.point, job.spec, job.notebook, number)
         self.began = time.monotonic()
 
@@ -139,12 +139,13 @@ class _Attempt:
         except (QwenlabError, OSError) as error:
             self.log(traceback.format_exc())
             ended = {"kind": type(error).__name__, "message": str(error)}
-        ended["message"] = without(ended["message"], self.parameters)
+        used, ended = self.redaction.json(used), self.redaction.json(ended) | {"kind": ended["kind"]}
         self.facts |= {"state": state, "exit": ended, "used": used, "ended": provenance.now()}
         self.facts["seconds"] = round(time.monotonic() - self.began, 3)
         try:
             self.log(f"{state} after {self.facts['seconds']:.1f} s {ended['message']}".rstrip())
             write_json(self.folder / FACTS, self.facts)
+            (self.folder / LOCK).unlink(missing_ok=True)
             where = self.store.keep(self.folder, self.job.point.name, finished=state == "finished")
         except OSError as error:  # a full disk: the store still says that this attempt is not finished
             state, where = "failed", str(self.folder)
@@ -163,11 +164,10 @@ class _Attempt:
                 seed=self.job.point.seed,
                 environment={RUN: str(self.folder)},
                 warm=warm,
-                parameters=self.parameters,
                 started=take,
             )
             try:
-                done = execute(notebook, self.parameters, setting, bar=bar)
+                done = execute(notebook, self.job.point.given, setting, bar=bar)
             except CellFailed as failure:
                 account = failed_cell(failure)
                 self.log(account.pop("traceback"))
@@ -197,7 +197,7 @@ class _Attempt:
         """Add to log.txt. A disk that is full has no log."""
         try:
             with (self.folder / LOG).open("a", encoding="utf-8") as file:
-                file.write(without(f"{provenance.now()} {line}\n", self.parameters))
+                file.write(self.redaction.text(f"{provenance.now()} {line}\n"))
         except OSError:
             return
 

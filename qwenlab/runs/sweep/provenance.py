@@ -15,7 +15,6 @@ from typing import Any
 import psutil
 
 from qwenlab import __version__
-from qwenlab.kernels.secrets import redacted
 from qwenlab.record.provenance import versions as versions_of
 from qwenlab.runs.spec.points import Point
 from qwenlab.runs.store.store import FORMAT
@@ -26,7 +25,7 @@ _VERSIONS = ("torch", "transformers", "numpy", "xarray", "papermill", "flash-lin
 
 
 def begun(point: Point, spec: dict[str, Any], notebook: Path, attempt: int) -> dict[str, Any]:
-    """What is known of a run when it begins: of the spec, what is not the point's own; of its parameters, no secret."""
+    """What is known of a run when it begins: of the spec, what is not the point's own."""
     return {
         "format": FORMAT,
         "state": "running",
@@ -35,7 +34,7 @@ def begun(point: Point, spec: dict[str, Any], notebook: Path, attempt: int) -> d
         "question": spec["question"].strip(),
         "spec": {name: spec[name] for name in ("notebook", "seeds", "needs", "timeout", "retries")},
         "notebook": notebook.name,
-        "parameters": redacted(point.parameters),
+        "parameters": point.parameters,
         "seed": point.seed,
         "checkpoints": point.checkpoints,
         "metrics": spec["metrics"],

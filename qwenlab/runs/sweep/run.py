@@ -99,7 +99,8 @@ def run(
 
 def job(planned: Plan, point: Point, force: bool) -> Job:
     """What a worker has to know of one point."""
-    return Job(point, planned.spec.model_dump(mode="json", by_alias=True), planned.notebook_path, force)
+    spec = planned.spec.model_dump(mode="json", by_alias=True, exclude={"parameters", "sweep"})
+    return Job(point, spec, planned.notebook_path, force)
 
 
 def check_needs(planned: Plan, jobs: int) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, strategies as st
 
 from qwenlab.errors import BadParameter, BadSpec, MissingParameter, UnknownCheckpoint, UnknownParameter
 from qwenlab.runs import plan
-from qwenlab.runs.spec.points import address_of, revealed
+from qwenlab.runs.spec.points import address_of
 from tests.runs.conftest import NOTEBOOK
 
 
@@ -151,19 +151,3 @@ class TestTheAddress:
     def test_does_not_hang_on_the_order_of_names(self, what):
         assert address_of(what) == address_of(dict(reversed(what.items())))
         assert re.fullmatch("[0-9a-f]{16}", address_of(json.loads(json.dumps(what))))
-
-
-def test_a_secret_is_in_no_address_and_can_come_from_the_environment(experiment, monkeypatch):
-    notebook = NOTEBOOK.replace("x: int = 1", 'x: int = 1\nhf_token: str = ""')
-    monkeypatch.setenv("MINE", "hf_one")
-    addresses = [
-        plan(experiment(notebook, parameters={"hf_token": value})).points[0].address
-        for value in ("hf_one", "hf_two", {"env": "MINE"})
-    ]
-    assert len(set(addresses)) == 1
-    with pytest.raises(BadParameter, match=r"spec\.yaml:\d+: 'hf_token' is to be read from MIME, which is not set"):
-        plan(experiment(notebook, parameters={"hf_token": {"env": "MIME"}}))
-    (point,) = plan(experiment(notebook, parameters={"hf_token": {"env": "MINE"}})).points
-    assert revealed(point.given)["hf_token"] == "hf_one"
-    planned = plan(experiment(notebook, sweep={"grid": {"hf_token": ["hf_one"], "x": [1, 2]}}))
-    assert "hf_one" not in planned.describe(planned.points[0])

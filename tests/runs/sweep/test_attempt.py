@@ -133,7 +133,7 @@ def test_secrets_are_in_no_file_of_a_run(run):
     cells = NOTEBOOK.replace("x: int = 1", 'x: int = 1\nhf_token: str = ""').replace(
         'ValueError("boom")', "ValueError(hf_token)"
     )
-    outcome = run(cells, parameters={"mode": "raise", "hf_token": "hf_secret99"})
+    outcome = run(cells, parameters={"mode": "raise", "hf_token": "hf_secret99"}, secrets=["hf_token"])
     assert outcome.state == "failed"
     assert "hf_secret99" not in outcome.reason
     files = [each for each in Path(outcome.where).rglob("*") if each.is_file()]
