@@ -81,7 +81,7 @@ kept = Kept()
 
 
 def state(checkpoint: Checkpoint) -> str:
-    """A hash of all that a notebook can change of a checkpoint: weights, buffers, modes, hooks, configs, tokenizer."""
+    """A hash of all that a notebook can change of a checkpoint: weights, attributes, hooks, configs, tokenizer."""
     lines = "\n".join(_lines(checkpoint))
     return hashlib.sha256(lines.encode()).hexdigest()
 
@@ -92,8 +92,8 @@ def _lines(checkpoint: Checkpoint) -> Iterator[str]:
             continue
         for name, module in root.named_modules():
             hooks = sum(len(getattr(module, each)) for each in _HOOKS)
-            own = sorted({"forward", "_call_impl"} & vars(module).keys())
-            yield f"{name} {type(module).__qualname__} {module.training} {hooks} {own}"
+            own = [f"{key}={_written(value)}" for key, value in vars(module).items() if key not in _OF_TORCH]
+            yield f"{name} {type(module).__qualname__} {module.training} {hooks} {sorted(own)}"
         for name, tensor in _tensors(root):
             yield f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.device} {tensor.requires_grad} {digest(tensor)}"
             yield f"{tensor.grad is not None}"
@@ -103,6 +103,15 @@ def _lines(checkpoint: Checkpoint) -> Iterator[str]:
         yield config.to_json_string() if config is not None else ""
     yield str(checkpoint.model.config._attn_implementation)
 
+
+def _written(value: object) -> str:
+    """A plain value as it is written; of any other, which object it is."""
+    plain = isinstance(value, (bool, int, float, str, tuple, type(None)))
+    return repr(value) if plain else f"{type(value)} {id(value)}"
+
+
+_OF_TORCH = vars(nn.Module()).keys()
+"""Attributes that every module has, which are compared in their own ways."""
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 

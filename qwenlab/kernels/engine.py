@@ -6,16 +6,18 @@ import atexit
 import json
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import psutil
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine as PapermillEngine, NotebookExecutionManager
 
+from qwenlab.errors import NotebookFailed
 from qwenlab.kernels.kernel import Kernel
 from qwenlab.kernels.redaction import Redaction
 from qwenlab.kernels.secrets import Secret, environment_of, inject
@@ -159,25 +161,14 @@ _mine = threading.local()
 
 
 def _run(witness: Witness, kernel_name: str, setting: Setting, timeout: int | None) -> dict[str, Any]:
-    """Run the cells, in this thread's warm kernel or in one of their own; what they used."""
-    kernel: Kernel | None = getattr(_mine, "kernel", None) if setting.warm else None
-    if kernel is None:
-        kernel = Kernel(setting.cwd)
-    _mine.kernel = None  # until it is known to be fit for another
+    """Run the cells, in this thread's warm kernel or in a new one, and return what they used."""
+    kernel, begun = _ready(setting)
     fit = False
     try:
-        setting.started(kernel)
-        begun = kernel.begin(
-            {
-                "seed": setting.seed,
-                "cwd": str(setting.cwd),
-                "environment": {**setting.environment, **environment_of(setting.secrets)},
-                "warm": setting.warm,
-            }
-        )
         Client(witness, kernel, kernel_name=kernel_name, timeout=timeout).execute()
-        used = begun | kernel.end() | {"runs_in_kernel": kernel.runs, "warm": setting.warm}
-        fit = setting.warm and _is_fit(kernel, used)
+        failed = bool(witness.nb.metadata.papermill["exception"])  # a cell that raises ends `execute` without an error
+        used = begun | _ended(kernel, failed) | {"runs_in_kernel": kernel.runs, "warm": setting.warm}
+        fit = setting.warm and not failed and _is_fit(kernel, used)
     finally:
         if fit:
             _mine.kernel = kernel
@@ -186,11 +177,56 @@ def _run(witness: Witness, kernel_name: str, setting: Setting, timeout: int | No
     return used
 
 
+def _ready(setting: Setting) -> tuple[Kernel, dict[str, Any]]:
+    """A kernel that is set up for a notebook, and what `Kernel.begin` returned. This thread no longer has it."""
+    wanted = {
+        "seed": setting.seed,
+        "cwd": str(setting.cwd),
+        "environment": {**setting.environment, **environment_of(setting.secrets)},
+        "warm": setting.warm,
+    }
+    if setting.warm and (warm := _taken()) is not None:
+        with suppress(NotebookFailed):  # something in it is broken that could not be seen when its last notebook ended
+            return warm, _begun(warm, setting, wanted)
+    new = Kernel(setting.cwd)
+    return new, _begun(new, setting, wanted)
+
+
+def _taken() -> Kernel | None:
+    """This thread's warm kernel, if it has one that still runs; from then on the thread has none."""
+    kernel: Kernel | None = getattr(_mine, "kernel", None)
+    _mine.kernel = None
+    if kernel is not None and not kernel.is_alive:
+        kernel.close()
+        return None
+    return kernel
+
+
+def _begun(kernel: Kernel, setting: Setting, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Set a kernel up for a notebook. One that cannot be set up is ended."""
+    try:
+        setting.started(kernel)
+        return kernel.begin(wanted)
+    except BaseException:
+        kernel.close()
+        raise
+
+
+def _ended(kernel: Kernel, failed: bool) -> dict[str, Any]:
+    """What the notebook used; nothing where it failed and left a kernel that cannot answer."""
+    try:
+        return kernel.end()
+    except (NotebookFailed, DeadKernelError):
+        if not failed:
+            raise
+        return {}
+
+
 def _is_fit(kernel: Kernel, used: Mapping[str, Any]) -> bool:
     """Whether a kernel is as good as new for another notebook."""
     kernel.first_resident = kernel.first_resident or used["resident"]
     grown = psutil.Process(kernel.pid).memory_info().rss - kernel.first_resident
-    return kernel.runs < LIFETIME and grown < GROWTH and not used["left_running"]
+    return kernel.runs < LIFETIME and grown < GROWTH and not used["left_running"] and not used["changed"]
 
 
 @atexit.register

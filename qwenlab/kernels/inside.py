@@ -6,9 +6,7 @@ import ctypes
 import gc
 import json
 import os
-import site
 import sys
-import sysconfig
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -19,18 +17,13 @@ from IPython.core.getipython import get_ipython
 
 from qwenlab.checkpoint.kept import kept
 from qwenlab.checkpoint.seeding import seed_all
-from qwenlab.kernels.surroundings import Surroundings
+from qwenlab.kernels.pristine.origin import is_library
+from qwenlab.kernels.pristine.process import Pristine
 
-_OURS = Path(__file__).parents[1]
-_INSTALLED = tuple(
-    str(Path(folder).resolve())
-    for folder in {*sysconfig.get_paths().values(), *site.getsitepackages(), sys.prefix, sys.base_prefix, str(_OURS)}
-)
-
-_pristine: Surroundings | None = None
+_pristine: Pristine | None = None
 _threads: set[int] = set()
-_modules: set[str] = set()
-"""Those that stay: what was there before the first notebook, and what is installed."""
+_given: set[str] = set()
+"""The environment variables that were set for the notebook."""
 
 
 def begin(settings: str) -> str:
@@ -39,33 +32,32 @@ def begin(settings: str) -> str:
     In:   `seed`, `cwd`, `environment` (variables that are set), `warm` (more notebooks will follow).
     Out:  `reopened`, the kept checkpoints that the notebook before had changed.
     """
-    global _pristine, _threads
+    global _pristine, _threads, _given
     wanted = json.loads(settings)
     reopened: list[str] = []
     if _pristine is not None:
         _clear()
-        _pristine.restore()
+        _pristine.settle()
         reopened = kept.check()
     elif wanted["warm"]:
-        _pristine = Surroundings.capture()
-        _modules.update(sys.modules)
-        gc.collect()
-        gc.freeze()  # libraries stay: collecting after each notebook need not walk through them
+        _pristine = Pristine()
         kept.keep()
     kept.start()
     _threads = {thread.ident or 0 for thread in threading.enumerate()}
     os.chdir(wanted["cwd"])
     os.environ.update(wanted["environment"])
+    _given = set(wanted["environment"])
     seed_all(wanted["seed"])
     _reset_peak()
     return json.dumps({"reopened": reopened})
 
 
 def end() -> str:
-    """What the notebook used and left, as JSON.
+    """Put settings back in a warm kernel, and return what the notebook used and left, as JSON.
 
     `peak_memory` and `peak_gpu_memory` in bytes; `resident` bytes held now; `loads`, checkpoints read from disk;
-    `left_running`, threads and processes that it started and did not end.
+    `left_running`, threads and processes that it started and did not end; `changed`, the names of library functions,
+    environment variables and hooks that a warm kernel no longer has as they were before the first notebook.
     """
     torch = sys.modules.get("torch")
     gpu = torch is not None and torch.cuda.is_available()
@@ -80,6 +72,7 @@ def end() -> str:
             "resident": psutil.Process().memory_info().rss,
             "loads": kept.loads,
             "left_running": threads + children,
+            "changed": _pristine.restore(_given) if _pristine is not None else [],
         }
     )
 
@@ -96,11 +89,9 @@ def _clear() -> None:
     shell.displayhook.flush()
     if pyplot := sys.modules.get("matplotlib.pyplot"):
         pyplot.close("all")
-    for name in sys.modules.keys() - _modules:
-        file = getattr(sys.modules[name], "__file__", None)
-        if file and not str(Path(file).resolve()).startswith(_INSTALLED):
+    for name, module in [*sys.modules.items()]:
+        if name != "__main__" and not is_library(module):
             del sys.modules[name]
-    _modules.update(sys.modules)
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():

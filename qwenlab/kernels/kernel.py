@@ -69,6 +69,11 @@ class Kernel:
         """Of its process."""
         return int(self.manager.provisioner.pid)  # type: ignore[union-attr]
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether its process still runs."""
+        return bool(run_sync(self.manager.is_alive)())
+
     def kill(self) -> None:
         """End it at once, from any thread: whoever waits for it gets DeadKernelError."""
         with suppress(ProcessLookupError, AttributeError):

@@ -63,6 +63,23 @@ def test_state_is_the_same_for_as_long_as_nothing_changes(toy):
     assert state(toy) == before
 
 
+@pytest.mark.parametrize(
+    ("path", "name", "value"),
+    [
+        ("model.layers.3.self_attn", "scaling", 1.0),
+        ("model.layers.0.input_layernorm", "eps", 1.0),
+        ("model.layers.0.linear_attn", "forward", lambda *args, **kwargs: None),
+        ("model.layers.0.mlp", "act_fn", torch.nn.Identity()),
+        ("lm_head", "note", "mine"),
+    ],
+)
+def test_an_attribute_of_a_module_is_part_of_the_state(path, name, value):
+    checkpoint = ql.open("toy-dense")
+    before = state(checkpoint)
+    setattr(checkpoint.model.get_submodule(path), name, value)
+    assert state(checkpoint) != before
+
+
 @settings(max_examples=30)
 @given(place=st.integers(0, 1199), dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64, torch.int32]))
 def test_one_changed_value_changes_the_digest(place, dtype):

@@ -24,9 +24,9 @@ CHANGES = """
 import os, sys, random, warnings, logging
 import numpy as np, pandas as pd, torch, transformers, xarray as xr, matplotlib.pyplot as plt
 leftover = 1
-os.environ["LEFT"] = "1"
 os.chdir("/")
 sys.path.insert(0, "/nowhere")
+sys.argv.append("more")
 warnings.simplefilter("error")
 logging.root.setLevel(1)
 np.seterr(all="raise")
@@ -38,8 +38,10 @@ torch.set_default_dtype(torch.float64)
 torch.set_grad_enabled(False)
 torch.use_deterministic_algorithms(True)
 torch.set_float32_matmul_precision("medium")
+torch.set_default_device("meta")
 transformers.logging.set_verbosity_error()
 plt.rcParams["axes.grid"] = True
+plt.switch_backend("svg")
 plt.figure()
 get_ipython().events.register("pre_run_cell", lambda info: print("left"))
 """
@@ -47,12 +49,12 @@ get_ipython().events.register("pre_run_cell", lambda info: print("left"))
 LOOK = """
 import os, sys, random, warnings, logging
 import numpy as np, pandas as pd, torch, transformers, xarray as xr, matplotlib.pyplot as plt
-print("leftover" in dir(), "LEFT" in os.environ, os.getcwd(), "/nowhere" in sys.path)
+print("leftover" in dir(), "more" in sys.argv, os.getcwd(), "/nowhere" in sys.path)
 print("error" in [each[0] for each in warnings.filters], logging.root.level)
 print(np.geterr()["over"], np.get_printoptions()["precision"], pd.options.display.float_format)
 print(xr.get_options()["display_width"], torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled())
-print(torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision())
-print(transformers.logging.get_verbosity(), plt.rcParams["axes.grid"], plt.get_fignums())
+print(torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision(), torch.get_default_device())
+print(transformers.logging.get_verbosity(), plt.rcParams["axes.grid"], plt.get_fignums(), plt.get_backend())
 print(random.random(), np.random.rand(), torch.rand(1).item())
 """
 
@@ -62,6 +64,26 @@ def test_nothing_of_a_notebook_is_left_for_the_next(two, run):
     cold = printed(run(LOOK, name="fresh", warm=False))
     assert two(CHANGES, LOOK) == cold
     assert cold.startswith("False False")
+
+
+@pytest.mark.slow
+def test_an_environment_variable_costs_the_kernel(run):
+    release()
+    changed = run("import os; os.environ['LEFT'] = '1'; os.environ['GIVEN'] = '2'", environment={"GIVEN": "1"})
+    assert changed.metadata.papermill["qwenlab"]["changed"] == ["environment: LEFT"]
+    after = run("import os; print('LEFT' in os.environ, 'GIVEN' in os.environ)")
+    assert printed(after) == "False False"
+    assert after.metadata.papermill["qwenlab"]["runs_in_kernel"] == 1
+
+
+@pytest.mark.slow
+def test_a_variable_that_is_set_for_a_notebook_is_not_there_for_the_next(run):
+    look = "import os; print(os.environ.get('GIVEN'))"
+    given = run(f"{look}; os.environ['GIVEN'] = '2'", environment={"GIVEN": "1"})
+    after = run(look)
+    assert [printed(each) for each in (given, after)] == ["1", "None"]
+    counts = [each.metadata.papermill["qwenlab"]["runs_in_kernel"] for each in (given, after)]
+    assert counts[1] == counts[0] + 1
 
 
 @pytest.mark.slow

@@ -183,6 +183,8 @@ class _Attempt:
             self.log(f"{source} was changed by the run before, and is opened again")
         if used["left_running"]:
             self.log(f"left running: {', '.join(used['left_running'])}; the kernel is replaced")
+        if used["changed"]:
+            self.log(f"changed by this run: {', '.join(used['changed'])}; the kernel is replaced")
         return used
 
     def _require_metrics(self) -> None:

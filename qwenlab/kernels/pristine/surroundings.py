@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
+import pkgutil
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from copy import copy
 from functools import partial
@@ -15,8 +15,16 @@ from typing import Any
 
 from IPython.core.getipython import get_ipython
 
-COMMON = ("torch", "transformers", "numpy", "pandas", "xarray", "matplotlib.pyplot", "qwenlab.probe.seen")
+from qwenlab.checkpoint.families import FAMILIES
+
+COMMON = (
+    *("torch", "transformers", "numpy", "scipy.stats", "pandas", "xarray", "matplotlib.pyplot"),
+    "qwenlab.runs.record",
+)
 """Imported before the first notebook of a warm kernel, so that every one finds them as they were."""
+
+ROOMS = ("checkpoint", "tasks", "probe", "decode", "ablations", "record", "stats", "plots")
+"""Folders of qwenlab that are imported with them, file by file."""
 
 _PANDAS = ("compute", "display", "io", "mode", "plotting", "styler")
 
@@ -30,9 +38,10 @@ class Surroundings:
     @classmethod
     def capture(cls) -> Surroundings:
         """Import the common libraries, and note every setting that `restore` puts back."""
-        for name in COMMON:
+        for name in (*COMMON, *_files_of_qwenlab()):
             with suppress(ImportError):
                 importlib.import_module(name)
+        _use_once()
         return cls([*_of_the_process(), *_of_torch(), *_of_the_libraries(), *_of_the_shell()])
 
     def restore(self) -> None:
@@ -41,20 +50,32 @@ class Surroundings:
             put_back()
 
 
+def _files_of_qwenlab() -> Iterator[str]:
+    """Its modules, and those of transformers with the models that it opens."""
+    for room in ROOMS:
+        package = importlib.import_module(f"qwenlab.{room}")
+        yield from (each.name for each in pkgutil.walk_packages(package.__path__, f"{package.__name__}."))
+    yield from (family.modeling for family in FAMILIES.values())
+
+
+def _use_once() -> None:
+    """Let libraries do now what they would do, once, in the first notebook that draws or uses a GPU."""
+    torch, pyplot = sys.modules["torch"], sys.modules["matplotlib.pyplot"]
+    pyplot.switch_backend(sys.modules["matplotlib"].get_backend())
+    if torch.cuda.is_available():
+        torch.cuda.init()
+
+
 def _of_the_process() -> list[Callable[[], object]]:
-    environment, path, argv = dict(os.environ), list(sys.path), list(sys.argv)
+    path, argv = list(sys.path), list(sys.argv)
     filters, level, handlers = list(warnings.filters), logging.root.level, list(logging.root.handlers)
 
-    def restore_environment() -> None:
-        os.environ.clear()
-        os.environ.update(environment)
-
-    def restore_lists() -> None:
+    def restore() -> None:
         sys.path[:], sys.argv[:], warnings.filters[:] = path, argv, filters  # type: ignore[index]
         logging.root.handlers[:] = handlers
         logging.root.setLevel(level)
 
-    return [restore_environment, restore_lists]
+    return [restore]
 
 
 def _of_torch() -> list[Callable[[], object]]:
@@ -74,7 +95,7 @@ def _of_the_libraries() -> list[Callable[[], object]]:
     numpy, xarray, matplotlib = (sys.modules[name] for name in ("numpy", "xarray", "matplotlib"))
     pandas, logs = sys.modules["pandas"], sys.modules["transformers"].logging
     errors, options, printing = numpy.geterr(), dict(xarray.get_options()), numpy.get_printoptions()
-    rc, verbosity = copy(matplotlib.rcParams), logs.get_verbosity()
+    rc, verbosity, backend = copy(matplotlib.rcParams), logs.get_verbosity(), matplotlib.get_backend()
 
     def restore_pandas() -> None:
         with warnings.catch_warnings():  # some options warn that they will go
@@ -83,6 +104,8 @@ def _of_the_libraries() -> list[Callable[[], object]]:
                 pandas.reset_option(rf"^{group}\.")
 
     def restore_figures() -> None:
+        if matplotlib.get_backend() != backend:
+            sys.modules["matplotlib.pyplot"].switch_backend(backend)
         matplotlib.rcParams.clear()
         dict.update(matplotlib.rcParams, rc)
 

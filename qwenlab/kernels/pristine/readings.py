@@ -1,0 +1,131 @@
+"""Environment variables, hooks and settings that a notebook can change and that `Surroundings` does not put back."""
+
+from __future__ import annotations
+
+import gc
+import locale
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from operator import attrgetter
+from typing import Any
+
+from IPython.core.getipython import get_ipython
+
+_SET_BY_LIBRARIES = {
+    *("CUDA_MODULE_LOADING", "DISABLE_CUPTI_LAZY_REINIT", "NCCL_GRAPH_MIXING_SUPPORT", "TEARDOWN_CUPTI"),
+    *("TOKENIZERS_PARALLELISM", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"),
+}
+"""Variables that torch and transformers set while they run. They change no result."""
+
+_BACKENDS = (
+    *("fp32_precision", "cudnn.enabled", "cudnn.benchmark", "cudnn.deterministic", "cudnn.fp32_precision"),
+    *("cudnn.conv.fp32_precision", "cudnn.rnn.fp32_precision", "cuda.matmul.fp32_precision"),
+    *("cuda.matmul.allow_fp16_reduced_precision_reduction", "cuda.matmul.allow_bf16_reduced_precision_reduction"),
+    *("cuda.matmul.allow_fp16_accumulation", "mkldnn.enabled", "mkldnn.deterministic", "mkldnn.matmul.fp32_precision"),
+    *("mkldnn.conv.fp32_precision", "opt_einsum.enabled"),
+)
+"""Settings in torch.backends that a calculation depends on."""
+
+_VARIABLE = "environment: "
+
+_GONE = object()
+
+
+class Readings:
+    """What was read of the process, by name. What an import of a library changes is the library's own."""
+
+    def __init__(self) -> None:
+        self._base = self._earlier = _read()
+
+    def before_import(self) -> None:
+        """Note what is different already, and so is not changed by the import of a library that follows."""
+        self._earlier = _read()
+
+    def after_import(self) -> None:
+        """Take as the libraries' own what has changed since `before_import`."""
+        now = _read()
+        changed = {name for name in {*self._earlier, *now} if _differ(self._earlier, now, name)}
+        kept = {name: value for name, value in self._base.items() if name not in changed}
+        self._base = kept | {name: now[name] for name in changed if name in now}
+
+    def changes(self, given: Iterable[str]) -> list[str]:
+        """The names of what is different; `given` are the variables that were set for the notebook."""
+        now, ours = _read(), {f"{_VARIABLE}{name}" for name in {*given, *_SET_BY_LIBRARIES}}
+        return sorted(name for name in {*self._base, *now} - ours if _differ(self._base, now, name))
+
+    def restore_environment(self) -> None:
+        """Put every variable back."""
+        kept = {name.removeprefix(_VARIABLE): value for name, value in self._base.items() if name.startswith(_VARIABLE)}
+        os.environ.clear()
+        os.environ.update(kept)
+
+
+def _differ(one: dict[str, Any], other: dict[str, Any], name: str) -> bool:
+    return bool(one.get(name, _GONE) != other.get(name, _GONE))
+
+
+def _read() -> dict[str, Any]:
+    return {
+        **{f"{_VARIABLE}{name}": value for name, value in os.environ.items()},
+        **{f"hooks: {name}": value for name, value in _hooks().items()},
+        **{f"setting: {name}": value for name, value in (_of_the_process() | _of_torch()).items()},
+    }
+
+
+def _hooks() -> dict[str, list[Any]]:
+    shell: Any = get_ipython()
+    torch: Any = sys.modules["torch"]
+    found: dict[str, list[Any]] = {
+        "sys.meta_path": [*sys.meta_path],
+        "sys.path_hooks": [*sys.path_hooks],
+        "sys.settrace": [sys.gettrace()],
+        "sys.setprofile": [sys.getprofile()],
+        "gc.callbacks": [*gc.callbacks],
+        "signal.signal": [signal.getsignal(number) for number in sorted(signal.valid_signals())],
+        "IPython.ast_transformers": [*shell.ast_transformers],
+        "IPython.input_transformers_cleanup": [*shell.input_transformers_cleanup],
+        "IPython.input_transformers_post": [*shell.input_transformers_post],
+        "torch.overrides.TorchFunctionMode": [*torch.overrides._get_current_function_mode_stack()],
+        "torch.utils._python_dispatch.TorchDispatchMode": [
+            *torch.utils._python_dispatch._get_current_dispatch_mode_stack()
+        ],
+        "torch.autograd.graph.saved_tensors_hooks": [torch._C._autograd._top_saved_tensors_default_hooks(True)],
+    }
+    for name in ("torch.nn.modules.module", "torch.optim.optimizer"):
+        for attribute, value in vars(sys.modules[name]).items():
+            if attribute.startswith("_global_") and isinstance(value, dict):
+                found[f"{name}.{attribute}"] = [*value.values()]
+    return found
+
+
+def _of_the_process() -> dict[str, Any]:
+    return {
+        "sys.setrecursionlimit": sys.getrecursionlimit(),
+        "sys.set_int_max_str_digits": sys.get_int_max_str_digits(),
+        "gc.enable": gc.isenabled(),
+        "locale.setlocale": locale.setlocale(locale.LC_ALL),
+        "socket.setdefaulttimeout": socket.getdefaulttimeout(),
+    }
+
+
+def _of_torch() -> dict[str, Any]:
+    torch: Any = sys.modules["torch"]
+    found = {
+        "torch.inference_mode": torch.is_inference_mode_enabled(),
+        "torch.autograd.set_detect_anomaly": torch.is_anomaly_enabled(),
+        "torch.utils.deterministic": torch.utils.deterministic.fill_uninitialized_memory,
+        "torch.nn.attention.sdpa_kernel": [
+            *(torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled()),
+            *(torch.backends.cuda.math_sdp_enabled(), torch.backends.cuda.cudnn_sdp_enabled()),
+        ],
+    }
+    for device in ("cpu", "cuda"):
+        found[f"torch.autocast({device!r})"] = [torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)]
+    for name in _BACKENDS:
+        with suppress(AttributeError, RuntimeError):  # torch has no such setting, or two ways to set it were mixed
+            found[f"torch.backends.{name}"] = attrgetter(name)(torch.backends)
+    return found
