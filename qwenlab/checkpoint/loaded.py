@@ -21,8 +21,11 @@ FP8 codes fill the range up to 448, and their median is some tens. Trained matri
 _SAMPLE = 16
 """Values of each matrix that are looked at."""
 
-_SCALES = ("scale", "absmax", "quant_state", "zero_point")
+_SCALES = ("scale", "absmax", "quant_state", "zero_point", "SCB")
 """Parts of the names of tensors that turn stored codes into weights."""
+
+_PLAIN = ("torch.nn.", "transformers.models.")
+"""Where the layers come from that compute with the numbers they hold. Those of other packages scale by themselves."""
 
 
 def require_loaded(model: nn.Module) -> None:
@@ -44,7 +47,8 @@ def require_loaded(model: nn.Module) -> None:
         raise HalfLoadedModel(
             f"The config of {type(model).__name__} names the quantisation {skipped!r}, and transformers loaded the "
             "weights without it, as if their codes were plain numbers.\nOpen the unquantised or the FP8 release, or "
-            "install what transformers needs for this one."
+            "install what transformers needs for this one. If the weights are plain, as after from_config, delete "
+            "config.quantization_config."
         )
     if codes := _unscaled(held):
         raise HalfLoadedModel(
@@ -102,7 +106,7 @@ def _skipped_quantisation(model: nn.Module, held: list[Held]) -> str | None:
     if found is None or any(getattr(part, "hf_quantizer", None) is not None for part in parts):
         return None
     # The quantizer is an attribute of the outermost model; of a part of it, the layers show that it was at work.
-    if any(_has_scale(module, tensor) or type(tensor.data) is not torch.Tensor for _, module, tensor in held):
+    if any(_scales(module, tensor) for _, module, tensor in held):
         return None
     return str(found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None))
 
@@ -112,7 +116,7 @@ def _unscaled(held: list[Held]) -> list[str]:
     return [
         f"{path} ({str(tensor.dtype).removeprefix('torch.')})"
         for path, module, tensor in held
-        if _is_code(tensor.dtype) and _is_matrix(tensor) and not _has_scale(module, tensor)
+        if _is_code(tensor.dtype) and _is_matrix(tensor) and not _scales(module, tensor)
     ]
 
 
@@ -121,10 +125,13 @@ def _is_matrix(tensor: torch.Tensor) -> bool:
 
 
 def _is_code(dtype: torch.dtype) -> bool:
-    return dtype.itemsize == 1 or not (dtype.is_floating_point or dtype.is_complex)
+    return dtype != torch.bool and (dtype.itemsize == 1 or not (dtype.is_floating_point or dtype.is_complex))
 
 
-def _has_scale(module: nn.Module, weight: torch.Tensor) -> bool:
+def _scales(module: nn.Module, weight: torch.Tensor) -> bool:
+    """Whether a layer scales this weight: by a tensor beside it, or in code of the package that made the layer."""
+    if type(weight.data) is not torch.Tensor or not type(module).__module__.startswith(_PLAIN):
+        return True
     own = (name for name, value in vars(module).items() if isinstance(value, torch.Tensor))
     names = (*module._parameters, *module._buffers, *own, *vars(weight))
     return any(part in name for name in names for part in _SCALES)

@@ -162,7 +162,7 @@ def _read(
     tokenizer = load_tokenizer(where.folder, config.vocab_size)
     # Models draw random weights before theirs are read: not from the numbers that the user's code will draw.
     with _loading, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        model = load_trunk(weights, **loading)
+        model = load_trunk(weights, quantised=config.quantization is not None, **loading)
         mtp = load_mtp(model, weights, config)
     run_on_cpu(config.family)
     anatomy = Anatomy(_as_opened(config, weights, model, mtp))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
@@ -18,25 +18,30 @@ _PARTS = ("scale", "qweight", "qzeros", "g_idx", "absmax", "quant_map", "quant_s
 """What the last part of a name says of tensors that only a quantised layer has."""
 
 
-def check_quantisation(weights: Weights, config: TextConfig, trunk: Iterable[str]) -> None:
+def check_quantisation(weights: Weights, config: TextConfig, wanted: Collection[str]) -> None:
     """Check that the trunk's tensors are stored in the way that config.json names.
 
-    trunk  the names of the tensors in the files that the trunk is made of
+    wanted  the names of the trunk's weights; these tensors and those of the same layers are looked at
 
     Raises UnknownQuantization for a way of storing weights that transformers does not know, and would skip; and
     BrokenWeights for codes or scales that the config says nothing about, and for either without the other.
     """
-    stored = {name: weights.tensors[name] for name in trunk}
+    layers = {*wanted, *(name.removesuffix(".weight") for name in wanted)}
+    stored = {name: each for name, each in weights.tensors.items() if name in layers or _owner(name) in layers}
     if config.quantization is None:
         _require_plain(weights, stored)
     elif config.quantization == "fp8":
         _require_pairs(weights, stored)
-    elif config.quantization not in AUTO_QUANTIZER_MAPPING:
+    elif config.quantization not in (*AUTO_QUANTIZER_MAPPING, "bitsandbytes"):  # whose key there names its bits
         raise UnknownQuantization(
             f"{weights.folder}: config.json says quant_method {config.quantization!r}, which transformers does not "
             "know and would skip: the stored codes would be read as plain weights.\n"
             "Open the unquantised release, or the FP8 one with a weight_scale_inv per block."
         )
+
+
+def _owner(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def is_readable(tensor: StoredTensor) -> bool:

@@ -33,20 +33,18 @@ def check_trunk(weights: Weights, config: TextConfig, *, strict: bool = False) -
     UnknownQuantization. Tensors that nothing takes warn, or raise UnusedWeights when strict. Of other quantisations
     than FP8, `load_trunk` checks what transformers made of them.
     """
-    family = config.family
-    beside = (mtp_prefix(weights, config) or "mtp.", family.vision_prefix)
-    check_quantisation(weights, config, [name for name in weights.tensors if not name.startswith(beside)])
+    shapes = expected(_fused(weights, config), weights.tensors, config.weight_block or FP8_BLOCK)
+    check_quantisation(weights, config, [name for name in shapes if not is_of_quantisation(name)])
     if config.quantization not in _OURS:
         return
-    fused = _fused(weights, config)
-    shapes = expected(fused, weights.tensors, config.weight_block or FP8_BLOCK)
     if wrong := misfits(shapes, weights.tensors):
         raise BrokenWeights(
             f"the shards in {weights.folder} do not hold the model that its config.json describes:\n  {some(wrong)}\n"
             "Fetch config.json and the shards again, of one revision."
         )
+    family = config.family
     # A tied lm_head may be stored all the same.
-    known = (*beside, f"{family.head}.")
+    known = (mtp_prefix(weights, config) or "mtp.", family.vision_prefix, f"{family.head}.")
     unused = [name for name in weights.tensors if name not in shapes and not name.startswith(known)]
     _report_unused(unused, weights, strict)
 
@@ -76,6 +74,7 @@ def _report_unused(unused: list[str], weights: Weights, strict: bool) -> None:
 def load_trunk(
     weights: Weights,
     *,
+    quantised: bool,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     device_map: Any = None,
@@ -83,6 +82,8 @@ def load_trunk(
     experts_implementation: str | None = None,
 ) -> PreTrainedModel:
     """Load `AutoModelForCausalLM` from the folder's safetensors, in eval mode; never remote code, never a pickle.
+
+    quantised  whether config.json names a quantisation
 
     Raises BrokenWeights where transformers had to make up a weight or left tensors of a quantised layer unread,
     UnknownQuantization where it lacks what it needs for a quantisation, and HalfLoadedModel.
@@ -103,7 +104,8 @@ def load_trunk(
             f"transformers found no weights in {weights.folder} for\n  {some(missing)}\nand drew them at random.\n"
             "Fetch config.json and the shards again, of one revision."
         )
-    if unread := sorted(name for name in info["unexpected_keys"] if is_of_quantisation(name)):
+    unread = sorted(name for name in info["unexpected_keys"] if is_of_quantisation(name))
+    if quantised and unread:
         raise BrokenWeights(
             f"transformers left tensors of quantised layers in {weights.folder} unread:\n  {some(unread)}\n"
             "The model would compute with unscaled codes. Open the unquantised release, or the FP8 one."

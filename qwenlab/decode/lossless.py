@@ -160,7 +160,7 @@ def _judged(
         )
     }
     for name in COMPONENTS:
-        values = np.array([max(row["layers"][name].values()) for row in rows])
+        values = np.array([np.max([*row["layers"][name].values()]) for row in rows])
         data[variable(name)] = ("round", values, {"units": "1", "long_name": f"relative error, {name}"})
     worst = np.array([max(row["regrets"], default=0.0) for row in rows])
     data["regret"] = ("round", worst, {"units": "nat", "long_name": "largest regret of a token"})
@@ -173,13 +173,13 @@ def _judged(
 
 def _fault(row: dict[str, Any], bounds: list[float], allowed: dict[str, float]) -> Fault | None:
     """What is beyond numerics in a round: its tokens first, which the states before it decided."""
-    beyond = [(regret, bound) for regret, bound in zip(row["regrets"], bounds, strict=True) if regret > bound]
+    beyond = [(regret, bound) for regret, bound in zip(row["regrets"], bounds, strict=True) if not regret <= bound]
     regret, bound = max(beyond, default=(0.0, 0.0))
     layers, allowed = {"verdict rule": {0: regret}, **row["layers"]}, allowed | {"verdict rule": bound}
-    found = {name: max(errors.values()) for name, errors in layers.items()}
-    bad = {name: error for name, error in found.items() if error > allowed[name]}
+    found = {name: float(np.max([*errors.values()])) for name, errors in layers.items()}
+    bad = {name: error for name, error in found.items() if not error <= allowed[name]}  # NaN is beyond all bounds
     if not bad:
         return None
     first = next(iter(bad))
-    layer = next(layer for layer, error in layers[first].items() if error > allowed[first])
+    layer = next(layer for layer, error in layers[first].items() if not error <= allowed[first])
     return Fault(row["text"], row["round"], bad, allowed, row["excess"], layer)

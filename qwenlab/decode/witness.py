@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import Cache, DynamicCache
 
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
 from qwenlab.checkpoint.mtp import MtpHead
 from qwenlab.decode.context import Context
+from qwenlab.errors import NonFiniteWeights
 
 COMPONENTS = ("position", "recurrent", "convolution", "keys and values", "head cache")
 """Of what a cache is made, in the order in which a fault in one reaches the next."""
@@ -26,11 +28,21 @@ class Witness:
         self.head, self.context = head, Context(head.trunk)
         self.head_cache: Cache = DynamicCache(config=head.config)
         self._hidden: torch.Tensor | None = None
-        self.logits = self.context.logits(self._states(prompt)[-1:])  # those of a long prompt would fill the memory
+        self.logits = self._logits(self._states(prompt)[-1:])  # those of a long prompt would fill the memory
 
     def read(self, block: torch.Tensor) -> None:
         """Read a block; the head gets the pairs of its tokens with the hidden states before them."""
-        self.logits = self.context.logits(self._states(block))
+        self.logits = self._logits(self._states(block))
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits of hidden states. Raises NonFiniteWeights for NaN."""
+        logits = self.context.logits(hidden)
+        if logits.isnan().any():
+            raise NonFiniteWeights(
+                f"Plain decoding of {type(self.context.model).__name__} gives logits that are NaN, so there is nothing "
+                "to compare drafted decoding with.\nLook for NaN in its weights: ql.open(..., strict=True)."
+            )
+        return logits
 
     def _states(self, block: torch.Tensor) -> torch.Tensor:
         """Let trunk and head read a block; returns the trunk's hidden states, float [token, channel]."""
@@ -91,5 +103,5 @@ def _token_gap(a: Any, b: Any, columns: int) -> float:
         one, other = one.double(), other[..., :columns, :].double()
         error = torch.linalg.vector_norm(one - other, dim=(0, 1, 3))
         size = torch.linalg.vector_norm(other, dim=(0, 1, 3)).clamp_min(1e-30)
-        worst = max(worst, float((error / size).max()))
+        worst = float(np.maximum(worst, float((error / size).max())))  # NaN stays
     return worst

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -33,10 +34,12 @@ class RowEnds:
     @staticmethod
     def of(config: Any, others: str = "") -> RowEnds:
         """Those of a generation_config, or of a model's config."""
-        ends = config.eos_token_id
-        tokens = (ends,) if isinstance(ends, int) else tuple(map(int, () if ends is None else ends))
-        pad = tokens[0] if config.pad_token_id is None and tokens else config.pad_token_id
-        return RowEnds(tokens, None if pad is None else int(pad), others)
+        tokens, pads = _ids(config.eos_token_id), _ids(config.pad_token_id)
+        return RowEnds(tokens, next(iter((*pads, *tokens)), None), others)
+
+
+NO_ENDS = RowEnds((), None)
+"""Of rows that are not known to end before the others."""
 
 
 class GenerateCalls:
@@ -77,3 +80,8 @@ class GenerateCalls:
         config = result[0]
         others = [self._criteria, "stop_strings" if config.stop_strings else ""]
         self.ends = RowEnds.of(config, " and ".join(filter(None, others)))
+
+
+def _ids(given: Any) -> tuple[int, ...]:
+    """Token ids given as a number, or as numbers in a list, an array or a tensor; none for None."""
+    return () if given is None else tuple(torch.as_tensor(given).reshape(-1).tolist())

@@ -26,7 +26,7 @@ class Reader:
     ends  returns how rows of the `generate` that is running end, and what fills them from there on
     """
 
-    def __init__(self, decoder: nn.Module, ends: Callable[[], RowEnds] = lambda: RowEnds((), None)) -> None:
+    def __init__(self, decoder: nn.Module, ends: Callable[[], RowEnds]) -> None:
         self.label: Label = "all"
         self.labels: list[str] = []
         self.forwards = 0
@@ -68,7 +68,7 @@ class Reader:
         keys = keys_of(mask, batch, past + width)
         self.checks.check(given, keys, width)
         label, ends = self._indices(batch, width), self._ends()
-        if ends.others and batch > 1 and past:
+        if ends.others and batch > 1:
             raise UnreadableMask(
                 f"Rows of this `generate` may end by {ends.others}, each at another token, and what follows their end "
                 "is no text.\nGenerate these texts one at a time, or let rows end by eos_token_id alone."
@@ -77,6 +77,8 @@ class Reader:
         self.forwards += 1
         self.columns += batch * width
         embeddings = shaped if tokens is None else None
+        if past and width == 1 and tokens is not None:
+            tokens = tokens.clone()  # steps are reduced many at a time, and a loop may use one buffer for all
         return Pass(batch, width, past, device, tokens, keys, label, self._open, ends, embeddings)
 
     def close(self, cache: Cache | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from threading import get_ident
 from typing import Any
 
 from torch import nn
@@ -36,7 +37,7 @@ class Taps:
         self.decoder, self.hand_over = decoder, hand_over
         self.rule = RuleTap(decoder.family, self._leave_rule)
         self.valued: tuple[int, ...] = ()  # layers of which attention's values are noted with its keys
-        self._live = False
+        self._thread = 0  # the one that runs a pass; another may be in a pass that began before the block
         self._inboxes: list[Inbox] = []
         self._speaking: Inbox | None = None  # the DeltaNet layer that is running
         self._attending: dict[int, Inbox] = {}  # by id of the attention module
@@ -46,11 +47,11 @@ class Taps:
         for inbox in self._inboxes:
             inbox.notes = {}
         self._hush()
-        self._live = True
+        self._thread = get_ident()
 
     def end(self) -> None:
         """The forward pass is over: until the next, no hook looks (gradient checkpointing runs layers again)."""
-        self._live = False
+        self._thread = 0
 
     def place(self, inboxes: Iterable[Inbox], hooks: ExitStack) -> None:
         """Place the hooks for what these want, until `hooks` closes."""
@@ -117,18 +118,18 @@ class Taps:
 
     def _before(self, module: nn.Module, look: Leave, hooks: ExitStack) -> None:
         def hook(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._live:
+            if self._thread == get_ident():
                 look((*args, *kwargs.values()) if kwargs else args)
 
         hooks.enter_context(inputs(module, hook))
 
     def _after(self, module: nn.Module, look: Leave, hooks: ExitStack, start: Callable[[], None] | None = None) -> None:
         def hook(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-            if self._live:
+            if self._thread == get_ident():
                 look(out)
 
         def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._live and start is not None:
+            if self._thread == get_ident() and start is not None:
                 start()
 
         hooks.enter_context(outputs(module, hook, before=before if start else None))
@@ -145,7 +146,7 @@ class Taps:
         self.rule.hush()
 
     def _leave_rule(self, call: RuleCall) -> None:
-        if self._live and self._speaking is not None:
+        if self._thread == get_ident() and self._speaking is not None:
             self._speaking.notes["rule"] = call
 
     def _listen_to_attention(self, hooks: ExitStack) -> None:
@@ -160,7 +161,7 @@ class Taps:
 
     def _hear_attention(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         given = dict(zip(("module", "query", "key", "value", "attention_mask"), args, strict=False)) | kwargs
-        inbox = self._attending.get(id(given["module"])) if self._live else None
+        inbox = self._attending.get(id(given["module"])) if self._thread == get_ident() else None
         if inbox is not None:
             _refuse_sliding(given)
             query, key = constant(given["query"]), constant(given["key"])

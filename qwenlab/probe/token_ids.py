@@ -19,7 +19,7 @@ class EmbeddedTokens:
     """
 
     def __init__(self) -> None:
-        self._newest: tuple[ReferenceType[torch.Tensor], torch.Tensor] | None = None
+        self._newest: tuple[ReferenceType[torch.Tensor], int, torch.Tensor] | None = None
 
     def listen(self, embedding: nn.Module, hooks: ExitStack) -> None:
         """Hear every call of the embedding module until `hooks` closes."""
@@ -30,11 +30,19 @@ class EmbeddedTokens:
 
         None for embeddings that were changed since, as an image's are put in, or that come from elsewhere.
         """
-        return self._newest[1] if self._newest is not None and self._newest[0]() is embeddings else None
+        if self._newest is None:
+            return None
+        found, version, ids = self._newest
+        return ids if found() is embeddings and version == _version(embeddings) else None
 
     def _hear(self, args: tuple[Any, ...], kwargs: dict[str, Any], out: torch.Tensor) -> None:
         ids = args[0] if args else next(iter(kwargs.values()))
-        self._newest = (ref(out), ids)
+        self._newest = (ref(out), _version(out), ids)
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """How often a tensor was changed in place; tensors of inference mode do not count it."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def codes(embeddings: torch.Tensor) -> torch.Tensor:

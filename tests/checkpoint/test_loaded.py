@@ -41,7 +41,13 @@ def checkpoint(tmp_path):
     "path", [CONVOLUTION, "lm_head.weight", "model.layers.0.linear_attn.A_log", "model.layers.1.mlp.experts.down_proj"]
 )
 @pytest.mark.parametrize(
-    "block", [lambda model: ql.watch(model, ql.probe.DeltaNet()), lambda model: ql.edit(model, ql.probe.no_conv())]
+    "block",
+    [
+        lambda model: ql.watch(model, ql.probe.DeltaNet()),
+        lambda model: ql.edit(model, ql.probe.no_conv()),
+        lambda model: ql.probe.take(model, "layers.0.mixer"),
+    ],
+    ids=["watch", "edit", "take"],
 )
 def test_a_weight_on_the_meta_device(model, path, block):
     on_meta(model, path)
@@ -129,6 +135,20 @@ def test_codes_without_scales(model, dtype):
     with pytest.raises(HalfLoadedModel, match=message):
         require_loaded(model)
     linear.weight_scale_inv = nn.Parameter(torch.ones(1))
+    require_loaded(model)
+
+
+def test_layers_of_other_packages_scale_by_themselves(model):
+    """As those of bitsandbytes and HQQ, which keep their scales in places of their own."""
+
+    class Linear8bit(nn.Linear):
+        __module__ = "bitsandbytes.nn.modules"
+
+    linear = model.model.layers[1].self_attn.o_proj
+    other = Linear8bit(linear.in_features, linear.out_features, bias=False)
+    other.weight = nn.Parameter(torch.ones_like(linear.weight, dtype=torch.int8), requires_grad=False)
+    model.model.layers[1].self_attn.o_proj = other
+    model.model.layers[1].self_attn.pattern = nn.Parameter(torch.eye(3).bool(), requires_grad=False)
     require_loaded(model)
 
 

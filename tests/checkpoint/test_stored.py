@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import qwenlab as ql
-from qwenlab.errors import BrokenWeights, UnknownQuantization
+from qwenlab.errors import BrokenWeights, UnknownQuantization, UnusedWeightsWarning
 from qwenlab.testing.checkpoints import tiny_checkpoint
 
 KINDS = ["linear_attention", "full_attention"]
@@ -104,4 +104,18 @@ def test_fp8_whose_codes_and_scales_do_not_pair(fp8, message):
 def test_a_quantisation_that_needs_a_package(plain):
     change_config(plain, quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 128})
     with pytest.raises(UnknownQuantization, match=r"cannot read the weights in .* here: [\s\S]*unquantised release"):
+        ql.open(plain)
+
+
+def test_bitsandbytes_is_left_to_transformers(plain):
+    """Its quant_method says nothing of the number of bits, by which transformers knows it."""
+    change_config(plain, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
+    with pytest.raises(UnknownQuantization, match=r"cannot read the weights in .* here: .*bitsandbytes"):
+        ql.open(plain)
+
+
+@pytest.mark.parametrize("name", ["logit_scale", "model.language_model.layers.1.self_attn.k_scale", "position_ids"])
+def test_other_tensors_only_warn(plain, name):
+    change_tensors(plain, lambda tensors: tensors.update({name: torch.ones(3, dtype=torch.int64)}))
+    with pytest.warns(UnusedWeightsWarning, match=name):
         ql.open(plain)

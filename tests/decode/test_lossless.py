@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import qwenlab as ql
-from qwenlab.decode import Greedy, Rerun, check_lossless
+from qwenlab.decode import Greedy, Replay, Rerun, check_lossless
 from qwenlab.decode.lossless import _judged
 from qwenlab.decode.rules import Verdict
 from qwenlab.decode.witness import COMPONENTS
-from qwenlab.errors import BadArgument, NoMtpHead
+from qwenlab.errors import BadArgument, NoMtpHead, NonFiniteWeights
 from tests.decode import faulty
 
 
@@ -185,3 +185,29 @@ def test_bad_input(dense, headless):
         check_lossless(dense, [[5, 6]], depth=1, max_new_tokens=1, progress=False)
     with pytest.raises(BadArgument, match="temperature=0 leaves none"):
         check_lossless(dense, [[5, 6]], depth=1, rule="exact_match", progress=False)
+
+
+@pytest.mark.parametrize("part", ["recurrent", "convolution", "attention"])
+def test_a_rollback_that_leaves_nan_is_found(part):
+    """No comparison with NaN is true: it must not pass for an error within bounds."""
+
+    class Nan(Replay):
+        def keep(self, context, kept):
+            super().keep(context, kept)
+            if part == "attention":
+                context.attention[0].keys[..., -1, :] = float("nan")
+            else:
+                getattr(context, part)[0].fill_(float("nan"))
+
+    checkpoint = ql.open("toy-dense")
+    prompt = checkpoint.tokenizer(ql.tasks.texts("code")[0])["input_ids"][:20]
+    found = ql.decode.check_lossless(checkpoint, [prompt], depth=2, max_new_tokens=4, rollback=Nan, progress=False)
+    assert found.verdict == "NOT lossless"
+    assert found.fault.round == 0
+
+
+def test_a_model_whose_logits_are_nan():
+    checkpoint = ql.open("toy-dense")
+    checkpoint.model.lm_head.weight.data[5] = float("nan")
+    with pytest.raises(NonFiniteWeights, match="gives logits that are NaN"):
+        ql.decode.check_lossless(checkpoint, [[1, 2, 3, 4]], depth=2, max_new_tokens=4, progress=False)

@@ -1,5 +1,6 @@
 """The same tokens give the same statistics however they are fed."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -13,8 +14,10 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from qwenlab.checkpoint.caches import cached_by
 from qwenlab.errors import UnreadableMask
-from qwenlab.probe import DeltaNet
+from qwenlab.probe import DeltaNet, take
+from qwenlab.probe.generation import RowEnds
 from qwenlab.probe.seen import watch
 from qwenlab.testing.checkpoints import save_tokenizer
 from qwenlab.testing.models import tiny_model
@@ -178,12 +181,16 @@ def test_rows_that_end_early_are_left_out_after_their_end(end, ends, pad, of_the
             )
         )
 
+    with torch.no_grad(), take(model, "layers.0.mixer") as taken:
+        feed(model, None)
     fed = recorded(model, feed)
     read = []
     for row, (prompt, step) in enumerate(zip(texts, steps, strict=False)):
         new = out[0][row, ids.shape[1] :]
         read.append(torch.cat([prompt, new[: min(step + 1, 42)]]))  # the end itself is read, as the others go on
     assert_same_reading(fed, recorded(model, one_by_one(read)))
+    assert taken.lengths.tolist() == [len(tokens) for tokens in read]
+    assert taken.fingerprint == fed.attrs["prompts_hash"]
 
 
 def test_end_tokens_of_a_call_end_with_it(small, texts):
@@ -233,6 +240,36 @@ def test_prompts_have_their_own_hash_in_the_published_class(texts):
     found = [recorded(published, one_by_one([tokens])).attrs["prompts_hash"] for tokens in texts[:3]]
     assert found == [recorded(plain, one_by_one([tokens])).attrs["prompts_hash"] for tokens in texts[:3]]
     assert len(set(found)) == 3
+
+
+def test_embeddings_that_were_changed_in_place_are_not_their_ids(small, texts):
+    def feed(change):
+        def feed(model, seen):
+            embedded = model.get_input_embeddings()(texts[2][None])
+            embedded[:, 3] += change
+            model(inputs_embeds=embedded)
+
+        return recorded(small, feed).attrs["prompts_hash"]
+
+    assert feed(1.0) != feed(50.0)
+    assert feed(1.0).startswith("embeddings:")
+
+
+def test_a_loop_that_uses_one_buffer_for_its_tokens(small, texts):
+    def feed(model, seen):
+        cached, token = cached_by(model), texts[2][None, :1].clone()
+        for column in range(len(texts[2])):
+            token.copy_(texts[2][None, column : column + 1])
+            model(token, use_cache=True, **cached)
+
+    assert_same_reading(recorded(small, feed), recorded(small, one_by_one(texts[2:3])))
+
+
+@pytest.mark.parametrize("ends", [7, [7], np.int64(7), torch.tensor(7), torch.tensor([7]), np.array([7])])
+def test_end_tokens_in_any_form(ends):
+    assert RowEnds.of(GenerationConfig(eos_token_id=ends)) == RowEnds((7,), 7)
+    assert RowEnds.of(GenerationConfig(eos_token_id=ends, pad_token_id=3)) == RowEnds((7,), 3)
+    assert RowEnds.of(GenerationConfig()) == RowEnds((), None)
 
 
 def test_a_text_of_end_tokens_fed_alone_is_read_whole(small):

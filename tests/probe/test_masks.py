@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, strategies as st
 
 from qwenlab.errors import UnreadableMask
-from qwenlab.probe import DeltaNet, scale
+from qwenlab.probe import DeltaNet, scale, take
 from qwenlab.probe.edits.editing import edit
 from qwenlab.probe.masks import MaskChecks, keys_of
 from qwenlab.probe.seen import watch
@@ -127,6 +127,12 @@ def test_on_other_devices_the_end_of_the_block_raises():
 def test_blocks_settle_what_is_pending(both, text, block, monkeypatch):
     monkeypatch.setattr("qwenlab.probe.reader.MaskChecks", lambda: MaskChecks(at_once=()))
     with pytest.raises(UnreadableMask, match="other than 0 and 1"), block(both):
+        both(text(3)[None], attention_mask=torch.tensor([[1, 1, 2]]))
+
+
+def test_take_settles_what_is_pending(both, text, monkeypatch):
+    monkeypatch.setattr("qwenlab.probe.reader.MaskChecks", lambda: MaskChecks(at_once=()))
+    with pytest.raises(UnreadableMask, match="other than 0 and 1"), take(both, "layers.0.mixer"):
         both(text(3)[None], attention_mask=torch.tensor([[1, 1, 2]]))
 
 

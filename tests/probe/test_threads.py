@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qwenlab.errors import CannotEdit, CannotWatch
-from qwenlab.probe import DeltaNet, no_conv, no_key_removal, scale
+from qwenlab.probe import DeltaNet, no_conv, no_key_removal, scale, zero
 from qwenlab.probe.edits.editing import edit
 from qwenlab.probe.running import RunningLayer
 from qwenlab.probe.seen import watch
@@ -139,6 +139,39 @@ def test_one_model_is_in_the_blocks_of_one_thread(models, text, nested):
         if nested:
             enter()
     in_a_thread(enter)
+
+
+@pytest.mark.parametrize("change", [zero("layers.1.mixer"), scale("layers.1.mixer.query", by=3.0)], ids=str)
+def test_a_pass_that_was_under_way_when_the_block_began_is_not_edited(models, text, change):
+    """Another thread has run layer 0, and runs layer 1 while the block's thread is in its own pass."""
+    model, ids = models[0], text(9)[None]
+    plain, own = logits(model, ids), threading.current_thread()
+    with edit(model, change):
+        edited = logits(model, ids)
+    ready, go_on, done = threading.Event(), threading.Event(), threading.Event()
+
+    def wait(*_):
+        if threading.current_thread() is not own:
+            ready.set()
+            go_on.wait(30)
+        else:
+            go_on.set()
+            done.wait(30)
+
+    def under_way():
+        found.append(logits(model, ids))
+        done.set()
+
+    found = []
+    handle = model.model.layers[1].register_forward_pre_hook(wait)
+    thread = threading.Thread(target=under_way)
+    thread.start()
+    ready.wait(30)
+    with edit(model, change):
+        assert torch.equal(logits(model, ids), edited)
+    thread.join()
+    handle.remove()
+    assert torch.equal(found[0], plain)
 
 
 def test_wrappers_of_threads_that_come_and_go(impatient):

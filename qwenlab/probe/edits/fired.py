@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -37,10 +38,11 @@ class Counted:
     hooks: ExitStack
     fired: list[Fired] = field(default_factory=list)
     _reading: Reading | None = None
+    _thread: int = 0  # the one that runs the pass; another may be in a pass that began before the block
 
     def begin(self, reading: Reading) -> None:
-        """The model is about to read this."""
-        self._reading = reading
+        """The model is about to read this, in the current thread."""
+        self._reading, self._thread = reading, get_ident()
 
     def end(self) -> None:
         """The pass is over."""
@@ -51,7 +53,9 @@ class Counted:
         return self.fired[-1]
 
     def _now(self) -> Reading | None:
-        """What the model reads; None where it is not running. Raises CannotEdit in a backward pass."""
+        """What the current thread reads; None where it does not run the model. Raises CannotEdit in a backward pass."""
+        if self._reading is not None and self._thread != get_ident():
+            return None
         if self._reading is None and torch._C._current_graph_task_id() >= 0:
             raise CannotEdit(
                 "A layer is run again in the backward pass, where edits no longer know what is read.\n"

@@ -11,10 +11,13 @@ import torch
 from torch import nn
 
 from qwenlab.checkpoint.decoder import decoder_of, module_of
+from qwenlab.checkpoint.fused_kernels import running_on_cpu
+from qwenlab.checkpoint.loaded import require_loaded
 from qwenlab.checkpoint.site import find_sites
 from qwenlab.errors import BadArgument, SilentSite, UnknownSite
 from qwenlab.probe.edits.following import Following
 from qwenlab.probe.edits.places import Places
+from qwenlab.probe.generation import GenerateCalls
 from qwenlab.probe.reading import Reading
 
 
@@ -86,7 +89,8 @@ def take(model: nn.Module | Any, *patterns: str, kind: str | None = None) -> Ite
     """Keep the whole values at sites while a `with` block runs: `with take(model, "layers.3.mixer") as taken: ...`.
 
     For edits that put them in elsewhere (`mean`, `resample`, `patch`); to study values, watch them. They stay on the
-    device of their layer, bytes by site, token and channel. Edits that began before the block are in them.
+    device of their layer, bytes by site, token and channel. Edits that began before the block are in them. What fills
+    the rows of a batched `generate` that ended is left out, as in `watch`.
 
     patterns, kind  as in `find_sites`
 
@@ -95,15 +99,21 @@ def take(model: nn.Module | Any, *patterns: str, kind: str | None = None) -> Ite
     """
     if not patterns:
         raise BadArgument('take(model, *patterns): name at least one site, for example "layers.3.mixer".')
-    decoder = decoder_of(module_of(model))
+    module = module_of(model)
+    decoder, calls = decoder_of(module), GenerateCalls(module, decoder_of(module).module)
+    require_loaded(module)
     sites = {site.name: site for pattern in patterns for site in find_sites(decoder.module, pattern, kind)}
     values = Values(tuple(sites))
     with ExitStack() as hooks:
+        hooks.enter_context(running_on_cpu(decoder.family))
         places = Places(decoder, hooks)
         for name, site in sites.items():
             places.value(site, partial(values._leave, name))
-        passes = Following(places)
+        passes = Following(places, lambda: calls.ends)
+        calls.listen(hooks)
+        passes.reader.embedded.listen(decoder.module.get_input_embeddings(), hooks)
         yield values
+    passes.reader.checks.settle()
     passes.require_read("take")
     if missed := passes.missed(places.fired):
         raise SilentSite(f"take: {missed}")
