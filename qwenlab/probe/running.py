@@ -94,5 +94,6 @@ class BlockThreads:
 
 
 _ADVICE = (
-    "Open the checkpoint once per thread, or let the threads run one after another, each started inside the block."
+    "Open the checkpoint once per thread, enter the block in the thread that runs the model, or start that thread "
+    "inside the block."
 )
