@@ -98,26 +98,23 @@ def test_offloaded_parts_with_one_hook_for_all_below(model):
     require_loaded(model)
 
 
-def test_a_quantisation_that_transformers_skipped(tmp_path):
-    """The model that `from_pretrained` makes of FP8 weights of another maker, without an error."""
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"quant_method": "modelopt"},  # of another maker: transformers skips it with a line in the log
+            "names the quantisation 'modelopt', and transformers loaded the weights without it",
+        ),
+        (None, r"\d+ matrices whose median magnitude is above 8, like FP8 codes"),  # the config lost its entry
+    ],
+)
+def test_fp8_that_from_pretrained_reads_as_plain_weights(tmp_path, change, message):
     folder = tiny_checkpoint(tmp_path, "qwen3_5", layer_types=KINDS, fp8=True, shards=1)
     config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"]["quant_method"] = "modelopt"
+    own = config.pop("quantization_config")
+    config |= {} if change is None else {"quantization_config": own | change}
     (folder / "config.json").write_text(json.dumps(config))
     model = AutoModelForCausalLM.from_pretrained(folder)
-    message = r"names the quantisation 'modelopt', and transformers loaded the weights without it"
-    with pytest.raises(HalfLoadedModel, match=message), ql.watch(model, ql.probe.DeltaNet()):
-        pass
-
-
-def test_fp8_read_without_its_config(tmp_path):
-    """The same, where the config lost its entry: nothing is left but the size of the numbers."""
-    folder = tiny_checkpoint(tmp_path, "qwen3_5", layer_types=KINDS, fp8=True, shards=1)
-    config = json.loads((folder / "config.json").read_text())
-    del config["quantization_config"]
-    (folder / "config.json").write_text(json.dumps(config))
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    message = r"\d+ matrices whose median magnitude is above 8, like FP8 codes"
     with pytest.raises(HalfLoadedModel, match=message), ql.watch(model, ql.probe.DeltaNet()):
         pass
 

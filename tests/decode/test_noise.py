@@ -30,7 +30,7 @@ def test_the_noise_is_the_change_of_the_gap_to_the_best():
 @pytest.mark.parametrize(("dtype", "bits"), [(torch.float32, 0), (torch.float16, 13), (torch.bfloat16, 16)])
 def test_step_is_the_spacing_of_logits_of_this_size(logit, dtype, bits):
     noise = PositionNoise.of(torch.tensor([logit, -1.0]), dtype)
-    assert noise.step == np.spacing(np.float32(logit)) * 2**bits  # a mantissa that is so many bits shorter
+    assert noise.step == np.spacing(np.float32(logit)) * 2**bits  # a mantissa of fewer bits
 
 
 def test_of_a_flat_distribution_only_the_likeliest_are_compared():

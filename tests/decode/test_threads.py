@@ -1,6 +1,5 @@
 """Decoding in several threads: of a checkpoint each, or of one for all."""
 
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -17,15 +16,6 @@ ROUNDS = 4
 @pytest.fixture(scope="module")
 def two():
     return ql.open("toy-dense"), ql.open("toy-dense")
-
-
-@pytest.fixture
-def impatient():
-    """Threads take turns after microseconds, not after five milliseconds."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    yield
-    sys.setswitchinterval(before)
 
 
 @pytest.mark.parametrize("rollback", [Replay, Rerun])

@@ -1,6 +1,5 @@
 """Watching and editing while other threads run models: of their own, or the same."""
 
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -24,14 +23,6 @@ LAYERS = ["linear_attention", "full_attention"]
 def models():
     """Two models of one family: their layers call the same functions of one module."""
     return [tiny_model("qwen3_5", layer_types=LAYERS, seed=seed) for seed in (0, 1)]
-
-
-@pytest.fixture
-def impatient():
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    yield
-    sys.setswitchinterval(before)
 
 
 def in_a_thread(work, *args):
