@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 
-from qwenlab.probe.wrapping import listening
+from qwenlab.checkpoint.caches import TESTED
+from qwenlab.errors import UnsupportedTransformers
+from qwenlab.probe.wrapping import method_calls
 
 _OF_ALL_ROWS = ("MaxLengthCriteria", "MaxTimeCriteria")
 """Stopping criteria that end all rows at once."""
+
+_METHODS = ("_prepare_generation_config", "_get_stopping_criteria")
+"""What every call of `generate` calls in turn. They are not public, but have been there since transformers 4."""
 
 
 @dataclass(frozen=True)
@@ -43,43 +47,44 @@ NO_ENDS = RowEnds((), None)
 
 
 class GenerateCalls:
-    """Follows the calls of `generate` of the model that holds a stack of layers.
+    """Follows the calls of `generate` by the models that hold a stack of layers, whoever makes them.
 
-    ends  how rows end now: by the call that is running, else by the model's own config
+    usual  how rows end by the config of the model that was given; in loops without `generate`
     """
 
     def __init__(self, module: nn.Module, stack: PreTrainedModel) -> None:
         generating = (each for each in module.modules() if vars(each).get("generation_config") is not None)
-        self._owner: Any = next((each for each in generating if any(part is stack for part in each.modules())), None)
+        owner: Any = next((each for each in generating if any(part is stack for part in each.modules())), None)
+        self.usual = RowEnds.of(stack.config if owner is None else owner.generation_config)
         self._stack = stack
-        self._criteria = ""
-        self.ends = self._usual()
+        self._begun: RowEnds | None = None
 
     def listen(self, hooks: ExitStack) -> None:
-        """Follow the calls until `hooks` closes."""
-        if (owner := self._owner) is None or not hasattr(owner, "_prepare_generation_config"):
-            return
-        for name, how in (("generate", {"around": self._run}), ("_prepare_generation_config", {"after": self._hear})):
-            held: Any = how
-            hooks.enter_context(listening(vars(owner), name, getattr(owner, name), owner=owner, **held))
+        """Follow the calls until `hooks` closes. Raises UnsupportedTransformers."""
+        if missing := [name for name in _METHODS if name not in vars(GenerationMixin)]:
+            raise UnsupportedTransformers(
+                f"GenerationMixin of transformers {transformers.__version__} has no {' and no '.join(missing)}, so "
+                f"rows of a batch that ended cannot be left out.\nInstall a tested version: pip install '{TESTED}'."
+            )
+        hooks.enter_context(method_calls(GenerationMixin, _METHODS[0], self._hear_config))
+        hooks.enter_context(method_calls(GenerationMixin, _METHODS[1], self._hear_criteria))
 
-    def _usual(self) -> RowEnds:
-        return RowEnds.of(self._stack.config if self._owner is None else self._owner.generation_config)
+    def begun(self) -> RowEnds | None:
+        """How rows end by the call of `generate` that has begun since this was last asked; None where none has."""
+        found, self._begun = self._begun, None
+        return found
 
-    def _run(self, generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        given = inspect.signature(type(self._owner).generate).bind_partial(self._owner, *args, **kwargs).arguments
-        criteria = given.get("stopping_criteria") or ()
-        own = any(type(each).__name__ not in _OF_ALL_ROWS for each in criteria)
-        self._criteria = "stopping_criteria" if own else ""
-        try:
-            return generate(*args, **kwargs)
-        finally:
-            self._criteria, self.ends = "", self._usual()
+    def _hear_config(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        if any(part is self._stack for part in args[0].modules()):
+            config = result[0]
+            self._begun = RowEnds.of(config, "stop_strings" if config.stop_strings else "")
 
-    def _hear(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        config = result[0]
-        others = [self._criteria, "stop_strings" if config.stop_strings else ""]
-        self.ends = RowEnds.of(config, " and ".join(filter(None, others)))
+    def _hear_criteria(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        given = kwargs["stopping_criteria"] if "stopping_criteria" in kwargs else args[2]
+        own = [type(each).__name__ for each in given or () if type(each).__name__ not in _OF_ALL_ROWS]
+        if self._begun is not None and own:
+            others = " and ".join(filter(None, ["stopping_criteria", self._begun.others]))
+            self._begun = replace(self._begun, others=others)
 
 
 def _ids(given: Any) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from qwenlab.probe.generation import RowEnds
+from qwenlab.probe.generation import NO_ENDS, RowEnds
 
 Label = str | Sequence[str] | Sequence[Sequence[str]]
 """What tokens are called: one name, one a sequence, or one a token."""
@@ -24,7 +24,7 @@ class Thread:
     columns   of the cache; when it holds another number the next time, it was cropped in between
     numbers   number of each sequence in reading order; `sequence` is the same, int [batch], where the tokens are
     first     int [batch]: as in Reading
-    ended     bool [batch]: rows whose newest token ends a text in `generate`
+    ended     bool [batch]: rows whose newest token ends a text in `generate`;  ends: how they do
     """
 
     columns: int
@@ -32,6 +32,7 @@ class Thread:
     sequence: torch.Tensor
     first: torch.Tensor
     ended: torch.Tensor
+    ends: RowEnds = NO_ENDS
     carry: dict[Any, Any] = field(default_factory=dict)
 
 

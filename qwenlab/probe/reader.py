@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache
 
 from qwenlab.checkpoint.caches import cache_argument, first_cache
 from qwenlab.errors import MisshapenLabels, UnreadableMask
-from qwenlab.probe.generation import RowEnds
+from qwenlab.probe.generation import NO_ENDS, GenerateCalls, RowEnds
 from qwenlab.probe.masks import MaskChecks, keys_of
 from qwenlab.probe.passes import Indices, Label, Pass, Thread
 from qwenlab.probe.reading import FOLDS, NEVER, PADDING, Reading
@@ -23,10 +23,10 @@ from qwenlab.probe.token_ids import EmbeddedTokens, codes
 class Reader:
     """Follows the forward passes of one decoder, by their caches.
 
-    ends  returns how rows of the `generate` that is running end, and what fills them from there on
+    calls  the calls of `generate`, which say how rows end and what fills them; None to read what fills them as text
     """
 
-    def __init__(self, decoder: nn.Module, ends: Callable[[], RowEnds]) -> None:
+    def __init__(self, decoder: nn.Module, calls: GenerateCalls | None = None) -> None:
         self.label: Label = "all"
         self.labels: list[str] = []
         self.forwards = 0
@@ -39,7 +39,7 @@ class Reader:
         self._tokens = torch.zeros(1, dtype=torch.int64)
         cache_argument(type(decoder).forward)  # raises where no argument takes a cache
         self._names = [name for name in inspect.signature(decoder.forward).parameters if name != "self"]
-        self._ends = ends
+        self._calls = calls
         self._threads: WeakKeyDictionary[Cache, Thread] = WeakKeyDictionary()
         self._open: Thread | None = None
 
@@ -67,13 +67,15 @@ class Reader:
         past = int(cache.get_seq_length()) if cache is not None else 0
         keys = keys_of(mask, batch, past + width)
         self.checks.check(given, keys, width)
-        label, ends = self._indices(batch, width), self._ends()
+        label, known = self._indices(batch, width), self._known(cache, past, batch)
+        ends = self._ends(known)
         if ends.others and batch > 1:
             raise UnreadableMask(
                 f"Rows of this `generate` may end by {ends.others}, each at another token, and what follows their end "
                 "is no text.\nGenerate these texts one at a time, or let rows end by eos_token_id alone."
             )
-        self._open = self._follow(cache, past, batch, device)
+        self._open = known or self._begin(past, batch, device)
+        self._open.ends = ends
         self.forwards += 1
         self.columns += batch * width
         embeddings = shaped if tokens is None else None
@@ -130,16 +132,24 @@ class Reader:
             tokens=tokens,
         )
 
-    def _follow(self, cache: Cache | None, past: int, batch: int, device: torch.device) -> Thread:
-        """What is known of this cache, or new sequences where nothing is: a cache that was empty or begun elsewhere."""
+    def _known(self, cache: Cache | None, past: int, batch: int) -> Thread | None:
+        """The sequences of this cache; None where it was empty, begun elsewhere, or holds another number of rows."""
         known = self._threads.get(cache) if past and cache is not None else None
-        if known is not None and len(known.sequence) == batch:
-            return known
+        return known if known is not None and len(known.sequence) == batch else None
+
+    def _begin(self, past: int, batch: int, device: torch.device) -> Thread:
+        """New sequences."""
         numbers = range(self.sequences, self.sequences + batch)
         self.sequences += batch
         sequence = torch.arange(numbers.start, numbers.stop, device=device)
         first, ended = torch.full_like(sequence, NEVER), torch.zeros_like(sequence, dtype=torch.bool)
         return Thread(past, numbers, sequence, first, ended)
+
+    def _ends(self, known: Thread | None) -> RowEnds:
+        """How the rows of this pass end: by the call of `generate` that began them, else by the model's config."""
+        if self._calls is None:
+            return NO_ENDS
+        return self._calls.begun() or (self._calls.usual if known is None else known.ends)
 
     def _indices(self, batch: int, width: int) -> Indices:
         """The current label as indices. Raises MisshapenLabels."""

@@ -44,9 +44,8 @@ def watch(model: nn.Module | Any, *probes: Probe) -> Seen:
     their cache, so the same tokens give the same sums however they are fed. A cache that was begun outside the block,
     or copied, holds new sequences; of one that was cropped, the tokens before are forgotten. A row of a batched
     `generate` that ended while others go on is filled with padding, which is left out. The end tokens are those of the
-    call, or of the model's generation_config; ends by stop_strings or stopping_criteria are refused in a batch. Give
-    the very model whose `generate` is called: of a part of it, what the call says is not known. Beam search reorders
-    rows within the cache, which cannot be followed.
+    call, or of the model's generation_config; ends by stop_strings or stopping_criteria are refused in a batch. Beam
+    search reorders rows within the cache, which cannot be followed.
 
     model   a transformers model of a known family, anything that contains one, or a Checkpoint
     probes  each one reads what it is named for; a probe is emptied when its block begins
@@ -150,7 +149,7 @@ class Seen:
         self._stopwatch = None if timing is None else Stopwatch(timing)
         self._hooks = ExitStack()
         self._generate = GenerateCalls(self._module, self._decoder.module)
-        self._reader = Reader(self._decoder.module, lambda: self._generate.ends)
+        self._reader = Reader(self._decoder.module, self._generate)
         timed = self._stopwatch.leave_out if self._stopwatch else lambda work: work()
         self._delivery = Delivery(self.probes, self._reader.read, timed)
         self._taps = Taps(self._decoder, self._delivery.take)

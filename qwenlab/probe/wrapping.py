@@ -181,6 +181,39 @@ def changed(module: nn.Module, around: Around, *, outside: bool = True) -> Itera
         yield
 
 
+_methods: dict[tuple[type, str], tuple[Any, list[After]]] = {}
+"""The methods of classes that are listened to: what stood there before, and the listeners."""
+
+
+@contextmanager
+def method_calls(owner: type, name: str, after: After) -> Iterator[None]:
+    """Hear every call of a method that a class defines, on any instance; the instance is the first argument."""
+    key = (owner, name)
+    with _registry:
+        if key not in _methods:
+            original, listeners = vars(owner)[name], list[After]()
+
+            @functools.wraps(original)
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                result = original(*args, **kwargs)
+                for look in tuple(listeners):
+                    look(args, kwargs, result)
+                return result
+
+            _methods[key] = original, listeners
+            setattr(owner, name, wrapper)
+        _methods[key][1].append(after)
+    try:
+        yield
+    finally:
+        with _registry:
+            original, listeners = _methods[key]
+            listeners.remove(after)
+            if not listeners:
+                del _methods[key]
+                setattr(owner, name, original)
+
+
 def in_this_thread(look: Callable[..., None]) -> Callable[..., None]:
     """A listener that hears only the calls made by the thread that made it: others may run the same model."""
     own = get_ident()

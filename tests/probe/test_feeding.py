@@ -1,5 +1,7 @@
 """The same tokens give the same statistics however they are fed."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from hypothesis import given, settings, strategies as st
 from transformers import (
     AutoTokenizer,
     GenerationConfig,
+    GenerationMixin,
     LogitsProcessor,
     MaxTimeCriteria,
     StaticCache,
@@ -15,9 +18,9 @@ from transformers import (
 )
 
 from qwenlab.checkpoint.caches import cached_by
-from qwenlab.errors import UnreadableMask
+from qwenlab.errors import UnreadableMask, UnsupportedTransformers
 from qwenlab.probe import DeltaNet, take
-from qwenlab.probe.generation import RowEnds
+from qwenlab.probe.generation import _METHODS, RowEnds
 from qwenlab.probe.seen import watch
 from qwenlab.testing.checkpoints import save_tokenizer
 from qwenlab.testing.models import tiny_model
@@ -158,10 +161,20 @@ class EndAt(LogitsProcessor):
         return scores
 
 
+def whole(model):
+    return model
+
+
+def stack(model):
+    return model.get_decoder() if isinstance(model, GenerationMixin) else model.model.language_model
+
+
+@pytest.mark.parametrize("part", [whole, stack])
 @pytest.mark.parametrize("wrapped", [False, True], ids=["CausalLM", "ConditionalGeneration"])
 @pytest.mark.parametrize("of_the_call", [False, True], ids=["config", "call"])
 @pytest.mark.parametrize(("end", "ends", "pad"), [(0, 0, None), (5, [0, 5], 7), (5, [0, 5], None)])
-def test_rows_that_end_early_are_left_out_after_their_end(end, ends, pad, of_the_call, wrapped, texts):
+def test_rows_that_end_early_are_left_out_after_their_end(end, ends, pad, of_the_call, wrapped, part, texts):
+    """Also where only the text stack is watched, which has no generation_config of its own."""
     model = tiny_model("qwen3_5_moe", layer_types=["linear_attention", "full_attention"], wrapped=wrapped)
     given = {"eos_token_id": ends, "pad_token_id": pad} if of_the_call else {}
     if not of_the_call:
@@ -169,7 +182,7 @@ def test_rows_that_end_early_are_left_out_after_their_end(end, ends, pad, of_the
     ids, mask = batch(texts[:4], "left")
     steps, out = (3, 45, 0, 38), []
 
-    def feed(model, seen):
+    def feed(_, seen):
         out.append(
             model.generate(
                 ids,
@@ -181,14 +194,14 @@ def test_rows_that_end_early_are_left_out_after_their_end(end, ends, pad, of_the
             )
         )
 
-    with torch.no_grad(), take(model, "layers.0.mixer") as taken:
+    with torch.no_grad(), take(part(model), "layers.0.mixer") as taken:
         feed(model, None)
-    fed = recorded(model, feed)
+    fed = recorded(part(model), feed)
     read = []
     for row, (prompt, step) in enumerate(zip(texts, steps, strict=False)):
         new = out[0][row, ids.shape[1] :]
         read.append(torch.cat([prompt, new[: min(step + 1, 42)]]))  # the end itself is read, as the others go on
-    assert_same_reading(fed, recorded(model, one_by_one(read)))
+    assert_same_reading(fed, recorded(part(model), one_by_one(read)))
     assert taken.lengths.tolist() == [len(tokens) for tokens in read]
     assert taken.fingerprint == fed.attrs["prompts_hash"]
 
@@ -219,6 +232,12 @@ def test_rows_that_end_by_something_else_are_refused(small, texts, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     ids, mask = batch(texts[:2], "left")
     given = dict(attention_mask=mask, do_sample=False, max_new_tokens=3)
+    methods, bound = [vars(GenerationMixin)[name] for name in _METHODS], small.generate
+
+    class Own(type(small)):
+        def generate(self, inputs=None, **given):
+            return GenerationMixin.generate(self, inputs, **given)
+
     message = r"may end by stopping_criteria, each at another token[\s\S]*Generate these texts one at a time"
     with torch.no_grad(), watch(small, DeltaNet()) as seen:
         with pytest.raises(UnreadableMask, match=message):
@@ -228,9 +247,19 @@ def test_rows_that_end_by_something_else_are_refused(small, texts, tmp_path):
         config = GenerationConfig(stop_strings=["x"], max_new_tokens=3)
         with pytest.raises(UnreadableMask, match="may end by stop_strings"):
             small.generate(ids, attention_mask=mask, generation_config=config, tokenizer=tokenizer)
+        for call in (partial(small.generate), partial(type(small).generate, small), bound, Own.generate.__get__(small)):
+            with pytest.raises(UnreadableMask, match="may end by stopping_criteria"):
+                call(ids, stopping_criteria=[Never()], **given)
         small.generate(ids, **given)
     assert seen.facts()["tokens"] > 0
-    assert "generate" not in vars(small)
+    assert [vars(GenerationMixin)[name] for name in _METHODS] == methods
+
+
+def test_a_transformers_whose_generate_cannot_be_followed(small, monkeypatch):
+    monkeypatch.setattr("qwenlab.probe.generation._METHODS", ("_prepare", "_get_stopping_criteria"))
+    message = r"has no _prepare, so rows of a batch that ended cannot be left out.\nInstall a tested version"
+    with pytest.raises(UnsupportedTransformers, match=message), watch(small, DeltaNet()):
+        pass
 
 
 def test_prompts_have_their_own_hash_in_the_published_class(texts):

@@ -9,7 +9,7 @@ from typing import Any
 from qwenlab.errors import CannotEdit, NothingRead
 from qwenlab.probe.edits.fired import Fired
 from qwenlab.probe.edits.places import Places
-from qwenlab.probe.generation import NO_ENDS, RowEnds
+from qwenlab.probe.generation import GenerateCalls
 from qwenlab.probe.reader import Reader, cache_among
 from qwenlab.probe.running import BlockThreads
 from qwenlab.probe.wrapping import outputs
@@ -18,15 +18,15 @@ from qwenlab.probe.wrapping import outputs
 class Following:
     """The forward passes of a model until its places are given up.
 
-    ends      as in Reader; by default rows have no end, and what fills them is changed as text is
+    calls     as in Reader; by default what fills rows that ended is changed as text is
 
     finished  how many ended; one that raised does not count, nor what it reached
     reader    what they read
     """
 
-    def __init__(self, places: Places, ends: Callable[[], RowEnds] = lambda: NO_ENDS) -> None:
+    def __init__(self, places: Places, calls: GenerateCalls | None = None) -> None:
         self.places, self.finished = places, 0
-        self.reader = Reader(places.decoder.module, ends)
+        self.reader = Reader(places.decoder.module, calls)
         self._threads = BlockThreads(places.decoder.module, "edits", CannotEdit)
         places.hooks.enter_context(self._threads.entered())
         places.hooks.enter_context(outputs(places.decoder.module, around=partial(self._threads.run, self._run)))

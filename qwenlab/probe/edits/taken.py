@@ -109,7 +109,7 @@ def take(model: nn.Module | Any, *patterns: str, kind: str | None = None) -> Ite
         places = Places(decoder, hooks)
         for name, site in sites.items():
             places.value(site, partial(values._leave, name))
-        passes = Following(places, lambda: calls.ends)
+        passes = Following(places, calls)
         calls.listen(hooks)
         passes.reader.embedded.listen(decoder.module.get_input_embeddings(), hooks)
         yield values
