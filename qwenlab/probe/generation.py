@@ -75,16 +75,20 @@ class GenerateCalls:
         return found
 
     def _hear_config(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        if any(part is self._stack for part in args[0].modules()):
+        if self._is_of(args[0]):
             config = result[0]
             self._begun = RowEnds.of(config, "stop_strings" if config.stop_strings else "")
 
     def _hear_criteria(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         given = kwargs["stopping_criteria"] if "stopping_criteria" in kwargs else args[2]
         own = [type(each).__name__ for each in given or () if type(each).__name__ not in _OF_ALL_ROWS]
-        if self._begun is not None and own:
+        if self._begun is not None and own and self._is_of(args[0]):
             others = " and ".join(filter(None, ["stopping_criteria", self._begun.others]))
             self._begun = replace(self._begun, others=others)
+
+    def _is_of(self, model: nn.Module) -> bool:
+        """Whether a model holds the stack."""
+        return any(part is self._stack for part in model.modules())
 
 
 def _ids(given: Any) -> tuple[int, ...]:

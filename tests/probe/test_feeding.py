@@ -255,6 +255,21 @@ def test_rows_that_end_by_something_else_are_refused(small, texts, tmp_path):
     assert [vars(GenerationMixin)[name] for name in _METHODS] == methods
 
 
+def test_calls_of_another_model_say_nothing(small, texts):
+    """It generates between the beginning of a call of the watched model and its first pass."""
+    other = tiny_model("qwen3_5", layer_types=["linear_attention", "full_attention"])
+    ids, mask = batch(texts[:2], "left")
+    given = dict(attention_mask=mask, do_sample=False, max_new_tokens=3)
+
+    def generate_too(*_):
+        other.generate(ids, stopping_criteria=[Never()], eos_token_id=9, pad_token_id=9, **given)
+
+    handle = small.register_forward_pre_hook(generate_too)
+    fed = recorded(small, lambda model, seen: model.generate(ids, **given))
+    handle.remove()
+    assert_same_reading(fed, recorded(small, lambda model, seen: model.generate(ids, **given)))
+
+
 def test_a_transformers_whose_generate_cannot_be_followed(small, monkeypatch):
     monkeypatch.setattr("qwenlab.probe.generation._METHODS", ("_prepare", "_get_stopping_criteria"))
     message = r"has no _prepare, so rows of a batch that ended cannot be left out.\nInstall a tested version"
