@@ -198,7 +198,7 @@ class TestAnArrayJob:
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.1)
         process.send_signal(signal.SIGUSR1)
-        process.communicate()
+        process.communicate(timeout=120)
         assert process.returncode == 130
         assert (home / "scontrol.log").read_text() == "requeue 77\n"
         assert list(ql.runs.find(state=None, store=home / "store")["state"]) == ["interrupted"]
