@@ -24,7 +24,7 @@ _SAMPLE = 16
 _SCALES = ("scale", "absmax", "quant_state", "zero_point", "SCB")
 """Parts of the names of tensors that turn stored codes into weights."""
 
-_PLAIN = ("torch.nn.", "transformers.models.")
+_UNQUANTISED_PACKAGES = ("torch.nn.", "transformers.models.")
 """Where the layers come from that compute with the numbers they hold. Those of other packages scale by themselves."""
 
 
@@ -63,18 +63,18 @@ def require_loaded(model: nn.Module) -> None:
         )
 
 
-Held = tuple[str, nn.Module, torch.Tensor]
+OwnedTensor = tuple[str, nn.Module, torch.Tensor]
 """Path, owner and value of a parameter or buffer."""
 
 
-def _tensors(model: nn.Module) -> Iterator[Held]:
+def _tensors(model: nn.Module) -> Iterator[OwnedTensor]:
     for path, module in model.named_modules():
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
                 yield f"{path}.{name}" if path else name, module, tensor
 
 
-def _absent(model: nn.Module, held: list[Held]) -> list[str]:
+def _absent(model: nn.Module, held: list[OwnedTensor]) -> list[str]:
     """Tensors without values that nothing brings when their layer runs."""
     if not any(tensor.is_meta for _, _, tensor in held):
         return []
@@ -98,7 +98,7 @@ def _hooks(module: nn.Module) -> tuple[Any, ...]:
     return () if hook is None else tuple(getattr(hook, "hooks", (hook,)))
 
 
-def _skipped_quantisation(model: nn.Module, held: list[Held]) -> str | None:
+def _skipped_quantisation(model: nn.Module, held: list[OwnedTensor]) -> str | None:
     """The quantisation that a config names and that no part of the model was loaded with."""
     parts = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     named = (vars(part.config).get("quantization_config") for part in parts)
@@ -111,7 +111,7 @@ def _skipped_quantisation(model: nn.Module, held: list[Held]) -> str | None:
     return str(found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None))
 
 
-def _unscaled(held: list[Held]) -> list[str]:
+def _unscaled(held: list[OwnedTensor]) -> list[str]:
     """Weights in a dtype of one byte or of integers, in a module that holds nothing to scale them by."""
     return [
         f"{path} ({str(tensor.dtype).removeprefix('torch.')})"
@@ -130,7 +130,7 @@ def _is_code(dtype: torch.dtype) -> bool:
 
 def _scales(module: nn.Module, weight: torch.Tensor) -> bool:
     """Whether a layer scales this weight: by a tensor beside it, or in code of the package that made the layer."""
-    if type(weight.data) is not torch.Tensor or not type(module).__module__.startswith(_PLAIN):
+    if type(weight.data) is not torch.Tensor or not type(module).__module__.startswith(_UNQUANTISED_PACKAGES):
         return True
     own = (name for name, value in vars(module).items() if isinstance(value, torch.Tensor))
     names = (*module._parameters, *module._buffers, *own, *vars(weight))
@@ -138,7 +138,7 @@ def _scales(module: nn.Module, weight: torch.Tensor) -> bool:
 
 
 @torch.no_grad()
-def _raw(held: list[Held]) -> list[str]:
+def _raw(held: list[OwnedTensor]) -> list[str]:
     """Matrices whose values are of the size of codes."""
     samples: dict[torch.device, dict[str, torch.Tensor]] = {}
     for path, _, tensor in held:
