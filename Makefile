@@ -38,10 +38,10 @@ lint: $(INSTALLED) ## ruff and mypy
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-oldest: .venv-oldest/installed ## the checkpoint, probe and decode tests on the oldest transformers we support
+oldest: .venv-oldest/installed ## the tests of everything that touches a model, on the oldest transformers we support
 newest: .venv-newest/installed ## the same tests on the newest one
 oldest newest:
-	.venv-$@/bin/python -m pytest -m "not slow and not remote" -n $(JOBS) --dist worksteal tests/checkpoint tests/probe tests/decode
+	.venv-$@/bin/python -m pytest -m "not slow and not remote" -n $(JOBS) --dist worksteal tests/checkpoint tests/capture tests/probes tests/interventions tests/speculative
 
 fla: .venv-fla/installed ## the tests with flash-linear-attention installed: its kernels in Triton's interpreter, models on the CPU
 	CUDA_VISIBLE_DEVICES= TRITON_INTERPRET=1 .venv-fla/bin/python -m pytest tests/fla

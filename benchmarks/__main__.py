@@ -18,7 +18,7 @@ from rich.table import Table
 from benchmarks.memory import extra_bytes
 from benchmarks.models import build
 from benchmarks.timing import CASES, measure
-from qwenlab.runs.sweep.provenance import processor
+from qwenlab.experiments.sweep.provenance import processor
 
 console = Console(width=120)
 

@@ -23,11 +23,11 @@ from benchmarks.__main__ import machine
 from benchmarks.models import build
 from benchmarks.timing import quartiles
 from qwenlab.checkpoint.open import Checkpoint
-from qwenlab.decode.decoding import Decoding, Settings
-from qwenlab.decode.policies import FixedDepth
-from qwenlab.decode.rollback import Replay
-from qwenlab.decode.rules import Greedy, Verdict
-from qwenlab.decode.step_times import step_times
+from qwenlab.speculative.decoding import Decoding, Settings
+from qwenlab.speculative.policies import FixedDepth
+from qwenlab.speculative.rollback import Replay
+from qwenlab.speculative.step_times import step_times
+from qwenlab.speculative.verification import Greedy, Verdict
 from qwenlab.testing.models import tiny_head
 
 console = Console(width=120)
@@ -62,8 +62,8 @@ def decoding(checkpoint: Checkpoint, rounds: int) -> dict[str, Any]:
     texts = [checkpoint.tokenizer(text)["input_ids"][:PROMPT] for text in ql.tasks.texts("code", rounds + 1)]
     ways: dict[str, Callable[[list[int]], int]] = {"generate": lambda prompt: plain(checkpoint, prompt)}
     for depth in DEPTHS:
-        ways[f"depth {depth}"] = drafted(checkpoint, depth, ql.decode.Replay)
-    ways["depth 4, snapshot-and-rerun"] = drafted(checkpoint, 4, ql.decode.Rerun)
+        ways[f"depth {depth}"] = drafted(checkpoint, depth, ql.speculative.Replay)
+    ways["depth 4, snapshot-and-rerun"] = drafted(checkpoint, 4, ql.speculative.Rerun)
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     rng = random.Random(0)
     for number, prompt in enumerate(tqdm(texts, desc="decoding", unit="round")):
@@ -85,12 +85,12 @@ def plain(checkpoint: Checkpoint, prompt: list[int]) -> int:
     return int(checkpoint.model.generate(inputs, max_new_tokens=NEW, do_sample=False).shape[1]) - len(prompt)
 
 
-def drafted(checkpoint: Checkpoint, depth: int, rollback: type[ql.decode.Rollback]) -> Callable[[list[int]], int]:
+def drafted(checkpoint: Checkpoint, depth: int, rollback: type[ql.speculative.Rollback]) -> Callable[[list[int]], int]:
     """Decoding with drafts: new tokens."""
 
     def run(prompt: list[int]) -> int:
         how = dict(depth=depth, max_new_tokens=NEW, rollback=rollback, progress=False)
-        return int(ql.decode.generate(checkpoint, prompt, **how).new_tokens)
+        return int(ql.speculative.generate(checkpoint, prompt, **how).new_tokens)
 
     return run
 
@@ -98,7 +98,7 @@ def drafted(checkpoint: Checkpoint, depth: int, rollback: type[ql.decode.Rollbac
 def costs(checkpoint: Checkpoint) -> dict[str, Any]:
     """Steps in units of a plain step, by both rollbacks, and the loop's share of a round of four drafts."""
     text, found = "\n".join(ql.tasks.texts("code", 4)), {}
-    for rollback in (ql.decode.Replay, ql.decode.Rerun):
+    for rollback in (ql.speculative.Replay, ql.speculative.Rerun):
         measured = step_times(checkpoint, text, depth=8, rollback=rollback, progress=False)
         step = float(measured["plain_step"])
         verify = measured["verify_step"].values
@@ -120,10 +120,10 @@ def tracing(checkpoint: Checkpoint, depth: int = 3, rounds: int = 3) -> dict[str
     ratios, speeds = [], []
     for _ in range(rounds):
         began = _now(checkpoint.model)
-        ql.decode.trace(checkpoint, [text], depth=depth, window=512, progress=False)
+        ql.speculative.trace(checkpoint, [text], depth=depth, window=512, progress=False)
         speeds.append(len(text) / (_now(checkpoint.model) - began))
         began = _now(checkpoint.model)
-        made = drafted(checkpoint, depth, ql.decode.Replay)(text[:PROMPT])
+        made = drafted(checkpoint, depth, ql.speculative.Replay)(text[:PROMPT])
         ratios.append(speeds[-1] / (made / (_now(checkpoint.model) - began)))
     return {
         "depth": depth,

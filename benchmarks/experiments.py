@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from benchmarks import stores
 from benchmarks.__main__ import machine
-from qwenlab import runs
+from qwenlab import experiments
 
 NOTEBOOK = """\
 # %% tags=["parameters"]
@@ -33,12 +33,12 @@ import qwenlab as ql
 
 torch.set_num_threads(1)
 ckpt = ql.open(checkpoint)
-with torch.no_grad(), ql.watch(ckpt, *ql.probe.defaults(ckpt)) as seen:
+with torch.no_grad(), ql.watch(ckpt, *ql.probes.defaults(ckpt)) as seen:
     ql.tasks.read(ckpt, ql.tasks.texts("code", 2), max_tokens=max_tokens)
 half_life = ql.stats.half_life(seen.recording())["half_life_mean_log"]
 
 # %%
-ql.runs.record(half_life=float(half_life.median()))
+ql.experiments.record(half_life=float(half_life.median()))
 """
 SPEC = """\
 question: How long does a sweep of short runs take?
@@ -57,12 +57,12 @@ def sweep(folder: Path) -> dict[str, Any]:
     experiment.mkdir()
     (experiment / "short.py").write_text(NOTEBOOK)
     (experiment / "spec.yaml").write_text(SPEC)
-    points = runs.plan(experiment).points
+    points = experiments.plan(experiment).points
     taken = {"papermill alone": _papermill_alone(experiment, points, folder)}
     loads = {"papermill alone": len(points)}
     for name, warm in (("cold kernels", False), ("one warm kernel", True)):
         began = time.perf_counter()
-        done = runs.run(experiment, store=folder / name, warm=warm)
+        done = experiments.run(experiment, store=folder / name, warm=warm)
         taken[name] = time.perf_counter() - began
         assert done.complete, done
         loads[name] = sum(outcome.used["loads"] for outcome in done.outcomes)

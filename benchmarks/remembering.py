@@ -87,7 +87,7 @@ class Mixers:
 
     @contextmanager
     def __call__(self, model: PreTrainedModel) -> Iterator[None]:
-        with ql.watch(model, ql.probe.Timing()) as seen:
+        with ql.watch(model, ql.probes.Timing()) as seen:
             yield
         found = seen.recording()["timing"].sel(phase="prefill")
         mixer = found["seconds"].sel(part="mixer")

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from qwenlab.runs.record import METRICS, write_table
-from qwenlab.runs.store.find import find, metrics
-from qwenlab.runs.store.store import FACTS
+from qwenlab.experiments.record import METRICS, write_table
+from qwenlab.experiments.store.find import find, metrics
+from qwenlab.experiments.store.store import FACTS
 
 
 def fill(root: Path, runs: int) -> None:

@@ -17,14 +17,14 @@ import qwenlab as ql
 @contextmanager
 def default_probes(model: PreTrainedModel) -> Iterator[None]:
     """`ql.watch` with the default probe set."""
-    with ql.watch(model, *ql.probe.defaults(model)):
+    with ql.watch(model, *ql.probes.defaults(model)):
         yield
 
 
 @contextmanager
 def thorough_probes(model: PreTrainedModel) -> Iterator[None]:
     """`ql.watch` with every probe, leaving nothing out."""
-    with ql.watch(model, *ql.probe.thorough(model)):
+    with ql.watch(model, *ql.probes.thorough(model)):
         yield
 
 
@@ -80,17 +80,17 @@ def variants(case: str) -> dict[str, Any]:
 
 
 MAPS = {
-    "ImplicitAttention": lambda: ql.probe.ImplicitAttention(),
-    "ImplicitAttention(every=1)": lambda: ql.probe.ImplicitAttention(every=1),
-    "SoftmaxAttention": lambda: ql.probe.SoftmaxAttention(),
-    "SoftmaxAttention(every=1)": lambda: ql.probe.SoftmaxAttention(every=1),
+    "ImplicitAttention": lambda: ql.probes.ImplicitAttention(),
+    "ImplicitAttention(every=1)": lambda: ql.probes.ImplicitAttention(every=1),
+    "SoftmaxAttention": lambda: ql.probes.SoftmaxAttention(),
+    "SoftmaxAttention(every=1)": lambda: ql.probes.SoftmaxAttention(every=1),
 }
 STATES = {
-    "DeltaState": lambda: ql.probe.DeltaState(),
-    "DeltaState(every=16)": lambda: ql.probe.DeltaState(every=16),
-    "Retention": lambda: ql.probe.Retention(),
+    "DeltaState": lambda: ql.probes.DeltaState(),
+    "DeltaState(every=16)": lambda: ql.probes.DeltaState(every=16),
+    "Retention": lambda: ql.probes.Retention(),
 }
-PRECISION = {"StatePrecision": lambda: ql.probe.StatePrecision()}
+PRECISION = {"StatePrecision": lambda: ql.probes.StatePrecision()}
 
 
 def watching(probe: Callable[[], Any]) -> Callable[[PreTrainedModel], Any]:

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 import qwenlab as ql
 from evidence.planting import Planted, Recorded
-from qwenlab.runs.sweep.provenance import code, now, processor, versions
+from qwenlab.experiments.sweep.provenance import code, now, processor, versions
 
 TOYS = ("toy-dense", "toy-moe")
 RESULTS = Path(__file__).with_name("results")
@@ -91,7 +91,7 @@ def both(checkpoint: ql.checkpoint.Checkpoint, rng: np.random.Generator) -> dict
     prompt = tokens[begin : begin + length]
     asked: dict[str, Any] = {"depth": int(rng.integers(1, 7)), "max_new_tokens": int(rng.integers(24, 41))}
     rule = Recorded()
-    honest = ql.decode.check_lossless(checkpoint, [prompt], rule=rule, progress=False, **asked)
+    honest = ql.speculative.check_lossless(checkpoint, [prompt], rule=rule, progress=False, **asked)
     row = {"domain": domain, "begin": begin, "length": len(prompt), **asked, "honest": of_check(honest)}
     misses = rule.near_misses[1:-1]  # an end of text may cut the last round before its own token
     if near := [place for place, miss in enumerate(misses) if miss.on_aim]:
@@ -104,7 +104,7 @@ def planted(
 ) -> dict[str, Any]:
     """A run with a token planted in the round `place`; it is detected if the fault names the rule and that round."""
     rule = Planted(place)
-    found = ql.decode.check_lossless(checkpoint, [prompt], rule=rule, progress=False, **asked)
+    found = ql.speculative.check_lossless(checkpoint, [prompt], rule=rule, progress=False, **asked)
     assert rule.planted is not None
     fault = found.fault
     return of_check(found) | {
@@ -114,7 +114,7 @@ def planted(
     }
 
 
-def of_check(found: ql.decode.Losslessness) -> dict[str, Any]:
+def of_check(found: ql.speculative.Losslessness) -> dict[str, Any]:
     """What a row keeps of one check."""
     return {
         "verdict": found.verdict,

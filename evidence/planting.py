@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from qwenlab.decode.rules import Greedy, Verdict
+from qwenlab.speculative.verification import Greedy, Verdict
 
 AIM, WITHIN = 0.5, 0.05
 """Loss [nat] of a planted token, and how far from it counts as that loss."""

@@ -92,12 +92,12 @@ large.memory([1_024, 32_768, 262_144]).to_dataframe()
 #
 # Inside `ql.watch` the model is used as always: forward, `generate`, a training step. Probes read what passes and
 # keep sums, counts and histograms, not activations, so memory does not grow with what is read. `thorough` probes
-# leave nothing out; `ql.probe.defaults(ckpt)` are the light ones, which sample tokens and cost a few per cent. Not
+# leave nothing out; `ql.probes.defaults(ckpt)` are the light ones, which sample tokens and cost a few per cent. Not
 # one logit changes, and nothing is left behind. If something that should be read did not pass, leaving the block is
 # an error, not an empty result.
 
 # %%
-with torch.no_grad(), ql.watch(ckpt, *ql.probe.thorough(ckpt)) as seen:
+with torch.no_grad(), ql.watch(ckpt, *ql.probes.thorough(ckpt)) as seen:
     for domain in ql.tasks.DOMAINS:
         for batch in ql.tasks.batches(ckpt, ql.tasks.texts(domain, texts_per_domain), max_tokens=max_tokens):
             with seen.label(domain):
@@ -199,7 +199,7 @@ optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 batch = next(ql.tasks.batches(toy, ql.tasks.texts("code", 4), max_tokens=128))
 labels = batch.input_ids.where(batch.attention_mask.bool(), -100)
 
-with ql.watch(model, ql.probe.Residual(), ql.probe.DeltaNet()) as training:
+with ql.watch(model, ql.probes.Residual(), ql.probes.DeltaNet()) as training:
     for step in range(2):
         with training.label(f"step {step}"):
             loss = model(**batch.inputs, labels=labels).loss

@@ -74,11 +74,11 @@ ckpt
 #
 # The model below is the plain one of `transformers`. It reads held-out texts of several domains inside `ql.watch`,
 # and the probes keep sums and histograms of what passes, by domain, layer and head. `thorough` probes leave nothing
-# out; `ql.probe.defaults` sample, and can stay on in a training loop. Watching changes no logit.
+# out; `ql.probes.defaults` sample, and can stay on in a training loop. Watching changes no logit.
 
 # %%
 ql.tasks.read(ckpt, ql.tasks.texts("code", 1), max_tokens=max_tokens)  # the first pass is slower than all others
-with torch.no_grad(), ql.watch(ckpt, *ql.probe.thorough(ckpt)) as seen:
+with torch.no_grad(), ql.watch(ckpt, *ql.probes.thorough(ckpt)) as seen:
     for domain in ql.tasks.DOMAINS:
         texts = ql.tasks.texts(domain, texts_per_domain)
         for batch in ql.tasks.batches(ckpt, texts, batch_size=4, max_tokens=max_tokens):
@@ -228,7 +228,7 @@ stream = stream.repeat(1, -(-(max(contexts) + decode_steps) // stream.shape[1]))
 @torch.no_grad()
 def measure(context):
     """Time and memory of reading `context` tokens, and of decoding after them."""
-    with ql.watch(ckpt, ql.probe.Timing(), ql.probe.Memory()) as seen:
+    with ql.watch(ckpt, ql.probes.Timing(), ql.probes.Memory()) as seen:
         cache = ckpt.model(stream[:, :context], use_cache=True, logits_to_keep=1).past_key_values
         for step in range(context, context + decode_steps):
             ckpt.model(stream[:, step : step + 1], past_key_values=cache, use_cache=True)
@@ -468,7 +468,7 @@ with torch.no_grad():
     started = {"fresh, as transformers starts": fresh(False), "fresh, with dt from 0.001 to 0.1": fresh(True)}
     lives = {}
     for name, model in started.items():
-        with ql.watch(model, ql.probe.DeltaNet(prediction_heads=0)) as seen:
+        with ql.watch(model, ql.probes.DeltaNet(prediction_heads=0)) as seen:
             for domain in ql.tasks.DOMAINS:
                 for batch in ql.tasks.batches(toy, ql.tasks.texts(domain, 2), max_tokens=max_tokens):
                     model(**batch.inputs, use_cache=False)

@@ -98,7 +98,7 @@ lengths = [
     min(max_tokens, len(ckpt.tokenizer(text).input_ids)) for domain_texts in domains.values() for text in domain_texts
 ]
 
-probes = ql.probe.DeltaState(every=every), ql.probe.Retention(every=every, pairs=1), ql.probe.DeltaNet(every=every)
+probes = ql.probes.DeltaState(every=every), ql.probes.Retention(every=every, pairs=1), ql.probes.DeltaNet(every=every)
 with ql.watch(ckpt, *probes) as seen:
     for domain, domain_texts in domains.items():
         with seen.label(domain):
@@ -122,7 +122,7 @@ states = {}
 with tempfile.TemporaryDirectory() as folder:
     for way, decode in {"one pass": 0, "token by token": count - 1, "half and half": count - count // 2}.items():
         file = Path(folder) / f"{decode}.nc"
-        with ql.watch(ckpt, ql.probe.DeltaState(steps=steps, to=file)):
+        with ql.watch(ckpt, ql.probes.DeltaState(steps=steps, to=file)):
             ql.tasks.read(ckpt, domains["prose"][:1], max_tokens=count, decode=decode)
         with xr.open_dataset(file) as held:
             states[way] = held["state"].load()
@@ -331,7 +331,7 @@ questions = ql.tasks.recall_questions(ckpt, asked)
 values = {ids[one["text"].item()][at] for _, one in questions.groupby("question") for at in one["value"].values.flat}
 ends = {ckpt.tokenizer(text).input_ids[-1] for texts in listed.values() for text in texts}
 
-with ql.watch(ckpt, ql.probe.Retention(every=1, pairs=1, stored=values, asked=ends)) as seen:
+with ql.watch(ckpt, ql.probes.Retention(every=1, pairs=1, stored=values, asked=ends)) as seen:
     for number, texts in listed.items():
         with seen.label(number):
             ql.tasks.read(ckpt, texts, max_tokens=None)
@@ -384,7 +384,7 @@ Markdown(
 # middle half, thin the head that strays furthest at each length.
 
 # %%
-with ql.watch(ckpt, ql.probe.StatePrecision(every=max(1, every // 4))) as seen:
+with ql.watch(ckpt, ql.probes.StatePrecision(every=max(1, every // 4))) as seen:
     ql.tasks.read(ckpt, domains["prose"], batch_size=texts_per_domain, max_tokens=max_tokens)
 in_fewer_bits = seen.recording()
 
@@ -428,9 +428,9 @@ strays
 # ### What it does to the loss
 #
 # Now the model itself decodes with rounded states: it reads the texts token by token, and after every token its states
-# are rounded where it keeps them (`ql.probe.state_dtype`; the layers compute as before). Each text's loss is held
-# against its loss in the plain model, read the same way, so that how hard a text is cancels. A row is a domain; bars
-# are bootstrap intervals over texts, widened for the number of differences that are looked at.
+# are rounded where it keeps them (`ql.interventions.state_dtype`; the layers compute as before). Each text's loss is
+# held against its loss in the plain model, read the same way, so that the difficulty of a text cancels. Each row is a
+# domain; bars are bootstrap intervals over texts, widened for the number of differences that are looked at.
 
 # %%
 read_one_by_one = [text for domain_texts in domains.values() for text in domain_texts]
@@ -446,8 +446,8 @@ def losses(**how):
 
 plain, in_one_pass = losses(**LOSS), losses(**LOSS | {"block": None})
 rounded = {}
-for format in ql.probe.StatePrecision().formats:
-    with ql.edit(ckpt.model, ql.probe.state_dtype(format)):
+for format in ql.probes.StatePrecision().formats:
+    with ql.edit(ckpt.model, ql.interventions.state_dtype(format)):
         rounded[format] = losses(**LOSS)
 low = xr.concat(list(rounded.values()), pd.Index(list(rounded), name="format")).transpose("domain", "format", "text")
 

@@ -108,7 +108,7 @@ lengths = {
     for domain, texts in domains.items()
 }
 
-probes = ql.probe.ImplicitAttention(every=every, without_removal=True), ql.probe.SoftmaxAttention(every=every)
+probes = ql.probes.ImplicitAttention(every=every, without_removal=True), ql.probes.SoftmaxAttention(every=every)
 with ql.watch(ckpt, *probes) as seen:
     for domain, texts in domains.items():
         with seen.label(domain):
@@ -339,7 +339,7 @@ Markdown("\n".join(lines))
 asked = ql.tasks.recall_texts(pairs, recall_texts, seed=1)
 questions = ql.tasks.recall_questions(ckpt, asked)
 rows = sorted(set(questions["query"].values.tolist()))
-with ql.watch(ckpt, ql.probe.ImplicitAttention(queries=rows), ql.probe.SoftmaxAttention(queries=rows)) as seen:
+with ql.watch(ckpt, ql.probes.ImplicitAttention(queries=rows), ql.probes.SoftmaxAttention(queries=rows)) as seen:
     ql.tasks.read(ckpt, asked, max_tokens=None)
 at_questions = seen.recording()
 
@@ -416,7 +416,7 @@ short = {
     "recall": asked[1],
 }
 with ql.watch(
-    ckpt, ql.probe.ImplicitAttention(every=1, queries="all"), ql.probe.SoftmaxAttention(every=1, queries="all")
+    ckpt, ql.probes.ImplicitAttention(every=1, queries="all"), ql.probes.SoftmaxAttention(every=1, queries="all")
 ) as seen:
     for text in short.values():
         ql.tasks.read(ckpt, [text], max_tokens=None)
@@ -500,7 +500,7 @@ def class_of(position, token):
     return "digits" if bare[0].isdigit() else "punctuation"
 
 
-gate_probe = ql.probe.Attention(every=1)
+gate_probe = ql.probes.Attention(every=1)
 with torch.no_grad(), ql.watch(ckpt, gate_probe) as seen:
     for texts in domains.values():
         for batch in ql.tasks.batches(ckpt, texts, batch_size=1, max_tokens=max_tokens):

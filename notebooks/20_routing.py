@@ -64,7 +64,7 @@ ckpt
 # A checkpoint with dense layers has no router: on one, the next cell ends the notebook with `NothingToProbe`.
 
 # %%
-with torch.no_grad(), ql.watch(ckpt, ql.probe.Routing(every=1)) as seen:
+with torch.no_grad(), ql.watch(ckpt, ql.probes.Routing(every=1)) as seen:
     for domain in ql.tasks.DOMAINS:
         texts = ql.tasks.texts(domain, texts_per_domain)
         for batch in ql.tasks.batches(ckpt, texts, batch_size=8, max_tokens=max_tokens):

@@ -87,7 +87,7 @@ for domain in ql.tasks.DOMAINS:
 # says which the weights want. The controls beside it show what such a head can do by chance.
 
 # %%
-audit = ql.decode.audit(ckpt, prompts)
+audit = ql.speculative.audit(ckpt, prompts)
 audit
 
 # %% [markdown]
@@ -99,7 +99,7 @@ audit
 # decoding.
 
 # %%
-made = ql.decode.generate(ckpt, prompts, depth=depth, max_new_tokens=new_tokens, labels=labels)
+made = ql.speculative.generate(ckpt, prompts, depth=depth, max_new_tokens=new_tokens, labels=labels)
 ql.widgets.strip(made.ledger, lambda token: ckpt.tokenizer.decode([token]))
 
 # %% [markdown]
@@ -110,7 +110,7 @@ ql.widgets.strip(made.ledger, lambda token: ckpt.tokenizer.decode([token]))
 # states are compared; what reading in wider blocks alone does to them, the noise floor, is measured on the same texts.
 
 # %%
-lossless = ql.decode.check_lossless(ckpt, prompts[:2], depth=depth, max_new_tokens=min(new_tokens, 48))
+lossless = ql.speculative.check_lossless(ckpt, prompts[:2], depth=depth, max_new_tokens=min(new_tokens, 48))
 lossless
 
 # %% [markdown]
@@ -120,7 +120,7 @@ lossless
 
 
 # %%
-class Careless(ql.decode.Replay):
+class Careless(ql.speculative.Replay):
     """Crops the attention layers and the convolution, and leaves the recurrent states as they are."""
 
     name = "careless"
@@ -132,7 +132,7 @@ class Careless(ql.decode.Replay):
             state.copy_(old)
 
 
-ql.decode.check_lossless(ckpt, prompts[:2], depth=depth, max_new_tokens=min(new_tokens, 48), rollback=Careless)
+ql.speculative.check_lossless(ckpt, prompts[:2], depth=depth, max_new_tokens=min(new_tokens, 48), rollback=Careless)
 
 # %% [markdown]
 # ## How many are accepted
@@ -195,15 +195,15 @@ show(
 # run, one for one. The table is of the rule `greedy`, up to `depth` drafts a round.
 
 # %%
-trace = ql.decode.trace(ckpt, made, depth=depth)
+trace = ql.speculative.trace(ckpt, made, depth=depth)
 replayed = trace.replay()["rounds"]
 counts = ["begin", "drafted", "tested", "accepted", "emitted", "draft_token"]
 print("the same rounds as online:", all((replayed[name].values == made.ledger[name].values).all() for name in counts))
 trace
 
 # %%
-policies = {f"{n} drafts": ql.decode.FixedDepth(n) for n in range(1, depth + 1)}
-policies |= {f"until a draft is under {p}": ql.decode.Threshold(p) for p in (0.3, 0.6, 0.9)}
+policies = {f"{n} drafts": ql.speculative.FixedDepth(n) for n in range(1, depth + 1)}
+policies |= {f"until a draft is under {p}": ql.speculative.Threshold(p) for p in (0.3, 0.6, 0.9)}
 table = {}
 for name, policy in policies.items():
     found = ql.stats.acceptance(trace.replay(policy=policy))
@@ -240,7 +240,7 @@ show(
 # %%
 rules = {}
 for rule in ("exact_match", "speculative_sampling"):
-    sampled = ql.decode.generate(
+    sampled = ql.speculative.generate(
         ckpt, prompts, depth=depth, max_new_tokens=new_tokens // 2, rule=rule, temperature=0.7, labels=labels
     )
     found = ql.stats.acceptance(sampled.ledger)
@@ -262,7 +262,7 @@ pd.DataFrame(rules).T
 # large model, which waits for weights, it costs nearly the same.
 
 # %%
-costs = ql.decode.step_times(ckpt, max(made.tokens, key=len), depth=depth)
+costs = ql.speculative.step_times(ckpt, max(made.tokens, key=len), depth=depth)
 costs[["plain_step", "draft_step", "rollback", "overhead", "verify_step"]].to_dataframe()
 
 # %%

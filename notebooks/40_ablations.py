@@ -94,7 +94,7 @@ pd.DataFrame([{"name": each.name, "edit": each.edit, "parameters": f"{each.param
 
 # %%
 try:
-    with ql.edit(ckpt.model, ql.probe.zero("layers.*.mixre")):
+    with ql.edit(ckpt.model, ql.interventions.zero("layers.*.mixre")):
         pass
 except ql.errors.QwenlabError as error:
     print(type(error).__name__, error, sep="\n")
@@ -240,10 +240,10 @@ table[[*columns, "p_holm", "rank_low", "rank_high", "stands"]]
 # be the wrong thing to say, and cost more than saying nothing.
 
 # %%
-with ql.probe.take(ckpt.model, "layers.*.mixer") as taken, torch.no_grad():
+with ql.interventions.take(ckpt.model, "layers.*.mixer") as taken, torch.no_grad():
     for tokens in plain[0].tokens:
         ckpt.model(torch.tensor([tokens], device=ckpt.model.device), use_cache=False, logits_to_keep=1)
-by_mean = ql.ablations.units(ckpt, "mixer", edit=partial(ql.probe.mean, over=taken))
+by_mean = ql.ablations.units(ckpt, "mixer", edit=partial(ql.interventions.mean, over=taken))
 both = [ql.tasks.mqar(ckpt, pairs=pairs[-1], count=texts_per_domain, name=hardest), plain[1]]
 mean_sweep = ql.ablations.sweep(ckpt, by_mean, both, batch_size=16, progress=False)
 mean_loss = ql.stats.ablations(mean_sweep)

@@ -290,7 +290,7 @@ Markdown(
 
 # %%
 KINDS = {"DeltaNet mixers": DELTANET, "attention mixers": ATTENTION, "all mixers": None}
-with ql.probe.take(ckpt.model, "layers.*.mixer") as taken:
+with ql.interventions.take(ckpt.model, "layers.*.mixer") as taken:
     logprobs(source)
 
 
@@ -298,7 +298,9 @@ def together(found, target):
     """Statistics of all mixers of a kind patched at once, at the positions of `found`."""
     rows = [
         [
-            of_answers(logprobs(target, ql.probe.patch("layers.*.mixer", kind=kind, of=taken, positions=[position])))
+            of_answers(
+                logprobs(target, ql.interventions.patch("layers.*.mixer", kind=kind, of=taken, positions=[position]))
+            )
             for position in found["position"].values.tolist()
         ]
         for kind in KINDS.values()
@@ -348,10 +350,13 @@ Markdown("\n".join(lines))
 #    restores is therefore the height from which on a share at that position says something.
 
 # %%
-with ql.probe.take(ckpt.model, "layers.*.*") as own:
+with ql.interventions.take(ckpt.model, "layers.*.*") as own:
     before = logprobs(other_value)
 words = dict.fromkeys(site.rpartition(".")[2] for site in own.sites)
-same = {word: torch.equal(logprobs(other_value, ql.probe.patch(f"layers.*.{word}", of=own)), before) for word in words}
+same = {
+    word: torch.equal(logprobs(other_value, ql.interventions.patch(f"layers.*.{word}", of=own)), before)
+    for word in words
+}
 changes = [
     np.abs(value_data["logprob"] - value_data["target_logprob"]).sel(position=TOLD - 1).values.max(),
     np.abs(key_data["logprob"] - key_data["target_logprob"]).sel(position=KEY - 1).values.max(),

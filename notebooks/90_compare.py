@@ -92,12 +92,12 @@ held_out = ql.tasks.texts("prose")
 drawn = np.sort(np.random.default_rng(seed).choice(len(held_out), number, replace=False))
 
 # %%
-with ql.watch(ckpt, ql.probe.Attention(every=4)) as seen:
+with ql.watch(ckpt, ql.probes.Attention(every=4)) as seen:
     scores = ql.tasks.score(ckpt, [held_out[text] for text in drawn], max_tokens=max_tokens)
 reach = ql.stats.attention_distance(seen.recording())
 
 # %%
-ql.runs.record(
+ql.experiments.record(
     loss=scores["loss"].assign_coords(text=drawn),
     distance=reach["distance"].mean("head"),
     datasets={"reach": reach},
@@ -112,19 +112,19 @@ if store is None:
     (folder / "spec.yaml").write_text(SPEC)
     (folder / "reading.py").write_text(READING)
     store = str(Path(temporary.name, "store"))
-    result = ql.runs.run(folder, store=store)
+    result = ql.experiments.run(folder, store=store)
     assert result.complete, [outcome.reason for outcome in result.of("failed")]
     print(f"{len(result.outcomes)} runs in {result.seconds:.0f} s")
 
 # %% [markdown]
 # ## What it holds
 #
-# `ql.runs.find` gives a row a run: only those that finished, unless `state` says otherwise. `where` takes an SQL
+# `ql.experiments.find` gives a row a run: only those that finished, unless `state` says otherwise. `where` takes an SQL
 # expression over the columns, such as `'"params.max_tokens" > 100 AND seed = 0'`. The columns `metrics.…` are means
 # over a metric's labels; `folder` is where in the store the run lies.
 
 # %%
-found = ql.runs.find(experiment, store=store)
+found = ql.experiments.find(experiment, store=store)
 assert len(found), f"no finished run of {experiment or 'any experiment'} in {store}"
 experiment = experiment or found["experiment"].iloc[-1]
 found = found[found["experiment"] == experiment].dropna(axis="columns", how="all").reset_index(drop=True)
@@ -135,7 +135,7 @@ varied = [name for name in varied if name != "params.seed"]  # it has a column o
 found.set_index("name")[["seed", *varied, "seconds", *(name for name in found if name.startswith("metrics."))]]
 
 # %%
-facts = ql.runs.facts(found["name"].iloc[-1], store=store)
+facts = ql.experiments.facts(found["name"].iloc[-1], store=store)
 declared = facts["metrics"]
 metric = metric or next(iter(declared))
 units, dims, pairs = (declared[metric][key] for key in ("units", "over", "pairs"))
@@ -149,11 +149,11 @@ Markdown(
 # %% [markdown]
 # ## A metric, value by value
 #
-# `ql.runs.metrics` is a tidy table: a row a value, a column a label, and the columns that tell the runs apart. Here are
-# the first three values of each run.
+# `ql.experiments.metrics` is a tidy table: a row a value, a column a label, and the columns that differ
+# between the runs. Here are the first three values of each run.
 
 # %%
-values = ql.runs.metrics(experiment, metric, store=store)
+values = ql.experiments.metrics(experiment, metric, store=store)
 values.groupby("name", sort=False).head(3)
 
 # %% [markdown]
@@ -191,14 +191,14 @@ show("by_setting", by_setting(), f"{metric} by {across.removeprefix('params.')}:
 # %% [markdown]
 # ## Two runs
 #
-# `ql.runs.compare` sets one run against another: what differs in their facts, and how far each metric moved. Here it
-# is the oldest run, and the first that differs from it in that parameter but not in its seed.
+# `ql.experiments.compare` sets one run against another: what differs in their facts, and how far each metric moved.
+# Here it is the oldest run, and the first that differs from it in that parameter but not in its seed.
 
 # %%
 old = found.iloc[0]
 other = found[(found[across].astype(str) != str(old[across])) & ((found["seed"] == old["seed"]) | (across == "seed"))]
 new = other.iloc[0] if len(other) else None
-compared = None if new is None else ql.runs.compare(old["name"], new["name"], store=store)
+compared = None if new is None else ql.experiments.compare(old["name"], new["name"], store=store)
 compared.facts if compared else "nothing to compare: no two runs differ so"
 
 # %%
@@ -258,14 +258,13 @@ if len(paired) > 1:
 # %% [markdown]
 # ## Datasets, joined
 #
-# A number answers the question; the dataset behind it answers the next one. `ql.runs.datasets` puts those of all runs
-# side by side along a new dimension `run`. Labels must be the same in every run: what does not match is an error, and
-# never dropped.
+# A number answers the question; the dataset behind it answers the next one. `ql.experiments.datasets` puts those of all
+# runs side by side along a new dimension `run`. Labels must be the same in every run: a mismatch is an error.
 
 # %%
 kept = Path(store, found["folder"].iloc[0], "datasets")
 names = sorted(file.stem for file in kept.glob("*.nc"))
-joined = ql.runs.datasets(names[0], experiment, store=store) if names else "these runs kept no dataset here"
+joined = ql.experiments.datasets(names[0], experiment, store=store) if names else "these runs kept no dataset here"
 joined
 
 # %%

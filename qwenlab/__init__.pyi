@@ -1,22 +1,24 @@
 from . import (
     ablations as ablations,
     checkpoint as checkpoint,
-    decode as decode,
     errors as errors,
-    kernels as kernels,
+    execution as execution,
+    experiments as experiments,
+    interventions as interventions,
     plots as plots,
-    probe as probe,
+    probes as probes,
+    recipes as recipes,
     record as record,
-    runs as runs,
+    speculative as speculative,
     stats as stats,
     tasks as tasks,
     testing as testing,
     widgets as widgets,
 )
-from .checkpoint.anatomy import anatomy as anatomy
+from .checkpoint.anatomy.anatomy import anatomy as anatomy
 from .checkpoint.open import open as open
-from .probe.edits.editing import edit as edit
-from .probe.seen import watch as watch
+from .interventions.session import edit as edit
+from .probes.session import watch as watch
 from .record.recording import Recording as Recording
 
 __version__: str

@@ -9,7 +9,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "qwenlab"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# A room imports itself and rooms before it. `record` comes before `probe`, which hands its numbers to a Recording.
+# Both measure or change the same places of a model; what both need is in `capture`.
+APART = {"probes", "interventions"}
+
+# A room imports itself and rooms before it. `record` comes before `probes`, which hand their numbers to a Recording.
 # `testing` stands beside them: it imports any, and none imports it.
 GROUND = ("__init__", "errors")
 ROOMS = (
@@ -17,19 +20,22 @@ ROOMS = (
     "checkpoint",
     "tasks",
     "record",
-    "probe",
-    "decode",
+    "capture",
+    "probes",
+    "interventions",
+    "speculative",
     "ablations",
     "stats",
     "plots",
     "widgets",
-    "kernels",
-    "runs",
+    "execution",
+    "experiments",
+    "recipes",
     "cli",
     "testing",
 )
 
-TENSOR_ROOMS = {"checkpoint", "tasks", "probe", "decode", "ablations", "testing"}
+TENSOR_ROOMS = {"checkpoint", "tasks", "capture", "probes", "interventions", "speculative", "ablations", "testing"}
 ALLOWED_IN = {
     "torch": TENSOR_ROOMS,
     "transformers": TENSOR_ROOMS,
@@ -39,10 +45,10 @@ ALLOWED_IN = {
     "fla": TENSOR_ROOMS,
     "matplotlib": {"plots", "widgets"},
     "ipywidgets": {"widgets"},
-    "papermill": {"kernels"},
-    "jupytext": {"kernels"},
-    "nbclient": {"kernels"},
-    "jupyter_client": {"kernels"},
+    "papermill": {"execution"},
+    "jupytext": {"execution"},
+    "nbclient": {"execution"},
+    "jupyter_client": {"execution"},
     "typer": {"cli"},
 }
 
@@ -73,6 +79,8 @@ def complaints(source: str, room: str) -> list[str]:
             found.append(f"line {line}: {name}; write the whole name, so that arrows can be read")
         elif library == "qwenlab" and target not in ROOMS and target != "__version__":
             found.append(f"line {line}: imports {name}; import a name from the file it lives in")
+        elif library == "qwenlab" and {target, room} == APART:
+            found.append(f"line {line}: {room} imports {target}; put what both need into capture")
         elif library == "qwenlab" and target in ROOMS:
             if ROOMS.index(target) > ROOMS.index(room) or (room in GROUND and target != room):
                 found.append(f"line {line}: {room} imports {target}, which comes after it")
@@ -93,14 +101,16 @@ def test_imports_follow_the_arrows(file):
         ("import torch", "stats", "stats imports torch"),
         ("def f():\n    import torch.nn as nn", "plots", "line 2: plots imports torch"),
         ("from matplotlib import pyplot", "stats", "stats imports matplotlib"),
-        ("import papermill", "runs", "runs imports papermill"),
-        ("from qwenlab.probe.seen import watch", "checkpoint", "checkpoint imports probe"),
+        ("import papermill", "experiments", "experiments imports papermill"),
+        ("from qwenlab.probes.session import watch", "checkpoint", "checkpoint imports probe"),
         ("if TYPE_CHECKING:\n    from qwenlab import plots", "stats", "stats imports plots"),
-        ("from qwenlab.testing import tiny", "runs", "runs imports testing"),
+        ("from qwenlab.testing import tiny", "experiments", "experiments imports testing"),
+        ("from qwenlab.interventions.values import zero", "probes", "probes imports interventions; put what both need"),
+        ("from qwenlab.probes.base import Probe", "interventions", "interventions imports probes; put what both need"),
         ("from qwenlab.errors import QwenlabError", "__init__", "__init__ imports errors"),
-        ("from qwenlab import open", "runs", "import a name from the file it lives in"),
+        ("from qwenlab import open", "experiments", "import a name from the file it lives in"),
         ("import qwenlab", "cli", "import a name from the file it lives in"),
-        ("from . import errors", "probe", "a relative import"),
+        ("from . import errors", "probes", "a relative import"),
     ],
 )
 def test_a_wrong_arrow_is_seen(source, room, complaint):
@@ -111,12 +121,12 @@ def test_a_wrong_arrow_is_seen(source, room, complaint):
 @pytest.mark.parametrize(
     ("source", "room"),
     [
-        ("import torch", "probe"),
-        ("from qwenlab.checkpoint.site import Site", "probe"),
+        ("import torch", "probes"),
+        ("from qwenlab.checkpoint.sites import Site", "probes"),
         ("from qwenlab.errors import QwenlabError", "checkpoint"),
-        ("from qwenlab.record.recording import Recording", "probe"),
+        ("from qwenlab.record.recording import Recording", "probes"),
         ("from qwenlab import __version__", "record"),
-        ("from qwenlab.probe import watch\nimport torch", "testing"),
+        ("from qwenlab.probes import watch\nimport torch", "testing"),
     ],
 )
 def test_a_right_arrow_is_not(source, room):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import qwenlab as ql
-from tests.runs.conftest import written
+from tests.experiments.conftest import written
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
@@ -45,7 +45,7 @@ def test_its_spec_is_one(tmp_path):
     (folder / "spec.yaml").write_text(spec)
     parameters = 'checkpoint: str = "toy-moe"\ncontext: int = 1\nseed: int = 0'
     (folder / "half_life.py").write_text(f'# %% tags=["parameters"]\n{parameters}\n\n# %%\nrecord(half_life=1)\n')
-    assert len(ql.runs.plan(folder).points) == 2 * 4 * 3
+    assert len(ql.experiments.plan(folder).points) == 2 * 4 * 3
 
 
 def test_its_links_and_make_targets_exist():

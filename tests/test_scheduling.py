@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 import qwenlab as ql
 from qwenlab.cli import app
-from qwenlab.kernels.notebook import read_notebook
-from qwenlab.runs.record import read_metrics
+from qwenlab.execution.notebook import read_notebook
+from qwenlab.experiments.record import read_metrics
 
 ROOT = Path(__file__).parents[1]
 PAGE, FOLDER = ROOT / "docs" / "scheduling.md", ROOT / "docs" / "scheduling"
@@ -47,7 +47,7 @@ while Path("wait").exists():
     time.sleep(0.1)
 
 # %%
-ql.runs.record(loss=float(value))
+ql.experiments.record(loss=float(value))
 print(seed, share)
 """
 
@@ -201,13 +201,13 @@ class TestAnArrayJob:
         process.communicate(timeout=120)
         assert process.returncode == 130
         assert (home / "scontrol.log").read_text() == "requeue 77\n"
-        assert list(ql.runs.find(state=None, store=home / "store")["state"]) == ["interrupted"]
+        assert list(ql.experiments.find(state=None, store=home / "store")["state"]) == ["interrupted"]
 
         gate.unlink()
         process = task(home, environment)
         process.communicate()
         assert process.returncode == 0
-        finished = ql.runs.find("tiny", store=home / "store")
+        finished = ql.experiments.find("tiny", store=home / "store")
         assert list(finished["seed"]) == [1]
         assert (home / "scontrol.log").read_text() == "requeue 77\n"
 

@@ -96,7 +96,7 @@ def bare(values):
     return values.reset_coords(drop=True)
 
 
-ql.runs.record(
+ql.experiments.record(
     fall=bare(along["harm"]),
     fall_in_own_text=bare(own["harm"].isel(task=0)),
     clean_acceptance_length=bare(along["clean_acceptance_length"]),

@@ -11,10 +11,10 @@ import pandas as pd
 import xarray as xr
 
 import qwenlab as ql
-from qwenlab.runs.report.tables import markdown
+from qwenlab.experiments.report.tables import markdown
 
 HERE = Path(__file__).parent
-PLAN = ql.runs.plan(HERE)
+PLAN = ql.experiments.plan(HERE)
 CHECKPOINT = "params.checkpoint"
 GROUPS = ("all DeltaNet", "all attention")
 
@@ -42,11 +42,11 @@ class Run:
 
 
 def runs() -> list[Run]:
-    found = ql.runs.find(PLAN).sort_values(CHECKPOINT)
+    found = ql.experiments.find(PLAN).sort_values(CHECKPOINT)
     made = []
     for row in found.to_dict("records"):
         data = [
-            ql.runs.datasets(name, HERE.name, where=f"name = '{row['name']}'").isel(run=0)
+            ql.experiments.datasets(name, HERE.name, where=f"name = '{row['name']}'").isel(run=0)
             for name in ("along_texts", "own_text")
         ]
         made.append(Run(row[CHECKPOINT], *data))
@@ -151,7 +151,7 @@ def main() -> None:
     every = runs()
     if not every:
         raise SystemExit(f"No finished run in the store: run `qwenlab run {HERE.parent.name}/{HERE.name}` first.")
-    facts = ql.runs.facts(ql.runs.find(PLAN)["name"].iloc[0])
+    facts = ql.experiments.facts(ql.experiments.find(PLAN)["name"].iloc[0])
     (HERE / "figures").mkdir(exist_ok=True)
     figures = []
     for run in every:

@@ -86,7 +86,7 @@ def bare(values: xr.DataArray) -> xr.DataArray:
     return values.reset_coords(drop=True)
 
 
-ql.runs.record(
+ql.experiments.record(
     loss_rise=bare(loss["harm"]),
     accuracy_fall=bare(asked["harm"]),
     clean_loss=bare(loss["clean_loss"]),

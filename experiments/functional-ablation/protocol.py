@@ -15,7 +15,7 @@ from qwenlab.ablations import Ablation, combined, controls, units
 from qwenlab.checkpoint.decoder import decoder_of
 from qwenlab.checkpoint.open import Checkpoint
 from qwenlab.errors import BadArgument
-from qwenlab.probe import take
+from qwenlab.interventions import take
 
 KINDS = {"linear_attention": "DeltaNet", "full_attention": "attention"}
 STEPS = (1, 2, 4, 6, 8, 12, 18)

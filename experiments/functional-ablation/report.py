@@ -14,10 +14,10 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 import qwenlab as ql
-from qwenlab.runs.report.tables import interval, markdown
+from qwenlab.experiments.report.tables import interval, markdown
 
 HERE = Path(__file__).parent
-PLAN = ql.runs.plan(HERE)
+PLAN = ql.experiments.plan(HERE)
 CHECKPOINT = "params.checkpoint"
 GROUPS = ("all DeltaNet layers", "all attention layers", "all DeltaNet mixers", "all attention mixers")
 SINGLE = ("layer", "mixer", "mlp")
@@ -54,11 +54,11 @@ class Run:
 
 def runs() -> Iterator[Run]:
     """The plan's runs, and the newest of every other checkpoint, in this order."""
-    planned, found = ql.runs.find(PLAN), ql.runs.find(HERE.name)
+    planned, found = ql.experiments.find(PLAN), ql.experiments.find(HERE.name)
     others = found[~found[CHECKPOINT].isin(planned[CHECKPOINT])].drop_duplicates(CHECKPOINT, keep="last")
     for row in pd.concat([planned.sort_values(CHECKPOINT), others]).itertuples():
         data = [
-            ql.runs.datasets(each, HERE.name, where=f"name = '{row.name}'").isel(run=0)
+            ql.experiments.datasets(each, HERE.name, where=f"name = '{row.name}'").isel(run=0)
             for each in ("sweep", "contributions")
         ]
         (name,) = found[CHECKPOINT][found["name"] == row.name].unique()
@@ -295,7 +295,7 @@ def main() -> None:
     every = list(runs())
     if not every:
         raise SystemExit(f"No finished run in the store: run `qwenlab run {HERE.parent.name}/{HERE.name}` first.")
-    facts = ql.runs.facts(ql.runs.find(PLAN)["name"].iloc[0])
+    facts = ql.experiments.facts(ql.experiments.find(PLAN)["name"].iloc[0])
     (HERE / "figures").mkdir(exist_ok=True)
     recall_figure(every).savefig(HERE / "figures" / "recall.png", dpi=150)
     maps = []

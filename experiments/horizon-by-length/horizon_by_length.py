@@ -46,8 +46,8 @@ assert len(stretch) == tokens, f"the held-out prose has {len(prose) // tokens} s
 order = torch.from_numpy(np.random.default_rng(seed).permutation(tokens))
 
 # %%
-attention = (ql.probe.ImplicitAttention(every=every), ql.probe.SoftmaxAttention(every=every))
-with torch.no_grad(), ql.watch(ckpt, *attention, ql.probe.DeltaState(every=every)) as seen:
+attention = (ql.probes.ImplicitAttention(every=every), ql.probes.SoftmaxAttention(every=every))
+with torch.no_grad(), ql.watch(ckpt, *attention, ql.probes.DeltaState(every=every)) as seen:
     for name, text in {"prose": stretch, "shuffled": stretch[order]}.items():
         with seen.label(name):
             for batch in text.view(-1, context).to(ckpt.model.device).split(max(1, 4096 // context)):
@@ -67,7 +67,7 @@ kinds = reach["mass_share"].groupby("kind").mean(["layer", "head"]).rename(kind=
 seen_tokens = np.arange(1, context + 1)
 even = np.cumsum(1 / seen_tokens[::-1])[::-1] / context  # mean over rows of the mass at each distance
 within = np.searchsorted(np.cumsum(even), reach["share"])
-ql.runs.record(
+ql.experiments.record(
     horizon=heads["horizon"].drop_vars("kind"),
     entropy=heads["entropy"].drop_vars("kind"),
     first_mass=heads["first_mass"].drop_vars("kind"),
@@ -85,5 +85,5 @@ heads["horizon"].groupby("kind").quantile([0, 0.5, 1]).to_series().unstack("quan
 # %%
 held = xr.merge([ql.stats.state_rank(recording, by_label=True), ql.stats.state_growth(recording, by_label=True)])
 held = held.rename(label="text").drop_vars("kind").median("head").dropna("position_bin", subset=["norm"])
-ql.runs.record(effective_rank=held["effective_rank"], norm=held["norm"])
+ql.experiments.record(effective_rank=held["effective_rank"], norm=held["norm"])
 held["effective_rank"].to_series().unstack("position_bin")

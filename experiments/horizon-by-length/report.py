@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import qwenlab as ql
-from qwenlab.runs.report.tables import interval, markdown
+from qwenlab.experiments.report.tables import interval, markdown
 
 HERE = Path(__file__).parent
-PLAN = ql.runs.plan(HERE)
+PLAN = ql.experiments.plan(HERE)
 DELTANET, ATTENTION = "linear_attention", "full_attention"
 TOY, CONTEXT = "params.checkpoint", "params.context"
 TRAINED = 256  # tokens: the longest that the toys were trained on
@@ -24,7 +24,7 @@ KINDS = dict(enumerate(ql.anatomy("toy-moe").layer_types))  # of both toys
 
 def by_head(name: str) -> pd.DataFrame:
     """A metric by head, with layer and kind."""
-    values = ql.runs.metrics(PLAN, name)
+    values = ql.experiments.metrics(PLAN, name)
     layer = values["head"].str.partition(".")[0].astype(int)
     return values.assign(layer=layer, kind=layer.map(KINDS))
 
@@ -95,7 +95,7 @@ def order(horizon: pd.DataFrame) -> pd.DataFrame:
 
 def held(name: str) -> pd.DataFrame:
     """A statistic of states by octave of position: of each octave the shortest context, in which it is met most."""
-    values = ql.runs.metrics(PLAN, name).sort_values(CONTEXT, kind="stable")
+    values = ql.experiments.metrics(PLAN, name).sort_values(CONTEXT, kind="stable")
     return values.drop_duplicates([TOY, "seed", "text", "layer", "position_bin"])
 
 
@@ -194,16 +194,16 @@ def _tokens(axes: Axes, x: pd.Index | tuple[int, ...], y: tuple[int, ...] = ()) 
 
 
 def main() -> None:
-    runs = ql.runs.find(PLAN)
-    facts = ql.runs.facts(runs["name"].iloc[0])
-    horizon, even = by_head("horizon"), ql.runs.metrics(PLAN, "even_horizon")
-    first, even_first = by_head("first_mass"), ql.runs.metrics(PLAN, "even_first_mass")
+    runs = ql.experiments.find(PLAN)
+    facts = ql.experiments.facts(runs["name"].iloc[0])
+    horizon, even = by_head("horizon"), ql.experiments.metrics(PLAN, "even_horizon")
+    first, even_first = by_head("first_mass"), ql.experiments.metrics(PLAN, "even_first_mass")
     first = first[first["text"] == "prose"]
-    entropies = by_head("entropy"), ql.runs.metrics(PLAN, "even_entropy")
+    entropies = by_head("entropy"), ql.experiments.metrics(PLAN, "even_entropy")
     spread, even_spread = (each.assign(value=np.exp(each["value"])) for each in entropies)
     rank, norm = held("effective_rank"), held("norm")
     (HERE / "figures").mkdir(exist_ok=True)
-    mass = ql.runs.metrics(PLAN, "mass_by_distance")
+    mass = ql.experiments.metrics(PLAN, "mass_by_distance")
     reach_figure(horizon, even, mass).savefig(HERE / "figures" / "reach.png", dpi=150)
     states_figure(rank).savefig(HERE / "figures" / "states.png", dpi=150)
     text = (HERE / "report.md.in").read_text()

@@ -50,7 +50,7 @@ passages = torch.stack([prose[start : start + context + decode_steps] for start 
 @torch.no_grad()
 def timed(passage):
     """Time and memory of reading one passage, and of decoding after it."""
-    with ql.watch(ckpt, ql.probe.Timing(), ql.probe.Memory()) as seen:
+    with ql.watch(ckpt, ql.probes.Timing(), ql.probes.Memory()) as seen:
         cache = ckpt.model(passage[:, :context], use_cache=True, logits_to_keep=1).past_key_values
         for step in range(context, context + decode_steps):
             ckpt.model(passage[:, step : step + 1], past_key_values=cache, use_cache=True)
@@ -65,20 +65,20 @@ number = xr.DataArray([len(ckpt.anatomy.layers(kind)) for kind in seconds["mixer
 counted = ckpt.anatomy.cost([context])["flops"].isel(context=0, drop=True)
 flops = counted.sel(part=seconds["mixer_kind"]).drop_vars("part") / number
 cache = ql.stats.memory(recordings[0])["measured"].isel(context_point=0, drop=True)
-ql.runs.record(seconds=seconds, flops=flops, cache=cache)
+ql.experiments.record(seconds=seconds, flops=flops, cache=cache)
 seconds.to_pandas().T
 
 # %% [markdown]
 # Horizons, of as many tokens at every length.
 
 # %%
-with torch.no_grad(), ql.watch(ckpt, ql.probe.DeltaNet(every=1, prediction_heads=0), ql.probe.Attention()) as seen:
+with torch.no_grad(), ql.watch(ckpt, ql.probes.DeltaNet(every=1, prediction_heads=0), ql.probes.Attention()) as seen:
     for batch in passages[: max(1, tokens // context), :context].split(max(1, 4096 // context)):
         ckpt.model(batch, use_cache=False, logits_to_keep=1)
 recording = seen.recording()
 half_life = ql.stats.half_life(recording)["half_life_mean_log"].median("head")
 distance = ql.stats.attention_distance(recording)["distance"].median("head")
-ql.runs.record(
+ql.experiments.record(
     half_life=half_life.drop_vars("kind"),
     attention_distance=distance.drop_vars("kind"),
     datasets={"recording": recording},

@@ -9,10 +9,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import qwenlab as ql
-from qwenlab.runs.report.tables import markdown, spread
+from qwenlab.experiments.report.tables import markdown, spread
 
 HERE = Path(__file__).parent
-PLAN = ql.runs.plan(HERE)
+PLAN = ql.experiments.plan(HERE)
 KINDS = ("linear_attention", "full_attention")
 WHO = ["params.checkpoint", "params.context"]
 
@@ -62,10 +62,10 @@ def plot(axes: plt.Axes, values: pd.Series, colour: str, line: str, label: str) 
 
 
 def main() -> None:
-    named = {name: ql.runs.metrics(PLAN, name) for name in ("seconds", "flops", "cache")}
-    horizons = {name: ql.runs.metrics(PLAN, name) for name in ("half_life", "attention_distance")}
-    runs = ql.runs.find(PLAN)
-    facts = ql.runs.facts(runs["name"].iloc[0])
+    named = {name: ql.experiments.metrics(PLAN, name) for name in ("seconds", "flops", "cache")}
+    horizons = {name: ql.experiments.metrics(PLAN, name) for name in ("half_life", "attention_distance")}
+    runs = ql.experiments.find(PLAN)
+    facts = ql.experiments.facts(runs["name"].iloc[0])
     (HERE / "figures").mkdir(exist_ok=True)
     figure(named["seconds"], *horizons.values()).savefig(HERE / "figures" / "by_context.png", dpi=150)
 

@@ -41,22 +41,22 @@ if ckpt.facts.parameters < 1e8:
 known = ql.tasks.texts(domain)
 drawn = np.random.default_rng(seed).choice(len(known), min(prompts, len(known)), replace=False)
 begun = [ckpt.tokenizer(known[index])["input_ids"][:max_tokens] for index in drawn]
-made = ql.decode.generate(ckpt, begun, depth=depth, max_new_tokens=new_tokens, labels=[domain] * len(begun))
-lossless = ql.decode.check_lossless(ckpt, begun[:2], depth=depth, max_new_tokens=min(new_tokens, 32))
+made = ql.speculative.generate(ckpt, begun, depth=depth, max_new_tokens=new_tokens, labels=[domain] * len(begun))
+lossless = ql.speculative.check_lossless(ckpt, begun[:2], depth=depth, max_new_tokens=min(new_tokens, 32))
 lossless
 
 # %%
-trace = ql.decode.trace(ckpt, made, depth=depth)
+trace = ql.speculative.trace(ckpt, made, depth=depth)
 ledgers = [trace.replay(depth=d) for d in range(1, depth)] + [made.recording()]
 by_depth = ql.stats.by_depth(ledgers)
-threshold = ql.stats.acceptance(trace.replay(policy=ql.decode.Threshold(0.5)))
+threshold = ql.stats.acceptance(trace.replay(policy=ql.speculative.Threshold(0.5)))
 
 # %%
-costs = ql.decode.step_times(ckpt, max(made.tokens, key=len), depth=depth)
+costs = ql.speculative.step_times(ckpt, max(made.tokens, key=len), depth=depth)
 speedup = ql.stats.speedup(made.ledger, costs)
 
 # %%
-ql.runs.record(
+ql.experiments.record(
     acceptance_length=by_depth["acceptance_length"],
     draft_efficiency=by_depth["draft_efficiency"],
     conditional=ql.stats.acceptance(made.ledger)["conditional"],

@@ -9,10 +9,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import qwenlab as ql
-from qwenlab.runs.report.tables import markdown, spread
+from qwenlab.experiments.report.tables import markdown, spread
 
 HERE = Path(__file__).parent
-PLAN = ql.runs.plan(HERE)
+PLAN = ql.experiments.plan(HERE)
 DOMAIN, CHECKPOINT = "params.domain", "params.checkpoint"
 COLOURS = {"code": "#0072B2", "prose": "#E69F00", "arithmetic": "#009E73", "recall": "#CC79A7"}
 MARKS = {"code": "o", "prose": "s", "arithmetic": "^", "recall": "D"}
@@ -20,7 +20,7 @@ MARKS = {"code": "o", "prose": "s", "arithmetic": "^", "recall": "D"}
 
 def table(name: str, along: str) -> pd.DataFrame:
     """One row a checkpoint and domain, one column a depth or a place in the draft."""
-    wide = ql.runs.metrics(PLAN, name).groupby([CHECKPOINT, DOMAIN, along])["value"].agg(spread).unstack()
+    wide = ql.experiments.metrics(PLAN, name).groupby([CHECKPOINT, DOMAIN, along])["value"].agg(spread).unstack()
     wide.index.names = ["checkpoint", "domain"]
     wide.columns = [f"{along} {int(each)}" for each in wide.columns]
     return wide
@@ -30,7 +30,7 @@ def singles(*names: str) -> pd.DataFrame:
     """One row a checkpoint and domain, one column a metric."""
     columns = {}
     for name in names:
-        columns[name] = ql.runs.metrics(PLAN, name).groupby([CHECKPOINT, DOMAIN])["value"].agg(spread)
+        columns[name] = ql.experiments.metrics(PLAN, name).groupby([CHECKPOINT, DOMAIN])["value"].agg(spread)
     wide = pd.DataFrame(columns)
     wide.index.names = ["checkpoint", "domain"]
     return wide
@@ -39,7 +39,7 @@ def singles(*names: str) -> pd.DataFrame:
 @ql.plots.style()
 def figure(name: str, along: str, ylabel: str, *, even: bool = False) -> Figure:
     """A metric by depth, a line a domain, a panel a checkpoint."""
-    values = ql.runs.metrics(PLAN, name)
+    values = ql.experiments.metrics(PLAN, name)
     checkpoints = sorted(values[CHECKPOINT].unique())
     drawn, grid = plt.subplots(
         1, len(checkpoints), figsize=(8.5, 3.2), sharey=True, layout="constrained", squeeze=False
@@ -58,10 +58,10 @@ def figure(name: str, along: str, ylabel: str, *, even: bool = False) -> Figure:
 
 
 def main() -> None:
-    runs = ql.runs.find(PLAN)
+    runs = ql.experiments.find(PLAN)
     if runs.empty:
         raise SystemExit(f"No finished run in the store: run `qwenlab run {HERE.parent.name}/{HERE.name}` first.")
-    facts = ql.runs.facts(runs["name"].iloc[0])
+    facts = ql.experiments.facts(runs["name"].iloc[0])
     (HERE / "figures").mkdir(exist_ok=True)
     length = figure("acceptance_length", "depth", "acceptance length (tokens a round)")
     length.savefig(HERE / "figures" / "acceptance_length.png", dpi=150)

@@ -9,16 +9,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import qwenlab as ql
-from qwenlab.runs.report.tables import markdown, spread
+from qwenlab.experiments.report.tables import markdown, spread
 
 HERE = Path(__file__).parent
-PLAN = ql.runs.plan(HERE)
+PLAN = ql.experiments.plan(HERE)
 TEXTS = "params.texts_per_domain"
 
 
 def by_layer(name: str) -> pd.DataFrame:
     """One row a layer, one column a number of texts."""
-    table = ql.runs.metrics(PLAN, name).groupby(["layer", TEXTS])["value"].agg(spread).unstack()
+    table = ql.experiments.metrics(PLAN, name).groupby(["layer", TEXTS])["value"].agg(spread).unstack()
     table.columns = [f"{texts} texts a domain" for texts in table.columns]
     return table
 
@@ -26,7 +26,7 @@ def by_layer(name: str) -> pd.DataFrame:
 @ql.plots.style()
 def figure() -> Figure:
     """Information on the domain by layer, beside the shuffled control, for each number of texts."""
-    named = {name: ql.runs.metrics(PLAN, name) for name in ("information", "shuffled")}
+    named = {name: ql.experiments.metrics(PLAN, name) for name in ("information", "shuffled")}
     numbers = sorted(named["information"][TEXTS].unique())
     drawn, grid = plt.subplots(1, len(numbers), figsize=(10, 3.2), sharey=True, layout="constrained")
     for axes, texts in zip(grid, numbers, strict=True):
@@ -43,8 +43,8 @@ def figure() -> Figure:
 
 
 def main() -> None:
-    runs = ql.runs.find(PLAN)
-    facts = ql.runs.facts(runs["name"].iloc[0])
+    runs = ql.experiments.find(PLAN)
+    facts = ql.experiments.facts(runs["name"].iloc[0])
     (HERE / "figures").mkdir(exist_ok=True)
     figure().savefig(HERE / "figures" / "information.png", dpi=150)
     text = (HERE / "report.md.in").read_text()

@@ -35,7 +35,7 @@ if ckpt.facts.parameters < 1e8:
 
 # %%
 rng = np.random.default_rng(seed)
-with torch.no_grad(), ql.watch(ckpt, ql.probe.Routing(every=1)) as seen:
+with torch.no_grad(), ql.watch(ckpt, ql.probes.Routing(every=1)) as seen:
     for domain in ql.tasks.DOMAINS:
         known = ql.tasks.texts(domain)
         texts = [known[index] for index in rng.choice(len(known), texts_per_domain, replace=False)]
@@ -46,7 +46,7 @@ recording = seen.recording()
 
 # %%
 special = ql.stats.specialisation(recording)
-ql.runs.record(
+ql.experiments.record(
     information=special["information"],
     shuffled=special["shuffled"],
     p_value=special["p_value"],

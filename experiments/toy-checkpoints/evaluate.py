@@ -119,7 +119,7 @@ def drafts(checkpoint: Any) -> dict[str, Any]:
 
 def routing(checkpoint: Any) -> dict[str, Any]:
     """Load of the experts, and what the domain says about the choice beyond a shuffled control."""
-    with ql.watch(checkpoint.model, ql.probe.Routing()) as seen, torch.no_grad():
+    with ql.watch(checkpoint.model, ql.probes.Routing()) as seen, torch.no_grad():
         for domain in ql.tasks.DOMAINS:
             with seen.label(domain):
                 for batch in ql.tasks.batches(checkpoint, ql.tasks.texts(domain)[:TEXTS], max_tokens=MAX_TOKENS):

@@ -11,7 +11,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 import qwenlab as ql
-from qwenlab.runs.report.tables import rows
+from qwenlab.experiments.report.tables import rows
 
 
 def write_report(folder: Path, results: dict[str, Any], curves: dict[str, dict[str, Any]]) -> None:
@@ -179,10 +179,10 @@ def main() -> None:
     here = Path(__file__).parent
     recipes, curves = trained(here, here.parents[1] / "runs" / "toy-trainings")
     results = {}
-    for run in ql.runs.find(ql.runs.plan(here))["name"]:
-        facts = ql.runs.facts(run)
+    for run in ql.experiments.find(ql.experiments.plan(here))["name"]:
+        facts = ql.experiments.facts(run)
         name = facts["parameters"]["checkpoint"]
-        kept = Path(ql.runs.store_at().url) / facts["folder"] / "datasets" / "results.nc"
+        kept = Path(ql.experiments.store_at().url) / facts["folder"] / "datasets" / "results.nc"
         results[name] = json.loads(xr.load_dataset(kept).attrs["json"]) | {"recipe": recipes[name]}
     for name, content in (("recipes", recipes), ("losses", curves)):
         (here / f"{name}.json").write_text(json.dumps(content) + "\n")

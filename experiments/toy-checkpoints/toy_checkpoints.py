@@ -61,20 +61,20 @@ def means(values):
 
 
 losses = evaluate.losses(ckpt)
-ql.runs.record(under_unigram=over("domain", {domain: loss["under_unigram"] for domain, loss in losses.items()}))
+ql.experiments.record(under_unigram=over("domain", {domain: loss["under_unigram"] for domain, loss in losses.items()}))
 
 # %%
 recall = evaluate.recall(ckpt)
-ql.runs.record(recall=over("pairs", means(recall)))
+ql.experiments.record(recall=over("pairs", means(recall)))
 
 # %%
 carriers = evaluate.carriers(ckpt)
 rows = xr.concat([over("pairs", means(values)) for values in carriers.values()], "zeroed")
-ql.runs.record(recall_without=rows.assign_coords(zeroed=list(carriers)))
+ql.experiments.record(recall_without=rows.assign_coords(zeroed=list(carriers)))
 
 # %%
 drafts = evaluate.drafts(ckpt)
-ql.runs.record(
+ql.experiments.record(
     agreement=over("domain", {domain: draft["agreement"]["mean"] for domain, draft in drafts.items()}),
     agreement_over_shuffled=over("domain", {domain: draft["over shuffled"] for domain, draft in drafts.items()}),
     agreement_over_strangers=over("domain", {domain: draft["over strangers"] for domain, draft in drafts.items()}),
@@ -84,7 +84,7 @@ ql.runs.record(
 routed = checkpoint == "toy-moe"
 routing = evaluate.routing(ckpt) if routed else None
 nothing = {layer: float("nan") for layer in range(len(ckpt.anatomy.layer_types))}
-ql.runs.record(
+ql.experiments.record(
     experts_never_used=routing["never used"] if routed else float("nan"),
     specialisation_p_value=over("layer", dict(enumerate(routing["specialisation"]["p_value"])) if routed else nothing),
 )
@@ -101,4 +101,4 @@ results = {
     "carriers": carriers,
     "drafts": drafts,
 } | ({"routing": routing} if routed else {})
-ql.runs.record(datasets={"results": xr.Dataset(attrs={"json": json.dumps(results)})})
+ql.experiments.record(datasets={"results": xr.Dataset(attrs={"json": json.dumps(results)})})

@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 from tqdm.auto import tqdm
 from trunk import VOCABULARY, build
 
-from qwenlab.checkpoint.mtp import MtpHead
+from qwenlab.checkpoint.mtp_head import MtpHead
 
 IGNORE = -100
 

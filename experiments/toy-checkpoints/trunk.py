@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 from transformers.models.qwen3_5_moe.modeling_qwen3_5_moe import Qwen3_5MoeForCausalLM, Qwen3_5MoeTextConfig
 
-from qwenlab.checkpoint.mtp import MtpHead
+from qwenlab.checkpoint.mtp_head import MtpHead
 
 VOCABULARY = 2048
 LAYERS = ["linear_attention", "linear_attention", "linear_attention", "full_attention"] * 2

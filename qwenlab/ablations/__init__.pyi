@@ -1,5 +1,5 @@
 from .ablation import Ablation as Ablation, combined as combined
-from .accepting import acceptance as acceptance
+from .acceptance import acceptance as acceptance
 from .controls import controls as controls
 from .patching import patching as patching
 from .sweep import sweep as sweep

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwenlab.errors import BadArgument
-from qwenlab.probe.edits.edit import Edit
+from qwenlab.interventions.base import Edit
 
 
 @dataclass(frozen=True)

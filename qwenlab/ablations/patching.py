@@ -13,16 +13,16 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from qwenlab.ablations.prefix import given_back, outputs_of_layers
+from qwenlab.capture.provenance import facts_of_texts
 from qwenlab.checkpoint.decoder import decoder_of
 from qwenlab.checkpoint.open import Checkpoint, refuse_model
-from qwenlab.checkpoint.site import Site, find_sites
+from qwenlab.checkpoint.sites import Site, find_sites
 from qwenlab.errors import BadArgument
-from qwenlab.probe.edits.edit import check_heads, indices
-from qwenlab.probe.edits.editing import edit
-from qwenlab.probe.edits.places import heads_of
-from qwenlab.probe.edits.taken import take
-from qwenlab.probe.edits.values import patch
-from qwenlab.probe.facts import facts_of_texts
+from qwenlab.interventions.activations import take
+from qwenlab.interventions.base import check_heads, indices
+from qwenlab.interventions.module_sites import heads_of
+from qwenlab.interventions.session import edit
+from qwenlab.interventions.values import patch
 
 Texts = Sequence[str] | Sequence[Sequence[int]]
 

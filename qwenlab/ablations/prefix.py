@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import nn
 
+from qwenlab.capture.active import active_edits
+from qwenlab.capture.wrapping import heard, in_this_thread, outputs
 from qwenlab.checkpoint.decoder import Decoder
-from qwenlab.probe.edits.editing import Editing, active_edits
-from qwenlab.probe.wrapping import heard, in_this_thread, outputs
+from qwenlab.interventions.session import Editing
 
 
 @contextmanager

@@ -13,13 +13,14 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from qwenlab.ablations.ablation import Ablation, check_ablations, coordinates
-from qwenlab.ablations.kept import BY_TEXT, Kept, key_of
 from qwenlab.ablations.prefix import given_back, outputs_of_layers
+from qwenlab.ablations.resume import BY_TEXT, Kept, key_of
+from qwenlab.capture.active import active_edits
+from qwenlab.capture.provenance import facts_of_texts, running_on
 from qwenlab.checkpoint.decoder import Decoder, decoder_of
 from qwenlab.checkpoint.open import Checkpoint, refuse_model
 from qwenlab.errors import InterruptedWarning
-from qwenlab.probe.edits.editing import active_edits, edit
-from qwenlab.probe.facts import facts_of_texts, running_on
+from qwenlab.interventions.session import edit
 from qwenlab.tasks.grading import TaskBatch, check_tasks, grade, task_batches
 from qwenlab.tasks.task import Task
 

@@ -11,13 +11,13 @@ from torch import nn
 from qwenlab.ablations.ablation import Ablation
 from qwenlab.checkpoint.decoder import Decoder, decoder_of, module_of
 from qwenlab.checkpoint.families import KINDS
-from qwenlab.checkpoint.site import find_sites
+from qwenlab.checkpoint.sites import find_sites
 from qwenlab.errors import BadArgument, NothingToProbe, UnknownLayer
-from qwenlab.probe.edits.edit import Edit, indices
-from qwenlab.probe.edits.experts import mask_experts
-from qwenlab.probe.edits.gates import set_gate
-from qwenlab.probe.edits.places import heads_of
-from qwenlab.probe.edits.values import identity, zero
+from qwenlab.interventions.base import Edit, indices
+from qwenlab.interventions.experts import mask_experts
+from qwenlab.interventions.gates import set_gate
+from qwenlab.interventions.module_sites import heads_of
+from qwenlab.interventions.values import identity, zero
 
 UNITS = ("layer", "mixer", "mlp", "head", "expert", "gate", "kind")
 """What can be ablated part by part.

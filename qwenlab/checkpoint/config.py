@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwenlab.checkpoint.config_fields import unknown_fields
 from qwenlab.checkpoint.families import ATTENTION, DELTANET, KINDS, Family, family_of
-from qwenlab.checkpoint.fields import unknown_fields
 from qwenlab.errors import BadConfig, UnknownConfigField, UnknownConfigFieldWarning, UnreadableConfig
 
 Source = Mapping[str, Any] | str | Path | object

@@ -14,18 +14,18 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from qwenlab.checkpoint.anatomy import Anatomy
+from qwenlab.checkpoint.anatomy.anatomy import Anatomy
 from qwenlab.checkpoint.config import TextConfig, read_config
-from qwenlab.checkpoint.fingerprint import fingerprint, fingerprint_in_memory
 from qwenlab.checkpoint.fused_kernels import run_on_cpu
-from qwenlab.checkpoint.kept import kept
-from qwenlab.checkpoint.loaded import require_loaded
-from qwenlab.checkpoint.mtp import MtpHead
-from qwenlab.checkpoint.mtp_weights import load_mtp
+from qwenlab.checkpoint.model_cache import kept
+from qwenlab.checkpoint.mtp_head import MtpHead
 from qwenlab.checkpoint.source import Source, locate
 from qwenlab.checkpoint.tokenizer import load_tokenizer
-from qwenlab.checkpoint.trunk import check_trunk, load_trunk
-from qwenlab.checkpoint.weights import SMALL, Weights, read_weights
+from qwenlab.checkpoint.weights.fingerprint import fingerprint, fingerprint_in_memory
+from qwenlab.checkpoint.weights.loaded import require_loaded
+from qwenlab.checkpoint.weights.mtp_weights import load_mtp
+from qwenlab.checkpoint.weights.shards import SMALL, Weights, read_weights
+from qwenlab.checkpoint.weights.target_model import check_trunk, load_trunk
 from qwenlab.errors import BadArgument, NoMtpHead
 
 _loading = Lock()
@@ -39,7 +39,7 @@ class Facts:
     source: str  # as it was asked for
     folder: str
     revision: str | None  # the commit of a hub checkpoint
-    hash: str  # of config.json and the weights in the files: see `qwenlab.checkpoint.fingerprint`
+    hash: str  # of config.json and the weights in the files: see `qwenlab.checkpoint.weights.fingerprint`
     family: str
     parameters: int  # of the trunk and the MTP head
     dtype: str

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qwenlab import runs, stats
-from qwenlab.checkpoint.show import COLOURS, LABELS
+from qwenlab import recipes, stats
+from qwenlab.checkpoint.anatomy.display import COLOURS, LABELS
 from qwenlab.cli.checkpoints import Device, Dtype, Source, Texts, read_texts
 from qwenlab.errors import BadArgument
 
@@ -56,7 +56,7 @@ def ablate(
     dtype: Dtype = None,
 ) -> None:
     """Ablate parts one by one: what each does for which task, beyond as much taken away elsewhere."""
-    done = runs.ablate(
+    done = recipes.ablate(
         source,
         out,
         tasks=task,

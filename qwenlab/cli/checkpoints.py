@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qwenlab import record, runs, stats, tasks
-from qwenlab.checkpoint.anatomy import anatomy as anatomy_of
-from qwenlab.checkpoint.show import COLOURS, LABELS
+from qwenlab import recipes, record, stats, tasks
+from qwenlab.checkpoint.anatomy.anatomy import anatomy as anatomy_of
+from qwenlab.checkpoint.anatomy.display import COLOURS, LABELS
 from qwenlab.errors import BadArgument
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def profile(
     dtype: Dtype = None,
 ) -> None:
     """Watch a checkpoint read text: a recording, figures, and a table of its layers."""
-    done = runs.profile(
+    done = recipes.profile(
         source,
         read_texts(text) if text else {domain: tasks.texts(domain, passages) for domain in tasks.DOMAINS},
         out,
@@ -86,7 +86,7 @@ def acceptance(
     dtype: Dtype = None,
 ) -> None:
     """Draft with the MTP head and verify: is it lossless, how many drafts are accepted, does it pay?"""
-    done = runs.acceptance(
+    done = recipes.acceptance(
         source,
         read_texts(text) if text else {domain: tasks.texts(domain, prompts) for domain in tasks.DOMAINS},
         out,
@@ -120,7 +120,7 @@ def trace(
 ) -> None:
     """Every draft at every place of texts of any length, in a few parallel passes: kept, and its rates by depth."""
     files = read_texts(text)
-    traced = runs.trace(source, files, out, depth=depth, window=window, device=device, dtype=dtype)
+    traced = recipes.trace(source, files, out, depth=depth, window=window, device=device, dtype=dtype)
     agreed = stats.agreement(traced.recording())
     table = Table(
         *("depth", "teacher-forced agreement", "its interval", "acceptance length,\nteacher-forced replay"),
@@ -149,7 +149,7 @@ def demo(
     name: Annotated[str, typer.Option("--checkpoint", help="What the notebook runs on.")] = "toy-moe",
 ) -> None:
     """Run notebooks/10_layers on a toy that ships, and print what it found of the layers."""
-    done = runs.demo(name, out)
+    done = recipes.demo(name, out)
     _report(done.recording, (done.notebook, *done.figures))
 
 
@@ -176,7 +176,7 @@ def _report(recording: Path, others: tuple[Path, ...]) -> None:
         console.print(str(path), soft_wrap=True, highlight=False, markup=False)
 
 
-def _rates(found: runs.Acceptance) -> Table:
+def _rates(found: recipes.Acceptance) -> Table:
     """Acceptance by label and of all, each rate under its own name with its interval."""
     attrs, level = found.rates.attrs, found.rates.attrs["level"]
     table = Table(

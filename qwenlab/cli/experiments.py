@@ -10,12 +10,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from qwenlab import runs
-from qwenlab.runs.spec.source import parsed
+from qwenlab import experiments
+from qwenlab.experiments.plan.source import parsed
 
 if TYPE_CHECKING:
-    from qwenlab.runs.spec.points import Plan
-    from qwenlab.runs.sweep.run import Result
+    from qwenlab.experiments.plan.points import Plan
+    from qwenlab.experiments.sweep.run import Result
 
 STORE = typer.Option(help="A folder, or an address such as s3://bucket/runs. Default: $QWENLAB_STORE, or else ./runs.")
 
@@ -40,10 +40,10 @@ def run(
     """
     chosen = dict(settings=parsed(settings or [], "--set"), only=parsed(only or [], "--only"))
     if dry_run:
-        _show_plan(runs.plan(experiment, **chosen), store)
+        _show_plan(experiments.plan(experiment, **chosen), store)
         return
     try:
-        result = runs.run(experiment, **chosen, store=store, jobs=jobs, force=force, warm=not cold, on=on)
+        result = experiments.run(experiment, **chosen, store=store, jobs=jobs, force=force, warm=not cold, on=on)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     _show_result(result)
@@ -52,7 +52,7 @@ def run(
 
 
 def _show_plan(plan: Plan, store: str | None) -> None:
-    console, kept = Console(), runs.store_at(store)
+    console, kept = Console(), experiments.store_at(store)
     table = Table("run", "parameters that differ", "state", box=box.SIMPLE_HEAD)
     missing = 0
     for point in plan.points:

@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.json import JSON
 from rich.table import Table
 
-from qwenlab import runs
+from qwenlab import experiments
 from qwenlab.cli.experiments import STORE
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from qwenlab.runs.store.compare import Comparison
+    from qwenlab.experiments.store.compare import Comparison
 
 app = typer.Typer(help="The runs that the store holds.", no_args_is_help=True)
 _COLUMNS = ("name", "state", "seed", "began", "seconds", "exit")
@@ -32,7 +32,7 @@ def list_runs(
     store: Annotated[str | None, STORE] = None,
 ) -> None:
     """The runs, one a line."""
-    found = runs.find(experiment, where=where, state=None if state == "all" else state, store=store)
+    found = experiments.find(experiment, where=where, state=None if state == "all" else state, store=store)
     varied = [name for name in found if name.startswith("params.") and found[name].astype(str).nunique() > 1]
     columns = [name for name in (*_COLUMNS, *varied) if name in found]
     _print(found[columns].rename(columns={name: name.removeprefix("params.") for name in varied}))
@@ -44,10 +44,10 @@ def show(
     store: Annotated[str | None, STORE] = None,
 ) -> None:
     """Everything that is known of one run, and its metrics."""
-    facts, console = runs.facts(name, store=store), Console()
+    facts, console = experiments.facts(name, store=store), Console()
     console.print(JSON.from_data(facts))
     whose = f"folder = '{facts['folder']}'"
-    values = runs.metrics(facts["experiment"], where=whose, state=None, store=store)
+    values = experiments.metrics(facts["experiment"], where=whose, state=None, store=store)
     _print(values.drop(columns=["name", "seed"]))
 
 
@@ -61,9 +61,9 @@ def diff(
 ) -> None:
     """What differs between two runs, or between the runs of two stores, and which metrics moved beyond noise."""
     if all(Path(each).is_dir() or "://" in each for each in (old, new)):
-        found = runs.compare_stores(old, new, experiment)
+        found = experiments.compare_stores(old, new, experiment)
     else:
-        found = runs.compare(old, new, store=store)
+        found = experiments.compare(old, new, store=store)
     _show_comparison(found)
     if exit_code and found.moved:
         raise typer.Exit(1)
@@ -76,7 +76,7 @@ def report(
     store: Annotated[str | None, STORE] = None,
 ) -> None:
     """One self-contained HTML page of an experiment: its question, runs, metrics and figures."""
-    page = runs.report(experiment, out, store=store)
+    page = experiments.report(experiment, out, store=store)
     Console().print(str(page), soft_wrap=True, highlight=False, markup=False)
 
 
@@ -89,7 +89,7 @@ def export(
     store: Annotated[str | None, STORE] = None,
 ) -> None:
     """Send the finished runs of an experiment to an MLflow tracking server, those that it does not have yet."""
-    sent = runs.export_mlflow(experiment, tracking_uri=mlflow, store=store, where=where, datasets=datasets)
+    sent = experiments.export_mlflow(experiment, tracking_uri=mlflow, store=store, where=where, datasets=datasets)
     console = Console()
     for name in sent:
         console.print(name, soft_wrap=True, highlight=False, markup=False)
@@ -103,7 +103,7 @@ def prune(
     store: Annotated[str | None, STORE] = None,
 ) -> None:
     """Delete what did not finish: failed, interrupted and broken-off attempts. Finished runs stay."""
-    folders = runs.prune(experiment, store=store, delete=yes)
+    folders = experiments.prune(experiment, store=store, delete=yes)
     console = Console()
     for folder in folders:
         console.print(str(folder), soft_wrap=True, highlight=False, markup=False)

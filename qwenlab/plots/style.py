@@ -16,8 +16,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from qwenlab.checkpoint.anatomy.display import COLOURS as COLOURS, LABELS as LABELS
 from qwenlab.checkpoint.families import ATTENTION, DELTANET, KINDS
-from qwenlab.checkpoint.show import COLOURS as COLOURS, LABELS as LABELS
 
 P = ParamSpec("P")
 

@@ -15,10 +15,10 @@ import xarray as xr
 
 from qwenlab import __version__
 from qwenlab.errors import NewerRecording, NotARecording, NotWatched, TruncatedRecording
-from qwenlab.record import show
+from qwenlab.record import display
 from qwenlab.record.merging import merged
 from qwenlab.record.provenance import FORMAT
-from qwenlab.record.whole import replacing
+from qwenlab.record.whole_files import replacing
 
 PROBES = {
     "deltanet": "DeltaNet",
@@ -36,8 +36,8 @@ PROBES = {
 """The probe that writes each node."""
 
 DECODED = {
-    "rounds": "qwenlab.decode.generate(checkpoint, prompts, depth=...).recording()",
-    "trace": "qwenlab.decode.trace(checkpoint, texts, depth=...).recording()",
+    "rounds": "qwenlab.speculative.generate(checkpoint, prompts, depth=...).recording()",
+    "trace": "qwenlab.speculative.trace(checkpoint, texts, depth=...).recording()",
     "losses": "qwenlab.tasks.losses(checkpoint, texts)",
     "ablations": "qwenlab.ablations.sweep(checkpoint, ablations, tasks)",
     "ablated_acceptance": "qwenlab.ablations.acceptance(checkpoint, ablations, texts)",
@@ -96,7 +96,7 @@ class Recording:
             raise NotWatched(f"No probe writes a node {node!r}.\n{has}\nNodes are named {names}.")
         raise NotWatched(
             f"No {node!r} was recorded.\n{has}\n"
-            f"Watch with its probe: qwenlab.watch(model, qwenlab.probe.{PROBES[node]}())."
+            f"Watch with its probe: qwenlab.watch(model, qwenlab.probes.{PROBES[node]}())."
         )
 
     def merge(self, *others: Recording) -> Recording:
@@ -155,10 +155,10 @@ class Recording:
         }
 
     def __repr__(self) -> str:
-        return show.text(self.tree)
+        return display.text(self.tree)
 
     def _repr_html_(self) -> str:
-        return show.html(self.tree)
+        return display.html(self.tree)
 
 
 def open(path: str | os.PathLike[str]) -> Recording:

@@ -171,7 +171,7 @@ def _by_entropy(data: xr.Dataset, how: Bootstrap) -> xr.Dataset:
     known = tested & np.isfinite(entropy)
     if not known.any():
         raise NothingMeasured(
-            "No tested draft of this ledger has a target_entropy.\nTake one that qwenlab.decode made."
+            "No tested draft of this ledger has a target_entropy.\nTake one that qwenlab.speculative made."
         )
     accepted = places(data["accepted"], depth)
     index = np.searchsorted(ENTROPIES, entropy, side="right") - 1

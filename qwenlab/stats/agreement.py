@@ -44,7 +44,7 @@ def agreement(
     how = Bootstrap(level, resamples, seed)
     data = read(source, "trace", *_NEEDS)
     if silent := [name for name in ("depth", "text") if name not in data.attrs]:
-        raise InconsistentRecording(f"This trace does not say its {', '.join(silent)}; qwenlab.decode.trace does.")
+        raise InconsistentRecording(f"This trace does not say its {', '.join(silent)}; qwenlab.speculative.trace does.")
     compared, equal = _compared(data)
     text, depth = data["text"].values, data.sizes["draft"]
     so_far = np.logical_and.accumulate(equal, axis=1)

@@ -38,7 +38,7 @@ def calibration(
     known = places(data["tested"], depth) & np.isfinite(probability)
     if not known.any():
         raise NothingMeasured(
-            "No tested draft of this ledger has a draft_probability.\nTake one that qwenlab.decode made."
+            "No tested draft of this ledger has a draft_probability.\nTake one that qwenlab.speculative made."
         )
     index = np.minimum((np.where(known, probability, 0) * bins).astype(np.int64), bins - 1)
     held = np.unique(index[known])

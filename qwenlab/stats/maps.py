@@ -63,7 +63,7 @@ def kept_maps(source: Source) -> list[xr.Dataset]:
         found = [_node(source, _NODES[0], "weight", "text", "position")]
     kept = [data for data in found if "weight" in data]
     if not kept:
-        probes = " or ".join(f"qwenlab.probe.{PROBES[name]}(queries='all')" for name in _NODES)
+        probes = " or ".join(f"qwenlab.probes.{PROBES[name]}(queries='all')" for name in _NODES)
         raise NotWatched(f"No map was kept: statistics of all rows, but no row.\nWatch with {probes}.")
     return kept
 

@@ -34,7 +34,7 @@ def read_rounds(source: Source, *more: str) -> xr.Dataset:
     if silent := [name for name in _SAID if name not in data.attrs]:
         raise InconsistentRecording(
             f"This ledger does not say its {', '.join(silent)}, and its rates depend on that.\n"
-            f"Set ledger.attrs: {', '.join(_SAID)}; qwenlab.decode.generate does."
+            f"Set ledger.attrs: {', '.join(_SAID)}; qwenlab.speculative.generate does."
         )
     if not data.sizes["round"]:
         raise NothingMeasured(

@@ -67,7 +67,7 @@ def speedup(
     sources  one ledger (node "rounds"), or several of different depths as `by_depth` takes them
     costs    plain_step, draft_step, rollback and verify_step [width, 1 to depth + 1] in seconds; overhead, if measured;
              experts_touched [width], in experts a MoE layer, or expert_choice as `expert_union` takes it, with attrs
-             bytes_per_expert and moe_layers, if known. `qwenlab.decode.step_times` measures them.
+             bytes_per_expert and moe_layers, if known. `qwenlab.speculative.step_times` measures them.
     level    of the intervals <name>_interval: percentile bootstrap, whole prompts drawn with replacement; the costs are
              taken as exact
 

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from qwenlab.checkpoint.families import ATTENTION, DELTANET, FAMILIES, Family
-from qwenlab.checkpoint.mtp import MtpHead
+from qwenlab.checkpoint.mtp_head import MtpHead
 from qwenlab.errors import BadArgument
 
 _SIZES: dict[str, Any] = dict(

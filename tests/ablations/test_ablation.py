@@ -6,7 +6,7 @@ import pytest
 
 from qwenlab.ablations.ablation import Ablation, check_ablations, combined, coordinates
 from qwenlab.errors import BadArgument
-from qwenlab.probe.edits.values import identity, zero
+from qwenlab.interventions.values import identity, zero
 
 
 def of(name, part, layer=0, kind="linear_attention"):

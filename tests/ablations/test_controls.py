@@ -10,7 +10,7 @@ from qwenlab.ablations.ablation import Ablation, combined
 from qwenlab.ablations.controls import MATCHES, TOLERANCE, controls
 from qwenlab.ablations.units import units
 from qwenlab.errors import BadArgument
-from qwenlab.probe.edits.values import zero
+from qwenlab.interventions.values import zero
 
 KINDS = ("linear_attention", "full_attention")
 

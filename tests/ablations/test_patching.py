@@ -7,9 +7,9 @@ import torch
 from qwenlab.ablations.patching import patching
 from qwenlab.checkpoint.decoder import decoder_of
 from qwenlab.errors import BadArgument, UnknownSite
-from qwenlab.probe.edits.editing import edit
-from qwenlab.probe.edits.taken import take
-from qwenlab.probe.edits.values import patch
+from qwenlab.interventions.activations import take
+from qwenlab.interventions.session import edit
+from qwenlab.interventions.values import patch
 
 
 def pairs(count=3, length=7, differ=(2,), seed=0):

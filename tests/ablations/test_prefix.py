@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import qwenlab as ql
-from qwenlab import probe
+from qwenlab import interventions
 from qwenlab.ablations.prefix import given_back, outputs_of_layers
 from qwenlab.ablations.sweep import sweep
 from qwenlab.ablations.units import units
 from qwenlab.checkpoint.decoder import decoder_of
-from qwenlab.probe.edits.editing import Editing, edit
-from qwenlab.probe.edits.fired import Fired
+from qwenlab.interventions.hits import Fired
+from qwenlab.interventions.session import Editing, edit
 
 IDS = torch.randint(1, 250, (3, 21), generator=torch.Generator().manual_seed(0))
 MASK = torch.ones_like(IDS)
@@ -22,29 +22,29 @@ MASK[1, 13:] = 0
 def kinds(taken):
     """Edits by name, with the first layer that each of them changes."""
     return {
-        "zero": (2, [probe.zero("layers.2.mixer")]),
-        "heads": (3, [probe.zero("layers.3.mixer.heads", heads=[1])]),
-        "some positions": (1, [probe.zero("layers.1.mlp", positions=[3, 4])]),
-        "scale": (1, [probe.scale("layers.1.residual", by=0.5)]),
-        "mean": (2, [probe.mean("layers.2.mixer", over=taken)]),
-        "resample": (2, [probe.resample("layers.2.mixer", of=taken, seed=3)]),
-        "noise": (3, [probe.noise("layers.3.mixer", seed=1)]),
-        "identity": (1, [probe.identity([1, 2])]),
-        "patch": (2, [probe.patch("layers.2.mixer", of=taken, positions=[0, 2])]),
-        "set_gate": (1, [probe.set_gate("layers.1.mixer.decay", to=1.0)]),
-        "output gate": (3, [probe.set_gate("layers.3.mixer.gate", to=1.0)]),
-        "freeze_state": (2, [probe.freeze_state(4, layers=[2])]),
-        "reset_state": (1, [probe.reset_state(8, layers=[1, 2])]),
-        "no_conv": (1, [probe.no_conv(layers=[1])]),
-        "no_key_removal": (2, [probe.no_key_removal(layers=[2])]),
-        "window": (3, [probe.window(4)]),
-        "no_sink": (3, [probe.no_sink()]),
-        "several": (1, [probe.zero("layers.3.mixer"), probe.noise("layers.1.mlp")]),
-        "the first layer": (0, [probe.zero("layers.0.mixer")]),
-        "experts": (2, [probe.mask_experts([1, 4], layers=[2])]),
-        "top_k": (3, [probe.top_k(1, layers=[3])]),
-        "shuffle_router": (2, [probe.shuffle_router(layers=[2, 3])]),
-        "no_shared_expert": (3, [probe.no_shared_expert(layers=[3])]),
+        "zero": (2, [interventions.zero("layers.2.mixer")]),
+        "heads": (3, [interventions.zero("layers.3.mixer.heads", heads=[1])]),
+        "some positions": (1, [interventions.zero("layers.1.mlp", positions=[3, 4])]),
+        "scale": (1, [interventions.scale("layers.1.residual", by=0.5)]),
+        "mean": (2, [interventions.mean("layers.2.mixer", over=taken)]),
+        "resample": (2, [interventions.resample("layers.2.mixer", of=taken, seed=3)]),
+        "noise": (3, [interventions.noise("layers.3.mixer", seed=1)]),
+        "identity": (1, [interventions.identity([1, 2])]),
+        "patch": (2, [interventions.patch("layers.2.mixer", of=taken, positions=[0, 2])]),
+        "set_gate": (1, [interventions.set_gate("layers.1.mixer.decay", to=1.0)]),
+        "output gate": (3, [interventions.set_gate("layers.3.mixer.gate", to=1.0)]),
+        "freeze_state": (2, [interventions.freeze_state(4, layers=[2])]),
+        "reset_state": (1, [interventions.reset_state(8, layers=[1, 2])]),
+        "no_conv": (1, [interventions.no_conv(layers=[1])]),
+        "no_key_removal": (2, [interventions.no_key_removal(layers=[2])]),
+        "window": (3, [interventions.window(4)]),
+        "no_sink": (3, [interventions.no_sink()]),
+        "several": (1, [interventions.zero("layers.3.mixer"), interventions.noise("layers.1.mlp")]),
+        "the first layer": (0, [interventions.zero("layers.0.mixer")]),
+        "experts": (2, [interventions.mask_experts([1, 4], layers=[2])]),
+        "top_k": (3, [interventions.top_k(1, layers=[3])]),
+        "shuffle_router": (2, [interventions.shuffle_router(layers=[2, 3])]),
+        "no_shared_expert": (3, [interventions.no_shared_expert(layers=[3])]),
     }
 
 
@@ -73,7 +73,7 @@ def test_bit_for_bit(checkpoint, ran, name):
     decoder, model = decoder_of(checkpoint.model), checkpoint.model
     if name in SPARSE and not decoder.layers_with("experts"):
         pytest.skip("a dense family")
-    with probe.take(model, "layers.2.mixer") as taken:
+    with interventions.take(model, "layers.2.mixer") as taken:
         model(IDS.flip(1), use_cache=False)
     lowest, edits = kinds(taken)[name]
     how = dict(attention_mask=MASK, use_cache=False)
@@ -93,7 +93,7 @@ def test_bit_for_bit(checkpoint, ran, name):
 
 
 def test_an_edit_that_does_not_say_where_it_is_gives_nothing_back(moe):
-    editing = Editing(moe.model, [probe.zero("layers.2.mixer")])
+    editing = Editing(moe.model, [interventions.zero("layers.2.mixer")])
     editing.fired = {"one": [Fired("layers.2.mixer")], "two": [Fired("layers.12.mixer, its delta rule")]}
     with given_back(decoder_of(moe.model), editing, dict.fromkeys(range(4))) as skipped:
         assert skipped == 2
@@ -120,20 +120,20 @@ def test_layers_in_which_somebody_listens_run(moe, tasks):
 def test_inside_a_watch(moe, tasks, name):
     """The recording is of every pass, those under edits too."""
     alone = sweep(moe, units(moe, "layer"), tasks, progress=False)
-    with ql.watch(moe, getattr(probe, name)()) as seen:
+    with ql.watch(moe, getattr(ql.probes, name)()) as seen:
         watched = sweep(moe, units(moe, "layer"), tasks, progress=False)
     assert int(seen.recording().attrs["tokens"]) == 5 * sum(map(len, (t for task in tasks for t in task.tokens)))
     assert (watched["loss"] == alone["loss"]).all()
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("outer", [probe.scale("layers.1.mlp", by=0.5), probe.window(3)], ids=str)
+@pytest.mark.parametrize("outer", [interventions.scale("layers.1.mlp", by=0.5), interventions.window(3)], ids=str)
 def test_inside_another_edit(moe, tasks, outer):
     with edit(moe, outer):
         found = sweep(moe, units(moe), tasks, progress=False)
     assert found.attrs["edits"] == json.dumps([str(outer)])
     batch = next(ql.tasks.task_batches(moe, tasks))
-    with edit(moe, outer, probe.zero("layers.3.mixer")):
+    with edit(moe, outer, interventions.zero("layers.3.mixer")):
         scores = ql.tasks.grade(batch, moe.model(**batch.inputs, use_cache=False).logits)
     assert found["loss"].sel(ablation="mixer 3").values[list(batch.texts)].tolist() == scores["loss"].tolist()
     with edit(moe, outer):

@@ -12,13 +12,13 @@ import pytest
 import torch
 from tqdm.auto import tqdm
 
-from qwenlab import probe
+from qwenlab import interventions
 from qwenlab.ablations.ablation import combined
 from qwenlab.ablations.controls import controls
 from qwenlab.ablations.sweep import sweep
 from qwenlab.ablations.units import units
 from qwenlab.errors import BadArgument, CannotEdit, InterruptedWarning
-from qwenlab.probe.edits.editing import edit
+from qwenlab.interventions.session import edit
 from qwenlab.tasks import Task
 
 sweeping = sys.modules["qwenlab.ablations.sweep"]  # the package's own name `sweep` is the function
@@ -132,7 +132,7 @@ def test_the_model_is_as_it_was(moe, tasks, swept):
 
 
 def test_texts_that_come_out_as_nan_are_not_left_out(moe, tasks):
-    broken = units(moe, "mixer", edit=lambda name: probe.scale(name, by=math.nan), layers=[2])
+    broken = units(moe, "mixer", edit=lambda name: interventions.scale(name, by=math.nan), layers=[2])
     found = sweep(moe, [*broken, *units(moe, layers=[3])], tasks, progress=False)
     assert found.sizes["text"] == 5
     assert found["loss"][0].isnull().all() and found["loss"][1].notnull().all()
@@ -180,7 +180,7 @@ import os, signal, sys
 
 sys.path.insert(0, sys.argv[3])
 import qwenlab as ql
-import qwenlab.ablations.kept as kept
+import qwenlab.ablations.resume as kept
 from tests.ablations.conftest import drawn_tasks
 from tests.ablations.test_sweep import some, sweeping
 
@@ -263,4 +263,6 @@ def test_what_a_sweep_refuses(moe, tasks, tmp_path):
     with pytest.raises(BadArgument, match=r"Task 'beyond' has tokens from 1 to 999, and the model has rows 0 to 287"):
         sweep(moe, mixers, [Task("beyond", ((1, 999),), ((1,),))])
     with pytest.raises(CannotEdit, match=r"noise\('layers\.0\.mixer\.decay'\)"):
-        sweep(moe, units(moe, edit=lambda name: probe.noise(f"{name}.decay"), layers=[0]), tasks, progress=False)
+        sweep(
+            moe, units(moe, edit=lambda name: interventions.noise(f"{name}.decay"), layers=[0]), tasks, progress=False
+        )

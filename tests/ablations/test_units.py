@@ -8,8 +8,8 @@ import torch
 from qwenlab.ablations.units import UNITS, units
 from qwenlab.checkpoint.decoder import decoder_of
 from qwenlab.errors import BadArgument, NothingToProbe, UnknownLayer
-from qwenlab.probe.edits.editing import edit
-from qwenlab.probe.edits.values import noise, zero
+from qwenlab.interventions.session import edit
+from qwenlab.interventions.values import noise, zero
 from qwenlab.testing.models import tiny_model
 
 DELTANET, ATTENTION = "linear_attention", "full_attention"

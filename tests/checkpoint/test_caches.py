@@ -10,8 +10,8 @@ from transformers import Cache, DynamicCache
 
 from qwenlab.checkpoint.caches import cache_argument, cached_by, first_cache
 from qwenlab.errors import UnsupportedTransformers
-from qwenlab.probe import DeltaNet
-from qwenlab.probe.seen import watch
+from qwenlab.probes import DeltaNet
+from qwenlab.probes.session import watch
 from qwenlab.testing.models import tiny_model
 
 LAYERS = ["linear_attention", "full_attention"]

@@ -4,7 +4,7 @@ import warnings
 import pytest
 from hypothesis import given, strategies as st
 
-from qwenlab.checkpoint.anatomy import catalogue
+from qwenlab.checkpoint.anatomy.anatomy import catalogue
 from qwenlab.checkpoint.config import read_config
 from qwenlab.errors import BadConfig, UnknownConfigField, UnknownConfigFieldWarning, UnreadableConfig
 

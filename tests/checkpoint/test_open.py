@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 import qwenlab as ql
 from qwenlab.checkpoint.source import toys
-from qwenlab.checkpoint.trunk import load_trunk
-from qwenlab.checkpoint.weights import read_weights
+from qwenlab.checkpoint.weights.shards import read_weights
+from qwenlab.checkpoint.weights.target_model import load_trunk
 from qwenlab.errors import (
     BadArgument,
     BrokenWeights,
@@ -171,11 +171,11 @@ TAKERS = {
     "sweep": lambda model: ql.ablations.sweep(model, ql.ablations.units(model), []),
     "acceptance": lambda model: ql.ablations.acceptance(model, ql.ablations.units(model), ["a text"]),
     "patching": lambda model: ql.ablations.patching(model, ["a"], ["b"], [1]),
-    "generate": lambda model: ql.decode.generate(model, ["a"], depth=1),
-    "trace": lambda model: ql.decode.trace(model, ["a"], depth=1),
-    "check_lossless": lambda model: ql.decode.check_lossless(model, ["a"], depth=1),
-    "audit": lambda model: ql.decode.audit(model, ["a"]),
-    "step_times": lambda model: ql.decode.step_times(model, "a", depth=1),
+    "generate": lambda model: ql.speculative.generate(model, ["a"], depth=1),
+    "trace": lambda model: ql.speculative.trace(model, ["a"], depth=1),
+    "check_lossless": lambda model: ql.speculative.check_lossless(model, ["a"], depth=1),
+    "audit": lambda model: ql.speculative.audit(model, ["a"]),
+    "step_times": lambda model: ql.speculative.step_times(model, "a", depth=1),
 }
 
 
@@ -204,7 +204,7 @@ def test_the_hash_follows_the_weights_in_memory(whole):
     trained = ckpt.hash_now()
     assert trained.startswith("sampled-sha256:")
     assert (trained, ckpt.facts.hash) == (ckpt.hash_now(), ql.open(whole).hash_now())
-    with ql.watch(ckpt, ql.probe.Residual()) as seen:
+    with ql.watch(ckpt, ql.probes.Residual()) as seen:
         ckpt.model(torch.tensor([[1, 2, 3]]))
     assert seen.recording().attrs["checkpoint_hash"] == trained
 

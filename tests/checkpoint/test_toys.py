@@ -110,7 +110,7 @@ def test_the_head_drafts_what_the_model_would_say(checkpoint, domain, least):
 @pytest.mark.slow
 def test_every_expert_is_used_and_domains_route_apart():
     checkpoint = ql.open("toy-moe")
-    with ql.watch(checkpoint.model, ql.probe.Routing()) as seen, torch.no_grad():
+    with ql.watch(checkpoint.model, ql.probes.Routing()) as seen, torch.no_grad():
         for domain in ql.tasks.DOMAINS:
             with seen.label(domain):
                 for batch in ql.tasks.batches(checkpoint, ql.tasks.texts(domain)[:24], max_tokens=TOKENS):

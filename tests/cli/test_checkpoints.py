@@ -159,7 +159,7 @@ class TestTrace:
         made = tmp_path / "trace.nc"
         status, out, _ = run("trace", "toy-dense", "--text", text, "--out", made, "--depth", 2, "--window", 64)
         assert status == 0
-        traced = ql.decode.Trace.open(made)
+        traced = ql.speculative.Trace.open(made)
         assert (traced.depth, traced.own) == (2, False)
         assert f"{traced.dataset.sizes['token']:,} given tokens" in out
         assert "teacher-forced agreement" in out

@@ -5,7 +5,7 @@ import pytest
 from typer.testing import CliRunner
 
 from qwenlab.cli import app
-from tests.runs.conftest import written
+from tests.experiments.conftest import written
 
 WIDE = {"COLUMNS": "240", "NO_COLOR": "1", "TERM": "dumb"}
 

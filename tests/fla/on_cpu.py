@@ -36,11 +36,11 @@ def plain():
     model = tiny_model("qwen3_5_moe", layer_types=["linear_attention", "full_attention"])
     tokens = torch.arange(1, 71)[None]
     before = refused(lambda: model(tokens))
-    with ql.watch(model, *ql.probe.defaults(model), ql.probe.ImplicitAttention(every=1)) as seen:
+    with ql.watch(model, *ql.probes.defaults(model), ql.probes.ImplicitAttention(every=1)) as seen:
         out = model(tokens, labels=tokens)
         out.loss.backward()
     gradients = torch.cat([each.grad.flatten() for each in model.parameters() if each.grad is not None])
-    with torch.no_grad(), ql.edit(model, ql.probe.freeze_state(40)):
+    with torch.no_grad(), ql.edit(model, ql.interventions.freeze_state(40)):
         edited = model(tokens).logits
     return {
         "plain logits": digest(out.logits),
@@ -55,14 +55,14 @@ def opened():
     ckpt = ql.open("toy-dense")
     inputs = ckpt.tokenizer(PROMPT, return_tensors="pt")
     loss = ql.tasks.score(ckpt, ql.tasks.texts("code", 1))["loss"]
-    with torch.no_grad(), ql.watch(ckpt, *ql.probe.defaults(ckpt)) as seen:
+    with torch.no_grad(), ql.watch(ckpt, *ql.probes.defaults(ckpt)) as seen:
         logits = ckpt.model(**inputs).logits
-    with torch.no_grad(), ql.edit(ckpt, ql.probe.zero("layers.*.mixer", kind="full_attention")):
+    with torch.no_grad(), ql.edit(ckpt, ql.interventions.zero("layers.*.mixer", kind="full_attention")):
         edited = ckpt.model(**inputs).logits
-    made = ql.decode.generate(ckpt, [PROMPT], depth=3, max_new_tokens=12, progress=False)
+    made = ql.speculative.generate(ckpt, [PROMPT], depth=3, max_new_tokens=12, progress=False)
     verdicts = [
-        ql.decode.check_lossless(ckpt, [PROMPT], depth=3, max_new_tokens=8, rollback=how, progress=False).verdict
-        for how in (ql.decode.Replay, ql.decode.Rerun)
+        ql.speculative.check_lossless(ckpt, [PROMPT], depth=3, max_new_tokens=8, rollback=how, progress=False).verdict
+        for how in (ql.speculative.Replay, ql.speculative.Rerun)
     ]
     written = ckpt.model.generate(**inputs, max_new_tokens=8, do_sample=False)
     return {

@@ -10,8 +10,8 @@ import torch
 import qwenlab as ql
 from qwenlab.checkpoint.fused_kernels import implementation
 from qwenlab.errors import KernelDisagrees
-from qwenlab.probe import DeltaNet, DeltaState, ImplicitAttention, Retention, StatePrecision
-from qwenlab.probe.seen import watch
+from qwenlab.probes import DeltaNet, DeltaState, ImplicitAttention, Retention, StatePrecision
+from qwenlab.probes.session import watch
 from qwenlab.testing.checkpoints import tiny_checkpoint
 from qwenlab.testing.models import tiny_model
 
@@ -109,13 +109,13 @@ def test_decoding_is_lossless(rounding, tmp_path):
     rule = getattr(sys.modules[type(checkpoint.model).__module__], CHUNK)
     assert implementation(rule, "cpu").__module__.startswith("fla.")  # opening left it there
     options = dict(depth=2, max_new_tokens=4, progress=False)
-    found = ql.decode.check_lossless(checkpoint, TOKENS[0, :8].tolist(), **options)
+    found = ql.speculative.check_lossless(checkpoint, TOKENS[0, :8].tolist(), **options)
     assert found, repr(found)
     assert found.rounds["accepted"].min() < 2
 
 
 def test_an_edit_acts_alike_on_a_whole_text_and_on_pieces(model, rounding):
-    with torch.no_grad(), ql.edit(model, ql.probe.freeze_state(40)):
+    with torch.no_grad(), ql.edit(model, ql.interventions.freeze_state(40)):
         whole = model(TOKENS).logits[:, -1]
         cache = model(TOKENS[:, :50], use_cache=True).past_key_values
         pieces = model(TOKENS[:, 50:], past_key_values=cache).logits[:, -1]

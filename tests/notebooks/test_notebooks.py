@@ -9,7 +9,7 @@ import pytest
 
 import qwenlab as ql
 from qwenlab.errors import BadParameter, NotebookFailed, UnknownParameter
-from qwenlab.kernels import run_notebook
+from qwenlab.execution import run_notebook
 from qwenlab.testing.checkpoints import tiny_checkpoint
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
@@ -278,7 +278,7 @@ how: str = "plain"
 seed: int = 0
 
 # %%
-from qwenlab.runs import record
+from qwenlab.experiments import record
 
 record(total=size + seed)
 """
@@ -295,7 +295,7 @@ def test_comparing_runs_of_a_given_store(sweep, tmp_path):
     (folder / "spec.yaml").write_text(
         f"question: How large?\nnotebook: size.py\nseeds: [3, 4]\nsweep: {{grid: {sweep}}}\n{metrics}\n"
     )
-    assert ql.runs.run(folder, store=store).complete
+    assert ql.experiments.run(folder, store=store).complete
     executed = run_notebook(FOLDER / "90_compare.py", tmp_path, store=store, out=str(tmp_path))
     assert {file.stem for file in tmp_path.glob("*.png")} == {"by_setting"}
     assert [text for text in markdown(executed) if "How large? Its" in text and "one number a run" in text]

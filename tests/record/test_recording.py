@@ -36,7 +36,7 @@ def test_a_probe_that_was_not_there_is_named():
         made_recording(probes=["timing", "memory"])["routing"]
     assert str(caught.value) == (
         "No 'routing' was recorded.\nThis recording of made-up has: timing, memory.\n"
-        "Watch with its probe: qwenlab.watch(model, qwenlab.probe.Routing())."
+        "Watch with its probe: qwenlab.watch(model, qwenlab.probes.Routing())."
     )
 
 
@@ -48,8 +48,8 @@ def test_a_node_that_no_probe_writes_is_named(recording):
 @pytest.mark.parametrize(
     ("node", "maker"),
     [
-        ("rounds", "qwenlab.decode.generate(checkpoint, prompts, depth=...).recording()"),
-        ("trace", "qwenlab.decode.trace(checkpoint, texts, depth=...).recording()"),
+        ("rounds", "qwenlab.speculative.generate(checkpoint, prompts, depth=...).recording()"),
+        ("trace", "qwenlab.speculative.trace(checkpoint, texts, depth=...).recording()"),
     ],
 )
 def test_a_node_of_decoding_says_what_makes_it(node, maker):

@@ -8,10 +8,10 @@ from scipy import stats as scipy_stats
 
 from qwenlab import stats
 from qwenlab.errors import BadArgument, NothingMeasured
-from qwenlab.probe import DeltaState, Retention, StatePrecision
+from qwenlab.probes import DeltaState, Retention, StatePrecision
 from qwenlab.testing.models import tiny_model
 from qwenlab.testing.states import FULL_RANK, made_states
-from tests.probe.feeding import one_by_one, recorded
+from tests.probes.feeding import one_by_one, recorded
 
 EDGES = [0, *(2**k for k in range(21))]
 

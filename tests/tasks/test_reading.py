@@ -15,7 +15,7 @@ def toy():
 @pytest.mark.parametrize(("decode", "one_by_one"), [(0, 0), (1, 1), (5, 5), (1000, 24)])
 def test_every_token_is_read_once(toy, decode, one_by_one):
     some = texts("code", 3)
-    with ql.watch(toy, ql.probe.Timing(), ql.probe.Residual(layers=[0], every=1)) as seen:
+    with ql.watch(toy, ql.probes.Timing(), ql.probes.Residual(layers=[0], every=1)) as seen:
         read(toy, some, max_tokens=24, batch_size=2, decode=decode)
     recording = seen.recording()
     assert int(recording["residual"]["tokens"].sum()) == 3 * 24
@@ -23,7 +23,7 @@ def test_every_token_is_read_once(toy, decode, one_by_one):
 
 
 def test_no_gradient_is_kept(toy):
-    with ql.watch(toy, ql.probe.Memory()) as seen:
+    with ql.watch(toy, ql.probes.Memory()) as seen:
         read(toy, ["one text alone"], decode=1)
     assert seen.recording()["memory"].sizes["context_point"] > 0
     assert all(parameter.grad is None for parameter in toy.model.parameters())

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer
 
+from qwenlab.checkpoint.anatomy.tensors import tensors
 from qwenlab.checkpoint.config import read_config
-from qwenlab.checkpoint.tensors import tensors
-from qwenlab.checkpoint.weights import read_weights
+from qwenlab.checkpoint.weights.shards import read_weights
 from qwenlab.errors import BadArgument
 from qwenlab.testing.checkpoints import tiny_checkpoint
 from qwenlab.testing.models import tiny_model

@@ -3,7 +3,7 @@
 import jupytext
 import pytest
 
-from qwenlab.kernels import run_notebook
+from qwenlab.execution import run_notebook
 
 NOTEBOOK = """\
 # %%

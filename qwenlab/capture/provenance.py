@@ -1,0 +1,81 @@
+"""Provenance of what was watched: the model's hash, precision, device and kernels, and what it read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from qwenlab.capture.active import active_edits
+from qwenlab.capture.delta_rule import kernel_of
+from qwenlab.capture.sequences import Reader
+from qwenlab.checkpoint.decoder import Decoder, decoder_of
+from qwenlab.checkpoint.open import Checkpoint
+from qwenlab.checkpoint.weights.fingerprint import fingerprint_in_memory
+from qwenlab.record.provenance import provenance
+
+
+def facts_of(model: Any, decoder: Decoder, reader: Reader, edits: Sequence[str]) -> dict[str, Any]:
+    """The root attrs of a recording."""
+    known = getattr(model, "facts", None)
+    config: Any = decoder.module.config
+    tokens = reader.tokens
+    return provenance(
+        checkpoint=str(known.source)
+        if known is not None
+        else getattr(config, "_name_or_path", "") or type(model).__name__,
+        checkpoint_hash=model.hash_now() if isinstance(model, Checkpoint) else fingerprint_in_memory(decoder.module),
+        **running_on(decoder),
+        tokens=sum(tokens.values()),
+        sequences=reader.sequences,
+        labels=tokens,
+        prompts_hash=reader.prompts_hash,
+        seed=torch.initial_seed(),
+        edits=edits,
+    )
+
+
+def facts_of_texts(
+    checkpoint: Checkpoint, texts: Iterable[Sequence[int]], *, labels: Mapping[str, int], seed: int | str = ""
+) -> dict[str, Any]:
+    """The root attrs of what was made by reading texts, of which no watch knows.
+
+    texts   the tokens of every text: counted, and hashed together
+    labels  tokens by label
+    seed    of what was drawn at random; "" where nothing was
+    """
+    decoder, digest, tokens, sequences = decoder_of(checkpoint.model), hashlib.sha256(), 0, 0
+    for text in texts:
+        digest.update(repr(list(text)).encode())
+        tokens, sequences = tokens + len(text), sequences + 1
+    return provenance(
+        checkpoint=checkpoint.facts.source,
+        checkpoint_hash=checkpoint.hash_now(),
+        **running_on(decoder),
+        tokens=tokens,
+        sequences=sequences,
+        labels=labels,
+        prompts_hash=f"sha256:{digest.hexdigest()[:16]}",
+        seed=seed,
+        edits=active_edits(decoder.module),
+    )
+
+
+def running_on(decoder: Decoder) -> dict[str, Any]:
+    """What a stack of layers is, in which precision, where, and by which kernels it runs."""
+    parameters, config = list(decoder.module.parameters()), decoder.module.config
+    return {
+        "family": decoder.family.name,
+        "layer_types": decoder.layer_types,
+        "dtype": ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters})),
+        "device": ", ".join(sorted({_device(p.device) for p in parameters})),
+        "kernel_delta_rule": kernel_of(decoder),
+        "attention_implementation": str(config._attn_implementation),
+        "experts_implementation": str(getattr(config, "_experts_implementation", None) or "none"),
+    }
+
+
+def _device(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

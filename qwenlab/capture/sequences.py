@@ -1,0 +1,230 @@
+"""Follows the forward passes of one model from call to call, and says what each of them reads."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+
+from qwenlab.capture.forward_pass import Indices, Label, Pass, Thread
+from qwenlab.capture.generate_calls import NO_ENDS, GenerateCalls, RowEnds
+from qwenlab.capture.masks import MaskChecks, keys_of
+from qwenlab.capture.token_ids import EmbeddedTokens, codes
+from qwenlab.capture.tokens import FOLDS, NEVER, PADDING, Reading
+from qwenlab.checkpoint.caches import cache_argument, first_cache
+from qwenlab.errors import MisshapenLabels, UnreadableMask
+
+
+class Reader:
+    """Follows the forward passes of one decoder, by their caches.
+
+    calls  the calls of `generate`, which say how rows end and what fills them; None to read what fills them as text
+    """
+
+    def __init__(self, decoder: nn.Module, calls: GenerateCalls | None = None) -> None:
+        self.label: Label = "all"
+        self.labels: list[str] = []
+        self.forwards = 0
+        self.columns = 0
+        self.sequences = 0
+        self.fingerprint = torch.zeros((), dtype=torch.int64)
+        self.checks = MaskChecks()
+        self.embedded = EmbeddedTokens()
+        self._hashed = "tokens"
+        self._tokens = torch.zeros(1, dtype=torch.int64)
+        cache_argument(type(decoder).forward)  # raises where no argument takes a cache
+        self._names = [name for name in inspect.signature(decoder.forward).parameters if name != "self"]
+        self._calls = calls
+        self._threads: WeakKeyDictionary[Cache, Thread] = WeakKeyDictionary()
+        self._open: Thread | None = None
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Real tokens read, by label."""
+        counts = self._tokens[1:].tolist() + [0] * len(self.labels)
+        return dict(zip(self.labels, counts, strict=False))
+
+    @property
+    def prompts_hash(self) -> str:
+        """A hash of all real tokens read, of their sequences and positions.
+
+        It begins with "tokens:", or with "embeddings:" where a pass was given vectors whose ids are not known.
+        """
+        return f"{self._hashed}:{int(self.fingerprint) & (2**64 - 1):016x}"
+
+    def open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass:
+        """The decoder is about to run on these arguments. Raises UnreadableMask and MisshapenLabels."""
+        given = dict(zip(self._names, args, strict=False)) | kwargs
+        tokens, mask, cache = given.get("input_ids"), given.get("attention_mask"), first_cache(given.values())
+        shaped = tokens if tokens is not None else given["inputs_embeds"]
+        tokens = tokens if tokens is not None else self.embedded.ids_of(shaped)
+        (batch, width), device = shaped.shape[:2], shaped.device
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        keys = keys_of(mask, batch, past + width)
+        self.checks.check(given, keys, width)
+        label, known = self._indices(batch, width), self._known(cache, past, batch)
+        ends = self._ends(known)
+        if ends.others and batch > 1:
+            raise UnreadableMask(
+                f"Rows of this `generate` may end by {ends.others}, each at another token, and what follows their end "
+                "is no text.\nGenerate these texts one at a time, or let rows end by eos_token_id alone."
+            )
+        self._open = known or self._begin(past, batch, device)
+        self._open.ends = ends
+        self.forwards += 1
+        self.columns += batch * width
+        embeddings = shaped if tokens is None else None
+        if past and width == 1 and tokens is not None:
+            tokens = tokens.clone()  # steps are reduced many at a time, and a loop may use one buffer for all
+        return Pass(batch, width, past, device, tokens, keys, label, self._open, ends, embeddings)
+
+    def close(self, cache: Cache | None) -> None:
+        """After the decoder ran and left its state in this cache, or in none."""
+        if cache is not None and self._open is not None:
+            self._threads[cache] = self._open
+        self._open = None
+
+    def read(self, passes: Sequence[Pass]) -> Reading:
+        """What one pass read, or several decode steps that follow one another: each pass is read once, in order."""
+        start, end, thread, device = passes[0], passes[-1], passes[0].thread, passes[0].device
+        width = sum(each.width for each in passes)
+        if thread.columns != start.past:
+            thread.first = torch.full_like(thread.first, NEVER)
+        thread.columns = end.past + end.width
+        keys = None if end.keys is None else end.keys.to(device).bool()
+        if keys is None:
+            real = torch.ones(start.batch, width, dtype=torch.bool, device=device)
+            position = torch.arange(start.past, start.past + width, device=device).expand(start.batch, -1)
+        else:
+            held = [each.keys[:, -each.width :] for each in passes if each.keys is not None]
+            real = torch.cat(held, dim=1).to(device).bool()
+            position = (keys[:, : start.past].sum(1, keepdim=True) + real.cumsum(1)) - 1
+        tokens = None if start.tokens is None else _joined([each.tokens for each in passes])
+        fills = start.is_decode and start.batch > 1 and tokens is not None and start.ends.pad is not None
+        if fills and tokens is not None:
+            real = real & ~_fillers(thread, tokens, start.ends)
+        whole = (keys is None and not fills) or (device.type == "cpu" and bool(real.all()))
+        thread.first = torch.minimum(thread.first, torch.where(real, position, NEVER).amin(dim=1))
+        label, present = self._label(passes)
+        row = torch.where(real, 1 + label, PADDING)
+        group = torch.where(real, 1 + label * FOLDS + (thread.sequence % FOLDS)[:, None], PADDING)
+        self._count(row)
+        self._mix_in(passes, thread.sequence, position, real)
+        return Reading(
+            real=real,
+            position=position,
+            row=row,
+            group=group,
+            first=thread.first,
+            numbers=thread.numbers,
+            keys=None if keys is not None and device.type == "cpu" and bool(keys.all()) else keys,
+            past=start.past,
+            labels=len(self.labels),
+            present=present,
+            carry=thread.carry,
+            whole=whole,
+            decode=start.is_decode,
+            tokens=tokens,
+        )
+
+    def _known(self, cache: Cache | None, past: int, batch: int) -> Thread | None:
+        """The sequences of this cache; None where it was empty, begun elsewhere, or holds another number of rows."""
+        known = self._threads.get(cache) if past and cache is not None else None
+        return known if known is not None and len(known.sequence) == batch else None
+
+    def _begin(self, past: int, batch: int, device: torch.device) -> Thread:
+        """New sequences."""
+        numbers = range(self.sequences, self.sequences + batch)
+        self.sequences += batch
+        sequence = torch.arange(numbers.start, numbers.stop, device=device)
+        first, ended = torch.full_like(sequence, NEVER), torch.zeros_like(sequence, dtype=torch.bool)
+        return Thread(past, numbers, sequence, first, ended)
+
+    def _ends(self, known: Thread | None) -> RowEnds:
+        """How the rows of this pass end: by the call of `generate` that began them, else by the model's config."""
+        if self._calls is None:
+            return NO_ENDS
+        return self._calls.begun() or (self._calls.usual if known is None else known.ends)
+
+    def _indices(self, batch: int, width: int) -> Indices:
+        """The current label as indices. Raises MisshapenLabels."""
+        if isinstance(self.label, str):
+            return self._index(self.label)
+        names = [[row] * width if isinstance(row, str) else list(row) for row in self.label]
+        if len(names) != batch or any(len(row) != width for row in names):
+            lengths = ", ".join(str(length) for length in sorted({len(row) for row in names}))
+            raise MisshapenLabels(
+                f"The labels are for {len(names)} sequences of {lengths} tokens; "
+                f"this forward pass reads {batch} of {width}.\n"
+                "Give one name, one name a sequence, or one name a token of this pass (padding included)."
+            )
+        return [[self._index(name) for name in row] for row in names]
+
+    def _index(self, label: str) -> int:
+        if label not in self.labels:
+            self.labels.append(label)
+        return self.labels.index(label)
+
+    def _label(self, passes: Sequence[Pass]) -> tuple[Any, tuple[int, ...]]:
+        """Index of every token's label (one number where they agree), and the labels that occur."""
+        first = passes[0].label
+        if isinstance(first, int) and all(each.label == first for each in passes):
+            return first, (first,)
+        rows: list[list[int]] = [[] for _ in range(passes[0].batch)]
+        for each in passes:
+            of_pass = [[each.label] * each.width] * each.batch if isinstance(each.label, int) else each.label
+            for row, more in zip(rows, of_pass, strict=True):
+                row += more
+        return torch.tensor(rows, device=passes[0].device), tuple(sorted({index for row in rows for index in row}))
+
+    def _count(self, row: torch.Tensor) -> None:
+        counts = torch.zeros(1 + len(self.labels), dtype=torch.int64, device=row.device)
+        counts[: len(self._tokens)] = self._tokens
+        self._tokens = counts.index_add_(0, row.flatten(), torch.ones_like(row.flatten()))
+
+    def _mix_in(
+        self, passes: Sequence[Pass], sequence: torch.Tensor, position: torch.Tensor, real: torch.Tensor
+    ) -> None:
+        """Add up a hash of (sequence, position, token): the same however tokens are fed, and without a host sync.
+
+        A vector of embeddings stands in for a token whose id is not known.
+        """
+        if passes[0].tokens is None:
+            self._hashed = "embeddings"
+            tokens = codes(_joined([each.embeddings for each in passes]))
+        else:
+            tokens = _joined([each.tokens for each in passes])
+        mixed = (tokens + 1) * 0x9E3779B97F4A7C1 + position * 0x2545F4914F6CDD1 + sequence[:, None] * 0x5851F42D4C957F2
+        mixed = (mixed ^ (mixed >> 29)) * 0x3F58476D1CE4E5B
+        total = torch.where(real, mixed ^ (mixed >> 32), 0).sum()
+        self.fingerprint = self.fingerprint.to(total.device) + total
+
+
+def _fillers(thread: Thread, tokens: torch.Tensor, by: RowEnds) -> torch.Tensor:
+    """bool [batch, position]: what `generate` only fills in, the row having ended before the others did.
+
+    A row is over from an end token on for as long as padding follows: until the first token that is neither.
+    """
+    ends = torch.isin(tokens, torch.tensor(by.tokens, device=tokens.device))
+    steps = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+    ended = torch.where(ends, steps, 0).cummax(dim=1).values
+    began = torch.where(ends | (tokens == by.pad), -1, steps).cummax(dim=1).values
+    over = torch.where(ended > 0, ended > began, thread.ended[:, None] & (began < 0))
+    before = torch.cat([thread.ended[:, None], over[:, :-1]], dim=1)
+    thread.ended = over[:, -1]
+    return before & (tokens == by.pad)
+
+
+def cache_among(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Cache | None:
+    """The cache that a forward pass left its state in: what it returned, else what it was given."""
+    values = out.values() if isinstance(out, dict) else out
+    return first_cache((*values, *args, *kwargs.values()))
+
+
+def _joined(held: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    return torch.cat([each for each in held if each is not None], dim=1)

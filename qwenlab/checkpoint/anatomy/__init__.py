@@ -1,0 +1,1 @@
+"""Parts, parameters, bytes and FLOPs of a checkpoint, from its config alone."""

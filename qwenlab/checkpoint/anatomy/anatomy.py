@@ -1,0 +1,251 @@
+"""What a checkpoint is made of and what it costs, from its config alone: no weights, no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qwenlab.checkpoint.anatomy import costs, display
+from qwenlab.checkpoint.anatomy.tensors import LAYER_PARTS, PARTS, Tensor, tensors
+from qwenlab.checkpoint.config import TextConfig, read_config
+from qwenlab.checkpoint.families import KINDS
+from qwenlab.checkpoint.source import toys
+from qwenlab.errors import BadArgument, UnknownCheckpoint
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+    from rich.console import RenderableType
+
+PHASES = {"prefill": "chunk", "decode": "recurrent"}
+"""The two phases, and the form of the delta rule that transformers runs in each."""
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Anatomy:
+    """The layers of a checkpoint by kind, its parameters by part, and its memory, FLOPs and bytes by context.
+
+    Parameters are those that a checkpoint of this config holds, the vision tower and the MTP head included; costs are
+    those of the text stack. The conventions of the counts are in `qwenlab.checkpoint.anatomy.costs`.
+    """
+
+    config: TextConfig
+
+    @property
+    def name(self) -> str:
+        """What the checkpoint is called."""
+        return self.config.name
+
+    @property
+    def layer_types(self) -> tuple[str, ...]:
+        """The kind of each layer, in order: "linear_attention" (DeltaNet) or "full_attention"."""
+        return self.config.layer_types
+
+    def layers(self, kind: str) -> tuple[int, ...]:
+        """Indices of the layers of one kind."""
+        _one_of("kind", kind, KINDS)
+        return tuple(layer for layer, this in enumerate(self.layer_types) if this == kind)
+
+    @cached_property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Every tensor of the checkpoint, with its name in the files."""
+        return tuple(tensors(self.config))
+
+    @cached_property
+    def parameters(self) -> dict[str, int]:
+        """Number of parameters by part; a tied head is counted once, with the embedding."""
+        return {part: sum(tensor.size for tensor in self.tensors if tensor.part == part) for part in PARTS}
+
+    @cached_property
+    def active_parameters(self) -> dict[str, int]:
+        """Parameters by part that the text stack uses for one token: of the experts, the chosen ones."""
+        text = [part for part in PARTS if part not in ("vision", "mtp")]
+        size = costs.active_size
+        return {part: sum(size(tensor, self.config) for tensor in self.tensors if tensor.part == part) for part in text}
+
+    @property
+    def total(self) -> int:
+        """All parameters of the checkpoint."""
+        return sum(self.parameters.values())
+
+    @property
+    def active_with_embedding(self) -> int:
+        """Parameters active for one token, the whole embedding table included."""
+        return sum(self.active_parameters.values())
+
+    @property
+    def active(self) -> int:
+        """Parameters active for one token without the input embedding, of which a token reads one row.
+
+        This is the number in names such as "35B-A3B". A tied embedding stays in, for it is the head as well.
+        """
+        embedding = 0 if self.config.tie_word_embeddings else self.active_parameters["embedding"]
+        return self.active_with_embedding - embedding
+
+    def weight_bytes(self, dtype: str | None = None) -> int:
+        """Bytes of all tensors as stored (FP8 releases with their scales), or in memory as `dtype`."""
+        return sum(costs.stored_bytes(tensor, self.config, dtype) for tensor in self.tensors)
+
+    def kv_bytes(self, context: int, batch: int = 1, dtype: str | None = None) -> int:
+        """Bytes of the trunk's KV cache for `batch` sequences of `context` tokens; `dtype` replaces the config's."""
+        return _count("batch", batch) * costs.kv_bytes(self.config, _count("context", context), dtype)
+
+    def mtp_kv_bytes(self, context: int, batch: int = 1, dtype: str | None = None) -> int:
+        """The same for the MTP head's own cache; 0 without a head."""
+        return _count("batch", batch) * costs.mtp_kv_bytes(self.config, _count("context", context), dtype)
+
+    def recurrent_bytes(self, batch: int = 1) -> int:
+        """Bytes of the recurrent states, always float32; they do not grow with the context."""
+        return _count("batch", batch) * costs.recurrent_bytes(self.config)
+
+    def convolution_bytes(self, batch: int = 1, dtype: str | None = None) -> int:
+        """Bytes of the convolution states; they do not grow with the context."""
+        return _count("batch", batch) * costs.convolution_bytes(self.config, dtype)
+
+    def state_bytes(self, batch: int = 1, dtype: str | None = None) -> int:
+        """Bytes of the recurrent and the convolution states together."""
+        return self.recurrent_bytes(batch) + self.convolution_bytes(batch, dtype)
+
+    def flops(
+        self, phase: str = "prefill", *, context: int, batch: int = 1, rule: str | None = None, logits: str = "all"
+    ) -> costs.Cost:
+        """FLOPs of one forward pass, by part.
+
+        phase    "prefill" reads `context` tokens into empty caches; "decode" adds one token to each sequence, the
+                 `context`-th
+        rule     form of the delta rule, "chunk" or "recurrent"; by default the one transformers runs in this phase
+        logits   "all" or "last": for which tokens of a sequence the lm_head runs
+        """
+        step = self._pass(phase, context, batch)
+        rule = _one_of("rule", rule or PHASES[phase], tuple(PHASES.values()))
+        return costs.flops(self.config, step, rule=rule, logits=_one_of("logits", logits, ("all", "last")))
+
+    def bytes_moved(
+        self, phase: str = "prefill", *, context: int, batch: int = 1, dtype: str | None = None
+    ) -> costs.Cost:
+        """Bytes one forward pass must move at the least, by part; `dtype` replaces that of weights and caches."""
+        return costs.bytes_moved(self.config, self._pass(phase, context, batch), dtype=dtype)
+
+    def _pass(self, phase: str, context: int, batch: int) -> costs.Pass:
+        _one_of("phase", phase, tuple(PHASES))
+        context, batch = _count("context", context), _count("batch", batch)
+        return costs.Pass(context, 0, batch) if phase == "prefill" else costs.Pass(1, context - 1, batch)
+
+    def table(self) -> pd.DataFrame:
+        """The layers as a DataFrame: a row a layer, its kind, its parameters by part, in total and active per token."""
+        import pandas as pd
+
+        rows = [dict.fromkeys((*LAYER_PARTS, "total", "active"), 0) for _ in self.layer_types]
+        for tensor in self.tensors:
+            if tensor.layer is not None:
+                row = rows[tensor.layer]
+                row[tensor.part] += tensor.size
+                row["total"] += tensor.size
+                row["active"] += costs.active_size(tensor, self.config)
+        table = pd.DataFrame(rows, index=pd.RangeIndex(len(rows), name="layer"))
+        table.insert(0, "kind", self.layer_types)
+        return table
+
+    def memory(self, contexts: Iterable[int], *, batch: int = 1, dtype: str | None = None) -> xr.Dataset:
+        """Bytes of the caches, `kv` and `mtp_kv`, and of `recurrent_state` and `convolution_state`, each [context]."""
+        import xarray as xr
+
+        lengths = list(contexts)
+        stores = {
+            "kv": [self.kv_bytes(length, batch, dtype) for length in lengths],
+            "mtp_kv": [self.mtp_kv_bytes(length, batch, dtype) for length in lengths],
+            "recurrent_state": [self.recurrent_bytes(batch)] * len(lengths),
+            "convolution_state": [self.convolution_bytes(batch, dtype)] * len(lengths),
+        }
+        attrs = {"checkpoint": self.name, "batch": batch, "dtype": dtype or self.config.dtype}
+        return xr.Dataset(
+            {store: ("context", values, {"units": "B"}) for store, values in stores.items()},
+            coords={"context": ("context", lengths, {"units": "tokens"})},
+            attrs=attrs,
+        )
+
+    def cost(
+        self, contexts: Iterable[int], *, batch: int = 1, rule: str | None = None, dtype: str | None = None
+    ) -> xr.Dataset:
+        """`flops` and `bytes` a token, each [phase, context, part]; keywords as in `flops` and `bytes_moved`."""
+        import xarray as xr
+
+        lengths, parts = list(contexts), list(self.active_parameters)
+
+        def table(phase: str, cost: Callable[..., costs.Cost], **keywords: str | None) -> list[list[float]]:
+            per_token = [cost(phase, context=length, batch=batch, **keywords).per_token for length in lengths]
+            return [[amounts.get(part, 0.0) for part in parts] for amounts in per_token]
+
+        flops = [table(phase, self.flops, rule=rule) for phase in PHASES]
+        moved = [table(phase, self.bytes_moved, dtype=dtype) for phase in PHASES]
+        dims = ("phase", "context", "part")
+        return xr.Dataset(
+            {"flops": (dims, flops, {"units": "FLOP/token"}), "bytes": (dims, moved, {"units": "B/token"})},
+            coords={"phase": list(PHASES), "context": ("context", lengths, {"units": "tokens"}), "part": parts},
+            attrs={"checkpoint": self.name, "batch": batch, "rule": rule or "by phase", "chunk": costs.CHUNK},
+        )
+
+    def __rich__(self) -> RenderableType:
+        return display.terminal(self)
+
+    def __repr__(self) -> str:
+        return display.plain(self)
+
+    def _repr_html_(self) -> str:
+        return display.html(self)
+
+
+def anatomy(source: str | Path | Mapping[str, Any] | object, *, strict: bool = False) -> Anatomy:
+    """The anatomy of a checkpoint, from its config alone.
+
+    source  a toy's name, a folder or a config.json, a name in the catalog ("Qwen3.6-27B", with or without "Qwen/"), a
+            config dict, a transformers config or model, or a Checkpoint
+    strict  unknown config fields raise UnknownConfigField; by default they warn
+
+    A model's own dtype is used where it has one. Raises UnknownCheckpoint for a name that is not known, and what
+    `read_config` raises.
+    """
+    if isinstance(known := getattr(source, "anatomy", None), Anatomy):
+        return known
+    if isinstance(source, str):
+        return Anatomy(read_config(_config_file(source), strict=strict))
+    config = read_config(getattr(source, "config", source), strict=strict)
+    dtype = getattr(source, "dtype", None) if hasattr(source, "config") else None
+    return Anatomy(dataclasses.replace(config, dtype=str(dtype).removeprefix("torch.")) if dtype else config)
+
+
+def catalogue() -> dict[str, Path]:
+    """The names `anatomy` knows without a download, and their config files."""
+    published = {file.stem: file for file in sorted((Path(__file__).parents[1] / "catalog").glob("*.json"))}
+    return published | {name: folder / "config.json" for name, folder in toys().items()}
+
+
+def _config_file(name: str) -> Path:
+    """The config of a toy, a folder or file, or a catalogued name: looked for in this order, as `open` does."""
+    path, known = Path(name).expanduser(), catalogue()
+    if name not in toys() and (path.is_file() or (path / "config.json").is_file()):
+        return path
+    if (short := name.removeprefix("Qwen/")) in known:
+        return known[short]
+    near = difflib.get_close_matches(short, known, n=3, cutoff=0.5)
+    meant = f"Did you mean {' or '.join(near)}? " if near else ""
+    raise UnknownCheckpoint(
+        f"{name!r} is neither a folder with a config.json nor a name in the catalog.\n"
+        f"{meant}The catalog has {', '.join(known)}."
+    )
+
+
+def _one_of(argument: str, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise BadArgument(f"{argument}={value!r} is not known.\nUse {' or '.join(map(repr, choices))}.")
+    return value
+
+
+def _count(argument: str, value: int) -> int:
+    if value < 1:
+        raise BadArgument(f"{argument}={value!r} must be at least 1.")
+    return value

@@ -1,0 +1,1 @@
+"""Weight files: found, checked, hashed and loaded."""

@@ -1,0 +1,1 @@
+"""From a spec file to a plan: the parameter combinations that will be run."""

@@ -1,0 +1,80 @@
+"""The residual probe: how much each part of each layer adds to the residual stream, and in which direction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+import xarray as xr
+
+from qwenlab.capture.buffers import PARTS, Notes, Part
+from qwenlab.capture.tokens import Reading
+from qwenlab.checkpoint.decoder import Decoder
+from qwenlab.probes.accumulators import At, Sums, counted
+from qwenlab.probes.base import Kept, Probe, Variable
+
+
+class Residual(Probe):
+    """Norm of each mixer's and MLP's contribution, beside the stream it is added to, and the cosine between them.
+
+    Summed over tokens, for a contribution c added to the stream x: ||c||, ||x||, ||c|| / ||x||, <c, x> / (||c|| ||x||).
+
+    layers  only these layers
+    every   measure one token of every so many (`reading.drawn` says which); 1 measures all
+    """
+
+    name = "residual"
+
+    def __init__(self, *, layers: Iterable[int] | None = None, every: int = 8) -> None:
+        super().__init__(layers=layers, every=every)
+
+    def start(self, decoder: Decoder) -> None:
+        """Empty sums for these layers."""
+        super().start(decoder)
+        self._sums = {part: Sums(len(self.layers)) for part in PARTS}
+
+    def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
+        """What each part adds, and the stream it is added to."""
+        return (("mixer", "stream"), ("mixer", "mixer"), ("mlp", "stream"), ("mlp", "mlp"))
+
+    def keep(self, layer: int, part: Part, notes: Notes, reading: Reading) -> Kept:
+        """Norms of both vectors of each sampled token, and their product."""
+        sample = reading.sample(self.every)
+        added, stream = (sample.of(notes[name]).float() for name in (part, "stream"))  # type: ignore[arg-type]
+        size, before = torch.linalg.vector_norm(added, dim=-1), torch.linalg.vector_norm(stream, dim=-1)
+        return {"norm": size, "stream_norm": before, "product": torch.linalg.vecdot(added, stream)}
+
+    def look(self, where: At, part: Part, kept: Kept, reading: Reading) -> None:
+        """Add up norms, ratio and cosine of every sampled token."""
+        size, before = kept["norm"], kept["stream_norm"]
+        tiny = torch.finfo(torch.float32).tiny
+        self._sums[part].add(
+            where,
+            reading.sample(self.every).reading,
+            norm=size,
+            stream_norm=before,
+            ratio=size / before.clamp_min(tiny),
+            cosine=kept["product"] / (size * before).clamp_min(tiny),
+            tokens=torch.ones_like(size),
+        )
+
+    def dataset(self, labels: list[str]) -> xr.Dataset:
+        """Sums by label, fold, layer and part."""
+
+        def stacked(name: str) -> np.ndarray:
+            """[label, fold, layer, part]"""
+            return np.stack([self._sums[part].array(name, len(labels)) for part in PARTS], axis=3)
+
+        dims = ("label", "fold", "layer", "part")
+        meanings = {
+            "norm": "norm of what the part adds to the stream, summed over tokens",
+            "stream_norm": "norm of the stream just before, summed over tokens",
+            "ratio": "norm of what the part adds over that of the stream, summed over tokens",
+            "cosine": "cosine of what the part adds to the stream, summed over tokens",
+        }
+        variables: dict[str, Variable] = {
+            f"{name}_sum": (dims, stacked(name), "1", meaning) for name, meaning in meanings.items()
+        }
+        variables["tokens"] = (dims[:3], counted(stacked("tokens")[..., 0]), "token", "tokens measured")
+        return self._dataset(labels, variables, part=("part", np.array(PARTS, dtype=object)))

@@ -1,0 +1,1 @@
+"""Probes of the recurrent state of DeltaNet heads."""

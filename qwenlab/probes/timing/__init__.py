@@ -1,0 +1,1 @@
+"""The probe of time per part of each layer."""

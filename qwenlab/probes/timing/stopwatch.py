@@ -1,0 +1,82 @@
+"""Hooks that read the clock around every mixer, MLP and layer, for the Timing probe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+from torch import nn
+
+from qwenlab.capture.forward_pass import Pass
+from qwenlab.capture.wrapping import outputs
+from qwenlab.checkpoint.decoder import Decoder
+from qwenlab.probes.timing.timing import PHASES, Mark, Timing
+
+PREFILL, DECODE = range(len(PHASES))
+
+
+class Stopwatch:
+    """Times the parts of a decoder. What probes do inside a layer is told to it and taken out again."""
+
+    def __init__(self, timing: Timing) -> None:
+        self.timing = timing
+        self._phase: int | None = None
+        self._began: dict[str, Any] = {}
+        self._inside: list[tuple[str, Mark]] | None = None  # spans of the layer that is running
+
+    def outer(self, decoder: Decoder, hooks: ExitStack) -> None:
+        """Read the clock around whole layers, until `hooks` closes."""
+        for layer in self.timing.layers:
+            self._around(decoder.layers[layer], layer, "rest", hooks)
+
+    def inner(self, decoder: Decoder, hooks: ExitStack) -> None:
+        """Read the clock around their parts; placed after the taps, so that it starts last and stops first."""
+        for layer in self.timing.layers:
+            for part in ("mixer", "mlp"):
+                self._around(decoder.part(layer, part), layer, part, hooks)
+
+    def start_model(self, passed: Pass) -> None:
+        """The decoder is about to read this."""
+        self._phase, self._inside = DECODE if passed.width == 1 else PREFILL, None
+        self._began["model"] = self.timing.now()
+
+    def end_model(self) -> None:
+        """The decoder has read it, and the probes have looked."""
+        if self._phase is not None:
+            self.timing.add_model(self._phase, self._span("model"))
+        self._phase = None
+
+    def leave_out(self, work: Callable[[], None]) -> None:
+        """Do a probe's work; inside a layer, its time is taken out of that layer's rest."""
+        began = time.perf_counter()
+        if self._inside is None:
+            work()
+        else:
+            self._began["probes"] = self.timing.now()
+            work()
+            self._inside.append(("probes", self._span("probes")))
+        # Between two forward passes only decode steps that were kept are reduced.
+        phase = DECODE if self._phase is None else self._phase
+        self.timing.probe_seconds[phase] += time.perf_counter() - began
+
+    def _around(self, module: nn.Module, layer: int, part: str, hooks: ExitStack) -> None:
+        def start(args: Any, kwargs: Any) -> None:
+            if self._phase is not None:
+                self._began[part] = self.timing.now()
+                if part == "rest":
+                    self._inside = []
+
+        def stop(args: Any, kwargs: Any, out: Any) -> None:
+            if self._phase is not None and self._inside is not None:
+                self._inside.append((part, self._span(part)))
+                if part == "rest":
+                    self.timing.add_layer(self._phase, layer, self._inside)
+                    self._inside = None
+
+        hooks.enter_context(outputs(module, stop, before=start, inmost=True))
+
+    def _span(self, name: str) -> Mark:
+        self.timing.readings += 1
+        return self._began.pop(name), self.timing.now()

@@ -1,0 +1,5 @@
+"""Ready-made studies of one checkpoint, each one function call: profile, acceptance, trace, ablate, demo."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,76 @@
+"""States of a model, written to a NetCDF file as they come."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import h5netcdf
+import h5py
+import numpy as np
+
+from qwenlab.record.whole_files import replacing
+
+_TEXT = h5py.string_dtype()
+
+
+class StatesFile:
+    """A NetCDF file that grows: `state` [token, layer, head, key_channel, channel], float32; at `path` once whole.
+
+    size  key channels and channels of a head
+
+    Every state has the number of its `sequence`, its token's `position` and `label`; they are in the order in which
+    they came. `xarray.open_dataset(path)` reads it, piece by piece.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        layers: Sequence[int],
+        kinds: Sequence[str],
+        heads: Sequence[int],
+        size: tuple[int, int],
+    ) -> None:
+        self._place = replacing(path)
+        self._file = h5netcdf.File(self._place.__enter__(), "w")
+        self._rows, self._begin = 0, 0
+        self._tokens: list[np.ndarray] = []  # [sequence, position, label] x token
+        fixed = {"layer": len(layers), "head": len(heads), "key_channel": size[0], "channel": size[1]}
+        self._file.dimensions = {"token": None, **fixed}
+        at_a_time = (1, 1, len(heads), *size)
+        self._file.create_variable("state", ("token", *fixed), np.float32, chunks=at_a_time, fillvalue=np.nan)
+        self._file.create_variable("layer", ("layer",), np.int64, data=np.array(layers))
+        self._file.create_variable("head", ("head",), np.int64, data=np.array(heads))
+        self._file.create_variable("kind", ("layer",), _TEXT, data=np.array(kinds, dtype=object))
+
+    def extend(self, sequence: np.ndarray, position: np.ndarray, label: np.ndarray) -> None:
+        """Make room for the states after these tokens [token], which come next: numbers all, also of their labels."""
+        self._begin, self._rows = self._rows, self._rows + len(sequence)
+        self._file.resize_dimension("token", self._rows)
+        self._tokens.append(np.stack([sequence, position, label]))
+
+    def write(self, layer: int, which: slice, states: np.ndarray) -> None:
+        """States [token, head, key channel, channel] of the `layer`-th layer: `which` of those with room."""
+        self._file["state"][self._begin + which.start : self._begin + which.stop, layer] = states
+
+    def close(self, facts: Mapping[str, Any] | None) -> None:
+        """Put the file in its place, with the facts of a recording; or drop it where there are none."""
+        if facts is None:
+            self._file.close()
+            self._place.__exit__(InterruptedError, InterruptedError("nothing to keep"), None)
+            return
+        facts = {
+            name: value for name, value in facts.items() if name not in ("format", "package")
+        }  # it is no Recording
+        names = list(json.loads(facts["labels"]) if isinstance(facts["labels"], str) else facts["labels"])
+        sequence, position, label = np.concatenate([np.zeros((3, 0), np.int64), *self._tokens], axis=1)
+        self._file.create_variable("sequence", ("token",), np.int64, data=sequence)
+        self._file.create_variable("position", ("token",), np.int64, data=position)
+        self._file.create_variable("label", ("token",), _TEXT, data=np.array(names, dtype=object)[label])
+        self._file["state"].attrs["coordinates"] = "sequence position label kind"
+        for name, value in facts.items():
+            self._file.attrs[name] = value if isinstance(value, str | int | float) else json.dumps(value)
+        self._file.close()
+        self._place.__exit__(None, None, None)

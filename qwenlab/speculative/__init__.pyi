@@ -1,0 +1,19 @@
+from .audit.audit import Audit as Audit, audit as audit
+from .audit.contract import Contract as Contract
+from .custom_generate import custom_generate as custom_generate
+from .draft_chains import chains as chains
+from .generate import Generated as Generated, generate as generate
+from .lossless.check import Losslessness as Losslessness, check_lossless as check_lossless
+from .policies import ExpectedValue as ExpectedValue, FixedDepth as FixedDepth, Threshold as Threshold
+from .rollback import Replay as Replay, Rerun as Rerun, Rollback as Rollback
+from .rounds import Round as Round
+from .scores import acceptance_score as acceptance_score
+from .step_times import step_times as step_times
+from .trace.trace import Trace as Trace
+from .trace.tracing import trace as trace
+from .verification import (
+    ExactMatch as ExactMatch,
+    Greedy as Greedy,
+    Rule as Rule,
+    SpeculativeSampling as SpeculativeSampling,
+)

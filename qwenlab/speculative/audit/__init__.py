@@ -1,0 +1,1 @@
+"""Audit of an MTP head: which wiring its weights were trained for."""

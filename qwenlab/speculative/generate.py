@@ -1,0 +1,225 @@
+"""`generate`: text that was drafted by the MTP head and verified by the main model, with the ledger of its rounds."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+import torch
+import xarray as xr
+from tqdm.auto import tqdm
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from qwenlab.checkpoint.open import Checkpoint, refuse_model
+from qwenlab.errors import BadArgument, InterruptedWarning
+from qwenlab.record.recording import Recording
+from qwenlab.speculative.decoding import Decoding, Drafting, Settings
+from qwenlab.speculative.policies import Policy
+from qwenlab.speculative.prompts import Prompt, checked_depth, context_of, encoded, end_tokens_of
+from qwenlab.speculative.provenance import facts_of
+from qwenlab.speculative.rollback import Replay, Rollback
+from qwenlab.speculative.rounds import Round, ledger
+from qwenlab.speculative.verification import Rule, rule_of
+
+
+@dataclass(frozen=True, eq=False)
+class Generated:
+    """What was decoded, and how: texts, rounds, facts.
+
+    tokens     of every text, prompt included;  begin: length of its prompt
+    ended      why each text ended: "eos", "length", or "interrupted"
+    texts      the new part of each text, decoded
+    labels     what each text is called
+    ledger     the rounds, one after another: for `qwenlab.stats.acceptance` and `qwenlab.widgets.strip`
+    """
+
+    tokens: list[list[int]]
+    begin: list[int]
+    ended: list[str]
+    texts: list[str]
+    labels: list[str]
+    max_new_tokens: int
+    ledger: xr.Dataset
+    facts: dict[str, Any] = field(repr=False)
+
+    def recording(self) -> Recording:
+        """The ledger as the node "rounds" of a Recording, with its facts."""
+        return Recording({"rounds": self.ledger}, self.facts)
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens that were emitted."""
+        return sum(len(tokens) - begin for tokens, begin in zip(self.tokens, self.begin, strict=True))
+
+    def __repr__(self) -> str:
+        ledger, attrs = self.ledger, self.ledger.attrs
+        rounds = ledger.sizes["round"]
+        return (
+            f"Generated({len(self.tokens)} texts, {self.new_tokens:,} new tokens in {rounds:,} rounds; "
+            f"rule {attrs['rule']}, depth {attrs['depth']}, policy {attrs['policy']}: "
+            f"accepted {int(ledger['accepted'].sum()):,} of {int(ledger['drafted'].sum()):,} drafts)"
+        )
+
+    def _repr_html_(self) -> str:
+        shown = "".join(
+            f'<div style="margin-top:.5em">{escape(label or f"text {i}")}, ended by {escape(ended)}</div>'
+            f'<pre style="white-space:pre-wrap;margin:0">{escape(text)}</pre>'
+            for i, (label, ended, text) in enumerate(zip(self.labels, self.ended, self.texts, strict=True))
+        )
+        return f"<div>{escape(repr(self))}</div>{shown}"
+
+
+def generate(
+    checkpoint: Checkpoint,
+    prompts: Prompt | Sequence[Prompt],
+    *,
+    depth: int,
+    max_new_tokens: int = 128,
+    rule: str | Rule = "greedy",
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    drafting: Drafting | None = None,
+    policy: Policy | None = None,
+    rollback: type[Rollback] | Rollback = Replay,
+    seed: int = 0,
+    labels: Sequence[str] | None = None,
+    progress: bool = True,
+) -> Generated:
+    """Decode with drafts of the MTP head, verified by the main model and rolled back exactly.
+
+    Each round drafts up to `depth` tokens with the head (chained: its own y and draft are its next input), reads them
+    in one forward pass of the main model, accepts by the rule, rolls the caches back, and emits the accepted tokens and
+    one of the main model's. The head's cache holds the prompt, and only true hidden states. Prompts are decoded one
+    after another: after a rollback their caches would have different lengths, which no batch of transformers can hold.
+
+    depth        drafts a round, at most; fewer when less than that may still be emitted
+    rule         "greedy", "speculative_sampling", "exact_match", or a `Rule`
+    temperature, top_k, top_p
+                 of the main model's distribution under the rules that sample (and of the head's, if it is drawn from)
+    drafting     "greedy": the head's argmax; "sampled": drawn from its distribution. By default sampled under
+                 speculative_sampling, which makes the most of it, and greedy under the other rules
+    policy       `FixedDepth`, `Threshold`, `ExpectedValue`, or any callable: see `qwenlab.speculative.policies`
+    rollback     `Replay` (of the delta rule), `Rerun` (snapshot and rerun), or a `Rollback` of your own
+    seed         of what is drawn; text i draws from seed + i, whatever the others do
+    labels       what each prompt is called (its domain); by default ""
+
+    Interrupted, it returns what was made until then, with a warning. Raises NoMtpHead, BadPrompt, BadPolicy,
+    CannotRollBack and BadArgument.
+    """
+    refuse_model(checkpoint)
+    head = checkpoint.require_mtp()
+    room = context_of(checkpoint)
+    texts = encoded(checkpoint, prompts, max_new_tokens)
+    names = _labels(labels, len(texts))
+    judge = rule_of(rule, temperature)
+    settings = Settings(
+        checked_depth(depth, room),
+        judge,
+        policy,
+        _drafting(drafting, judge),
+        warpers(temperature, top_k, top_p),
+        end_tokens_of(checkpoint),
+    )
+    made: list[tuple[Decoding, list[Round]]] = []
+    with tqdm(total=len(texts) * max_new_tokens, unit="token", desc="decoding", disable=not progress) as bar:
+        try:
+            for number, prompt in enumerate(texts):
+                own = rollback() if isinstance(rollback, type) else rollback
+                generator = torch.Generator(prompt.device).manual_seed(seed + number)
+                decoding = Decoding(head, prompt, settings, own, max_new_tokens=max_new_tokens, generator=generator)
+                made.append((decoding, []))
+                _run(decoding, made[-1][1], bar)
+                bar.update(decoding.limit - len(decoding.tokens))  # what an end of text left
+        except KeyboardInterrupt:
+            if not made:
+                raise
+            warnings.warn(
+                f"Decoding was interrupted in text {len(made) - 1} of {len(texts)}; what was made is returned.",
+                InterruptedWarning,
+                stacklevel=2,
+            )
+    attrs = settings.attrs(
+        rollback=own.name,
+        temperature=temperature,
+        seed=seed,
+        top_k=0 if top_k is None else top_k,
+        top_p=1.0 if top_p is None else top_p,
+    )
+    return _result(checkpoint, made, names, max_new_tokens, settings, attrs)
+
+
+def warpers(temperature: float, top_k: int | None, top_p: float | None) -> LogitsProcessorList:
+    """Temperature, top-k and top-p as transformers does them; raises BadArgument where they would have no effect."""
+    if temperature == 0 and (top_k is not None or top_p is not None):
+        raise BadArgument(
+            "top_k and top_p cut the distribution that is drawn from, and temperature=0 draws from none.\n"
+            "Give a temperature and a rule that samples, or leave them out."
+        )
+    chosen: list[Any] = []
+    if temperature not in (0, 1):
+        chosen.append(TemperatureLogitsWarper(float(temperature)))
+    if top_k is not None:
+        chosen.append(TopKLogitsWarper(top_k))
+    if top_p is not None:
+        chosen.append(TopPLogitsWarper(top_p))
+    return LogitsProcessorList(chosen)
+
+
+def _run(decoding: Decoding, rounds: list[Round], bar: Any) -> None:
+    decoding.start()
+    bar.update(1)
+    while not decoding.ended:
+        rounds.append(decoding.step())
+        bar.update(rounds[-1].emitted)
+
+
+def _drafting(drafting: Drafting | None, rule: Rule) -> Drafting:
+    """How drafts are made: as asked, if the rule can use that."""
+    if drafting is None:
+        return "sampled" if rule.name == "speculative_sampling" else "greedy"
+    if drafting not in ("greedy", "sampled"):
+        raise BadArgument(f"drafting={drafting!r}: give 'greedy' (the head's argmax) or 'sampled'.")
+    if drafting == "sampled" and not rule.samples:
+        raise BadArgument(
+            f"drafting='sampled' under rule={rule.name!r} would reject for no reason what the head draws.\n"
+            "Leave it out, or choose a rule that samples."
+        )
+    return drafting
+
+
+def _labels(labels: Sequence[str] | None, count: int) -> list[str]:
+    if labels is None:
+        return [""] * count
+    if isinstance(labels, str) or len(labels) != count:
+        raise BadArgument(f"labels: give a name for each of the {count} prompts, in a list.")
+    return [str(label) for label in labels]
+
+
+def _result(
+    checkpoint: Checkpoint,
+    made: list[tuple[Decoding, list[Round]]],
+    labels: list[str],
+    max_new_tokens: int,
+    settings: Settings,
+    attrs: dict[str, Any],
+) -> Generated:
+    decodings = [decoding for decoding, _ in made]
+    tokens = [decoding.tokens for decoding in decodings]
+    names = labels[: len(made)]
+    by_label: dict[str, int] = {}
+    for name, text in zip(names, tokens, strict=True):
+        by_label[name] = by_label.get(name, 0) + len(text)
+    return Generated(
+        tokens=tokens,
+        begin=[decoding.begin for decoding in decodings],
+        ended=[decoding.ended or "interrupted" for decoding in decodings],
+        texts=[str(checkpoint.tokenizer.decode(each.tokens[each.begin :])) for each in decodings],
+        labels=names,
+        max_new_tokens=max_new_tokens,
+        ledger=ledger([rounds for _, rounds in made], depth=settings.depth, labels=names, attrs=attrs),
+        facts=facts_of(checkpoint, tokens, labels=by_label, seed=attrs["seed"] if settings.rule.samples else ""),
+    )

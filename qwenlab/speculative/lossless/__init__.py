@@ -1,0 +1,1 @@
+"""Check that drafted decoding writes the text and leaves the states that plain decoding does."""

@@ -1,0 +1,100 @@
+"""`Trace`: what the head would draft at every place of some texts; saved, opened and replayed without a model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from qwenlab.errors import BadArgument
+from qwenlab.record.recording import Recording
+from qwenlab.speculative.policies import Policy
+from qwenlab.speculative.trace.replay import replayed
+
+
+class Trace:
+    """Every draft at every place of some texts, and what the main model has there.
+
+        trace = qwenlab.speculative.trace(checkpoint, texts, depth=8)
+        trace.dataset                          by token, by token and draft, and by text
+        trace.replay(depth=3)                  the rounds that decoding would have run: for qwenlab.stats.acceptance
+        trace.save("trace.nc")                 and, on a machine without torch: Trace.open("trace.nc")
+
+    In `dataset`, row t of a text is what is known when x[t] is the newest token: `draft_token` [token, draft] is the
+    chain that the head drafts from there, draft k for the place t + k.
+    """
+
+    def __init__(self, dataset: xr.Dataset, facts: Mapping[str, Any]) -> None:
+        self.dataset = dataset
+        self.facts = dict(facts)
+
+    @property
+    def depth(self) -> int:
+        """Drafts at each place."""
+        return int(self.dataset.sizes["draft"])
+
+    @property
+    def own(self) -> bool:
+        """Whether the texts are the model's own greedy output; else what is replayed is teacher-forced."""
+        return str(self.dataset.attrs["text"]) == "own"
+
+    @property
+    def departures(self) -> int:
+        """Emitted tokens that are not the main model's argmax in this pass.
+
+        In the model's own output they are near ties that fell the other way, as kernels of another width round
+        otherwise: few. Many say that these texts are not what this model writes.
+        """
+        data = self.dataset
+        text, position = data["text"].values, data["position"].values
+        emitted = position[1:] >= data["begin"].values[text[1:]]
+        return int((emitted & (data["token"].values[1:] != data["target_token"].values[:-1])).sum())
+
+    def replay(self, *, depth: int | None = None, policy: Policy | None = None) -> Recording:
+        """The rounds that greedy decoding would have run along these texts: node "rounds", with the trace's facts.
+
+        depth   drafts a round, at most: up to the trace's depth, which it is by default
+        policy  asked before each draft; by default `depth` drafts in every round
+
+        On the model's own greedy output these are the rounds that `generate` runs, one for one. On other texts the
+        text's own tokens stand for the main model's choices, and the ledger says text="teacher_forced". A text that
+        broke off has no round whose outcome lies beyond its end. No model is run. Raises BadPolicy and BadArgument.
+        """
+        depth = self.depth if depth is None else depth
+        if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= self.depth:
+            raise BadArgument(
+                f"depth={depth!r}: this trace has drafts 1 to {self.depth}.\n"
+                f"Replay with one of those depths, or trace again with a greater depth."
+            )
+        return Recording({"rounds": replayed(self.dataset, depth=depth, policy=policy)}, self.facts)
+
+    def recording(self) -> Recording:
+        """The dataset as the node "trace" of a Recording, with its facts."""
+        return Recording({"trace": self.dataset}, self.facts)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write it as a recording (NetCDF), and return the path."""
+        return self.recording().save(path)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Trace:
+        """Read a saved trace; raises NotWatched for a recording without one, and what `Recording.open` raises."""
+        recording = Recording.open(path)
+        return cls(recording["trace"], recording.attrs)
+
+    def __repr__(self) -> str:
+        data = self.dataset
+        window = int(data.attrs["window"])
+        what = f"windows of up to {window:,} tokens" if window else "texts"
+        kind = f"the model's own greedy output, {self.departures:,} departures" if self.own else "teacher-forced"
+        return (
+            f"Trace of {self.facts.get('checkpoint', 'an unnamed model')}: depth {self.depth}, "
+            f"{data.sizes['text']:,} {what}, {data.sizes['token']:,} tokens, {kind}"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<div>{escape(repr(self))}</div>{self.dataset._repr_html_()}"

@@ -1,0 +1,179 @@
+"""`trace`: every draft of the MTP head at every place of a text, in a few parallel passes."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from tqdm.auto import tqdm
+
+from qwenlab.checkpoint.mtp_head import MtpHead
+from qwenlab.checkpoint.open import Checkpoint, refuse_model
+from qwenlab.errors import BadArgument, InterruptedWarning
+from qwenlab.speculative.context import Context
+from qwenlab.speculative.draft_chains import chains
+from qwenlab.speculative.generate import Generated
+from qwenlab.speculative.prompts import Prompt, checked_depth, context_of
+from qwenlab.speculative.provenance import facts_of
+from qwenlab.speculative.rounds import NONE
+from qwenlab.speculative.trace.passages import Passage, passages_of
+from qwenlab.speculative.trace.trace import Trace
+
+_VARIABLES = {
+    "token": ("id", "the text's token"),
+    "target_token": ("id", "argmax of the main model, having read it"),
+    "target_entropy": ("nat", "entropy of the main model's distribution, having read it"),
+    "next_logprob": ("nat", "log-probability that the main model gives the text's next token"),
+    "draft_token": ("id", "draft of the chain that begins with it"),
+    "draft_probability": ("1", "probability of the draft by the head"),
+    "target_probability": ("1", "probability of the draft by the main model, having read the text up to its place"),
+}
+_BY_TEXT = {
+    "begin": ("token", "place of the first emitted token: length of the prompt"),
+    "limit": ("token", "length at which its generation ends; -1: it was not generated"),
+    "start": ("token", "place of its first token in the text it is a window of"),
+    "label": ("", "label of the text"),
+    "end": ("", "why it ends: eos, length, or open (a given text)"),
+}
+
+
+@torch.no_grad()
+def trace(
+    checkpoint: Checkpoint,
+    texts: Prompt | Sequence[Prompt] | Generated,
+    *,
+    depth: int,
+    window: int | None = None,
+    chunk: int = 256,
+    labels: Sequence[str] | None = None,
+    progress: bool = True,
+) -> Trace:
+    """What the MTP head would draft at every place of some texts, and what the main model has there.
+
+    Each text is read once by the trunk, then `depth` times by the head with all its chains at once (`chains`). Of a
+    text that `generate` wrote by the rule "greedy", `Trace.replay` makes the rounds that were or would have been run,
+    for any depth up to this one and any policy. Of other texts it makes rounds in which the text's own tokens stand for
+    the main model's choices: teacher-forced.
+
+    texts   strings, token lists, or what `generate` returned
+    depth   drafts at each place, 1 or more
+    window  longer texts are cut into windows of so many tokens, each read for itself. Without it a text beyond the
+            model's context is an error
+    chunk   tokens at a time: beside the caches and one hidden state a token, memory does not grow with the text. 256
+            suits a CPU; a GPU that reads many weights for each chunk wants more
+    labels  what each text is called (its domain); by default ""
+
+    Interrupted, it returns the texts done until then, with a warning. Raises NoMtpHead, BadPrompt and BadArgument.
+    """
+    refuse_model(checkpoint)
+    head = checkpoint.require_mtp()
+    checked_depth(depth, context_of(checkpoint))
+    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
+        raise BadArgument(f"chunk={chunk!r}: give a whole number of tokens, 1 or more.")
+    passages = passages_of(checkpoint, texts, labels=labels, window=window)
+    done: list[dict[str, np.ndarray]] = []
+    with tqdm(
+        total=sum(len(each.tokens) for each in passages), unit="token", desc="tracing", disable=not progress
+    ) as bar:
+        try:
+            for passage in passages:
+                done.append(_traced(head, passage, depth, chunk, bar))
+        except KeyboardInterrupt:
+            if not done:
+                raise
+            warnings.warn(
+                f"Tracing was interrupted after {len(done)} of {len(passages)} texts or windows; those are returned.",
+                InterruptedWarning,
+                stacklevel=3,
+            )
+    kept = passages[: len(done)]
+    own = isinstance(texts, Generated) and _wrote(checkpoint, texts)
+    attrs = {"depth": depth, "text": "own" if own else "teacher_forced", "window": window or 0}
+    tokens = Counter[str]()
+    for each in kept:
+        tokens[each.label] += len(each.tokens)
+    return Trace(_dataset(kept, done, attrs), facts_of(checkpoint, [each.tokens for each in kept], labels=tokens))
+
+
+def _wrote(checkpoint: Checkpoint, texts: Generated) -> bool:
+    """Whether these texts are this checkpoint's own greedy output."""
+    return texts.ledger.attrs["rule"] == "greedy" and texts.facts["checkpoint_hash"] == checkpoint.hash_now()
+
+
+def _traced(head: MtpHead, passage: Passage, depth: int, chunk: int, bar: Any) -> dict[str, np.ndarray]:
+    """The variables of one passage, [token] and [token, draft]."""
+    context = Context(head.trunk)
+    tokens = torch.tensor(passage.tokens, device=context.device)
+    states = []
+    for part in tokens.split(chunk):
+        states.append(context.read(part))
+        bar.update(len(part))
+    hidden = torch.cat(states)
+    logits_of = context.logits
+    del context, states
+    draft_token = tokens.new_full((len(tokens), depth), NONE)
+    draft_probability = torch.full_like(draft_token, torch.nan, dtype=torch.float32)
+    for step in chains(head, tokens, hidden, depth=depth, chunk=chunk):
+        place = slice(step.rows.start, step.rows.stop), step.draft - 1
+        draft_token[place] = step.tokens
+        draft_probability[place] = step.logits.softmax(dim=-1).amax(dim=-1).to(tokens.device)
+    target = _target(logits_of, tokens, hidden, draft_token, chunk)
+    found = {"token": tokens, "draft_token": draft_token, "draft_probability": draft_probability, **target}
+    return {name: values.cpu().numpy() for name, values in found.items()}
+
+
+def _target(
+    logits_of: Any, tokens: torch.Tensor, hidden: torch.Tensor, drafts: torch.Tensor, chunk: int
+) -> dict[str, torch.Tensor]:
+    """What the main model has at every place, and the probability that it gives the drafts there.
+
+    Draft k of row t is for the place after row t + k - 1, so the distribution there is asked for draft 1 of that row,
+    draft 2 of the row before, ...
+    """
+    place = torch.arange(len(tokens), device=tokens.device)[:, None]
+    later = torch.arange(drafts.shape[1], device=tokens.device)  # k - 1
+    meeting = drafts[(place - later).clamp_min(0), later].clamp_min(0)  # whatever there is for rows without a draft
+    following = torch.cat([tokens[1:], tokens[:1]])
+    best, entropy, given = [], [], []
+    for states, *asked in zip(*(each.split(chunk) for each in (hidden, following[:, None], meeting)), strict=True):
+        logprob = logits_of(states).log_softmax(dim=-1)
+        best.append(logprob.argmax(dim=-1))
+        given.append(logprob.gather(1, torch.cat(asked, dim=1).to(logprob.device)))
+        entropy.append(-torch.linalg.vecdot(logprob.exp(), logprob))
+    picked = torch.cat(given).to(tokens.device)
+    next_logprob = picked[:, 0].index_fill(0, place[-1], torch.nan)
+    there = (place > 0) & (place + later < len(tokens))
+    probability = picked[(place + later).clamp_max(len(tokens) - 1), later + 1].exp()
+    return {
+        "target_token": torch.cat(best),
+        "target_entropy": torch.cat(entropy),
+        "next_logprob": next_logprob,
+        "target_probability": torch.where(there, probability, torch.nan),
+    }
+
+
+def _dataset(passages: Sequence[Passage], read: Sequence[dict[str, np.ndarray]], attrs: dict[str, Any]) -> xr.Dataset:
+    """All passages one after another."""
+    lengths = np.array([len(each.tokens) for each in passages], dtype=np.int64)
+    text = np.repeat(np.arange(len(passages)), lengths)
+    position = np.concatenate([np.arange(length) for length in lengths])
+    data: dict[str, Any] = {
+        "text": ("token", text, {"units": "1", "long_name": "number of the text or window"}),
+        "position": ("token", position, {"units": "token", "long_name": "place in it"}),
+    }
+    for name, (units, meaning) in _VARIABLES.items():
+        values = np.concatenate([each[name] for each in read])
+        values = values.astype(np.int32 if values.dtype.kind == "i" else np.float32)
+        data[name] = (("token", "draft")[: values.ndim], values, {"units": units, "long_name": meaning})
+    data["length"] = ("text", lengths, {"units": "token", "long_name": "tokens of the text or window"})
+    for name, (units, meaning) in _BY_TEXT.items():
+        found = np.array([getattr(each, name) for each in passages])
+        data[name] = ("text", found, {"units": units, "long_name": meaning})
+    drafts = np.arange(1, attrs["depth"] + 1)
+    coords = {"draft": ("draft", drafts, {"units": "1", "long_name": "place of a draft in its round"})}
+    return xr.Dataset(data, coords, attrs)

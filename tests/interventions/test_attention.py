@@ -1,0 +1,240 @@
+"""Edits of what attention may look at, held to tables of probabilities made in float64 from what they say they do."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from transformers import StaticCache
+
+from qwenlab.capture import active
+from qwenlab.errors import BadArgument, CannotEdit, CannotWatch, NothingToProbe, SilentEdit, UnknownLayer
+from qwenlab.interventions import edit, no_sink, scale, window
+from qwenlab.probes import Attention, SoftmaxAttention, watch
+from qwenlab.testing.models import tiny_model
+from tests.interventions import fed
+from tests.probes import by_hand, reference
+from tests.probes.compare import assert_says
+from tests.probes.feeding import in_pieces, one_by_one, padded, recorded
+
+
+def windowed(tokens, heads=range(99)):
+    return {"sees": lambda head, query, key: head not in heads or query - key < tokens}
+
+
+def sinkless(heads=range(99)):
+    return {"sees": lambda head, query, key: head not in heads or key > 0 or query == 0}
+
+
+CASES = {
+    "window": ((window(4),), windowed(4)),
+    "window of one": ((window(1),), windowed(1)),
+    "window of heads": ((window(2, heads=[0, 3]),), windowed(2, [0, 3])),
+    "no sink": ((no_sink(),), sinkless()),
+    "no sink of heads": ((no_sink(heads=[1]),), sinkless([1])),
+    "both": (
+        (no_sink(), window(6, layers=[3])),
+        {"sees": lambda head, query, key: query - key < 6 and (key > 0 or query == 0)},
+    ),
+}
+cases = pytest.mark.parametrize(("edits", "how"), CASES.values(), ids=CASES)
+whole = pytest.mark.parametrize(("edits", "how"), [CASES[n] for n in ("window", "no sink")], ids=["window", "no sink"])
+
+
+@pytest.fixture(scope="module")
+def quick():
+    return tiny_model("qwen3_5")
+
+
+@pytest.fixture(scope="module")
+def eager():
+    model = tiny_model("qwen3_5")
+    model.set_attn_implementation("eager")
+    return model
+
+
+@pytest.fixture
+def texts(text):
+    return [text(length, seed) for seed, length in enumerate(fed.LENGTHS)]
+
+
+@whole
+def test_as_by_hand_however_a_text_is_fed(model, texts, edits, how):
+    fed.assert_by_hand(model, edits, texts[0], {3: how})
+    fed.assert_same_however_fed(model, edits, texts)
+
+
+@cases
+def test_in_eager_attention_too(quick, eager, texts, edits, how):
+    """Whose masks are added to the scores."""
+    for model in (quick, eager):
+        fed.assert_by_hand(model, edits, texts[0], {3: how})
+    fed.close(fed.alone(eager, edits, texts[0]), fed.alone(quick, edits, texts[0]))
+    fed.assert_same_however_fed(eager, edits, texts)
+
+
+@cases
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_a_static_cache(quick, eager, texts, edits, how, implementation):
+    """Which has columns that are not written yet, and is told of no mask in its first pass."""
+    model = eager if implementation == "eager" else quick
+    held = StaticCache(config=model.config, max_cache_len=20)
+    found = fed.in_pieces(model, edits, texts[0], [5, 1, 2], held)
+    fed.close(found, fed.alone(model, edits, texts[0]))
+
+
+@cases
+def test_gradient(quick, texts, edits, how):
+    fed.assert_gradient(quick, edits, texts[0])
+
+
+@cases
+def test_nothing_is_left(quick, texts, edits, how):
+    fed.assert_nothing_left(quick, edits, texts[0])
+
+
+def test_no_mask_is_kept_after_a_pass(quick, text):
+    """A mask of every query and key: of a long text it would be the largest thing there is."""
+    with torch.no_grad(), edit(quick, window(2)):
+        quick(text(6)[None], use_cache=False)
+        assert quick.model.layers[3].self_attn not in active._masks
+
+
+def test_a_window_as_wide_as_the_text_hides_nothing(quick, text):
+    with torch.no_grad():
+        plain = quick(text(6)[None], use_cache=False).logits
+        with pytest.raises(SilentEdit, match=r"^window\(6\) never acted"), edit(quick, window(6)):
+            assert torch.equal(quick(text(6)[None], use_cache=False).logits, plain)
+        with pytest.raises(SilentEdit, match=r"^no_sink\(\) never acted"), edit(quick, no_sink()):
+            quick(text(1)[None])
+        with edit(quick, window(6)) as edited:
+            quick(text(7)[None])
+        assert edited.fired["window(6)"][0].acted == 1
+
+
+class TestFlash:
+    """A flash-attention implementation takes no such mask; a stand-in notes what it would be told."""
+
+    @pytest.fixture
+    def flash(self, monkeypatch):
+        model = tiny_model("qwen3_5", layer_types=["linear_attention", "full_attention"])
+        functions = vars(__import__("sys").modules[type(model).__module__])["ALL_ATTENTION_FUNCTIONS"]
+        model.told = []
+
+        def stand_in(module, query, key, value, attention_mask, sliding_window=None, **kwargs):
+            model.told.append(sliding_window)
+            return functions["sdpa"](module, query, key, value, attention_mask, **kwargs)
+
+        monkeypatch.setitem(functions._local_mapping, "flash_attention_2", stand_in)
+        monkeypatch.setattr(model.config, "_attn_implementation_internal", "flash_attention_2")
+        return model
+
+    def test_is_told_of_a_sliding_window(self, flash, text):
+        with torch.no_grad(), edit(flash, window(4)):
+            cache = flash(text(4)[None]).past_key_values
+            flash(text(1)[None], past_key_values=cache)
+        assert flash.told == [None, 4]
+
+    @pytest.mark.parametrize("each", [no_sink(), window(4, heads=[0])], ids=str)
+    def test_refuses_other_masks(self, flash, each):
+        message = (
+            r"'flash_attention_2' takes no mask .*\nChoose one that does: model\.set_attn_implementation\(\"sdpa\"\)"
+        )
+        with pytest.raises(CannotEdit, match=message), edit(flash, each):
+            pass
+
+    def test_is_not_watched_under_a_window(self, flash, text):
+        message = "told of a sliding window, and probes of attention do not know what it hides"
+        with pytest.raises(CannotWatch, match=message), edit(flash, window(4)), watch(flash, Attention(every=1)):
+            flash(text(9)[None])
+
+
+class TestWatching:
+    """The probes that work probabilities out again know the mask that is in force."""
+
+    @cases
+    def test_at_once_in_pieces_and_padded(self, quick, eager, text, edits, how):
+        tokens = [text(13), text(9, 1)]
+        read = [edited(quick, edits, each, number, how) for number, each in enumerate(tokens)]
+        attention = reference.attention(read, 1)
+        maps = reference.maps(read, tokens, "full_attention", 1)
+        for model, feed in (
+            (quick, one_by_one(tokens)),
+            (quick, padded(tokens, "left")),
+            (quick, padded(tokens, "right")),
+            (quick, in_pieces(tokens, [5, 1, 1])),
+            (eager, in_pieces(tokens, [6, 2, 1, 1])),
+        ):
+            with edit(model, *edits):
+                found = recorded(model, feed, Attention(every=1), SoftmaxAttention(every=1))
+            assert_says(found["attention"], attention, rtol=1e-3)
+            shown = {name: each for name, each in found["softmax_attention"].data_vars.items() if name in maps}
+            assert_says(found["softmax_attention"][list(shown)], {name: maps[name] for name in shown}, rtol=1e-3)
+            assert {"first_mass_sum", "output_first_sum"} <= set(shown)
+
+    def test_steps_of_which_some_are_edited(self, quick, text):
+        """They are reduced together; those before and after the block see everything."""
+        tokens, held = text(12), None
+
+        def steps(start, stop, *edits):
+            def feed(model, seen):
+                nonlocal held
+                with edit(model, *edits) if edits else nullcontext():
+                    for column in range(start, stop) if start else [slice(0, stop)]:
+                        ids = tokens[column].reshape(1, -1)
+                        held = model(ids, past_key_values=held if start else None, use_cache=True).past_key_values
+
+            return feed
+
+        blocks = [steps(0, 5), steps(5, 7), steps(7, 10, window(2)), steps(10, 12)]
+        together = recorded(quick, lambda *given: [feed(*given) for feed in blocks], Attention(every=1))["attention"]
+        alone = [recorded(quick, feed, Attention(every=1))["attention"] for feed in blocks]
+        for name in ("distance_mass", "entropy_sum", "tokens"):
+            found, *parts = (
+                each[name].sum([dim for dim in ("label", "fold") if dim in each[name].dims])
+                for each in (together, *alone)
+            )
+            np.testing.assert_allclose(found, sum(parts), rtol=1e-4, atol=1e-5)
+        assert alone[2]["distance_mass"][..., 2:].sum() == 0 < alone[3]["distance_mass"][..., 2:].sum()
+
+    def test_a_change_of_the_query_alone_is_no_mask(self, quick, text):
+        with edit(quick, scale("layers.3.mixer.query", by=0.0)):
+            found = recorded(quick, one_by_one([text(8)]), Attention(every=1))["attention"]
+        even = sum(1 / (token + 1) for token in range(8))
+        np.testing.assert_allclose(found["first_mass_sum"].sum(("label", "fold"))[0], even, rtol=1e-5)
+
+
+def edited(model, edits, tokens, number, how):
+    """What a model under edits does with a text, by hand."""
+    with edit(model, *edits):
+        given = by_hand.inputs_of(model, tokens)
+    mixer = model.model.layers[3].self_attn
+    layer = by_hand.Layer("full_attention")
+    layer.mixer = by_hand.attention(mixer, given[3]["mixer"], given[3]["cos"], given[3]["sin"], **how)
+    others = [by_hand.Layer("linear_attention") for _ in range(3)]
+    return reference.Text([*others, layer], number, [0] * len(tokens))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: window(0), r"^window\(tokens\): give a whole number of tokens, 1 or more; got 0"),
+        (lambda: window(-2), r"1 or more; got -2"),
+        (lambda: window(2.5), r"1 or more; got 2\.5"),
+        (lambda: window(3, heads=2), r"^window\(heads=\.\.\.\): 2 is one number; give a list of them, \[2\]"),
+        (lambda: no_sink(layers=[]), r"^no_sink\(layers=\.\.\.\): give whole numbers, 0 or more, at least one"),
+    ],
+)
+def test_arguments_that_are_none(make, message):
+    with pytest.raises(BadArgument, match=message):
+        make()
+
+
+def test_models_layers_and_heads_without_that_part(quick):
+    with pytest.raises(UnknownLayer, match=r"names layers \[0\]; it changes layers \[3\]"):
+        edit(quick, window(2, layers=[0, 3])).__enter__()
+    with pytest.raises(BadArgument, match=r"layers\.3\.mixer has 4 heads, 0 to 3; there is no head 4"):
+        edit(quick, no_sink(heads=[4])).__enter__()
+    model = tiny_model("qwen3_5", layer_types=["linear_attention"])
+    with pytest.raises(NothingToProbe, match="none of this model's 1 layers has a softmax-attention mixer"):
+        edit(model, no_sink()).__enter__()

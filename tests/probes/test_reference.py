@@ -1,0 +1,92 @@
+"""Every statistic of every probe beside the slow float64 reference, in every family."""
+
+import numpy as np
+import pytest
+import torch
+
+from qwenlab.probes import Attention, DeltaNet, Residual, Routing
+from qwenlab.probes.session import watch
+from tests.probes import reference
+from tests.probes.by_hand import layers_of
+from tests.probes.compare import assert_says
+from tests.probes.reference import Text
+
+LENGTHS = (70, 1, 9, 20, 5, 2, 33, 8, 17, 3)  # more than folds, longer and shorter than a chunk of the kernel
+OF_PREDICTION = ("update_norm_sum", "error_ratio_sum", "error_tokens", "state_norm_sum")
+
+
+@pytest.fixture(scope="module")
+def texts(model):
+    """Ten texts, whose tokens take turns with two labels in places."""
+    drawn = torch.Generator().manual_seed(0)
+    out = []
+    for number, length in enumerate(LENGTHS):
+        tokens = torch.randint(1, 280, (length,), generator=drawn)
+        label = [number % 2 if position < 20 else (position // 3) % 2 for position in range(length)]
+        out.append((tokens, Text(layers_of(model, tokens), number, label)))
+    return out
+
+
+@pytest.fixture(scope="module")
+def deltanet(texts):
+    return reference.deltanet([text for _, text in texts])
+
+
+def seen(model, texts, *probes):
+    with watch(model, *probes) as seen, torch.no_grad():
+        for tokens, text in texts:
+            with seen.label([["ab"[label] for label in text.label]]):
+                model(input_ids=tokens[None])
+    return seen.recording()
+
+
+@pytest.mark.parametrize(("prediction_heads", "key_heads"), [("all", None), (0, 0), (1, 1), (2, 2)])
+def test_deltanet(model, texts, deltanet, prediction_heads, key_heads):
+    config = model.config
+    dataset = seen(model, texts, DeltaNet(every=1, prediction_heads=prediction_heads))["deltanet"]
+    total, group = config.linear_num_key_heads, config.linear_num_value_heads // config.linear_num_key_heads
+    key_heads = total if key_heads is None else min(key_heads, total)
+    asked = {key * total // key_heads * group + head for key in range(key_heads) for head in range(group)}
+    mask = np.array([head in asked for head in range(total * group)])
+    assert_says(dataset, deltanet | {name: deltanet[name] * mask for name in OF_PREDICTION})
+
+
+@pytest.mark.parametrize("every", [2, 4, 7, 100])
+def test_deltanet_of_a_sample(model, texts, every):
+    dataset = seen(model, texts, DeltaNet(every=every, prediction_heads="all"))["deltanet"]
+    assert_says(dataset, reference.deltanet([text for _, text in texts], every))
+
+
+@pytest.mark.parametrize("every", [1, 3, 16])
+def test_attention(model, texts, every):
+    dataset = seen(model, texts, Attention(every=every))["attention"]
+    assert_says(dataset, reference.attention([text for _, text in texts], every))
+
+
+@pytest.mark.parametrize("every", [1, 5])
+def test_routing(model, texts, every):
+    if not hasattr(model.config, "num_experts"):
+        pytest.skip("a dense model")
+    dataset = seen(model, texts, Routing(every=every))["routing"]
+    assert_says(dataset, reference.routing([text for _, text in texts], every))
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_residual(model, texts, every):
+    dataset = seen(model, texts, Residual(every=every))["residual"]
+    assert_says(dataset, reference.residual([text for _, text in texts], every))
+
+
+def test_probes_say_the_same_together_and_of_few_layers(model, texts, deltanet):
+    found = seen(
+        model,
+        texts,
+        DeltaNet(layers=[1], every=1, prediction_heads="all"),
+        Attention(layers=[3], every=16),
+        Residual(layers=[2, 0], every=4),
+    )
+    by_layer = {name: 1 if name.endswith("hist") or name == "key_moment" else 2 for name in deltanet}
+    assert_says(found["deltanet"], {name: deltanet[name].take([1], axis) for name, axis in by_layer.items()})
+    read = [text for _, text in texts]
+    assert_says(found["attention"], reference.attention(read, 16))
+    assert_says(found["residual"], {name: values[:, :, [0, 2]] for name, values in reference.residual(read, 4).items()})

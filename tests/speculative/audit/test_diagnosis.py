@@ -1,0 +1,151 @@
+"""What is said of given numbers."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from qwenlab.speculative.audit.contract import Contract
+from qwenlab.speculative.audit.diagnosis import finding, ranked, setting_verdict, untold
+
+NOTHING = (0.0, 0.0)
+
+
+def settings(effects, *, first=0.5, spread=0.05, scaled=0):
+    """A Dataset as `Audit.settings`: effects by label, (agreement, shared probability[, half width]) at every draft."""
+    labels = ["assumed", *effects]
+    data = {}
+    for column, name in enumerate(("agreement", "shared_probability")):
+        sizes = np.array([0.0, *(each[column] for each in effects.values())])
+        halves = np.array([0.0, *(each[2] if len(each) > 2 else 0.01 for each in effects.values())])
+        sizes, halves = np.stack([sizes, sizes], axis=1), np.stack([halves, halves], axis=1)
+        data[name] = ("setting", "draft"), first + sizes
+        data[f"{name}_interval"] = ("setting", "draft", "bound"), first + np.stack([sizes - 0.1, sizes + 0.1], axis=-1)
+        data[f"{name}_effect"] = ("setting", "draft"), sizes
+        data[f"{name}_effect_interval"] = ("setting", "draft", "bound"), np.stack([sizes - halves, sizes + halves], -1)
+    attrs = {"final_norm_spread": spread, "mtp_norm_spread": 0.07, "scaled": scaled}
+    out = xr.Dataset(data, {"setting": labels, "draft": [1, 2], "bound": ["low", "high"]}, attrs)
+    out["verdict"] = "setting", ["", *(setting_verdict(out, label) for label in effects)]
+    return out
+
+
+def controls(own=0.5, commonest=0.1, shuffled=0.2, half=0.05):
+    rates = np.array([own, commonest, shuffled])
+    effect = rates - own
+    halves = np.array([0, half, half])
+    data = {
+        "agreement": ("control", rates),
+        "agreement_interval": (("control", "bound"), np.stack([rates - 0.1, rates + 0.1], axis=1)),
+        "agreement_effect_interval": (("control", "bound"), np.stack([effect - halves, effect + halves], axis=1)),
+    }
+    names = ["wanted contract", "commonest token", "shuffled hidden"]
+    return xr.Dataset(data, {"control": names, "bound": ["low", "high"]})
+
+
+@pytest.mark.parametrize(
+    ("effect", "verdict"),
+    [
+        ((0.1, 0.1), "wanted"),
+        ((0.1, 0.0), "wanted"),
+        ((0.0, 0.1), "wanted"),
+        ((-0.1, -0.1), "worse"),
+        ((0.0, -0.1), "worse"),
+        ((0.1, -0.1), "cannot tell"),  # the measures contradict each other
+        ((0.1, 0.1, 0.2), "cannot tell"),  # 0 is in the interval
+        ((0.0, 0.0), "cannot tell"),  # as far as is known it could be 0.01
+        ((0.0, 0.0, 0.004), "same"),
+        ((0.004, 0.004, 0.0005), "same"),  # beyond doubt, but of no size
+        ((-0.004, 0.0, 0.0005), "same"),
+        ((0.006, 0.0, 0.0005), "wanted"),
+        ((np.nan, np.nan), "cannot tell"),
+    ],
+)
+def test_verdict_of_a_setting(effect, verdict):
+    assert settings({"norms = w": effect})["verdict"].values.tolist() == ["", verdict]
+
+
+def test_the_largest_gain_stands_first_and_the_chain_last():
+    effects = {
+        "norms = w": (0.1, 0.1),
+        "order = hidden first": (0.2, 0.1),
+        "tokens = x[p]": (-0.2, -0.1),
+        "chain = before mtp.norm": (0.4, 0.4),
+    }
+    assert ranked(settings(effects)) == ("order = hidden first", "norms = w", "chain = before mtp.norm")
+
+
+def told(data, beside=None, assumed=None):
+    return finding(data, controls() if beside is None else beside, assumed or Contract(), ranked(data))
+
+
+def test_a_fault_is_told_with_its_effect_and_mend():
+    found = told(settings({"norms = w": (0.1, 0.2), "order = hidden first": (0.05, 0.0)}))
+    assert (found.verdict, found.faults) == ("fault found", ("norms = w", "order = hidden first"))
+    assert found.wanted == Contract(norms="w")
+    assert found.sentence == (
+        "the weights want norms = w: agreement of draft 1 0.500 -> 0.600, +0.100 [+0.090, +0.110]; mend: 1 was added "
+        "to its norm weights before they were stored: take 1 off them all, or multiply by w. Also better, each by "
+        "itself: order = hidden first"
+    )
+
+
+def test_the_measure_that_decided_is_told():
+    sentence = told(settings({"norms = w": (0.0, 0.2)})).sentence
+    assert "norms = w: shared probability of draft 1 0.500 -> 0.700, +0.200 [+0.190, +0.210]; mend" in sentence
+
+
+def test_the_chain_is_told_of_draft_2():
+    assumed = Contract(chain="before mtp.norm")
+    found = told(settings({"chain = after mtp.norm": (0.2, 0.2)}), assumed=assumed)
+    assert found.wanted == Contract()
+    assert "agreement of draft 2 0.500 -> 0.700" in found.sentence
+    assert "mend: feed back what mtp.norm gives" in found.sentence
+
+
+def test_every_setting_has_a_mend():
+    labels = {label for variant in Contract().variants().values() for label in variant.variants()}
+    assert len(labels) == 16
+    for label in labels:
+        name, value = label.split(" = ")
+        other = next(each for each in Contract().variants().values() if getattr(each, name) != value)
+        assert "; mend: " in told(settings({label: (0.2, 0.2)}), assumed=other).sentence
+
+
+def test_no_fault():
+    found = told(settings({"norms = w": (-0.1, -0.2)}))
+    assert (found.verdict, found.faults, found.wanted) == ("no fault found", (), Contract())
+    assert found.sentence == (
+        "no fault found: draft 1 agrees in 0.500 [0.400, 0.600] of the places, by chance in 0.100, and no other "
+        "setting is seen to do better"
+    )
+
+
+def test_nothing_is_said_of_a_head_at_chance():
+    data = settings({"norms = w": (0.05, 0.05)})
+    found = told(data, controls(own=0.12))
+    assert (found.verdict, found.faults, found.wanted) == ("no verdict", (), Contract())
+    assert "not told from the 0.100 in which the main model's commonest token would" in found.sentence
+    assert "two settings are wrong at once" in found.sentence
+
+
+def test_nothing_is_said_of_a_head_that_hears_no_hidden_state():
+    found = told(settings({"norms = w": NOTHING}), controls(shuffled=0.48))
+    assert found.verdict == "no verdict"
+    assert "not told from the 0.480 in which it does with its hidden states shuffled" in found.sentence
+
+
+def test_what_cannot_be_told_apart_comes_with_the_reason():
+    effects = {
+        "hidden = before the final norm": NOTHING,
+        "norms = w": NOTHING,
+        "norms = 2 + w": (-0.1, -0.1),
+        "chain = before mtp.norm": NOTHING,
+        "weights = scaled like the trunk": (0, 0, 0),
+    }
+    assert untold(settings(effects)) == [
+        "cannot tell: hidden = before the final norm: the scale of the trunk's final norm spreads by 5% of its mean, "
+        "and its even part is normed away",
+        "cannot tell: norms = w",
+        "cannot tell: chain = before mtp.norm: the scale of mtp.norm spreads by 7% of its mean, and its even part is "
+        "normed away",
+        "no difference here: weights = scaled like the trunk: no matrix is far from the trunk's, so none was scaled",
+    ]
