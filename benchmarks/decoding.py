@@ -25,9 +25,9 @@ from benchmarks.timing import quartiles
 from qwenlab.checkpoint.open import Checkpoint
 from qwenlab.speculative.decoding import Decoding, Settings
 from qwenlab.speculative.policies import FixedDepth
-from qwenlab.speculative.rollback import Replay
+from qwenlab.speculative.rollback import ReplayRollback
 from qwenlab.speculative.step_times import step_times
-from qwenlab.speculative.verification import Greedy, Verdict
+from qwenlab.speculative.verification import Greedy, Verification
 from qwenlab.testing.models import tiny_head
 
 console = Console(width=120)
@@ -62,8 +62,8 @@ def decoding(checkpoint: Checkpoint, rounds: int) -> dict[str, Any]:
     texts = [checkpoint.tokenizer(text)["input_ids"][:PROMPT] for text in ql.tasks.texts("code", rounds + 1)]
     ways: dict[str, Callable[[list[int]], int]] = {"generate": lambda prompt: plain(checkpoint, prompt)}
     for depth in DEPTHS:
-        ways[f"depth {depth}"] = drafted(checkpoint, depth, ql.speculative.Replay)
-    ways["depth 4, snapshot-and-rerun"] = drafted(checkpoint, 4, ql.speculative.Rerun)
+        ways[f"depth {depth}"] = drafted(checkpoint, depth, ql.speculative.ReplayRollback)
+    ways["depth 4, snapshot-and-rerun"] = drafted(checkpoint, 4, ql.speculative.RerunRollback)
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     rng = random.Random(0)
     for number, prompt in enumerate(tqdm(texts, desc="decoding", unit="round")):
@@ -98,7 +98,7 @@ def drafted(checkpoint: Checkpoint, depth: int, rollback: type[ql.speculative.Ro
 def costs(checkpoint: Checkpoint) -> dict[str, Any]:
     """Steps in units of a plain step, by both rollbacks, and the loop's share of a round of four drafts."""
     text, found = "\n".join(ql.tasks.texts("code", 4)), {}
-    for rollback in (ql.speculative.Replay, ql.speculative.Rerun):
+    for rollback in (ql.speculative.ReplayRollback, ql.speculative.RerunRollback):
         measured = step_times(checkpoint, text, depth=8, rollback=rollback, progress=False)
         step = float(measured["plain_step"])
         verify = measured["verify_step"].values
@@ -123,7 +123,7 @@ def tracing(checkpoint: Checkpoint, depth: int = 3, rounds: int = 3) -> dict[str
         ql.speculative.trace(checkpoint, [text], depth=depth, window=512, progress=False)
         speeds.append(len(text) / (_now(checkpoint.model) - began))
         began = _now(checkpoint.model)
-        made = drafted(checkpoint, depth, ql.speculative.Replay)(text[:PROMPT])
+        made = drafted(checkpoint, depth, ql.speculative.ReplayRollback)(text[:PROMPT])
         ratios.append(speeds[-1] / (made / (_now(checkpoint.model) - began)))
     return {
         "depth": depth,
@@ -142,11 +142,11 @@ class Scripted(Greedy):
 
     def judge(
         self, drafts: torch.Tensor, proposal: torch.Tensor | None, scores: torch.Tensor, generator: torch.Generator
-    ) -> Verdict:
+    ) -> Verification:
         """Accept up to the first draft that fails."""
         passes = torch.rand(len(drafts), generator=generator, device=generator.device) < self.rate
         accepted = int(passes.long().cumprod(dim=0).sum())
-        return Verdict(accepted, int(scores[accepted].argmax()))
+        return Verification(accepted, int(scores[accepted].argmax()))
 
 
 def scripted(name: str, rounds: int, depths: tuple[int, ...] = (1, 3)) -> dict[str, Any]:
@@ -163,7 +163,9 @@ def scripted(name: str, rounds: int, depths: tuple[int, ...] = (1, 3)) -> dict[s
             depth, rate, policy = ways[way]
             generator = torch.Generator(model.device).manual_seed(number)
             settings = Settings(depth, Scripted(rate), policy)
-            made = Decoding(head, text.to(model.device), settings, Replay(), max_new_tokens=NEW, generator=generator)
+            made = Decoding(
+                head, text.to(model.device), settings, ReplayRollback(), max_new_tokens=NEW, generator=generator
+            )
             made.start()
             began = _now(model)
             while not made.ended:

@@ -114,7 +114,7 @@ def planted(
     }
 
 
-def of_check(found: ql.speculative.Losslessness) -> dict[str, Any]:
+def of_check(found: ql.speculative.LosslessReport) -> dict[str, Any]:
     """What a row keeps of one check."""
     return {
         "verdict": found.verdict,

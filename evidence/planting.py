@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from qwenlab.speculative.verification import Greedy, Verdict
+from qwenlab.speculative.verification import Greedy, Verification
 
 AIM, WITHIN = 0.5, 0.05
 """Loss [nat] of a planted token, and how far from it counts as that loss."""
@@ -39,7 +39,7 @@ class Recorded(Greedy):
 
     def judge(
         self, drafts: torch.Tensor, proposal: torch.Tensor | None, scores: torch.Tensor, generator: torch.Generator
-    ) -> Verdict:
+    ) -> Verification:
         verdict = super().judge(drafts, proposal, scores, generator)
         self.near_misses.append(near_miss(scores[verdict.accepted]))
         return verdict
@@ -56,10 +56,10 @@ class Planted(Greedy):
 
     def judge(
         self, drafts: torch.Tensor, proposal: torch.Tensor | None, scores: torch.Tensor, generator: torch.Generator
-    ) -> Verdict:
+    ) -> Verification:
         verdict = super().judge(drafts, proposal, scores, generator)
         self._calls += 1
         if self._calls != self.place + 2:  # the first call is for the prompt
             return verdict
         self.planted = near_miss(scores[verdict.accepted])
-        return Verdict(verdict.accepted, self.planted.token)
+        return Verification(verdict.accepted, self.planted.token)

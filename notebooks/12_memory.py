@@ -428,7 +428,7 @@ strays
 # ### What it does to the loss
 #
 # Now the model itself decodes with rounded states: it reads the texts token by token, and after every token its states
-# are rounded where it keeps them (`ql.interventions.state_dtype`; the layers compute as before). Each text's loss is
+# are rounded where it keeps them (`ql.interventions.StateDtype`; the layers compute as before). Each text's loss is
 # held against its loss in the plain model, read the same way, so that the difficulty of a text cancels. Each row is a
 # domain; bars are bootstrap intervals over texts, widened for the number of differences that are looked at.
 
@@ -447,7 +447,7 @@ def losses(**how):
 plain, in_one_pass = losses(**LOSS), losses(**LOSS | {"block": None})
 rounded = {}
 for format in ql.probes.StatePrecision().formats:
-    with ql.edit(ckpt.model, ql.interventions.state_dtype(format)):
+    with ql.intervene(ckpt.model, ql.interventions.StateDtype(format)):
         rounded[format] = losses(**LOSS)
 low = xr.concat(list(rounded.values()), pd.Index(list(rounded), name="format")).transpose("domain", "format", "text")
 

@@ -120,7 +120,7 @@ lossless
 
 
 # %%
-class Careless(ql.speculative.Replay):
+class Careless(ql.speculative.ReplayRollback):
     """Crops the attention layers and the convolution, and leaves the recurrent states as they are."""
 
     name = "careless"

@@ -94,7 +94,7 @@ pd.DataFrame([{"name": each.name, "edit": each.edit, "parameters": f"{each.param
 
 # %%
 try:
-    with ql.edit(ckpt.model, ql.interventions.zero("layers.*.mixre")):
+    with ql.intervene(ckpt.model, ql.interventions.Zero("layers.*.mixre")):
         pass
 except ql.errors.QwenlabError as error:
     print(type(error).__name__, error, sep="\n")
@@ -155,7 +155,7 @@ print(
 
 # %%
 one = mixers[-1]
-with ql.edit(ckpt.model, *one.edits):
+with ql.intervene(ckpt.model, *one.edits):
     by_hand = ql.tasks.measure(ckpt, tasks, batch_size=16)
 again = ql.tasks.measure(ckpt, tasks, batch_size=16)
 print(f"{one.name}, loss by hand:", np.abs(by_hand["loss"] - sweep["loss"].sel(ablation=one.name)).values.max())
@@ -240,10 +240,10 @@ table[[*columns, "p_holm", "rank_low", "rank_high", "stands"]]
 # be the wrong thing to say, and cost more than saying nothing.
 
 # %%
-with ql.interventions.take(ckpt.model, "layers.*.mixer") as taken, torch.no_grad():
+with ql.interventions.cache_activations(ckpt.model, "layers.*.mixer") as taken, torch.no_grad():
     for tokens in plain[0].tokens:
         ckpt.model(torch.tensor([tokens], device=ckpt.model.device), use_cache=False, logits_to_keep=1)
-by_mean = ql.ablations.units(ckpt, "mixer", edit=partial(ql.interventions.mean, over=taken))
+by_mean = ql.ablations.units(ckpt, "mixer", edit=partial(ql.interventions.Mean, over=taken))
 both = [ql.tasks.mqar(ckpt, pairs=pairs[-1], count=texts_per_domain, name=hardest), plain[1]]
 mean_sweep = ql.ablations.sweep(ckpt, by_mean, both, batch_size=16, progress=False)
 mean_loss = ql.stats.ablations(mean_sweep)

@@ -136,7 +136,7 @@ print(f"       answer: {ckpt.tokenizer.decode([answers[0]])!r}")
 def logprobs(texts, *edits):
     """Log-probabilities [pair, vocabulary] after each text, read under edits."""
     ids = torch.tensor(texts, device=ckpt.model.device)
-    with ql.edit(ckpt.model, *edits) if edits else torch.no_grad():
+    with ql.intervene(ckpt.model, *edits) if edits else torch.no_grad():
         logits = ckpt.model(ids, use_cache=False, logits_to_keep=1).logits[:, -1]
     return logits.double().log_softmax(dim=-1).cpu()
 
@@ -290,7 +290,7 @@ Markdown(
 
 # %%
 KINDS = {"DeltaNet mixers": DELTANET, "attention mixers": ATTENTION, "all mixers": None}
-with ql.interventions.take(ckpt.model, "layers.*.mixer") as taken:
+with ql.interventions.cache_activations(ckpt.model, "layers.*.mixer") as taken:
     logprobs(source)
 
 
@@ -299,7 +299,7 @@ def together(found, target):
     rows = [
         [
             of_answers(
-                logprobs(target, ql.interventions.patch("layers.*.mixer", kind=kind, of=taken, positions=[position]))
+                logprobs(target, ql.interventions.Patch("layers.*.mixer", kind=kind, of=taken, positions=[position]))
             )
             for position in found["position"].values.tolist()
         ]
@@ -350,11 +350,11 @@ Markdown("\n".join(lines))
 #    restores is therefore the height from which on a share at that position says something.
 
 # %%
-with ql.interventions.take(ckpt.model, "layers.*.*") as own:
+with ql.interventions.cache_activations(ckpt.model, "layers.*.*") as own:
     before = logprobs(other_value)
 words = dict.fromkeys(site.rpartition(".")[2] for site in own.sites)
 same = {
-    word: torch.equal(logprobs(other_value, ql.interventions.patch(f"layers.*.{word}", of=own)), before)
+    word: torch.equal(logprobs(other_value, ql.interventions.Patch(f"layers.*.{word}", of=own)), before)
     for word in words
 }
 changes = [

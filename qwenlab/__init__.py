@@ -10,7 +10,7 @@
     horizon = ql.stats.half_life(recording)
     ql.plots.half_life(horizon)
     recording.save("run.nc")               # and, on any laptop: ql.Recording.open("run.nc")
-    with ql.edit(ckpt.model, ql.interventions.zero("layers.3.mixer")):
+    with ql.intervene(ckpt.model, ql.interventions.Zero("layers.3.mixer")):
         ckpt.model(**inputs)               # without that mixer; afterwards the model is what it was
     ql.ablations.sweep(ckpt, ql.ablations.units(ckpt), tasks)  # without each mixer in turn, on every task
 
@@ -38,6 +38,9 @@ The words are defined in docs/glossary.md, the errors in docs/errors.md.
 
 import lazy_loader
 
+from qwenlab.renamed import with_old_names
+
 __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__ = with_old_names(__name__, __getattr__)

@@ -17,7 +17,7 @@ from . import (
 )
 from .checkpoint.anatomy.anatomy import anatomy as anatomy
 from .checkpoint.open import open as open
-from .interventions.session import edit as edit
+from .interventions.session import intervene as intervene
 from .probes.session import watch as watch
 from .record.recording import Recording as Recording
 

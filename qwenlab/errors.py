@@ -65,7 +65,7 @@ class CellFailed(NotebookFailed):
     """A cell of a notebook raised."""
 
 
-class KernelDied(NotebookFailed):
+class NotebookKernelDied(NotebookFailed):
     """The process that ran a notebook's cells ended before the notebook did."""
 
 
@@ -189,11 +189,11 @@ class KernelDisagrees(QwenlabError):
     """What was worked out from a kernel's arguments is not what the kernel returned."""
 
 
-class CannotEdit(QwenlabError):
+class CannotIntervene(QwenlabError):
     """An edit that this model, kernel or way of running does not allow."""
 
 
-class SilentEdit(QwenlabError):
+class SilentIntervention(QwenlabError):
     """An edit that a forward pass did not reach, or that never changed anything."""
 
 

@@ -15,7 +15,7 @@ from qwenlab.ablations import Ablation, combined, controls, units
 from qwenlab.checkpoint.decoder import decoder_of
 from qwenlab.checkpoint.open import Checkpoint
 from qwenlab.errors import BadArgument
-from qwenlab.interventions import take
+from qwenlab.interventions import cache_activations
 
 KINDS = {"linear_attention": "DeltaNet", "full_attention": "attention"}
 STEPS = (1, 2, 4, 6, 8, 12, 18)
@@ -104,7 +104,7 @@ def contributions(checkpoint: Checkpoint, texts: Sequence[Sequence[int]]) -> xr.
     found = {name: np.zeros((count, len(texts))) for name in names}
     for text, tokens in enumerate(texts):
         ids = torch.tensor([tokens], device=model.device)
-        with take(model, "layers.*.mixer", "layers.*.residual") as taken:
+        with cache_activations(model, "layers.*.mixer", "layers.*.residual") as taken:
             model(ids, use_cache=False, logits_to_keep=1)
         before = model.get_input_embeddings()(ids)[0]
         for layer in range(count):

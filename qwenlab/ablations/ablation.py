@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwenlab.errors import BadArgument
-from qwenlab.interventions.base import Edit
+from qwenlab.interventions.base import Intervention
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Ablation:
     """
 
     name: str
-    edits: tuple[Edit, ...]
+    edits: tuple[Intervention, ...]
     of: str
     parts: tuple[str, ...]
     layer: int

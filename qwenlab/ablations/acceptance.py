@@ -10,8 +10,8 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from qwenlab.ablations.ablation import Ablation, check_ablations, coordinates
-from qwenlab.checkpoint.open import Checkpoint, refuse_model
-from qwenlab.interventions.session import edit
+from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
+from qwenlab.interventions.session import intervene
 from qwenlab.speculative.provenance import facts_of
 from qwenlab.speculative.scores import acceptance_score
 
@@ -30,13 +30,13 @@ def acceptance(
 
     Raises BadArgument, what `acceptance_score` raises, and what the edits raise.
     """
-    refuse_model(checkpoint)
+    require_checkpoint(checkpoint)
     check_ablations("acceptance(checkpoint, ablations, texts)", ablations)
     clean = acceptance_score(checkpoint, texts, **how)
     known: dict[str, np.ndarray] = {}  # a control may be the same edits as a unit
     for ablation in tqdm(ablations, unit="ablation", desc="accepting", disable=not progress):
         if ablation.edit not in known:
-            with edit(checkpoint.model, *ablation.edits):
+            with intervene(checkpoint.model, *ablation.edits):
                 known[ablation.edit] = acceptance_score(checkpoint, texts, **how)["acceptance_length"].values
     found = [known[ablation.edit] for ablation in ablations]
     about = clean["acceptance_length"].attrs

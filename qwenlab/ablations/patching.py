@@ -15,23 +15,23 @@ from tqdm.auto import tqdm
 from qwenlab.ablations.prefix import given_back, outputs_of_layers
 from qwenlab.capture.provenance import facts_of_texts
 from qwenlab.checkpoint.decoder import decoder_of
-from qwenlab.checkpoint.open import Checkpoint, refuse_model
+from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
 from qwenlab.checkpoint.sites import Site, find_sites
 from qwenlab.errors import BadArgument
-from qwenlab.interventions.activations import take
+from qwenlab.interventions.activations import cache_activations
 from qwenlab.interventions.base import check_heads, indices
 from qwenlab.interventions.module_sites import heads_of
-from qwenlab.interventions.session import edit
-from qwenlab.interventions.values import patch
+from qwenlab.interventions.session import intervene
+from qwenlab.interventions.values import Patch
 
-Texts = Sequence[str] | Sequence[Sequence[int]]
+TextsOrTokens = Sequence[str] | Sequence[Sequence[int]]
 
 
 @torch.no_grad()
 def patching(
     checkpoint: Checkpoint,
-    source: Texts,
-    target: Texts,
+    source: TextsOrTokens,
+    target: TextsOrTokens,
     answers: Sequence[int],
     *,
     sites: str = "layers.*.residual",
@@ -54,7 +54,7 @@ def patching(
     Where the answer comes back, the value holds what tells it (Meng et al. 2022, arXiv:2202.05262). Raises BadArgument
     for texts that are no pairs of one length, and what `find_sites` raises.
     """
-    refuse_model(checkpoint)
+    require_checkpoint(checkpoint)
     ids = {name: _tokens(checkpoint, texts, name) for name, texts in (("source", source), ("target", target))}
     answers = _ids(answers, "patching(answers=...)")
     _check(checkpoint, ids["source"], ids["target"], answers)
@@ -67,7 +67,7 @@ def patching(
             check_heads(heads, heads_of(decoder, site), f"patching(heads={list(heads)}): {site.name}")
     read = {name: torch.tensor(rows, device=device) for name, rows in ids.items()}
     logprob = partial(_logprob, checkpoint.model, torch.tensor(answers, device=device))
-    with take(checkpoint.model, sites) as taken:
+    with cache_activations(checkpoint.model, sites) as taken:
         of_source = logprob(read["source"])
     with outputs_of_layers(decoder) as layers:
         of_target = logprob(read["target"])
@@ -75,8 +75,8 @@ def patching(
     with tqdm(total=len(places) * len(chosen), unit="patch", desc="patching", disable=not progress) as bar:
         for row, site in enumerate(places):
             for column, position in enumerate(chosen):
-                value = patch(site.name, of=taken, heads=heads, positions=[position])
-                with edit(checkpoint.model, value) as editing, given_back(decoder, editing, layers):
+                value = Patch(site.name, of=taken, heads=heads, positions=[position])
+                with intervene(checkpoint.model, value) as editing, given_back(decoder, editing, layers):
                     found[row, column] = logprob(read["target"])
                 bar.update()
     told = {name: _strings(checkpoint, rows, chosen) for name, rows in ids.items()}
@@ -126,7 +126,7 @@ def _strings(checkpoint: Checkpoint, rows: list[list[int]], chosen: Sequence[int
     return [[str(checkpoint.tokenizer.decode([row[position]])) for position in chosen] for row in rows]
 
 
-def _tokens(checkpoint: Checkpoint, texts: Texts, name: str) -> list[list[int]]:
+def _tokens(checkpoint: Checkpoint, texts: TextsOrTokens, name: str) -> list[list[int]]:
     where = f"patching({name}=...)"
     if isinstance(texts, str) or not len(texts):
         raise BadArgument(f"{where}: give a list of texts, at least one.")

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from qwenlab.capture.active import active_edits
+from qwenlab.capture.active import active_interventions
 from qwenlab.capture.wrapping import heard, in_this_thread, outputs
 from qwenlab.checkpoint.decoder import Decoder
-from qwenlab.interventions.session import Editing
+from qwenlab.interventions.session import InterventionSession
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def outputs_of_layers(decoder: Decoder) -> Iterator[dict[int, Any]]:
 
 
 @contextmanager
-def given_back(decoder: Decoder, editing: Editing, known: Mapping[int, Any]) -> Iterator[int]:
+def given_back(decoder: Decoder, editing: InterventionSession, known: Mapping[int, Any]) -> Iterator[int]:
     """In the block, which lies in that of an edit, the layers below the edit do not run: each returns what is known.
 
     Inside another edit's block every layer runs; inside a `watch`, those in which it listens and those above.
@@ -43,7 +43,7 @@ def given_back(decoder: Decoder, editing: Editing, known: Mapping[int, Any]) -> 
     def give(result: Any, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return result
 
-    others = len(active_edits(decoder.module)) > len(editing.edits)
+    others = len(active_interventions(decoder.module)) > len(editing.edits)
     lowest = 0 if others else _lowest_layer(editing)
     skipped = next((layer for layer in range(lowest) if _is_heard(decoder.layers[layer])), lowest)
     with ExitStack() as hooks:
@@ -52,7 +52,7 @@ def given_back(decoder: Decoder, editing: Editing, known: Mapping[int, Any]) -> 
         yield skipped
 
 
-def _lowest_layer(editing: Editing) -> int:
+def _lowest_layer(editing: InterventionSession) -> int:
     """The first layer in which the edits of a block that has begun change anything; 0 where that is not told."""
     named = [re.match(r"layers\.(\d+)\.", place.where) for places in editing.fired.values() for place in places]
     return min((int(each[1]) if each else 0 for each in named), default=0)

@@ -25,7 +25,7 @@ _EVERY = 20.0  # seconds
 _BROKEN = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
-class Kept:
+class ScoreTable:
     """Scores of ablations and of the unedited model, where they are known, and the file that keeps them.
 
     scores  float64 by name: [ablation, text], and "clean_..." [text]; NaN where nothing is known yet

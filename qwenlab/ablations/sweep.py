@@ -14,13 +14,13 @@ from tqdm.auto import tqdm
 
 from qwenlab.ablations.ablation import Ablation, check_ablations, coordinates
 from qwenlab.ablations.prefix import given_back, outputs_of_layers
-from qwenlab.ablations.resume import BY_TEXT, Kept, key_of
-from qwenlab.capture.active import active_edits
+from qwenlab.ablations.resume import BY_TEXT, ScoreTable, key_of
+from qwenlab.capture.active import active_interventions
 from qwenlab.capture.provenance import facts_of_texts, running_on
 from qwenlab.checkpoint.decoder import Decoder, decoder_of
-from qwenlab.checkpoint.open import Checkpoint, refuse_model
+from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
 from qwenlab.errors import InterruptedWarning
-from qwenlab.interventions.session import edit
+from qwenlab.interventions.session import intervene
 from qwenlab.tasks.grading import TaskBatch, check_tasks, grade, task_batches
 from qwenlab.tasks.task import Task
 
@@ -62,7 +62,7 @@ def sweep(
     Interrupted, it returns the texts that every ablation has read, with a warning. Raises BadArgument, and what the
     edits raise.
     """
-    refuse_model(checkpoint)
+    require_checkpoint(checkpoint)
     check_ablations("sweep(checkpoint, ablations, tasks)", ablations)
     check_tasks("sweep", tasks)
     batches = list(task_batches(checkpoint, tasks, batch_size=batch_size))
@@ -99,9 +99,9 @@ class _Sweep:
     ) -> None:
         self.checkpoint, self.ablations, self.tasks = checkpoint, ablations, tasks
         self.decoder: Decoder = decoder_of(checkpoint.model)
-        running = running_on(self.decoder)["dtype"], *active_edits(self.decoder.module)
+        running = running_on(self.decoder)["dtype"], *active_interventions(self.decoder.module)
         key = key_of([checkpoint.hash_now(), *running], ablations, tasks)
-        self.kept = Kept(keep, key, len(ablations), sum(len(task.tokens) for task in tasks))
+        self.kept = ScoreTable(keep, key, len(ablations), sum(len(task.tokens) for task in tasks))
 
     @property
     def whole(self) -> np.ndarray:
@@ -123,7 +123,7 @@ class _Sweep:
             ablation, run = self.ablations[index], 0
             if ablation.edit not in known:
                 with (
-                    edit(self.checkpoint.model, *ablation.edits) as editing,
+                    intervene(self.checkpoint.model, *ablation.edits) as editing,
                     given_back(self.decoder, editing, layers) as skipped,
                 ):
                     logits = self._logits(batch)

@@ -13,11 +13,11 @@ from qwenlab.checkpoint.decoder import Decoder, decoder_of, module_of
 from qwenlab.checkpoint.families import KINDS
 from qwenlab.checkpoint.sites import find_sites
 from qwenlab.errors import BadArgument, NothingToProbe, UnknownLayer
-from qwenlab.interventions.base import Edit, indices
-from qwenlab.interventions.experts import mask_experts
-from qwenlab.interventions.gates import set_gate
+from qwenlab.interventions.base import Intervention, indices
+from qwenlab.interventions.experts import MaskExperts
+from qwenlab.interventions.gates import SetGate
 from qwenlab.interventions.module_sites import heads_of
-from qwenlab.interventions.values import identity, zero
+from qwenlab.interventions.values import Identity, Zero
 
 UNITS = ("layer", "mixer", "mlp", "head", "expert", "gate", "kind")
 """What can be ablated part by part.
@@ -26,19 +26,19 @@ layer   a whole layer is left out (`identity`)
 mixer   what a layer's mixer adds to the stream
 mlp     what its MLP, or its experts together, add
 head    what one head gives to the mixer's output projection
-expert  one expert is never chosen (`mask_experts`)
+expert  one expert is never chosen (`MaskExperts`)
 gate    one gate of a layer stands open: decay 1 (nothing is forgotten), write strength 1, output gate 1
 kind    all mixers of one kind
 """
 
-_OWN = {"layer": identity, "expert": mask_experts, "gate": set_gate}
+_OWN = {"layer": Identity, "expert": MaskExperts, "gate": SetGate}
 
 
 def units(
     model: nn.Module | Any,
     of: str = "mixer",
     *,
-    edit: Callable[..., Edit] = zero,
+    edit: Callable[..., Intervention] = Zero,
     layers: Iterable[int] | None = None,
 ) -> list[Ablation]:
     """One ablation of every part of a kind, in the order of the layers.
@@ -56,7 +56,7 @@ def units(
     """
     if of not in UNITS:
         raise BadArgument(f"units(of={of!r}): choose among {', '.join(UNITS)}.")
-    if of in _OWN and edit is not zero:
+    if of in _OWN and edit is not Zero:
         raise BadArgument(f"units(of={of!r}, edit=...): its edit is {_OWN[of].__name__}.\nLeave edit out.")
     if of == "kind" and layers is not None:
         raise BadArgument("units(of='kind', layers=...): a kind is ablated in all of its layers.\nLeave layers out.")
@@ -69,22 +69,22 @@ def units(
     return found
 
 
-Made = Iterator[Ablation]
+Ablations = Iterator[Ablation]
 
 
-def _layers(decoder: Decoder, edit: Callable[..., Edit]) -> Made:
+def _layers(decoder: Decoder, edit: Callable[..., Intervention]) -> Ablations:
     for layer, kind in enumerate(decoder.layer_types):
         count = _count(decoder.layers[layer])
-        yield Ablation(f"layer {layer}", (identity([layer]),), "layer", (f"layers.{layer}",), layer, kind, count)
+        yield Ablation(f"layer {layer}", (Identity([layer]),), "layer", (f"layers.{layer}",), layer, kind, count)
 
 
-def _parts(of: str, decoder: Decoder, edit: Callable[..., Edit]) -> Made:
+def _parts(of: str, decoder: Decoder, edit: Callable[..., Intervention]) -> Ablations:
     for site in find_sites(decoder.module, f"layers.*.{of}"):
         count = _count(decoder.part(site.layer, of))
         yield Ablation(f"{of} {site.layer}", (edit(site.name),), of, (site.name,), site.layer, site.kind, count)
 
 
-def _heads(decoder: Decoder, edit: Callable[..., Edit]) -> Made:
+def _heads(decoder: Decoder, edit: Callable[..., Intervention]) -> Ablations:
     for site in find_sites(decoder.module, "layers.*.mixer.heads"):
         there = heads_of(decoder, site) or 1
         count = _count(decoder.mixer(site.layer)) // there
@@ -93,24 +93,24 @@ def _heads(decoder: Decoder, edit: Callable[..., Edit]) -> Made:
             yield Ablation(f"head {site.layer}.{head}", edits, "head", (part,), site.layer, site.kind, count)
 
 
-def _experts(decoder: Decoder, edit: Callable[..., Edit]) -> Made:
+def _experts(decoder: Decoder, edit: Callable[..., Intervention]) -> Ablations:
     for layer in decoder.layers_with("experts"):
         there = int(decoder.part(layer, "router").num_experts)
         kind, count = decoder.layer_types[layer], _count(decoder.part(layer, "experts")) // there
         for expert in range(there):
-            edits, part = (mask_experts([expert], layers=[layer]),), f"layers.{layer}.mlp.experts[{expert}]"
+            edits, part = (MaskExperts([expert], layers=[layer]),), f"layers.{layer}.mlp.experts[{expert}]"
             yield Ablation(f"expert {layer}.{expert}", edits, "expert", (part,), layer, kind, count)
 
 
-def _gates(decoder: Decoder, edit: Callable[..., Edit]) -> Made:
+def _gates(decoder: Decoder, edit: Callable[..., Intervention]) -> Ablations:
     for site in find_sites(decoder.module, "layers.*.mixer.*"):
         word = site.word.removeprefix("mixer.")
         if word in ("decay", "beta", "gate"):
-            name, edits = f"{word} {site.layer}", (set_gate(site.name, to=1.0),)
+            name, edits = f"{word} {site.layer}", (SetGate(site.name, to=1.0),)
             yield Ablation(name, edits, "gate", (site.name,), site.layer, site.kind, 0)
 
 
-def _kinds(decoder: Decoder, edit: Callable[..., Edit]) -> Made:
+def _kinds(decoder: Decoder, edit: Callable[..., Intervention]) -> Ablations:
     for kind in KINDS:
         if layers := decoder.layers_of(kind):
             parts = tuple(f"layers.{layer}.mixer" for layer in layers)
@@ -119,7 +119,7 @@ def _kinds(decoder: Decoder, edit: Callable[..., Edit]) -> Made:
             yield Ablation(f"all {kind}", (edit("layers.*.mixer", kind=kind),), "kind", parts, layer, kind, count)
 
 
-_MADE: dict[str, Callable[[Decoder, Callable[..., Edit]], Made]] = {
+_MADE: dict[str, Callable[[Decoder, Callable[..., Intervention]], Ablations]] = {
     "layer": _layers,
     "mixer": partial(_parts, "mixer"),
     "mlp": partial(_parts, "mlp"),

@@ -24,7 +24,7 @@ _masks: WeakKeyDictionary[nn.Module, torch.Tensor] = WeakKeyDictionary()
 
 
 @contextmanager
-def listed(stack: nn.Module, names: Sequence[str]) -> Iterator[None]:
+def listed_as_active(stack: nn.Module, names: Sequence[str]) -> Iterator[None]:
     """List these interventions, by the text that writes them, as active for the length of a block."""
     _names.setdefault(stack, []).extend(names)
     try:
@@ -34,13 +34,13 @@ def listed(stack: nn.Module, names: Sequence[str]) -> Iterator[None]:
             _names[stack].remove(name)
 
 
-def active_edits(stack: nn.Module) -> tuple[str, ...]:
+def active_interventions(stack: nn.Module) -> tuple[str, ...]:
     """The interventions that are active on a stack of layers, as they are written, those of outer blocks first."""
     return tuple(_names.get(stack, ()))
 
 
 @contextmanager
-def in_force(stack: nn.Module, what: What, edit: str, layers: Iterable[int]) -> Iterator[None]:
+def replacing(stack: nn.Module, what: What, edit: str, layers: Iterable[int]) -> Iterator[None]:
     """Let it be known that an edit changes this in these layers, for the length of a block."""
     entry = (what, edit, frozenset(layers))
     _changed.setdefault(stack, []).append(entry)
@@ -50,7 +50,7 @@ def in_force(stack: nn.Module, what: What, edit: str, layers: Iterable[int]) -> 
         _changed[stack].remove(entry)
 
 
-def changed(stack: nn.Module, what: What, layers: Iterable[int]) -> str | None:
+def replaced_by(stack: nn.Module, what: What, layers: Iterable[int]) -> str | None:
     """The edit that changes this in one of these layers, as it is written; None where there is none."""
     held = _changed.get(stack)
     if not held:
@@ -59,17 +59,17 @@ def changed(stack: nn.Module, what: What, layers: Iterable[int]) -> str | None:
     return next((edit for kind, edit, where in held if kind == what and where & asked), None)
 
 
-def note_mask(mixer: nn.Module, mask: torch.Tensor) -> None:
+def set_mask(mixer: nn.Module, mask: torch.Tensor) -> None:
     """An edit gives a layer's attention function this mask."""
     _masks[mixer] = mask
 
 
-def forget_mask(mixer: nn.Module) -> None:
+def clear_mask(mixer: nn.Module) -> None:
     """The pass is over."""
     _masks.pop(mixer, None)
 
 
-def edited_mask(mixer: nn.Module, mask: torch.Tensor | None) -> torch.Tensor | None:
+def mask_of_intervention(mixer: nn.Module, mask: torch.Tensor | None) -> torch.Tensor | None:
     """bool [batch, 1 or head, position, key]: what a call with this mask may look at; None where no edit made it."""
     if mask is None or _masks.get(mixer) is not mask:
         return None

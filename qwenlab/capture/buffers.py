@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from qwenlab.capture.delta_rule import RuleCall, constant
+from qwenlab.capture.delta_rule import DeltaRuleCall, constant
 
 Part = str
 PARTS: tuple[Part, ...] = ("mixer", "mlp")
@@ -55,12 +55,12 @@ class AttentionCall:
         return AttentionCall(query, last.key, last.scaling, last.value, seen)
 
 
-Note = torch.Tensor | RuleCall | AttentionCall
-Notes = dict[str, Note]
+CapturedValue = torch.Tensor | DeltaRuleCall | AttentionCall
+Captured = dict[str, CapturedValue]
 
 
 @dataclass(frozen=True)
-class Form:
+class CaptureLayout:
     """How a note lies when it comes, which is put right only when it is read: decode steps have no time for it.
 
     rows   how many rows a token has where sequence and position are one axis; 0 where they are two
@@ -72,11 +72,11 @@ class Form:
     shape: tuple[int, ...] = ()
     index: int | None = None
 
-    def tokens(self, note: Note) -> int:
+    def tokens(self, note: CapturedValue) -> int:
         """How many tokens it is of."""
         return note.shape[0] // self.rows if self.rows else note.shape[0] * note.shape[1]
 
-    def read(self, notes: Sequence[Any], batch: int) -> Note:
+    def read(self, notes: Sequence[Any], batch: int) -> CapturedValue:
         """The notes of steps that follow one another, joined along the positions: [batch, position, ...]."""
         if not isinstance(notes[0], torch.Tensor):
             return notes[0] if len(notes) == 1 else type(notes[0]).joined(list(notes))
@@ -92,11 +92,11 @@ class Form:
         return note if self.index is None else note[..., self.index, :]
 
 
-WHOLE, FLAT = Form(), Form(rows=1)
+WHOLE, FLAT = CaptureLayout(), CaptureLayout(rows=1)
 
 
 @dataclass(eq=False)
-class Inbox:
+class CaptureBuffer:
     """Where the notes of one part of one layer arrive.
 
     wanted   names of the notes that some probe reads, each with its form
@@ -106,10 +106,10 @@ class Inbox:
 
     layer: int
     part: Part
-    wanted: dict[str, Form] = field(default_factory=dict)
+    wanted: dict[str, CaptureLayout] = field(default_factory=dict)
     readers: list[Any] = field(default_factory=list)
-    notes: Notes = field(default_factory=dict)
-    kept: list[Notes] = field(default_factory=list)
+    notes: Captured = field(default_factory=dict)
+    kept: list[Captured] = field(default_factory=list)
     _complete: int = 0
     _partly: Counter[str] = field(default_factory=Counter)
 
@@ -117,7 +117,7 @@ class Inbox:
         """Note a value of the pass that is running."""
         self.notes[name] = constant(value)
 
-    def collect(self) -> Notes | None:
+    def collect(self) -> Captured | None:
         """The notes left since the last time; None where one is missing, and then the others are only counted."""
         notes, self.notes = self.notes, {}
         if len(notes) == len(self.wanted):
@@ -125,11 +125,11 @@ class Inbox:
         self._count(notes)
         return None
 
-    def _count(self, notes: Notes) -> None:
+    def _count(self, notes: Captured) -> None:
         for name, note in notes.items():
             self._partly[name] += self.wanted[name].tokens(note)
 
-    def keep(self, notes: Notes) -> None:
+    def keep(self, notes: Captured) -> None:
         """Keep the notes of a decode step. Only the last step needs attention keys: the cache's hold those of all."""
         if self.kept and "attention" in notes:
             _pass_keys(self.kept[-1], notes)
@@ -147,7 +147,7 @@ class Inbox:
             _pass_keys(self.kept[steps], self.kept[steps - 1])
         del self.kept[steps:]
 
-    def read(self, came: Sequence[Notes], batch: int, width: int) -> Notes | None:
+    def read(self, came: Sequence[Captured], batch: int, width: int) -> Captured | None:
         """Notes of one pass, or of steps that follow one another, as probes read them: [batch, position, ...].
 
         All on the device that the part ran on. None unless each is for all of `batch` sequences of `width` columns.
@@ -198,7 +198,7 @@ def _seen_by_steps(calls: list[AttentionCall]) -> torch.Tensor:
     return torch.cat(seen, dim=2)
 
 
-def _pass_keys(giver: Notes, taker: Notes) -> None:
+def _pass_keys(giver: Captured, taker: Captured) -> None:
     one: Any = giver["attention"]
     other: Any = taker["attention"]
     one.key, other.key = None, one.key if other.key is None else other.key

@@ -17,7 +17,7 @@ from torch import nn
 
 from qwenlab.capture.prediction import normalised, predictions
 from qwenlab.capture.running import RunningLayer
-from qwenlab.capture.tokens import Reading
+from qwenlab.capture.tokens import TokenBatch
 from qwenlab.capture.wrapping import listening
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import DELTANET, Family
@@ -25,7 +25,7 @@ from qwenlab.checkpoint.fused_kernels import implementation
 
 
 @dataclass
-class RuleCall:
+class DeltaRuleCall:
     """One call of the delta rule by one layer, or those of decode steps that follow one another.
 
     key, value      [batch, position, key head, channel], [batch, position, head, channel], as the kernel got them
@@ -69,7 +69,7 @@ class RuleCall:
         held = (self.key, self.value, self.g, self.beta, self.query, self.out)
         return sum(tensor.nbytes for tensor in held if tensor is not None)
 
-    def predict(self, heads: torch.Tensor, reading: Reading) -> tuple[torch.Tensor, torch.Tensor]:
+    def predict(self, heads: torch.Tensor, reading: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """What the sampled heads predicted of each value, and their state after each row's last real token.
 
         Padding is passed over (alpha 1, beta 0), so that the state it ends with is that after the last real token.
@@ -79,7 +79,7 @@ class RuleCall:
         return predictions(*self.of_heads(heads, reading), self.initial)
 
     def of_heads(
-        self, heads: torch.Tensor, reading: Reading
+        self, heads: torch.Tensor, reading: TokenBatch
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Keys, normalised, values, g and beta of these value heads, each [batch, position, these heads, ...].
 
@@ -91,19 +91,19 @@ class RuleCall:
         return key, value, g, beta
 
     @staticmethod
-    def joined(calls: list[RuleCall]) -> RuleCall:
+    def joined(calls: list[DeltaRuleCall]) -> DeltaRuleCall:
         """Decode steps that follow one another, as one call."""
         key, value, g, beta = (
             torch.cat([getattr(call, name) for call in calls], dim=1) for name in ("key", "value", "g", "beta")
         )
-        joined = RuleCall(key, value, g, beta, calls[0].initial, calls[-1].final, calls[0].heads)
+        joined = DeltaRuleCall(key, value, g, beta, calls[0].initial, calls[-1].final, calls[0].heads)
         joined.query, joined.out, joined.before = _joined(calls, "query"), _joined(calls, "out"), calls[0].before
         joined.entering, joined.leaving = calls[0].entering, calls[-1].leaving
         return joined
 
 
-class RuleTap:
-    """Hears the delta-rule calls of the layers it is told of, and delivers each as a `RuleCall`.
+class DeltaRuleHook:
+    """Hears the delta-rule calls of the layers it is told of, and delivers each as a `DeltaRuleCall`.
 
     heads   by layer, int [sampled head]: the value heads whose prediction is asked for, where some are
     mapped  by layer, int [mapped head]: the value heads whose map is asked for, where some are
@@ -112,7 +112,7 @@ class RuleTap:
             none ("") where the initial state is the one that the step before ended with
     """
 
-    def __init__(self, family: Family, deliver: Callable[[RuleCall], None]) -> None:
+    def __init__(self, family: Family, deliver: Callable[[DeltaRuleCall], None]) -> None:
         self.heads: dict[int, torch.Tensor] = {}
         self.mapped: dict[int, torch.Tensor] = {}
         self.stated: frozenset[int] = frozenset()
@@ -147,7 +147,7 @@ class RuleTap:
             heads = self.heads[layer] = heads.to(key.device)
             initial = _sampled(kwargs.get("initial_state"), heads) if self.states else None
             final = _sampled(result[1], heads) if self.states == "both" else None
-        call = RuleCall(constant(key), constant(value), constant(g), constant(beta), initial, final, heads)
+        call = DeltaRuleCall(constant(key), constant(value), constant(g), constant(beta), initial, final, heads)
         if layer in self.mapped:
             mapped = self.mapped[layer] = self.mapped[layer].to(key.device)
             query = args[0] if args else kwargs["query"]
@@ -165,7 +165,7 @@ def constant(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach() if tensor.requires_grad else tensor
 
 
-def _joined(calls: list[RuleCall], name: str) -> torch.Tensor | None:
+def _joined(calls: list[DeltaRuleCall], name: str) -> torch.Tensor | None:
     """One of the tensors of decode steps along the positions, where they have it."""
     held = [getattr(call, name) for call in calls]
     return None if held[0] is None else torch.cat(held, dim=1)

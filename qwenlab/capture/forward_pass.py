@@ -18,7 +18,7 @@ Indices = int | list[list[int]]
 
 
 @dataclass(eq=False)
-class Thread:
+class CachedSequences:
     """The sequences of one cache, as far as they were read.
 
     columns   of the cache; when it holds another number the next time, it was cropped in between
@@ -37,7 +37,7 @@ class Thread:
 
 
 @dataclass(frozen=True, eq=False)
-class Pass:
+class ForwardPass:
     """One forward pass as the host knows it, no tensor looked at: a decode step has no time for more.
 
     batch, width  sequences side by side, and columns of each
@@ -57,7 +57,7 @@ class Pass:
     tokens: torch.Tensor | None
     keys: torch.Tensor | None
     label: Indices
-    thread: Thread
+    thread: CachedSequences
     ends: RowEnds
     embeddings: torch.Tensor | None = None
 
@@ -66,7 +66,7 @@ class Pass:
         """Whether it is one token a sequence, on a cache."""
         return self.width == 1 and self.past > 0
 
-    def goes_on(self, earlier: Pass) -> bool:
+    def goes_on(self, earlier: ForwardPass) -> bool:
         """Whether this is the decode step right after an earlier one, row by row."""
         return (
             self.is_decode

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from qwenlab.capture.active import edited_mask
-from qwenlab.capture.buffers import FLAT, AttentionCall, Form, Inbox
-from qwenlab.capture.delta_rule import RuleCall, RuleTap, constant
+from qwenlab.capture.active import mask_of_intervention
+from qwenlab.capture.buffers import FLAT, AttentionCall, CaptureBuffer, CaptureLayout
+from qwenlab.capture.delta_rule import DeltaRuleCall, DeltaRuleHook, constant
 from qwenlab.capture.wrapping import inputs, listening, outputs
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import DELTANET
@@ -22,7 +22,7 @@ Leave = Callable[[Any], None]
 ROUTER = ("router", "weights", "chosen")
 
 
-class Taps:
+class CaptureHooks:
     """Places the hooks that the wanted notes need, and hands an inbox over once its part has run.
 
     Notes, by part of a layer (all [batch, position, ...] once they are read):
@@ -33,14 +33,14 @@ class Taps:
            output of the routed experts · `shared` output of the shared expert · `shared_gate` its logit
     """
 
-    def __init__(self, decoder: Decoder, hand_over: Callable[[Inbox], None]) -> None:
+    def __init__(self, decoder: Decoder, hand_over: Callable[[CaptureBuffer], None]) -> None:
         self.decoder, self.hand_over = decoder, hand_over
-        self.rule = RuleTap(decoder.family, self._leave_rule)
+        self.rule = DeltaRuleHook(decoder.family, self._leave_rule)
         self.valued: tuple[int, ...] = ()  # layers of which attention's values are noted with its keys
         self._thread = 0  # the one that runs a pass; another may be in a pass that began before the block
-        self._inboxes: list[Inbox] = []
-        self._speaking: Inbox | None = None  # the DeltaNet layer that is running
-        self._attending: dict[int, Inbox] = {}  # by id of the attention module
+        self._inboxes: list[CaptureBuffer] = []
+        self._speaking: CaptureBuffer | None = None  # the DeltaNet layer that is running
+        self._attending: dict[int, CaptureBuffer] = {}  # by id of the attention module
 
     def begin(self) -> None:
         """A forward pass begins; what a pass that broke off left is dropped."""
@@ -53,7 +53,7 @@ class Taps:
         """The forward pass is over: until the next, no hook looks (gradient checkpointing runs layers again)."""
         self._thread = 0
 
-    def place(self, inboxes: Iterable[Inbox], hooks: ExitStack) -> None:
+    def place(self, inboxes: Iterable[CaptureBuffer], hooks: ExitStack) -> None:
         """Place the hooks for what these want, until `hooks` closes."""
         self._inboxes = list(inboxes)
         if any("rule" in inbox.wanted for inbox in self._inboxes):
@@ -63,7 +63,7 @@ class Taps:
         if self._attending:
             self._listen_to_attention(hooks)
 
-    def _place_mixer(self, inbox: Inbox, hooks: ExitStack) -> None:
+    def _place_mixer(self, inbox: CaptureBuffer, hooks: ExitStack) -> None:
         mixer, wanted, start = self.decoder.part(inbox.layer, "mixer"), inbox.wanted, None
         if "stream" in wanted:
             self._before(self.decoder.layers[inbox.layer], self._first_of(inbox, "stream"), hooks)
@@ -72,15 +72,15 @@ class Taps:
         if "attention" in wanted:
             self._attending[id(mixer)] = inbox
         if "gate" in wanted and self.decoder.layer_types[inbox.layer] == DELTANET:
-            wanted["gate"] = Form(rows=mixer.num_v_heads)
+            wanted["gate"] = CaptureLayout(rows=mixer.num_v_heads)
             self._before(mixer.norm, lambda given: inbox.leave("gate", given[1]), hooks)
         elif "gate" in wanted:
             # `q_proj` gives each head its query, then its gate.
-            wanted["gate"] = Form(shape=(-1, 2, mixer.head_dim), index=1)
+            wanted["gate"] = CaptureLayout(shape=(-1, 2, mixer.head_dim), index=1)
             self._after(mixer.q_proj, lambda out: inbox.leave("gate", out), hooks)
         self._after(mixer, self._finish(inbox), hooks, start)
 
-    def _place_mlp(self, inbox: Inbox, hooks: ExitStack) -> None:
+    def _place_mlp(self, inbox: CaptureBuffer, hooks: ExitStack) -> None:
         wanted = inbox.wanted
         if "stream" in wanted:
             self._before(self.decoder.part(inbox.layer, "mlp_norm"), self._first_of(inbox, "stream"), hooks)
@@ -98,13 +98,13 @@ class Taps:
         wanted.update({name: FLAT for name in (*ROUTER, *(name for name, _ in experts)) if name in wanted})
         self._after(self.decoder.part(inbox.layer, "mlp"), self._finish(inbox), hooks)
 
-    def _first_of(self, inbox: Inbox, name: str) -> Leave:
+    def _first_of(self, inbox: CaptureBuffer, name: str) -> Leave:
         return lambda given: inbox.leave(name, given[0])
 
-    def _output(self, inbox: Inbox, name: str) -> Leave:
+    def _output(self, inbox: CaptureBuffer, name: str) -> Leave:
         return lambda out: inbox.leave(name, out)
 
-    def _finish(self, inbox: Inbox) -> Leave:
+    def _finish(self, inbox: CaptureBuffer) -> Leave:
         """What is done when a part has run: note its output, and hand its inbox over."""
         part, asked = inbox.part, inbox.part in inbox.wanted
 
@@ -134,7 +134,7 @@ class Taps:
 
         hooks.enter_context(outputs(module, hook, before=before if start else None))
 
-    def _announcement(self, inbox: Inbox, key_heads: int) -> Callable[[], None]:
+    def _announcement(self, inbox: CaptureBuffer, key_heads: int) -> Callable[[], None]:
         def announce() -> None:
             self._speaking = inbox
             self.rule.announce(inbox.layer, key_heads)
@@ -145,7 +145,7 @@ class Taps:
         self._speaking = None
         self.rule.hush()
 
-    def _leave_rule(self, call: RuleCall) -> None:
+    def _leave_rule(self, call: DeltaRuleCall) -> None:
         if self._thread == get_ident() and self._speaking is not None:
             self._speaking.notes["rule"] = call
 
@@ -167,7 +167,7 @@ class Taps:
             query, key = constant(given["query"]), constant(given["key"])
             scaling = given.get("scaling") or query.shape[-1] ** -0.5
             value = constant(given["value"]) if inbox.layer in self.valued else None
-            seen = edited_mask(given["module"], given["attention_mask"])
+            seen = mask_of_intervention(given["module"], given["attention_mask"])
             inbox.notes["attention"] = AttentionCall(query, key, scaling, value, seen)
 
 

@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from qwenlab.capture.active import active_edits
+from qwenlab.capture.active import active_interventions
 from qwenlab.capture.delta_rule import kernel_of
-from qwenlab.capture.sequences import Reader
+from qwenlab.capture.sequences import SequenceTracker
 from qwenlab.checkpoint.decoder import Decoder, decoder_of
 from qwenlab.checkpoint.open import Checkpoint
 from qwenlab.checkpoint.weights.fingerprint import fingerprint_in_memory
 from qwenlab.record.provenance import provenance
 
 
-def facts_of(model: Any, decoder: Decoder, reader: Reader, edits: Sequence[str]) -> dict[str, Any]:
+def facts_of(model: Any, decoder: Decoder, reader: SequenceTracker, edits: Sequence[str]) -> dict[str, Any]:
     """The root attrs of a recording."""
     known = getattr(model, "facts", None)
     config: Any = decoder.module.config
@@ -59,7 +59,7 @@ def facts_of_texts(
         labels=labels,
         prompts_hash=f"sha256:{digest.hexdigest()[:16]}",
         seed=seed,
-        edits=active_edits(decoder.module),
+        edits=active_interventions(decoder.module),
     )
 
 

@@ -11,16 +11,16 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from qwenlab.capture.forward_pass import Indices, Label, Pass, Thread
+from qwenlab.capture.forward_pass import CachedSequences, ForwardPass, Indices, Label
 from qwenlab.capture.generate_calls import NO_ENDS, GenerateCalls, RowEnds
 from qwenlab.capture.masks import MaskChecks, keys_of
 from qwenlab.capture.token_ids import EmbeddedTokens, codes
-from qwenlab.capture.tokens import FOLDS, NEVER, PADDING, Reading
+from qwenlab.capture.tokens import FOLDS, NEVER, PADDING, TokenBatch
 from qwenlab.checkpoint.caches import cache_argument, first_cache
 from qwenlab.errors import MisshapenLabels, UnreadableMask
 
 
-class Reader:
+class SequenceTracker:
     """Follows the forward passes of one decoder, by their caches.
 
     calls  the calls of `generate`, which say how rows end and what fills them; None to read what fills them as text
@@ -40,8 +40,8 @@ class Reader:
         cache_argument(type(decoder).forward)  # raises where no argument takes a cache
         self._names = [name for name in inspect.signature(decoder.forward).parameters if name != "self"]
         self._calls = calls
-        self._threads: WeakKeyDictionary[Cache, Thread] = WeakKeyDictionary()
-        self._open: Thread | None = None
+        self._threads: WeakKeyDictionary[Cache, CachedSequences] = WeakKeyDictionary()
+        self._open: CachedSequences | None = None
 
     @property
     def tokens(self) -> dict[str, int]:
@@ -57,7 +57,7 @@ class Reader:
         """
         return f"{self._hashed}:{int(self.fingerprint) & (2**64 - 1):016x}"
 
-    def open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass:
+    def open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ForwardPass:
         """The decoder is about to run on these arguments. Raises UnreadableMask and MisshapenLabels."""
         given = dict(zip(self._names, args, strict=False)) | kwargs
         tokens, mask, cache = given.get("input_ids"), given.get("attention_mask"), first_cache(given.values())
@@ -81,7 +81,7 @@ class Reader:
         embeddings = shaped if tokens is None else None
         if past and width == 1 and tokens is not None:
             tokens = tokens.clone()  # steps are reduced many at a time, and a loop may use one buffer for all
-        return Pass(batch, width, past, device, tokens, keys, label, self._open, ends, embeddings)
+        return ForwardPass(batch, width, past, device, tokens, keys, label, self._open, ends, embeddings)
 
     def close(self, cache: Cache | None) -> None:
         """After the decoder ran and left its state in this cache, or in none."""
@@ -89,7 +89,7 @@ class Reader:
             self._threads[cache] = self._open
         self._open = None
 
-    def read(self, passes: Sequence[Pass]) -> Reading:
+    def read(self, passes: Sequence[ForwardPass]) -> TokenBatch:
         """What one pass read, or several decode steps that follow one another: each pass is read once, in order."""
         start, end, thread, device = passes[0], passes[-1], passes[0].thread, passes[0].device
         width = sum(each.width for each in passes)
@@ -115,7 +115,7 @@ class Reader:
         group = torch.where(real, 1 + label * FOLDS + (thread.sequence % FOLDS)[:, None], PADDING)
         self._count(row)
         self._mix_in(passes, thread.sequence, position, real)
-        return Reading(
+        return TokenBatch(
             real=real,
             position=position,
             row=row,
@@ -132,20 +132,20 @@ class Reader:
             tokens=tokens,
         )
 
-    def _known(self, cache: Cache | None, past: int, batch: int) -> Thread | None:
+    def _known(self, cache: Cache | None, past: int, batch: int) -> CachedSequences | None:
         """The sequences of this cache; None where it was empty, begun elsewhere, or holds another number of rows."""
         known = self._threads.get(cache) if past and cache is not None else None
         return known if known is not None and len(known.sequence) == batch else None
 
-    def _begin(self, past: int, batch: int, device: torch.device) -> Thread:
+    def _begin(self, past: int, batch: int, device: torch.device) -> CachedSequences:
         """New sequences."""
         numbers = range(self.sequences, self.sequences + batch)
         self.sequences += batch
         sequence = torch.arange(numbers.start, numbers.stop, device=device)
         first, ended = torch.full_like(sequence, NEVER), torch.zeros_like(sequence, dtype=torch.bool)
-        return Thread(past, numbers, sequence, first, ended)
+        return CachedSequences(past, numbers, sequence, first, ended)
 
-    def _ends(self, known: Thread | None) -> RowEnds:
+    def _ends(self, known: CachedSequences | None) -> RowEnds:
         """How the rows of this pass end: by the call of `generate` that began them, else by the model's config."""
         if self._calls is None:
             return NO_ENDS
@@ -170,7 +170,7 @@ class Reader:
             self.labels.append(label)
         return self.labels.index(label)
 
-    def _label(self, passes: Sequence[Pass]) -> tuple[Any, tuple[int, ...]]:
+    def _label(self, passes: Sequence[ForwardPass]) -> tuple[Any, tuple[int, ...]]:
         """Index of every token's label (one number where they agree), and the labels that occur."""
         first = passes[0].label
         if isinstance(first, int) and all(each.label == first for each in passes):
@@ -188,7 +188,7 @@ class Reader:
         self._tokens = counts.index_add_(0, row.flatten(), torch.ones_like(row.flatten()))
 
     def _mix_in(
-        self, passes: Sequence[Pass], sequence: torch.Tensor, position: torch.Tensor, real: torch.Tensor
+        self, passes: Sequence[ForwardPass], sequence: torch.Tensor, position: torch.Tensor, real: torch.Tensor
     ) -> None:
         """Add up a hash of (sequence, position, token): the same however tokens are fed, and without a host sync.
 
@@ -205,7 +205,7 @@ class Reader:
         self.fingerprint = self.fingerprint.to(total.device) + total
 
 
-def _fillers(thread: Thread, tokens: torch.Tensor, by: RowEnds) -> torch.Tensor:
+def _fillers(thread: CachedSequences, tokens: torch.Tensor, by: RowEnds) -> torch.Tensor:
     """bool [batch, position]: what `generate` only fills in, the row having ended before the others did.
 
     A row is over from an end token on for as long as padding follows: until the first token that is neither.

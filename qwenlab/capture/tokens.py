@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Reading:
+class TokenBatch:
     """The tokens of one forward pass, or of several decode steps that follow one another.
 
     real       bool [batch, position]   a token of the text, not padding
@@ -126,9 +126,9 @@ class Reading:
             self.carry[name] = like.new_full((layers, *like.shape[1:]), fill)
         return self.carry[name]
 
-    def sample(self, every: int) -> Sample:
+    def sample(self, every: int) -> TokenSample:
         """One token of every so many that follow one another."""
-        return self.once((Sample, every), lambda: Sample.of_reading(self, every))
+        return self.once((TokenSample, every), lambda: TokenSample.of_reading(self, every))
 
     @cached_property
     def _made(self) -> dict[Any, Any]:
@@ -141,10 +141,10 @@ class Reading:
         return self._made[key]
 
     @cached_property
-    def _elsewhere(self) -> dict[torch.device, Reading]:
+    def _elsewhere(self) -> dict[torch.device, TokenBatch]:
         return {self.real.device: self}
 
-    def on(self, device: torch.device) -> Reading:
+    def on(self, device: torch.device) -> TokenBatch:
         """The same reading on another device, for models split over several."""
         if device not in self._elsewhere:
             names = ("real", "position", "row", "group", "first")
@@ -165,7 +165,7 @@ def drawn(block: Any, every: int, sequence: Any = 0) -> Any:
     return every * block + (place * every >> 32)
 
 
-def key_positions(reading: Reading, columns: int) -> torch.Tensor:
+def key_positions(reading: TokenBatch, columns: int) -> torch.Tensor:
     """int [batch, column]: position of each key in its own sequence, -1 for padding and unwritten columns."""
     if reading.keys is None:
         return torch.arange(columns, device=reading.position.device).expand(reading.batch, -1)
@@ -175,7 +175,7 @@ def key_positions(reading: Reading, columns: int) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Sample:
+class TokenSample:
     """One token of every n that follow one another in a sequence, whatever calls they are read in.
 
     columns  int [batch, slot]: where they stand in this call
@@ -185,7 +185,7 @@ class Sample:
 
     columns: torch.Tensor
     places: torch.Tensor | None
-    reading: Reading
+    reading: TokenBatch
 
     def of(self, values: torch.Tensor, axis: int = 0) -> torch.Tensor:
         """Their values [batch, slot, ...] of [batch, position, ...], both from this axis on."""
@@ -193,17 +193,17 @@ class Sample:
             return values
         return values.flatten(axis, axis + 1).index_select(axis, self.places).unflatten(axis, self.columns.shape)
 
-    def part(self, slots: slice) -> Sample:
+    def part(self, slots: slice) -> TokenSample:
         """Some of these slots, to ask what they are; values are not taken of a part."""
         names = ("real", "position", "row", "group")
         few: dict[str, Any] = {name: getattr(self.reading, name)[:, slots] for name in names}
-        return Sample(self.columns[:, slots], None, replace(self.reading, **few))
+        return TokenSample(self.columns[:, slots], None, replace(self.reading, **few))
 
     @staticmethod
-    def of_reading(reading: Reading, every: int) -> Sample:
+    def of_reading(reading: TokenBatch, every: int) -> TokenSample:
         """The tokens of a reading that stand for their blocks."""
         if every == 1:
-            return Sample(
+            return TokenSample(
                 torch.arange(reading.width, device=reading.real.device).expand(reading.batch, -1), None, reading
             )
         known = reading.whole and reading.keys is None  # else a row may have begun later than its columns do
@@ -213,10 +213,10 @@ class Sample:
         row, group = (torch.where(real, each, PADDING) for each in (row, group))
         few = replace(reading, real=real, position=position, row=row, group=group, keys=None, whole=found is None)
         row_begins = torch.arange(reading.batch, device=columns.device)[:, None] * reading.width
-        return Sample(columns, (row_begins + columns).flatten(), few)
+        return TokenSample(columns, (row_begins + columns).flatten(), few)
 
 
-def _found_columns(reading: Reading, every: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _found_columns(reading: TokenBatch, every: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Columns [batch, slot], as many as there can be at most, and which of them hold the token that was drawn."""
     slots = torch.arange(reading.width // every + 2, device=reading.position.device)
     # A row without a real token begins at NEVER, and must not overflow.
@@ -229,7 +229,7 @@ def _found_columns(reading: Reading, every: int) -> tuple[torch.Tensor, torch.Te
     return columns, found
 
 
-def _known_columns(reading: Reading, every: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _known_columns(reading: TokenBatch, every: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The same where all columns are real: their positions are known without asking the device. None: all hold it."""
     blocks = np.arange(reading.past // every, (reading.past + reading.width - 1) // every + 1)
     columns = drawn(blocks, every, np.array(reading.numbers)[:, None]) - reading.past

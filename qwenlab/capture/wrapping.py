@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-Namespace = dict[str, Any]
+ModuleGlobals = dict[str, Any]
 Before = Callable[[tuple[Any, ...], dict[str, Any]], None]
 """Told of each call before it runs: its arguments, its keyword arguments."""
 After = Callable[[tuple[Any, ...], dict[str, Any], Any], None]
@@ -28,7 +28,7 @@ class _Wrapper:
     owner  the module whose method it is, if it is one: a copy of that module is not wrapped
     """
 
-    def __init__(self, namespace: Namespace, name: str, original: Callable[..., Any], owner: Any = None) -> None:
+    def __init__(self, namespace: ModuleGlobals, name: str, original: Callable[..., Any], owner: Any = None) -> None:
         self.namespace, self.name, self.original, self.owner = namespace, name, original, owner
         self.around: tuple[Around, ...] = ()
         self.instead: tuple[Around, ...] = ()
@@ -91,7 +91,7 @@ _registry = threading.RLock()
 
 @contextmanager
 def listening(
-    namespace: Namespace,
+    namespace: ModuleGlobals,
     name: str,
     original: Callable[..., Any],
     after: After | None = None,
@@ -225,7 +225,7 @@ def in_this_thread(look: Callable[..., None]) -> Callable[..., None]:
     return heard_here
 
 
-def unwrapped(namespace: Namespace, name: str) -> Callable[..., Any]:
+def unwrapped(namespace: ModuleGlobals, name: str) -> Callable[..., Any]:
     """`namespace[name]` as it is without listeners."""
     found: Callable[..., Any] = namespace[name]
     return found.original if isinstance(found, _Wrapper) else found

@@ -13,7 +13,7 @@ from qwenlab.checkpoint.config_fields import unknown_fields
 from qwenlab.checkpoint.families import ATTENTION, DELTANET, KINDS, Family, family_of
 from qwenlab.errors import BadConfig, UnknownConfigField, UnknownConfigFieldWarning, UnreadableConfig
 
-Source = Mapping[str, Any] | str | Path | object
+ConfigSource = Mapping[str, Any] | str | Path | object
 """A config dict, a folder or path of a config.json, or a transformers config."""
 
 # What transformers builds whatever the config says: another value would describe weights that it cannot load.
@@ -85,7 +85,7 @@ class TextConfig:
         return 2 * self.key_dim + self.value_dim
 
 
-def read_config(source: Source, *, name: str | None = None, strict: bool = False) -> TextConfig:
+def read_config(source: ConfigSource, *, name: str | None = None, strict: bool = False) -> TextConfig:
     """Read a config dict, a folder or path of a config.json, or a transformers config.
 
     name    what the checkpoint is called; by default the folder's name, or the path the config remembers
@@ -109,7 +109,7 @@ def read_config(source: Source, *, name: str | None = None, strict: bool = False
     return _text_config(raw, _Fields(text, "text_config." if is_root else "", name), family, is_root)
 
 
-def _raw(source: Source) -> tuple[Mapping[str, Any], str]:
+def _raw(source: ConfigSource) -> tuple[Mapping[str, Any], str]:
     """The config as a dict, and what to call the checkpoint."""
     if isinstance(source, str | Path):
         path = Path(source)

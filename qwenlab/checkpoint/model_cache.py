@@ -18,7 +18,7 @@ CHUNK = 2**22
 
 
 @dataclass
-class Held:
+class CachedModel:
     """A checkpoint, what it was like when it was opened, and whether this notebook has asked for it."""
 
     checkpoint: Checkpoint
@@ -27,7 +27,7 @@ class Held:
 
 
 @dataclass
-class Kept:
+class ModelCache:
     """What `ql.open` asks first. Unless `keep()` was called it keeps nothing.
 
     A checkpoint is given out once a notebook, so two that are opened in one notebook are two, as ever. Those that the
@@ -37,7 +37,7 @@ class Kept:
 
     loads: int = 0
     _keeping: bool = False
-    _held: dict[Hashable, Held] = field(default_factory=dict)
+    _held: dict[Hashable, CachedModel] = field(default_factory=dict)
 
     def keep(self) -> None:
         """From now on, hold on to what is opened."""
@@ -72,11 +72,11 @@ class Kept:
         self.loads += 1
         checkpoint = read()
         if self._keeping and key not in self._held:
-            self._held[key] = Held(checkpoint, state(checkpoint))
+            self._held[key] = CachedModel(checkpoint, state(checkpoint))
         return checkpoint
 
 
-kept = Kept()
+kept = ModelCache()
 """The one of this process."""
 
 

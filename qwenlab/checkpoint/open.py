@@ -19,13 +19,13 @@ from qwenlab.checkpoint.config import TextConfig, read_config
 from qwenlab.checkpoint.fused_kernels import run_on_cpu
 from qwenlab.checkpoint.model_cache import kept
 from qwenlab.checkpoint.mtp_head import MtpHead
-from qwenlab.checkpoint.source import Source, locate
+from qwenlab.checkpoint.source import CheckpointSource, locate
 from qwenlab.checkpoint.tokenizer import load_tokenizer
 from qwenlab.checkpoint.weights.fingerprint import fingerprint, fingerprint_in_memory
 from qwenlab.checkpoint.weights.loaded import require_loaded
 from qwenlab.checkpoint.weights.mtp_weights import load_mtp
 from qwenlab.checkpoint.weights.shards import SMALL, Weights, read_weights
-from qwenlab.checkpoint.weights.target_model import check_trunk, load_trunk
+from qwenlab.checkpoint.weights.target_model import check_target, load_target
 from qwenlab.errors import BadArgument, NoMtpHead
 
 _loading = Lock()
@@ -136,7 +136,7 @@ def open(
     )
 
     def read() -> Checkpoint:
-        check_trunk(weights, config, strict=strict)
+        check_target(weights, config, strict=strict)
         if strict or weights.size <= SMALL:
             weights.require_finite()
         return _read(source, where, config, weights, loading)
@@ -145,7 +145,7 @@ def open(
     return kept.opened(key, read)
 
 
-def refuse_model(given: Any) -> None:
+def require_checkpoint(given: Any) -> None:
     """Raise BadArgument for a model where a checkpoint is asked for, HalfLoadedModel for one that lost weights."""
     if isinstance(given, nn.Module):
         raise BadArgument(
@@ -157,12 +157,12 @@ def refuse_model(given: Any) -> None:
 
 
 def _read(
-    source: str | Path, where: Source, config: TextConfig, weights: Weights, loading: dict[str, Any]
+    source: str | Path, where: CheckpointSource, config: TextConfig, weights: Weights, loading: dict[str, Any]
 ) -> Checkpoint:
     tokenizer = load_tokenizer(where.folder, config.vocab_size)
     # Models draw random weights before theirs are read: not from the numbers that the user's code will draw.
     with _loading, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        model = load_trunk(weights, quantised=config.quantization is not None, **loading)
+        model = load_target(weights, quantised=config.quantization is not None, **loading)
         mtp = load_mtp(model, weights, config)
     run_on_cpu(config.family)
     anatomy = Anatomy(_as_opened(config, weights, model, mtp))

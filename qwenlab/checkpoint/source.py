@@ -18,7 +18,7 @@ _FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class CheckpointSource:
     """Where a checkpoint lies."""
 
     name: str  # the toy's, the hub id, or the folder's own
@@ -31,7 +31,7 @@ def toys() -> dict[str, Path]:
     return {file.parent.name: file.parent for file in sorted(_TOYS.glob("*/config.json"))}
 
 
-def locate(source: str | Path, revision: str | None = None) -> Source:
+def locate(source: str | Path, revision: str | None = None) -> CheckpointSource:
     """Find a checkpoint, in this order: a toy's name, a folder, a hub id ("Qwen/Qwen3.6-27B").
 
     A hub id goes through the cache of huggingface_hub, the one transformers uses: what is missing is downloaded.
@@ -41,9 +41,9 @@ def locate(source: str | Path, revision: str | None = None) -> Source:
     """
     path = Path(source).expanduser()
     if isinstance(source, str) and source in toys():
-        found = Source(source, toys()[source])
+        found = CheckpointSource(source, toys()[source])
     elif source != "" and path.is_dir():  # Path("") would be the folder we are in
-        found = Source(path.resolve().name, path)
+        found = CheckpointSource(path.resolve().name, path)
     elif path.is_file():
         raise UnknownCheckpoint(
             f"{path} is a file.\nGive the folder that holds config.json and the safetensors shards."
@@ -59,7 +59,7 @@ def locate(source: str | Path, revision: str | None = None) -> Source:
     return found
 
 
-def _on_the_hub(name: str, revision: str | None) -> Source:
+def _on_the_hub(name: str, revision: str | None) -> CheckpointSource:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -83,7 +83,7 @@ def _on_the_hub(name: str, revision: str | None) -> Source:
             f"    hf download {name}{f' --revision {revision}' if revision else ''}\n"
             "then copy its HF_HOME (~/.cache/huggingface unless it is set) to this machine and set HF_HOME to the copy."
         ) from error
-    return Source(name, folder, revision=folder.name)
+    return CheckpointSource(name, folder, revision=folder.name)
 
 
 def _unknown(name: str) -> str:

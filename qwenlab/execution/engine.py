@@ -81,7 +81,7 @@ class Engine(PapermillEngine):
             setting = Setting(Path.cwd(), output=Path(str(output_path)) if local else None, warm=True)
         if setting.secrets:
             inject(nb, setting.secrets)
-        witness = Witness(nb, setting, log_output=log_output, progress_bar=progress_bar)
+        witness = RunRecorder(nb, setting, log_output=log_output, progress_bar=progress_bar)
         witness.notebook_start()
         try:
             used = _run(witness, kernel_name, setting, others.get("execution_timeout"))
@@ -92,7 +92,7 @@ class Engine(PapermillEngine):
         return witness.nb
 
 
-class Witness(NotebookExecutionManager):
+class RunRecorder(NotebookExecutionManager):
     """Papermill's record of a run, which calls no cell completed that was not, and never leaves half a file."""
 
     def __init__(self, notebook: Any, setting: Setting, **options: Any) -> None:
@@ -127,7 +127,7 @@ class Witness(NotebookExecutionManager):
 class Client(PapermillNotebookClient):
     """Runs the cells of one notebook in a kernel that is ready."""
 
-    def __init__(self, witness: Witness, kernel: Kernel, **options: Any) -> None:
+    def __init__(self, witness: RunRecorder, kernel: Kernel, **options: Any) -> None:
         super().__init__(witness, km=kernel.manager, coalesce_streams=True, **options)
         self.kc = kernel.client
         self._written: dict[int, int] = {}
@@ -160,7 +160,7 @@ class Client(PapermillNotebookClient):
 _mine = threading.local()
 
 
-def _run(witness: Witness, kernel_name: str, setting: Setting, timeout: int | None) -> dict[str, Any]:
+def _run(witness: RunRecorder, kernel_name: str, setting: Setting, timeout: int | None) -> dict[str, Any]:
     """Run the cells, in this thread's warm kernel or in a new one, and return what they used."""
     kernel, begun = _ready(setting)
     fit = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 
-class Engine:
+class LazyEngine:
     """Stands for `qwenlab.execution.engine.Engine`."""
 
     @staticmethod
@@ -26,6 +26,5 @@ class Engine:
 
 
 def _engine() -> Any:
-    from qwenlab.execution.engine import Engine
 
-    return Engine
+    return LazyEngine

@@ -15,7 +15,7 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill.engines import papermill_engines
 
-from qwenlab.errors import CellFailed, KernelDied, NotebookFailed, UnknownNotebook
+from qwenlab.errors import CellFailed, NotebookFailed, NotebookKernelDied, UnknownNotebook
 from qwenlab.execution.engine import Engine, Setting
 from qwenlab.execution.parameters import Parameters, parameters_of
 from qwenlab.execution.redaction import Redaction
@@ -98,7 +98,7 @@ def execute(notebook: Any, parameters: Mapping[str, Any], setting: Setting, *, b
         _redact(cell, Redaction.of(parameters))
         raise CellFailed(f"{setting.source}: cell [{cell.exec_count}] raised {cell.ename}: {cell.evalue}") from cell
     except DeadKernelError as death:
-        raise KernelDied(
+        raise NotebookKernelDied(
             f"{setting.source}: the kernel stopped before the notebook ended: {death}\nThe usual cause is memory."
         ) from death
 

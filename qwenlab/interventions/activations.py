@@ -11,17 +11,17 @@ import torch
 from torch import nn
 
 from qwenlab.capture.generate_calls import GenerateCalls
-from qwenlab.capture.tokens import Reading
+from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import decoder_of, module_of
 from qwenlab.checkpoint.fused_kernels import running_on_cpu
 from qwenlab.checkpoint.sites import find_sites
 from qwenlab.checkpoint.weights.loaded import require_loaded
 from qwenlab.errors import BadArgument, SilentSite, UnknownSite
-from qwenlab.interventions.module_sites import Places
-from qwenlab.interventions.pass_tracker import Following
+from qwenlab.interventions.module_sites import InterventionPoints
+from qwenlab.interventions.pass_tracker import PassTracker
 
 
-class Values:
+class ActivationCache:
     """Values at sites, of the texts that a model read in a `take` block.
 
     sites        their names
@@ -32,7 +32,7 @@ class Values:
     def __init__(self, sites: tuple[str, ...]) -> None:
         self.sites, self.fingerprint = sites, ""
         self.lengths = torch.zeros(0, dtype=torch.int64)
-        self._read: dict[str, list[tuple[Reading, torch.Tensor]]] = {site: [] for site in sites}
+        self._read: dict[str, list[tuple[TokenBatch, torch.Tensor]]] = {site: [] for site in sites}
         self._whole: dict[str, torch.Tensor] = {}
 
     def __getitem__(self, site: str) -> torch.Tensor:
@@ -58,7 +58,7 @@ class Values:
         """[...]: their mean."""
         return self.tokens(site).double().mean(dim=0)
 
-    def _leave(self, site: str, value: torch.Tensor, reading: Reading) -> None:
+    def _leave(self, site: str, value: torch.Tensor, reading: TokenBatch) -> None:
         self._read[site].append((reading, value.detach().clone()))
 
     def _close(self, fingerprint: str) -> None:
@@ -85,10 +85,10 @@ class Values:
 
 
 @contextmanager
-def take(model: nn.Module | Any, *patterns: str, kind: str | None = None) -> Iterator[Values]:
-    """Keep the whole values at sites while a `with` block runs: `with take(model, "layers.3.mixer") as taken: ...`.
+def cache_activations(model: nn.Module | Any, *patterns: str, kind: str | None = None) -> Iterator[ActivationCache]:
+    """Cache activations while a `with` block runs: `with cache_activations(model, "layers.3.mixer") as cache: ...`.
 
-    For edits that put them in elsewhere (`mean`, `resample`, `patch`); to study values, watch them. They stay on the
+    For edits that put them in elsewhere (`Mean`, `Resample`, `Patch`); to study values, watch them. They stay on the
     device of their layer, bytes by site, token and channel. Edits that began before the block are in them. What fills
     the rows of a batched `generate` that ended is left out, as in `watch`.
 
@@ -98,23 +98,23 @@ def take(model: nn.Module | Any, *patterns: str, kind: str | None = None) -> Ite
     block's end, NothingRead without a forward pass, and SilentSite where one did not reach every site.
     """
     if not patterns:
-        raise BadArgument('take(model, *patterns): name at least one site, for example "layers.3.mixer".')
+        raise BadArgument('cache_activations(model, *patterns): name at least one site, for example "layers.3.mixer".')
     module = module_of(model)
     decoder, calls = decoder_of(module), GenerateCalls(module, decoder_of(module).module)
     require_loaded(module)
     sites = {site.name: site for pattern in patterns for site in find_sites(decoder.module, pattern, kind)}
-    values = Values(tuple(sites))
+    values = ActivationCache(tuple(sites))
     with ExitStack() as hooks:
         hooks.enter_context(running_on_cpu(decoder.family))
-        places = Places(decoder, hooks)
+        places = InterventionPoints(decoder, hooks)
         for name, site in sites.items():
             places.value(site, partial(values._leave, name))
-        passes = Following(places, calls)
+        passes = PassTracker(places, calls)
         calls.listen(hooks)
         passes.reader.embedded.listen(decoder.module.get_input_embeddings(), hooks)
         yield values
     passes.reader.checks.settle()
-    passes.require_read("take")
+    passes.require_read("cache_activations")
     if missed := passes.missed(places.fired):
         raise SilentSite(f"take: {missed}")
     values._close(passes.reader.prompts_hash)

@@ -9,24 +9,24 @@ from typing import Any, ClassVar
 
 import torch
 
-from qwenlab.capture.tokens import Reading, key_positions
+from qwenlab.capture.tokens import TokenBatch, key_positions
 from qwenlab.checkpoint.families import ATTENTION
-from qwenlab.errors import CannotEdit
+from qwenlab.errors import CannotIntervene
 from qwenlab.interventions.call_arguments import AttentionArguments
-from qwenlab.interventions.layers import HeadEdit, whole_number
-from qwenlab.interventions.module_sites import Places
+from qwenlab.interventions.layers import HeadIntervention, whole_number
+from qwenlab.interventions.module_sites import InterventionPoints
 
 MASKED = ("sdpa", "eager")
 """Implementations that take a mask of every query and key."""
 
 
 @dataclass(frozen=True)
-class _Hiding(HeadEdit):
+class _Hiding(HeadIntervention):
     """Keys hidden from queries; the softmax shares their probability out among those that are left."""
 
     mixer: ClassVar[str] = ATTENTION
 
-    def place(self, places: Places) -> None:
+    def place(self, places: InterventionPoints) -> None:
         """At the attention function of each layer. Raises NothingToProbe, UnknownLayer, BadArgument and CannotEdit."""
         layers, implementation = self.chosen(places), str(places.decoder.module.config._attn_implementation)
         change = self._hidden if implementation in MASKED else self.otherwise(implementation)
@@ -35,7 +35,7 @@ class _Hiding(HeadEdit):
 
     def otherwise(self, implementation: str) -> Any:
         """The change for an implementation that takes no such mask. Raises CannotEdit where there is none."""
-        raise CannotEdit(
+        raise CannotIntervene(
             f"{self}: the attention implementation {implementation!r} takes no mask of single queries and keys.\n"
             'Choose one that does: model.set_attn_implementation("sdpa").'
         )
@@ -48,11 +48,11 @@ class _Hiding(HeadEdit):
     def acts(self, position: torch.Tensor) -> torch.Tensor:
         """bool: queries at these positions that have a key to be hidden."""
 
-    def some(self, reading: Reading) -> bool:
+    def some(self, reading: TokenBatch) -> bool:
         """Whether it changes anything of what is read."""
         return reading.once((self, "acts"), lambda: bool((reading.real & self.acts(reading.position)).any()))
 
-    def _hidden(self, call: AttentionArguments, reading: Reading) -> AttentionArguments | None:
+    def _hidden(self, call: AttentionArguments, reading: TokenBatch) -> AttentionArguments | None:
         if not self.some(reading):
             return None
         columns = call.key.shape[2]
@@ -67,7 +67,7 @@ class _Hiding(HeadEdit):
             mask = call.mask.masked_fill(hidden, torch.finfo(call.mask.dtype).min)
         return call.but(attention_mask=mask)
 
-    def _columns(self, reading: Reading, columns: int) -> torch.Tensor:
+    def _columns(self, reading: TokenBatch, columns: int) -> torch.Tensor:
         """bool [batch, 1, query, column]"""
         key = key_positions(reading, columns)
         hidden = self.hidden(reading.position[:, :, None], key[:, None, :])
@@ -75,7 +75,7 @@ class _Hiding(HeadEdit):
 
 
 @dataclass(frozen=True)
-class window(_Hiding):
+class Window(_Hiding):
     """Attention that sees a query's own token and the `tokens` - 1 before it in its sequence, and none further back.
 
     Site: the mask of the attention function. Cache: the keys and values of all tokens are kept, and hidden when they
@@ -92,7 +92,7 @@ class window(_Hiding):
     def __post_init__(self) -> None:
         """Raises BadArgument for a number of tokens that is none."""
         super().__post_init__()
-        whole_number(self.tokens, 1, "window(tokens)")
+        whole_number(self.tokens, 1, "Window(tokens)")
 
     def hidden(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         """Those further back."""
@@ -108,12 +108,12 @@ class window(_Hiding):
             return self._sliding
         return super().otherwise(implementation)
 
-    def _sliding(self, call: AttentionArguments, reading: Reading) -> AttentionArguments | None:
+    def _sliding(self, call: AttentionArguments, reading: TokenBatch) -> AttentionArguments | None:
         return call.but(sliding_window=self.tokens) if self.some(reading) else None
 
 
 @dataclass(frozen=True)
-class no_sink(_Hiding):
+class NoSink(_Hiding):
     """Attention without its sink: no query but the first token's own sees the first token of its sequence.
 
     Site: the mask of the attention function. Cache: the first token's key and value are kept, and hidden.
@@ -132,7 +132,7 @@ class no_sink(_Hiding):
         return position > 0
 
 
-def _causal(reading: Reading, columns: int) -> torch.Tensor:
+def _causal(reading: TokenBatch, columns: int) -> torch.Tensor:
     """bool [1, 1, query, column]: columns up to each query's own."""
     query = reading.past + torch.arange(reading.width, device=reading.position.device)
     return (torch.arange(columns, device=query.device) <= query[:, None])[None, None]

@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from qwenlab.capture.tokens import Reading
+from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.sites import Site, find_sites
 from qwenlab.errors import BadArgument
-from qwenlab.interventions.module_sites import Places, heads_of
+from qwenlab.interventions.module_sites import InterventionPoints, heads_of
 
 
 @dataclass(frozen=True)
-class Edit(ABC):
-    """A change of what happens inside a model. It is a description: `edit(model, ...)` carries it out.
+class Intervention(ABC):
+    """A change of what happens inside a model. It is a description: `intervene(model, ...)` carries it out.
 
     One that matches nothing in a model raises where the block begins, one that never acted where it ends. `str` and
     `repr` give it as it is written.
@@ -27,10 +27,10 @@ class Edit(ABC):
     def __init_subclass__(cls) -> None:
         """Keep dataclasses from writing out every argument."""
         super().__init_subclass__()
-        cls.__repr__ = Edit.__str__  # type: ignore[assignment, method-assign]
+        cls.__repr__ = Intervention.__str__  # type: ignore[assignment, method-assign]
 
     @abstractmethod
-    def place(self, places: Places) -> None:
+    def place(self, places: InterventionPoints) -> None:
         """Ask for the places at which this edit changes something. Raises where the model has none."""
 
     def __str__(self) -> str:
@@ -40,7 +40,7 @@ class Edit(ABC):
 
 
 @dataclass(frozen=True)
-class ValueEdit(Edit):
+class ValueIntervention(Intervention):
     """Another value at the sites that a pattern names: what most edits are. One of your own says `new`.
 
     pattern    as in `find_sites`: "layers.3.mixer", "layers.*.mixer.heads", "layers.[0-3].mlp"; any site but
@@ -65,22 +65,22 @@ class ValueEdit(Edit):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, indices(getattr(self, name), f"{type(self).__name__}({name}=...)"))
 
-    def place(self, places: Places) -> None:
+    def place(self, places: InterventionPoints) -> None:
         """At every site that the pattern matches. Raises UnknownSite, BadArgument and CannotEdit."""
         for site in find_sites(places.decoder.module, self.pattern, self.kind):
             if self.heads is not None:
                 check_heads(self.heads, heads_of(places.decoder, site), f"{self}: {site.name}")
             places.value(site, partial(self._changed, site, self.prepare(site, places)))
 
-    def prepare(self, site: Site, places: Places) -> Any:
+    def prepare(self, site: Site, places: InterventionPoints) -> Any:
         """What `new` needs at this site, made when the block begins."""
         return None
 
     @abstractmethod
-    def new(self, value: torch.Tensor, prepared: Any, reading: Reading) -> torch.Tensor:
+    def new(self, value: torch.Tensor, prepared: Any, reading: TokenBatch) -> torch.Tensor:
         """The new value [batch, position, ...] at a site; of other heads and positions it is thrown away."""
 
-    def _changed(self, site: Site, prepared: Any, value: torch.Tensor, reading: Reading) -> torch.Tensor | None:
+    def _changed(self, site: Site, prepared: Any, value: torch.Tensor, reading: TokenBatch) -> torch.Tensor | None:
         meant = at(reading, self.positions)
         if meant is not None and not meant.any():
             return None
@@ -94,7 +94,7 @@ class ValueEdit(Edit):
         return new
 
 
-def at(reading: Reading, positions: Sequence[int] | None) -> torch.Tensor | None:
+def at(reading: TokenBatch, positions: Sequence[int] | None) -> torch.Tensor | None:
     """bool [batch, position]: the real tokens at these positions, None for any; None where that is every column."""
     if positions is None:
         return None if reading.whole else reading.real
@@ -127,12 +127,12 @@ def _is_optional(each: Any) -> bool:
     return each.default is not MISSING
 
 
-def _is_default(edit: Edit, each: Any) -> bool:
+def _is_default(edit: Intervention, each: Any) -> bool:
     value = getattr(edit, each.name)
     return value is each.default or (isinstance(value, str | int | float) and value == each.default)
 
 
-def _written(edit: Edit, each: Any) -> str:
+def _written(edit: Intervention, each: Any) -> str:
     value = getattr(edit, each.name)
     written = repr(list(value) if isinstance(value, tuple) else value)
     return f"{each.name}={written}" if _is_optional(each) else written

@@ -10,24 +10,24 @@ from typing import Any
 
 import torch
 
-from qwenlab.capture.active import forget_mask, note_mask
+from qwenlab.capture.active import clear_mask, set_mask
 from qwenlab.capture.running import RunningLayer
-from qwenlab.capture.tokens import Reading
+from qwenlab.capture.tokens import TokenBatch
 from qwenlab.capture.wrapping import listening, outputs
 from qwenlab.checkpoint.families import ATTENTION
 from qwenlab.interventions.call_arguments import AttentionArguments, RuleArguments
-from qwenlab.interventions.hits import Counted, Fired
+from qwenlab.interventions.hits import CountedPoints, HitCount
 
-ChangeRule = Callable[[RuleArguments, Reading], RuleArguments | None]
+ChangeRule = Callable[[RuleArguments, TokenBatch], RuleArguments | None]
 """What a layer hands on and what was read -> what it hands on now; None: that is left alone."""
-ChangeAttention = Callable[[AttentionArguments, Reading], AttentionArguments | None]
-ChangeWeight = Callable[[torch.Tensor, Reading], torch.Tensor | None]
-InPlaceOfRule = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any], Reading], Any]
+ChangeAttention = Callable[[AttentionArguments, TokenBatch], AttentionArguments | None]
+ChangeWeight = Callable[[torch.Tensor, TokenBatch], torch.Tensor | None]
+InPlaceOfRule = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any], TokenBatch], Any]
 """The rule, its arguments and keyword arguments, and what was read -> what the rule would return; None: let it run."""
 
 
 @dataclass
-class Functions(Counted):
+class CallSites(CountedPoints):
     """Functions that all layers of a kind call by one name: which layer is calling is known from its mixer."""
 
     _running: RunningLayer[int] = field(default_factory=RunningLayer)  # the DeltaNet layer
@@ -37,7 +37,7 @@ class Functions(Counted):
     _convolved: dict[int, list[Callable[[torch.Tensor], torch.Tensor]]] = field(default_factory=dict)
     _announced: set[int] = field(default_factory=set)
 
-    def begin(self, reading: Reading) -> None:
+    def begin(self, reading: TokenBatch) -> None:
         """The model is about to read this."""
         super().begin(reading)
         self._running.end()
@@ -47,7 +47,7 @@ class Functions(Counted):
         super().end()
         self._running.end()
         for layer in self.decoder.layers_of(ATTENTION) if self._attending else ():
-            forget_mask(self.decoder.mixer(layer))
+            clear_mask(self.decoder.mixer(layer))
 
     def rule(self, layer: int, where: str, change: ChangeRule) -> None:
         """Change what a DeltaNet layer hands to its delta rule."""
@@ -61,7 +61,7 @@ class Functions(Counted):
 
         where  None for another way to the same result: that is not counted
         """
-        fired = Fired("") if where is None else self._note(where)
+        fired = HitCount("") if where is None else self._note(where)
         self._listen_to_rules()
         self._announce(layer)
 
@@ -157,7 +157,7 @@ class Functions(Counted):
             for change in self._attending.get(id(call.module), []):
                 call = change(call)
             if call.mask is not None and call.mask is not given.mask:
-                note_mask(call.module, call.mask)
+                set_mask(call.module, call.mask)
             return run(*call.args, **call.kwargs)
 
         if name in functions:

@@ -10,20 +10,20 @@ from typing import Any, ClassVar
 import torch
 from transformers.cache_utils import Cache
 
-from qwenlab.capture.active import changed, in_force
+from qwenlab.capture.active import replaced_by, replacing
 from qwenlab.capture.rounding import check_format, round_in_place
-from qwenlab.capture.tokens import Reading
+from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.families import DELTANET
-from qwenlab.errors import CannotEdit
+from qwenlab.errors import CannotIntervene
 from qwenlab.interventions.call_arguments import RuleArguments
-from qwenlab.interventions.layers import HeadEdit, LayerEdit, whole_number
+from qwenlab.interventions.layers import HeadIntervention, LayerIntervention, whole_number
 from qwenlab.interventions.linear_attention import gated_linear_attention
-from qwenlab.interventions.module_sites import LEAST_DECAY, Places
+from qwenlab.interventions.module_sites import LEAST_DECAY, InterventionPoints
 from qwenlab.interventions.segments import Segments, run_in_segments, worth_cutting
 
 
 @dataclass(frozen=True)
-class freeze_state(HeadEdit):
+class FreezeState(HeadIntervention):
     """States that are written by the first tokens of a sequence only, and then neither change nor fade.
 
     From the token at position `after` on, alpha is 1 and beta 0: queries read what the tokens before left. The
@@ -41,15 +41,15 @@ class freeze_state(HeadEdit):
     def __post_init__(self) -> None:
         """Raises BadArgument for a number of tokens that is none."""
         super().__post_init__()
-        whole_number(self.after, 0, "freeze_state(after=...)")
+        whole_number(self.after, 0, "FreezeState(after=...)")
 
-    def place(self, places: Places) -> None:
+    def place(self, places: InterventionPoints) -> None:
         """At the delta rule of each layer. Raises NothingToProbe, UnknownLayer and BadArgument."""
         for layer in self.chosen(places):
             places.rule(layer, f"layers.{layer}.mixer, its delta rule", self._frozen)
 
-    def _frozen(self, call: RuleArguments, reading: Reading) -> RuleArguments | None:
-        late = _some(reading, (freeze_state, self.after), lambda: reading.real & (reading.position >= self.after))
+    def _frozen(self, call: RuleArguments, reading: TokenBatch) -> RuleArguments | None:
+        late = _some(reading, (FreezeState, self.after), lambda: reading.real & (reading.position >= self.after))
         if late is None:
             return None
         meant = late[..., None] & self.these(call.g.shape[2], call.at)
@@ -57,7 +57,7 @@ class freeze_state(HeadEdit):
 
 
 @dataclass(frozen=True)
-class reset_state(HeadEdit):
+class ResetState(HeadIntervention):
     """States that are emptied before every so many tokens of a sequence: what was written longer ago is forgotten.
 
     Before the tokens at positions `every`, 2 `every`, ... the state is decayed to nothing. Where such tokens stand
@@ -76,16 +76,16 @@ class reset_state(HeadEdit):
     def __post_init__(self) -> None:
         """Raises BadArgument for a number of tokens that is none."""
         super().__post_init__()
-        whole_number(self.every, 1, "reset_state(every=...)")
+        whole_number(self.every, 1, "ResetState(every=...)")
 
-    def place(self, places: Places) -> None:
+    def place(self, places: InterventionPoints) -> None:
         """At the delta rule of each layer. Raises NothingToProbe, UnknownLayer and BadArgument."""
         for layer in self.chosen(places):
             mixer: Any = places.decoder.mixer(layer)
             places.rule(layer, f"layers.{layer}.mixer, its delta rule", self._emptied)
             places.rule_itself(layer, None, partial(self._in_segments, mixer.num_k_heads))
 
-    def _emptied(self, call: RuleArguments, reading: Reading) -> RuleArguments | None:
+    def _emptied(self, call: RuleArguments, reading: TokenBatch) -> RuleArguments | None:
         begin = self._begins(reading)
         if begin is None:
             return None
@@ -93,7 +93,12 @@ class reset_state(HeadEdit):
         return call.but(g=torch.where(meant, _LEAST, call.g))
 
     def _in_segments(
-        self, key_heads: int, rule: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], reading: Reading
+        self,
+        key_heads: int,
+        rule: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        reading: TokenBatch,
     ) -> Any:
         """The same to more digits; None where none are to be won, or another edit has changed or cut the call since."""
         if not reading.once((worth_cutting, self.every), lambda: worth_cutting(reading, self.every)):
@@ -120,20 +125,20 @@ class reset_state(HeadEdit):
             return out, None
         return out, after.index_copy(1, which, own_after.to(after.dtype))
 
-    def _begins(self, reading: Reading) -> Any:
+    def _begins(self, reading: TokenBatch) -> Any:
         """bool [batch, position]: the tokens before which states are emptied; None where there is none."""
 
         def find() -> torch.Tensor:
             return reading.real & (reading.position % self.every == 0) & (reading.position > 0)
 
-        return _some(reading, (reset_state, self.every), find)
+        return _some(reading, (ResetState, self.every), find)
 
 
 _LEAST = float(torch.tensor(LEAST_DECAY).log())
 
 
 @dataclass(frozen=True)
-class no_key_removal(LayerEdit):
+class NoKeyRemoval(LayerIntervention):
     """Gated linear attention in the place of the gated delta rule: what a key held is not taken away by new writes.
 
         S_t = alpha_t S_(t-1) + beta_t k_t v_t^T
@@ -149,22 +154,22 @@ class no_key_removal(LayerEdit):
 
     mixer: ClassVar[str] = DELTANET
 
-    def place(self, places: Places) -> None:
+    def place(self, places: InterventionPoints) -> None:
         """In the place of each layer's delta rule. Raises NothingToProbe, UnknownLayer, and CannotEdit for a second."""
         layers = self.chosen(places)
-        if first := changed(places.decoder.module, "rule", layers):
-            raise CannotEdit(
+        if first := replaced_by(places.decoder.module, "rule", layers):
+            raise CannotIntervene(
                 f"{self}: {first} stands in the place of the delta rule already, and a layer has one rule.\n"
                 "Leave one of them out, or give them layers of their own."
             )
         for layer in layers:
             mixer: Any = places.decoder.mixer(layer)
             places.rule_itself(layer, f"layers.{layer}.mixer, its delta rule", partial(_added_up, mixer.num_k_heads))
-        places.hooks.enter_context(in_force(places.decoder.module, "rule", str(self), layers))
+        places.hooks.enter_context(replacing(places.decoder.module, "rule", str(self), layers))
 
 
 def _added_up(
-    key_heads: int, rule: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], reading: Reading
+    key_heads: int, rule: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], reading: TokenBatch
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Gated linear attention, called as transformers calls the delta rule."""
     call = RuleArguments.of(args, kwargs, key_heads)
@@ -174,7 +179,7 @@ def _added_up(
 
 
 @dataclass(frozen=True)
-class no_conv(LayerEdit):
+class NoConv(LayerIntervention):
     """The causal convolution before the delta rule, reduced to the token itself: q, k and v know no earlier token.
 
     The weights of earlier taps count as 0; that of the token's own tap, and the silu behind it, stay. Site: the weights
@@ -187,19 +192,19 @@ class no_conv(LayerEdit):
 
     mixer: ClassVar[str] = DELTANET
 
-    def place(self, places: Places) -> None:
+    def place(self, places: InterventionPoints) -> None:
         """At the convolution of each layer. Raises NothingToProbe and UnknownLayer."""
         for layer in self.chosen(places):
             places.convolution(layer, f"layers.{layer}.mixer, its convolution", _own_tap)
 
 
-def _own_tap(weight: torch.Tensor, reading: Reading) -> torch.Tensor:
+def _own_tap(weight: torch.Tensor, reading: TokenBatch) -> torch.Tensor:
     """Weights [channel, tap] of the last tap alone."""
     return torch.nn.functional.pad(weight[:, -1:], (weight.shape[1] - 1, 0))
 
 
 @dataclass(frozen=True)
-class state_dtype(LayerEdit):
+class StateDtype(LayerIntervention):
     """States kept in low precision between forward passes. Site: the cache.
 
     After every pass the states that it left in its cache are rounded (`precision.rounded`), and the next pass begins
@@ -217,13 +222,13 @@ class state_dtype(LayerEdit):
     def __post_init__(self) -> None:
         """Raises BadArgument for another format."""
         super().__post_init__()
-        check_format(self.format, f"state_dtype({self.format!r})")
+        check_format(self.format, f"StateDtype({self.format!r})")
 
-    def place(self, places: Places) -> None:
+    def place(self, places: InterventionPoints) -> None:
         """At the cache that a pass leaves. Raises NothingToProbe and UnknownLayer."""
         layers = self.chosen(places)
         places.cache("the cache", partial(_rounded, layers, self.format))
-        places.hooks.enter_context(in_force(places.decoder.module, "states", str(self), layers))
+        places.hooks.enter_context(replacing(places.decoder.module, "states", str(self), layers))
 
 
 def _rounded(layers: Sequence[int], format: str, cache: Cache) -> None:
@@ -231,7 +236,7 @@ def _rounded(layers: Sequence[int], format: str, cache: Cache) -> None:
         round_in_place(cache.layers[layer], format)
 
 
-def _some(reading: Reading, name: Any, find: Callable[[], torch.Tensor]) -> torch.Tensor | None:
+def _some(reading: TokenBatch, name: Any, find: Callable[[], torch.Tensor]) -> torch.Tensor | None:
     """Tokens, found once for all layers; None where there are none."""
 
     def ask() -> torch.Tensor | None:

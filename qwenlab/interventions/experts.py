@@ -16,17 +16,17 @@ from typing import Any
 
 import torch
 
-from qwenlab.capture.tokens import Reading
+from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.sites import find_sites
-from qwenlab.errors import BadArgument, CannotEdit, UnknownLayer
-from qwenlab.interventions.base import Edit, indices
+from qwenlab.errors import BadArgument, CannotIntervene, UnknownLayer
+from qwenlab.interventions.base import Intervention, indices
 from qwenlab.interventions.call_arguments import Routed, rerouted
-from qwenlab.interventions.module_sites import Places
+from qwenlab.interventions.module_sites import InterventionPoints
 
 
 @dataclass(frozen=True)
-class ExpertEdit(Edit):
+class ExpertIntervention(Intervention):
     """A change in layers with routed experts.
 
     layers  their indices; by default all that have routed experts, dense layers in between left alone
@@ -43,7 +43,7 @@ class ExpertEdit(Edit):
         """The layers meant. Raises CannotEdit for a model without routed experts and UnknownLayer for such a layer."""
         able = decoder.layers_with("experts")
         if not able:
-            raise CannotEdit(
+            raise CannotIntervene(
                 f"{self}: no layer of this {type(decoder.module).__name__} has routed experts.\n"
                 'Change the dense MLPs by their sites: "layers.*.mlp".'
             )
@@ -53,10 +53,10 @@ class ExpertEdit(Edit):
 
 
 @dataclass(frozen=True)
-class RouterEdit(ExpertEdit):
+class RouterEdit(ExpertIntervention):
     """Another choice by the routers."""
 
-    def place(self, places: Places) -> None:
+    def place(self, places: InterventionPoints) -> None:
         """At the router of each layer. Raises CannotEdit, UnknownLayer and BadArgument."""
         for layer in self.layers_in(places.decoder):
             where, router = f"layers.{layer}.router", places.decoder.part(layer, "router")
@@ -70,19 +70,19 @@ class RouterEdit(ExpertEdit):
     def new(self, routed: Routed, router: Any, prepared: Any) -> Routed:
         """What the router returns now."""
 
-    def _changed(self, where: str, router: Any, prepared: Any, routed: Routed, reading: Reading) -> Routed:
+    def _changed(self, where: str, router: Any, prepared: Any, routed: Routed, reading: TokenBatch) -> Routed:
         new = self.new(routed, router, prepared)
         if new.logits.gather(-1, new.chosen).isneginf().any():
             left, k = int((~new.logits[0].isneginf()).sum()), new.chosen.shape[-1]
-            raise CannotEdit(
+            raise CannotIntervene(
                 f"{self}: {where} chooses {k} experts a token, and {left} are left to choose from.\n"
-                f"Leave {k} unmasked at least, or let a token have fewer: top_k(n) before it."
+                f"Leave {k} unmasked at least, or let a token have fewer: TopK(n) before it."
             )
         return new
 
 
 @dataclass(frozen=True)
-class mask_experts(RouterEdit):
+class MaskExperts(RouterEdit):
     """Experts that are never chosen (knock-out): their logits are -inf before the choice, others take their places.
 
     Site: the router, whose choice is made anew. Cache: experts come after the mixer, and the layer keeps nothing of
@@ -97,7 +97,7 @@ class mask_experts(RouterEdit):
     def __post_init__(self) -> None:
         """Raises BadArgument for experts that are no indices."""
         super().__post_init__()
-        object.__setattr__(self, "experts", indices(self.experts, "mask_experts(experts)"))
+        object.__setattr__(self, "experts", indices(self.experts, "MaskExperts(experts)"))
 
     def prepare(self, where: str, router: Any) -> None:
         """Nothing but a check. Raises BadArgument for experts that are not there."""
@@ -110,10 +110,10 @@ class mask_experts(RouterEdit):
 
 
 @dataclass(frozen=True)
-class top_k(RouterEdit):
+class TopK(RouterEdit):
     """Another number of experts a token than the config's, the same rule: the n of largest probability.
 
-    Site, cache and layers as in `mask_experts`.
+    Site, cache and layers as in `MaskExperts`.
 
     n  from 1 to the number of experts
     """
@@ -124,7 +124,7 @@ class top_k(RouterEdit):
         """Raises BadArgument for what is no number of experts."""
         super().__post_init__()
         if isinstance(self.n, bool) or not isinstance(self.n, int) or self.n < 1:
-            raise BadArgument(f"top_k(n={self.n!r}): give a whole number of experts, 1 or more.")
+            raise BadArgument(f"TopK(n={self.n!r}): give a whole number of experts, 1 or more.")
 
     def prepare(self, where: str, router: Any) -> None:
         """Nothing but a check. Raises BadArgument for more experts than there are."""
@@ -137,10 +137,10 @@ class top_k(RouterEdit):
 
 
 @dataclass(frozen=True)
-class force_experts(RouterEdit):
+class ForceExperts(RouterEdit):
     """The same experts for every token, with weights by the token's own logits, made to sum to 1.
 
-    Site, cache and layers as in `mask_experts`.
+    Site, cache and layers as in `MaskExperts`.
 
     experts  their numbers, exactly as many as a token is given
     """
@@ -150,7 +150,7 @@ class force_experts(RouterEdit):
     def __post_init__(self) -> None:
         """Raises BadArgument for experts that are no indices."""
         super().__post_init__()
-        object.__setattr__(self, "experts", indices(self.experts, "force_experts(experts)"))
+        object.__setattr__(self, "experts", indices(self.experts, "ForceExperts(experts)"))
 
     def prepare(self, where: str, router: Any) -> None:
         """Nothing but a check. Raises BadArgument for experts that are not there."""
@@ -159,9 +159,9 @@ class force_experts(RouterEdit):
     def new(self, routed: Routed, router: Any, prepared: None) -> Routed:
         """The choice among these alone. Raises CannotEdit where a token is given another number of experts."""
         if (k := routed.chosen.shape[-1]) != len(self.experts):
-            raise CannotEdit(
+            raise CannotIntervene(
                 f"{self} names {len(self.experts)} experts, and a token is given {k}.\n"
-                f"Name {k}, or put top_k({len(self.experts)}) before it."
+                f"Name {k}, or put TopK({len(self.experts)}) before it."
             )
         others = [expert for expert in range(router.num_experts) if expert not in self.experts]
         logits = routed.logits.index_fill(-1, _tensor(others, routed.logits), -torch.inf)
@@ -169,10 +169,10 @@ class force_experts(RouterEdit):
 
 
 @dataclass(frozen=True)
-class uniform_router(RouterEdit):
+class UniformRouter(RouterEdit):
     """The experts chosen stay, each with the weight 1/k: what is left when a router chooses, and does not weigh.
 
-    Site: the weights that the router returns. Cache and layers: as in `mask_experts`.
+    Site: the weights that the router returns. Cache and layers: as in `MaskExperts`.
     """
 
     def new(self, routed: Routed, router: Any, prepared: None) -> Routed:
@@ -181,10 +181,10 @@ class uniform_router(RouterEdit):
 
 
 @dataclass(frozen=True)
-class shuffle_router(RouterEdit):
+class ShuffleRouter(RouterEdit):
     """A token gets other experts than those chosen for it: each layer's experts trade places, none keeps its own.
 
-    Site: what the router returns. Cache and layers: as in `mask_experts`.
+    Site: what the router returns. Cache and layers: as in `MaskExperts`.
 
     seed  of the permutation, drawn for each layer
 
@@ -192,7 +192,7 @@ class shuffle_router(RouterEdit):
     they were; what goes is the match of an expert to its tokens. Not: the choice of another token of the same pass.
     That would show a token what comes after it, could do nothing to a decode step of one sequence, and would leave
     the busiest experts with their own tokens as often as they are busy. Where it is wanted, take the router's logits
-    from other texts: `resample("layers.*.router", of=taken)`.
+    from other texts: `Resample("layers.*.router", of=taken)`.
     """
 
     seed: int = 0
@@ -200,7 +200,7 @@ class shuffle_router(RouterEdit):
     def prepare(self, where: str, router: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """By expert, whose place it takes, and the other way round. Raises CannotEdit for a single expert."""
         if router.num_experts < 2:
-            raise CannotEdit(f"{self}: {where} has one expert, which cannot trade places.")
+            raise CannotIntervene(f"{self}: {where} has one expert, which cannot trade places.")
         generator = torch.Generator().manual_seed(zlib.crc32(f"{where} {self.seed}".encode()))
         ring = torch.randperm(router.num_experts, generator=generator)
         place = torch.empty_like(ring).scatter_(0, ring, ring.roll(-1))  # one ring through all: none stays where it was
@@ -213,20 +213,20 @@ class shuffle_router(RouterEdit):
 
 
 @dataclass(frozen=True)
-class no_shared_expert(ExpertEdit):
+class NoSharedExpert(ExpertIntervention):
     """The shared expert adds nothing: its output is zero, and its gate opens on that.
 
-    Site: layers.N.shared_expert. Cache and layers: as in `mask_experts`.
+    Site: layers.N.shared_expert. Cache and layers: as in `MaskExperts`.
     """
 
-    def place(self, places: Places) -> None:
+    def place(self, places: InterventionPoints) -> None:
         """At the shared expert of each layer. Raises CannotEdit and UnknownLayer."""
         for layer in self.layers_in(places.decoder):
             (site,) = find_sites(places.decoder.module, f"layers.{layer}.shared_expert")
             places.value(site, lambda value, reading: torch.zeros_like(value))
 
 
-def check_experts(edit: Edit, experts: Sequence[int], where: str, router: Any) -> None:
+def check_experts(edit: Intervention, experts: Sequence[int], where: str, router: Any) -> None:
     """Raise BadArgument unless a router has these experts."""
     if beyond := [expert for expert in experts if expert >= router.num_experts]:
         last = router.num_experts - 1

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from qwenlab.capture.tokens import Reading
+from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.checkpoint.sites import Site
 from qwenlab.errors import BadArgument
-from qwenlab.interventions.base import ValueEdit
-from qwenlab.interventions.module_sites import Places
+from qwenlab.interventions.base import ValueIntervention
+from qwenlab.interventions.module_sites import InterventionPoints
 
 SHUT = 1e4
 """Size of the largest logit that is given to a sigmoid: beyond about 100 it is 0 or 1 to the last digit."""
@@ -22,10 +22,10 @@ LOWEST = -1.2784645427610738
 
 
 @dataclass(frozen=True)
-class set_gate(ValueEdit):
+class SetGate(ValueIntervention):
     """A gate set to a value, or to a multiple of its own.
 
-    pattern, kind, heads, positions, cache  as in `ValueEdit`; the sites are gates:
+    pattern, kind, heads, positions, cache  as in `ValueIntervention`; the sites are gates:
         mixer.decay  alpha, in (0, 1]
         mixer.beta   write strength, in [0, 1]
         mixer.gate   what the output is multiplied by: of attention sigmoid(gate), in [0, 1]; of DeltaNet silu(gate),
@@ -50,7 +50,7 @@ class set_gate(ValueEdit):
         if self.scale is not None and not (0 <= self.scale < math.inf and self.scale != 1):
             raise BadArgument(f"{self}: a factor is finite, 0 or more, and not 1, which changes nothing.")
 
-    def prepare(self, site: Site, places: Places) -> str:
+    def prepare(self, site: Site, places: InterventionPoints) -> str:
         """What the gate is. Raises BadArgument for another site, and for a value that the gate cannot have."""
         word = site.word.removeprefix("mixer.")
         if word not in ("decay", "beta", "gate"):
@@ -66,7 +66,7 @@ class set_gate(ValueEdit):
                 raise BadArgument(f"{self}: {site.name} has values in {ranges.get(what, '[0, 1]')}.")
         return what
 
-    def new(self, value: torch.Tensor, prepared: str, reading: Reading) -> torch.Tensor:
+    def new(self, value: torch.Tensor, prepared: str, reading: TokenBatch) -> torch.Tensor:
         """The new gate; of an output gate, what its sigmoid or silu is taken of."""
         wide, factor = value.double(), 1.0 if self.scale is None else self.scale
         if prepared in ("decay", "beta"):

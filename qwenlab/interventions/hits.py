@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from qwenlab.capture.tokens import Reading
+from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
-from qwenlab.errors import CannotEdit
+from qwenlab.errors import CannotIntervene
 
 
 @dataclass
-class Fired:
+class HitCount:
     """What became of one change: how often its place was reached, and how often it acted there."""
 
     where: str
@@ -25,7 +25,7 @@ class Fired:
 
 
 @dataclass
-class Counted:
+class CountedPoints:
     """Changes inside one model, told what is read and counted.
 
     A place that is reached while the model is not running is not changed.
@@ -36,11 +36,11 @@ class Counted:
 
     decoder: Decoder
     hooks: ExitStack
-    fired: list[Fired] = field(default_factory=list)
-    _reading: Reading | None = None
+    fired: list[HitCount] = field(default_factory=list)
+    _reading: TokenBatch | None = None
     _thread: int = 0  # the one that runs the pass; another may be in a pass that began before the block
 
-    def begin(self, reading: Reading) -> None:
+    def begin(self, reading: TokenBatch) -> None:
         """The model is about to read this, in the current thread."""
         self._reading, self._thread = reading, get_ident()
 
@@ -48,22 +48,22 @@ class Counted:
         """The pass is over."""
         self._reading = None
 
-    def _note(self, where: str) -> Fired:
-        self.fired.append(Fired(where))
+    def _note(self, where: str) -> HitCount:
+        self.fired.append(HitCount(where))
         return self.fired[-1]
 
-    def _now(self) -> Reading | None:
+    def _now(self) -> TokenBatch | None:
         """What the current thread reads; None where it does not run the model. Raises CannotEdit in a backward pass."""
         if self._reading is not None and self._thread != get_ident():
             return None
         if self._reading is None and torch._C._current_graph_task_id() >= 0:
-            raise CannotEdit(
+            raise CannotIntervene(
                 "A layer is run again in the backward pass, where edits no longer know what is read.\n"
                 "Turn checkpointing of its activations off for this block."
             )
         return self._reading
 
-    def _told(self, fired: Fired, change: Callable[[Any, Reading], Any], held: Any) -> Any:
+    def _told(self, fired: HitCount, change: Callable[[Any, TokenBatch], Any], held: Any) -> Any:
         """What a change makes of what is held, counted."""
         if (reading := self._now()) is None:
             return None

@@ -10,14 +10,14 @@ import torch
 
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
 from qwenlab.errors import BadArgument, NothingToProbe, UnknownLayer
-from qwenlab.interventions.base import Edit, check_heads, indices
-from qwenlab.interventions.module_sites import Places
+from qwenlab.interventions.base import Intervention, check_heads, indices
+from qwenlab.interventions.module_sites import InterventionPoints
 
 _MIXERS = {DELTANET: "a DeltaNet mixer", ATTENTION: "a softmax-attention mixer"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerEdit(Edit):
+class LayerIntervention(Intervention):
     """A change in the layers with one kind of mixer.
 
     layers  only these layers; by default every one of that kind
@@ -34,7 +34,7 @@ class LayerEdit(Edit):
         if getattr(self, name) is not None:
             object.__setattr__(self, name, indices(getattr(self, name), f"{type(self).__name__}({name}=...)"))
 
-    def chosen(self, places: Places) -> tuple[int, ...]:
+    def chosen(self, places: InterventionPoints) -> tuple[int, ...]:
         """The layers that are changed. Raises NothingToProbe and UnknownLayer."""
         able = places.decoder.layers_of(self.mixer)
         if not able:
@@ -51,7 +51,7 @@ class LayerEdit(Edit):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadEdit(LayerEdit):
+class HeadIntervention(LayerIntervention):
     """A change in heads of those layers.
 
     heads  only these heads of each layer; of DeltaNet, value heads
@@ -64,7 +64,7 @@ class HeadEdit(LayerEdit):
         super().__post_init__()
         self._check_indices("heads")
 
-    def chosen(self, places: Places) -> tuple[int, ...]:
+    def chosen(self, places: InterventionPoints) -> tuple[int, ...]:
         """The layers that are changed. Raises BadArgument for heads that they do not have, too."""
         layers = super().chosen(places)
         if self.heads is not None:

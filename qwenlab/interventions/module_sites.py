@@ -11,25 +11,25 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from qwenlab.capture.sequences import cache_among
-from qwenlab.capture.tokens import Reading
+from qwenlab.capture.tokens import TokenBatch
 from qwenlab.capture.wrapping import changed, outputs
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.checkpoint.sites import Site
-from qwenlab.errors import CannotEdit
+from qwenlab.errors import CannotIntervene
 from qwenlab.interventions.call_arguments import AttentionArguments, Routed, RuleArguments, rerouted
-from qwenlab.interventions.call_sites import ChangeAttention, ChangeRule, Functions
+from qwenlab.interventions.call_sites import CallSites, ChangeAttention, ChangeRule
 
-ChangeValue = Callable[[torch.Tensor, Reading], torch.Tensor | None]
+ChangeValue = Callable[[torch.Tensor, TokenBatch], torch.Tensor | None]
 """A value [batch, position, ...] and what was read -> the new value of that shape; None: this one is left alone."""
-ChangeRouted = Callable[[Routed, Reading], Routed | None]
+ChangeRouted = Callable[[Routed, TokenBatch], Routed | None]
 
 LEAST_DECAY = 1e-18
 """Decays below are taken for this one: it leaves nothing of a state in float32, and its ln is still summed exactly."""
 
 
 @dataclass
-class Places(Functions):
+class InterventionPoints(CallSites):
     """The places of one model that the edits of a block asked for: sites, modules, and what layers call by name."""
 
     def value(self, site: Site, change: ChangeValue) -> None:
@@ -54,10 +54,10 @@ class Places(Functions):
         elif word == "mixer.value":
             self._projected(self.decoder.mixer(layer), site.name, heads_of(self.decoder, site), change)
         else:
-            raise CannotEdit(
+            raise CannotIntervene(
                 f"{site.name} cannot be changed: attention caches its keys after their rotation, those of earlier "
                 "tokens stand beside them in the call.\nChange mixer.query, mixer.value or mixer.heads, or hide tokens "
-                "with window(n)."
+                "with Window(n)."
             )
 
     def output(self, module: nn.Module, where: str, change: ChangeValue) -> None:
@@ -77,7 +77,7 @@ class Places(Functions):
 
         self.hooks.enter_context(changed(module, around))
 
-    def layer(self, layer: int, where: str, change: Callable[[torch.Tensor, torch.Tensor, Reading], Any]) -> None:
+    def layer(self, layer: int, where: str, change: Callable[[torch.Tensor, torch.Tensor, TokenBatch], Any]) -> None:
         """Change what a layer returns, knowing the stream that it was given: change(stream, output, reading)."""
         fired = self._note(where)
 
@@ -142,7 +142,7 @@ class Places(Functions):
     def _half(self, mixer: Any, where: str, change: ChangeValue) -> None:
         """Change the output gate of attention: `q_proj` gives each head its query, then its gate."""
 
-        def of_gates(value: torch.Tensor, reading: Reading) -> torch.Tensor | None:
+        def of_gates(value: torch.Tensor, reading: TokenBatch) -> torch.Tensor | None:
             halves = value.unflatten(-1, (-1, 2, mixer.head_dim))
             new = change(halves[..., 1, :], reading)
             return None if new is None else torch.stack([halves[..., 0, :], new.to(value.dtype)], dim=-2).flatten(2)
@@ -152,7 +152,7 @@ class Places(Functions):
     def _projected(self, mixer: Any, where: str, heads: int | None, change: ChangeValue) -> None:
         """Change attention's values before they are cached."""
 
-        def of_values(value: torch.Tensor, reading: Reading) -> torch.Tensor | None:
+        def of_values(value: torch.Tensor, reading: TokenBatch) -> torch.Tensor | None:
             new = change(value.unflatten(-1, (heads or 1, -1)), reading)
             return None if new is None else new.flatten(2)
 
@@ -173,7 +173,7 @@ def heads_of(decoder: Decoder, site: Site) -> int | None:
 def _with_argument(change: ChangeValue, name: str) -> ChangeRule:
     """A change of one argument of the delta rule, the decay as the share that is kept."""
 
-    def of_call(call: RuleArguments, reading: Reading) -> RuleArguments | None:
+    def of_call(call: RuleArguments, reading: TokenBatch) -> RuleArguments | None:
         old = call.g.exp() if name == "decay" else getattr(call, name)
         new = change(old, reading)
         if new is None:
@@ -187,7 +187,7 @@ def _with_argument(change: ChangeValue, name: str) -> ChangeRule:
 
 
 def _with_query(change: ChangeValue) -> ChangeAttention:
-    def of_call(call: AttentionArguments, reading: Reading) -> AttentionArguments | None:
+    def of_call(call: AttentionArguments, reading: TokenBatch) -> AttentionArguments | None:
         new = change(call.query.transpose(1, 2), reading)
         return None if new is None else call.but(query=new.to(call.query.dtype).transpose(1, 2))
 
@@ -195,7 +195,7 @@ def _with_query(change: ChangeValue) -> ChangeAttention:
 
 
 def _with_logits(change: ChangeValue, router: Any) -> ChangeRouted:
-    def of_router(routed: Routed, reading: Reading) -> Routed | None:
+    def of_router(routed: Routed, reading: TokenBatch) -> Routed | None:
         new = change(routed.logits.reshape(reading.batch, reading.width, -1), reading)
         return None if new is None else rerouted(router, new.reshape(routed.logits.shape), routed.chosen.shape[-1])
 

@@ -8,14 +8,14 @@ from typing import Any
 
 from qwenlab.capture.generate_calls import GenerateCalls
 from qwenlab.capture.running import BlockThreads
-from qwenlab.capture.sequences import Reader, cache_among
+from qwenlab.capture.sequences import SequenceTracker, cache_among
 from qwenlab.capture.wrapping import outputs
-from qwenlab.errors import CannotEdit, NothingRead
-from qwenlab.interventions.hits import Fired
-from qwenlab.interventions.module_sites import Places
+from qwenlab.errors import CannotIntervene, NothingRead
+from qwenlab.interventions.hits import HitCount
+from qwenlab.interventions.module_sites import InterventionPoints
 
 
-class Following:
+class PassTracker:
     """The forward passes of a model until its places are given up.
 
     calls     as in Reader; by default what fills rows that ended is changed as text is
@@ -24,10 +24,10 @@ class Following:
     reader    what they read
     """
 
-    def __init__(self, places: Places, calls: GenerateCalls | None = None) -> None:
+    def __init__(self, places: InterventionPoints, calls: GenerateCalls | None = None) -> None:
         self.places, self.finished = places, 0
-        self.reader = Reader(places.decoder.module, calls)
-        self._threads = BlockThreads(places.decoder.module, "edits", CannotEdit)
+        self.reader = SequenceTracker(places.decoder.module, calls)
+        self._threads = BlockThreads(places.decoder.module, "edits", CannotIntervene)
         places.hooks.enter_context(self._threads.entered())
         places.hooks.enter_context(outputs(places.decoder.module, around=partial(self._threads.run, self._run)))
 
@@ -40,7 +40,7 @@ class Following:
                 f"Call the very model that was given to {verb} (or one that contains it) inside the block."
             )
 
-    def missed(self, fired: Sequence[Fired]) -> str:
+    def missed(self, fired: Sequence[HitCount]) -> str:
         """What is to be said where passes did not reach some of these places; "" where all did."""
         silent = [each for each in fired if each.reached < self.finished]
         if not silent:
@@ -56,7 +56,7 @@ class Following:
     def _run(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         stack, fired = self.places.decoder.module, self.places.fired
         if stack.training and any(getattr(each, "gradient_checkpointing", False) for each in stack.modules()):
-            raise CannotEdit(
+            raise CannotIntervene(
                 "Gradient checkpointing runs the layers again after the forward pass, where edits no longer know what "
                 "is read.\nTurn it off for this block: model.gradient_checkpointing_disable()."
             )

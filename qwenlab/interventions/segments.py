@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from qwenlab.capture.prediction import CHUNK
-from qwenlab.capture.tokens import Reading
+from qwenlab.capture.tokens import TokenBatch
 from qwenlab.interventions.call_arguments import RuleArguments
 
 HELD = 2**26
@@ -33,7 +33,7 @@ class Segments:
     last: torch.Tensor
 
     @staticmethod
-    def of(reading: Reading, length: int) -> Segments:
+    def of(reading: TokenBatch, length: int) -> Segments:
         """Segments that begin at multiples of a length in their sequences; places are counted from the first here."""
         count = (reading.width + length - 2) // length + 1
         first = torch.where(reading.idle[:, None], 0, reading.begin)
@@ -91,7 +91,7 @@ def run_in_segments(
     return out, after[torch.arange(len(after), device=after.device), segments.last]
 
 
-def worth_cutting(reading: Reading, length: int) -> bool:
+def worth_cutting(reading: TokenBatch, length: int) -> bool:
     """Whether several segments begin within what a kernel sums the decays of: more than one there costs digits."""
     if length >= CHUNK or reading.width == 1:
         return False

@@ -9,19 +9,19 @@ from typing import Any
 
 from torch import nn
 
-from qwenlab.capture.active import listed
+from qwenlab.capture.active import listed_as_active
 from qwenlab.checkpoint.decoder import decoder_of, module_of
 from qwenlab.checkpoint.fused_kernels import running_on_cpu
 from qwenlab.checkpoint.weights.loaded import require_loaded
-from qwenlab.errors import BadArgument, SilentEdit
-from qwenlab.interventions.base import Edit
-from qwenlab.interventions.hits import Fired
-from qwenlab.interventions.module_sites import Places
-from qwenlab.interventions.pass_tracker import Following
+from qwenlab.errors import BadArgument, SilentIntervention
+from qwenlab.interventions.base import Intervention
+from qwenlab.interventions.hits import HitCount
+from qwenlab.interventions.module_sites import InterventionPoints
+from qwenlab.interventions.pass_tracker import PassTracker
 
 
-def edit(model: nn.Module | Any, *edits: Edit) -> Editing:
-    """Change what happens inside a model while a `with` block runs: `with edit(model, zero("layers.3.mixer")): ...`.
+def intervene(model: nn.Module | Any, *edits: Intervention) -> InterventionSession:
+    """Intervene on a model while a `with` block runs: `with intervene(model, Zero("layers.3.mixer")): ...`.
 
     The model is used as it is, in forward, `generate` and training steps; no weight is touched, and at the block's end,
     also one that raised or was interrupted, everything is as it was, bit for bit. Edits of one place act in the order
@@ -36,40 +36,42 @@ def edit(model: nn.Module | Any, *edits: Edit) -> Editing:
     begins, or by the first forward pass. When it ends, NothingRead without a forward pass of this model, and SilentEdit
     when an edit was not reached by every pass, or never acted. A pass that raised does not count.
     """
-    return Editing(model, edits)
+    return InterventionSession(model, edits)
 
 
-class Editing:
+class InterventionSession:
     """A model under edits: a context manager that `edit` makes.
 
     fired  after the block, by edit: how often each of its places was reached, and how often it acted there
     """
 
-    def __init__(self, model: nn.Module | Any, edits: Sequence[Edit]) -> None:
+    def __init__(self, model: nn.Module | Any, edits: Sequence[Intervention]) -> None:
         _check(edits)
         self.model, self.edits = model, tuple(edits)
         self._module = module_of(model)
         self._decoder = decoder_of(self._module)
-        self.fired: dict[str, list[Fired]] = {}
+        self.fired: dict[str, list[HitCount]] = {}
         self._hooks: ExitStack | None = None
 
-    def __enter__(self) -> Editing:
+    def __enter__(self) -> InterventionSession:
         if self._hooks is not None:
-            raise BadArgument("This edit's block has not ended.\nWrite edit(model, ...) anew for a block inside it.")
+            raise BadArgument(
+                "This edit's block has not ended.\nWrite intervene(model, ...) anew for a block inside it."
+            )
         require_loaded(self._module)
         self._hooks, stack = ExitStack(), self._decoder.module
-        places = Places(self._decoder, self._hooks)
+        places = InterventionPoints(self._decoder, self._hooks)
         try:
             self._hooks.enter_context(running_on_cpu(self._decoder.family))
             for each in self.edits:
                 before = len(places.fired)
                 each.place(places)
                 self.fired[str(each)] = places.fired[before:]
-            self._passes = Following(places)
+            self._passes = PassTracker(places)
         except BaseException:
             self._leave()
             raise
-        self._hooks.enter_context(listed(stack, [str(each) for each in self.edits]))
+        self._hooks.enter_context(listed_as_active(stack, [str(each) for each in self.edits]))
         return self
 
     def __exit__(
@@ -86,12 +88,12 @@ class Editing:
 
     def _require_all_fired(self) -> None:
         self._passes.reader.checks.settle()
-        self._passes.require_read("edit")
+        self._passes.require_read("intervene")
         for name, places in self.fired.items():
             if missed := self._passes.missed(places):
-                raise SilentEdit(f"{name}: {missed}")
+                raise SilentIntervention(f"{name}: {missed}")
             if not any(each.acted for each in places):
-                raise SilentEdit(
+                raise SilentIntervention(
                     f"{name} never acted: none of the tokens read was one that it changes.\n"
                     "Read a text that has such tokens, or give other positions."
                 )
@@ -99,10 +101,11 @@ class Editing:
 
 def _check(edits: Sequence[Any]) -> None:
     """Raise BadArgument unless these are edits, none of them twice."""
-    if not edits or not all(isinstance(each, Edit) for each in edits):
+    if not edits or not all(isinstance(each, Intervention) for each in edits):
         found = ", ".join(getattr(each, "__name__", type(each).__name__) for each in edits) or "none"
         raise BadArgument(
-            f'edit(model, *edits) takes edits; got {found}.\nWrite for example edit(model, zero("layers.3.mixer")).'
+            f"intervene(model, *interventions) takes interventions; got {found}.\n"
+            'Write for example intervene(model, Zero("layers.3.mixer")).'
         )
     names = [str(each) for each in edits]
     if twice := sorted({name for name in names if names.count(name) > 1}):

@@ -7,13 +7,13 @@ import zlib
 
 import torch
 
-from qwenlab.capture.tokens import Reading
+from qwenlab.capture.tokens import TokenBatch
 
 # Increment and factors of SplitMix64 (Steele, Lea & Flood 2014), as the signed numbers that torch has.
 _GOLDEN, _FIRST, _SECOND = (each - 2**64 for each in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
-def uniform(name: str, seed: int, reading: Reading, *shape: int) -> torch.Tensor:
+def uniform(name: str, seed: int, reading: TokenBatch, *shape: int) -> torch.Tensor:
     """Uniform in (0, 1), float64 [batch, position, *shape]: by site, seed, number and position of the sequence's token.
 
     The same text read a second time in a block is another sequence, and is given other numbers.
@@ -27,7 +27,7 @@ def uniform(name: str, seed: int, reading: Reading, *shape: int) -> torch.Tensor
     return (_shifted(bits, 11).double() + 0.5) / 2**53
 
 
-def gaussian(name: str, seed: int, reading: Reading, *shape: int) -> torch.Tensor:
+def gaussian(name: str, seed: int, reading: TokenBatch, *shape: int) -> torch.Tensor:
     """The same from a normal distribution of variance 1."""
     return torch.special.ndtri(uniform(name, seed, reading, *shape))
 

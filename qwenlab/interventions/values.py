@@ -8,32 +8,32 @@ from typing import Any
 
 import torch
 
-from qwenlab.capture.tokens import Reading
+from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.sites import Site
-from qwenlab.errors import BadArgument, CannotEdit, UnknownLayer
-from qwenlab.interventions.activations import Values
-from qwenlab.interventions.base import Edit, ValueEdit, at, indices
-from qwenlab.interventions.module_sites import Places
+from qwenlab.errors import BadArgument, CannotIntervene, UnknownLayer
+from qwenlab.interventions.activations import ActivationCache
+from qwenlab.interventions.base import Intervention, ValueIntervention, at, indices
+from qwenlab.interventions.module_sites import InterventionPoints
 from qwenlab.interventions.token_rng import gaussian, uniform
 
 
 @dataclass(frozen=True)
-class zero(ValueEdit):
+class Zero(ValueIntervention):
     """Zero in the place of a value: with "layers.3.mixer" the layer's mixer adds nothing to the stream.
 
-    pattern, kind, heads, positions, cache  as in `ValueEdit`
+    pattern, kind, heads, positions, cache  as in `ValueIntervention`
     """
 
-    def new(self, value: torch.Tensor, prepared: Any, reading: Reading) -> torch.Tensor:
+    def new(self, value: torch.Tensor, prepared: Any, reading: TokenBatch) -> torch.Tensor:
         """Zeros."""
         return torch.zeros_like(value)
 
 
 @dataclass(frozen=True)
-class scale(ValueEdit):
-    """A value times a number: 0 is `zero`, 1 changes nothing.
+class Scale(ValueIntervention):
+    """A value times a number: 0 is `Zero`, 1 changes nothing.
 
-    pattern, kind, heads, positions, cache  as in `ValueEdit`
+    pattern, kind, heads, positions, cache  as in `ValueIntervention`
     by  the number
     """
 
@@ -43,52 +43,52 @@ class scale(ValueEdit):
         """Raises BadArgument for what would change nothing."""
         super().__post_init__()
         if self.by == 1:
-            raise BadArgument("scale(by=1.0) changes nothing.\nGive the factor, for example by=0.5.")
+            raise BadArgument("Scale(by=1.0) changes nothing.\nGive the factor, for example by=0.5.")
 
-    def new(self, value: torch.Tensor, prepared: Any, reading: Reading) -> torch.Tensor:
+    def new(self, value: torch.Tensor, prepared: Any, reading: TokenBatch) -> torch.Tensor:
         """The value times the factor."""
         return value * self.by
 
 
 @dataclass(frozen=True)
-class mean(ValueEdit):
+class Mean(ValueIntervention):
     """The mean of a value over all tokens of a reference text, the same for every token: what is left of a part when it
     no longer tells one token from another.
 
-    pattern, kind, heads, positions, cache  as in `ValueEdit`
-    over  `Values` taken of the same sites
+    pattern, kind, heads, positions, cache  as in `ValueIntervention`
+    over  `ActivationCache` taken of the same sites
     """
 
-    over: Values | None = None
+    over: ActivationCache | None = None
 
-    def prepare(self, site: Site, places: Places) -> torch.Tensor:
+    def prepare(self, site: Site, places: InterventionPoints) -> torch.Tensor:
         """The mean at this site, [...]."""
         return required(self.over, self, "over").mean(site.name)
 
-    def new(self, value: torch.Tensor, prepared: torch.Tensor, reading: Reading) -> torch.Tensor:
+    def new(self, value: torch.Tensor, prepared: torch.Tensor, reading: TokenBatch) -> torch.Tensor:
         """The mean, at every token."""
         return prepared.to(value).expand_as(value)
 
 
 @dataclass(frozen=True)
-class resample(ValueEdit):
+class Resample(ValueIntervention):
     """The value that a token of another text had, drawn anew for every token: as likely a value as any, and unrelated.
 
-    pattern, kind, heads, positions, cache  as in `ValueEdit`
-    of    `Values` taken of the same sites, of this text (then other positions) or of others
+    pattern, kind, heads, positions, cache  as in `ValueIntervention`
+    of    `ActivationCache` taken of the same sites, of this text (then other positions) or of others
     seed  of the draw, made for every site by the token's sequence and position: the same however texts are fed
 
     Chan et al. 2022 ("Causal scrubbing").
     """
 
-    of: Values | None = None
+    of: ActivationCache | None = None
     seed: int = 0
 
-    def prepare(self, site: Site, places: Places) -> tuple[str, torch.Tensor]:
+    def prepare(self, site: Site, places: InterventionPoints) -> tuple[str, torch.Tensor]:
         """All values taken at this site, [token, ...]."""
         return site.name, required(self.of, self, "of").tokens(site.name)
 
-    def new(self, value: torch.Tensor, prepared: tuple[str, torch.Tensor], reading: Reading) -> torch.Tensor:
+    def new(self, value: torch.Tensor, prepared: tuple[str, torch.Tensor], reading: TokenBatch) -> torch.Tensor:
         """One of them for each token."""
         name, pool = prepared
         drawn = (uniform(name, self.seed, reading) * len(pool)).long()
@@ -96,25 +96,25 @@ class resample(ValueEdit):
 
 
 @dataclass(frozen=True)
-class noise(ValueEdit):
+class Noise(ValueIntervention):
     """Gaussian noise in the place of a value, of the value's own norm at each token (and head, where there are some).
 
-    pattern, kind, heads, positions, cache  as in `ValueEdit`
+    pattern, kind, heads, positions, cache  as in `ValueIntervention`
     seed  of the draw, made for every site by the token's sequence and position: the same however texts are fed
     """
 
     seed: int = 0
 
-    def prepare(self, site: Site, places: Places) -> str:
+    def prepare(self, site: Site, places: InterventionPoints) -> str:
         """The site's name. Raises CannotEdit where a value is one number."""
         if site.dims[-1] == "head":
-            raise CannotEdit(
+            raise CannotIntervene(
                 f"{self}: {site.name} is one number a head, between 0 and 1, with no direction to draw.\n"
                 "Use resample, or set_gate."
             )
         return site.name
 
-    def new(self, value: torch.Tensor, prepared: str, reading: Reading) -> torch.Tensor:
+    def new(self, value: torch.Tensor, prepared: str, reading: TokenBatch) -> torch.Tensor:
         """Noise of the same norm."""
         drawn = gaussian(prepared, self.seed, reading, *value.shape[2:]).to(value.device)
         norm = torch.linalg.vector_norm(value.double(), dim=-1, keepdim=True)
@@ -122,7 +122,7 @@ class noise(ValueEdit):
 
 
 @dataclass(frozen=True)
-class identity(Edit):
+class Identity(Intervention):
     """Layers left out: what a layer is given is what comes out of it.
 
     layers  their indices
@@ -135,9 +135,9 @@ class identity(Edit):
 
     def __post_init__(self) -> None:
         """Raises BadArgument for what are no indices."""
-        object.__setattr__(self, "layers", indices(self.layers, "identity(layers=...)"))
+        object.__setattr__(self, "layers", indices(self.layers, "Identity(layers=...)"))
 
-    def place(self, places: Places) -> None:
+    def place(self, places: InterventionPoints) -> None:
         """Behind each of the layers. Raises UnknownLayer."""
         count = len(places.decoder.layers)
         for layer in self.layers:
@@ -147,26 +147,26 @@ class identity(Edit):
 
 
 @dataclass(frozen=True)
-class patch(ValueEdit):
+class Patch(ValueIntervention):
     """A value recorded on one text, put in while another is read (activation patching): token by token, at the same
     positions.
 
-    pattern, kind, heads, cache  as in `ValueEdit`
-    of         `Values` taken of the same sites; one sequence of them serves for every sequence that is read, else the
-               sequences must be as many, and are paired in the order in which they were read
-    positions  as in `ValueEdit`; by default all that the text has
+    pattern, kind, heads, cache  as in `ValueIntervention`
+    of         an `ActivationCache` of the same sites. One cached sequence serves for every sequence that is read.
+               Several must be as many as are read, and are paired in the order in which they were read
+    positions  as in `ValueIntervention`; by default all that the text has
 
     Vig et al. 2020 (arXiv:2004.12265); Meng et al. 2022 (arXiv:2202.05262).
     """
 
-    of: Values | None = None
+    of: ActivationCache | None = None
 
-    def prepare(self, site: Site, places: Places) -> tuple[torch.Tensor, torch.Tensor]:
+    def prepare(self, site: Site, places: InterventionPoints) -> tuple[torch.Tensor, torch.Tensor]:
         """The values taken at this site, [sequence, position, ...], and how long each sequence is."""
         values = required(self.of, self, "of")
         return values[site.name], values.lengths
 
-    def new(self, value: torch.Tensor, prepared: Any, reading: Reading) -> torch.Tensor:
+    def new(self, value: torch.Tensor, prepared: Any, reading: TokenBatch) -> torch.Tensor:
         """The value taken at the same position. Raises BadArgument for sequences or lengths that do not fit."""
         taken, lengths = prepared
         rows = torch.tensor(list(reading.numbers)) if len(taken) > 1 else torch.zeros(value.shape[0], dtype=torch.int64)
@@ -187,12 +187,12 @@ class patch(ValueEdit):
         return taken[rows[:, None].to(taken.device), position.to(taken.device)].to(value)
 
 
-def required(values: Values | None, edit: ValueEdit, name: str) -> Values:
+def required(values: ActivationCache | None, edit: ValueIntervention, name: str) -> ActivationCache:
     """The values that an edit was given. Raises BadArgument for none."""
-    if not isinstance(values, Values):
+    if not isinstance(values, ActivationCache):
         raise BadArgument(
             f"{type(edit).__name__}({name}=...): give values taken by `take`:\n"
-            f'with take(model, "{edit.pattern}") as taken: model(...); '
+            f'with cache_activations(model, "{edit.pattern}") as taken: model(...); '
             f'then {type(edit).__name__}("{edit.pattern}", {name}=taken).'
         )
     return values

@@ -7,7 +7,7 @@ from .maps.softmax import SoftmaxAttention as SoftmaxAttention
 from .memory import Memory as Memory
 from .residual import Residual as Residual
 from .routing.routing import Routing as Routing
-from .session import Seen as Seen, watch as watch
+from .session import WatchSession as WatchSession, watch as watch
 from .states.delta_state import DeltaState as DeltaState
 from .states.precision import StatePrecision as StatePrecision
 from .states.retention import Retention as Retention

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from qwenlab.capture.tokens import FOLDS, PADDING, Reading
+from qwenlab.capture.tokens import FOLDS, PADDING, TokenBatch
 
 At = slice
 """Which of the layers of a probe some values are of: they follow one another."""
@@ -21,7 +21,7 @@ class Sums:
         self._total: torch.Tensor | None = None
         self._columns: dict[str, slice] = {}
 
-    def add(self, where: At, reading: Reading, **values: torch.Tensor) -> None:
+    def add(self, where: At, reading: TokenBatch, **values: torch.Tensor) -> None:
         """Add values [layer, batch, position, *shape] of the real tokens; those of padding may be NaN.
 
         The names and their shapes are the same every time.
@@ -70,7 +70,7 @@ class Histogram:
         self._layers, self.bins = layers, bins
         self._counts: torch.Tensor | None = None
 
-    def add(self, where: At, reading: Reading, place: torch.Tensor) -> None:
+    def add(self, where: At, reading: TokenBatch, place: torch.Tensor) -> None:
         """Count the bins `place` [layer, batch, position, *shape] of the real tokens, rounded down.
 
         What lies below or beyond goes to the end bins; NaN is not counted, and is seen as tokens that are missing.

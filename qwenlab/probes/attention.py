@@ -9,12 +9,12 @@ import numpy as np
 import torch
 import xarray as xr
 
-from qwenlab.capture.buffers import AttentionCall, Notes, Part
-from qwenlab.capture.tokens import NEVER, Reading, Sample, key_positions
+from qwenlab.capture.buffers import AttentionCall, Captured, Part
+from qwenlab.capture.tokens import NEVER, TokenBatch, TokenSample, key_positions
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import ATTENTION
 from qwenlab.probes.accumulators import At, Histogram, Sums, counted
-from qwenlab.probes.base import Kept, Probe, Variable
+from qwenlab.probes.base import Probe, Reduced, Variable
 from qwenlab.probes.bins import GATE_BINS, gate_bins
 
 DISTANCE_EDGES = (0, 1, 2, 3, *(int(2**octave * step) for octave in range(2, 26) for step in (1, 1.5)), 2**26)
@@ -69,7 +69,7 @@ class Attention(Probe):
         """The call of the attention function, and the output gate."""
         return (("mixer", "attention"), ("mixer", "gate"))
 
-    def keep(self, layer: int, part: Part, notes: Notes, reading: Reading) -> Kept | None:
+    def keep(self, layer: int, part: Part, notes: Captured, reading: TokenBatch) -> Reduced | None:
         """Openness of the gate and statistics of the row of every sampled token."""
         call, gate = notes["attention"], notes["gate"]
         assert isinstance(call, AttentionCall)
@@ -81,21 +81,23 @@ class Attention(Probe):
         openness = torch.sigmoid(sample.of(gate)).mean(dim=-1, dtype=torch.float32)
         block = max(1, BLOCK // (reading.batch * call.query.shape[1] * columns))
         if slots <= block:
-            rows = reading.once((Rows, self.every, columns), lambda: Rows.of(reading, columns, sample))
+            rows = reading.once(
+                (AttentionRows, self.every, columns), lambda: AttentionRows.of(reading, columns, sample)
+            )
             return {"gate": openness} | _row_statistics(*probabilities(call, rows), rows)
         place = self.layers.index(layer)
         for start in range(0, slots, block):
             cut = slice(start, start + block)
-            part_of, rows = sample.part(cut), Rows.of(reading, columns, sample.part(cut))
+            part_of, rows = sample.part(cut), AttentionRows.of(reading, columns, sample.part(cut))
             found = {"gate": openness[:, cut]} | _row_statistics(*probabilities(call, rows), rows)
             self._add(slice(place, place + 1), {name: each[None] for name, each in found.items()}, part_of.reading)
         return None
 
-    def look(self, where: At, part: Part, kept: Kept, reading: Reading) -> None:
+    def look(self, where: At, part: Part, kept: Reduced, reading: TokenBatch) -> None:
         """Add them up."""
         self._add(where, kept, reading.sample(self.every).reading)
 
-    def _add(self, where: At, found: Kept, few: Reading) -> None:
+    def _add(self, where: At, found: Reduced, few: TokenBatch) -> None:
         self._sums.add(where, few, tokens=torch.ones_like(found["gate"][..., 0]), **found)
         self._gates.add(where, few, found["gate"] * GATE_BINS)
 
@@ -127,7 +129,7 @@ class Attention(Probe):
 
 
 @dataclass(frozen=True)
-class Rows:
+class AttentionRows:
     """Rows of the attention matrix that are measured, one a query.
 
     query     int [batch, query]: column of each query in this call
@@ -144,7 +146,7 @@ class Rows:
     edges: torch.Tensor
 
     @staticmethod
-    def of(reading: Reading, columns: int, sample: Sample) -> Rows:
+    def of(reading: TokenBatch, columns: int, sample: TokenSample) -> AttentionRows:
         """The rows of the sampled tokens, over so many columns of keys."""
         query, position = sample.columns, sample.reading.position
         key_position = key_positions(reading, columns)
@@ -157,10 +159,10 @@ class Rows:
         beyond = (position[:, :, None] - lower).flatten(1)
         edges = torch.searchsorted(rising, beyond.contiguous(), right=True).unflatten(1, (*position.shape[1:], -1))
         first = (key_position == 0).int().argmax(dim=1)
-        return Rows(query, seen[:, None], distance[:, None], first, edges[:, None])
+        return AttentionRows(query, seen[:, None], distance[:, None], first, edges[:, None])
 
 
-def probabilities(call: AttentionCall, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+def probabilities(call: AttentionCall, rows: AttentionRows) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention probabilities [batch, head, query, key] in float32, and their entropy [batch, head, query] in nats."""
     heads, channels = call.query.shape[1], call.query.shape[3]
     query = call.query.gather(2, rows.query[:, None, :, None].expand(-1, heads, -1, channels)).float()
@@ -180,7 +182,7 @@ def probabilities(call: AttentionCall, rows: Rows) -> tuple[torch.Tensor, torch.
     return probability, entropy.clamp_min(0)
 
 
-def _row_statistics(probability: torch.Tensor, entropy: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:
+def _row_statistics(probability: torch.Tensor, entropy: torch.Tensor, rows: AttentionRows) -> dict[str, torch.Tensor]:
     """Statistics of each row [batch, query, head], and its mass by bin of distance [batch, query, head, bin]."""
     heads = probability.shape[1]
     # Mass at a distance of d or more, for every edge d: running sums from the left.

@@ -12,14 +12,14 @@ import torch
 import xarray as xr
 from transformers.cache_utils import Cache
 
-from qwenlab.capture.buffers import Notes, Part
-from qwenlab.capture.forward_pass import Pass
-from qwenlab.capture.tokens import FOLDS, Reading
+from qwenlab.capture.buffers import Captured, Part
+from qwenlab.capture.forward_pass import ForwardPass
+from qwenlab.capture.tokens import FOLDS, TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.errors import BadArgument, NothingToProbe, UnknownLayer
 from qwenlab.probes.accumulators import At
 
-Kept = dict[str, torch.Tensor]
+Reduced = dict[str, torch.Tensor]
 """What a probe keeps of the notes of one layer; stacked, of several."""
 
 Variable = tuple[tuple[str, ...], np.ndarray, str, str]
@@ -72,21 +72,21 @@ class Probe(ABC):
         """Part and name of each note wanted of this layer (the names are in `Taps`)."""
         return ()
 
-    def keep(self, layer: int, part: Part, notes: Notes, reading: Reading) -> Kept | None:
+    def keep(self, layer: int, part: Part, notes: Captured, reading: TokenBatch) -> Reduced | None:
         """What is needed of the notes of one part of one layer, reduced to something small; None where it is nothing.
 
         The tensors have the same names and shapes in every layer.
         """
         raise NotImplementedError(f"{type(self).__name__} wants notes and does not keep anything of them")
 
-    def look(self, where: At, part: Part, kept: Kept, reading: Reading) -> None:
+    def look(self, where: At, part: Part, kept: Reduced, reading: TokenBatch) -> None:
         """Add up what was kept of a part in some layers, each tensor [layer, ...]: `where` among `self.layers`."""
         raise NotImplementedError(f"{type(self).__name__} keeps something and does not look at it")
 
-    def look_at_tokens(self, reading: Reading) -> None:  # noqa: B027  most probes have no use for these
+    def look_at_tokens(self, reading: TokenBatch) -> None:  # noqa: B027  most probes have no use for these
         """Look at which tokens were read, or are about to be."""
 
-    def look_at_cache(self, cache: Cache, passed: Pass) -> None:  # noqa: B027
+    def look_at_cache(self, cache: Cache, passed: ForwardPass) -> None:  # noqa: B027
         """Look at what a forward pass left in its cache."""
 
     def check(self) -> None:  # noqa: B027

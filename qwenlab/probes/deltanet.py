@@ -9,17 +9,17 @@ import numpy as np
 import torch
 import xarray as xr
 
-from qwenlab.capture.buffers import Notes, Part
-from qwenlab.capture.delta_rule import RuleCall
+from qwenlab.capture.buffers import Captured, Part
+from qwenlab.capture.delta_rule import DeltaRuleCall
 from qwenlab.capture.prediction import normalised
-from qwenlab.capture.tokens import PADDING, Reading
+from qwenlab.capture.tokens import PADDING, TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import BadArgument
 from qwenlab.probes.accumulators import At, Histogram, Sums, counted
-from qwenlab.probes.base import Kept, Probe, Variable
+from qwenlab.probes.base import Probe, Reduced, Variable
 from qwenlab.probes.bins import GATE_BINS, HALF_LIFE_BINS, bins, half_life_bin
-from qwenlab.probes.kernel_agreement import StateGap
+from qwenlab.probes.kernel_agreement import StateDeviation
 
 _HISTOGRAMS = {
     "beta": (GATE_BINS, "write strength"),
@@ -89,7 +89,7 @@ class DeltaNet(Probe):
         count = len(self.layers)
         self._sums, self._ends, self._histogram = Sums(count), Sums(count), Histogram(count, HALF_LIFE_BINS)
         self._moments: dict[int, torch.Tensor] = {}  # by label, float64 [layer, key head, channel, channel]
-        self._gap = StateGap()
+        self._gap = StateDeviation()
 
     def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
         """The call of the delta rule, and the output gate."""
@@ -109,10 +109,10 @@ class DeltaNet(Probe):
         everything = len(heads) == self.decoder.part(self.layers[0], "mixer").num_v_heads
         return super().sample() | ({} if everything else {"prediction_heads": heads})
 
-    def keep(self, layer: int, part: Part, notes: Notes, reading: Reading) -> Kept:
+    def keep(self, layer: int, part: Part, notes: Captured, reading: TokenBatch) -> Reduced:
         """Gates and keys of the sampled tokens and, for the heads asked, the prediction."""
         call, gate = notes["rule"], notes["gate"]
-        assert isinstance(call, RuleCall)
+        assert isinstance(call, DeltaRuleCall)
         assert isinstance(gate, torch.Tensor)
         sample = reading.sample(self.every)
         return {
@@ -123,7 +123,7 @@ class DeltaNet(Probe):
             **(self._predict(layer, call, reading) if call.heads is not None else {}),
         }
 
-    def _predict(self, layer: int, call: RuleCall, reading: Reading) -> Kept:
+    def _predict(self, layer: int, call: DeltaRuleCall, reading: TokenBatch) -> Reduced:
         """Of the heads asked, by sampled token: the update's norm and the error; and the state's norm at the end."""
         assert call.heads is not None
         predicted, state = call.predict(call.heads, reading)
@@ -138,7 +138,7 @@ class DeltaNet(Probe):
             "state_norm": torch.linalg.vector_norm(state, dim=(-2, -1)),
         }
 
-    def look(self, where: At, part: Part, kept: Kept, reading: Reading) -> None:
+    def look(self, where: At, part: Part, kept: Reduced, reading: TokenBatch) -> None:
         """Add up gates, keys and the prediction."""
         few = reading.sample(self.every).reading
         beta, g, gate = kept["beta"], kept["log_alpha"], kept["gate"]
@@ -150,7 +150,7 @@ class DeltaNet(Probe):
         self._add_moments(where, normalised(kept["key"]), few)
         self._end_sequences(where, kept.get("state_norm"), len(beta), reading)
 
-    def _add_moments(self, where: At, unit: torch.Tensor, few: Reading) -> None:
+    def _add_moments(self, where: At, unit: torch.Tensor, few: TokenBatch) -> None:
         for label in few.present:
             ours = few.labelled(label)
             keys = few.masked(unit, axis=1) if ours is None else torch.where(ours[..., None, None], unit, 0)
@@ -160,7 +160,7 @@ class DeltaNet(Probe):
                 self._moments[label] = moments.new_zeros(len(self.layers), *moments.shape[1:])
             self._moments[label][where] += moments.to(self._moments[label].device)
 
-    def _end_sequences(self, where: At, norm: torch.Tensor | None, layers: int, reading: Reading) -> None:
+    def _end_sequences(self, where: At, norm: torch.Tensor | None, layers: int, reading: TokenBatch) -> None:
         """Each sequence ends with its newest token: what was counted for it at the call before is taken back."""
         group = reading.last_group
         ended = torch.ones(layers, reading.batch, 1, device=group.device)

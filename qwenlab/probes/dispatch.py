@@ -9,10 +9,10 @@ from itertools import groupby
 
 import torch
 
-from qwenlab.capture.buffers import WHOLE, Inbox, Notes, Part
-from qwenlab.capture.forward_pass import Pass
-from qwenlab.capture.tokens import Reading
-from qwenlab.probes.base import Kept, Probe
+from qwenlab.capture.buffers import WHOLE, CaptureBuffer, Captured, Part
+from qwenlab.capture.forward_pass import ForwardPass
+from qwenlab.capture.tokens import TokenBatch
+from qwenlab.probes.base import Probe, Reduced
 
 STEPS, STEPS_HELD = 64, 2**25
 """Decode steps are reduced together, up to this many and up to so many bytes of notes: one alone is not worth it."""
@@ -21,7 +21,7 @@ HELD = 2**24
 """Bytes that probes keep of the layers of one pass, at most, before they look at them: for the same reason."""
 
 
-class Delivery:
+class Dispatcher:
     """Hands the notes of each part to the probes that want them.
 
     read   makes a reading of one pass, or of several decode steps
@@ -31,34 +31,34 @@ class Delivery:
     def __init__(
         self,
         probes: Sequence[Probe],
-        read: Callable[[Sequence[Pass]], Reading],
+        read: Callable[[Sequence[ForwardPass]], TokenBatch],
         timed: Callable[[Callable[[], None]], None],
     ) -> None:
         self._probes, self._read, self._timed = probes, read, timed
-        self._pass: Pass | None = None
-        self._reading: Reading | None = None  # of the pass that is running, unless it is a decode step
-        self._steps: list[Pass] = []
+        self._pass: ForwardPass | None = None
+        self._reading: TokenBatch | None = None  # of the pass that is running, unless it is a decode step
+        self._steps: list[ForwardPass] = []
         self._limit = STEPS
-        self._inboxes: dict[tuple[int, Part], Inbox] = {}
-        self._piles: defaultdict[tuple[Probe, Part], list[tuple[int, Kept]]] = defaultdict(list)
+        self._inboxes: dict[tuple[int, Part], CaptureBuffer] = {}
+        self._piles: defaultdict[tuple[Probe, Part], list[tuple[int, Reduced]]] = defaultdict(list)
         self._held = 0
         for probe in probes:
             for layer in probe.layers:
                 self._subscribe(probe, layer)
 
     @property
-    def inboxes(self) -> list[Inbox]:
+    def inboxes(self) -> list[CaptureBuffer]:
         """One for each part of a layer of which something is wanted, in the order of the layers."""
         return [inbox for _, inbox in sorted(self._inboxes.items())]
 
     def _subscribe(self, probe: Probe, layer: int) -> None:
         for part, name in probe.wants(layer):
-            inbox = self._inboxes.setdefault((layer, part), Inbox(layer, part))
+            inbox = self._inboxes.setdefault((layer, part), CaptureBuffer(layer, part))
             inbox.wanted.setdefault(name, WHOLE)
             if probe not in inbox.readers:
                 inbox.readers.append(probe)
 
-    def begin(self, passed: Pass) -> bool:
+    def begin(self, passed: ForwardPass) -> bool:
         """A forward pass begins; True where it is a decode step right after those that were kept.
 
         Otherwise those are reduced.
@@ -69,7 +69,7 @@ class Delivery:
         self._pass, self._reading = passed, None if passed.is_decode else self._made([passed])
         return goes_on
 
-    def take(self, inbox: Inbox) -> None:
+    def take(self, inbox: CaptureBuffer) -> None:
         """A part has just run: its notes are reduced now, or kept until enough decode steps are together."""
         if self._pass is None or (notes := inbox.collect()) is None:
             return
@@ -118,14 +118,14 @@ class Delivery:
                 self._keep(inbox, kept, reading)
         self._look(reading)
 
-    def _made(self, passes: Sequence[Pass]) -> Reading:
+    def _made(self, passes: Sequence[ForwardPass]) -> TokenBatch:
         with undisturbed():
             reading = self._read(passes)
             for probe in self._probes:
                 probe.look_at_tokens(reading)
         return reading
 
-    def _keep(self, inbox: Inbox, came: Sequence[Notes], reading: Reading) -> None:
+    def _keep(self, inbox: CaptureBuffer, came: Sequence[Captured], reading: TokenBatch) -> None:
         """Let every probe keep what it needs of these notes, and look at it once it is enough."""
         with undisturbed():
             notes = inbox.read(came, reading.batch, reading.width)
@@ -140,7 +140,7 @@ class Delivery:
         if self._held > HELD:
             self._look(reading)
 
-    def _look(self, reading: Reading) -> None:
+    def _look(self, reading: TokenBatch) -> None:
         """Let the probes look at what they kept: of all layers at once that follow one another on one device."""
         piles, self._piles, self._held = self._piles, defaultdict(list), 0
         with undisturbed():
@@ -151,7 +151,7 @@ class Delivery:
                     probe.look(slice(places[0], places[-1] + 1), part, stacked, reading.on(device))
 
 
-def _run(numbered: tuple[int, tuple[int, Kept]]) -> tuple[torch.device, int]:
+def _run(numbered: tuple[int, tuple[int, Reduced]]) -> tuple[torch.device, int]:
     """What layers that follow one another on one device have in common."""
     number, (place, kept) = numbered
     return next(iter(kept.values())).device, place - number

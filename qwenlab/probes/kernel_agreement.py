@@ -10,7 +10,7 @@ STATE_GAP = 0.05
 """How far our state may be from the kernel's, relative to it: far beyond bfloat16's rounding, far below a mistake's."""
 
 
-class StateGap:
+class StateDeviation:
     """The largest distance of our states from the kernel's, relative to the kernel's, by layer."""
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 from transformers.cache_utils import Cache
 
-from qwenlab.capture.forward_pass import Pass
+from qwenlab.capture.forward_pass import ForwardPass
 from qwenlab.checkpoint.anatomy.anatomy import anatomy
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.probes.base import Probe
@@ -36,7 +36,7 @@ class Memory(Probe):
         self._next = 0.0
         self._points: list[tuple[int, int, np.ndarray, np.ndarray]] = []
 
-    def look_at_cache(self, cache: Cache, passed: Pass) -> None:
+    def look_at_cache(self, cache: Cache, passed: ForwardPass) -> None:
         """Note the bytes of this cache, if its context is a quarter of an octave beyond the last one noted."""
         context, batch = passed.past + passed.width, passed.batch
         if context < self._next or len(self._points) >= POINTS:

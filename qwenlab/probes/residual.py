@@ -8,11 +8,11 @@ import numpy as np
 import torch
 import xarray as xr
 
-from qwenlab.capture.buffers import PARTS, Notes, Part
-from qwenlab.capture.tokens import Reading
+from qwenlab.capture.buffers import PARTS, Captured, Part
+from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.probes.accumulators import At, Sums, counted
-from qwenlab.probes.base import Kept, Probe, Variable
+from qwenlab.probes.base import Probe, Reduced, Variable
 
 
 class Residual(Probe):
@@ -38,14 +38,14 @@ class Residual(Probe):
         """What each part adds, and the stream it is added to."""
         return (("mixer", "stream"), ("mixer", "mixer"), ("mlp", "stream"), ("mlp", "mlp"))
 
-    def keep(self, layer: int, part: Part, notes: Notes, reading: Reading) -> Kept:
+    def keep(self, layer: int, part: Part, notes: Captured, reading: TokenBatch) -> Reduced:
         """Norms of both vectors of each sampled token, and their product."""
         sample = reading.sample(self.every)
         added, stream = (sample.of(notes[name]).float() for name in (part, "stream"))  # type: ignore[arg-type]
         size, before = torch.linalg.vector_norm(added, dim=-1), torch.linalg.vector_norm(stream, dim=-1)
         return {"norm": size, "stream_norm": before, "product": torch.linalg.vecdot(added, stream)}
 
-    def look(self, where: At, part: Part, kept: Kept, reading: Reading) -> None:
+    def look(self, where: At, part: Part, kept: Reduced, reading: TokenBatch) -> None:
         """Add up norms, ratio and cosine of every sampled token."""
         size, before = kept["norm"], kept["stream_norm"]
         tiny = torch.finfo(torch.float32).tiny

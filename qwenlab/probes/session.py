@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from qwenlab.capture.active import active_edits, changed
-from qwenlab.capture.forward_pass import Label, Pass
+from qwenlab.capture.active import active_interventions, replaced_by
+from qwenlab.capture.forward_pass import ForwardPass, Label
 from qwenlab.capture.generate_calls import GenerateCalls
-from qwenlab.capture.hooks import Taps
+from qwenlab.capture.hooks import CaptureHooks
 from qwenlab.capture.provenance import facts_of
 from qwenlab.capture.running import BlockThreads
-from qwenlab.capture.sequences import Reader, cache_among
+from qwenlab.capture.sequences import SequenceTracker, cache_among
 from qwenlab.capture.wrapping import outputs
 from qwenlab.checkpoint.decoder import decoder_of, module_of
 from qwenlab.checkpoint.fused_kernels import running_on_cpu
@@ -24,16 +24,16 @@ from qwenlab.checkpoint.weights.loaded import require_loaded
 from qwenlab.errors import BadArgument, CannotWatch, NothingRead, ProbeInUse, SilentSite
 from qwenlab.probes.base import Probe
 from qwenlab.probes.deltanet import DeltaNet
-from qwenlab.probes.dispatch import Delivery
+from qwenlab.probes.dispatch import Dispatcher
 from qwenlab.probes.maps.implicit import ImplicitAttention
 from qwenlab.probes.maps.softmax import SoftmaxAttention
-from qwenlab.probes.states.base import OfStates
+from qwenlab.probes.states.base import StateProbe
 from qwenlab.probes.timing.stopwatch import Stopwatch
 from qwenlab.probes.timing.timing import Timing
 from qwenlab.record.recording import Recording
 
 
-def watch(model: nn.Module | Any, *probes: Probe) -> Seen:
+def watch(model: nn.Module | Any, *probes: Probe) -> WatchSession:
     """Watch a model while a `with` block runs: `with watch(model, DeltaNet(), Routing()) as seen: model(**inputs)`.
 
     The model is used as it is: forward, `generate`, training steps, split over devices, with any kernel. Not one logit
@@ -55,10 +55,10 @@ def watch(model: nn.Module | Any, *probes: Probe) -> Seen:
     to be read did not fire for every token the model read. A forward pass raises UnreadableMask for a mask or positions
     that do not separate text from padding and one sequence from the next, and CannotWatch in a thread of another block.
     """
-    return Seen(model, probes)
+    return WatchSession(model, probes)
 
 
-class Seen:
+class WatchSession:
     """What is being watched, and what was seen: a context manager that `watch` makes."""
 
     def __init__(self, model: nn.Module | Any, probes: Sequence[Probe]) -> None:
@@ -69,7 +69,7 @@ class Seen:
         self._decoder = decoder_of(self._module)
         self._prepare()
 
-    def __enter__(self) -> Seen:
+    def __enter__(self) -> WatchSession:
         require_loaded(self._module)
         self._claim()
         try:
@@ -148,11 +148,11 @@ class Seen:
         self._stopwatch = None if timing is None else Stopwatch(timing)
         self._hooks = ExitStack()
         self._generate = GenerateCalls(self._module, self._decoder.module)
-        self._reader = Reader(self._decoder.module, self._generate)
+        self._reader = SequenceTracker(self._decoder.module, self._generate)
         timed = self._stopwatch.leave_out if self._stopwatch else lambda work: work()
-        self._delivery = Delivery(self.probes, self._reader.read, timed)
-        self._taps = Taps(self._decoder, self._delivery.take)
-        self._pass: Pass | None = None
+        self._delivery = Dispatcher(self.probes, self._reader.read, timed)
+        self._taps = CaptureHooks(self._decoder, self._delivery.take)
+        self._pass: ForwardPass | None = None
         self._edits: dict[str, None] = {}  # those in force in any pass
         self._unrolled: dict[str, tuple[int, ...]] = {}  # layers of which a probe works the delta rule out again
 
@@ -168,7 +168,7 @@ class Seen:
                 self._unrolled[type(probe).__name__] = probe.layers
             elif isinstance(probe, SoftmaxAttention):
                 self._taps.valued = probe.layers
-            elif isinstance(probe, OfStates):
+            elif isinstance(probe, StateProbe):
                 self._taps.rule.stated |= set(probe.layers)
                 self._unrolled[type(probe).__name__] = probe.layers
         self._hooks.enter_context(running_on_cpu(self._decoder.family))
@@ -186,10 +186,10 @@ class Seen:
     def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._drop_what_broke_off()
         self._refuse_another_rule()
-        if changed(self._decoder.module, "states", range(len(self._decoder.layers))):
+        if replaced_by(self._decoder.module, "states", range(len(self._decoder.layers))):
             self._delivery.flush()  # a step does not begin with the state that the one before it ended with
         passed = self._reader.open(args, kwargs)
-        self._edits |= dict.fromkeys(active_edits(self._decoder.module))
+        self._edits |= dict.fromkeys(active_interventions(self._decoder.module))
         goes_on = self._delivery.begin(passed)
         self._taps.begin()
         self._taps.rule.states = "" if goes_on else "initial" if passed.is_decode else "both"
@@ -221,7 +221,7 @@ class Seen:
     def _refuse_another_rule(self) -> None:
         """Raise CannotWatch where a probe would work out a rule that does not run."""
         for probe, layers in self._unrolled.items():
-            if edit := changed(self._decoder.module, "rule", layers):
+            if edit := replaced_by(self._decoder.module, "rule", layers):
                 raise CannotWatch(
                     f"{probe} works the delta rule out again, and under {edit} another rule runs: it would show what "
                     f"is not there.\nLeave {probe} out, or name layers that are not edited"

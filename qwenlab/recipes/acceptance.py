@@ -13,7 +13,7 @@ from qwenlab import plots, stats
 from qwenlab.checkpoint.open import Checkpoint, open
 from qwenlab.errors import BadArgument
 from qwenlab.speculative.generate import generate
-from qwenlab.speculative.lossless.check import Losslessness, check_lossless
+from qwenlab.speculative.lossless.check import LosslessReport, check_lossless
 from qwenlab.speculative.step_times import step_times
 from qwenlab.speculative.trace.trace import Trace
 from qwenlab.speculative.trace.tracing import trace as trace_of
@@ -36,7 +36,7 @@ class Acceptance:
     rates: xr.Dataset
     by_label: xr.Dataset
     speedup: xr.Dataset
-    lossless: Losslessness
+    lossless: LosslessReport
 
 
 def acceptance(

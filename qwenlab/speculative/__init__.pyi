@@ -1,11 +1,11 @@
 from .audit.audit import Audit as Audit, audit as audit
 from .audit.contract import Contract as Contract
-from .custom_generate import custom_generate as custom_generate
+from .custom_generate import CustomGenerate as CustomGenerate
 from .draft_chains import chains as chains
 from .generate import Generated as Generated, generate as generate
-from .lossless.check import Losslessness as Losslessness, check_lossless as check_lossless
+from .lossless.check import LosslessReport as LosslessReport, check_lossless as check_lossless
 from .policies import ExpectedValue as ExpectedValue, FixedDepth as FixedDepth, Threshold as Threshold
-from .rollback import Replay as Replay, Rerun as Rerun, Rollback as Rollback
+from .rollback import ReplayRollback as ReplayRollback, RerunRollback as RerunRollback, Rollback as Rollback
 from .rounds import Round as Round
 from .scores import acceptance_score as acceptance_score
 from .step_times import step_times as step_times
@@ -14,6 +14,6 @@ from .trace.tracing import trace as trace
 from .verification import (
     ExactMatch as ExactMatch,
     Greedy as Greedy,
-    Rule as Rule,
     SpeculativeSampling as SpeculativeSampling,
+    VerificationRule as VerificationRule,
 )

@@ -14,7 +14,7 @@ from qwenlab.checkpoint.weights.loaded import require_loaded
 from qwenlab.errors import CannotRollBack
 
 
-class Context:
+class TargetContext:
     """One text, as far as the trunk has read it.
 
     cache     of transformers: two states a DeltaNet layer, growing keys and values an attention layer

@@ -16,16 +16,16 @@ from qwenlab.checkpoint.caches import cache_argument, first_cache
 from qwenlab.checkpoint.mtp_head import MtpHead
 from qwenlab.checkpoint.open import Checkpoint
 from qwenlab.errors import BadArgument, BadPrompt, NothingDecoded
-from qwenlab.speculative.context import Context
+from qwenlab.speculative.context import TargetContext
 from qwenlab.speculative.decoding import Decoding, Settings
 from qwenlab.speculative.policies import Policy
 from qwenlab.speculative.prompts import checked_depth
-from qwenlab.speculative.rollback import Replay, Rollback
+from qwenlab.speculative.rollback import ReplayRollback, Rollback
 from qwenlab.speculative.rounds import Round, ledger
-from qwenlab.speculative.verification import Rule, rule_of
+from qwenlab.speculative.verification import VerificationRule, rule_of
 
 
-class custom_generate:
+class CustomGenerate:
     """For `model.generate(**inputs, custom_generate=custom_generate(checkpoint, depth=3))`.
 
     Everything else of `generate` stays: generation_config, logits processors, stopping criteria. Rows of a batch are
@@ -45,9 +45,9 @@ class custom_generate:
         checkpoint: Checkpoint | MtpHead,
         *,
         depth: int,
-        rule: str | Rule | None = None,
+        rule: str | VerificationRule | None = None,
         policy: Policy | None = None,
-        rollback: type[Rollback] = Replay,
+        rollback: type[Rollback] = ReplayRollback,
         seed: int = 0,
         streamer: BaseStreamer | None = None,
     ) -> None:
@@ -77,7 +77,7 @@ class custom_generate:
     ) -> Any:
         """What transformers calls once everything is prepared."""
         self._refuse(model, input_ids, generation_config)
-        given_cache = Context(model, first_cache(model_kwargs.values()))  # refused here, if it has to be
+        given_cache = TargetContext(model, first_cache(model_kwargs.values()))  # refused here, if it has to be
         given: Any = generation_config
         settings = self._settings(given, logits_processor)
         processors = settings.processors
@@ -86,7 +86,7 @@ class custom_generate:
         made: list[list[Round]] = []
         for number, row in enumerate(input_ids):
             prompt = row if mask is None else row[mask[number].bool()]
-            own = given_cache if len(input_ids) == 1 else Context(model)
+            own = given_cache if len(input_ids) == 1 else TargetContext(model)
             if processors:
                 settings = replace(settings, processors=_for_row(processors, number, input_ids, len(prompt)))
             decoding = Decoding(

@@ -12,12 +12,12 @@ import torch
 from transformers import LogitsProcessorList
 
 from qwenlab.checkpoint.mtp_head import MtpHead
-from qwenlab.speculative.context import Context
+from qwenlab.speculative.context import TargetContext
 from qwenlab.speculative.drafter import Drafter
 from qwenlab.speculative.policies import Policy, asked, name_of
 from qwenlab.speculative.rollback import Rollback
 from qwenlab.speculative.rounds import NONE, Ended, Round
-from qwenlab.speculative.verification import Rule, Verdict
+from qwenlab.speculative.verification import Verification, VerificationRule
 
 Drafting = Literal["greedy", "sampled"]
 
@@ -34,7 +34,7 @@ class Settings:
     """
 
     depth: int
-    rule: Rule
+    rule: VerificationRule
     policy: Policy | None = None
     drafting: Drafting = "greedy"
     processors: LogitsProcessorList = field(default_factory=LogitsProcessorList)
@@ -85,11 +85,11 @@ class Decoding:
         *,
         max_new_tokens: int,
         generator: torch.Generator,
-        context: Context | None = None,
+        context: TargetContext | None = None,
         stop: Callable[[list[int]], bool] | None = None,
     ) -> None:
         self.settings, self.rollback, self.generator, self.stop = settings, rollback, generator, stop
-        self.context = Context(head.trunk) if context is None else context
+        self.context = TargetContext(head.trunk) if context is None else context
         self.drafter = Drafter(head)
         self.tokens: list[int] = prompt.tolist()
         self.begin, self.limit = len(prompt), len(prompt) + max_new_tokens
@@ -174,7 +174,7 @@ class Decoding:
         scores: torch.Tensor = self.settings.processors(text, logits)
         return scores
 
-    def _judge(self, drafts: torch.Tensor, proposal: torch.Tensor | None, scores: torch.Tensor) -> Verdict:
+    def _judge(self, drafts: torch.Tensor, proposal: torch.Tensor | None, scores: torch.Tensor) -> Verification:
         return self.settings.rule.judge(drafts.to(scores.device), proposal, scores, self.generator)
 
     def _learn(self, tokens: list[int], hidden: torch.Tensor) -> None:
@@ -193,7 +193,7 @@ class Decoding:
                 return count
         return len(tokens)
 
-    def _round(self, begin: int, drafts: Drafts, verdict: Verdict, emitted: int, logits: torch.Tensor) -> Round:
+    def _round(self, begin: int, drafts: Drafts, verdict: Verification, emitted: int, logits: torch.Tensor) -> Round:
         """What happened, counted as docs/glossary.md says."""
         drafted = len(drafts.tokens)
         cut = emitted <= verdict.accepted

@@ -13,16 +13,16 @@ import xarray as xr
 from tqdm.auto import tqdm
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from qwenlab.checkpoint.open import Checkpoint, refuse_model
+from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
 from qwenlab.errors import BadArgument, InterruptedWarning
 from qwenlab.record.recording import Recording
 from qwenlab.speculative.decoding import Decoding, Drafting, Settings
 from qwenlab.speculative.policies import Policy
 from qwenlab.speculative.prompts import Prompt, checked_depth, context_of, encoded, end_tokens_of
 from qwenlab.speculative.provenance import facts_of
-from qwenlab.speculative.rollback import Replay, Rollback
+from qwenlab.speculative.rollback import ReplayRollback, Rollback
 from qwenlab.speculative.rounds import Round, ledger
-from qwenlab.speculative.verification import Rule, rule_of
+from qwenlab.speculative.verification import VerificationRule, rule_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,13 +78,13 @@ def generate(
     *,
     depth: int,
     max_new_tokens: int = 128,
-    rule: str | Rule = "greedy",
+    rule: str | VerificationRule = "greedy",
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
     drafting: Drafting | None = None,
     policy: Policy | None = None,
-    rollback: type[Rollback] | Rollback = Replay,
+    rollback: type[Rollback] | Rollback = ReplayRollback,
     seed: int = 0,
     labels: Sequence[str] | None = None,
     progress: bool = True,
@@ -97,20 +97,20 @@ def generate(
     after another: after a rollback their caches would have different lengths, which no batch of transformers can hold.
 
     depth        drafts a round, at most; fewer when less than that may still be emitted
-    rule         "greedy", "speculative_sampling", "exact_match", or a `Rule`
+    rule         "greedy", "speculative_sampling", "exact_match", or a `VerificationRule`
     temperature, top_k, top_p
                  of the main model's distribution under the rules that sample (and of the head's, if it is drawn from)
     drafting     "greedy": the head's argmax; "sampled": drawn from its distribution. By default sampled under
                  speculative_sampling, which makes the most of it, and greedy under the other rules
     policy       `FixedDepth`, `Threshold`, `ExpectedValue`, or any callable: see `qwenlab.speculative.policies`
-    rollback     `Replay` (of the delta rule), `Rerun` (snapshot and rerun), or a `Rollback` of your own
+    rollback     `ReplayRollback` (of the delta rule), `RerunRollback` (snapshot and rerun), or a `Rollback` of your own
     seed         of what is drawn; text i draws from seed + i, whatever the others do
     labels       what each prompt is called (its domain); by default ""
 
     Interrupted, it returns what was made until then, with a warning. Raises NoMtpHead, BadPrompt, BadPolicy,
     CannotRollBack and BadArgument.
     """
-    refuse_model(checkpoint)
+    require_checkpoint(checkpoint)
     head = checkpoint.require_mtp()
     room = context_of(checkpoint)
     texts = encoded(checkpoint, prompts, max_new_tokens)
@@ -177,7 +177,7 @@ def _run(decoding: Decoding, rounds: list[Round], bar: Any) -> None:
         bar.update(rounds[-1].emitted)
 
 
-def _drafting(drafting: Drafting | None, rule: Rule) -> Drafting:
+def _drafting(drafting: Drafting | None, rule: VerificationRule) -> Drafting:
     """How drafts are made: as asked, if the rule can use that."""
     if drafting is None:
         return "sampled" if rule.name == "speculative_sampling" else "greedy"

@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 
 import torch
 
-from qwenlab.capture.active import changed
-from qwenlab.capture.delta_rule import RuleCall, RuleTap
+from qwenlab.capture.active import replaced_by
+from qwenlab.capture.delta_rule import DeltaRuleCall, DeltaRuleHook
 from qwenlab.capture.wrapping import in_this_thread, listening, outputs, unwrapped
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import CannotRollBack
-from qwenlab.speculative.context import Context
+from qwenlab.speculative.context import TargetContext
 
 
 class Rollback(ABC):
@@ -31,16 +31,16 @@ class Rollback(ABC):
 
     @contextmanager
     @abstractmethod
-    def verifying(self, context: Context) -> Iterator[None]:
+    def verifying(self, context: TargetContext) -> Iterator[None]:
         """Around the forward pass that reads a block."""
         yield
 
     @abstractmethod
-    def keep(self, context: Context, kept: int) -> None:
+    def keep(self, context: TargetContext, kept: int) -> None:
         """Forget all but the first `kept` tokens (at least one) of the block."""
 
 
-class Replay(Rollback):
+class ReplayRollback(Rollback):
     """The delta rule once more over the accepted tokens, from the state before the block; no weight is read again.
 
     What each DeltaNet layer gave to its kernel (k, v, g, beta) and to its convolution is kept of the verifying pass,
@@ -51,14 +51,14 @@ class Replay(Rollback):
     name = "replay"
 
     @contextmanager
-    def verifying(self, context: Context) -> Iterator[None]:
+    def verifying(self, context: TargetContext) -> Iterator[None]:
         """Keep the states before the block, and what the layers hand to kernel and convolution."""
         decoder = context.decoder
         _refuse_edits(context)
         self._before = [state.clone() for state in context.recurrent]
-        self._calls: dict[int, RuleCall] = {}
+        self._calls: dict[int, DeltaRuleCall] = {}
         self._convolved: dict[int, torch.Tensor] = {}
-        tap = RuleTap(decoder.family, lambda call: self._calls.__setitem__(self._layer, call))
+        tap = DeltaRuleHook(decoder.family, lambda call: self._calls.__setitem__(self._layer, call))
         with ExitStack() as hooks:
             tap.listen(hooks)
             for number, (place, cache) in enumerate(zip(decoder.layers_of(DELTANET), context.deltanet, strict=True)):
@@ -70,7 +70,7 @@ class Replay(Rollback):
                 hooks.enter_context(listening(vars(cache), "update_conv_state", cache.update_conv_state, keep))
             yield
 
-    def keep(self, context: Context, kept: int) -> None:
+    def keep(self, context: TargetContext, kept: int) -> None:
         """Crop the attention layers, and run the delta rule over the first `kept` tokens again."""
         width = len(context.block)
         if kept == width:
@@ -86,7 +86,7 @@ class Replay(Rollback):
             for number, state in zip(numbers, states, strict=True):
                 context.recurrent[number].copy_(state)
 
-    def _announcement(self, tap: RuleTap, number: int, key_heads: int) -> Callable[..., None]:
+    def _announcement(self, tap: DeltaRuleHook, number: int, key_heads: int) -> Callable[..., None]:
         def announce(*_: Any) -> None:
             self._layer = number
             tap.announce(number, key_heads)
@@ -100,18 +100,18 @@ class Replay(Rollback):
         return keep
 
 
-def _refuse_edits(context: Context) -> None:
+def _refuse_edits(context: TargetContext) -> None:
     """Raise CannotRollBack under an edit of which the plain delta rule over the accepted tokens knows nothing."""
     stack, layers = context.decoder.module, context.decoder.layers_of(DELTANET)
-    if edit := changed(stack, "rule", layers) or changed(stack, "states", layers):
+    if edit := replaced_by(stack, "rule", layers) or replaced_by(stack, "states", layers):
         raise CannotRollBack(
             f"Under {edit} the states are not those that the plain delta rule makes of the accepted tokens, which is "
-            "what Replay runs.\nRead these tokens again: rollback=ql.speculative.Rerun."
+            "what ReplayRollback runs.\nRead these tokens again: rollback=ql.speculative.RerunRollback."
         )
 
 
 def _replayed(
-    rule: Callable[..., Any], calls: list[RuleCall], before: list[torch.Tensor], kept: int
+    rule: Callable[..., Any], calls: list[DeltaRuleCall], before: list[torch.Tensor], kept: int
 ) -> tuple[torch.Tensor, ...]:
     """The states of some layers after the first `kept` tokens of their calls: all layers as one batch."""
 
@@ -135,7 +135,7 @@ def _replayed(
     return states
 
 
-class Rerun(Rollback):
+class RerunRollback(Rollback):
     """Snapshot and rerun: the states before the block are put back, and the accepted tokens are read again.
 
     It costs another forward pass, and leaves to the bit what a pass over just the accepted tokens would have left.
@@ -144,12 +144,12 @@ class Rerun(Rollback):
     name = "snapshot-and-rerun"
 
     @contextmanager
-    def verifying(self, context: Context) -> Iterator[None]:
+    def verifying(self, context: TargetContext) -> Iterator[None]:
         """Keep the states before the block."""
         self._before = [state.clone() for state in (*context.recurrent, *context.convolution)]
         yield
 
-    def keep(self, context: Context, kept: int) -> None:
+    def keep(self, context: TargetContext, kept: int) -> None:
         """Put the states back and read the first `kept` tokens again."""
         block = context.block
         if kept == len(block):

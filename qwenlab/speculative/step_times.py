@@ -15,13 +15,13 @@ from tqdm.auto import tqdm
 
 from qwenlab.capture.wrapping import in_this_thread, outputs
 from qwenlab.checkpoint.decoder import Decoder
-from qwenlab.checkpoint.open import Checkpoint, refuse_model
+from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
 from qwenlab.errors import BadPrompt
-from qwenlab.speculative.context import Context
+from qwenlab.speculative.context import TargetContext
 from qwenlab.speculative.decoding import Decoding, Settings
 from qwenlab.speculative.drafter import Drafter
 from qwenlab.speculative.prompts import checked_depth, context_of, encoded
-from qwenlab.speculative.rollback import Replay, Rollback
+from qwenlab.speculative.rollback import ReplayRollback, Rollback
 from qwenlab.speculative.verification import Greedy
 
 QUARTILES = (0.25, 0.5, 0.75)
@@ -35,7 +35,7 @@ def step_times(
     depth: int,
     context: int | None = None,
     repeats: int | None = None,
-    rollback: type[Rollback] = Replay,
+    rollback: type[Rollback] = ReplayRollback,
     progress: bool = True,
 ) -> xr.Dataset:
     """Seconds of each kind of step, as `qwenlab.stats.speedup` takes them, after a context of real text.
@@ -57,7 +57,7 @@ def step_times(
 
     Raises NoMtpHead, BadPrompt and BadArgument.
     """
-    refuse_model(checkpoint)
+    require_checkpoint(checkpoint)
     head = checkpoint.require_mtp()
     checked_depth(depth, context_of(checkpoint))
     (tokens,) = encoded(checkpoint, text if isinstance(text, str) else [text], 1)
@@ -70,7 +70,7 @@ def step_times(
             f"The text has {len(tokens):,} tokens, and {repeats} repeats of {depth + 1} widths after a context of "
             f"{context} need {needed:,}.\nGive a longer text, or fewer repeats."
         )
-    reader, drafter, own = Context(checkpoint.model), Drafter(head), rollback()
+    reader, drafter, own = TargetContext(checkpoint.model), Drafter(head), rollback()
     hidden = reader.read(tokens[:context])
     drafter.learn(tokens[1 : context + 1], hidden)
     drafter.first()
@@ -107,7 +107,7 @@ class Clock:
         return time.perf_counter() - began, result
 
 
-def _verify(context: Context, rollback: Rollback, block: torch.Tensor) -> torch.Tensor:
+def _verify(context: TargetContext, rollback: Rollback, block: torch.Tensor) -> torch.Tensor:
     """Read a block and find the token after each; a block of one needs no rollback."""
     if len(block) == 1:
         hidden = context.read(block)
@@ -192,12 +192,14 @@ def _costs(
     device = checkpoint.facts.device
     coords: dict[str, Any] = {"width": ("width", widths, {"units": "token"}), "quantile": list(QUARTILES)}
     costs = xr.Dataset(data, coords, attrs | {"device": device, "threads": torch.get_num_threads()})
-    context = Context(checkpoint.model)
+    context = TargetContext(checkpoint.model)
     sparse = context.decoder.layers_with("router")
     return costs if not sparse else _with_experts(costs, context, sparse, tokens)
 
 
-def _with_experts(costs: xr.Dataset, context: Context, layers: tuple[int, ...], tokens: torch.Tensor) -> xr.Dataset:
+def _with_experts(
+    costs: xr.Dataset, context: TargetContext, layers: tuple[int, ...], tokens: torch.Tensor
+) -> xr.Dataset:
     """The experts that every token of a text chose."""
     chosen: dict[int, np.ndarray] = {}
     with ExitStack() as hooks:

@@ -10,14 +10,14 @@ import torch
 from qwenlab.errors import BadArgument
 
 
-class Verdict(NamedTuple):
+class Verification(NamedTuple):
     """How many drafts were accepted, and the token that the main model adds after them."""
 
     accepted: int
     next_token: int
 
 
-class Rule(ABC):
+class VerificationRule(ABC):
     """Judges the drafts of one round. A class of your own can be given wherever a name of ours can.
 
     name      goes with every number that was made under it
@@ -30,7 +30,7 @@ class Rule(ABC):
     @abstractmethod
     def judge(
         self, drafts: torch.Tensor, proposal: torch.Tensor | None, scores: torch.Tensor, generator: torch.Generator
-    ) -> Verdict:
+    ) -> Verification:
         """Judge the drafts.
 
         drafts    int [draft], may be empty
@@ -40,7 +40,7 @@ class Rule(ABC):
         """
 
 
-class Greedy(Rule):
+class Greedy(VerificationRule):
     """A draft is accepted when it is the main model's argmax; the main model adds its argmax."""
 
     name = "greedy"
@@ -48,12 +48,12 @@ class Greedy(Rule):
 
     def judge(
         self, drafts: torch.Tensor, proposal: torch.Tensor | None, scores: torch.Tensor, generator: torch.Generator
-    ) -> Verdict:
+    ) -> Verification:
         """The longest run of argmaxes."""
         return _longest_match(drafts, scores.argmax(dim=-1))
 
 
-class ExactMatch(Rule):
+class ExactMatch(VerificationRule):
     """A token is drawn from the main model in every place; a draft is accepted when it is that token.
 
     The text has the main model's distribution, however the drafts were made (llama.cpp samples so).
@@ -64,13 +64,13 @@ class ExactMatch(Rule):
 
     def judge(
         self, drafts: torch.Tensor, proposal: torch.Tensor | None, scores: torch.Tensor, generator: torch.Generator
-    ) -> Verdict:
+    ) -> Verification:
         """The longest run of draws."""
         drawn = torch.multinomial(scores.softmax(dim=-1), 1, generator=generator)[:, 0]
         return _longest_match(drafts, drawn)
 
 
-class SpeculativeSampling(Rule):
+class SpeculativeSampling(VerificationRule):
     """A draft x is accepted with probability min(1, p(x) / q(x)); else one is drawn from max(0, p - q), normalised.
 
     p is the main model's distribution and q the one the draft was drawn from: all mass on x where it was not drawn.
@@ -82,7 +82,7 @@ class SpeculativeSampling(Rule):
 
     def judge(
         self, drafts: torch.Tensor, proposal: torch.Tensor | None, scores: torch.Tensor, generator: torch.Generator
-    ) -> Verdict:
+    ) -> Verification:
         """Accept up to the first draft that fails; then draw from the residual, or after all drafts from p."""
         p, places = scores.softmax(dim=-1), torch.arange(len(drafts), device=scores.device)
         if proposal is None:
@@ -94,19 +94,19 @@ class SpeculativeSampling(Rule):
         if accepted < len(drafts):
             residual = (rest - proposal[accepted]).clamp_min(0)
             rest = residual if bool(residual.sum() > 0) else rest  # p and q may be equal but for rounding
-        return Verdict(accepted, int(torch.multinomial(rest, 1, generator=generator)))
+        return Verification(accepted, int(torch.multinomial(rest, 1, generator=generator)))
 
 
-def _longest_match(drafts: torch.Tensor, tokens: torch.Tensor) -> Verdict:
+def _longest_match(drafts: torch.Tensor, tokens: torch.Tensor) -> Verification:
     """Accept drafts as long as they are the tokens in their places; the next token follows."""
     accepted = int((drafts == tokens[: len(drafts)]).long().cumprod(dim=0).sum())
-    return Verdict(accepted, int(tokens[accepted]))
+    return Verification(accepted, int(tokens[accepted]))
 
 
 RULES = {rule.name: rule for rule in (Greedy, SpeculativeSampling, ExactMatch)}
 
 
-def rule_of(rule: str | Rule, temperature: float) -> Rule:
+def rule_of(rule: str | VerificationRule, temperature: float) -> VerificationRule:
     """The rule of a name, held against the temperature; raises BadArgument where they contradict each other."""
     if isinstance(rule, str):
         if rule not in RULES:

@@ -15,7 +15,7 @@ from itertools import permutations
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from qwenlab.checkpoint.open import refuse_model
+from qwenlab.checkpoint.open import require_checkpoint
 from qwenlab.errors import BadArgument
 from qwenlab.tasks.held_out import texts
 from qwenlab.tasks.recall import KEYS, VALUES
@@ -88,7 +88,7 @@ def alphabet(checkpoint: Any) -> Alphabet:
 
     Raises BadArgument for a tokenizer that has fewer than two of either, or none for a mark.
     """
-    refuse_model(checkpoint)
+    require_checkpoint(checkpoint)
     tokenizer = checkpoint.tokenizer
     if tokenizer not in _KEPT:
         _KEPT[tokenizer] = _made(tokenizer, checkpoint.facts.source)

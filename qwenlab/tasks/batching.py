@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from qwenlab.checkpoint.open import refuse_model
+from qwenlab.checkpoint.open import require_checkpoint
 from qwenlab.errors import BadArgument
 
 
@@ -35,7 +35,7 @@ def batches(
     """
     if not texts or isinstance(texts, str):
         raise BadArgument("batches(checkpoint, texts): give a list of at least one text, not a single string.")
-    refuse_model(checkpoint)
+    require_checkpoint(checkpoint)
     encoded = [checkpoint.tokenizer(text).input_ids[:max_tokens] for text in texts]
     empty = [index for index, ids in enumerate(encoded) if not ids]
     if empty:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from qwenlab.checkpoint.open import refuse_model
+from qwenlab.checkpoint.open import require_checkpoint
 from qwenlab.errors import BadArgument
 
 
@@ -17,7 +17,7 @@ def passages(checkpoint: Any, text: str, *, tokens: int = 512, count: int | None
     """
     if tokens < 1:
         raise BadArgument(f"passages(tokens={tokens}): give at least 1.")
-    refuse_model(checkpoint)
+    require_checkpoint(checkpoint)
     starts = [start for start, _ in checkpoint.tokenizer(text, return_offsets_mapping=True).offset_mapping]
     if not starts:
         raise BadArgument("passages(checkpoint, text): the text has no tokens.")

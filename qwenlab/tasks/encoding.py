@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from qwenlab.checkpoint.open import refuse_model
+from qwenlab.checkpoint.open import require_checkpoint
 from qwenlab.errors import BadArgument
 from qwenlab.tasks.arguments import several, whole
 from qwenlab.tasks.task import Task
@@ -32,7 +32,7 @@ class Encoded:
 
 def encoded(checkpoint: Any, text: str, max_tokens: int | None = None) -> Encoded:
     """The text by the checkpoint's own tokenizer, as it is by default: with special tokens where it adds such."""
-    refuse_model(checkpoint)
+    require_checkpoint(checkpoint)
     found = checkpoint.tokenizer(text, return_offsets_mapping=True)
     spans = [(int(begin), int(end)) for begin, end in found.offset_mapping]
     ends = np.maximum.accumulate([end for _, end in spans] or [0])[: len(spans)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from qwenlab.checkpoint.open import refuse_model
+from qwenlab.checkpoint.open import require_checkpoint
 from qwenlab.errors import BadArgument
 from qwenlab.tasks.arguments import whole
 from qwenlab.tasks.batching import Batch
@@ -47,7 +47,7 @@ def task_batches(checkpoint: Any, tasks: Sequence[Task], *, batch_size: int = 8)
     check_tasks("task_batches", tasks)
     sequences = [sequence for task in tasks for sequence in task.tokens]
     asked = [positions for task in tasks for positions in task.asked]
-    refuse_model(checkpoint)
+    require_checkpoint(checkpoint)
     rows = checkpoint.model.get_input_embeddings().weight.shape[0]
     for task in tasks:
         least, most = min(map(min, task.tokens)), max(map(max, task.tokens))

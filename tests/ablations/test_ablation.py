@@ -6,11 +6,11 @@ import pytest
 
 from qwenlab.ablations.ablation import Ablation, check_ablations, combined, coordinates
 from qwenlab.errors import BadArgument
-from qwenlab.interventions.values import identity, zero
+from qwenlab.interventions.values import Identity, Zero
 
 
 def of(name, part, layer=0, kind="linear_attention"):
-    return Ablation(name, (zero(part),), "mixer", (part,), layer, kind, 100)
+    return Ablation(name, (Zero(part),), "mixer", (part,), layer, kind, 100)
 
 
 MIXERS = [of(f"mixer {layer}", f"layers.{layer}.mixer", layer) for layer in range(12)]
@@ -18,7 +18,7 @@ MIXERS = [of(f"mixer {layer}", f"layers.{layer}.mixer", layer) for layer in rang
 
 def test_edits_are_written_as_one():
     both = combined(MIXERS[:2], "both")
-    assert both.edit == "zero('layers.0.mixer'), zero('layers.1.mixer')"
+    assert both.edit == "Zero('layers.0.mixer'), Zero('layers.1.mixer')"
     assert both.parts == ("layers.0.mixer", "layers.1.mixer")
 
 
@@ -37,7 +37,7 @@ def test_edits_are_written_as_one():
 )
 def test_a_part_overlaps_with_what_holds_it_and_what_it_holds(part, overlap):
     mixer = MIXERS[1]
-    other = Ablation("other", (identity([1]),), "layer", (part,), 1, "linear_attention", 0)
+    other = Ablation("other", (Identity([1]),), "layer", (part,), 1, "linear_attention", 0)
     assert mixer.overlaps(other) is other.overlaps(mixer) is overlap
     assert combined([MIXERS[5], mixer], "set").overlaps(other) is overlap
 
@@ -65,10 +65,10 @@ def test_coordinates_say_all_but_the_parts():
     assert set(told) == {"ablation", "of", "layer", "kind", "edit", "control_of", "parameters"}
     assert {dims for dims, _ in told.values()} == {"ablation"}
     assert told["ablation"][1] == ["mixer 0", "mixer 1"]
-    assert told["edit"][1][1] == "zero('layers.1.mixer')"
+    assert told["edit"][1][1] == "Zero('layers.1.mixer')"
 
 
-@pytest.mark.parametrize("given", [[], MIXERS[0], ["mixer 0"], [zero("layers.0.mixer")], "mixer 0", 3, None])
+@pytest.mark.parametrize("given", [[], MIXERS[0], ["mixer 0"], [Zero("layers.0.mixer")], "mixer 0", 3, None])
 def test_what_is_no_list_of_ablations(given):
     with pytest.raises(BadArgument, match=r"here: give a list of at least one ablation; qwenlab\.ablations\.units"):
         check_ablations("here", given)

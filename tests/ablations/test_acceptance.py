@@ -11,8 +11,8 @@ import qwenlab as ql
 from qwenlab.ablations.acceptance import acceptance
 from qwenlab.ablations.units import units
 from qwenlab.errors import BadArgument, NoMtpHead
-from qwenlab.interventions.session import edit
-from qwenlab.interventions.values import zero
+from qwenlab.interventions.session import intervene
+from qwenlab.interventions.values import Zero
 from qwenlab.speculative.scores import acceptance_score
 from qwenlab.testing.checkpoints import tiny_checkpoint
 
@@ -31,7 +31,7 @@ def test_it_is_the_score_inside_an_edit(toy):
     clean = acceptance_score(toy, texts, **how)["acceptance_length"].values
     np.testing.assert_array_equal(found["clean_acceptance_length"], clean)
     for place, name in enumerate(("layers.0.mixer", "layers.3.mixer")):
-        with edit(toy, zero(name)):
+        with intervene(toy, Zero(name)):
             by_hand = acceptance_score(toy, texts, **how)["acceptance_length"].values
         np.testing.assert_array_equal(found["acceptance_length"][place], by_hand)
     assert not np.array_equal(found["acceptance_length"][2], clean)

@@ -10,14 +10,14 @@ from qwenlab.ablations.ablation import Ablation, combined
 from qwenlab.ablations.controls import MATCHES, TOLERANCE, controls
 from qwenlab.ablations.units import units
 from qwenlab.errors import BadArgument
-from qwenlab.interventions.values import zero
+from qwenlab.interventions.values import Zero
 
 KINDS = ("linear_attention", "full_attention")
 
 
 def made(kinds, sizes):
     return [
-        Ablation(f"mixer {n}", (zero(f"layers.{n}.mixer"),), "mixer", (f"layers.{n}.mixer",), n, kind, size)
+        Ablation(f"mixer {n}", (Zero(f"layers.{n}.mixer"),), "mixer", (f"layers.{n}.mixer",), n, kind, size)
         for n, (kind, size) in enumerate(zip(kinds, sizes, strict=True))
     ]
 

@@ -7,9 +7,9 @@ import torch
 from qwenlab.ablations.patching import patching
 from qwenlab.checkpoint.decoder import decoder_of
 from qwenlab.errors import BadArgument, UnknownSite
-from qwenlab.interventions.activations import take
-from qwenlab.interventions.session import edit
-from qwenlab.interventions.values import patch
+from qwenlab.interventions.activations import cache_activations
+from qwenlab.interventions.session import intervene
+from qwenlab.interventions.values import Patch
 
 
 def pairs(count=3, length=7, differ=(2,), seed=0):
@@ -96,9 +96,9 @@ def test_the_whole_source_gives_the_sources_answer(moe):
     before = found["logprob"].sel(position=0)  # nothing differs there
     np.testing.assert_allclose(before, np.broadcast_to(found["target_logprob"], before.shape), rtol=1e-6)
     for layer in range(4):  # every position at once
-        with take(moe, "layers.*.residual") as taken, torch.no_grad():
+        with cache_activations(moe, "layers.*.residual") as taken, torch.no_grad():
             moe.model(torch.tensor(source))
-        with edit(moe, patch(f"layers.{layer}.residual", of=taken)), torch.no_grad():
+        with intervene(moe, Patch(f"layers.{layer}.residual", of=taken)), torch.no_grad():
             logits = moe.model(torch.tensor(target)).logits[:, -1].double().log_softmax(-1)
         np.testing.assert_allclose(logits[range(3), answers], found["source_logprob"], rtol=1e-5)
 

@@ -11,8 +11,8 @@ from qwenlab.ablations.prefix import given_back, outputs_of_layers
 from qwenlab.ablations.sweep import sweep
 from qwenlab.ablations.units import units
 from qwenlab.checkpoint.decoder import decoder_of
-from qwenlab.interventions.hits import Fired
-from qwenlab.interventions.session import Editing, edit
+from qwenlab.interventions.hits import HitCount
+from qwenlab.interventions.session import InterventionSession, intervene
 
 IDS = torch.randint(1, 250, (3, 21), generator=torch.Generator().manual_seed(0))
 MASK = torch.ones_like(IDS)
@@ -22,29 +22,29 @@ MASK[1, 13:] = 0
 def kinds(taken):
     """Edits by name, with the first layer that each of them changes."""
     return {
-        "zero": (2, [interventions.zero("layers.2.mixer")]),
-        "heads": (3, [interventions.zero("layers.3.mixer.heads", heads=[1])]),
-        "some positions": (1, [interventions.zero("layers.1.mlp", positions=[3, 4])]),
-        "scale": (1, [interventions.scale("layers.1.residual", by=0.5)]),
-        "mean": (2, [interventions.mean("layers.2.mixer", over=taken)]),
-        "resample": (2, [interventions.resample("layers.2.mixer", of=taken, seed=3)]),
-        "noise": (3, [interventions.noise("layers.3.mixer", seed=1)]),
-        "identity": (1, [interventions.identity([1, 2])]),
-        "patch": (2, [interventions.patch("layers.2.mixer", of=taken, positions=[0, 2])]),
-        "set_gate": (1, [interventions.set_gate("layers.1.mixer.decay", to=1.0)]),
-        "output gate": (3, [interventions.set_gate("layers.3.mixer.gate", to=1.0)]),
-        "freeze_state": (2, [interventions.freeze_state(4, layers=[2])]),
-        "reset_state": (1, [interventions.reset_state(8, layers=[1, 2])]),
-        "no_conv": (1, [interventions.no_conv(layers=[1])]),
-        "no_key_removal": (2, [interventions.no_key_removal(layers=[2])]),
-        "window": (3, [interventions.window(4)]),
-        "no_sink": (3, [interventions.no_sink()]),
-        "several": (1, [interventions.zero("layers.3.mixer"), interventions.noise("layers.1.mlp")]),
-        "the first layer": (0, [interventions.zero("layers.0.mixer")]),
-        "experts": (2, [interventions.mask_experts([1, 4], layers=[2])]),
-        "top_k": (3, [interventions.top_k(1, layers=[3])]),
-        "shuffle_router": (2, [interventions.shuffle_router(layers=[2, 3])]),
-        "no_shared_expert": (3, [interventions.no_shared_expert(layers=[3])]),
+        "zero": (2, [interventions.Zero("layers.2.mixer")]),
+        "heads": (3, [interventions.Zero("layers.3.mixer.heads", heads=[1])]),
+        "some positions": (1, [interventions.Zero("layers.1.mlp", positions=[3, 4])]),
+        "scale": (1, [interventions.Scale("layers.1.residual", by=0.5)]),
+        "mean": (2, [interventions.Mean("layers.2.mixer", over=taken)]),
+        "resample": (2, [interventions.Resample("layers.2.mixer", of=taken, seed=3)]),
+        "noise": (3, [interventions.Noise("layers.3.mixer", seed=1)]),
+        "identity": (1, [interventions.Identity([1, 2])]),
+        "patch": (2, [interventions.Patch("layers.2.mixer", of=taken, positions=[0, 2])]),
+        "set_gate": (1, [interventions.SetGate("layers.1.mixer.decay", to=1.0)]),
+        "output gate": (3, [interventions.SetGate("layers.3.mixer.gate", to=1.0)]),
+        "freeze_state": (2, [interventions.FreezeState(4, layers=[2])]),
+        "reset_state": (1, [interventions.ResetState(8, layers=[1, 2])]),
+        "no_conv": (1, [interventions.NoConv(layers=[1])]),
+        "no_key_removal": (2, [interventions.NoKeyRemoval(layers=[2])]),
+        "window": (3, [interventions.Window(4)]),
+        "no_sink": (3, [interventions.NoSink()]),
+        "several": (1, [interventions.Zero("layers.3.mixer"), interventions.Noise("layers.1.mlp")]),
+        "the first layer": (0, [interventions.Zero("layers.0.mixer")]),
+        "experts": (2, [interventions.MaskExperts([1, 4], layers=[2])]),
+        "top_k": (3, [interventions.TopK(1, layers=[3])]),
+        "shuffle_router": (2, [interventions.ShuffleRouter(layers=[2, 3])]),
+        "no_shared_expert": (3, [interventions.NoSharedExpert(layers=[3])]),
     }
 
 
@@ -73,17 +73,17 @@ def test_bit_for_bit(checkpoint, ran, name):
     decoder, model = decoder_of(checkpoint.model), checkpoint.model
     if name in SPARSE and not decoder.layers_with("experts"):
         pytest.skip("a dense family")
-    with interventions.take(model, "layers.2.mixer") as taken:
+    with interventions.cache_activations(model, "layers.2.mixer") as taken:
         model(IDS.flip(1), use_cache=False)
     lowest, edits = kinds(taken)[name]
     how = dict(attention_mask=MASK, use_cache=False)
     with outputs_of_layers(decoder) as layers:
         clean = model(IDS, **how).logits
-    with edit(model, *edits):
+    with intervene(model, *edits):
         whole = model(IDS, **how).logits
     assert not torch.equal(whole, clean)
     del ran[:]
-    with edit(model, *edits) as editing, given_back(decoder, editing, layers) as skipped:
+    with intervene(model, *edits) as editing, given_back(decoder, editing, layers) as skipped:
         again = model(IDS, **how).logits
     assert torch.equal(again, whole)
     assert skipped == lowest
@@ -93,11 +93,11 @@ def test_bit_for_bit(checkpoint, ran, name):
 
 
 def test_an_edit_that_does_not_say_where_it_is_gives_nothing_back(moe):
-    editing = Editing(moe.model, [interventions.zero("layers.2.mixer")])
-    editing.fired = {"one": [Fired("layers.2.mixer")], "two": [Fired("layers.12.mixer, its delta rule")]}
+    editing = InterventionSession(moe.model, [interventions.Zero("layers.2.mixer")])
+    editing.fired = {"one": [HitCount("layers.2.mixer")], "two": [HitCount("layers.12.mixer, its delta rule")]}
     with given_back(decoder_of(moe.model), editing, dict.fromkeys(range(4))) as skipped:
         assert skipped == 2
-    editing.fired["three"] = [Fired("the cache")]
+    editing.fired["three"] = [HitCount("the cache")]
     with given_back(decoder_of(moe.model), editing, {}) as skipped:
         assert skipped == 0
 
@@ -127,15 +127,15 @@ def test_inside_a_watch(moe, tasks, name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("outer", [interventions.scale("layers.1.mlp", by=0.5), interventions.window(3)], ids=str)
+@pytest.mark.parametrize("outer", [interventions.Scale("layers.1.mlp", by=0.5), interventions.Window(3)], ids=str)
 def test_inside_another_edit(moe, tasks, outer):
-    with edit(moe, outer):
+    with intervene(moe, outer):
         found = sweep(moe, units(moe), tasks, progress=False)
     assert found.attrs["edits"] == json.dumps([str(outer)])
     batch = next(ql.tasks.task_batches(moe, tasks))
-    with edit(moe, outer, interventions.zero("layers.3.mixer")):
+    with intervene(moe, outer, interventions.Zero("layers.3.mixer")):
         scores = ql.tasks.grade(batch, moe.model(**batch.inputs, use_cache=False).logits)
     assert found["loss"].sel(ablation="mixer 3").values[list(batch.texts)].tolist() == scores["loss"].tolist()
-    with edit(moe, outer):
+    with intervene(moe, outer):
         scores = ql.tasks.grade(batch, moe.model(**batch.inputs, use_cache=False).logits)
     assert found["clean_loss"].values[list(batch.texts)].tolist() == scores["loss"].tolist()

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from qwenlab.ablations import resume as keeping
-from qwenlab.ablations.resume import Kept, key_of
+from qwenlab.ablations.resume import ScoreTable, key_of
 from qwenlab.ablations.sweep import sweep
 from qwenlab.ablations.units import units
 from qwenlab.errors import BadArgument
-from qwenlab.interventions.session import edit
-from qwenlab.interventions.values import scale
+from qwenlab.interventions.session import intervene
+from qwenlab.interventions.values import Scale
 from qwenlab.tasks import Task
 
 SCORES = {name: torch.tensor([1.0, 2.0]) for name in ("loss", "accuracy", "kl", "agreement")}
@@ -18,12 +18,12 @@ SCORES = {name: torch.tensor([1.0, 2.0]) for name in ("loss", "accuracy", "kl", 
 
 def test_what_was_put_comes_back(tmp_path):
     path = tmp_path / "kept.npz"
-    kept = Kept(path, "key", 3, 4)
+    kept = ScoreTable(path, "key", 3, 4)
     kept.put(1, [3, 0], SCORES)
     kept.put_clean([3, 0], SCORES)
     kept.layers += (2, 4)
     kept.save()
-    again = Kept(path, "key", 3, 4)
+    again = ScoreTable(path, "key", 3, 4)
     np.testing.assert_array_equal(again.scores["kl"][1], [2, np.nan, np.nan, 1])
     np.testing.assert_array_equal(again.scores["clean_loss"], [2, np.nan, np.nan, 1])
     assert again.done.tolist() == [[False] * 4, [True, False, False, True], [False] * 4]
@@ -34,7 +34,7 @@ def test_what_was_put_comes_back(tmp_path):
 
 def test_without_a_file_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    kept = Kept(None, "key", 1, 2)
+    kept = ScoreTable(None, "key", 1, 2)
     kept.put(0, [0, 1], SCORES)
     kept.save()
     assert list(tmp_path.iterdir()) == []
@@ -42,12 +42,12 @@ def test_without_a_file_nothing_is_written(tmp_path, monkeypatch):
 
 def test_it_is_saved_now_and_then(tmp_path, monkeypatch):
     path = tmp_path / "kept.npz"
-    kept = Kept(path, "key", 1, 2)
+    kept = ScoreTable(path, "key", 1, 2)
     kept.put(0, [0, 1], SCORES)
     assert not path.exists()
     monkeypatch.setattr(keeping, "_EVERY", -1.0)
     kept.put(0, [0, 1], SCORES)
-    assert Kept(path, "key", 1, 2).done.all()
+    assert ScoreTable(path, "key", 1, 2).done.all()
 
 
 def test_the_key_is_of_all_that_scores_depend_on(moe, tasks):
@@ -56,7 +56,7 @@ def test_the_key_is_of_all_that_scores_depend_on(moe, tasks):
     keys = [
         key_of(["hash", "float32"], mixers, tasks),
         key_of(["hash", "bfloat16"], mixers, tasks),
-        key_of(["hash", "float32", "zero('layers.1.mlp')"], mixers, tasks),
+        key_of(["hash", "float32", "Zero('layers.1.mlp')"], mixers, tasks),
         key_of(["hash", "float32"], mixers[:3], tasks),
         key_of(["hash", "float32"], units(moe, "mlp"), tasks),
         key_of(["hash", "float32"], mixers, tasks[:1]),
@@ -84,7 +84,7 @@ def test_a_file_of_another_sweep_is_refused_and_left_alone(moe, opened, tasks, f
     ):
         with pytest.raises(BadArgument, match=of_another):
             sweep(ckpt, ablations, asked, keep=file, progress=False)
-    with edit(moe, scale("layers.1.mlp", by=0.5)):
+    with intervene(moe, Scale("layers.1.mlp", by=0.5)):
         moe.model(torch.tensor([[1, 2]]))
         with pytest.raises(BadArgument, match=of_another):
             sweep(moe, units(moe)[3:], tasks[:1], keep=file, progress=False)

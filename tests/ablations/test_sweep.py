@@ -17,8 +17,8 @@ from qwenlab.ablations.ablation import combined
 from qwenlab.ablations.controls import controls
 from qwenlab.ablations.sweep import sweep
 from qwenlab.ablations.units import units
-from qwenlab.errors import BadArgument, CannotEdit, InterruptedWarning
-from qwenlab.interventions.session import edit
+from qwenlab.errors import BadArgument, CannotIntervene, InterruptedWarning
+from qwenlab.interventions.session import intervene
 from qwenlab.tasks import Task
 
 sweeping = sys.modules["qwenlab.ablations.sweep"]  # the package's own name `sweep` is the function
@@ -45,7 +45,7 @@ def slow(checkpoint, ablations, tasks):
     for ablation in ablations:
         rows = []
         for (ids, asked), clean in zip(texts, before, strict=True):
-            with edit(checkpoint.model, *ablation.edits):
+            with intervene(checkpoint.model, *ablation.edits):
                 logits = checkpoint.model(ids).logits[0].double().numpy()
             rows.append(one_text(ids[0], asked, clean, logits))
         found.append(rows)
@@ -132,7 +132,7 @@ def test_the_model_is_as_it_was(moe, tasks, swept):
 
 
 def test_texts_that_come_out_as_nan_are_not_left_out(moe, tasks):
-    broken = units(moe, "mixer", edit=lambda name: interventions.scale(name, by=math.nan), layers=[2])
+    broken = units(moe, "mixer", edit=lambda name: interventions.Scale(name, by=math.nan), layers=[2])
     found = sweep(moe, [*broken, *units(moe, layers=[3])], tasks, progress=False)
     assert found.sizes["text"] == 5
     assert found["loss"][0].isnull().all() and found["loss"][1].notnull().all()
@@ -262,7 +262,7 @@ def test_what_a_sweep_refuses(moe, tasks, tmp_path):
         sweep(moe, mixers, tasks, keep=tmp_path)
     with pytest.raises(BadArgument, match=r"Task 'beyond' has tokens from 1 to 999, and the model has rows 0 to 287"):
         sweep(moe, mixers, [Task("beyond", ((1, 999),), ((1,),))])
-    with pytest.raises(CannotEdit, match=r"noise\('layers\.0\.mixer\.decay'\)"):
+    with pytest.raises(CannotIntervene, match=r"Noise\('layers\.0\.mixer\.decay'\)"):
         sweep(
-            moe, units(moe, edit=lambda name: interventions.noise(f"{name}.decay"), layers=[0]), tasks, progress=False
+            moe, units(moe, edit=lambda name: interventions.Noise(f"{name}.decay"), layers=[0]), tasks, progress=False
         )

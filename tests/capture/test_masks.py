@@ -6,8 +6,8 @@ from hypothesis import given, strategies as st
 
 from qwenlab.capture.masks import MaskChecks, keys_of
 from qwenlab.errors import UnreadableMask
-from qwenlab.interventions import scale, take
-from qwenlab.interventions.session import edit
+from qwenlab.interventions import Scale, cache_activations
+from qwenlab.interventions.session import intervene
 from qwenlab.probes import DeltaNet
 from qwenlab.probes.session import watch
 from qwenlab.testing.models import tiny_model
@@ -26,7 +26,7 @@ def watching(model):
 
 
 def editing(model):
-    return edit(model, scale("layers.0.mixer", by=0.5))
+    return intervene(model, Scale("layers.0.mixer", by=0.5))
 
 
 @pytest.mark.parametrize("block", [watching, editing])
@@ -133,7 +133,7 @@ def test_blocks_settle_what_is_pending(both, text, block, monkeypatch):
 
 def test_take_settles_what_is_pending(both, text, monkeypatch):
     monkeypatch.setattr("qwenlab.capture.sequences.MaskChecks", lambda: MaskChecks(at_once=()))
-    with pytest.raises(UnreadableMask, match="other than 0 and 1"), take(both, "layers.0.mixer"):
+    with pytest.raises(UnreadableMask, match="other than 0 and 1"), cache_activations(both, "layers.0.mixer"):
         both(text(3)[None], attention_mask=torch.tensor([[1, 1, 2]]))
 
 

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 import qwenlab as ql
-from qwenlab.checkpoint.model_cache import Kept, digest, place_sum, state
+from qwenlab.checkpoint.model_cache import ModelCache, digest, place_sum, state
 
 
 @pytest.fixture
 def kept():
-    kept = Kept()
+    kept = ModelCache()
     kept.keep()
     kept.start()
     return kept
@@ -24,7 +24,7 @@ def toy():
 
 
 def test_keeps_nothing_unless_told_to(toy):
-    kept = Kept()
+    kept = ModelCache()
     kept.opened("a", lambda: toy)
     kept.start()
     kept.opened("a", lambda: toy)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import qwenlab as ql
 from qwenlab.checkpoint.source import toys
 from qwenlab.checkpoint.weights.shards import read_weights
-from qwenlab.checkpoint.weights.target_model import load_trunk
+from qwenlab.checkpoint.weights.target_model import load_target
 from qwenlab.errors import (
     BadArgument,
     BrokenWeights,
@@ -288,7 +288,7 @@ def test_weights_that_transformers_would_make_up(folder):
     """The last guard, for names that headers alone do not settle."""
     change_weights(folder, lambda tensors: tensors.pop("model.language_model.norm.weight"))
     with pytest.raises(BrokenWeights, match=rf"found no weights in {folder} for\n  model.norm.weight\nand drew"):
-        load_trunk(read_weights(folder), quantised=False)
+        load_target(read_weights(folder), quantised=False)
 
 
 def test_tensors_that_nothing_takes_warn_and_are_an_error_when_strict(folder):

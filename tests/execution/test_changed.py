@@ -63,7 +63,7 @@ def test_what_is_compared(run, tmp_path):
         "xr.DataArray.mine = Visitor()": "xarray.core.dataarray.DataArray.mine",
         "kept.CHUNK = 7": "qwenlab.checkpoint.model_cache.CHUNK",
         "ql.watch = function": "qwenlab.watch",
-        "ql.edit = ql.open": "qwenlab.edit",  # not imported before, so the name is new
+        "ql.intervene = ql.open": "qwenlab.intervene",  # not imported before, so the name is new
         "os.environ['HF_HOME'] = 'elsewhere'": "environment: HF_HOME",
         "del os.environ['HOME']": "environment: HOME",
         "torch.backends.cudnn.benchmark = True": "setting: torch.backends.cudnn.benchmark",
@@ -110,7 +110,7 @@ ORDINARY = [
     "with torch.no_grad(), ql.watch(ckpt, *ql.probes.defaults(ckpt)) as seen:\n"
     "    ckpt.model(**inputs)\n"
     "print(ql.stats.layer_table(seen.recording()))\n"
-    "with ql.edit(ckpt, ql.interventions.zero('layers.3.mixer')):\n"
+    "with ql.intervene(ckpt, ql.interventions.Zero('layers.3.mixer')):\n"
     "    import transformers.models.gpt2.modeling_gpt2\n"  # while functions of transformers are wrapped
     "    print(ckpt.model.generate(**inputs, max_new_tokens=3))",
     "class Net(torch.nn.Linear):\n"

@@ -11,7 +11,7 @@ import nbformat
 import papermill
 import pytest
 
-from qwenlab.errors import CellFailed, KernelDied
+from qwenlab.errors import CellFailed, NotebookKernelDied
 from qwenlab.execution import engine
 from qwenlab.execution.engine import release
 from qwenlab.execution.secrets import Secret
@@ -27,7 +27,7 @@ def test_a_cell_that_raised_failed_and_those_after_it_did_not_run(run, tmp_path)
 
 @pytest.mark.slow
 def test_a_kernel_that_died_completed_nothing_more(run, tmp_path):
-    with pytest.raises(KernelDied, match=r"question\.py: the kernel stopped before the notebook ended"):
+    with pytest.raises(NotebookKernelDied, match=r"question\.py: the kernel stopped before the notebook ended"):
         run("x = 1", "import os; os._exit(1)", "y = 2", parameters="a = 1")
     assert statuses(tmp_path / "question.ipynb") == ["completed", "completed", "failed", "pending"]
     assert jupytext.read(tmp_path / "question.ipynb").metadata.papermill["exception"] is True

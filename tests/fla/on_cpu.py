@@ -40,7 +40,7 @@ def plain():
         out = model(tokens, labels=tokens)
         out.loss.backward()
     gradients = torch.cat([each.grad.flatten() for each in model.parameters() if each.grad is not None])
-    with torch.no_grad(), ql.edit(model, ql.interventions.freeze_state(40)):
+    with torch.no_grad(), ql.intervene(model, ql.interventions.FreezeState(40)):
         edited = model(tokens).logits
     return {
         "plain logits": digest(out.logits),
@@ -57,12 +57,12 @@ def opened():
     loss = ql.tasks.score(ckpt, ql.tasks.texts("code", 1))["loss"]
     with torch.no_grad(), ql.watch(ckpt, *ql.probes.defaults(ckpt)) as seen:
         logits = ckpt.model(**inputs).logits
-    with torch.no_grad(), ql.edit(ckpt, ql.interventions.zero("layers.*.mixer", kind="full_attention")):
+    with torch.no_grad(), ql.intervene(ckpt, ql.interventions.Zero("layers.*.mixer", kind="full_attention")):
         edited = ckpt.model(**inputs).logits
     made = ql.speculative.generate(ckpt, [PROMPT], depth=3, max_new_tokens=12, progress=False)
     verdicts = [
         ql.speculative.check_lossless(ckpt, [PROMPT], depth=3, max_new_tokens=8, rollback=how, progress=False).verdict
-        for how in (ql.speculative.Replay, ql.speculative.Rerun)
+        for how in (ql.speculative.ReplayRollback, ql.speculative.RerunRollback)
     ]
     written = ckpt.model.generate(**inputs, max_new_tokens=8, do_sample=False)
     return {

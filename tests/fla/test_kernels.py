@@ -115,7 +115,7 @@ def test_decoding_is_lossless(rounding, tmp_path):
 
 
 def test_an_edit_acts_alike_on_a_whole_text_and_on_pieces(model, rounding):
-    with torch.no_grad(), ql.edit(model, ql.interventions.freeze_state(40)):
+    with torch.no_grad(), ql.intervene(model, ql.interventions.FreezeState(40)):
         whole = model(TOKENS).logits[:, -1]
         cache = model(TOKENS[:, :50], use_cache=True).past_key_values
         pieces = model(TOKENS[:, 50:], past_key_values=cache).logits[:, -1]

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from qwenlab.checkpoint.decoder import decoder_of
-from qwenlab.interventions import edit
+from qwenlab.interventions import intervene
 from tests.probes import by_hand
 from tests.probes.feeding import batch, pieces
 
@@ -14,7 +14,7 @@ LENGTHS = (13, 9)
 @torch.no_grad()
 def alone(model, edits, tokens):
     """Logits [token, vocabulary] of one pass over a text."""
-    with edit(model, *edits):
+    with intervene(model, *edits):
         return model(tokens[None], use_cache=False).logits[0]
 
 
@@ -25,7 +25,7 @@ def assert_same_however_fed(model, edits, texts, cache=lambda: None):
         close(in_pieces(model, edits, tokens, widths, cache()), logits)
     for side in ("left", "right"):
         ids, mask = batch(texts, side)
-        with torch.no_grad(), edit(model, *edits):
+        with torch.no_grad(), intervene(model, *edits):
             found = model(ids, attention_mask=mask, use_cache=False).logits
         for row, real, logits in zip(found, mask, expected, strict=True):
             close(row[real.bool()], logits)
@@ -39,7 +39,7 @@ def in_pieces(model, edits, tokens, widths, held=None, mask=None, shortest=None)
     """Logits of the first text, through a cache."""
     ids = tokens if tokens.ndim == 2 else tokens[None]
     found = []
-    with edit(model, *edits):
+    with intervene(model, *edits):
         for start, stop in pieces(ids.shape[1], widths, 0 if shortest is None else ids.shape[1] - shortest):
             given = {} if mask is None else {"attention_mask": mask[:, :stop]}
             out = model(ids[:, start:stop], past_key_values=held, use_cache=True, **given)
@@ -51,7 +51,7 @@ def in_pieces(model, edits, tokens, widths, held=None, mask=None, shortest=None)
 @torch.no_grad()
 def assert_generates(model, edits, prompt, new=4):
     """`generate` writes what the logits of whole passes say."""
-    with edit(model, *edits):
+    with intervene(model, *edits):
         text = model.generate(prompt[None], max_new_tokens=new, do_sample=False, pad_token_id=0, eos_token_id=None)[0]
     logits = alone(model, edits, text)
     assert torch.equal(logits[len(prompt) - 1 : -1].argmax(-1), text[len(prompt) :])
@@ -69,7 +69,7 @@ def assert_gradient(model, edits, tokens):
     weight = torch.randn(len(tokens), model.config.vocab_size, generator=generator)
 
     def loss(vectors):
-        with edit(model, *edits):  # a block each: what is drawn for a second text is drawn anew
+        with intervene(model, *edits):  # a block each: what is drawn for a second text is drawn anew
             return (model(inputs_embeds=vectors, use_cache=False).logits[0].double() * weight).sum()
 
     (gradient,) = torch.autograd.grad(loss(vectors), vectors)
@@ -89,7 +89,7 @@ def assert_by_hand(model, edits, tokens, changed):
     changed  by layer, the keyword arguments of `by_hand.deltanet` or `by_hand.attention`; the other layers are plain
     """
     decoder = decoder_of(model)
-    with edit(model, *edits):
+    with intervene(model, *edits):
         inputs = by_hand.inputs_of(model, tokens)
     for layer, given in enumerate(inputs):
         mixer, how = decoder.part(layer, "mixer"), changed.get(layer, {})
@@ -109,7 +109,7 @@ def assert_nothing_left(model, edits, tokens):
         before = model(tokens[None]).logits
         alone(model, edits, tokens)
         try:
-            with edit(model, *edits):
+            with intervene(model, *edits):
                 model(tokens[None])
                 raise KeyboardInterrupt
         except KeyboardInterrupt:

@@ -8,8 +8,8 @@ import torch
 from transformers import StaticCache
 
 from qwenlab.capture import active
-from qwenlab.errors import BadArgument, CannotEdit, CannotWatch, NothingToProbe, SilentEdit, UnknownLayer
-from qwenlab.interventions import edit, no_sink, scale, window
+from qwenlab.errors import BadArgument, CannotIntervene, CannotWatch, NothingToProbe, SilentIntervention, UnknownLayer
+from qwenlab.interventions import NoSink, Scale, Window, intervene
 from qwenlab.probes import Attention, SoftmaxAttention, watch
 from qwenlab.testing.models import tiny_model
 from tests.interventions import fed
@@ -27,13 +27,13 @@ def sinkless(heads=range(99)):
 
 
 CASES = {
-    "window": ((window(4),), windowed(4)),
-    "window of one": ((window(1),), windowed(1)),
-    "window of heads": ((window(2, heads=[0, 3]),), windowed(2, [0, 3])),
-    "no sink": ((no_sink(),), sinkless()),
-    "no sink of heads": ((no_sink(heads=[1]),), sinkless([1])),
+    "window": ((Window(4),), windowed(4)),
+    "window of one": ((Window(1),), windowed(1)),
+    "window of heads": ((Window(2, heads=[0, 3]),), windowed(2, [0, 3])),
+    "no sink": ((NoSink(),), sinkless()),
+    "no sink of heads": ((NoSink(heads=[1]),), sinkless([1])),
     "both": (
-        (no_sink(), window(6, layers=[3])),
+        (NoSink(), Window(6, layers=[3])),
         {"sees": lambda head, query, key: query - key < 6 and (key > 0 or query == 0)},
     ),
 }
@@ -95,7 +95,7 @@ def test_nothing_is_left(quick, texts, edits, how):
 
 def test_no_mask_is_kept_after_a_pass(quick, text):
     """A mask of every query and key: of a long text it would be the largest thing there is."""
-    with torch.no_grad(), edit(quick, window(2)):
+    with torch.no_grad(), intervene(quick, Window(2)):
         quick(text(6)[None], use_cache=False)
         assert quick.model.layers[3].self_attn not in active._masks
 
@@ -103,13 +103,13 @@ def test_no_mask_is_kept_after_a_pass(quick, text):
 def test_a_window_as_wide_as_the_text_hides_nothing(quick, text):
     with torch.no_grad():
         plain = quick(text(6)[None], use_cache=False).logits
-        with pytest.raises(SilentEdit, match=r"^window\(6\) never acted"), edit(quick, window(6)):
+        with pytest.raises(SilentIntervention, match=r"^Window\(6\) never acted"), intervene(quick, Window(6)):
             assert torch.equal(quick(text(6)[None], use_cache=False).logits, plain)
-        with pytest.raises(SilentEdit, match=r"^no_sink\(\) never acted"), edit(quick, no_sink()):
+        with pytest.raises(SilentIntervention, match=r"^NoSink\(\) never acted"), intervene(quick, NoSink()):
             quick(text(1)[None])
-        with edit(quick, window(6)) as edited:
+        with intervene(quick, Window(6)) as edited:
             quick(text(7)[None])
-        assert edited.fired["window(6)"][0].acted == 1
+        assert edited.fired["Window(6)"][0].acted == 1
 
 
 class TestFlash:
@@ -130,22 +130,22 @@ class TestFlash:
         return model
 
     def test_is_told_of_a_sliding_window(self, flash, text):
-        with torch.no_grad(), edit(flash, window(4)):
+        with torch.no_grad(), intervene(flash, Window(4)):
             cache = flash(text(4)[None]).past_key_values
             flash(text(1)[None], past_key_values=cache)
         assert flash.told == [None, 4]
 
-    @pytest.mark.parametrize("each", [no_sink(), window(4, heads=[0])], ids=str)
+    @pytest.mark.parametrize("each", [NoSink(), Window(4, heads=[0])], ids=str)
     def test_refuses_other_masks(self, flash, each):
         message = (
             r"'flash_attention_2' takes no mask .*\nChoose one that does: model\.set_attn_implementation\(\"sdpa\"\)"
         )
-        with pytest.raises(CannotEdit, match=message), edit(flash, each):
+        with pytest.raises(CannotIntervene, match=message), intervene(flash, each):
             pass
 
     def test_is_not_watched_under_a_window(self, flash, text):
         message = "told of a sliding window, and probes of attention do not know what it hides"
-        with pytest.raises(CannotWatch, match=message), edit(flash, window(4)), watch(flash, Attention(every=1)):
+        with pytest.raises(CannotWatch, match=message), intervene(flash, Window(4)), watch(flash, Attention(every=1)):
             flash(text(9)[None])
 
 
@@ -165,7 +165,7 @@ class TestWatching:
             (quick, in_pieces(tokens, [5, 1, 1])),
             (eager, in_pieces(tokens, [6, 2, 1, 1])),
         ):
-            with edit(model, *edits):
+            with intervene(model, *edits):
                 found = recorded(model, feed, Attention(every=1), SoftmaxAttention(every=1))
             assert_says(found["attention"], attention, rtol=1e-3)
             shown = {name: each for name, each in found["softmax_attention"].data_vars.items() if name in maps}
@@ -179,14 +179,14 @@ class TestWatching:
         def steps(start, stop, *edits):
             def feed(model, seen):
                 nonlocal held
-                with edit(model, *edits) if edits else nullcontext():
+                with intervene(model, *edits) if edits else nullcontext():
                     for column in range(start, stop) if start else [slice(0, stop)]:
                         ids = tokens[column].reshape(1, -1)
                         held = model(ids, past_key_values=held if start else None, use_cache=True).past_key_values
 
             return feed
 
-        blocks = [steps(0, 5), steps(5, 7), steps(7, 10, window(2)), steps(10, 12)]
+        blocks = [steps(0, 5), steps(5, 7), steps(7, 10, Window(2)), steps(10, 12)]
         together = recorded(quick, lambda *given: [feed(*given) for feed in blocks], Attention(every=1))["attention"]
         alone = [recorded(quick, feed, Attention(every=1))["attention"] for feed in blocks]
         for name in ("distance_mass", "entropy_sum", "tokens"):
@@ -198,7 +198,7 @@ class TestWatching:
         assert alone[2]["distance_mass"][..., 2:].sum() == 0 < alone[3]["distance_mass"][..., 2:].sum()
 
     def test_a_change_of_the_query_alone_is_no_mask(self, quick, text):
-        with edit(quick, scale("layers.3.mixer.query", by=0.0)):
+        with intervene(quick, Scale("layers.3.mixer.query", by=0.0)):
             found = recorded(quick, one_by_one([text(8)]), Attention(every=1))["attention"]
         even = sum(1 / (token + 1) for token in range(8))
         np.testing.assert_allclose(found["first_mass_sum"].sum(("label", "fold"))[0], even, rtol=1e-5)
@@ -206,7 +206,7 @@ class TestWatching:
 
 def edited(model, edits, tokens, number, how):
     """What a model under edits does with a text, by hand."""
-    with edit(model, *edits):
+    with intervene(model, *edits):
         given = by_hand.inputs_of(model, tokens)
     mixer = model.model.layers[3].self_attn
     layer = by_hand.Layer("full_attention")
@@ -218,11 +218,11 @@ def edited(model, edits, tokens, number, how):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: window(0), r"^window\(tokens\): give a whole number of tokens, 1 or more; got 0"),
-        (lambda: window(-2), r"1 or more; got -2"),
-        (lambda: window(2.5), r"1 or more; got 2\.5"),
-        (lambda: window(3, heads=2), r"^window\(heads=\.\.\.\): 2 is one number; give a list of them, \[2\]"),
-        (lambda: no_sink(layers=[]), r"^no_sink\(layers=\.\.\.\): give whole numbers, 0 or more, at least one"),
+        (lambda: Window(0), r"^Window\(tokens\): give a whole number of tokens, 1 or more; got 0"),
+        (lambda: Window(-2), r"1 or more; got -2"),
+        (lambda: Window(2.5), r"1 or more; got 2\.5"),
+        (lambda: Window(3, heads=2), r"^Window\(heads=\.\.\.\): 2 is one number; give a list of them, \[2\]"),
+        (lambda: NoSink(layers=[]), r"^NoSink\(layers=\.\.\.\): give whole numbers, 0 or more, at least one"),
     ],
 )
 def test_arguments_that_are_none(make, message):
@@ -232,9 +232,9 @@ def test_arguments_that_are_none(make, message):
 
 def test_models_layers_and_heads_without_that_part(quick):
     with pytest.raises(UnknownLayer, match=r"names layers \[0\]; it changes layers \[3\]"):
-        edit(quick, window(2, layers=[0, 3])).__enter__()
+        intervene(quick, Window(2, layers=[0, 3])).__enter__()
     with pytest.raises(BadArgument, match=r"layers\.3\.mixer has 4 heads, 0 to 3; there is no head 4"):
-        edit(quick, no_sink(heads=[4])).__enter__()
+        intervene(quick, NoSink(heads=[4])).__enter__()
     model = tiny_model("qwen3_5", layer_types=["linear_attention"])
     with pytest.raises(NothingToProbe, match="none of this model's 1 layers has a softmax-attention mixer"):
-        edit(model, no_sink()).__enter__()
+        intervene(model, NoSink()).__enter__()

@@ -11,26 +11,26 @@ from hypothesis import given, settings, strategies as st
 import qwenlab.interventions
 from qwenlab.errors import BadArgument, UnknownSite
 from qwenlab.interventions import (
-    Edit,
-    ValueEdit,
-    Values,
-    edit,
-    identity,
-    mask_experts,
-    mean,
-    noise,
-    patch,
-    scale,
-    set_gate,
-    top_k,
-    window,
-    zero,
+    ActivationCache,
+    Identity,
+    Intervention,
+    MaskExperts,
+    Mean,
+    Noise,
+    Patch,
+    Scale,
+    SetGate,
+    TopK,
+    ValueIntervention,
+    Window,
+    Zero,
+    intervene,
 )
 from tests.interventions.feeding import at, logits, one_of_each, taken
 
 
 def is_edit(found):
-    return isinstance(found, type) and issubclass(found, Edit) and not isabstract(found)
+    return isinstance(found, type) and issubclass(found, Intervention) and not isabstract(found)
 
 
 def refused(error, make):
@@ -43,16 +43,16 @@ def refused(error, make):
 
 
 @pytest.mark.parametrize(("made", "written"), [
-    (zero("layers.3.mixer"), "zero('layers.3.mixer')"),
-    (zero(pattern="layers.*.mlp", kind="full_attention"), "zero('layers.*.mlp', kind='full_attention')"),
-    (zero("layers.0.mixer.heads", heads=(1, 0), positions=range(2)),
-     "zero('layers.0.mixer.heads', heads=[0, 1], positions=[0, 1])"),
-    (scale("layers.3.mlp", by=0.5), "scale('layers.3.mlp', by=0.5)"),
-    (noise("layers.3.mlp", seed=0), "noise('layers.3.mlp')"),
-    (noise("layers.3.mlp", seed=2), "noise('layers.3.mlp', seed=2)"),
-    (identity([2, 1]), "identity([1, 2])"),
-    (mask_experts([3, 0], layers=[1]), "mask_experts([0, 3], layers=[1])"),
-    (top_k(1), "top_k(1)"),
+    (Zero("layers.3.mixer"), "Zero('layers.3.mixer')"),
+    (Zero(pattern="layers.*.mlp", kind="full_attention"), "Zero('layers.*.mlp', kind='full_attention')"),
+    (Zero("layers.0.mixer.heads", heads=(1, 0), positions=range(2)),
+     "Zero('layers.0.mixer.heads', heads=[0, 1], positions=[0, 1])"),
+    (Scale("layers.3.mlp", by=0.5), "Scale('layers.3.mlp', by=0.5)"),
+    (Noise("layers.3.mlp", seed=0), "Noise('layers.3.mlp')"),
+    (Noise("layers.3.mlp", seed=2), "Noise('layers.3.mlp', seed=2)"),
+    (Identity([2, 1]), "Identity([1, 2])"),
+    (MaskExperts([3, 0], layers=[1]), "MaskExperts([0, 3], layers=[1])"),
+    (TopK(1), "TopK(1)"),
 ])  # fmt: skip
 def test_an_edit_reads_as_it_is_written(made, written):
     assert str(made) == written
@@ -61,30 +61,33 @@ def test_an_edit_reads_as_it_is_written(made, written):
 
 def test_a_list_of_edits_reads_as_it_is_written():
     """In a notebook, and where pytest names its cases."""
-    assert repr([window(4, layers=[3]), set_gate("layers.*.mixer.beta", to=0)]) == (
-        "[window(4, layers=[3]), set_gate('layers.*.mixer.beta', to=0)]"
+    assert repr([Window(4, layers=[3]), SetGate("layers.*.mixer.beta", to=0)]) == (
+        "[Window(4, layers=[3]), SetGate('layers.*.mixer.beta', to=0)]"
     )
 
 
 def test_values_are_told_apart_by_the_texts_they_are_of(small, text):
     first, second = (taken(small, text(5, seed)[None], "layers.0.mixer") for seed in (0, 1))
-    one, other = (str(mean("layers.*.mixer", kind="linear_attention", over=values)) for values in (first, second))
-    assert one.startswith("mean('layers.*.mixer', kind='linear_attention', over=Values(tokens:")
+    one, other = (str(Mean("layers.*.mixer", kind="linear_attention", over=values)) for values in (first, second))
+    assert one.startswith("Mean('layers.*.mixer', kind='linear_attention', over=Values(tokens:")
     assert one != other
-    assert one == str(mean("layers.*.mixer", kind="linear_attention", over=taken(small, text(5)[None], "layers.1.mlp")))
-    assert isinstance(first, Values)
+    assert one == str(Mean("layers.*.mixer", kind="linear_attention", over=taken(small, text(5)[None], "layers.1.mlp")))
+    assert isinstance(first, ActivationCache)
 
 
 def test_an_edit_is_a_description(small):
-    made = zero("layers.3.mixer")
+    made = Zero("layers.3.mixer")
     with pytest.raises(FrozenInstanceError):
         made.pattern = "layers.2.mixer"
-    assert isinstance(made, Edit) and made == zero("layers.3.mixer") and hash(made) == hash(zero("layers.3.mixer"))
+    assert (
+        isinstance(made, Intervention) and made == Zero("layers.3.mixer") and hash(made) == hash(Zero("layers.3.mixer"))
+    )
 
 
 # --- what is said of them ---
 
-PUBLIC = {name: found for name in qwenlab.interventions.__all__ if is_edit(found := getattr(qwenlab.interventions, name))}
+ROOM = qwenlab.interventions
+PUBLIC = {name: found for name in ROOM.__all__ if is_edit(found := getattr(ROOM, name))}
 
 
 @pytest.mark.parametrize("each", PUBLIC.values(), ids=PUBLIC)
@@ -112,13 +115,13 @@ def test_each_is_tested_for_what_it_leaves_behind(small, text):
     ([True], "give whole numbers, 0 or more, at least one; got [True]."),
 ])  # fmt: skip
 def test_what_are_no_indices(name, indices, said):
-    message = refused(BadArgument, lambda: zero("layers.0.mixer.heads", **{name: indices}))
-    assert message == f"zero({name}=...): {said}"
+    message = refused(BadArgument, lambda: Zero("layers.0.mixer.heads", **{name: indices}))
+    assert message == f"Zero({name}=...): {said}"
 
 
 def test_a_keyword_that_no_edit_has():
     with pytest.raises(TypeError, match="unexpected keyword argument 'position'"):
-        zero("layers.0.mixer", position=[0])
+        Zero("layers.0.mixer", position=[0])
 
 
 def test_an_edit_that_there_is_not():
@@ -133,14 +136,14 @@ def test_no_edit_takes_a_keyword_that_it_does_not_know(name):
 
 
 def begin(model, *edits):
-    with edit(model, *edits):
+    with intervene(model, *edits):
         pass
 
 
 def test_a_site_without_heads(small):
-    message = refused(BadArgument, lambda: begin(small, zero("layers.1.mixer", heads=[0])))
+    message = refused(BadArgument, lambda: begin(small, Zero("layers.1.mixer", heads=[0])))
     assert message == (
-        "zero('layers.1.mixer', heads=[0]): layers.1.mixer has no heads: they have been added up there.\n"
+        "Zero('layers.1.mixer', heads=[0]): layers.1.mixer has no heads: they have been added up there.\n"
         "Name the site mixer.heads for them."
     )
 
@@ -149,20 +152,20 @@ def test_a_site_without_heads(small):
     ("layers.0.mixer.heads", 4), ("layers.0.mixer.key", 2), ("layers.1.mixer.heads", 4), ("layers.1.mixer.value", 2),
 ])  # fmt: skip
 def test_a_head_that_is_not_there(small, site, there):
-    message = refused(BadArgument, lambda: begin(small, zero(site, heads=[there])))
+    message = refused(BadArgument, lambda: begin(small, Zero(site, heads=[there])))
     assert message == (
-        f"zero('{site}', heads=[{there}]): {site} has {there} heads, 0 to {there - 1}; there is no head {there}."
+        f"Zero('{site}', heads=[{there}]): {site} has {there} heads, 0 to {there - 1}; there is no head {there}."
     )
 
 
 def test_a_pattern_that_names_nothing(small):
-    assert "Did you mean layers.1.mixer?" in refused(UnknownSite, lambda: begin(small, zero("layers.1.mixr")))
+    assert "Did you mean layers.1.mixer?" in refused(UnknownSite, lambda: begin(small, Zero("layers.1.mixr")))
 
 
 # --- where they act ---
 
 
-class ones(ValueEdit):
+class ones(ValueIntervention):
     """Ones in the place of a value."""
 
     def new(self, value, prepared, reading):
@@ -173,7 +176,7 @@ class ones(ValueEdit):
 def test_heads_and_positions_are_those_named_and_no_others(small, text, site):
     ids = torch.stack([text(6), text(6, 1)])
     before = at(small, ids, site)
-    with edit(small, ones(site, heads=[1], positions=[0, 4])):
+    with intervene(small, ones(site, heads=[1], positions=[0, 4])):
         after = at(small, ids, site)
     expected = before.clone()
     expected[:, [0, 4], 1] = 1
@@ -188,7 +191,7 @@ def test_positions_are_those_in_the_text_padding_not_counted(small, text):
     handle = small.model.layers[0].linear_attn.out_proj.register_forward_hook(lambda m, a, out: found.append(out))
     logits(small, ids, attention_mask=mask)
     handle.remove()
-    with edit(small, ones("layers.0.mixer", positions=[1, 3])):
+    with intervene(small, ones("layers.0.mixer", positions=[1, 3])):
         handle = small.model.layers[0].linear_attn.register_forward_hook(lambda m, a, out: found.append(out))
         logits(small, ids, attention_mask=mask)
         handle.remove()
@@ -207,10 +210,10 @@ def test_positions_partition_an_edit(small, data):
     site = data.draw(
         st.sampled_from(["layers.0.mixer", "layers.1.router", "layers.0.mixer.decay", "layers.1.mixer.gate"])
     )
-    with edit(small, scale(site, by=0.5)):
+    with intervene(small, Scale(site, by=0.5)):
         whole = logits(small, ids)
     others = set(range(7)) - some
-    with edit(small, scale(site, by=0.5, positions=some), scale(site, by=0.5, positions=others)):
+    with intervene(small, Scale(site, by=0.5, positions=some), Scale(site, by=0.5, positions=others)):
         assert torch.equal(logits(small, ids), whole)
 
 
@@ -218,26 +221,27 @@ def test_positions_partition_an_edit(small, data):
 @given(some=st.sets(st.integers(0, 3), min_size=1, max_size=3))
 def test_heads_partition_an_edit(small, some):
     ids = torch.arange(1, 8)[None]
-    with edit(small, zero("layers.*.mixer.heads")):
+    with intervene(small, Zero("layers.*.mixer.heads")):
         whole = logits(small, ids)
     others = set(range(4)) - some
-    with edit(small, zero("layers.*.mixer.heads", heads=some), zero("layers.*.mixer.heads", heads=others)):
+    with intervene(small, Zero("layers.*.mixer.heads", heads=some), Zero("layers.*.mixer.heads", heads=others)):
         assert torch.equal(logits(small, ids), whole)
 
 
 def test_zero_of_all_heads_is_zero_of_the_mixer(small, text):
     ids = text(7)[None]
-    with edit(small, zero("layers.*.mixer.heads")):
+    with intervene(small, Zero("layers.*.mixer.heads")):
         heads = logits(small, ids)
-    with edit(small, zero("layers.*.mixer")):
+    with intervene(small, Zero("layers.*.mixer")):
         assert torch.equal(logits(small, ids), heads)
 
 
 def test_a_patch_needs_values(small):
-    for made, name in ((mean("layers.0.mlp"), "over"), (patch("layers.0.mlp"), "of")):
+    for made, name in ((Mean("layers.0.mlp"), "over"), (Patch("layers.0.mlp"), "of")):
         message = refused(BadArgument, lambda made=made: begin(small, made))
         of = type(made).__name__
         assert message == (
             f"{of}({name}=...): give values taken by `take`:\n"
-            f'with take(model, "layers.0.mlp") as taken: model(...); then {of}("layers.0.mlp", {name}=taken).'
+            'with cache_activations(model, "layers.0.mlp") as taken: model(...); '
+            f'then {of}("layers.0.mlp", {name}=taken).'
         )

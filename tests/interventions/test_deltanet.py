@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, strategies as st
 
 from qwenlab.checkpoint.decoder import decoder_of
-from qwenlab.errors import BadArgument, CannotEdit, CannotWatch, NothingToProbe, SilentEdit, UnknownLayer
-from qwenlab.interventions import edit, freeze_state, no_conv, no_key_removal, reset_state, state_dtype, zero
+from qwenlab.errors import BadArgument, CannotIntervene, CannotWatch, NothingToProbe, SilentIntervention, UnknownLayer
+from qwenlab.interventions import FreezeState, NoConv, NoKeyRemoval, ResetState, StateDtype, Zero, intervene
 from qwenlab.interventions.call_arguments import RuleArguments
 from qwenlab.interventions.linear_attention import gated_linear_attention
 from qwenlab.interventions.module_sites import LEAST_DECAY
@@ -43,17 +43,17 @@ def meant(g, tokens, heads):
 
 
 CASES = {
-    "freeze": (freeze_state(4), {0: frozen(4), 1: frozen(4), 2: frozen(4)}),
-    "freeze from the start": (freeze_state(0, layers=[1]), {1: frozen(0)}),
-    "freeze heads": (freeze_state(5, layers=[0, 2], heads=[1, 3]), {0: frozen(5, [1, 3]), 2: frozen(5, [1, 3])}),
-    "reset": (reset_state(3), {0: emptied(3), 1: emptied(3), 2: emptied(3)}),
-    "reset at each": (reset_state(1, layers=[0]), {0: emptied(1)}),
-    "reset once": (reset_state(7, layers=[2]), {2: emptied(7)}),
-    "reset heads": (reset_state(2, layers=[0, 1], heads=[0, 2]), {0: emptied(2, [0, 2]), 1: emptied(2, [0, 2])}),
-    "no removal": (no_key_removal(), {layer: {"removal": False} for layer in range(3)}),
-    "no removal in one": (no_key_removal(layers=[1]), {1: {"removal": False}}),
-    "no convolution": (no_conv(), {layer: {"convolve": False} for layer in range(3)}),
-    "no convolution in one": (no_conv(layers=[2]), {2: {"convolve": False}}),
+    "freeze": (FreezeState(4), {0: frozen(4), 1: frozen(4), 2: frozen(4)}),
+    "freeze from the start": (FreezeState(0, layers=[1]), {1: frozen(0)}),
+    "freeze heads": (FreezeState(5, layers=[0, 2], heads=[1, 3]), {0: frozen(5, [1, 3]), 2: frozen(5, [1, 3])}),
+    "reset": (ResetState(3), {0: emptied(3), 1: emptied(3), 2: emptied(3)}),
+    "reset at each": (ResetState(1, layers=[0]), {0: emptied(1)}),
+    "reset once": (ResetState(7, layers=[2]), {2: emptied(7)}),
+    "reset heads": (ResetState(2, layers=[0, 1], heads=[0, 2]), {0: emptied(2, [0, 2]), 1: emptied(2, [0, 2])}),
+    "no removal": (NoKeyRemoval(), {layer: {"removal": False} for layer in range(3)}),
+    "no removal in one": (NoKeyRemoval(layers=[1]), {1: {"removal": False}}),
+    "no convolution": (NoConv(), {layer: {"convolve": False} for layer in range(3)}),
+    "no convolution in one": (NoConv(layers=[2]), {2: {"convolve": False}}),
 }
 WHOLE = ("freeze", "reset", "no removal", "no convolution")
 
@@ -96,7 +96,7 @@ def test_nothing_is_left(quick, texts, edits, by_layer):
 
 def test_several_at_once(quick, texts):
     """Freezing comes after emptying, so from there on nothing is emptied; both under another rule."""
-    edits = (reset_state(3), freeze_state(7), no_key_removal(), no_conv())
+    edits = (ResetState(3), FreezeState(7), NoKeyRemoval(), NoConv())
 
     def gated(g, beta):
         g, beta = emptied(3)["gated"](g, beta)
@@ -105,10 +105,10 @@ def test_several_at_once(quick, texts):
     how = {"gated": gated, "removal": False, "convolve": False}
     fed.assert_by_hand(quick, edits, texts[0], dict.fromkeys(range(3), how))
     fed.assert_same_however_fed(quick, edits, texts)
-    nested = (no_key_removal(), reset_state(3))
-    with edit(quick, nested[0]):
+    nested = (NoKeyRemoval(), ResetState(3))
+    with intervene(quick, nested[0]):
         within = fed.alone(quick, nested[1:], texts[0])
-    with edit(quick, nested[1]):
+    with intervene(quick, nested[1]):
         around = fed.alone(quick, nested[:1], texts[0])
     for each in (within, around):
         fed.close(each, fed.alone(quick, nested, texts[0]))
@@ -120,13 +120,13 @@ def test_several_at_once(quick, texts):
 @pytest.mark.parametrize("nested", [False, True])
 def test_emptied_twice(quick, texts, lengths, heads, nested):
     """By two edits, in one block or in two: before the tokens of either."""
-    first, second = reset_state(lengths[0]), reset_state(lengths[1], heads=heads, layers=[0, 1, 2])
+    first, second = ResetState(lengths[0]), ResetState(lengths[1], heads=heads, layers=[0, 1, 2])
 
     def both(g, beta):
         return emptied(lengths[1], heads)["gated"](*emptied(lengths[0])["gated"](g, beta))
 
     by_layer = {layer: {"gated": both} for layer in range(3)}
-    with edit(quick, first) if nested else nullcontext():
+    with intervene(quick, first) if nested else nullcontext():
         fed.assert_by_hand(quick, [second] if nested else [first, second], texts[0], by_layer)
         fed.assert_same_however_fed(quick, [second] if nested else [first, second], texts)
 
@@ -136,16 +136,16 @@ def test_a_layer_has_one_rule(quick, texts):
         return {layer: {"removal": False} for layer in layers}
 
     message = (
-        r"^no_key_removal\(layers=\[1, 2\]\): no_key_removal\(layers=\[0, 1\]\) stands in the place of the delta rule "
+        r"^NoKeyRemoval\(layers=\[1, 2\]\): NoKeyRemoval\(layers=\[0, 1\]\) stands in the place of the delta rule "
         r"already, and a layer has one rule\.\nLeave one of them out, or give them layers of their own\.$"
     )
-    one, other = no_key_removal(layers=[0, 1]), no_key_removal(layers=[1, 2])
-    with pytest.raises(CannotEdit, match=message), edit(quick, one, other):
+    one, other = NoKeyRemoval(layers=[0, 1]), NoKeyRemoval(layers=[1, 2])
+    with pytest.raises(CannotIntervene, match=message), intervene(quick, one, other):
         pass
-    with edit(quick, one):
-        with pytest.raises(CannotEdit, match=message), edit(quick, other):
+    with intervene(quick, one):
+        with pytest.raises(CannotIntervene, match=message), intervene(quick, other):
             pass
-        fed.assert_by_hand(quick, [no_key_removal(layers=[2])], texts[0], plainly(0, 1, 2))
+        fed.assert_by_hand(quick, [NoKeyRemoval(layers=[2])], texts[0], plainly(0, 1, 2))
     fed.assert_by_hand(quick, [other], texts[0], plainly(1, 2))
 
 
@@ -155,8 +155,8 @@ def test_a_layer_has_one_rule(quick, texts):
 def test_emptying_costs_no_digits(quick, text, length, heads):
     """Of the layer's output, beside float64; with one sum of decays over a chunk it would be 1e-4 at a length of 2."""
     tokens, decoder = text(300), decoder_of(quick)
-    mixer, edits = decoder.mixer(0), (reset_state(length, layers=[0], heads=heads),)
-    with edit(quick, *edits):
+    mixer, edits = decoder.mixer(0), (ResetState(length, layers=[0], heads=heads),)
+    with intervene(quick, *edits):
         given = fed.by_hand.inputs_of(quick, tokens)[0]
     expected = fed.by_hand.deltanet(mixer, given["mixer"], **emptied(length, heads))["out"]
     plain = fed.by_hand.inputs_of(quick, tokens)[0]
@@ -196,14 +196,14 @@ def test_no_state_is_made_where_none_is_asked_for(small, text):
         seen.append(rule(*args, **kwargs))
         return seen[-1]
 
-    class Listening(no_key_removal):
+    class Listening(NoKeyRemoval):
         def place(self, places):
             super().place(places)
             places.rule_itself(0, "there", listen)
 
     half = tiny_model("qwen3_5", layer_types=["linear_attention", "full_attention"]).bfloat16()
     for model, kind in ((small, torch.float32), (half, torch.bfloat16)):
-        with torch.no_grad(), edit(model, Listening()):
+        with torch.no_grad(), intervene(model, Listening()):
             model(text(4)[None], use_cache=False)
             model(text(4)[None], use_cache=True)
         (out, none), (_, state) = seen
@@ -215,21 +215,24 @@ class TestStateDtype:
     """Its numbers are tested with the formats, in tests/probes/states/test_precision.py."""
 
     def test_only_some_layers(self, moe, text):
-        with torch.no_grad(), edit(moe, state_dtype("int8", layers=[1])) as edited:
+        with torch.no_grad(), intervene(moe, StateDtype("int8", layers=[1])) as edited:
             cache = moe(text(5)[None], use_cache=True).past_key_values
         plain = moe(text(5)[None], use_cache=True).past_key_values
         same = [torch.equal(state_of(cache, layer), state_of(plain, layer)) for layer in range(3)]
         assert same == [True, False, True]
-        assert edited.fired["state_dtype('int8', layers=[1])"][0].acted == 1
+        assert edited.fired["StateDtype('int8', layers=[1])"][0].acted == 1
 
     def test_a_pass_without_a_cache_is_none_of_its(self, moe, text):
-        with pytest.raises(SilentEdit, match=r"^state_dtype\('int8'\) never acted"), edit(moe, state_dtype("int8")):
+        with (
+            pytest.raises(SilentIntervention, match=r"^StateDtype\('int8'\) never acted"),
+            intervene(moe, StateDtype("int8")),
+        ):
             moe(text(5)[None], use_cache=False)
 
     def test_a_watch_knows_what_a_step_begins_with(self, small, text):
         """What a state predicts, in a decode: of the rounded one, also where steps are reduced together."""
         probes = lambda: DeltaNet(every=1, prediction_heads=8)  # noqa: E731
-        with edit(small, state_dtype("int8")):
+        with intervene(small, StateDtype("int8")):
             found = recorded(small, in_pieces([text(12)], [4, *[1] * 8]), probes())["deltanet"]
             one = sum(
                 recorded(small, feed, probes())["deltanet"]["error_ratio_sum"].sum() for feed in single(small, text(12))
@@ -259,13 +262,11 @@ def state_of(cache, layer):
 class TestWatching:
     """A watch shows the edited pass, or says that it cannot."""
 
-    @pytest.mark.parametrize(
-        "edits", [(freeze_state(6),), (reset_state(4),), (reset_state(2, heads=[1]),), (no_conv(),)]
-    )
+    @pytest.mark.parametrize("edits", [(FreezeState(6),), (ResetState(4),), (ResetState(2, heads=[1]),), (NoConv(),)])
     def test_states_are_those_of_the_edited_rule(self, small, text, edits):
         """Token by token and at once; each is held to the kernel's own last state and output besides."""
         probes = lambda: (DeltaNet(every=1, prediction_heads=8), DeltaState(every=1), ImplicitAttention(every=1))  # noqa: E731
-        with edit(small, *edits):
+        with intervene(small, *edits):
             whole = recorded(small, one_by_one([text(20)]), *probes())
             steps = recorded(small, in_pieces([text(20)], [7, 1, 1, 1]), *probes())
         plain = recorded(small, one_by_one([text(20)]), *probes())
@@ -280,17 +281,17 @@ class TestWatching:
     )
     def test_no_probe_shows_a_rule_that_does_not_run(self, small, text, probe):
         message = (
-            rf"^{type(probe()).__name__} works the delta rule out again, and under no_key_removal\(\) another rule runs"
+            rf"^{type(probe()).__name__} works the delta rule out again, and under NoKeyRemoval\(\) another rule runs"
         )
-        edits = no_key_removal()
-        with pytest.raises(CannotWatch, match=message), edit(small, edits), watch(small, probe()):
+        edits = NoKeyRemoval()
+        with pytest.raises(CannotWatch, match=message), intervene(small, edits), watch(small, probe()):
             small(text(4)[None])
-        with pytest.raises(CannotWatch, match=message), watch(small, probe()), edit(small, edits):
+        with pytest.raises(CannotWatch, match=message), watch(small, probe()), intervene(small, edits):
             small(text(4)[None])
         recorded(small, one_by_one([text(20)]), probe())  # and it is over with the block
 
     def test_what_needs_no_rule_is_shown(self, moe, text):
-        with edit(moe, no_key_removal(layers=[0])):
+        with intervene(moe, NoKeyRemoval(layers=[0])):
             found = recorded(
                 moe, one_by_one([text(20)]), DeltaNet(prediction_heads=0, every=1), DeltaState(layers=[1, 2])
             )
@@ -303,15 +304,15 @@ SHOWN = (("deltanet", "error_ratio_sum"), ("implicit_attention", "mass_sum"))
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: freeze_state(-1), r"^freeze_state\(after=\.\.\.\): give a whole number of tokens, 0 or more; got -1"),
-        (lambda: freeze_state(True), r"whole number of tokens, 0 or more; got True"),
-        (lambda: reset_state(0), r"^reset_state\(every=\.\.\.\): give a whole number of tokens, 1 or more; got 0"),
+        (lambda: FreezeState(-1), r"^FreezeState\(after=\.\.\.\): give a whole number of tokens, 0 or more; got -1"),
+        (lambda: FreezeState(True), r"whole number of tokens, 0 or more; got True"),
+        (lambda: ResetState(0), r"^ResetState\(every=\.\.\.\): give a whole number of tokens, 1 or more; got 0"),
         (
-            lambda: reset_state(2, heads=[]),
-            r"^reset_state\(heads=\.\.\.\): give whole numbers, 0 or more, at least one",
+            lambda: ResetState(2, heads=[]),
+            r"^ResetState\(heads=\.\.\.\): give whole numbers, 0 or more, at least one",
         ),
-        (lambda: no_conv(layers=[-1]), r"^no_conv\(layers=\.\.\.\): give whole numbers, 0 or more, at least one"),
-        (lambda: state_dtype("fp4"), r"^state_dtype\('fp4'\): 'fp4' is no format of a state\.\nChoose among bfloat16"),
+        (lambda: NoConv(layers=[-1]), r"^NoConv\(layers=\.\.\.\): give whole numbers, 0 or more, at least one"),
+        (lambda: StateDtype("fp4"), r"^StateDtype\('fp4'\): 'fp4' is no format of a state\.\nChoose among bfloat16"),
     ],
 )
 def test_arguments_that_are_none(make, message):
@@ -319,7 +320,7 @@ def test_arguments_that_are_none(make, message):
         make()
 
 
-ALL = (freeze_state(2), reset_state(2), no_key_removal(), no_conv(), state_dtype("int8"))
+ALL = (FreezeState(2), ResetState(2), NoKeyRemoval(), NoConv(), StateDtype("int8"))
 
 
 @pytest.mark.parametrize("each", ALL, ids=str)
@@ -327,32 +328,35 @@ def test_models_and_layers_without_that_part(small, each):
     given = {"layers": [1]} | {n: getattr(each, n) for n in ("after", "every", "format") if hasattr(each, n)}
     with (
         pytest.raises(UnknownLayer, match=r"names layers \[1\]; it changes layers \[0\]"),
-        edit(small, type(each)(**given)),
+        intervene(small, type(each)(**given)),
     ):
         pass
     model = tiny_model("qwen3_5", layer_types=["full_attention"])
-    with pytest.raises(NothingToProbe, match="none of this model's 1 layers has a DeltaNet mixer"), edit(model, each):
+    with (
+        pytest.raises(NothingToProbe, match="none of this model's 1 layers has a DeltaNet mixer"),
+        intervene(model, each),
+    ):
         pass
 
 
 def test_heads_that_there_are_not(small):
-    message = r"^freeze_state\(2, heads=\[4\]\): layers\.0\.mixer has 4 heads, 0 to 3; there is no head 4"
-    with pytest.raises(BadArgument, match=message), edit(small, freeze_state(2, heads=[4])):
+    message = r"^FreezeState\(2, heads=\[4\]\): layers\.0\.mixer has 4 heads, 0 to 3; there is no head 4"
+    with pytest.raises(BadArgument, match=message), intervene(small, FreezeState(2, heads=[4])):
         pass
 
 
-@pytest.mark.parametrize("each", [freeze_state(5), reset_state(5)], ids=str)
+@pytest.mark.parametrize("each", [FreezeState(5), ResetState(5)], ids=str)
 def test_texts_too_short_are_an_error(small, text, each):
     with torch.no_grad():
-        with pytest.raises(SilentEdit, match="never acted"), edit(small, each):
+        with pytest.raises(SilentIntervention, match="never acted"), intervene(small, each):
             small(text(5)[None])
-        with edit(small, each) as edited:
+        with intervene(small, each) as edited:
             small(text(6)[None])
     assert [fired.acted for fired in edited.fired[str(each)]] == [1]
 
 
 def test_a_decay_set_by_hand_empties_too(small, text):
-    """`zero` of all decays is what `reset_state(1)` does but for the first token, where there is nothing to lose."""
-    one = fed.alone(small, [zero("layers.0.mixer.decay")], text(20))
-    fed.close(one, fed.alone(small, [reset_state(1)], text(20)))
+    """`Zero` of all decays is what `ResetState(1)` does but for the first token, where there is nothing to lose."""
+    one = fed.alone(small, [Zero("layers.0.mixer.decay")], text(20))
+    fed.close(one, fed.alone(small, [ResetState(1)], text(20)))
     assert 0 < LEAST_DECAY < 1e-12

@@ -8,17 +8,17 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from qwenlab.checkpoint.decoder import decoder_of
-from qwenlab.errors import BadArgument, CannotEdit, UnknownLayer
+from qwenlab.errors import BadArgument, CannotIntervene, UnknownLayer
 from qwenlab.interventions import (
-    edit,
-    force_experts,
-    mask_experts,
-    no_shared_expert,
-    resample,
-    shuffle_router,
-    take,
-    top_k,
-    uniform_router,
+    ForceExperts,
+    MaskExperts,
+    NoSharedExpert,
+    Resample,
+    ShuffleRouter,
+    TopK,
+    UniformRouter,
+    cache_activations,
+    intervene,
 )
 from qwenlab.probes import Routing, watch
 from qwenlab.testing.models import tiny_model
@@ -77,24 +77,24 @@ def mixed(mlp, x, choose, *, shared=True):
 
 
 CASES = {
-    "masked": ((mask_experts([0, 3]),), masked(0, 3), {}),
-    "masked in one layer": ((mask_experts([1, 2, 5], layers=[2]),), masked(1, 2, 5), {"layers": [2]}),
-    "as many masked as can be": ((mask_experts(range(6)),), masked(*range(6)), {}),
-    "one": ((top_k(1),), top(1), {}),
-    "five": ((top_k(5),), top(5), {}),
-    "all": ((top_k(EXPERTS),), top(EXPERTS), {}),
-    "forced": ((force_experts([2, 6]),), forced(2, 6), {}),
-    "forced in two layers": ((force_experts([7, 0], layers=[0, 3]),), forced(0, 7), {"layers": [0, 3]}),
-    "uniform": ((uniform_router(),), even(plain), {}),
-    "no shared expert": ((no_shared_expert(),), plain, {"shared": False}),
-    "three forced": ((top_k(3), force_experts([1, 4, 6])), forced(1, 4, 6), {}),
-    "masked and uniform": ((mask_experts([0, 3]), uniform_router()), even(masked(0, 3)), {}),
-    "four, evenly": ((top_k(4), uniform_router()), even(top(4), 4), {}),
-    "one of the unmasked": ((mask_experts([0, 3]), top_k(1)), lambda at, **how: masked(0, 3)(at, k=1, **how), {}),
-    "masked twice": ((mask_experts([0]), mask_experts([3])), masked(0, 3), {}),
+    "masked": ((MaskExperts([0, 3]),), masked(0, 3), {}),
+    "masked in one layer": ((MaskExperts([1, 2, 5], layers=[2]),), masked(1, 2, 5), {"layers": [2]}),
+    "as many masked as can be": ((MaskExperts(range(6)),), masked(*range(6)), {}),
+    "one": ((TopK(1),), top(1), {}),
+    "five": ((TopK(5),), top(5), {}),
+    "all": ((TopK(EXPERTS),), top(EXPERTS), {}),
+    "forced": ((ForceExperts([2, 6]),), forced(2, 6), {}),
+    "forced in two layers": ((ForceExperts([7, 0], layers=[0, 3]),), forced(0, 7), {"layers": [0, 3]}),
+    "uniform": ((UniformRouter(),), even(plain), {}),
+    "no shared expert": ((NoSharedExpert(),), plain, {"shared": False}),
+    "three forced": ((TopK(3), ForceExperts([1, 4, 6])), forced(1, 4, 6), {}),
+    "masked and uniform": ((MaskExperts([0, 3]), UniformRouter()), even(masked(0, 3)), {}),
+    "four, evenly": ((TopK(4), UniformRouter()), even(top(4), 4), {}),
+    "one of the unmasked": ((MaskExperts([0, 3]), TopK(1)), lambda at, **how: masked(0, 3)(at, k=1, **how), {}),
+    "masked twice": ((MaskExperts([0]), MaskExperts([3])), masked(0, 3), {}),
 }
 cases = pytest.mark.parametrize(("edits", "choose", "how"), CASES.values(), ids=CASES)
-ALL = (mask_experts([0, 3]), top_k(3), force_experts([2, 6]), uniform_router(), shuffle_router(), no_shared_expert())
+ALL = (MaskExperts([0, 3]), TopK(3), ForceExperts([2, 6]), UniformRouter(), ShuffleRouter(), NoSharedExpert())
 each_edit = pytest.mark.parametrize("each", ALL, ids=str)
 
 
@@ -112,7 +112,7 @@ def texts(text):
 def assert_mixed(model, edits, tokens, choose, layers=None, shared=True):
     """What the experts of every layer add, under the edits, is that worked out from the layer's own input."""
     decoder = decoder_of(model)
-    with edit(model, *edits):
+    with intervene(model, *edits):
         found = by_hand.inputs_of(model, tokens)
     for layer in decoder.layers_with("router"):
         changed = layers is None or layer in layers
@@ -146,13 +146,13 @@ def test_what_a_router_learns(text):
 
     def learns(*edits):
         model.zero_grad()
-        with edit(model, *edits):
+        with intervene(model, *edits):
             model(ids, labels=ids, use_cache=False).loss.backward()
         gate = model.model.layers[0].mlp.gate.weight.grad
         return gate is not None and bool(gate.any())
 
-    assert not learns(uniform_router())
-    assert learns(force_experts([2, 6])) and learns(mask_experts([0])) and learns(shuffle_router())
+    assert not learns(UniformRouter())
+    assert learns(ForceExperts([2, 6])) and learns(MaskExperts([0])) and learns(ShuffleRouter())
 
 
 # --- laws ---
@@ -161,7 +161,7 @@ def test_what_a_router_learns(text):
 def test_the_configs_own_number_changes_nothing(sparse, texts):
     """Bit for bit: the choice that is made anew is the router's own."""
     bare = logits(sparse, texts[0][None])
-    with edit(sparse, top_k(K)):
+    with intervene(sparse, TopK(K)):
         assert torch.equal(logits(sparse, texts[0][None]), bare)
 
 
@@ -169,9 +169,9 @@ def test_the_configs_own_number_changes_nothing(sparse, texts):
 @given(some=st.sets(st.integers(0, EXPERTS - 1), min_size=2, max_size=2))
 def test_forcing_some_is_masking_the_others(small, some):
     ids = torch.arange(1, 8)[None]
-    with edit(small, force_experts(some)):
+    with intervene(small, ForceExperts(some)):
         forced = logits(small, ids)
-    with edit(small, mask_experts(set(range(EXPERTS)) - some)):
+    with intervene(small, MaskExperts(set(range(EXPERTS)) - some)):
         assert torch.equal(logits(small, ids), forced)
 
 
@@ -182,7 +182,7 @@ def test_forcing_some_is_masking_the_others(small, some):
 def routed(model, ids, layer, *edits):
     """What a router returns: logits, weights and choice."""
     found = []
-    with edit(model, *edits) if edits else contextlib.nullcontext():
+    with intervene(model, *edits) if edits else contextlib.nullcontext():
         handle = decoder_of(model).part(layer, "router").register_forward_hook(lambda m, a, out: found.extend(out))
         try:
             model(ids, use_cache=False)
@@ -194,7 +194,7 @@ def routed(model, ids, layer, *edits):
 def permutation(model, ids, layer, seed=0):
     """By expert, who takes its place in a layer: read from the choices."""
     _, _, before = routed(model, ids, layer)
-    _, _, after = routed(model, ids, layer, shuffle_router(seed=seed, layers=[layer]))
+    _, _, after = routed(model, ids, layer, ShuffleRouter(seed=seed, layers=[layer]))
     place = {}
     for old, new in zip(before.flatten().tolist(), after.flatten().tolist(), strict=True):
         assert place.setdefault(old, new) == new
@@ -218,14 +218,14 @@ def test_shuffled_is_as_by_hand(sparse, text):
     def choose(logit, **how):
         return {place[expert]: weight for expert, weight in plain(logit, **how).items()}
 
-    assert_mixed(sparse, (shuffle_router(layers=[2]),), tokens, choose, layers=[2])
+    assert_mixed(sparse, (ShuffleRouter(layers=[2]),), tokens, choose, layers=[2])
 
 
 def test_what_a_shuffled_router_returns_is_one_choice(small, text):
     """The logits are those under which it would have chosen so."""
     ids = text(50)[None]
     before, weights, _ = routed(small, ids, 0)
-    after, same, chosen = routed(small, ids, 0, shuffle_router())
+    after, same, chosen = routed(small, ids, 0, ShuffleRouter())
     assert torch.equal(same, weights)
     assert torch.equal(after.softmax(-1).topk(K).indices, chosen)
     assert torch.equal(after.sort().values, before.sort().values)
@@ -236,17 +236,17 @@ def test_what_a_shuffled_router_returns_is_one_choice(small, text):
 
 def test_a_watch_sees_the_choice_that_was_made(moe, text):
     def seen(*edits):
-        with torch.no_grad(), watch(moe, Routing(every=1)) as found, edit(moe, *edits):
+        with torch.no_grad(), watch(moe, Routing(every=1)) as found, intervene(moe, *edits):
             moe(text(20)[None])
         return found.recording()["routing"].sum(("label", "fold"))
 
-    assert (seen(top_k(3))["load"].sum("expert") == 60).all()
-    forced = seen(force_experts([2, 6]))["load"]
+    assert (seen(TopK(3))["load"].sum("expert") == 60).all()
+    forced = seen(ForceExperts([2, 6]))["load"]
     assert (forced.sel(expert=[2, 6]) == 20).all() and (forced.sum("expert") == 40).all()
-    np.testing.assert_allclose(seen(uniform_router())["topk_entropy_sum"], 20 * np.log(2), rtol=1e-6)
-    assert (seen(no_shared_expert())["shared_share_sum"] == 0).all()
+    np.testing.assert_allclose(seen(UniformRouter())["topk_entropy_sum"], 20 * np.log(2), rtol=1e-6)
+    assert (seen(NoSharedExpert())["shared_share_sum"] == 0).all()
     layer = dict(layer=0)  # its input is that of the plain model
-    plainly, shuffled = (each.sel(layer) for each in (seen(top_k(K)), seen(shuffle_router())))
+    plainly, shuffled = (each.sel(layer) for each in (seen(TopK(K)), seen(ShuffleRouter())))
     np.testing.assert_array_equal(np.sort(plainly["load"]), np.sort(shuffled["load"]))
     assert not plainly["load"].equals(shuffled["load"])
     for name in ("entropy_sum", "margin_sum", "kept_sum"):
@@ -255,9 +255,9 @@ def test_a_watch_sees_the_choice_that_was_made(moe, text):
 
 def test_tokens_with_unlike_numbers_of_experts_are_not_added_up(moe, text):
     with (
-        pytest.raises(CannotEdit, match=r"Routing saw tokens with \d experts and with \d.*\nWatch them apart"),
+        pytest.raises(CannotIntervene, match=r"Routing saw tokens with \d experts and with \d.*\nWatch them apart"),
         watch(moe, Routing()),
-        edit(moe, top_k(3, layers=[1])),
+        intervene(moe, TopK(3, layers=[1])),
     ):
         logits(moe, text(9)[None])
 
@@ -266,13 +266,13 @@ def test_tokens_with_unlike_numbers_of_experts_are_not_added_up(moe, text):
 
 
 @pytest.mark.parametrize(("make", "said"), [
-    (lambda: top_k(0), "top_k(n=0): give a whole number of experts, 1 or more."),
-    (lambda: top_k(True), "top_k(n=True): give a whole number of experts, 1 or more."),
-    (lambda: top_k(1.5), "top_k(n=1.5): give a whole number of experts, 1 or more."),
-    (lambda: mask_experts(3), "mask_experts(experts): 3 is one number; give a list of them, [3]."),
-    (lambda: mask_experts([]), "mask_experts(experts): give whole numbers, 0 or more, at least one; got []."),
-    (lambda: force_experts([-1]), "force_experts(experts): give whole numbers, 0 or more, at least one; got [-1]."),
-    (lambda: top_k(1, layers=[]), "top_k(layers=...): give whole numbers, 0 or more, at least one; got []."),
+    (lambda: TopK(0), "TopK(n=0): give a whole number of experts, 1 or more."),
+    (lambda: TopK(True), "TopK(n=True): give a whole number of experts, 1 or more."),
+    (lambda: TopK(1.5), "TopK(n=1.5): give a whole number of experts, 1 or more."),
+    (lambda: MaskExperts(3), "MaskExperts(experts): 3 is one number; give a list of them, [3]."),
+    (lambda: MaskExperts([]), "MaskExperts(experts): give whole numbers, 0 or more, at least one; got []."),
+    (lambda: ForceExperts([-1]), "ForceExperts(experts): give whole numbers, 0 or more, at least one; got [-1]."),
+    (lambda: TopK(1, layers=[]), "TopK(layers=...): give whole numbers, 0 or more, at least one; got []."),
 ])  # fmt: skip
 def test_arguments_that_are_none(make, said):
     with pytest.raises(BadArgument) as caught:
@@ -281,15 +281,15 @@ def test_arguments_that_are_none(make, said):
 
 
 def refused(error, model, ids, *edits):
-    with pytest.raises(error) as caught, edit(model, *edits):
+    with pytest.raises(error) as caught, intervene(model, *edits):
         logits(model, ids)
     return str(caught.value)
 
 
 @pytest.mark.parametrize(("each", "said"), [
-    (mask_experts([0, 8]), "mask_experts([0, 8]): layers.0.router has experts 0 to 7; there is no expert 8."),
-    (force_experts([9, 1]), "force_experts([1, 9]): layers.0.router has experts 0 to 7; there is no expert 9."),
-    (top_k(9), "top_k(9): layers.0.router has 8 experts to choose from, not 9."),
+    (MaskExperts([0, 8]), "MaskExperts([0, 8]): layers.0.router has experts 0 to 7; there is no expert 8."),
+    (ForceExperts([9, 1]), "ForceExperts([1, 9]): layers.0.router has experts 0 to 7; there is no expert 9."),
+    (TopK(9), "TopK(9): layers.0.router has 8 experts to choose from, not 9."),
 ])  # fmt: skip
 def test_experts_that_are_not_there(small, text, each, said):
     assert refused(BadArgument, small, text(4)[None], each) == said
@@ -297,7 +297,7 @@ def test_experts_that_are_not_there(small, text, each, said):
 
 @pytest.mark.parametrize("each", ALL, ids=str)
 def test_models_and_layers_without_experts(dense, text, each):
-    assert refused(CannotEdit, dense, text(4)[None], each) == (
+    assert refused(CannotIntervene, dense, text(4)[None], each) == (
         f"{each}: no layer of this Qwen3_5TextModel has routed experts.\n"
         'Change the dense MLPs by their sites: "layers.*.mlp".'
     )
@@ -305,45 +305,45 @@ def test_models_and_layers_without_experts(dense, text, each):
 
 def test_a_dense_layer_between(text):
     model = tiny_model(**FAMILIES["next"])
-    assert refused(UnknownLayer, model, text(4)[None], no_shared_expert(layers=[0, 1])) == (
-        "no_shared_expert(layers=[0, 1]) names layers [1]; the layers with routed experts are [0, 2, 3]."
+    assert refused(UnknownLayer, model, text(4)[None], NoSharedExpert(layers=[0, 1])) == (
+        "NoSharedExpert(layers=[0, 1]) names layers [1]; the layers with routed experts are [0, 2, 3]."
     )
-    with edit(model, uniform_router()) as editing:  # by default it is left alone
+    with intervene(model, UniformRouter()) as editing:  # by default it is left alone
         logits(model, text(4)[None])
-    assert [each.where for each in editing.fired["uniform_router()"]] == [f"layers.{n}.router" for n in (0, 2, 3)]
+    assert [each.where for each in editing.fired["UniformRouter()"]] == [f"layers.{n}.router" for n in (0, 2, 3)]
 
 
 def test_too_few_experts_left(small, text):
     """Also where only some of those that are left are too few for a larger choice."""
-    assert refused(CannotEdit, small, text(4)[None], mask_experts(range(7))) == (
-        "mask_experts([0, 1, 2, 3, 4, 5, 6]): layers.0.router chooses 2 experts a token, and 1 are left to choose from."
-        "\nLeave 2 unmasked at least, or let a token have fewer: top_k(n) before it."
+    assert refused(CannotIntervene, small, text(4)[None], MaskExperts(range(7))) == (
+        "MaskExperts([0, 1, 2, 3, 4, 5, 6]): layers.0.router chooses 2 experts a token, and 1 are left to choose from."
+        "\nLeave 2 unmasked at least, or let a token have fewer: TopK(n) before it."
     )
-    with edit(small, top_k(1), mask_experts(range(7))):
+    with intervene(small, TopK(1), MaskExperts(range(7))):
         logits(small, text(4)[None])
-    assert refused(CannotEdit, small, text(4)[None], mask_experts([0]), top_k(8)).startswith(
-        "top_k(8): layers.0.router chooses 8 experts a token, and 7 are left to choose from."
+    assert refused(CannotIntervene, small, text(4)[None], MaskExperts([0]), TopK(8)).startswith(
+        "TopK(8): layers.0.router chooses 8 experts a token, and 7 are left to choose from."
     )
 
 
 def test_as_many_are_forced_as_a_token_is_given(small, text):
-    assert refused(CannotEdit, small, text(4)[None], force_experts([1, 2, 3])) == (
-        "force_experts([1, 2, 3]) names 3 experts, and a token is given 2.\nName 2, or put top_k(3) before it."
+    assert refused(CannotIntervene, small, text(4)[None], ForceExperts([1, 2, 3])) == (
+        "ForceExperts([1, 2, 3]) names 3 experts, and a token is given 2.\nName 2, or put TopK(3) before it."
     )
 
 
 def test_one_expert_cannot_trade_places(text):
     model = tiny_model("qwen3_5_moe", layer_types=["full_attention"], num_experts=1, num_experts_per_tok=1)
-    assert refused(CannotEdit, model, text(4)[None], shuffle_router()) == (
-        "shuffle_router(): layers.0.router has one expert, which cannot trade places."
+    assert refused(CannotIntervene, model, text(4)[None], ShuffleRouter()) == (
+        "ShuffleRouter(): layers.0.router has one expert, which cannot trade places."
     )
 
 
 def test_logits_of_another_text(small, text):
-    """As `shuffle_router` recommends: a token is routed as one of another text was."""
-    with take(small, "layers.0.router") as taken:
+    """As `ShuffleRouter` recommends: a token is routed as one of another text was."""
+    with cache_activations(small, "layers.0.router") as taken:
         logits(small, text(30, 5)[None])
-    found, _, chosen = routed(small, text(12)[None], 0, resample("layers.0.router", of=taken))
+    found, _, chosen = routed(small, text(12)[None], 0, Resample("layers.0.router", of=taken))
     pool = taken["layers.0.router"][0]
     assert (torch.cdist(found.double(), pool.double()).amin(dim=1) < 1e-6).all()
     assert torch.equal(found.softmax(-1).topk(K).indices, chosen)

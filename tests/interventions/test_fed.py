@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import qwenlab as ql
-from qwenlab.interventions import edit, noise, scale, zero
+from qwenlab.interventions import Noise, Scale, Zero, intervene
 from qwenlab.testing.checkpoints import tiny_checkpoint
 from tests.interventions.feeding import logits, of_every_sort
 
@@ -18,9 +18,9 @@ def test_prefill_and_decode_are_edited_as_one_pass(model, text):
     """Token by token on a cache, the logits of the whole; random draws too, which hang on sequence and position."""
     tokens = text(14)[None]
     edits = of_every_sort(model, text)
-    with edit(model, *edits):
+    with intervene(model, *edits):
         whole = logits(model, tokens)
-    with torch.no_grad(), edit(model, *edits):
+    with torch.no_grad(), intervene(model, *edits):
         cache, found = None, []
         for start, stop in ((0, 5), *((each, each + 1) for each in range(5, 14))):
             out = model(tokens[:, start:stop], past_key_values=cache, use_cache=True)
@@ -35,9 +35,9 @@ def test_a_padded_batch_is_edited_as_its_texts_alone(model, text):
     for row, tokens in enumerate(texts):
         ids[row, 9 - len(tokens) :], mask[row, 9 - len(tokens) :] = tokens, 1
     edits = of_every_sort(model, text)
-    with edit(model, *edits):
+    with intervene(model, *edits):
         together = logits(model, ids, attention_mask=mask)
-    with edit(model, *edits):  # the second text is the second sequence here too
+    with intervene(model, *edits):  # the second text is the second sequence here too
         alone = [logits(model, tokens[None])[0] for tokens in texts]
     for row, tokens in enumerate(texts):
         torch.testing.assert_close(together[row, 9 - len(tokens) :], alone[row], rtol=1e-3, atol=1e-3)
@@ -48,15 +48,15 @@ def test_generate(small, text):
     ids, mask = torch.stack([text(7), text(7, 1)]), torch.ones(2, 7, dtype=torch.long)
     mask[1, :3] = 0
     edits = (
-        zero("layers.0.mixer.heads", heads=[0]),
-        noise("layers.1.mlp", seed=4),
-        scale("layers.0.mixer.decay", by=0.7),
+        Zero("layers.0.mixer.heads", heads=[0]),
+        Noise("layers.1.mlp", seed=4),
+        Scale("layers.0.mixer.decay", by=0.7),
     )
-    with edit(small, *edits) as editing:
+    with intervene(small, *edits) as editing:
         made = small.generate(ids, attention_mask=mask, max_new_tokens=6, min_new_tokens=6, do_sample=False)
-    assert [place.reached for place in editing.fired["noise('layers.1.mlp', seed=4)"]] == [6]
+    assert [place.reached for place in editing.fired["Noise('layers.1.mlp', seed=4)"]] == [6]
     mask = torch.nn.functional.pad(mask, (0, 5), value=1)
-    with edit(small, *edits):
+    with intervene(small, *edits):
         again = logits(small, made[:, :-1], attention_mask=mask)
     again[..., 0] = -torch.inf  # min_new_tokens keeps the end token out
     assert torch.equal(again[:, 6:].argmax(-1), made[:, 7:])
@@ -66,15 +66,15 @@ def test_generate(small, text):
 def test_drafting_in_an_edited_model_finds_what_decoding_finds(ckpt, text):
     """Verifying passes read several tokens, some of them twice: each is edited as it is in plain decoding."""
     prompt = text(20)
-    edits = (zero("layers.0.mixer.heads", heads=[1]), noise("layers.1.mlp"), scale("layers.3.mixer.value", by=0.5))
+    edits = (Zero("layers.0.mixer.heads", heads=[1]), Noise("layers.1.mlp"), Scale("layers.3.mixer.value", by=0.5))
 
     def plain():
         return ckpt.model.generate(prompt[None], max_new_tokens=12, do_sample=False)[0, 20:].tolist()
 
-    with edit(ckpt, *edits):
+    with intervene(ckpt, *edits):
         expected = plain()
     assert expected != plain()
-    with edit(ckpt, *edits):
+    with intervene(ckpt, *edits):
         made = ql.speculative.generate(ckpt, [prompt.tolist()], depth=3, max_new_tokens=12)
     assert list(made.tokens[0][len(prompt) :]) == expected
 
@@ -82,7 +82,7 @@ def test_drafting_in_an_edited_model_finds_what_decoding_finds(ckpt, text):
 def test_scores_of_an_edited_model(ckpt):
     texts = ["one two three four", "five six"]
     bare = ql.tasks.score(ckpt, texts)["loss"]
-    with ql.edit(ckpt, ql.interventions.zero("layers.*.mixer", kind="full_attention")):
+    with ql.intervene(ckpt, ql.interventions.Zero("layers.*.mixer", kind="full_attention")):
         edited = ql.tasks.score(ckpt, texts)["loss"]
     assert (edited != bare).all()
     assert ql.tasks.score(ckpt, texts)["loss"].equals(bare)

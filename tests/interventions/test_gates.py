@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 from qwenlab.checkpoint.decoder import decoder_of
 from qwenlab.errors import BadArgument, UnknownSite
-from qwenlab.interventions import edit, set_gate, zero
+from qwenlab.interventions import SetGate, Zero, intervene
 from qwenlab.interventions.gates import LOWEST, inverse_silu
 from qwenlab.probes import Attention, DeltaNet
 from qwenlab.testing.models import tiny_model
@@ -35,13 +35,13 @@ def silu(x):
 
 
 RULES = {
-    "decay": (set_gate(DECAY, to=0.25), lambda g, beta: (np.full_like(g, math.log(0.25)), beta)),
-    "no decay": (set_gate(DECAY, to=1), lambda g, beta: (0 * g, beta)),
-    "less decay": (set_gate(DECAY, scale=1.5), lambda g, beta: (np.minimum(g + math.log(1.5), 0), beta)),
-    "half": (set_gate(DECAY, scale=0.5), lambda g, beta: (g + math.log(0.5), beta)),
-    "beta": (set_gate(BETA, to=0.3), lambda g, beta: (g, 0 * beta + 0.3)),
-    "no writes": (set_gate(BETA, to=0), lambda g, beta: (g, 0 * beta)),
-    "more beta": (set_gate(BETA, scale=2), lambda g, beta: (g, np.minimum(2 * beta, 1))),
+    "decay": (SetGate(DECAY, to=0.25), lambda g, beta: (np.full_like(g, math.log(0.25)), beta)),
+    "no decay": (SetGate(DECAY, to=1), lambda g, beta: (0 * g, beta)),
+    "less decay": (SetGate(DECAY, scale=1.5), lambda g, beta: (np.minimum(g + math.log(1.5), 0), beta)),
+    "half": (SetGate(DECAY, scale=0.5), lambda g, beta: (g + math.log(0.5), beta)),
+    "beta": (SetGate(BETA, to=0.3), lambda g, beta: (g, 0 * beta + 0.3)),
+    "no writes": (SetGate(BETA, to=0), lambda g, beta: (g, 0 * beta)),
+    "more beta": (SetGate(BETA, scale=2), lambda g, beta: (g, np.minimum(2 * beta, 1))),
 }
 
 
@@ -50,7 +50,7 @@ def test_decay_and_beta(model, texts, each, gated):
     fed.assert_by_hand(model, [each], texts[0], {layer: {"gated": gated} for layer in range(3)})
 
 
-@pytest.mark.parametrize("each", [RULES["decay"][0], set_gate(GATE, to=0.5), set_gate(GATE, scale=0.5)], ids=str)
+@pytest.mark.parametrize("each", [RULES["decay"][0], SetGate(GATE, to=0.5), SetGate(GATE, scale=0.5)], ids=str)
 def test_however_a_text_is_fed(quick, texts, each):
     fed.assert_same_however_fed(quick, [each], texts)
     fed.assert_nothing_left(quick, [each], texts[0])
@@ -78,7 +78,7 @@ def gates_used(model, tokens, *edits):
     hooks = [after(number, mixer.head_dim) for number, mixer in enumerate(mixers) if hasattr(mixer, "q_proj")]
     try:
         kind.forward = forward
-        with edit(model, *edits) if edits else nullcontext():
+        with intervene(model, *edits) if edits else nullcontext():
             model(tokens[None], use_cache=False)
     finally:
         kind.forward = plain
@@ -90,26 +90,26 @@ def gates_used(model, tokens, *edits):
 class TestOutputGates:
     @pytest.mark.parametrize("to", [0, 1e-3, 0.5, 0.999, 1])
     def test_set(self, model, text, to):
-        for gate in gates_used(model, text(5), set_gate(GATE, to=to)).values():
+        for gate in gates_used(model, text(5), SetGate(GATE, to=to)).values():
             np.testing.assert_allclose(gate, to, rtol=1e-5, atol=1e-12)
 
     def test_set_beyond_one(self, quick, text):
         """silu has no upper end."""
-        found = gates_used(quick, text(5), set_gate(GATE, kind="linear_attention", to=7.5))
+        found = gates_used(quick, text(5), SetGate(GATE, kind="linear_attention", to=7.5))
         np.testing.assert_allclose(found[0], 7.5, rtol=1e-5)
 
     @pytest.mark.parametrize("factor", [0, 0.5, 3])
     def test_scaled(self, model, text, factor):
         """The first of each kind: its own gate is the plain model's. Attention's stops at 1, silu at its least."""
         plain = gates_used(model, text(9))
-        one = gates_used(model, text(9), set_gate("layers.0.mixer.gate", scale=factor))[0]
+        one = gates_used(model, text(9), SetGate("layers.0.mixer.gate", scale=factor))[0]
         np.testing.assert_allclose(one, np.maximum(factor * plain[0], silu(LOWEST)), rtol=1e-4, atol=1e-6)
-        other = gates_used(model, text(9), set_gate("layers.3.mixer.gate", scale=factor))[3]
+        other = gates_used(model, text(9), SetGate("layers.3.mixer.gate", scale=factor))[3]
         np.testing.assert_allclose(other, np.minimum(factor * plain[3], 1), rtol=1e-4, atol=1e-6)
 
     def test_some_heads_and_positions(self, quick, text):
         plain = gates_used(quick, text(6))
-        found = gates_used(quick, text(6), set_gate("layers.0.mixer.gate", to=0.25, heads=[1], positions=[2, 4]))[0]
+        found = gates_used(quick, text(6), SetGate("layers.0.mixer.gate", to=0.25, heads=[1], positions=[2, 4]))[0]
         expected = plain[0].copy()
         expected[[2, 4], 1] = 0.25
         np.testing.assert_allclose(found, expected, rtol=1e-6)
@@ -118,14 +118,14 @@ class TestOutputGates:
         """The logit is rounded to the model's type: 0.5 per cent at most where the gate is not small."""
         model = tiny_model("qwen3_5").bfloat16()
         for to in (0.1, 0.3, 0.9):
-            for gate in gates_used(model, text(5), set_gate(GATE, to=to)).values():
+            for gate in gates_used(model, text(5), SetGate(GATE, to=to)).values():
                 np.testing.assert_allclose(gate, to, rtol=1e-2)
 
     def test_a_watch_shows_them(self, quick, text):
-        with edit(quick, set_gate(GATE, to=0.25)):
+        with intervene(quick, SetGate(GATE, to=0.25)):
             found = recorded(quick, one_by_one([text(8)]), Attention(every=1))
         np.testing.assert_allclose(found["attention"]["gate_sum"].sum(("label", "fold")), 8 * 0.25, rtol=1e-5)
-        with edit(quick, set_gate(BETA, to=0.25)):
+        with intervene(quick, SetGate(BETA, to=0.25)):
             found = recorded(quick, one_by_one([text(8)]), DeltaNet(every=1))
         np.testing.assert_allclose(found["deltanet"]["beta_sum"].sum(("label", "fold")), 8 * 0.25, rtol=1e-5)
 
@@ -157,37 +157,37 @@ def test_the_inverse_has_the_slope_of_an_inverse():
         ({"scale": -1}, "a factor is finite, 0 or more, and not 1"),
         ({"scale": 1}, "not 1, which changes nothing"),
         ({"scale": math.inf}, "a factor is finite"),
-        ({"to": 0.5, "heads": [-1]}, r"^set_gate\(heads=\.\.\.\): give whole numbers"),
+        ({"to": 0.5, "heads": [-1]}, r"^SetGate\(heads=\.\.\.\): give whole numbers"),
     ],
 )
 def test_arguments_that_are_none(given, message):
     with pytest.raises(BadArgument, match=message):
-        set_gate(GATE, **given)
+        SetGate(GATE, **given)
 
 
 @pytest.mark.parametrize(
     ("each", "message"),
     [
-        (set_gate(DECAY, to=0), r"layers\.0\.mixer\.decay has values in \(0, 1\]"),
-        (set_gate(DECAY, to=1.5), r"values in \(0, 1\]"),
-        (set_gate(BETA, to=-0.1), r"layers\.0\.mixer\.beta has values in \[0, 1\]"),
-        (set_gate("layers.3.mixer.gate", to=1.5), r"layers\.3\.mixer\.gate has values in \[0, 1\]"),
-        (set_gate("layers.0.mixer.gate", to=-0.1), r"layers\.0\.mixer\.gate has values in \[0, inf\)"),
-        (set_gate("layers.0.mixer", to=0.5), r"layers\.0\.mixer is no gate\.\nName mixer\.decay"),
-        (set_gate("layers.*.mixer.*", to=0.5), r"layers\.0\.mixer\.query is no gate"),
-        (set_gate(DECAY, to=0.5, heads=[9]), r"layers\.0\.mixer\.decay has 4 heads, 0 to 3; there is no head 9"),
+        (SetGate(DECAY, to=0), r"layers\.0\.mixer\.decay has values in \(0, 1\]"),
+        (SetGate(DECAY, to=1.5), r"values in \(0, 1\]"),
+        (SetGate(BETA, to=-0.1), r"layers\.0\.mixer\.beta has values in \[0, 1\]"),
+        (SetGate("layers.3.mixer.gate", to=1.5), r"layers\.3\.mixer\.gate has values in \[0, 1\]"),
+        (SetGate("layers.0.mixer.gate", to=-0.1), r"layers\.0\.mixer\.gate has values in \[0, inf\)"),
+        (SetGate("layers.0.mixer", to=0.5), r"layers\.0\.mixer is no gate\.\nName mixer\.decay"),
+        (SetGate("layers.*.mixer.*", to=0.5), r"layers\.0\.mixer\.query is no gate"),
+        (SetGate(DECAY, to=0.5, heads=[9]), r"layers\.0\.mixer\.decay has 4 heads, 0 to 3; there is no head 9"),
     ],
 )
 def test_sites_and_values_that_are_none(quick, each, message):
     with pytest.raises(BadArgument, match=message):
-        edit(quick, each).__enter__()
+        intervene(quick, each).__enter__()
 
 
 def test_a_site_that_no_layer_has(quick):
     with pytest.raises(UnknownSite):
-        edit(quick, set_gate("layers.3.mixer.decay", to=0.5)).__enter__()
+        intervene(quick, SetGate("layers.3.mixer.decay", to=0.5)).__enter__()
 
 
 def test_an_output_gate_of_0_is_a_mixer_of_0(quick, text):
-    one = fed.alone(quick, [set_gate(GATE, to=0)], text(8))
-    fed.close(one, fed.alone(quick, [zero("layers.*.mixer")], text(8)))
+    one = fed.alone(quick, [SetGate(GATE, to=0)], text(8))
+    fed.close(one, fed.alone(quick, [Zero("layers.*.mixer")], text(8)))

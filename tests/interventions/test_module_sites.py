@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from qwenlab.checkpoint.sites import find_sites, sites
-from qwenlab.errors import CannotEdit
-from qwenlab.interventions import edit, patch, scale, take, zero
+from qwenlab.errors import CannotIntervene
+from qwenlab.interventions import Patch, Scale, Zero, cache_activations, intervene
 from tests.interventions import by_hooks
 
 
@@ -43,7 +43,7 @@ def close(one, other):
 
 
 def test_values_are_those_of_torchs_hooks(model, ids):
-    with take(model, *names(changeable(model))) as taken:
+    with cache_activations(model, *names(changeable(model))) as taken:
         logits(model, ids)
     expected = by_hooks.read(model, changeable(model), ids)
     for site in changeable(model):
@@ -55,25 +55,25 @@ def test_values_are_those_of_torchs_hooks(model, ids):
 
 def test_a_models_own_values_change_nothing(model, ids):
     """Bit for bit: at each site alone, and at all of them."""
-    with take(model, *names(changeable(model))) as taken:
+    with cache_activations(model, *names(changeable(model))) as taken:
         bare = logits(model, ids)
     assert torch.equal(bare, logits(model, ids))
     for name in names(some(model)):
-        with edit(model, patch(name, of=taken)):
+        with intervene(model, Patch(name, of=taken)):
             assert torch.equal(logits(model, ids), bare), name
-    with edit(model, *(patch(name, of=taken) for name in names(changeable(model)))):
+    with intervene(model, *(Patch(name, of=taken) for name in names(changeable(model)))):
         assert torch.equal(logits(model, ids), bare)
 
 
 def test_another_texts_values_are_put_in_where_hooks_would(model, ids, others):
     """The same logits as with torch's hooks, and others than without."""
     bare, held = logits(model, ids), by_hooks.read(model, some(model), others)
-    with take(model, *names(some(model))) as taken:
+    with cache_activations(model, *names(some(model))) as taken:
         logits(model, others)
     for site in some(model):
         with by_hooks.replaced(model, site, lambda value, name=site.name: held[name]):
             expected = logits(model, ids)
-        with edit(model, patch(site.name, of=taken)):
+        with intervene(model, Patch(site.name, of=taken)):
             found = logits(model, ids)
         close(found, expected)
         assert not torch.allclose(expected, bare, atol=1e-5), site.name
@@ -83,14 +83,14 @@ def test_half_of_a_value_is_what_hooks_give(model, ids):
     for site in some(model):
         with by_hooks.replaced(model, site, lambda value: value * 0.5):
             expected = logits(model, ids)
-        with edit(model, scale(site.name, by=0.5)):
+        with intervene(model, Scale(site.name, by=0.5)):
             close(logits(model, ids), expected)
 
 
 def test_zero_changes_something_at_every_site(model, ids):
     bare = logits(model, ids)
     for name in names(some(model)):
-        with edit(model, zero(name)):
+        with intervene(model, Zero(name)):
             found = logits(model, ids)
         assert found.isfinite().all() and not torch.equal(found, bare), name
 
@@ -98,9 +98,11 @@ def test_zero_changes_something_at_every_site(model, ids):
 def test_a_decay_of_zero_leaves_nothing_of_the_state(model, ids):
     """Each token's output is then what it would be at the beginning of a text, past the convolution's reach."""
     site = "layers.0.mixer.heads"
-    with edit(model, zero("layers.0.mixer.decay")), take(model, site) as forgetful:
+    with intervene(model, Zero("layers.0.mixer.decay")), cache_activations(model, site) as forgetful:
         logits(model, ids)
-    with take(model, *(f"layers.0.mixer.{word}" for word in ("query", "key", "value", "beta", "gate"))) as taken:
+    with cache_activations(
+        model, *(f"layers.0.mixer.{word}" for word in ("query", "key", "value", "beta", "gate"))
+    ) as taken:
         logits(model, ids)
     query, key, value, beta, gate = (
         taken[f"layers.0.mixer.{word}"].double() for word in ("query", "key", "value", "beta", "gate")
@@ -116,12 +118,12 @@ def test_a_decay_of_zero_leaves_nothing_of_the_state(model, ids):
 
 def test_keys_of_attention_cannot_be_changed(model, ids):
     (site,) = find_sites(model, "layers.*.mixer.key", kind="full_attention")
-    with pytest.raises(CannotEdit) as caught, edit(model, zero(site.name)):
+    with pytest.raises(CannotIntervene) as caught, intervene(model, Zero(site.name)):
         pass
     assert str(caught.value) == (
         "layers.3.mixer.key cannot be changed: attention caches its keys after their rotation, those of earlier tokens "
         "stand beside them in the call.\n"
-        "Change mixer.query, mixer.value or mixer.heads, or hide tokens with window(n)."
+        "Change mixer.query, mixer.value or mixer.heads, or hide tokens with Window(n)."
     )
 
 
@@ -129,7 +131,10 @@ def test_keys_of_attention_cannot_be_changed(model, ids):
 def test_every_attention_implementation(moe, ids, implementation):
     before = moe.config._attn_implementation
     moe.set_attn_implementation(implementation)
-    with edit(moe, zero("layers.3.mixer.query")), take(moe, "layers.3.mixer.heads", "layers.3.mixer.value") as taken:
+    with (
+        intervene(moe, Zero("layers.3.mixer.query")),
+        cache_activations(moe, "layers.3.mixer.heads", "layers.3.mixer.value") as taken,
+    ):
         logits(moe, ids)
     moe.set_attn_implementation(before)
     gate = by_hooks.read(moe, find_sites(moe, "layers.3.mixer.gate"), ids)["layers.3.mixer.gate"]
@@ -140,7 +145,7 @@ def test_every_attention_implementation(moe, ids, implementation):
 
 def test_hidden_states_and_router_logits_that_transformers_returns_are_the_edited_ones(moe, ids):
     """It keeps them by hooks on the layers: an edit of a layer's output is to be in them."""
-    with torch.no_grad(), edit(moe, zero("layers.1.residual"), zero("layers.2.router")):
+    with torch.no_grad(), intervene(moe, Zero("layers.1.residual"), Zero("layers.2.router")):
         out = moe(ids, output_hidden_states=True, output_router_logits=True)
     assert not out.hidden_states[2].any() and out.hidden_states[1].any()
     assert not out.router_logits[2].any() and out.router_logits[1].any()

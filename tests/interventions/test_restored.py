@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings, strategies as st
 
-from qwenlab.interventions import edit, zero
+from qwenlab.interventions import Zero, intervene
 from qwenlab.probes import Residual, watch
 from tests.interventions.feeding import logits, one_of_each
 from tests.probes.traces import traces
@@ -26,7 +26,7 @@ def every(small, ids):
     def text(tokens, seed=0):
         return torch.randint(1, 280, (tokens,), generator=torch.Generator().manual_seed(seed))
 
-    return (*one_of_each(small, text), zero("layers.0.mixer", positions=[1]), zero("layers.0.mixer.heads", heads=[0]))
+    return (*one_of_each(small, text), Zero("layers.0.mixer", positions=[1]), Zero("layers.0.mixer.heads", heads=[0]))
 
 
 class Plain:
@@ -58,7 +58,7 @@ def test_each_edit_alone(small, ids, every, plain):
 
     before = written()
     for each in every:
-        with edit(small, each):
+        with intervene(small, each):
             assert not torch.equal(passes(small, ids), plain.made), each
             written()
         assert plain.is_again(small), each
@@ -67,8 +67,8 @@ def test_each_edit_alone(small, ids, every, plain):
 
 def test_all_at_once(small, ids, every, plain):
     """But the layer left out, which hides the others, and the experts forced, of which there are two of one."""
-    edits = [each for each in every if type(each).__name__ not in ("identity", "force_experts")]
-    with edit(small, *edits):
+    edits = [each for each in every if type(each).__name__ not in ("Identity", "ForceExperts")]
+    with intervene(small, *edits):
         passes(small, ids)
     assert plain.is_again(small)
 
@@ -77,11 +77,11 @@ def test_all_at_once(small, ids, every, plain):
 @given(data=st.data())
 def test_blocks_in_one_another_however_they_end(small, ids, every, plain, data):
     """Up to three blocks of up to three edits, watches between them; ended in a layer, in a block, or well."""
-    known = {str(each): each for each in every if type(each).__name__ != "force_experts"}
+    known = {str(each): each for each in every if type(each).__name__ != "ForceExperts"}
     groups = data.draw(
         st.lists(st.lists(st.sampled_from(sorted(known)), min_size=1, max_size=3, unique=True), min_size=1, max_size=3)
     )
-    assume(sum("no_key_removal()" in names for names in groups) < 2)  # the second is refused
+    assume(sum("NoKeyRemoval()" in names for names in groups) < 2)  # the second is refused
     watched = data.draw(st.sets(st.integers(0, 2)))
     ending, layer = data.draw(st.sampled_from(ENDINGS)), data.draw(st.sampled_from([None, 0, 1]))
 
@@ -92,7 +92,7 @@ def test_blocks_in_one_another_however_they_end(small, ids, every, plain, data):
         for number, names in enumerate(groups):
             if number in watched:
                 blocks.enter_context(watch(small, Residual()))
-            blocks.enter_context(edit(small, *(known[name] for name in names)))
+            blocks.enter_context(intervene(small, *(known[name] for name in names)))
         passes(small, ids)
         if ending is not None and layer is not None:
             handle = small.model.layers[layer].mlp.register_forward_hook(fail)
@@ -107,11 +107,11 @@ def test_blocks_in_one_another_however_they_end(small, ids, every, plain, data):
 def test_interrupted_in_an_edit_itself(small, ids, plain, error):
     """The edit at work raises, in the middle of a layer, before and behind others at its place."""
 
-    class failing(zero):
+    class failing(Zero):
         def new(self, value, prepared, reading):
             raise error
 
     for site in ("layers.0.mixer", "layers.0.mixer.beta", "layers.1.mixer.query", "layers.1.router"):
-        with pytest.raises(error), edit(small, zero(site), failing(site), zero(site, positions=[0])):
+        with pytest.raises(error), intervene(small, Zero(site), failing(site), Zero(site, positions=[0])):
             logits(small, ids)
         assert plain.is_again(small)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import qwenlab as ql
-from qwenlab.errors import BadArgument, NothingRead, SilentEdit
-from qwenlab.interventions import edit, patch, scale, take, zero
+from qwenlab.errors import BadArgument, NothingRead, SilentIntervention
+from qwenlab.interventions import Patch, Scale, Zero, cache_activations, intervene
 from qwenlab.probes import DeltaNet, Residual, watch
 from qwenlab.testing.checkpoints import tiny_checkpoint
 from qwenlab.testing.models import tiny_model
@@ -32,7 +32,7 @@ def ids(text):
 
 def test_nothing_is_left_behind(model, text, ids):
     edits, bare, before = of_every_sort(model, text), logits(model, ids), traces(model)
-    with edit(model, *edits):
+    with intervene(model, *edits):
         assert traces(model) != before
         assert not torch.equal(logits(model, ids), bare)
     assert traces(model) == before
@@ -49,7 +49,7 @@ def test_nothing_is_left_behind_when_the_block_raises(small, text, ids, error, i
         raise error
 
     def run():
-        with edit(small, *of_every_sort(small, text)):
+        with intervene(small, *of_every_sort(small, text)):
             handle = small.model.layers[1].mlp.register_forward_hook(fail)
             try:
                 if inside:
@@ -66,7 +66,7 @@ def test_nothing_is_left_behind_when_the_block_raises(small, text, ids, error, i
 
 def test_nothing_is_left_behind_when_an_edit_does_not_fit(small, ids):
     before = traces(small)
-    with pytest.raises(ql.errors.UnknownSite), edit(small, zero("layers.0.mixer"), zero("layers.7.mixer")):
+    with pytest.raises(ql.errors.UnknownSite), intervene(small, Zero("layers.0.mixer"), Zero("layers.7.mixer")):
         pass
     assert traces(small) == before
     with watch(small, Residual()) as seen:
@@ -76,7 +76,7 @@ def test_nothing_is_left_behind_when_an_edit_does_not_fit(small, ids):
 
 def test_no_weight_and_no_random_state_is_touched(small, text, ids):
     weights, random = copy.deepcopy(small.state_dict()), torch.get_rng_state()
-    with edit(small, *of_every_sort(small, text)):
+    with intervene(small, *of_every_sort(small, text)):
         logits(small, ids)
     assert all(torch.equal(weights[name], weight) for name, weight in small.state_dict().items())
     assert torch.equal(random, torch.get_rng_state())
@@ -92,12 +92,12 @@ def test_no_weight_and_no_random_state_is_touched(small, text, ids):
 def test_edits_of_one_place_act_in_the_order_given(small, ids, site, nested):
     """x, then half of it, then another text's value; and the other way round."""
     other = taken(small, ids.flip(0), site)
-    half, put = scale(site, by=0.5), patch(site, of=other)
+    half, put = Scale(site, by=0.5), Patch(site, of=other)
 
     def value(*edits):
         with contextlib.ExitStack() as blocks:
             for group in edits if nested else [edits]:
-                blocks.enter_context(edit(small, *([group] if nested else group)))
+                blocks.enter_context(intervene(small, *([group] if nested else group)))
             return at(small, ids, site)
 
     torch.testing.assert_close(value(half, put), other[site], rtol=1e-5, atol=1e-6)
@@ -106,9 +106,9 @@ def test_edits_of_one_place_act_in_the_order_given(small, ids, site, nested):
 
 def test_blocks_left_in_another_order(small, ids):
     before = traces(small)
-    with edit(small, zero("layers.0.mlp")):
+    with intervene(small, Zero("layers.0.mlp")):
         second = logits(small, ids)
-    one, two = edit(small, zero("layers.0.mixer")), edit(small, zero("layers.0.mlp"))
+    one, two = intervene(small, Zero("layers.0.mixer")), intervene(small, Zero("layers.0.mlp"))
     one.__enter__()
     two.__enter__()
     logits(small, ids)
@@ -119,12 +119,14 @@ def test_blocks_left_in_another_order(small, ids):
 
 
 def test_a_block_that_has_not_ended(small, ids):
-    block = edit(small, zero("layers.0.mixer"))
+    block = intervene(small, Zero("layers.0.mixer"))
     with block:
         with pytest.raises(BadArgument) as caught, block:
             pass
         logits(small, ids)
-    assert str(caught.value) == "This edit's block has not ended.\nWrite edit(model, ...) anew for a block inside it."
+    assert (
+        str(caught.value) == "This edit's block has not ended.\nWrite intervene(model, ...) anew for a block inside it."
+    )
     with block:  # and then it may begin again
         logits(small, ids)
 
@@ -134,12 +136,12 @@ def test_a_block_that_has_not_ended(small, ids):
 
 def test_a_copy_made_in_a_block_is_not_edited(small, ids):
     bare = logits(small, ids)
-    with edit(small, zero("layers.*.mixer"), scale("layers.0.mixer.beta", by=0.5), zero("layers.1.mixer.query")):
+    with intervene(small, Zero("layers.*.mixer"), Scale("layers.0.mixer.beta", by=0.5), Zero("layers.1.mixer.query")):
         twin = copy.deepcopy(small)
         assert torch.equal(logits(twin, ids), bare)
         assert not torch.equal(logits(small, ids), bare)
     assert torch.equal(logits(twin, ids), bare)
-    with edit(twin, zero("layers.0.mixer")):
+    with intervene(twin, Zero("layers.0.mixer")):
         assert not torch.equal(logits(twin, ids), bare)
 
 
@@ -150,18 +152,18 @@ def test_another_model_of_the_family_is_not_changed(text, ids, attention):
     for model in (ours, other):
         model.set_attn_implementation(attention)
     bare = logits(other, ids)
-    with edit(ours, *of_every_sort(ours, text)):
+    with intervene(ours, *of_every_sort(ours, text)):
         assert torch.equal(logits(other, ids), bare)
         logits(ours, ids)
         assert torch.equal(logits(other, ids), bare)
-        with edit(other, zero("layers.0.mixer.beta")):
+        with intervene(other, Zero("layers.0.mixer.beta")):
             assert not torch.equal(logits(other, ids), bare)
 
 
 def test_a_layer_called_outside_a_pass_is_not_changed(small, ids):
     stream = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(0))
     bare = small.model.layers[0].mlp(stream)
-    with edit(small, zero("layers.0.mlp")):
+    with intervene(small, Zero("layers.0.mlp")):
         assert torch.equal(small.model.layers[0].mlp(stream), bare)
         logits(small, ids)
         assert torch.equal(small.model.layers[0].mlp(stream), bare)
@@ -173,12 +175,12 @@ def test_a_layer_called_outside_a_pass_is_not_changed(small, ids):
 
 
 def test_a_checkpoint_or_anything_that_holds_a_model(ckpt, ids):
-    with ql.edit(ckpt, zero("layers.0.mixer")):
+    with ql.intervene(ckpt, Zero("layers.0.mixer")):
         logits(ckpt.model, ids)
-    with ql.edit(torch.nn.ModuleDict({"policy": ckpt.model}), zero("layers.0.mixer")):
+    with ql.intervene(torch.nn.ModuleDict({"policy": ckpt.model}), Zero("layers.0.mixer")):
         logits(ckpt.model, ids)
     with pytest.raises(BadArgument) as caught:
-        ql.edit("toy-moe", zero("layers.0.mixer"))
+        ql.intervene("toy-moe", Zero("layers.0.mixer"))
     assert str(caught.value) == (
         "This is a str, which is no model and holds none.\n"
         "Give a transformers model, or what qwenlab.open(...) returned."
@@ -189,28 +191,28 @@ def test_a_checkpoint_or_anything_that_holds_a_model(ckpt, ids):
 
 
 def message(error, model, ids, *edits, run=logits):
-    with pytest.raises(error) as caught, edit(model, *edits):
+    with pytest.raises(error) as caught, intervene(model, *edits):
         run(model, ids)
     return str(caught.value)
 
 
 def test_no_forward_pass(small, ids):
-    assert message(NothingRead, small, ids, zero("layers.0.mixer"), run=lambda model, ids: None) == (
-        "edit: this Qwen3_5MoeTextModel ran no forward pass inside the `with` block.\n"
-        "Call the very model that was given to edit (or one that contains it) inside the block."
+    assert message(NothingRead, small, ids, Zero("layers.0.mixer"), run=lambda model, ids: None) == (
+        "intervene: this Qwen3_5MoeTextModel ran no forward pass inside the `with` block.\n"
+        "Call the very model that was given to intervene (or one that contains it) inside the block."
     )
 
 
 def test_an_error_in_the_block_is_not_covered_by_ours(small):
-    with pytest.raises(ZeroDivisionError), edit(small, zero("layers.0.mixer")):
+    with pytest.raises(ZeroDivisionError), intervene(small, Zero("layers.0.mixer")):
         raise ZeroDivisionError
 
 
 def test_a_skipped_layer_is_named(ids):
     model = tiny_model("qwen3_5_moe")
     model.model.layers[1].forward = lambda hidden, **kwargs: hidden
-    assert message(SilentEdit, model, ids, zero("layers.0.mixer"), zero("layers.*.mixer.heads")) == (
-        "zero('layers.*.mixer.heads'): layers.1.mixer.heads was reached by 0 of 1 forward passes.\n"
+    assert message(SilentIntervention, model, ids, Zero("layers.0.mixer"), Zero("layers.*.mixer.heads")) == (
+        "Zero('layers.*.mixer.heads'): layers.1.mixer.heads was reached by 0 of 1 forward passes.\n"
         "A fused whole-layer kernel, a compiled layer or a layer that was skipped hides it: turn it off for this block."
     )
     del model.model.layers[1].forward
@@ -221,14 +223,14 @@ def test_a_skipped_layer_is_named(ids):
             layer.forward = lambda hidden, **kwargs: hidden
         logits(model, ids)
 
-    assert message(SilentEdit, model, ids, zero("layers.[12].mlp"), run=half_of_it).startswith(
-        "zero('layers.[12].mlp'): layers.1.mlp was reached by 1 of 2 forward passes, and 1 more place was missed.\n"
+    assert message(SilentIntervention, model, ids, Zero("layers.[12].mlp"), run=half_of_it).startswith(
+        "Zero('layers.[12].mlp'): layers.1.mlp was reached by 1 of 2 forward passes, and 1 more place was missed.\n"
     )
 
 
 def test_positions_that_no_text_has(small, ids):
-    assert message(SilentEdit, small, ids, zero("layers.0.mixer", positions=[9, 10])) == (
-        "zero('layers.0.mixer', positions=[9, 10]) never acted: none of the tokens read was one that it changes.\n"
+    assert message(SilentIntervention, small, ids, Zero("layers.0.mixer", positions=[9, 10])) == (
+        "Zero('layers.0.mixer', positions=[9, 10]) never acted: none of the tokens read was one that it changes.\n"
         "Read a text that has such tokens, or give other positions."
     )
 
@@ -239,7 +241,7 @@ def test_a_pass_that_broke_off_does_not_count(small, ids):
     def fail(*_):
         raise MemoryError
 
-    with edit(small, zero("layers.1.mlp"), zero("layers.0.mixer")) as editing:
+    with intervene(small, Zero("layers.1.mlp"), Zero("layers.0.mixer")) as editing:
         handle = small.model.layers[1].input_layernorm.register_forward_hook(fail)
         with contextlib.suppress(MemoryError):
             logits(small, ids)
@@ -249,20 +251,21 @@ def test_a_pass_that_broke_off_does_not_count(small, ids):
 
 
 def test_what_are_no_edits(small):
-    for given, found in (((), "none"), ((zero,), "zero"), (("layers.0.mixer",), "str"), ((DeltaNet(),), "DeltaNet")):
+    for given, found in (((), "none"), ((Zero,), "Zero"), (("layers.0.mixer",), "str"), ((DeltaNet(),), "DeltaNet")):
         with pytest.raises(BadArgument) as caught:
-            edit(small, *given)
+            intervene(small, *given)
         assert str(caught.value) == (
-            f'edit(model, *edits) takes edits; got {found}.\nWrite for example edit(model, zero("layers.3.mixer")).'
+            f"intervene(model, *interventions) takes interventions; got {found}.\n"
+            'Write for example intervene(model, Zero("layers.3.mixer")).'
         )
     with pytest.raises(BadArgument) as caught:
-        edit(small, zero("layers.0.mixer"), zero("layers.0.mixer"))
-    assert str(caught.value) == "edit got zero('layers.0.mixer') twice.\nGive each edit once."
+        intervene(small, Zero("layers.0.mixer"), Zero("layers.0.mixer"))
+    assert str(caught.value) == "edit got Zero('layers.0.mixer') twice.\nGive each edit once."
 
 
 def test_take_in_a_block_holds_the_edited_values(small, ids):
-    with edit(small, zero("layers.0.mlp")), take(small, "layers.0.mlp") as inside:
+    with intervene(small, Zero("layers.0.mlp")), cache_activations(small, "layers.0.mlp") as inside:
         logits(small, ids)
-    with take(small, "layers.0.mlp") as outside, edit(small, zero("layers.0.mlp")):
+    with cache_activations(small, "layers.0.mlp") as outside, intervene(small, Zero("layers.0.mlp")):
         logits(small, ids)
     assert not inside["layers.0.mlp"].any() and outside["layers.0.mlp"].any()

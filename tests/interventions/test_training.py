@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint as checkpointed
 
-from qwenlab.errors import CannotEdit
-from qwenlab.interventions import edit, identity, mean, noise, patch, resample, scale, take, zero
+from qwenlab.errors import CannotIntervene
+from qwenlab.interventions import Identity, Mean, Noise, Patch, Resample, Scale, Zero, cache_activations, intervene
 from qwenlab.testing.models import tiny_model
 from tests.interventions import fed
 from tests.interventions.feeding import logits, taken
@@ -17,13 +17,13 @@ def ids(text):
 
 
 MADE = {
-    "zero": lambda values: zero("layers.0.mixer.heads", heads=[0]),
-    "scale": lambda values: scale("layers.0.mixer.decay", by=0.5),
-    "mean": lambda values: mean("layers.0.mixer", over=values, positions=[2, 3, 4]),
-    "resample": lambda values: resample("layers.0.mixer", of=values, positions=[2, 3, 4]),
-    "noise": lambda values: noise("layers.0.mixer"),  # of the value's norm, which has a gradient
-    "identity": lambda values: identity([0]),
-    "patch": lambda values: patch("layers.0.mixer", of=values, positions=[2, 3, 4]),
+    "zero": lambda values: Zero("layers.0.mixer.heads", heads=[0]),
+    "scale": lambda values: Scale("layers.0.mixer.decay", by=0.5),
+    "mean": lambda values: Mean("layers.0.mixer", over=values, positions=[2, 3, 4]),
+    "resample": lambda values: Resample("layers.0.mixer", of=values, positions=[2, 3, 4]),
+    "noise": lambda values: Noise("layers.0.mixer"),  # of the value's norm, which has a gradient
+    "identity": lambda values: Identity([0]),
+    "patch": lambda values: Patch("layers.0.mixer", of=values, positions=[2, 3, 4]),
 }
 
 
@@ -35,17 +35,17 @@ def test_gradients_are_the_slopes_of_the_edited_loss(small, text, make):
 def test_what_is_put_in_has_no_gradient(text):
     """It is a constant: nothing is learnt from the text that it was taken of."""
     model = tiny_model("qwen3_5", layer_types=["linear_attention", "full_attention"], hidden_size=32).train()
-    with edit(model, zero("layers.1.mlp", positions=[0])):
+    with intervene(model, Zero("layers.1.mlp", positions=[0])):
         values = taken_while_learning(model, text(9)[None])
     assert not values["layers.0.mixer"].requires_grad
-    with edit(model, patch("layers.0.mixer", of=values)):
+    with intervene(model, Patch("layers.0.mixer", of=values)):
         found = gradients(model, text(9, 1)[None])
     assert "model.layers.0.linear_attn.out_proj.weight" not in found
     assert found["model.layers.0.mlp.down_proj.weight"].any()
 
 
 def taken_while_learning(model, ids):
-    with take(model, "layers.0.mixer") as values:
+    with cache_activations(model, "layers.0.mixer") as values:
         model(ids)
     return values
 
@@ -59,7 +59,7 @@ def gradients(model, ids):
 def test_gradients_reach_through_an_edit(text, ids):
     """Those of a half are half: scaling what a mixer adds is scaling the weights that make it."""
     model = tiny_model("qwen3_5_moe", layer_types=["linear_attention", "full_attention"], hidden_size=32).train()
-    with edit(model, scale("layers.0.mixer", by=0.5)):
+    with intervene(model, Scale("layers.0.mixer", by=0.5)):
         found = gradients(model, ids)
     weight = model.model.layers[0].linear_attn.out_proj.weight
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_gradients_reach_through_an_edit(text, ids):
 
 def test_what_was_zeroed_learns_nothing_and_what_is_before_it_does(text, ids):
     model = tiny_model("qwen3_5_moe", layer_types=["linear_attention", "full_attention"], hidden_size=32).train()
-    with edit(model, zero("layers.1.mixer"), zero("layers.1.mlp", positions=[0])):
+    with intervene(model, Zero("layers.1.mixer"), Zero("layers.1.mlp", positions=[0])):
         found = gradients(model, ids)
     assert "model.layers.1.self_attn.o_proj.weight" not in found
     assert found["model.layers.0.linear_attn.out_proj.weight"].any() and found["model.embed_tokens.weight"].any()
@@ -83,7 +83,7 @@ def test_what_was_zeroed_learns_nothing_and_what_is_before_it_does(text, ids):
 def test_gradient_checkpointing_is_refused(ids, reentrant):
     model = tiny_model("qwen3_5", layer_types=["linear_attention", "full_attention"], hidden_size=32).train()
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-    with pytest.raises(CannotEdit) as caught, edit(model, zero("layers.0.mixer")):
+    with pytest.raises(CannotIntervene) as caught, intervene(model, Zero("layers.0.mixer")):
         gradients(model, ids)
     assert str(caught.value) == (
         "Gradient checkpointing runs the layers again after the forward pass, where edits no longer know what is "
@@ -91,7 +91,7 @@ def test_gradient_checkpointing_is_refused(ids, reentrant):
         "Turn it off for this block: model.gradient_checkpointing_disable()."
     )
     model.eval()  # transformers leaves it out then
-    with edit(model, zero("layers.0.mixer")):
+    with intervene(model, Zero("layers.0.mixer")):
         logits(model, ids)
 
 
@@ -102,7 +102,7 @@ def test_checkpointing_of_the_users_own_is_refused_in_the_backward_pass(ids, sit
     for layer in model.model.layers:
         plain = layer.forward
         layer.forward = lambda *args, plain=plain, **kwargs: checkpointed(plain, *args, use_reentrant=False, **kwargs)
-    with pytest.raises(CannotEdit) as caught, edit(model, zero(site)):
+    with pytest.raises(CannotIntervene) as caught, intervene(model, Zero(site)):
         gradients(model, ids)
     assert str(caught.value) == (
         "A layer is run again in the backward pass, where edits no longer know what is read.\n"

@@ -7,8 +7,8 @@ from hypothesis import given, settings, strategies as st
 from scipy import stats
 
 from qwenlab.checkpoint.sites import find_sites, sites
-from qwenlab.errors import BadArgument, CannotEdit, UnknownLayer, UnknownSite
-from qwenlab.interventions import edit, identity, mean, noise, patch, resample, scale, take, zero
+from qwenlab.errors import BadArgument, CannotIntervene, UnknownLayer, UnknownSite
+from qwenlab.interventions import Identity, Mean, Noise, Patch, Resample, Scale, Zero, cache_activations, intervene
 from tests.interventions import by_hooks
 from tests.interventions.feeding import at, logits, taken
 
@@ -19,7 +19,7 @@ def ids(text):
 
 
 def refused(error, model, ids, *edits):
-    with pytest.raises(error) as caught, edit(model, *edits):
+    with pytest.raises(error) as caught, intervene(model, *edits):
         logits(model, ids)
     return str(caught.value)
 
@@ -28,7 +28,7 @@ def refused(error, model, ids, *edits):
 
 
 def test_zero(small, ids):
-    with edit(small, zero("layers.1.mlp")):
+    with intervene(small, Zero("layers.1.mlp")):
         assert not at(small, ids, "layers.1.mlp").any()
 
 
@@ -36,9 +36,9 @@ def test_zero(small, ids):
 @given(site=st.sampled_from(["layers.0.mixer", "layers.1.residual", "layers.0.mixer.heads", "layers.1.shared_expert"]))
 def test_scaled_by_nothing_is_zero(small, site):
     ids = torch.arange(1, 8)[None]
-    with edit(small, scale(site, by=0)):
+    with intervene(small, Scale(site, by=0)):
         scaled = logits(small, ids)
-    with edit(small, zero(site)):
+    with intervene(small, Zero(site)):
         torch.testing.assert_close(logits(small, ids), scaled, rtol=0, atol=0)
 
 
@@ -48,17 +48,17 @@ def test_scaled_twice_is_scaled_by_the_product(small, a, b):
     ids, site = torch.arange(1, 8)[None], "layers.0.mixer"
     if 1 in (a, b, a * b):
         return
-    with edit(small, scale(site, by=a)), edit(small, scale(site, by=b)):
+    with intervene(small, Scale(site, by=a)), intervene(small, Scale(site, by=b)):
         twice = at(small, ids, site)
-    with edit(small, scale(site, by=a * b)):
+    with intervene(small, Scale(site, by=a * b)):
         torch.testing.assert_close(at(small, ids, site), twice, rtol=1e-5, atol=1e-6)
 
 
 def test_a_scale_that_changes_nothing():
-    for make in (lambda: scale("layers.0.mlp"), lambda: scale("layers.0.mlp", by=1)):
+    for make in (lambda: Scale("layers.0.mlp"), lambda: Scale("layers.0.mlp", by=1)):
         with pytest.raises(BadArgument) as caught:
             make()
-        assert str(caught.value) == "scale(by=1.0) changes nothing.\nGive the factor, for example by=0.5."
+        assert str(caught.value) == "Scale(by=1.0) changes nothing.\nGive the factor, for example by=0.5."
 
 
 @pytest.mark.parametrize("layer", [0, 1])
@@ -70,7 +70,7 @@ def test_a_head_knocked_out_is_missing_from_the_sum(small, ids, layer):
     heads = by_hooks.read(small, [site], ids)[site.name].double()  # [sequence, position, head, channel]
     columns = weight.unflatten(1, heads.shape[2:])
     parts = [heads[:, :, head] @ columns[:, head].T for head in range(heads.shape[2])]
-    with edit(small, zero(site.name, heads=[1, 3])):
+    with intervene(small, Zero(site.name, heads=[1, 3])):
         found = at(small, ids, f"layers.{layer}.mixer")
     torch.testing.assert_close(found.double(), parts[0] + parts[2], rtol=1e-4, atol=1e-5)
 
@@ -83,11 +83,11 @@ def test_mean(small, text, ids):
     reference = torch.stack([text(6, 5), torch.cat([text(4, 6), torch.zeros(2, dtype=torch.long)])])
     mask = torch.ones_like(reference)
     mask[1, 4:] = 0
-    with take(small, "layers.0.mixer") as over:
+    with cache_activations(small, "layers.0.mixer") as over:
         logits(small, reference, attention_mask=mask)
     by_hand = by_hooks.read(small, find_sites(small, "layers.0.mixer"), reference)["layers.0.mixer"]
     expected = torch.cat([by_hand[0], by_hand[1, :4]]).double().mean(0).float()
-    with edit(small, mean("layers.0.mixer", over=over)):
+    with intervene(small, Mean("layers.0.mixer", over=over)):
         found = at(small, ids, "layers.0.mixer")
     torch.testing.assert_close(found, expected.expand_as(found), rtol=1e-5, atol=1e-6)
 
@@ -97,7 +97,7 @@ def test_the_mean_of_one_kind_of_mixer(moe, text, ids, kind):
     """Every token gets the same of those layers; the others still tell tokens apart."""
     over = taken(moe, text(30, 5)[None], "layers.*.mixer")
     sites = [site.name for site in find_sites(moe, "layers.*.mixer")]
-    with edit(moe, mean("layers.*.mixer", kind=kind, over=over)):
+    with intervene(moe, Mean("layers.*.mixer", kind=kind, over=over)):
         found = taken(moe, ids, *sites)
     for site in find_sites(moe, "layers.*.mixer"):
         flat = bool((found[site.name].std(dim=(0, 1)) < 1e-6).all())
@@ -112,7 +112,7 @@ def drawn(small):
     """A pool of eight values, and which of them each of 2 x 400 tokens was given; all under seed 0."""
     pool = taken(small, torch.arange(1, 9)[None], "layers.0.mlp")
     ids = (torch.arange(800) % 250 + 1).reshape(2, 400)
-    with edit(small, resample("layers.0.mlp", of=pool)):
+    with intervene(small, Resample("layers.0.mlp", of=pool)):
         found = at(small, ids, "layers.0.mlp")
     distance = torch.cdist(found.flatten(0, 1).double(), pool["layers.0.mlp"][0].double())
     assert (distance.amin(dim=1) < 1e-6).all()  # nothing but values of the pool
@@ -133,7 +133,7 @@ def test_resample_by_seed(small, drawn):
     pool, ids, index = drawn
 
     def again(seed):
-        with edit(small, resample("layers.0.mlp", of=pool, seed=seed)):
+        with intervene(small, Resample("layers.0.mlp", of=pool, seed=seed)):
             found = at(small, ids, "layers.0.mlp")
         return torch.cdist(found.flatten(0, 1), pool["layers.0.mlp"][0]).argmin(dim=1).reshape(2, 400).numpy()
 
@@ -148,7 +148,7 @@ def test_resample_by_seed(small, drawn):
 def test_noise_has_the_values_norm_and_no_direction(small, text, site):
     ids = torch.stack([text(200), text(200, 1)])
     before = at(small, ids, site)
-    with edit(small, noise(site)):
+    with intervene(small, Noise(site)):
         after = at(small, ids, site)
     torch.testing.assert_close(after.norm(dim=-1), before.norm(dim=-1), rtol=1e-5, atol=1e-6)
     unit = torch.nn.functional.normalize(after, dim=-1).flatten(0, -2).double()
@@ -166,7 +166,7 @@ def test_noise_by_seed_and_site(small, text):
     ids = text(50)[None]
 
     def made(site, seed):
-        with edit(small, noise(site, seed=seed)):
+        with intervene(small, Noise(site, seed=seed)):
             return torch.nn.functional.normalize(at(small, ids, site), dim=-1)
 
     first = made("layers.0.mixer", 0)
@@ -178,15 +178,15 @@ def test_noise_by_seed_and_site(small, text):
 def test_noise_leaves_torchs_own_alone(small, ids):
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    with edit(small, noise("layers.0.mixer"), resample("layers.0.mlp", of=taken(small, ids, "layers.0.mlp"))):
+    with intervene(small, Noise("layers.0.mixer"), Resample("layers.0.mlp", of=taken(small, ids, "layers.0.mlp"))):
         logits(small, ids)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("word", ["beta", "decay"])
 def test_noise_for_numbers_without_direction(small, ids, word):
-    assert refused(CannotEdit, small, ids, noise(f"layers.0.mixer.{word}")) == (
-        f"noise('layers.0.mixer.{word}'): layers.0.mixer.{word} is one number a head, between 0 and 1, with no "
+    assert refused(CannotIntervene, small, ids, Noise(f"layers.0.mixer.{word}")) == (
+        f"Noise('layers.0.mixer.{word}'): layers.0.mixer.{word} is one number a head, between 0 and 1, with no "
         "direction to draw.\nUse resample, or set_gate."
     )
 
@@ -196,9 +196,9 @@ def test_noise_for_numbers_without_direction(small, ids, word):
 
 def test_identity_is_the_model_without_the_layer(moe, ids):
     """All that a layer adds is left out: the same logits as with its two contributions zeroed, and as without it."""
-    with edit(moe, identity([1, 3])):
+    with intervene(moe, Identity([1, 3])):
         found = logits(moe, ids)
-    with edit(moe, zero("layers.[13].mixer"), zero("layers.[13].mlp")):
+    with intervene(moe, Zero("layers.[13].mixer"), Zero("layers.[13].mlp")):
         torch.testing.assert_close(logits(moe, ids), found, rtol=1e-5, atol=1e-5)
     with torch.no_grad():
         stream = moe.model.embed_tokens(ids)
@@ -210,14 +210,14 @@ def test_identity_is_the_model_without_the_layer(moe, ids):
 
 
 def test_identity_of_all_layers(small, ids):
-    with edit(small, identity([0, 1])):
+    with intervene(small, Identity([0, 1])):
         found = logits(small, ids)
     assert torch.equal(found, small.lm_head(small.model.norm(small.model.embed_tokens(ids))))
 
 
 def test_identity_of_a_layer_that_is_not_there(small, ids):
-    assert refused(UnknownLayer, small, ids, identity([2])) == (
-        "identity([2]): this model has layers 0 to 1; there is no layer 2."
+    assert refused(UnknownLayer, small, ids, Identity([2])) == (
+        "Identity([2]): this model has layers 0 to 1; there is no layer 2."
     )
 
 
@@ -227,7 +227,7 @@ def test_identity_of_a_layer_that_is_not_there(small, ids):
 def test_patch_at_positions(small, text, ids):
     others = torch.stack([text(9, 2), text(9, 3)])
     values = taken(small, others, "layers.0.residual")
-    with edit(small, patch("layers.0.residual", of=values, positions=[2, 5])):
+    with intervene(small, Patch("layers.0.residual", of=values, positions=[2, 5])):
         found = at(small, ids, "layers.0.residual")
     expected = at(small, ids, "layers.0.residual")
     expected[:, [2, 5]] = values["layers.0.residual"][:, [2, 5]]
@@ -236,7 +236,7 @@ def test_patch_at_positions(small, text, ids):
 
 def test_one_sequence_serves_for_all(small, text, ids):
     values = taken(small, text(9, 2)[None], "layers.0.mlp")
-    with edit(small, patch("layers.0.mlp", of=values)):
+    with intervene(small, Patch("layers.0.mlp", of=values)):
         found = at(small, ids, "layers.0.mlp")
     assert torch.equal(found, values["layers.0.mlp"].expand_as(found))
 
@@ -245,9 +245,9 @@ def test_sequences_are_paired_in_the_order_in_which_they_are_read(small, text, i
     """One after the other, or side by side."""
     others = torch.stack([text(9, 2), text(9, 3)])
     values = taken(small, others, "layers.1.mixer")
-    with edit(small, patch("layers.1.mixer", of=values)):
+    with intervene(small, Patch("layers.1.mixer", of=values)):
         together = logits(small, ids)
-    with edit(small, patch("layers.1.mixer", of=values)):
+    with intervene(small, Patch("layers.1.mixer", of=values)):
         apart = torch.cat([logits(small, row[None]) for row in ids])
     torch.testing.assert_close(apart, together, rtol=1e-4, atol=1e-5)
 
@@ -255,24 +255,24 @@ def test_sequences_are_paired_in_the_order_in_which_they_are_read(small, text, i
 def test_more_sequences_than_were_taken(small, text):
     values = taken(small, torch.stack([text(5), text(5, 1)]), "layers.0.mlp")
     message = refused(
-        BadArgument, small, torch.stack([text(5, each) for each in range(3)]), patch("layers.0.mlp", of=values)
+        BadArgument, small, torch.stack([text(5, each) for each in range(3)]), Patch("layers.0.mlp", of=values)
     )
     assert message == (
-        f"patch('layers.0.mlp', of={values!r}): sequence 2 is read, and 2 were taken.\n"
+        f"Patch('layers.0.mlp', of={values!r}): sequence 2 is read, and 2 were taken.\n"
         "Take one sequence for all, or as many as are read, in the same order."
     )
 
 
 def test_a_text_longer_than_the_one_taken(small, text):
     values = taken(small, text(5)[None], "layers.0.mlp")
-    assert refused(BadArgument, small, text(7)[None], patch("layers.0.mlp", of=values)) == (
-        f"patch('layers.0.mlp', of={values!r}): the text that is read has a token at position 6; "
+    assert refused(BadArgument, small, text(7)[None], Patch("layers.0.mlp", of=values)) == (
+        f"Patch('layers.0.mlp', of={values!r}): the text that is read has a token at position 6; "
         "the one that was taken has 5 tokens.\nGive texts of one length, or positions=... that both have."
     )
-    with edit(small, patch("layers.0.mlp", of=values, positions=[0, 4])):
+    with intervene(small, Patch("layers.0.mlp", of=values, positions=[0, 4])):
         logits(small, text(7)[None])
     assert "a token at position 6" in refused(
-        BadArgument, small, text(7)[None], patch("layers.0.mlp", of=values, positions=[6])
+        BadArgument, small, text(7)[None], Patch("layers.0.mlp", of=values, positions=[6])
     )
 
 
@@ -280,17 +280,17 @@ def test_texts_of_unlike_lengths_in_a_padded_batch(small, text):
     """A row's padding is no token, and asks for no value."""
     ids, mask = torch.stack([text(6), torch.cat([torch.zeros(2, dtype=torch.long), text(4, 1)])]), torch.ones(2, 6)
     mask[1, :2] = 0
-    with take(small, "layers.0.mixer") as values:
+    with cache_activations(small, "layers.0.mixer") as values:
         bare = logits(small, ids, attention_mask=mask.long())
     assert values.lengths.tolist() == [6, 4]
-    with edit(small, patch("layers.0.mixer", of=values)):
+    with intervene(small, Patch("layers.0.mixer", of=values)):
         found = logits(small, ids, attention_mask=mask.long())
     assert torch.equal(found[0], bare[0]) and torch.equal(found[1, 2:], bare[1, 2:])
 
 
 def test_a_site_that_was_not_taken(small, text, ids):
     values = taken(small, ids, "layers.0.mlp")
-    assert refused(UnknownSite, small, ids, patch("layers.1.mlp", of=values)) == (
+    assert refused(UnknownSite, small, ids, Patch("layers.1.mlp", of=values)) == (
         "No value was taken at layers.1.mlp; there are those of layers.0.mlp.\nTake the same sites as the edit changes."
     )
 
@@ -305,5 +305,5 @@ def test_a_patch_after_a_take_changes_nothing(small, data):
     ids = torch.tensor(tokens)[None]
     values = taken(small, ids, name)
     bare = logits(small, ids)
-    with edit(small, patch(name, of=values, positions=positions)):
+    with intervene(small, Patch(name, of=values, positions=positions)):
         assert torch.equal(logits(small, ids), bare)

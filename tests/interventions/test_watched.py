@@ -6,8 +6,8 @@ import json
 import pytest
 import torch
 
-from qwenlab.errors import SilentEdit
-from qwenlab.interventions import edit, mask_experts, scale, zero
+from qwenlab.errors import SilentIntervention
+from qwenlab.interventions import MaskExperts, Scale, Zero, intervene
 from qwenlab.probes import Attention, DeltaNet, Residual, Routing, watch
 from tests.interventions.feeding import logits, of_every_sort
 from tests.probes.compare import assert_same
@@ -25,7 +25,7 @@ def test_a_watch_sees_the_edited_pass_wherever_it_stands(model, text, ids, outsi
 
     def seen_by(outside):
         seen = watch(model, DeltaNet(every=1, prediction_heads="all"), Attention(every=1), Residual(every=1), *routing)
-        editing = edit(model, *edits)
+        editing = intervene(model, *edits)
         with torch.no_grad():
             if outside:
                 with seen, editing:
@@ -41,35 +41,35 @@ def test_a_watch_sees_the_edited_pass_wherever_it_stands(model, text, ids, outsi
 
 
 def sums(model, ids, probe, *edits):
-    with torch.no_grad(), watch(model, probe) as seen, edit(model, *edits):
+    with torch.no_grad(), watch(model, probe) as seen, intervene(model, *edits):
         model(ids)
     return seen.recording()[probe.name].sum(("label", "fold"))
 
 
 def test_each_probe_sees_what_was_put_in(moe, ids):
-    contributions = sums(moe, ids, Residual(every=1), zero("layers.1.mlp"), scale("layers.2.mixer", by=0.0))
+    contributions = sums(moe, ids, Residual(every=1), Zero("layers.1.mlp"), Scale("layers.2.mixer", by=0.0))
     norms = contributions["norm_sum"]
     assert norms.sel(layer=1, part="mlp") == 0 == norms.sel(layer=2, part="mixer") < norms.sel(layer=1, part="mixer")
-    gates = sums(moe, ids, DeltaNet(every=1), zero("layers.0.mixer.beta"), zero("layers.1.mixer.decay"))
+    gates = sums(moe, ids, DeltaNet(every=1), Zero("layers.0.mixer.beta"), Zero("layers.1.mixer.decay"))
     assert float(gates["beta_sum"].sel(layer=0).sum()) == 0 < float(gates["beta_sum"].sel(layer=1).sum())
     assert float(gates["alpha_sum"].sel(layer=1).sum()) < 1e-12 < float(gates["alpha_sum"].sel(layer=0).sum())
-    looks = sums(moe, ids, Attention(every=1), zero("layers.3.mixer.query"))
+    looks = sums(moe, ids, Attention(every=1), Zero("layers.3.mixer.query"))
     even = 2 * float(torch.arange(1, 10).log().sum())  # nats, over the tokens of two texts
     assert looks["entropy_sum"].sel(layer=3).values == pytest.approx(even, rel=1e-4)
-    load = sums(moe, ids, Routing(every=1), mask_experts([2, 5]))["load"]
+    load = sums(moe, ids, Routing(every=1), MaskExperts([2, 5]))["load"]
     assert int(load.sel(expert=[2, 5]).sum()) == 0 and int(load.sum()) == 4 * 18 * 2
 
 
 def test_a_recording_names_the_edits_of_the_passes_it_saw(small, ids):
     with watch(small, Residual()) as seen:
         logits(small, ids)
-        with edit(small, zero("layers.0.mixer")), edit(small, zero("layers.0.mlp"), zero("layers.1.mlp")):
+        with intervene(small, Zero("layers.0.mixer")), intervene(small, Zero("layers.0.mlp"), Zero("layers.1.mlp")):
             logits(small, ids)
-        with edit(small, zero("layers.1.mixer")), contextlib.suppress(SilentEdit):
+        with intervene(small, Zero("layers.1.mixer")), contextlib.suppress(SilentIntervention):
             pass_over = watch(small, Residual())
             with pass_over:
                 logits(small, ids)
     assert json.loads(seen.recording().attrs["edits"]) == [
-        "zero('layers.0.mixer')", "zero('layers.0.mlp')", "zero('layers.1.mlp')", "zero('layers.1.mixer')",
+        "Zero('layers.0.mixer')", "Zero('layers.0.mlp')", "Zero('layers.1.mlp')", "Zero('layers.1.mixer')",
     ]  # fmt: skip
-    assert json.loads(pass_over.recording().attrs["edits"]) == ["zero('layers.1.mixer')"]
+    assert json.loads(pass_over.recording().attrs["edits"]) == ["Zero('layers.1.mixer')"]

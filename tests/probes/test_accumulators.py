@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from qwenlab.capture.tokens import FOLDS, Reading
+from qwenlab.capture.tokens import FOLDS, TokenBatch
 from qwenlab.probes.accumulators import Histogram, Sums
 
 
@@ -21,7 +21,7 @@ def readings(draw, labels):
     real, row, group = (torch.as_tensor(a) for a in (real, row, group))
     position = torch.arange(width).expand(batch, -1)
     first = torch.zeros(batch, dtype=torch.long)
-    reading = Reading(real, position, row, group, first, range(len(real)), None, 0, labels, tuple(range(labels)), {})
+    reading = TokenBatch(real, position, row, group, first, range(len(real)), None, 0, labels, tuple(range(labels)), {})
     values = rng.normal(0.5, 1, (batch, width, *shape)).astype(np.float32)
     values[~real.numpy()] = np.nan
     return reading, torch.as_tensor(values)
@@ -63,7 +63,7 @@ def test_histograms(given_readings):
 def whole(values):
     """A reading of real tokens of one label, for values [batch, position]."""
     ones = torch.ones(values.shape, dtype=torch.long)
-    return Reading(ones.bool(), ones, ones, ones, ones[:, 0], range(len(ones)), None, 0, 1, (0,), {}, whole=True)
+    return TokenBatch(ones.bool(), ones, ones, ones, ones[:, 0], range(len(ones)), None, 0, 1, (0,), {}, whole=True)
 
 
 def test_what_lies_beyond_the_bins_goes_to_the_ends_and_nan_nowhere():

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from qwenlab.capture.buffers import WHOLE, Inbox
+from qwenlab.capture.buffers import WHOLE, CaptureBuffer
 from qwenlab.capture.delta_rule import kernel_of
 from qwenlab.checkpoint.decoder import decoder_of
 from qwenlab.probes import DeltaNet, defaults
@@ -198,7 +198,7 @@ def test_accelerate_places_its_own_hooks(texts, usual):
 
 def test_layers_on_several_devices():
     """A stand-in for a second device: the stream arrives as another type of tensor than the part yields."""
-    inbox = Inbox(0, "mlp", {"stream": WHOLE, "mlp": WHOLE})
+    inbox = CaptureBuffer(0, "mlp", {"stream": WHOLE, "mlp": WHOLE})
     inbox.leave("stream", torch.zeros(1, 2, 3))
     inbox.leave("mlp", torch.zeros(1, 2, 3, device="meta"))
     read = inbox.read([inbox.collect()], 1, 2)

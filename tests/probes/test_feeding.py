@@ -20,7 +20,7 @@ from transformers import (
 from qwenlab.capture.generate_calls import _METHODS, RowEnds
 from qwenlab.checkpoint.caches import cached_by
 from qwenlab.errors import UnreadableMask, UnsupportedTransformers
-from qwenlab.interventions import take
+from qwenlab.interventions import cache_activations
 from qwenlab.probes import DeltaNet
 from qwenlab.probes.session import watch
 from qwenlab.testing.checkpoints import save_tokenizer
@@ -195,7 +195,7 @@ def test_rows_that_end_early_are_left_out_after_their_end(end, ends, pad, of_the
             )
         )
 
-    with torch.no_grad(), take(part(model), "layers.0.mixer") as taken:
+    with torch.no_grad(), cache_activations(part(model), "layers.0.mixer") as taken:
         feed(model, None)
     fed = recorded(part(model), feed)
     read = []

@@ -7,8 +7,8 @@ from accelerate import cpu_offload
 from qwenlab.capture.delta_rule import kernel_of
 from qwenlab.checkpoint.decoder import decoder_of
 from qwenlab.checkpoint.families import FAMILIES
-from qwenlab.interventions import zero
-from qwenlab.interventions.session import edit
+from qwenlab.interventions import Zero
+from qwenlab.interventions.session import intervene
 from qwenlab.probes import DeltaNet, ImplicitAttention, defaults
 from qwenlab.probes.session import watch
 from qwenlab.testing.models import tiny_model
@@ -51,7 +51,7 @@ def test_watched(small, text, modeling, plain_logits):
 @torch.no_grad()
 def test_edited(small, text, modeling, plain_logits):
     tokens = text(70)[None]
-    with edit(small, zero("layers.1.mixer")), watch(small, DeltaNet()):
+    with intervene(small, Zero("layers.1.mixer")), watch(small, DeltaNet()):
         assert not torch.equal(small(tokens).logits, plain_logits)
     with REFUSED:
         small(tokens)

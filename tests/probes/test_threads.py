@@ -8,9 +8,9 @@ import torch
 
 from qwenlab.capture.running import RunningLayer
 from qwenlab.capture.wrapping import _wrappers, in_this_thread, listening
-from qwenlab.errors import CannotEdit, CannotWatch
-from qwenlab.interventions import no_conv, no_key_removal, scale, zero
-from qwenlab.interventions.session import edit
+from qwenlab.errors import CannotIntervene, CannotWatch
+from qwenlab.interventions import NoConv, NoKeyRemoval, Scale, Zero
+from qwenlab.interventions.session import intervene
 from qwenlab.probes import DeltaNet
 from qwenlab.probes.session import watch
 from qwenlab.testing.models import tiny_model
@@ -53,12 +53,12 @@ def test_another_model_in_another_thread_is_not_watched(models, text):
     assert len(found) == 4
 
 
-@pytest.mark.parametrize("change", [no_key_removal(), no_conv(), scale("layers.0.mixer.beta", by=0.5)], ids=str)
+@pytest.mark.parametrize("change", [NoKeyRemoval(), NoConv(), Scale("layers.0.mixer.beta", by=0.5)], ids=str)
 def test_another_model_in_another_thread_is_not_edited(models, text, change):
     """It runs before the edited layer calls its convolution and its rule, while that layer is running."""
     ids = text(40)[None]
     plain = logits(models[1], ids)
-    with edit(models[0], change):
+    with intervene(models[0], change):
         edited = logits(models[0], ids)
         handle, found = while_in(models[0].model.layers[0].linear_attn.in_proj_qkv, logits, models[1], ids)
         assert torch.equal(logits(models[0], ids), edited)
@@ -70,7 +70,7 @@ def test_another_model_in_another_thread_is_not_edited(models, text, change):
     ("block", "error", "verb"),
     [
         (lambda model: watch(model, DeltaNet()), CannotWatch, "watches"),
-        (lambda model: edit(model, scale("layers.0.mixer", by=0.5)), CannotEdit, "edits"),
+        (lambda model: intervene(model, Scale("layers.0.mixer", by=0.5)), CannotIntervene, "edits"),
     ],
     ids=["watch", "edit"],
 )
@@ -121,24 +121,26 @@ def test_two_threads_started_in_the_block_may_not_run_it_at_once(models, text):
 @pytest.mark.parametrize("nested", [False, True])
 def test_one_model_is_in_the_blocks_of_one_thread(models, text, nested):
     def enter():
-        with torch.no_grad(), edit(models[0], scale("layers.0.mixer", by=0.5)):
+        with torch.no_grad(), intervene(models[0], Scale("layers.0.mixer", by=0.5)):
             models[0](text(5)[None])
 
     with torch.no_grad(), watch(models[0], DeltaNet()):
         models[0](text(5)[None])
-        with pytest.raises(CannotEdit, match=r"already under a block of thread 'MainThread', and .* began another one"):
+        with pytest.raises(
+            CannotIntervene, match=r"already under a block of thread 'MainThread', and .* began another one"
+        ):
             in_a_thread(enter)
         if nested:
             enter()
     in_a_thread(enter)
 
 
-@pytest.mark.parametrize("change", [zero("layers.1.mixer"), scale("layers.1.mixer.query", by=3.0)], ids=str)
+@pytest.mark.parametrize("change", [Zero("layers.1.mixer"), Scale("layers.1.mixer.query", by=3.0)], ids=str)
 def test_a_pass_that_was_under_way_when_the_block_began_is_not_edited(models, text, change):
     """Another thread has run layer 0, and runs layer 1 while the block's thread is in its own pass."""
     model, ids = models[0], text(9)[None]
     plain, own = logits(model, ids), threading.current_thread()
-    with edit(model, change):
+    with intervene(model, change):
         edited = logits(model, ids)
     ready, go_on, done = threading.Event(), threading.Event(), threading.Event()
 
@@ -159,7 +161,7 @@ def test_a_pass_that_was_under_way_when_the_block_began_is_not_edited(models, te
     thread = threading.Thread(target=under_way)
     thread.start()
     ready.wait(30)
-    with edit(model, change):
+    with intervene(model, change):
         assert torch.equal(logits(model, ids), edited)
     thread.join()
     handle.remove()

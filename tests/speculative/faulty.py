@@ -2,10 +2,10 @@
 
 import torch
 
-from qwenlab.speculative.rollback import Replay, Rerun
+from qwenlab.speculative.rollback import ReplayRollback, RerunRollback
 
 
-class RecurrentKept(Replay):
+class RecurrentKept(ReplayRollback):
     name = "recurrent state not restored"
 
     def keep(self, context, kept):
@@ -15,7 +15,7 @@ class RecurrentKept(Replay):
             state.copy_(after)
 
 
-class ConvolutionKept(Replay):
+class ConvolutionKept(ReplayRollback):
     name = "convolution state not restored"
 
     def keep(self, context, kept):
@@ -25,7 +25,7 @@ class ConvolutionKept(Replay):
             state.copy_(after)
 
 
-class EmptyKeys(Rerun):
+class EmptyKeys(RerunRollback):
     name = "kept prefix replayed through an empty KV"
 
     def keep(self, context, kept):
@@ -44,21 +44,21 @@ class EmptyKeys(Rerun):
             layer.keys, layer.values = torch.cat([keys, layer.keys], -2), torch.cat([values, layer.values], -2)
 
 
-class Clamped(Replay):
+class Clamped(ReplayRollback):
     name = "commit index clamped at 3"
 
     def keep(self, context, kept):
         super().keep(context, min(kept, 1 + 3))
 
 
-class TooMany(Replay):
+class TooMany(ReplayRollback):
     name = "one token too many committed"
 
     def keep(self, context, kept):
         super().keep(context, min(kept + 1, len(context.block)))
 
 
-class PositionKept(Replay):
+class PositionKept(ReplayRollback):
     name = "position offset not rolled back"
 
     def keep(self, context, kept):

@@ -5,7 +5,7 @@ import torch
 from transformers import DynamicCache, StopStringCriteria, TextStreamer
 
 from qwenlab.errors import BadArgument, BadPrompt, CannotRollBack, NothingDecoded
-from qwenlab.speculative import Threshold, custom_generate
+from qwenlab.speculative import CustomGenerate, Threshold
 from qwenlab.testing.models import tiny_head, tiny_model
 
 TEXTS = ["def f(x):\n    return", "import os\nimport sys\n\nclass Foo"]
@@ -34,7 +34,7 @@ def test_a_padded_batch_comes_out_as_without_drafts(dense, inputs, more):
     more = dict(more)
     if "stopping" in more:
         more = {"stopping_criteria": [StopStringCriteria(dense.tokenizer, [more["stopping"]])]}
-    drafting = custom_generate(dense, depth=3)
+    drafting = CustomGenerate(dense, depth=3)
     wanted = dense.model.generate(**inputs, max_new_tokens=30, **more)
     found = dense.model.generate(**inputs, max_new_tokens=30, custom_generate=drafting, **more)
     assert torch.equal(found, wanted)
@@ -44,7 +44,7 @@ def test_a_padded_batch_comes_out_as_without_drafts(dense, inputs, more):
 
 def test_sampling_follows_generation_config(dense, inputs):
     one = {name: tensor[1:] for name, tensor in inputs.items()}
-    drafting = custom_generate(dense.mtp, depth=2, policy=Threshold(0.3), seed=5)
+    drafting = CustomGenerate(dense.mtp, depth=2, policy=Threshold(0.3), seed=5)
     how = dict(do_sample=True, temperature=0.7, top_k=10, max_new_tokens=12, custom_generate=drafting)
     found = dense.model.generate(**one, **how, return_dict_in_generate=True)
     assert torch.equal(found.sequences, dense.model.generate(**one, **how))
@@ -56,34 +56,34 @@ def test_sampling_follows_generation_config(dense, inputs):
 
 def test_a_streamer_hears_every_token_once(dense, inputs, capsys):
     one = {name: tensor[1:] for name, tensor in inputs.items()}
-    drafting = custom_generate(dense, depth=3, streamer=TextStreamer(dense.tokenizer))
+    drafting = CustomGenerate(dense, depth=3, streamer=TextStreamer(dense.tokenizer))
     found = dense.model.generate(**one, max_new_tokens=20, custom_generate=drafting)
     assert capsys.readouterr().out.strip() == dense.tokenizer.decode(found[0]).strip()
 
 
 def test_what_would_not_be_honoured_is_refused(dense, inputs):
     def fails(error, match, drafting=None, **more):
-        drafting = drafting or custom_generate(dense, depth=2)
+        drafting = drafting or CustomGenerate(dense, depth=2)
         with pytest.raises(error, match=match):
             dense.model.generate(**inputs, max_new_tokens=4, custom_generate=drafting, **more)
 
     fails(BadArgument, r"cannot honour num_beams(.|\n)*generate without drafts", num_beams=2)
     fails(BadArgument, r"output_scores", output_scores=True, return_dict_in_generate=True)
-    streaming = custom_generate(dense, depth=2, streamer=TextStreamer(dense.tokenizer))
+    streaming = CustomGenerate(dense, depth=2, streamer=TextStreamer(dense.tokenizer))
     fails(BadArgument, r"streamer, with more than one prompt", streaming)
     other = tiny_model("qwen3_5")
-    fails(BadArgument, r"belongs to another Qwen3_5ForCausalLM", custom_generate(tiny_head(other), depth=1))
+    fails(BadArgument, r"belongs to another Qwen3_5ForCausalLM", CustomGenerate(tiny_head(other), depth=1))
     with pytest.raises(NothingDecoded, match=r"No text was decoded yet(.|\n)*model.generate"):
-        _ = custom_generate(dense, depth=2).ledger
+        _ = CustomGenerate(dense, depth=2).ledger
     batch = DynamicCache(config=dense.model.config)
     dense.model(inputs["input_ids"][:, :3], past_key_values=batch)
     with pytest.raises(CannotRollBack, match="holds 3 tokens already"):
         dense.model.generate(
-            **inputs, past_key_values=batch, max_new_tokens=4, custom_generate=custom_generate(dense, depth=1)
+            **inputs, past_key_values=batch, max_new_tokens=4, custom_generate=CustomGenerate(dense, depth=1)
         )
     embedded = dense.model.get_input_embeddings()(inputs["input_ids"][1:])
     with pytest.raises(BadPrompt, match=r"given none(.|\n)*Give input_ids, not inputs_embeds"):
-        dense.model.generate(inputs_embeds=embedded, max_new_tokens=4, custom_generate=custom_generate(dense, depth=1))
+        dense.model.generate(inputs_embeds=embedded, max_new_tokens=4, custom_generate=CustomGenerate(dense, depth=1))
     cache = DynamicCache(config=dense.model.config)
     dense.model(inputs["input_ids"][1:, :3], past_key_values=cache)
     with pytest.raises(CannotRollBack, match="holds 3 tokens already"):
@@ -91,5 +91,5 @@ def test_what_would_not_be_honoured_is_refused(dense, inputs):
             inputs["input_ids"][1:],
             past_key_values=cache,
             max_new_tokens=4,
-            custom_generate=custom_generate(dense, depth=1),
+            custom_generate=CustomGenerate(dense, depth=1),
         )

@@ -9,7 +9,7 @@ import torch
 import qwenlab as ql
 from qwenlab.errors import BadArgument, BadPolicy, BadPrompt, InterruptedWarning, NoMtpHead
 from qwenlab.record.recording import Recording
-from qwenlab.speculative import FixedDepth, Replay, Rerun, Threshold, generate
+from qwenlab.speculative import FixedDepth, ReplayRollback, RerunRollback, Threshold, generate
 
 
 def rows(rounds):
@@ -26,7 +26,7 @@ def plain(checkpoint, prompt, count):
 def test_greedy_text_is_that_of_transformers(checkpoint, prompts):
     given = prompts(checkpoint, 1, 24) + prompts(checkpoint, 1, 40, "arithmetic")
     wanted = [plain(checkpoint, prompt, 40) for prompt in given]
-    for depth, rollback in ((1, Replay), (4, Replay), (8, Rerun)):
+    for depth, rollback in ((1, ReplayRollback), (4, ReplayRollback), (8, RerunRollback)):
         made = generate(checkpoint, given, depth=depth, max_new_tokens=40, rollback=rollback, progress=False)
         assert made.tokens == wanted
     assert made.begin == [len(prompt) for prompt in given]
@@ -139,7 +139,7 @@ def test_interrupted_it_keeps_what_it_has(dense, prompts, monkeypatch):
     """Ctrl-C in the third round of the second text."""
     seen = []
 
-    class Interrupting(Replay):
+    class Interrupting(ReplayRollback):
         def keep(self, context, kept):
             seen.append(context)
             if len(set(map(id, seen))) == 2 and sum(each is context for each in seen) == 3:
@@ -154,7 +154,7 @@ def test_interrupted_it_keeps_what_it_has(dense, prompts, monkeypatch):
 
 
 def test_interrupted_before_anything_was_made_it_is_an_interruption(dense, prompts):
-    class Never(Replay):
+    class Never(ReplayRollback):
         def __init__(self):
             raise KeyboardInterrupt
 

@@ -8,8 +8,8 @@ from transformers import DynamicCache, StaticCache
 from qwenlab.checkpoint.caches import cache_argument
 from qwenlab.checkpoint.open import Checkpoint
 from qwenlab.errors import CannotRollBack
-from qwenlab.speculative.context import Context
-from qwenlab.speculative.rollback import Replay, Rerun, Rollback
+from qwenlab.speculative.context import TargetContext
+from qwenlab.speculative.rollback import ReplayRollback, RerunRollback, Rollback
 from qwenlab.testing.models import tiny_model
 
 TOLERANCE = (
@@ -29,7 +29,7 @@ def model(request):
     return tiny_model(**FAMILIES[request.param])
 
 
-def everything(context: Context) -> list[torch.Tensor]:
+def everything(context: TargetContext) -> list[torch.Tensor]:
     keys = [tensor for layer in context.attention for tensor in (layer.keys, layer.values)]
     return [*context.recurrent, *context.convolution, *keys]
 
@@ -40,9 +40,9 @@ def drawn(count: int, seed: int) -> torch.Tensor:
 
 def run(
     model, prompt: torch.Tensor, rounds: list[tuple[int, int]], rollback: Rollback | None, seed: int = 1
-) -> Context:
+) -> TargetContext:
     """Read the prompt, then of each block of `width` tokens keep the first `kept`: rolled back, or never read."""
-    context = Context(model)
+    context = TargetContext(model)
     context.read(prompt)
     for number, (width, kept) in enumerate(rounds):
         block = drawn(width, seed + number)
@@ -60,7 +60,7 @@ ROUNDS = st.lists(
 )
 
 
-@pytest.mark.parametrize("kind", [Replay, Rerun])
+@pytest.mark.parametrize("kind", [ReplayRollback, RerunRollback])
 @given(rounds=ROUNDS, prompt=st.integers(1, 70), seed=st.integers(0, 9))
 @settings(max_examples=15)
 @torch.no_grad()
@@ -74,14 +74,14 @@ def test_any_pattern_leaves_the_states_of_a_text_that_never_speculated(model, ki
         assert (ours - theirs).norm() <= TOLERANCE * theirs.norm()
 
 
-@pytest.mark.parametrize("kind", [Replay, Rerun])
+@pytest.mark.parametrize("kind", [ReplayRollback, RerunRollback])
 @torch.no_grad()
 def test_every_prefix_of_a_long_block(model, kind):
     """Also when four and more drafts are accepted, token by token against a decode of width 1."""
     block = drawn(9, 1)
     for kept in range(1, 10):
         found = run(model, drawn(20, 5), [(9, kept)], kind(), 1)
-        plain = Context(model)
+        plain = TargetContext(model)
         plain.read(drawn(20, 5))
         for token in block[:kept]:
             plain.read(token[None])
@@ -92,7 +92,7 @@ def test_every_prefix_of_a_long_block(model, kind):
 @torch.no_grad()
 def test_where_the_same_widths_ran_it_is_to_the_bit(model):
     """Rerun reads just the kept tokens; a block that was kept whole is left as it is by both."""
-    for kind, rounds in ((Rerun, [(6, 2), (4, 4), (5, 1)]), (Replay, [(6, 6), (4, 4)])):
+    for kind, rounds in ((RerunRollback, [(6, 2), (4, 4), (5, 1)]), (ReplayRollback, [(6, 6), (4, 4)])):
         found, wanted = run(model, drawn(17, 3), rounds, kind()), run(model, drawn(17, 3), rounds, None)
         assert all(torch.equal(a, b) for a, b in zip(everything(found), everything(wanted), strict=True))
 
@@ -100,7 +100,7 @@ def test_where_the_same_widths_ran_it_is_to_the_bit(model):
 @torch.no_grad()
 def test_replay_reads_no_weight(model):
     """Nothing of the model runs in `keep`: not even its embedding."""
-    context, rollback = Context(model), Replay()
+    context, rollback = TargetContext(model), ReplayRollback()
     context.read(drawn(9, 0))
     with rollback.verifying(context):
         context.read(drawn(5, 1))
@@ -115,7 +115,7 @@ def test_replay_reads_no_weight(model):
 @torch.no_grad()
 def test_nothing_stays_wrapped(model):
     """After `verifying` the model's functions and the cache's are those they were."""
-    context, rollback = Context(model), Replay()
+    context, rollback = TargetContext(model), ReplayRollback()
     before = {name: dict(vars(module)) for name, module in model.named_modules()}
     context.read(drawn(3, 0))
     with pytest.raises(IndexError), rollback.verifying(context):
@@ -129,18 +129,18 @@ def test_caches_that_cannot_forget_are_refused(model):
     with pytest.raises(
         CannotRollBack, match=r"StaticCache .* cannot be rolled back exactly(.|\n)*DynamicCache\(config"
     ):
-        Context(model, StaticCache(config=config, max_cache_len=64))
+        TargetContext(model, StaticCache(config=config, max_cache_len=64))
     with pytest.raises(CannotRollBack, match=r"0 layers for"):
-        Context(model, DynamicCache())
+        TargetContext(model, DynamicCache())
     used = DynamicCache(config=config)
     model(drawn(4, 0)[None], past_key_values=used)
     with pytest.raises(CannotRollBack, match=r"holds 4 tokens already(.|\n)*whole text as the prompt"):
-        Context(model, used)
+        TargetContext(model, used)
 
 
 def test_checkpoints_keep_their_cache_class(checkpoint: Checkpoint):
     """The cache that transformers makes for a toy is one that can be rolled back."""
-    assert Context(checkpoint.model).deltanet
+    assert TargetContext(checkpoint.model).deltanet
 
 
 def test_what_the_documentation_says_of_transformers_crop():

@@ -6,7 +6,7 @@ import torch
 
 import qwenlab as ql
 from qwenlab.errors import BadPrompt
-from qwenlab.speculative import Rerun, generate, step_times
+from qwenlab.speculative import RerunRollback, generate, step_times
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_the_experts_are_those_the_router_chose(costs, text):
 
 
 def test_the_other_rollback_is_timed_too(dense, text):
-    found = step_times(dense, text, depth=1, context=64, repeats=3, rollback=Rerun, progress=False)
+    found = step_times(dense, text, depth=1, context=64, repeats=3, rollback=RerunRollback, progress=False)
     assert found.attrs["rollback"] == "snapshot-and-rerun"
     assert "expert_choice" not in found
     assert float(found["rollback"]) > float(found["draft_step"])  # a forward pass of the whole trunk

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import qwenlab as ql
-from qwenlab.speculative import Rerun, generate, trace
-from qwenlab.speculative.rollback import Replay
+from qwenlab.speculative import RerunRollback, generate, trace
+from qwenlab.speculative.rollback import ReplayRollback
 
 ROUNDS = 4
 
@@ -18,7 +18,7 @@ def two():
     return ql.open("toy-dense"), ql.open("toy-dense")
 
 
-@pytest.mark.parametrize("rollback", [Replay, Rerun])
+@pytest.mark.parametrize("rollback", [ReplayRollback, RerunRollback])
 @pytest.mark.parametrize("shared", [False, True], ids=["two checkpoints", "one checkpoint"])
 def test_two_threads_decode_what_each_decodes_alone(two, impatient, shared, rollback):
     checkpoints = (two[0], two[0]) if shared else two

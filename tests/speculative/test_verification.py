@@ -6,7 +6,14 @@ import torch
 from scipy.stats import chisquare
 
 from qwenlab.errors import BadArgument
-from qwenlab.speculative.verification import ExactMatch, Greedy, Rule, SpeculativeSampling, Verdict, rule_of
+from qwenlab.speculative.verification import (
+    ExactMatch,
+    Greedy,
+    SpeculativeSampling,
+    Verification,
+    VerificationRule,
+    rule_of,
+)
 
 DRAWS = 20_000  # of a round of two drafts
 
@@ -22,11 +29,11 @@ def scores(*tokens: int, vocabulary: int = 5) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("drafts", "best", "wanted"),
     [
-        ([], [3], Verdict(0, 3)),
-        ([1], [2, 4], Verdict(0, 2)),
-        ([2], [2, 4], Verdict(1, 4)),
-        ([2, 1, 3], [2, 0, 3, 4], Verdict(1, 0)),  # the third agrees, but after one that did not
-        ([2, 1, 3], [2, 1, 3, 0], Verdict(3, 0)),
+        ([], [3], Verification(0, 3)),
+        ([1], [2, 4], Verification(0, 2)),
+        ([2], [2, 4], Verification(1, 4)),
+        ([2, 1, 3], [2, 0, 3, 4], Verification(1, 0)),  # the third agrees, but after one that did not
+        ([2, 1, 3], [2, 1, 3, 0], Verification(3, 0)),
     ],
 )
 def test_greedy_by_hand(drafts, best, wanted):
@@ -34,7 +41,7 @@ def test_greedy_by_hand(drafts, best, wanted):
     assert found == wanted
 
 
-class Lossy(Rule):
+class Lossy(VerificationRule):
     """Accepts a draft that is half as likely as it should be to be accepted for sure."""
 
     name, samples = "lossy", True
@@ -42,11 +49,11 @@ class Lossy(Rule):
     def judge(self, drafts, proposal, scores, generator):
         p = scores.softmax(-1)
         if len(drafts) and p[0, drafts[0]] > 0.5 * proposal[0, drafts[0]]:
-            return Verdict(1, int(torch.multinomial(p[1], 1, generator=generator)))
-        return Verdict(0, int(torch.multinomial(p[0], 1, generator=generator)))
+            return Verification(1, int(torch.multinomial(p[1], 1, generator=generator)))
+        return Verification(0, int(torch.multinomial(p[0], 1, generator=generator)))
 
 
-def first_two(rule: Rule, sampled: bool) -> np.ndarray:
+def first_two(rule: VerificationRule, sampled: bool) -> np.ndarray:
     """Counts [5, 5] of the first two tokens of many rounds with two drafts, after which p no longer depends on them."""
     numbers = generator(1)
     p = torch.randn(3, 5, generator=numbers)

@@ -133,6 +133,6 @@ def test_a_trace_says_its_depth_and_text():
 
 def test_a_ledger_is_no_trace():
     with pytest.raises(
-        MissingVariable, match=r"(?s)No text, position.*made by qwenlab\.decode\.trace.*recording\['trace'\]"
+        MissingVariable, match=r"(?s)No text, position.*made by qwenlab\.speculative\.trace.*recording\['trace'\]"
     ):
         stats.agreement(replayed(made_trace()))

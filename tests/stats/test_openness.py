@@ -41,5 +41,5 @@ def test_one_node_or_one_watched_probe_is_enough(node):
 
 
 def test_without_either_mixer_the_error_names_a_probe():
-    with pytest.raises(NotWatched, match=r"qwenlab\.probe\.DeltaNet\(\)"):
+    with pytest.raises(NotWatched, match=r"qwenlab\.probes\.DeltaNet\(\)"):
         stats.gates(made_recording(probes=["routing"]))

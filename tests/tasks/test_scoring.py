@@ -45,7 +45,7 @@ def test_loss_is_the_same_in_blocks_of_any_size(checkpoint, block):
 def test_a_state_in_low_precision_is_read_from_the_cache(checkpoint):
     texts = ql.tasks.texts("code")[:2]
     plain = ql.tasks.score(checkpoint, texts, max_tokens=16, block=1)["loss"]
-    with ql.edit(checkpoint.model, ql.interventions.state_dtype("float8_e4m3")):
+    with ql.intervene(checkpoint.model, ql.interventions.StateDtype("float8_e4m3")):
         assert (ql.tasks.score(checkpoint, texts, max_tokens=16, block=1)["loss"] != plain).all()
 
 

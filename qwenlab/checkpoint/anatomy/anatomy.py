@@ -130,10 +130,10 @@ class Anatomy:
         """Bytes one forward pass must move at the least, by part; `dtype` replaces that of weights and caches."""
         return costs.bytes_moved(self.config, self._pass(phase, context, batch), dtype=dtype)
 
-    def _pass(self, phase: str, context: int, batch: int) -> costs.Pass:
+    def _pass(self, phase: str, context: int, batch: int) -> costs.CostedPass:
         _one_of("phase", phase, tuple(PHASES))
         context, batch = _count("context", context), _count("batch", batch)
-        return costs.Pass(context, 0, batch) if phase == "prefill" else costs.Pass(1, context - 1, batch)
+        return costs.CostedPass(context, 0, batch) if phase == "prefill" else costs.CostedPass(1, context - 1, batch)
 
     def table(self) -> pd.DataFrame:
         """The layers as a DataFrame: a row a layer, its kind, its parameters by part, in total and active per token."""

@@ -33,7 +33,7 @@ _OUTSIDE = ("vision", "mtp")
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
+class CostedPass:
     """One forward pass: in each of `batch` sequences, `new` tokens after `past` cached ones."""
 
     new: int
@@ -78,7 +78,7 @@ class Cost:
         return {part: amount / self.tokens for part, amount in self.parts.items()}
 
 
-def flops(config: TextConfig, step: Pass, *, rule: str, logits: str = "all") -> Cost:
+def flops(config: TextConfig, step: CostedPass, *, rule: str, logits: str = "all") -> Cost:
     """FLOPs of one pass.
 
     rule    "chunk" or "recurrent": the form of the delta rule
@@ -121,7 +121,7 @@ def _recurrent_step(config: TextConfig) -> int:
     return 7 * _state_elements(config)
 
 
-def bytes_moved(config: TextConfig, step: Pass, *, dtype: str | None = None) -> Cost:
+def bytes_moved(config: TextConfig, step: CostedPass, *, dtype: str | None = None) -> Cost:
     """Bytes that one pass reads or writes, at the least.
 
     Of the experts, those that `step.tokens` tokens touch on average if each chooses at random: real routing is more

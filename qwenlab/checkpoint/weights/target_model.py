@@ -26,7 +26,7 @@ from qwenlab.errors import (
 _OURS = (None, "fp8")  # ways of storing weights whose names and shapes `layout` knows
 
 
-def check_trunk(weights: Weights, config: TextConfig, *, strict: bool = False) -> None:
+def check_target(weights: Weights, config: TextConfig, *, strict: bool = False) -> None:
     """Hold the tensors in the files to those the config asks for, from the headers alone.
 
     Raises BrokenWeights for tensors that are missing, misshapen, or not stored as the config says, and
@@ -71,7 +71,7 @@ def _report_unused(unused: list[str], weights: Weights, strict: bool) -> None:
     warnings.warn(f"{message}The model may lack what they were trained for.", UnusedWeightsWarning, stacklevel=4)
 
 
-def load_trunk(
+def load_target(
     weights: Weights,
     *,
     quantised: bool,

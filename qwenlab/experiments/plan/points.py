@@ -16,7 +16,7 @@ from qwenlab.execution.notebook import read_notebook
 from qwenlab.execution.parameters import Parameters
 from qwenlab.execution.secrets import secrets_of, shown
 from qwenlab.experiments.plan.code import calls_of_record, code_hash
-from qwenlab.experiments.plan.source import Source
+from qwenlab.experiments.plan.source import YamlSource
 from qwenlab.experiments.plan.spec import Spec, read_spec
 from qwenlab.experiments.plan.values import names_a_checkpoint, plain, resolved
 
@@ -51,7 +51,7 @@ class Plan:
 
     experiment: str
     spec: Spec
-    source: Source
+    source: YamlSource
     notebook_path: Path
     points: list[Point]
     swept: list[str] = field(default_factory=list)  # parameters that differ between points
@@ -161,7 +161,7 @@ def _only(points: list[Point], only: Mapping[str, Any], declared: Parameters) ->
     return kept
 
 
-def _check_metrics(notebook: Any, path: Path, spec: Spec, source: Source) -> None:
+def _check_metrics(notebook: Any, path: Path, spec: Spec, source: YamlSource) -> None:
     """Hold the metrics that the notebook records to those that the spec declares, as far as can be read from it."""
     recorded: dict[str, str] = {}
     open_ended = False

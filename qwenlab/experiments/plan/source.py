@@ -11,16 +11,16 @@ import yaml
 
 from qwenlab.errors import BadSpec
 
-Key = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
-class Source:
+class YamlSource:
     """What a YAML file says, and where it says it: `lines[("sweep", "grid", "context")]` is 9."""
 
     path: Path
     content: Any = field(repr=False)  # a secret may stand in it
-    lines: dict[Key, int] = field(default_factory=dict)
+    lines: dict[KeyPath, int] = field(default_factory=dict)
 
     def at(self, *key: str | int) -> str:
         """`path:line` of a key; of the nearest one above it where it is not written down."""
@@ -29,7 +29,7 @@ class Source:
         return f"{self.path}:{self.lines.get(key, 1)}"
 
 
-def read_yaml(path: Path) -> Source:
+def read_yaml(path: Path) -> YamlSource:
     """Read a YAML file. Raises BadSpec where it is no YAML, or gives one key twice."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -40,13 +40,13 @@ def read_yaml(path: Path) -> Source:
         mark = error.problem_mark
         line = mark.line + 1 if mark else 1
         raise BadSpec(f"{path}:{line}: no YAML: {error.problem or error.context}.") from error
-    lines: dict[Key, int] = {}
+    lines: dict[KeyPath, int] = {}
     if node is not None:
         _note(node, (), path, lines)
-    return Source(path, yaml.safe_load(text), lines)
+    return YamlSource(path, yaml.safe_load(text), lines)
 
 
-def _note(node: yaml.Node, key: Key, path: Path, lines: dict[Key, int]) -> None:
+def _note(node: yaml.Node, key: KeyPath, path: Path, lines: dict[KeyPath, int]) -> None:
     """Note the line of this value and of all within it."""
     lines.setdefault(key, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):

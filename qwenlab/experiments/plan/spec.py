@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 from qwenlab.errors import BadSpec, UnknownExperiment
 from qwenlab.execution.secrets import hide
-from qwenlab.experiments.plan.source import Source, read_yaml
+from qwenlab.experiments.plan.source import YamlSource, read_yaml
 
 FILE = "spec.yaml"
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -67,17 +67,17 @@ class Range(_Strict):
 
 
 _RANGE, _LIST = "(range)", "(list)"  # no key of a spec can be called so
-Values = Annotated[
+AxisValues = Annotated[
     Annotated[Range, Tag(_RANGE)] | Annotated[list[Any], Tag(_LIST)],
     Discriminator(lambda value: _RANGE if isinstance(value, (dict, Range)) else _LIST),
 ]
 
 
-class Sweep(_Strict):
+class SweepAxes(_Strict):
     """Parameters that take several values: every combination of `grid`, of one place in `zip`, of one in `list`."""
 
-    grid: dict[str, Values] = {}
-    zipped: dict[str, Values] = Field(default={}, alias="zip")
+    grid: dict[str, AxisValues] = {}
+    zipped: dict[str, AxisValues] = Field(default={}, alias="zip")
     listed: list[dict[str, Any]] = Field(default=[], alias="list")
 
 
@@ -134,7 +134,7 @@ class Spec(_Strict):
     notebook: str
     parameters: dict[str, Any] = {}
     secrets: list[str] = []
-    sweep: Sweep = Field(default_factory=lambda: Sweep.model_validate({}))
+    sweep: SweepAxes = Field(default_factory=lambda: SweepAxes.model_validate({}))
     seeds: list[int] = Field([0], min_length=1)
     needs: Needs = Needs()
     timeout: Seconds | None = None
@@ -142,7 +142,7 @@ class Spec(_Strict):
     metrics: dict[str, Metric] = {}
 
 
-def read_spec(folder: Path) -> tuple[Spec, Source]:
+def read_spec(folder: Path) -> tuple[Spec, YamlSource]:
     """The spec of an experiment's folder (or the spec.yaml itself), and where each thing in it is said.
 
     Raises UnknownExperiment, and BadSpec naming file and line.
@@ -171,7 +171,7 @@ def _hide(spec: Spec) -> Spec:
     def given(values: dict[str, Any]) -> dict[str, Any]:
         return {name: hide(value) if name in spec.secrets else value for name, value in values.items()}
 
-    def swept(values: dict[str, Values]) -> dict[str, Values]:
+    def swept(values: dict[str, AxisValues]) -> dict[str, AxisValues]:
         listed = {name: each for name, each in values.items() if name in spec.secrets}
         return values | {
             name: [hide(value) for value in (each.values() if isinstance(each, Range) else each)]
@@ -188,7 +188,7 @@ def _hide(spec: Spec) -> Spec:
     return spec.model_copy(update={"parameters": given(spec.parameters), "sweep": sweep})
 
 
-def _line(error: Any, source: Source) -> str:
+def _line(error: Any, source: YamlSource) -> str:
     """One complaint of pydantic's in our words."""
     key = tuple(part for part in error["loc"] if part not in (_RANGE, _LIST))
     name, where = ".".join(map(str, key)), source.at(*key)
@@ -204,7 +204,7 @@ def _line(error: Any, source: Source) -> str:
 def _fields_beside(key: tuple[Any, ...]) -> list[str]:
     """The names that could stand where this key does."""
     model: Any = Spec
-    inner = {"sweep": Sweep, "needs": Needs, "metrics": Metric}
+    inner = {"sweep": SweepAxes, "needs": Needs, "metrics": Metric}
     if len(key) > 1 and key[0] in inner:
         model = Range if key[0] == "sweep" and len(key) > 2 else inner[key[0]]
     return [field.alias or name for name, field in model.model_fields.items()]

@@ -10,14 +10,14 @@ from typing import Any
 from qwenlab.errors import BadParameter, BadSpec, MissingParameter, UnknownParameter
 from qwenlab.execution.parameters import REQUIRED, Parameters
 from qwenlab.execution.secrets import Secret, hide, looks_secret
-from qwenlab.experiments.plan.source import Source
-from qwenlab.experiments.plan.spec import Range, Spec, Values
+from qwenlab.experiments.plan.source import YamlSource
+from qwenlab.experiments.plan.spec import AxisValues, Range, Spec
 
 Given = dict[str, tuple[Any, str]]
 """Parameter -> its value, and where the spec says it."""
 
 
-def resolved(spec: Spec, source: Source, declared: Parameters, settings: Mapping[str, Any]) -> list[Given]:
+def resolved(spec: Spec, source: YamlSource, declared: Parameters, settings: Mapping[str, Any]) -> list[Given]:
     """The values of every point of the sweep, as the notebook is to have them; `settings` take the place of the spec's.
 
     Raises BadSpec, UnknownParameter, BadParameter and MissingParameter, each with the line that gives the value. Warns
@@ -45,7 +45,7 @@ def names_a_checkpoint(name: str) -> bool:
     return name == "checkpoint" or name.endswith("_checkpoint")
 
 
-def _combinations(spec: Spec, source: Source, settings: Mapping[str, Any]) -> Iterator[Given]:
+def _combinations(spec: Spec, source: YamlSource, settings: Mapping[str, Any]) -> Iterator[Given]:
     """The parameters that the spec gives, for every point of its sweep."""
     fixed = {name: (value, source.at("parameters", name)) for name, value in spec.parameters.items()}
     fixed |= {name: (hide(value) if name in spec.secrets else value, "--set") for name, value in settings.items()}
@@ -78,14 +78,14 @@ def _combinations(spec: Spec, source: Source, settings: Mapping[str, Any]) -> It
             yield {**fixed, **dict(one), **other, **third}
 
 
-def _choices(source: Source, key: tuple[str, str, str], values: Values) -> list[tuple[str, tuple[Any, str]]]:
+def _choices(source: YamlSource, key: tuple[str, str, str], values: AxisValues) -> list[tuple[str, tuple[Any, str]]]:
     numbers = values.values() if isinstance(values, Range) else values
     if not numbers:
         raise BadSpec(f"{source.at(*key)}: {key[-1]!r} is swept over no value.")
     return [(key[-1], (value, source.at(*key, index))) for index, value in enumerate(numbers)]
 
 
-def _check_secrets(spec: Spec, declared: Parameters, source: Source) -> None:
+def _check_secrets(spec: Spec, declared: Parameters, source: YamlSource) -> None:
     """Raise where `secrets` lists what the notebook has no parameter for, or what a run must say of itself."""
     for index, name in enumerate(spec.secrets):
         try:
@@ -100,7 +100,7 @@ def _is_written(name: str) -> bool:
     return name in ("seed", "revision") or names_a_checkpoint(name)
 
 
-def _resolve(values: Given, spec: Spec, declared: Parameters, source: Source) -> Given:
+def _resolve(values: Given, spec: Spec, declared: Parameters, source: YamlSource) -> Given:
     """These values as the notebook is to have them. Raises what is wrong with them, with the line that gives them."""
     found: Given = {}
     for name, (value, where) in values.items():

@@ -52,12 +52,12 @@ def catalogue(store: Store) -> Catalogue:
     return fresh
 
 
-Seen = dict[str, tuple[str, str]]
+RunStamps = dict[str, tuple[str, str]]
 """Folder of each run in the store -> a stamp that changes when its facts do, and where it can be read."""
 
 
-def _found(root: Path) -> Seen:
-    seen: Seen = {}
+def _found(root: Path) -> RunStamps:
+    seen: RunStamps = {}
     for experiment in _folders(root):
         for run in _folders(experiment.path):
             with suppress(FileNotFoundError):
@@ -73,9 +73,9 @@ def _folders(path: str | Path) -> list[os.DirEntry[str]]:
         return [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
 
 
-def _fetched(store: ObjectStore, here: Path) -> Seen:
+def _fetched(store: ObjectStore, here: Path) -> RunStamps:
     """The tables of every run of an object store, brought here."""
-    seen: Seen = {}
+    seen: RunStamps = {}
     for folder, facts in store.all_facts():
         name = "/".join(folder.split("/")[-2:])
         (here / name).mkdir(parents=True)
@@ -101,7 +101,7 @@ def _read(index: Path) -> Catalogue:
     return Catalogue(*tables)
 
 
-def _update(known: Catalogue, seen: Seen) -> Catalogue:
+def _update(known: Catalogue, seen: RunStamps) -> Catalogue:
     """The tables brought up to date: folders that are gone or have changed go, new ones come."""
     stamps = dict(zip(known.runs["folder"], known.runs["stamp"], strict=True))
     new = {folder: Path(path) for folder, (stamp, path) in seen.items() if stamps.get(folder) != stamp}

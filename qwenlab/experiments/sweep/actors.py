@@ -27,7 +27,7 @@ _NEEDS = {"CPU": ("cores", 1, "cores"), "GPU": ("gpus", 1, "GPUs"), "memory": ("
 """What Ray calls it -> what spec.yaml does, one of its units, and their name."""
 
 
-class Sweep:
+class RemoteSweep:
     """The points that are left, the workers, and who is at what.
 
     patience  seconds that a node with what a run needs is waited for

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from qwenlab.errors import CellFailed, KernelDied, QwenlabError
+from qwenlab.errors import CellFailed, NotebookKernelDied, QwenlabError
 from qwenlab.execution.engine import Setting
 from qwenlab.execution.kernel import Kernel
 from qwenlab.execution.notebook import execute, failed_cell, read_notebook
@@ -172,7 +172,7 @@ class _Attempt:
                 account = failed_cell(failure)
                 self.log(account.pop("traceback"))
                 raise _Ended("cell failed", **account) from failure
-            except KernelDied as death:
+            except NotebookKernelDied as death:
                 if self.stop.wanted.is_set():
                     raise _Ended("interrupted", "stopped by the user") from death
                 if late.is_set():

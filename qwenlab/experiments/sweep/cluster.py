@@ -16,7 +16,7 @@ from qwenlab import __version__
 from qwenlab.errors import BadArgument, ClusterFailed
 from qwenlab.experiments.plan.points import Plan
 from qwenlab.experiments.store.store import FolderStore, Store, missing_extra
-from qwenlab.experiments.sweep.actors import Sweep
+from qwenlab.experiments.sweep.actors import RemoteSweep
 from qwenlab.experiments.sweep.attempt import Job, Outcome, Stop
 from qwenlab.experiments.sweep.run import EXTRAS
 from qwenlab.experiments.sweep.worker import Folder, Terms, folder_of
@@ -59,7 +59,7 @@ def _outcomes(
 ) -> Iterator[Outcome]:
     with _connected(on) as ours, _witness(store) as witness:
         terms = Terms(__version__, store.url, witness, warm, _needed(planned))
-        sweep = Sweep(planned, wanted, terms, folder, stop, patience=0 if ours and on == LOCAL else PATIENCE)
+        sweep = RemoteSweep(planned, wanted, terms, folder, stop, patience=0 if ours and on == LOCAL else PATIENCE)
         try:
             yield from sweep.outcomes()
         except ConnectionError as error:

@@ -11,37 +11,39 @@ import numpy as np
 import torch
 import xarray as xr
 
-from qwenlab.capture.buffers import Notes, Part
-from qwenlab.capture.tokens import PADDING, Reading, Sample, key_positions
+from qwenlab.capture.buffers import Captured, Part
+from qwenlab.capture.tokens import PADDING, TokenBatch, TokenSample, key_positions
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.errors import BadArgument
 from qwenlab.probes.accumulators import Sums, counted
 from qwenlab.probes.attention import DISTANCE_EDGES
 from qwenlab.probes.base import Probe, Variable
 from qwenlab.probes.maps.delta_rule_weights import Bounds
-from qwenlab.probes.maps.row_statistics import STATISTICS, Map, row_statistics, sampled_at
-from qwenlab.probes.maps.stored import Blocks, Pictures, Rows, Whole, check_size
+from qwenlab.probes.maps.row_statistics import STATISTICS, RowBlock, row_statistics, sampled_at
+from qwenlab.probes.maps.stored import BlockMeans, MapStore, StoredRows, WholeMaps, check_size
 
 BLOCK, ROWS = 2**21, 256
 """Weights held at a time (elements), and rows that are worked out together where so many are measured."""
 
 
-class Weighing(Protocol):
+class MapRows(Protocol):
     """One layer's weights over the columns of its sequences, asked for by rows and heads."""
 
     columns: int  # of the keys
 
-    def rows(self, where: Map, sample: Sample, heads: slice, bounds: Bounds) -> tuple[torch.Tensor, dict[str, Any]]:
+    def rows(
+        self, where: RowBlock, sample: TokenSample, heads: slice, bounds: Bounds
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
         """Weights [batch, head, row, column] over the columns of `where`, and more statistics [batch, row, head]."""
 
     def value_norm(self, heads: slice) -> torch.Tensor:
         """[batch, head, column]"""
 
-    def openness(self, sample: Sample) -> torch.Tensor | None:
+    def openness(self, sample: TokenSample) -> torch.Tensor | None:
         """[batch, row, head]: of the output gate, sigmoid averaged over channels; None where it is not known."""
 
 
-class Maps(Probe):
+class MapProbe(Probe):
     """A probe of the weights with which earlier tokens enter a head's output, of one kind of mixer.
 
     Beside what is kept, at most about 300 MiB are held at a time: rows are worked out a block at a time, never all.
@@ -85,7 +87,7 @@ class Maps(Probe):
         """Heads of this layer."""
 
     @abstractmethod
-    def weighing(self, layer: int, notes: Notes, reading: Reading) -> Weighing:
+    def weighing(self, layer: int, notes: Captured, reading: TokenBatch) -> MapRows:
         """The weights of one layer."""
 
     def start(self, decoder: Decoder) -> None:
@@ -101,10 +103,10 @@ class Maps(Probe):
         self._sums, self._further = Sums(len(self.layers)), Sums(len(self.layers))
         self._tokens: torch.Tensor | None = None
         self._begun_before = False
-        self._pictures: Pictures | None = None
+        self._pictures: MapStore | None = None
         if self.queries is not None or self.block:
             count = len(self.layers)
-            self._pictures = Blocks(count, len(self.heads), self.block) if self.block else Whole(count)
+            self._pictures = BlockMeans(count, len(self.heads), self.block) if self.block else WholeMaps(count)
 
     def sample(self) -> dict[str, Any]:
         """Layers, heads and tokens, where not all of them are measured, and which maps are kept."""
@@ -112,7 +114,7 @@ class Maps(Probe):
         kept = {name: each for name, each in asked.items() if each is not None}
         return super().sample() | ({} if self._chosen_heads is None else {"heads": self.heads}) | kept
 
-    def look_at_tokens(self, reading: Reading) -> None:
+    def look_at_tokens(self, reading: TokenBatch) -> None:
         """Remember which token every column of these sequences holds; nothing where those before are not known."""
         name = (id(self), "tokens")
         held: torch.Tensor | None = reading.carry.get(name)
@@ -122,7 +124,7 @@ class Maps(Probe):
             tokens = torch.cat([held, tokens], dim=1) if known and held is not None else None
         reading.carry[name] = self._tokens = tokens
 
-    def keep(self, layer: int, part: Part, notes: Notes, reading: Reading) -> None:
+    def keep(self, layer: int, part: Part, notes: Captured, reading: TokenBatch) -> None:
         """Measure the sampled rows of one layer, and keep those that are asked for."""
         weighing, place = self.weighing(layer, notes, reading), self.layers.index(layer)
         for cut, where, bounds in self._cuts(weighing, reading.sample(self.every), reading, self.every):
@@ -134,8 +136,8 @@ class Maps(Probe):
             self._keep_map(self._pictures, place, weighing, reading)
 
     def _cuts(
-        self, weighing: Weighing, sample: Sample, reading: Reading, every: int
-    ) -> Iterable[tuple[Sample, Map, list[int]]]:
+        self, weighing: MapRows, sample: TokenSample, reading: TokenBatch, every: int
+    ) -> Iterable[tuple[TokenSample, RowBlock, list[int]]]:
         """The sampled rows, so many at a time."""
         slots = sample.columns.shape[1]
         tokens = None if self._tokens is None else self._tokens.to(sample.columns.device)
@@ -146,19 +148,21 @@ class Maps(Probe):
             part = sample if rows >= slots else sample.part(slice(start, start + rows))
             here = bounds[start : start + rows]
             columns = min(weighing.columns, reading.past + here[-1] + 1)  # none of these rows looks beyond
-            yield part, Map.of(reading, part, columns, tokens), here
+            yield part, RowBlock.of(reading, part, columns, tokens), here
 
-    def _groups(self, weighing: Weighing, reading: Reading) -> list[slice]:
+    def _groups(self, weighing: MapRows, reading: TokenBatch) -> list[slice]:
         """Heads that are measured together, so that a fair number of rows can be."""
         most = BLOCK // (reading.batch * weighing.columns * min(ROWS, reading.width))
         together = min(len(self.heads), max(1, most))
         return [slice(start, min(start + together, len(self.heads))) for start in range(0, len(self.heads), together)]
 
-    def _found(self, weighing: Weighing, where: Map, cut: Sample, heads: slice, bounds: Bounds) -> dict[str, Any]:
+    def _found(
+        self, weighing: MapRows, where: RowBlock, cut: TokenSample, heads: slice, bounds: Bounds
+    ) -> dict[str, Any]:
         weight, further = weighing.rows(where, cut, heads, bounds)
         return row_statistics(weight, weighing.value_norm(heads)[..., : where.columns], where) | further
 
-    def _add(self, place: int, found: dict[str, torch.Tensor], cut: Sample, reading: Reading) -> None:
+    def _add(self, place: int, found: dict[str, torch.Tensor], cut: TokenSample, reading: TokenBatch) -> None:
         """Add up statistics of rows whose text is known from its first token, and what is checked of all rows."""
         at, few, even = slice(place, place + 1), cut.reading, found["induction_even"][..., 0]
         checked = {name: found.pop(name)[None] for name in self.checked()}
@@ -175,7 +179,7 @@ class Maps(Probe):
         """Names of statistics that are of all rows, and not for a reader."""
         return ()
 
-    def _keep_map(self, pictures: Pictures, place: int, weighing: Weighing, reading: Reading) -> None:
+    def _keep_map(self, pictures: MapStore, place: int, weighing: MapRows, reading: TokenBatch) -> None:
         check_size(type(self).__name__, reading.past + reading.width, self.queries == "all", self.block, pictures)
         every = 1 if self.queries == "all" or self.block else 0
         device = reading.real.device
@@ -188,7 +192,7 @@ class Maps(Probe):
                 weight, _ = weighing.rows(where, cut, heads, bounds)
                 opened = None if gate is None else gate[:, :, heads]
                 held = (place, heads, reading.numbers, cut.reading.position, real, weight, keys, opened)
-                pictures.add(Rows(*held))
+                pictures.add(StoredRows(*held))
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
         """Sums by label, fold, layer and head, |weight| by distance, and the maps that were kept."""
@@ -218,7 +222,7 @@ class Maps(Probe):
         return ()
 
 
-def _positions(probe: Maps, queries: Iterable[int] | None) -> list[int] | None:
+def _positions(probe: MapProbe, queries: Iterable[int] | None) -> list[int] | None:
     found = None if queries is None else sorted(set(queries))
     if found is not None and (not found or any(not isinstance(each, int) or each < 0 for each in found)):
         raise BadArgument(
@@ -227,7 +231,7 @@ def _positions(probe: Maps, queries: Iterable[int] | None) -> list[int] | None:
     return found
 
 
-def _bounds(sample: Sample, reading: Reading, every: int) -> list[int]:
+def _bounds(sample: TokenSample, reading: TokenBatch, every: int) -> list[int]:
     """By slot, in rising order: a column that its token does not lie beyond, without asking a distant device."""
     slots = sample.columns.shape[1]
     if sample.columns.device.type == "cpu":

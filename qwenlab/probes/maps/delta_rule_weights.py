@@ -13,7 +13,7 @@ Bounds = Sequence[int]
 """By row, in rising order: a column that the row's query does not lie beyond."""
 
 
-class Unrolled:
+class DeltaRuleWeights:
     """Keys, write strengths and decays of some heads over a text, ready to be asked for rows of the map.
 
     With a the decay and b the write strength, a token does S <- a S; S <- S + k (b (v - S^T k))^T; o = S^T q (Yang et

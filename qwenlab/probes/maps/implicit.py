@@ -7,15 +7,15 @@ from typing import Literal
 
 import torch
 
-from qwenlab.capture.buffers import Notes, Part
-from qwenlab.capture.delta_rule import RuleCall, kernel_on
-from qwenlab.capture.tokens import Reading
+from qwenlab.capture.buffers import Captured, Part
+from qwenlab.capture.delta_rule import DeltaRuleCall, kernel_on
+from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import KernelDisagrees
 from qwenlab.probes.base import Variable
-from qwenlab.probes.maps.base import Maps
-from qwenlab.probes.maps.deltanet_rows import Heads, Kept, Unrolling
+from qwenlab.probes.maps.base import MapProbe
+from qwenlab.probes.maps.deltanet_rows import DeltaNetMapRows, EarlierTokens, MeasuredHeads
 from qwenlab.probes.maps.matmul_precision import IEEE, product_eps
 
 RECONSTRUCTION = 1e-4
@@ -35,7 +35,7 @@ _WITHOUT = {
 }
 
 
-class ImplicitAttention(Maps):
+class ImplicitAttention(MapProbe):
     """The weights w(t, s), signed, with which the value of token s enters the output of a DeltaNet head at token t.
 
         w(t, s) = beta_s k_s^T  M_(s+1) ... M_t  q_t,    M_i = alpha_i (I - beta_i k_i k_i^T)
@@ -51,7 +51,7 @@ class ImplicitAttention(Maps):
     write strengths and decays of the tokens before are carried along: for each layer and token the channels of its key
     heads in the model's type, and 12 bytes a head.
 
-    layers, heads, every, queries, block  as in `Maps`; heads are value heads
+    layers, heads, every, queries, block  as in `MapProbe`; heads are value heads
     without_removal  say too how far the output is off that is made of weights with decay alone, M_i = alpha_i: what a
                      reading of DeltaNet as a sum of decayed writes would give. It makes each row twice. A state that a
                      pass began with is taken as it is, so read whole texts in one pass for this
@@ -81,7 +81,7 @@ class ImplicitAttention(Maps):
         """Empty everything."""
         super().start(decoder)
         self._tolerance, self._products = RECONSTRUCTION, IEEE
-        self._indices: dict[torch.device, Heads] = {}
+        self._indices: dict[torch.device, MeasuredHeads] = {}
 
     def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
         """The call of the delta rule; the output gate where rows are kept."""
@@ -95,25 +95,27 @@ class ImplicitAttention(Maps):
         """The reconstruction."""
         return tuple(self._compared())
 
-    def weighing(self, layer: int, notes: Notes, reading: Reading) -> Unrolling:
+    def weighing(self, layer: int, notes: Captured, reading: TokenBatch) -> DeltaNetMapRows:
         """The weights of one layer, with the tokens of the calls before."""
         call, gate = notes["rule"], notes.get("gate")
-        assert isinstance(call, RuleCall)
+        assert isinstance(call, DeltaRuleCall)
         assert call.out is not None
         assert gate is None or isinstance(gate, torch.Tensor)
         if call.device not in self._indices:
             where = call.device.type
             self._products = max(self._products, product_eps(kernel_on(where, self.decoder.family), where))
-            self._indices[call.device] = Heads.of(self.heads, call.value.shape[2] // call.key.shape[2], call.device)
+            self._indices[call.device] = MeasuredHeads.of(
+                self.heads, call.value.shape[2] // call.key.shape[2], call.device
+            )
         self._tolerance = max(self._tolerance, 2 * torch.finfo(call.out.dtype).eps, 2 * self._products)
         heads, name = self._indices[call.device], (id(self), layer)
-        earlier: Kept | None = reading.carry.get(name)
+        earlier: EarlierTokens | None = reading.carry.get(name)
         if earlier is not None and earlier.begin + earlier.columns != reading.past:
             earlier = None  # cropped: what was read before is forgotten
-        now = Kept.of(call, heads, reading)
+        now = EarlierTokens.of(call, heads, reading)
         kept = reading.carry[name] = now if earlier is None else earlier.and_then(now)
         self._begun_before = kept.begin > 0
-        return Unrolling(call, kept, heads, kept.columns - now.columns, gate, self.without_removal)
+        return DeltaNetMapRows(call, kept, heads, kept.columns - now.columns, gate, self.without_removal)
 
     def check(self) -> None:
         """Raise KernelDisagrees where the weights do not make the kernel's output."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from qwenlab.capture.tokens import PADDING, Reading, Sample, key_positions
-from qwenlab.probes.attention import Rows
+from qwenlab.capture.tokens import PADDING, TokenBatch, TokenSample, key_positions
+from qwenlab.probes.attention import AttentionRows
 
 STATISTICS = {
     "mass": ("1", "sum of |weight| over the row, summed over tokens"),
@@ -27,7 +27,7 @@ STATISTICS = {
 
 
 @dataclass(frozen=True)
-class Map:
+class RowBlock:
     """Some rows of a map, and where in their sequences they stand.
 
     rows    which rows, and what each may look at
@@ -37,7 +37,7 @@ class Map:
     again   float [batch, query]: the share of those that came right after such an occurrence
     """
 
-    rows: Rows
+    rows: AttentionRows
     by_key: torch.Tensor
     even: torch.Tensor
     again: torch.Tensor
@@ -48,17 +48,19 @@ class Map:
         return self.by_key.shape[2]
 
     @staticmethod
-    def of(reading: Reading, sample: Sample, columns: int, tokens: torch.Tensor | None) -> Map:
+    def of(reading: TokenBatch, sample: TokenSample, columns: int, tokens: torch.Tensor | None) -> RowBlock:
         """The sampled rows over so many columns, whose tokens are [batch, column]; None where those are not known."""
-        rows = Rows.of(reading, columns, sample)
+        rows = AttentionRows.of(reading, columns, sample)
         distance, seen = rows.distance[:, 0], rows.seen[:, 0]
         ones = torch.ones_like(distance)
         again = 0 * ones if tokens is None else _after_the_same(reading, sample, columns, tokens, rows).to(ones.dtype)
         even = 1 / seen.sum(dim=-1).clamp_min(1)
-        return Map(rows, torch.stack([ones, distance, again], dim=-1), even, again.sum(dim=-1) * even)
+        return RowBlock(rows, torch.stack([ones, distance, again], dim=-1), even, again.sum(dim=-1) * even)
 
 
-def _after_the_same(reading: Reading, sample: Sample, columns: int, tokens: torch.Tensor, rows: Rows) -> torch.Tensor:
+def _after_the_same(
+    reading: TokenBatch, sample: TokenSample, columns: int, tokens: torch.Tensor, rows: AttentionRows
+) -> torch.Tensor:
     """bool [batch, query, key]: keys s before the query whose own predecessor is the same token as the query."""
     real = key_positions(reading, columns) >= 0
     number = torch.arange(columns, device=tokens.device)
@@ -71,7 +73,7 @@ def _after_the_same(reading: Reading, sample: Sample, columns: int, tokens: torc
     return same & rows.seen[:, 0] & (rows.distance[:, 0] > 0)
 
 
-def row_statistics(weight: torch.Tensor, value_norm: torch.Tensor, where: Map) -> dict[str, torch.Tensor]:
+def row_statistics(weight: torch.Tensor, value_norm: torch.Tensor, where: RowBlock) -> dict[str, torch.Tensor]:
     """Statistics of each row [batch, query, head], and its shares by bin of distance [batch, query, head, bin].
 
     weight      [batch, head, query, key], signed, 0 where a query may not look
@@ -104,7 +106,7 @@ def row_statistics(weight: torch.Tensor, value_norm: torch.Tensor, where: Map) -
     }
 
 
-def sampled_at(reading: Reading, positions: torch.Tensor) -> Sample:
+def sampled_at(reading: TokenBatch, positions: torch.Tensor) -> TokenSample:
     """The tokens at these positions [slot], in rising order; a slot whose token is not in this reading is padding."""
     wanted = positions.expand(reading.batch, -1).contiguous()
     rising = torch.where(reading.real, reading.position, -1).cummax(dim=1).values
@@ -113,10 +115,10 @@ def sampled_at(reading: Reading, positions: torch.Tensor) -> Sample:
     return restricted(reading, columns, found)
 
 
-def restricted(reading: Reading, columns: torch.Tensor, real: torch.Tensor) -> Sample:
+def restricted(reading: TokenBatch, columns: torch.Tensor, real: torch.Tensor) -> TokenSample:
     """The tokens at these columns [batch, slot], those that are not `real` as padding."""
     position, row, group = (each.gather(1, columns) for each in (reading.position, reading.row, reading.group))
     row, group = (torch.where(real, each, PADDING) for each in (row, group))
     few = replace(reading, real=real, position=position, row=row, group=group, keys=None, whole=False)
     begins = torch.arange(reading.batch, device=columns.device)[:, None] * reading.width
-    return Sample(columns, (begins + columns).flatten(), few)
+    return TokenSample(columns, (begins + columns).flatten(), few)

@@ -8,24 +8,24 @@ from typing import Any, ClassVar
 
 import torch
 
-from qwenlab.capture.buffers import AttentionCall, Notes, Part
-from qwenlab.capture.tokens import Reading, Sample
+from qwenlab.capture.buffers import AttentionCall, Captured, Part
+from qwenlab.capture.tokens import TokenBatch, TokenSample
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import ATTENTION
 from qwenlab.probes.attention import probabilities
-from qwenlab.probes.maps.base import Maps
+from qwenlab.probes.maps.base import MapProbe
 from qwenlab.probes.maps.delta_rule_weights import Bounds
-from qwenlab.probes.maps.row_statistics import Map
+from qwenlab.probes.maps.row_statistics import RowBlock
 
 
-class SoftmaxAttention(Maps):
+class SoftmaxAttention(MapProbe):
     """Maps of the softmax-attention layers, by head: the weight of a token's value is its probability p(t, s).
 
     Statistics of a sample of rows, and maps where asked for, as `ImplicitAttention` makes them of DeltaNet layers. What
     the output gate does to the sink: the contribution of token s to the output at t has the norm p(t, s) ||v_s||, and
     with the gate on p(t, s) ||sigmoid(gate_t) * v_s||. Kept are the sums of both, over all tokens and of the first.
 
-    layers, heads, every, queries, block  as in `Maps`
+    layers, heads, every, queries, block  as in `MapProbe`
     """
 
     name = "softmax_attention"
@@ -52,7 +52,7 @@ class SoftmaxAttention(Maps):
         """Probabilities are never negative."""
         return ("negative",)
 
-    def weighing(self, layer: int, notes: Notes, reading: Reading) -> _Probabilities:
+    def weighing(self, layer: int, notes: Captured, reading: TokenBatch) -> _Probabilities:
         """The probabilities of one layer."""
         call, gate = notes["attention"], notes["gate"]
         assert isinstance(call, AttentionCall)
@@ -71,7 +71,9 @@ class _Probabilities:
     key_heads: torch.Tensor
     columns: int
 
-    def rows(self, where: Map, sample: Sample, heads: slice, bounds: Bounds) -> tuple[torch.Tensor, dict[str, Any]]:
+    def rows(
+        self, where: RowBlock, sample: TokenSample, heads: slice, bounds: Bounds
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
         """Probabilities; and by row the contributions with the gate on, all and the first token's."""
         query = self.call.query.index_select(1, self.heads[heads])
         key, value = (self._of(held, heads)[:, :, : where.columns] for held in (self.call.key, self.call.value))
@@ -90,7 +92,7 @@ class _Probabilities:
         """[batch, head, column]"""
         return torch.linalg.vector_norm(self._of(self.call.value, heads).float(), dim=-1)
 
-    def openness(self, sample: Sample) -> torch.Tensor:
+    def openness(self, sample: TokenSample) -> torch.Tensor:
         """[batch, row, head]"""
         return torch.sigmoid(self._gate(sample).float()).mean(dim=-1)
 
@@ -98,7 +100,7 @@ class _Probabilities:
         assert held is not None
         return held.index_select(1, self.key_heads[heads])
 
-    def _gate(self, sample: Sample) -> torch.Tensor:
+    def _gate(self, sample: TokenSample) -> torch.Tensor:
         """Logits of the output gate [batch, row, head, channel] of the sampled rows."""
         columns = sample.columns[:, :, None, None].expand(-1, -1, *self.gate.shape[2:])
         return self.gate.gather(1, columns).index_select(2, self.heads)

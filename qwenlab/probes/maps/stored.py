@@ -19,7 +19,7 @@ HELD = 2**31
 """Bytes of maps, at most, that a probe keeps."""
 
 
-class Rows(NamedTuple):
+class StoredRows(NamedTuple):
     """Rows of some heads of one layer, that are to be kept.
 
     place, heads     which layer, and which of the heads that are kept
@@ -39,13 +39,13 @@ class Rows(NamedTuple):
     openness: torch.Tensor | None
 
 
-class Pictures(ABC):
+class MapStore(ABC):
     """Keeps weights of some layers, on the host."""
 
     nbytes: int
 
     @abstractmethod
-    def add(self, rows: Rows) -> None:
+    def add(self, rows: StoredRows) -> None:
         """Keep rows of some heads of one layer."""
 
     @abstractmethod
@@ -53,14 +53,14 @@ class Pictures(ABC):
         """What was kept, as variables of a recording."""
 
 
-class Whole(Pictures):
+class WholeMaps(MapStore):
     """Rows as they are: `weight` [layer, head, row, key], NaN beyond the row's own token."""
 
     def __init__(self, layers: int) -> None:
         self._rows: list[list[tuple[int, slice, np.ndarray, np.ndarray, np.ndarray]]] = [[] for _ in range(layers)]
         self.nbytes = 0
 
-    def add(self, rows: Rows) -> None:
+    def add(self, rows: StoredRows) -> None:
         """Keep the real rows of each sequence, over its real tokens."""
         for row, number in enumerate(rows.numbers):
             wanted, keys = rows.real[row].cpu(), (rows.key_position[row] >= 0).cpu()
@@ -98,7 +98,7 @@ class Whole(Pictures):
         }
 
 
-class Blocks(Pictures):
+class BlockMeans(MapStore):
     """Means over blocks of queries and keys: `weight` and `size` (of |weight|) [layer, head, row, key], by block."""
 
     def __init__(self, layers: int, heads: int, block: int) -> None:
@@ -111,7 +111,7 @@ class Blocks(Pictures):
         """Bytes of the sums."""
         return sum(each.nbytes for each in self._sums.values())
 
-    def add(self, rows: Rows) -> None:
+    def add(self, rows: StoredRows) -> None:
         """Add the real rows of each sequence to its blocks."""
         for row, number in enumerate(rows.numbers):
             real = rows.real[row]
@@ -157,7 +157,7 @@ class Blocks(Pictures):
         }
 
 
-def check_size(name: str, length: int, full: bool, block: int | None, pictures: Pictures) -> None:
+def check_size(name: str, length: int, full: bool, block: int | None, pictures: MapStore) -> None:
     """Refuse a map that is too large to be kept whole. Raises MapTooLarge.
 
     name    of the probe;  length  tokens of the text so far, padding included

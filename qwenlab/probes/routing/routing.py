@@ -8,12 +8,12 @@ import numpy as np
 import torch
 import xarray as xr
 
-from qwenlab.capture.buffers import Notes, Part
-from qwenlab.capture.tokens import Reading
+from qwenlab.capture.buffers import Captured, Part
+from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
-from qwenlab.errors import CannotEdit
+from qwenlab.errors import CannotIntervene
 from qwenlab.probes.accumulators import At, Sums, counted
-from qwenlab.probes.base import Kept, Probe, Variable
+from qwenlab.probes.base import Probe, Reduced, Variable
 from qwenlab.probes.routing.windows import WINDOWS, Windows
 
 _CERTAIN = ("entropy", "topk_entropy", "margin", "shared_gate", "shared_share", "measured")
@@ -72,7 +72,7 @@ class Routing(Probe):
         shared = ("routed", "shared", "shared_gate") if self.shared else ()
         return tuple(("mlp", name) for name in ("router", "weights", "chosen", *shared))
 
-    def keep(self, layer: int, part: Part, notes: Notes, reading: Reading) -> Kept:
+    def keep(self, layer: int, part: Part, notes: Captured, reading: TokenBatch) -> Reduced:
         """The choices of every token; of the sampled ones also the logits, and what the shared expert gives."""
         logits, weights, chosen = _tensors(notes, "router", "weights", "chosen")
         self._count_slots(chosen.shape[-1])
@@ -85,13 +85,13 @@ class Routing(Probe):
     def _count_slots(self, k: int) -> None:
         """A token has so many experts: the config's number, or an edit's. Raises CannotEdit unless all layers agree."""
         if self._chose and k != self.top_k:
-            raise CannotEdit(
+            raise CannotIntervene(
                 f"Routing saw tokens with {self.top_k} experts and with {k}; what it counts has one number for all.\n"
                 "Watch them apart: give each number a watch of its own, and Routing the layers that have it."
             )
         self.top_k, self._chose = k, True
 
-    def look(self, where: At, part: Part, kept: Kept, reading: Reading) -> None:
+    def look(self, where: At, part: Part, kept: Reduced, reading: TokenBatch) -> None:
         """Add up the choices of every token, and the certainty of the sampled ones."""
         chosen, weights = kept["chosen"], kept["weights"].float()
         weights = weights / weights.sum(dim=-1, keepdim=True)
@@ -107,7 +107,7 @@ class Routing(Probe):
         self._windows.add(where, hot > 0, reading)
 
     def _look_at_certainty(
-        self, where: At, kept: Kept, weights: torch.Tensor, hot: torch.Tensor, reading: Reading
+        self, where: At, kept: Reduced, weights: torch.Tensor, hot: torch.Tensor, reading: TokenBatch
     ) -> None:
         """Entropies, and by how much the last expert chosen leads the best of those that were not."""
         sample = reading.sample(self.every)
@@ -122,7 +122,7 @@ class Routing(Probe):
         } | {name: kept[name] for name in ("shared_gate", "shared_share") if name in kept}
         self._certain.add(where, sample.reading, measured=torch.ones_like(rest), **certain)
 
-    def _look_at_handover(self, where: At, chosen: torch.Tensor, weights: torch.Tensor, reading: Reading) -> None:
+    def _look_at_handover(self, where: At, chosen: torch.Tensor, weights: torch.Tensor, reading: TokenBatch) -> None:
         """Pairs of the top choice in a layer and in the next one watched."""
         top = chosen.gather(-1, weights.argmax(dim=-1, keepdim=True))[..., 0]
         givers = slice(where.start, where.stop - 1)
@@ -137,7 +137,7 @@ class Routing(Probe):
             self._handover = self._accumulated(self._handover, givers, counts)
 
     def _turnover(
-        self, where: At, chosen: torch.Tensor, hot: torch.Tensor, reading: Reading
+        self, where: At, chosen: torch.Tensor, hot: torch.Tensor, reading: TokenBatch
     ) -> dict[str, torch.Tensor]:
         """Experts shared by each token and the one before it, which the call before may have read."""
         newest = reading.carried((id(self), "newest"), len(self.layers), hot[:, :, 0])
@@ -197,7 +197,7 @@ class Routing(Probe):
         return counted(none if counts is None else counts.cpu().numpy())
 
 
-def _tensors(notes: Notes, *names: str) -> tuple[torch.Tensor, ...]:
+def _tensors(notes: Captured, *names: str) -> tuple[torch.Tensor, ...]:
     found = [notes[name] for name in names]
     assert all(isinstance(note, torch.Tensor) for note in found)
     return tuple(note for note in found if isinstance(note, torch.Tensor))

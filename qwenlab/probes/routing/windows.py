@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from qwenlab.capture.tokens import FOLDS, PADDING, Reading
+from qwenlab.capture.tokens import FOLDS, PADDING, TokenBatch
 from qwenlab.probes.accumulators import At, Sums, counted
 
 WINDOWS = (2, 4, 8, 16, 32, 64, 128)
@@ -26,9 +26,9 @@ class Windows:
     def __init__(self, layers: int) -> None:
         self._layers, self._sums = layers, Sums(layers)
 
-    def add(self, where: At, met: torch.Tensor, reading: Reading) -> None:
+    def add(self, where: At, met: torch.Tensor, reading: TokenBatch) -> None:
         """Add `met` bool [layer, batch, position, expert]: the experts that each token chose."""
-        places = reading.once(Places, lambda: Places.of(reading))
+        places = reading.once(WindowSlots, lambda: WindowSlots.of(reading))
         met_at = met.new_zeros(*met.shape[:2], places.slots + 1, met.shape[3])
         met_at = met_at.scatter_(2, places.slot[None, :, :, None].expand_as(met), met)[:, :, :-1]
         self._complete(where, met_at, places, reading)
@@ -40,7 +40,7 @@ class Windows:
         both = torch.stack([counts, torch.ones_like(counts)], dim=-1)
         self._sums.move(where, 1 + (reading.groups - 1) * len(WINDOWS), places.group, both=both)
 
-    def _complete(self, where: At, met_at: torch.Tensor, places: Places, reading: Reading) -> None:
+    def _complete(self, where: At, met_at: torch.Tensor, places: WindowSlots, reading: TokenBatch) -> None:
         """Add what was kept of the longest window that was open, and keep the one that is open now."""
         spread = places.open[None, :, :, None].expand(len(met_at), -1, -1, met_at.shape[3])
         kept = reading.carried((id(self), "met"), self._layers, met_at[:, :, :LONGEST])
@@ -60,7 +60,7 @@ class Windows:
 
 
 @dataclass(frozen=True)
-class Places:
+class WindowSlots:
     """Where the tokens of a reading lie among windows: the same in every layer.
 
     origin  int [batch, 1]: position at which the longest window of each row's first token starts
@@ -81,7 +81,7 @@ class Places:
     open: torch.Tensor
 
     @staticmethod
-    def of(reading: Reading) -> Places:
+    def of(reading: TokenBatch) -> WindowSlots:
         """The places of these tokens."""
         origin = reading.begin // LONGEST * LONGEST
         slots = (reading.width // LONGEST + 2) * LONGEST  # from the longest window's start to beyond the last token
@@ -96,4 +96,4 @@ class Places:
         places = torch.arange(LONGEST, device=origin.device)
         last = (1 + torch.where(reading.real, reading.position, -1).amax(dim=1, keepdim=True)) // LONGEST * LONGEST
         still_open = (last - origin).clamp(0, slots - LONGEST) + places
-        return Places(origin, slot, slots, torch.cat(found), origin + places, last, still_open)
+        return WindowSlots(origin, slot, slots, torch.cat(found), origin + places, last, still_open)

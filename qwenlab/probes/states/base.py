@@ -10,14 +10,14 @@ import numpy as np
 import torch
 
 from qwenlab.capture.buffers import Part
-from qwenlab.capture.delta_rule import RuleCall
+from qwenlab.capture.delta_rule import DeltaRuleCall
 from qwenlab.capture.prediction import CHUNK, Chunk, chunks
-from qwenlab.capture.tokens import Reading
+from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import BadArgument
 from qwenlab.probes.base import Probe
-from qwenlab.probes.kernel_agreement import StateGap
+from qwenlab.probes.kernel_agreement import StateDeviation
 
 HELD = 2**22
 """Elements of states, at most, that are worked out at a time (but always those of one token)."""
@@ -28,7 +28,7 @@ POSITION_EDGES = np.concatenate([[0], 2 ** np.arange(OCTAVES - 1)])
 
 
 @dataclass(frozen=True)
-class Chosen:
+class StateSample:
     """The tokens of a reading whose state is asked for, chunk by chunk, in each by row and column.
 
     row, column      int [token]: where they stand in the reading
@@ -43,7 +43,7 @@ class Chosen:
     sections: tuple[int, ...]
 
     @staticmethod
-    def of(reading: Reading, every: int, steps: Sequence[int] | None) -> Chosen:
+    def of(reading: TokenBatch, every: int, steps: Sequence[int] | None) -> StateSample:
         """The tokens at these positions of their sequences, or one of every so many. Asks the device how many."""
         if steps is None:
             sample = reading.sample(every)
@@ -56,12 +56,12 @@ class Chosen:
         row, column = row[order], column[order]
         counts = torch.bincount(column // width, minlength=-(-reading.width // width))
         position, group = reading.position[row, column], reading.group[row, column]
-        return Chosen(row, column, position, group, tuple(counts.tolist()))
+        return StateSample(row, column, position, group, tuple(counts.tolist()))
 
     def __len__(self) -> int:
         return len(self.row)
 
-    def of_ids(self, reading: Reading, ids: tuple[int, ...] | None) -> Chosen:
+    def of_ids(self, reading: TokenBatch, ids: tuple[int, ...] | None) -> StateSample:
         """Those of them that are these tokens, by id; None: all. Raises BadArgument where the model got no ids."""
         if ids is None:
             return self
@@ -72,7 +72,7 @@ class Chosen:
             )
         keep = torch.isin(reading.tokens[self.row, self.column], torch.tensor(ids, device=self.row.device))
         row, column, position, group = (each[keep] for each in (self.row, self.column, self.position, self.group))
-        return Chosen(row, column, position, group, tuple(int(part.sum()) for part in keep.split(self.sections)))
+        return StateSample(row, column, position, group, tuple(int(part.sum()) for part in keep.split(self.sections)))
 
     def parts(self, chunk: int, most: int) -> Iterator[slice]:
         """Which of these tokens stand in a chunk, so many at a time."""
@@ -110,7 +110,7 @@ class Moment:
         return self.before + self.change
 
 
-def moments(chunk: Chunk, number: int, chosen: Chosen, heads: int) -> Iterator[Moment]:
+def moments(chunk: Chunk, number: int, chosen: StateSample, heads: int) -> Iterator[Moment]:
     """The states around the tokens chosen in a chunk, the `number`-th, so many at a time as may be held.
 
     With S0 the state the chunk begins with, G the running sum of g and u_s what token s writes, the state before t is
@@ -137,7 +137,7 @@ def moments(chunk: Chunk, number: int, chosen: Chosen, heads: int) -> Iterator[M
         yield Moment(which, before, change)
 
 
-class OfStates(Probe):
+class StateProbe(Probe):
     """A probe of the states of DeltaNet heads. They are worked out in float32 from what the kernel was given.
 
     In prefill a kernel returns the last state only, so those in between are solved for (`prediction.chunks`). After
@@ -174,7 +174,7 @@ class OfStates(Probe):
                 f"{type(self).__name__}(heads={self.heads}): its layers have value heads 0 to {total - 1}.\n"
                 "Leave `heads` out to read all of them."
             )
-        self._gap = StateGap()
+        self._gap = StateDeviation()
         self._indices: dict[torch.device, torch.Tensor] = {}
 
     def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
@@ -185,7 +185,7 @@ class OfStates(Probe):
         """Layers, heads and tokens, where not all of them are measured."""
         return super().sample() | ({} if self._chosen_heads is None else {"heads": self.heads})
 
-    def _walk(self, layer: int, call: RuleCall, reading: Reading) -> Iterator[Chunk]:
+    def _walk(self, layer: int, call: DeltaRuleCall, reading: TokenBatch) -> Iterator[Chunk]:
         """The chunks of one call of a layer, of the heads that are read; then the last state is held to the kernel's.
 
         A state is the one after the last real token: padding is passed over.

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 import xarray as xr
 
-from qwenlab.capture.buffers import Notes, Part
-from qwenlab.capture.delta_rule import RuleCall
-from qwenlab.capture.tokens import Reading
+from qwenlab.capture.buffers import Captured, Part
+from qwenlab.capture.delta_rule import DeltaRuleCall
+from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.errors import BadArgument
 from qwenlab.probes.accumulators import At, BinnedSums, counted
-from qwenlab.probes.base import Kept, Variable
-from qwenlab.probes.states.base import OCTAVES, POSITION_EDGES, Chosen, OfStates, moments
+from qwenlab.probes.base import Reduced, Variable
+from qwenlab.probes.states.base import OCTAVES, POSITION_EDGES, StateProbe, StateSample, moments
 from qwenlab.record.states_file import StatesFile
 
 _PER_HEAD = {
@@ -29,7 +29,7 @@ _PER_HEAD = {
 }
 
 
-class DeltaState(OfStates):
+class DeltaState(StateProbe):
     """The recurrent state S [key channel, channel] of every DeltaNet head after chosen tokens, reduced as it comes.
 
     Kept, per layer and head, by octave of the token's position in its sequence (0, 1, 2-3, 4-7, ...), as sums:
@@ -95,18 +95,18 @@ class DeltaState(OfStates):
         """Layers, heads and tokens, where not all of them are measured."""
         return super().sample() | ({} if self.steps is None else {"steps": self.steps})
 
-    def look_at_tokens(self, reading: Reading) -> None:
+    def look_at_tokens(self, reading: TokenBatch) -> None:
         """Make room in the file for the states of these tokens."""
         if self._file is not None:
             chosen, numbers = self._asked(reading), np.array(reading.numbers)
             label = (reading.row[chosen.row, chosen.column] - 1).cpu().numpy()
             self._file.extend(numbers[chosen.row.cpu().numpy()], chosen.position.cpu().numpy(), label)
 
-    def keep(self, layer: int, part: Part, notes: Notes, reading: Reading) -> Kept | None:
+    def keep(self, layer: int, part: Part, notes: Captured, reading: TokenBatch) -> Reduced | None:
         """Statistics of the states after the chosen tokens, [token, head]; the states themselves go to the file."""
         call, chosen = notes["rule"], self._asked(reading)
-        assert isinstance(call, RuleCall)
-        found: list[Kept] = []
+        assert isinstance(call, DeltaRuleCall)
+        found: list[Reduced] = []
         for number, chunk in enumerate(self._walk(layer, call, reading)):
             for moment in moments(chunk, number, chosen, len(self.heads)):
                 state = moment.after
@@ -115,11 +115,11 @@ class DeltaState(OfStates):
                 found.append(statistics(state) | _rewrite(moment.before, moment.change))
         return {name: torch.cat([each[name] for each in found]) for name in found[0]} if found else None
 
-    def _asked(self, reading: Reading) -> Chosen:
+    def _asked(self, reading: TokenBatch) -> StateSample:
         steps = None if self.steps is None else tuple(self.steps)
-        return reading.once((Chosen, self.every, steps), lambda: Chosen.of(reading, self.every, steps))
+        return reading.once((StateSample, self.every, steps), lambda: StateSample.of(reading, self.every, steps))
 
-    def look(self, where: At, part: Part, kept: Kept, reading: Reading) -> None:
+    def look(self, where: At, part: Part, kept: Reduced, reading: TokenBatch) -> None:
         """Add up by octave of position."""
         chosen = self._asked(reading)
         tokens = torch.ones_like(kept["norm"])

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from qwenlab.capture.tokens import Reading, drawn
-from qwenlab.probes.states.base import Chosen
+from qwenlab.capture.tokens import TokenBatch, drawn
+from qwenlab.probes.states.base import StateSample
 
 AGES, EACH = 12, 4
 SLOTS = AGES * EACH
@@ -30,7 +30,7 @@ def slot_of(position: np.ndarray, pairs: int, number: np.ndarray) -> tuple[np.nd
 
 
 @dataclass(frozen=True)
-class Asked:
+class PairQuery:
     """What a reading asks of which pairs. A pair's index counts those remembered, [row, slot], then those of `stored`.
 
     steps     the tokens after which a state is asked;  stored  the tokens whose pair is stored
@@ -41,8 +41,8 @@ class Asked:
     position  int [row, slot]: their positions, on the host; -1 where there is none
     """
 
-    steps: Chosen
-    stored: Chosen
+    steps: StateSample
+    stored: StateSample
     pair: torch.Tensor
     flat: torch.Tensor
     step: torch.Tensor
@@ -51,7 +51,7 @@ class Asked:
     position: np.ndarray
 
     @staticmethod
-    def of(steps: Chosen, stored: Chosen, reading: Reading, pairs: int, held: np.ndarray) -> Asked:
+    def of(steps: StateSample, stored: StateSample, reading: TokenBatch, pairs: int, held: np.ndarray) -> PairQuery:
         """What is asked for after `steps`, one token of every `pairs` standing for its block among the `stored`.
 
         held  int [row, slot]: positions of the pairs remembered before; -1 where there is none
@@ -82,11 +82,11 @@ class Asked:
         several = {"pair": pair, "flat": np.flatnonzero(alive), "step": step, "distance": distance}
         several["keep"] = np.maximum(keep, 0)
         tensors = {name: torch.from_numpy(each).to(reading.real.device) for name, each in several.items()}
-        return Asked(steps, stored, position=later, **tensors)
+        return PairQuery(steps, stored, position=later, **tensors)
 
 
 @dataclass(frozen=True)
-class Pairs:
+class StoredPairs:
     """The pairs of one layer, [pair, head, ...]: those remembered of each sequence, and then those of a reading.
 
     key, value        as they were stored, the key normalised
@@ -105,16 +105,16 @@ class Pairs:
     strength: torch.Tensor
 
     @staticmethod
-    def none(key: torch.Tensor, value: torch.Tensor) -> Pairs:
+    def none(key: torch.Tensor, value: torch.Tensor) -> StoredPairs:
         """Those of sequences that begin, whose keys are [row, position, head, key channel]; all places are empty."""
         batch, heads = len(key), key.shape[2]
         keys, values = (key.new_zeros(batch * SLOTS, heads, each.shape[-1]) for each in (key, value))
         zeros = key.new_zeros(batch * SLOTS, heads, dtype=torch.float64)
-        return Pairs(keys, values, zeros, zeros, zeros, zeros, zeros[:batch], zeros[:batch])
+        return StoredPairs(keys, values, zeros, zeros, zeros, zeros, zeros[:batch], zeros[:batch])
 
     def and_stored(
         self, key: torch.Tensor, value: torch.Tensor, elapsed: torch.Tensor, strength: torch.Tensor
-    ) -> Pairs:
+    ) -> StoredPairs:
         """These, and those of a reading."""
         more = {"key": key, "value": value, "elapsed_then": elapsed, "strength_then": strength}
         return replace(self, **{name: torch.cat([getattr(self, name), each]) for name, each in more.items()})
@@ -129,14 +129,14 @@ class Pairs:
         recall, error = along(back, value), _norm(back - value) / _norm(value).clamp_min(_TINY)
         return recall.transpose(1, 2), error.transpose(1, 2)
 
-    def found_when_stored(self, given_back: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Pairs:
+    def found_when_stored(self, given_back: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> StoredPairs:
         """With what was given back of those of the reading before and after: [pair, head, channel], by part."""
         stored = self.value[len(self.written) :]
         both = (along(torch.cat([stored[:0], *(each[at] for each in given_back)]), stored) for at in (0, 1))
         before, written = (torch.cat([held, new]) for held, new in zip((self.before, self.written), both, strict=True))
         return replace(self, before=before, written=written)
 
-    def remembered(self, keep: torch.Tensor, elapsed: torch.Tensor, strength: torch.Tensor) -> Pairs:
+    def remembered(self, keep: torch.Tensor, elapsed: torch.Tensor, strength: torch.Tensor) -> StoredPairs:
         """Those to remember, after a reading."""
         names = ("key", "value", "before", "written", "elapsed_then", "strength_then")
         kept = {name: getattr(self, name)[keep.flatten()] for name in names}

@@ -9,18 +9,18 @@ import numpy as np
 import torch
 import xarray as xr
 
-from qwenlab.capture.buffers import Notes, Part
-from qwenlab.capture.delta_rule import RuleCall
+from qwenlab.capture.buffers import Captured, Part
+from qwenlab.capture.delta_rule import DeltaRuleCall
 from qwenlab.capture.rounding import FORMATS, check_format, rounded
-from qwenlab.capture.tokens import Reading
+from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.errors import BadArgument
 from qwenlab.probes.accumulators import At, BinnedSums, counted
-from qwenlab.probes.base import Kept, Variable
-from qwenlab.probes.states.base import OCTAVES, POSITION_EDGES, Chosen, OfStates
+from qwenlab.probes.base import Reduced, Variable
+from qwenlab.probes.states.base import OCTAVES, POSITION_EDGES, StateProbe, StateSample
 
 
-class StatePrecision(OfStates):
+class StatePrecision(StateProbe):
     """How far the state of a DeltaNet head strays from that in float32, where it is kept in low precision.
 
     The delta rule is run again beside the model, token by token in float32, from what the kernel was given, once for
@@ -32,7 +32,7 @@ class StatePrecision(OfStates):
     A state that was there when the block began, or that was cropped, starts without an error. It costs several times
     what the layer does: an instrument for a text, not for a training run.
 
-    layers, heads, every  as in `OfStates`
+    layers, heads, every  as in `StateProbe`
     formats               names in `precision.FORMATS`
     after                 round after so many tokens: 1 as in a decode that keeps the state in this format
     """
@@ -67,10 +67,10 @@ class StatePrecision(OfStates):
         """Layers, heads and tokens, where not all of them are measured; and how often states are rounded."""
         return super().sample() | {"after": self.after}
 
-    def keep(self, layer: int, part: Part, notes: Notes, reading: Reading) -> Kept | None:
+    def keep(self, layer: int, part: Part, notes: Captured, reading: TokenBatch) -> Reduced | None:
         """Errors after the chosen tokens, [token, format x head]."""
         call, name = notes["rule"], (id(self), layer)
-        assert isinstance(call, RuleCall)
+        assert isinstance(call, DeltaRuleCall)
         which, chosen = self._which(call.device), self._asked(reading)
         given = call.of_heads(which, reading)
         plain = given[1].new_zeros(reading.batch, len(self.heads), given[0].shape[-1], given[1].shape[-1])
@@ -87,7 +87,7 @@ class StatePrecision(OfStates):
         return {"error": errors} if len(chosen) else None
 
     def _replay(
-        self, states: torch.Tensor, given: tuple[torch.Tensor, ...], reading: Reading, chosen: Chosen
+        self, states: torch.Tensor, given: tuple[torch.Tensor, ...], reading: TokenBatch, chosen: StateSample
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The delta rule token by token: the last states, and errors [token, format x head] after the chosen ones."""
         key, value, g, beta = (each.float().transpose(0, 1) for each in given)  # [position, batch, head, ...]
@@ -112,10 +112,10 @@ class StatePrecision(OfStates):
         place = torch.tensor(np.searchsorted(sorted(measured), chosen.column.cpu().numpy()), device=states.device)
         return states, torch.stack(errors)[place, :, chosen.row].flatten(1)
 
-    def _asked(self, reading: Reading) -> Chosen:
-        return reading.once((Chosen, self.every, None), lambda: Chosen.of(reading, self.every, None))
+    def _asked(self, reading: TokenBatch) -> StateSample:
+        return reading.once((StateSample, self.every, None), lambda: StateSample.of(reading, self.every, None))
 
-    def look(self, where: At, part: Part, kept: Kept, reading: Reading) -> None:
+    def look(self, where: At, part: Part, kept: Reduced, reading: TokenBatch) -> None:
         """Add up by octave of position."""
         chosen, error = self._asked(reading), kept["error"]
         ones = torch.ones_like(error)
@@ -140,7 +140,7 @@ class StatePrecision(OfStates):
         return self._dataset(labels, variables, **coords).assign_attrs(self._gap.attrs)
 
 
-def _due(reading: Reading, after: int) -> tuple[torch.Tensor, list[bool]]:
+def _due(reading: TokenBatch, after: int) -> tuple[torch.Tensor, list[bool]]:
     """bool [batch, position]: tokens after which a state is rounded; and whether there is one in each column."""
     due = reading.real & ((reading.position + 1) % after == 0)
     return due, due.any(dim=0).tolist()

@@ -9,16 +9,16 @@ import numpy as np
 import torch
 import xarray as xr
 
-from qwenlab.capture.buffers import Notes, Part
-from qwenlab.capture.delta_rule import RuleCall
+from qwenlab.capture.buffers import Captured, Part
+from qwenlab.capture.delta_rule import DeltaRuleCall
 from qwenlab.capture.prediction import Chunk
-from qwenlab.capture.tokens import Reading
+from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.errors import BadArgument
 from qwenlab.probes.accumulators import At, BinnedSums, Sums, counted
-from qwenlab.probes.base import Kept, Variable
-from qwenlab.probes.states.base import OCTAVES, POSITION_EDGES, Chosen, OfStates, moments, octave_of
-from qwenlab.probes.states.pairs import SLOTS, Asked, Pairs
+from qwenlab.probes.base import Reduced, Variable
+from qwenlab.probes.states.base import OCTAVES, POSITION_EDGES, StateProbe, StateSample, moments, octave_of
+from qwenlab.probes.states.pairs import SLOTS, PairQuery, StoredPairs
 
 _SUMMED = {
     "recall": "what the state gives back of a stored value, summed over pairs",
@@ -30,7 +30,7 @@ _SUMMED = {
 _BINS = {"distance": "tokens since it was stored", "writes": "write strength since it was stored"}
 
 
-class Retention(OfStates):
+class Retention(StateProbe):
     """What the state of a DeltaNet head still knows of pairs (key k_s, value v_s) that were stored a while ago.
 
     After sampled tokens t, of sampled tokens s <= t of the same sequence, by octave of the distance t - s and by octave
@@ -49,7 +49,7 @@ class Retention(OfStates):
     each octave (`pairs.slot_of`): memory does not grow with what is read. What was stored before the block began is not
     asked for.
 
-    layers, heads, every  as in `OfStates`: the state is asked after one token of every so many
+    layers, heads, every  as in `StateProbe`: the state is asked after one token of every so many
     pairs                 the pair of one token of every so many is stored to be asked for
     stored, asked         of these, only the pairs of tokens with such ids, and only the states after such tokens: in a
                           list of keys and values, the values' pairs, asked for where the list ends
@@ -84,7 +84,7 @@ class Retention(OfStates):
         ids = {name: list(each) for name, each in (("stored", self.stored), ("asked", self.asked)) if each is not None}
         return super().sample() | ({} if self.pairs == 1 else {"pairs": self.pairs}) | ids
 
-    def look_at_tokens(self, reading: Reading) -> None:
+    def look_at_tokens(self, reading: TokenBatch) -> None:
         """Say which pairs are asked for, and which to remember."""
         name = (id(self), "pairs")
         columns, held = reading.carry.get(name, (-1, None))
@@ -92,20 +92,20 @@ class Retention(OfStates):
         self._held = held if columns == reading.past else np.full((reading.batch, SLOTS), -1)
         reading.carry[name] = (reading.past + reading.width, self._asked(reading).position)
 
-    def _asked(self, reading: Reading) -> Asked:
-        def asked() -> Asked:
-            steps = Chosen.of(reading, self.every, None).of_ids(reading, self.asked)
-            stored = Chosen.of(reading, self.pairs, None).of_ids(reading, self.stored)
-            return Asked.of(steps, stored, reading, self.pairs, self._held)
+    def _asked(self, reading: TokenBatch) -> PairQuery:
+        def asked() -> PairQuery:
+            steps = StateSample.of(reading, self.every, None).of_ids(reading, self.asked)
+            stored = StateSample.of(reading, self.pairs, None).of_ids(reading, self.stored)
+            return PairQuery.of(steps, stored, reading, self.pairs, self._held)
 
-        return reading.once((Asked, id(self)), asked)
+        return reading.once((PairQuery, id(self)), asked)
 
-    def keep(self, layer: int, part: Part, notes: Notes, reading: Reading) -> Kept | None:
+    def keep(self, layer: int, part: Part, notes: Captured, reading: TokenBatch) -> Reduced | None:
         """What the states after the chosen tokens give back of the pairs asked for, [asked, head]."""
         call, asked, name = notes["rule"], self._asked(reading), (id(self), layer)
-        assert isinstance(call, RuleCall)
+        assert isinstance(call, DeltaRuleCall)
         key, value, g, beta = call.of_heads(self._which(call.device), reading)
-        earlier: Pairs = reading.carry.get(name) or Pairs.none(key, value)
+        earlier: StoredPairs = reading.carry.get(name) or StoredPairs.none(key, value)
         elapsed, strength = (
             now[:, None] + each.double().cumsum(dim=1) for now, each in ((earlier.elapsed, g), (earlier.strength, beta))
         )
@@ -129,7 +129,7 @@ class Retention(OfStates):
         told = {"recall": recall, "before": before, "written": written, "decayed": (written - before) * left}
         return told | {"error": error, "writes": since}
 
-    def look(self, where: At, part: Part, kept: Kept, reading: Reading) -> None:
+    def look(self, where: At, part: Part, kept: Reduced, reading: TokenBatch) -> None:
         """Add up by distance and by what was written since."""
         asked = self._asked(reading)
         values = {name: kept[name] for name in _SUMMED} | {"pairs": torch.ones_like(kept["recall"])}
@@ -170,7 +170,7 @@ def _ids(name: str, ids: Any) -> tuple[int, ...] | None:
 
 
 def _given_back_at_once(
-    chunk: Chunk, number: int, asked: Asked, heads: int
+    chunk: Chunk, number: int, asked: PairQuery, heads: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """S^T k_s just before and right after each token s of a chunk whose pair is stored, [stored, head, channel] each.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from qwenlab.capture.forward_pass import Pass
+from qwenlab.capture.forward_pass import ForwardPass
 from qwenlab.capture.wrapping import outputs
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.probes.timing.timing import PHASES, Mark, Timing
@@ -37,7 +37,7 @@ class Stopwatch:
             for part in ("mixer", "mlp"):
                 self._around(decoder.part(layer, part), layer, part, hooks)
 
-    def start_model(self, passed: Pass) -> None:
+    def start_model(self, passed: ForwardPass) -> None:
         """The decoder is about to read this."""
         self._phase, self._inside = DECODE if passed.width == 1 else PREFILL, None
         self._began["model"] = self.timing.now()

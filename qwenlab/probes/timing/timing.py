@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from qwenlab.capture.tokens import Reading
+from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.probes.base import Probe
 
@@ -72,7 +72,7 @@ class Timing(Probe):
         """Add a span to the seconds of the whole decoder."""
         self._book(self._model_seconds, phase, mark, 1)
 
-    def look_at_tokens(self, reading: Reading) -> None:
+    def look_at_tokens(self, reading: TokenBatch) -> None:
         """Count the tokens of each phase."""
         phase = PHASES.index("decode") if reading.decode or reading.width == 1 else PHASES.index("prefill")
         self.tokens[phase] = self.tokens[phase].to(reading.real.device) + reading.real.sum()

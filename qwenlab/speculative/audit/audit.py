@@ -12,12 +12,12 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from qwenlab.checkpoint.open import Checkpoint, refuse_model
+from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
 from qwenlab.errors import BadArgument, BadPrompt
-from qwenlab.speculative.audit.contract import FIRST_ROW, Contract, TrunkStates, states_of
+from qwenlab.speculative.audit.contract import FIRST_ROW, Contract, TargetStates, states_of
 from qwenlab.speculative.audit.diagnosis import (
     MEASURES,
-    Verdict,
+    SettingVerdict,
     finding,
     judged,
     judged_draft,
@@ -25,10 +25,10 @@ from qwenlab.speculative.audit.diagnosis import (
     setting_verdict,
     untold,
 )
-from qwenlab.speculative.audit.paired_rates import FEWEST, Paired
+from qwenlab.speculative.audit.paired_rates import FEWEST, PairedRates
 from qwenlab.speculative.audit.scales import factors, weight_scales
 from qwenlab.speculative.audit.trials import Trials
-from qwenlab.speculative.context import Context
+from qwenlab.speculative.context import TargetContext
 from qwenlab.speculative.prompts import Prompt, checked_depth, context_of
 from qwenlab.speculative.provenance import facts_of
 from qwenlab.speculative.trace.passages import passages_of
@@ -54,7 +54,7 @@ class Audit:
     weights   Dataset over `weight`: root mean square of the head's matrices and the trunk's
     """
 
-    verdict: Verdict
+    verdict: SettingVerdict
     diagnosis: str
     faults: tuple[str, ...]
     wanted: Contract
@@ -114,7 +114,7 @@ def audit(
 
     Raises NoMtpHead, BadPrompt, and BadArgument for a depth or level that cannot be, or too few texts.
     """
-    refuse_model(checkpoint)
+    require_checkpoint(checkpoint)
     head = checkpoint.require_mtp()
     assumed = Contract() if contract is None else contract
     checked_depth(depth, context_of(checkpoint))
@@ -150,7 +150,7 @@ def audit(
     return Audit(told.verdict, told.sentence, told.faults, told.wanted, assumed, settings, controls, weights, facts)
 
 
-def _read(checkpoint: Checkpoint, texts: Prompt | Sequence[Prompt], max_tokens: int) -> list[TrunkStates]:
+def _read(checkpoint: Checkpoint, texts: Prompt | Sequence[Prompt], max_tokens: int) -> list[TargetStates]:
     """The beginnings of the texts, read by the trunk."""
     shortest = FIRST_ROW + 1
     if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < shortest:
@@ -167,7 +167,7 @@ def _read(checkpoint: Checkpoint, texts: Prompt | Sequence[Prompt], max_tokens: 
                 f"Text {number} has {len(each.tokens)} tokens, and a draft is compared from the third on.\n"
                 f"Give at least {shortest} tokens."
             )
-    device = Context(checkpoint.model).device
+    device = TargetContext(checkpoint.model).device
     return [states_of(checkpoint.model, torch.tensor(each.tokens, device=device)) for each in begun]
 
 
@@ -178,7 +178,7 @@ def _dataset(dim: str, sums: dict[str, np.ndarray], attrs: dict[str, Any]) -> xr
     """
     stacked = np.stack(list(sums.values()))
     corrected = 1 - (1 - attrs["level"]) / attrs["comparisons"]
-    paired = [Paired(stacked[:, :, draft], attrs["seed"]) for draft in range(stacked.shape[2])]
+    paired = [PairedRates(stacked[:, :, draft], attrs["seed"]) for draft in range(stacked.shape[2])]
     drafts = stacked[..., 0].sum(axis=1).astype(np.int64)
     data: dict[str, Any] = {"drafts": ((dim, "draft"), drafts, {"units": "draft", "long_name": "drafts compared"})}
     for kind, level, estimates in (

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from qwenlab.capture.wrapping import in_this_thread, inputs
 from qwenlab.checkpoint.mtp_head import MtpHead
 from qwenlab.errors import BadArgument
-from qwenlab.speculative.context import Context
+from qwenlab.speculative.context import TargetContext
 from qwenlab.speculative.draft_chains import Step, chains
 
 FIRST_ROW = 2
@@ -81,7 +81,7 @@ def settings() -> dict[str, tuple[str, ...]]:
 
 
 @dataclass(frozen=True)
-class TrunkStates:
+class TargetStates:
     """A text and what the trunk makes of it.
 
     tokens         int [token]
@@ -96,9 +96,9 @@ class TrunkStates:
 
 
 @torch.no_grad()
-def states_of(model: PreTrainedModel, tokens: torch.Tensor, *, chunk: int = 256) -> TrunkStates:
+def states_of(model: PreTrainedModel, tokens: torch.Tensor, *, chunk: int = 256) -> TargetStates:
     """Let the trunk read a text, int [token], `chunk` tokens at a time."""
-    context = Context(model)
+    context = TargetContext(model)
     before: list[torch.Tensor] = []
 
     def keep(args: tuple[Any, ...], _: dict[str, Any]) -> None:
@@ -109,7 +109,7 @@ def states_of(model: PreTrainedModel, tokens: torch.Tensor, *, chunk: int = 256)
         for part in tokens.split(chunk):
             after.append(context.read(part))
             target.append(context.logits(after[-1]).argmax(dim=-1).to(tokens.device))
-    return TrunkStates(tokens, torch.cat(after), torch.cat(before), torch.cat(target))
+    return TargetStates(tokens, torch.cat(after), torch.cat(before), torch.cat(target))
 
 
 @torch.no_grad()
@@ -141,7 +141,7 @@ def with_tensors(head: MtpHead, tensors: Mapping[str, torch.Tensor]) -> MtpHead:
     return copied
 
 
-def drafts_under(contract: Contract, head: MtpHead, text: TrunkStates, *, depth: int) -> Iterator[Step]:
+def drafts_under(contract: Contract, head: MtpHead, text: TargetStates, *, depth: int) -> Iterator[Step]:
     """The drafts of `chains` for every place of a text from `FIRST_ROW` on (and some for the place before it).
 
     head  as `head_under` gives it

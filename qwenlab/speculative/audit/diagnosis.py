@@ -10,7 +10,7 @@ import xarray as xr
 
 from qwenlab.speculative.audit.contract import Contract
 
-Verdict = Literal["no fault found", "fault found", "no verdict"]
+SettingVerdict = Literal["no fault found", "fault found", "no verdict"]
 
 MARGIN = 0.005
 """A difference of a rate that is smaller makes no difference to decoding: with enough text any two settings differ."""
@@ -48,7 +48,7 @@ class Finding:
     wanted  the assumed contract with the first of them: try again with it, for a second fault
     """
 
-    verdict: Verdict
+    verdict: SettingVerdict
     faults: tuple[str, ...]
     wanted: Contract
     sentence: str

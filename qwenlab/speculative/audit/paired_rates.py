@@ -15,7 +15,7 @@ _RESAMPLES = 2000
 
 
 @dataclass(frozen=True, eq=False)
-class Paired:
+class PairedRates:
     """Sums [way, text, column] of several ways to run the same texts: column 0 is a count, the others are sums over it.
 
     An interval is Student's over texts, with the bootstrap's standard error times sqrt(n / (n - 1)), n the texts that

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from qwenlab.checkpoint.mtp_head import MtpHead
-from qwenlab.speculative.audit.contract import FIRST_ROW, Contract, TrunkStates, drafts_under, head_under, with_tensors
+from qwenlab.speculative.audit.contract import FIRST_ROW, Contract, TargetStates, drafts_under, head_under, with_tensors
 from qwenlab.speculative.draft_chains import Step
 
 COLUMNS = ("drafts", "agreement", "shared_probability")
@@ -27,7 +27,7 @@ class Trials:
     """
 
     head: MtpHead
-    texts: Sequence[TrunkStates]
+    texts: Sequence[TargetStates]
     factors: dict[str, float]
     seed: int
     bar: Any
@@ -53,23 +53,23 @@ class Trials:
         head, rng = head_under(contract, self.head, self.factors), np.random.default_rng(self.seed)
         random = random_head(self.head, self.seed)
 
-        def shuffled(text: TrunkStates) -> np.ndarray:
+        def shuffled(text: TargetStates) -> np.ndarray:
             order = torch.from_numpy(rng.permutation(len(text.tokens))).to(text.tokens.device)
             fed = replace(text, after=text.after[order], before=text.before[order])
             return _tally(drafts_under(contract, head, fed, depth=1), self.head, text, 1)
 
-        def shifted(text: TrunkStates) -> np.ndarray:
+        def shifted(text: TargetStates) -> np.ndarray:
             by = len(text.tokens) // 2
             other = replace(text, after=text.after.roll(by, dims=0), target=text.target.roll(by, dims=0))
             return _tally(drafts_under(contract, head, text, depth=1), self.head, other, 1)
 
-        def drawn(text: TrunkStates) -> np.ndarray:
+        def drawn(text: TargetStates) -> np.ndarray:
             return _tally(drafts_under(contract, random, text, depth=1), self.head, text, 1)
 
         ways = {"shuffled hidden": shuffled, "shifted target": shifted, "random head": drawn}
         return {"commonest token": _commonest(self.texts)} | {name: self._each(way) for name, way in ways.items()}
 
-    def _each(self, tally: Callable[[TrunkStates], np.ndarray]) -> np.ndarray:
+    def _each(self, tally: Callable[[TargetStates], np.ndarray]) -> np.ndarray:
         found = []
         for text in self.texts:
             found.append(tally(text))
@@ -91,7 +91,7 @@ def random_head(head: MtpHead, seed: int) -> MtpHead:
 
 
 @torch.no_grad()
-def _tally(steps: Iterator[Step], head: MtpHead, text: TrunkStates, depth: int) -> np.ndarray:
+def _tally(steps: Iterator[Step], head: MtpHead, text: TargetStates, depth: int) -> np.ndarray:
     """Sums [draft, column] over the places of a text; `head` gives the logits of the main model's hidden states."""
     length, sums = len(text.tokens), np.zeros((depth, len(COLUMNS)))
     follows = text.target == text.tokens.roll(-1)  # the text goes on with the main model's choice
@@ -112,7 +112,7 @@ def _tally(steps: Iterator[Step], head: MtpHead, text: TrunkStates, depth: int) 
     return sums
 
 
-def _commonest(texts: Sequence[TrunkStates]) -> np.ndarray:
+def _commonest(texts: Sequence[TargetStates]) -> np.ndarray:
     """Sums [text, 1, column] of a draft that is the commonest argmax everywhere."""
     targets = [text.target[FIRST_ROW:] for text in texts]
     token = torch.cat(targets).mode().values

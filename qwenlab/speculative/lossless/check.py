@@ -10,16 +10,16 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from qwenlab.checkpoint.open import Checkpoint, refuse_model
+from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
 from qwenlab.errors import BadArgument
 from qwenlab.speculative.decoding import Decoding, Settings
 from qwenlab.speculative.lossless.noise import PositionNoise, WideReadings, pooled
-from qwenlab.speculative.lossless.report import Fault, Losslessness, Verdict, variable
-from qwenlab.speculative.lossless.witness import COMPONENTS, Witness, gaps, held
+from qwenlab.speculative.lossless.report import Fault, LosslessReport, LosslessVerdict, variable
+from qwenlab.speculative.lossless.witness import COMPONENTS, PlainReading, gaps, held
 from qwenlab.speculative.policies import Policy
 from qwenlab.speculative.prompts import Prompt, checked_depth, context_of, encoded, end_tokens_of
-from qwenlab.speculative.rollback import Replay, Rollback
-from qwenlab.speculative.verification import Rule, rule_of
+from qwenlab.speculative.rollback import ReplayRollback, Rollback
+from qwenlab.speculative.verification import VerificationRule, rule_of
 
 MARGIN = 10.0
 """Allowed error of a state, in multiples of its noise floor. It does not apply to tokens."""
@@ -34,11 +34,11 @@ def check_lossless(
     *,
     depth: int,
     max_new_tokens: int = 64,
-    rule: str | Rule = "greedy",
+    rule: str | VerificationRule = "greedy",
     policy: Policy | None = None,
-    rollback: type[Rollback] | Rollback = Replay,
+    rollback: type[Rollback] | Rollback = ReplayRollback,
     progress: bool = True,
-) -> Losslessness:
+) -> LosslessReport:
     """Decode with drafts, and compare every token, and every state after every round, with plain decoding.
 
     The witness reads the emitted tokens one by one and never speculates. Kernels of other widths round differently, so
@@ -57,12 +57,12 @@ def check_lossless(
 
     A fault of the model's own that every reading in blocks shares raises the noise: it shows as a large `detectable`.
 
-    rule      one that takes the argmax: "greedy", or a `Rule` of your own with `samples = False`
+    rule      one that takes the argmax: "greedy", or a `VerificationRule` of your own with `samples = False`
     rollback  the class to check; any object with that interface will do
 
     Raises NoMtpHead, BadPrompt, BadArgument.
     """
-    refuse_model(checkpoint)
+    require_checkpoint(checkpoint)
     head = checkpoint.require_mtp()
     judge = rule_of(rule, 0.0)
     room = context_of(checkpoint)
@@ -88,7 +88,7 @@ def check_lossless(
 def _compared(decoding: Decoding, prompt: torch.Tensor, text: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Decode a text, its witness one token behind: a row for each round, and the noise floor of the states."""
     head, width = decoding.drafter.head, decoding.settings.depth + 1
-    witness = Witness(head, prompt)
+    witness = PlainReading(head, prompt)
     readings = WideReadings(witness, prompt, width)
     decoding.start()
     rows: list[dict[str, Any]] = []
@@ -141,7 +141,7 @@ def _judged(
     allowed: dict[str, float],
     bounds: list[list[float]],
     attrs: dict[str, Any],
-) -> Losslessness:
+) -> LosslessReport:
     """The verdict on these rounds.
 
     allowed  by component of the state, its allowed error
@@ -166,9 +166,9 @@ def _judged(
     data["regret"] = ("round", worst, {"units": "nat", "long_name": "largest regret of a token"})
     widest = np.array([max(own, default=0.0) for own in bounds])
     data["allowed_regret"] = ("round", widest, {"units": "nat", "long_name": "largest allowed regret of a token"})
-    verdict: Verdict = "NOT lossless" if fault else "lossless up to numerics" if differing else "lossless"
+    verdict: LosslessVerdict = "NOT lossless" if fault else "lossless up to numerics" if differing else "lossless"
     detectable = float(widest.max())
-    return Losslessness(verdict, fault, xr.Dataset(data, attrs=attrs), floor, differing, len(regrets), detectable)
+    return LosslessReport(verdict, fault, xr.Dataset(data, attrs=attrs), floor, differing, len(regrets), detectable)
 
 
 def _fault(row: dict[str, Any], bounds: list[float], allowed: dict[str, float]) -> Fault | None:

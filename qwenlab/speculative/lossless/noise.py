@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from qwenlab.speculative.lossless.witness import COMPONENTS, Witness, gaps
+from qwenlab.speculative.lossless.witness import COMPONENTS, PlainReading, gaps
 
 COMPETING = 1.0
 """A token competes at a position if the witness finds it less likely than the best by at most this [nat]."""
@@ -67,10 +67,10 @@ class WideReadings:
     newest  noise of the position that the witness predicts now; it is complete after `finish`
     """
 
-    def __init__(self, witness: Witness, prompt: torch.Tensor, width: int) -> None:
+    def __init__(self, witness: PlainReading, prompt: torch.Tensor, width: int) -> None:
         self.states = dict.fromkeys(COMPONENTS, 0.0)
         self._witness, self._width = witness, width
-        self._readers = [Witness(witness.head, prompt) for _ in range(width)]
+        self._readers = [PlainReading(witness.head, prompt) for _ in range(width)]
         self._tokens: list[torch.Tensor] = []
         self._positions: list[PositionNoise] = []
         self._read = [0] * width  # new tokens that each has read

@@ -11,7 +11,7 @@ import xarray as xr
 
 from qwenlab.speculative.lossless.witness import COMPONENTS
 
-Verdict = Literal["lossless", "lossless up to numerics", "NOT lossless"]
+LosslessVerdict = Literal["lossless", "lossless up to numerics", "NOT lossless"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Fault:
 
 
 @dataclass(frozen=True, eq=False)
-class Losslessness:
+class LosslessReport:
     """The verdict on drafted decoding, and what it rests on.
 
     verdict   "lossless": every token is plain decoding's, every state within the noise floor;
@@ -72,7 +72,7 @@ class Losslessness:
               is detected. Most positions allow less: see `rounds["allowed_regret"]`
     """
 
-    verdict: Verdict
+    verdict: LosslessVerdict
     fault: Fault | None
     rounds: xr.Dataset
     floor: dict[str, float]

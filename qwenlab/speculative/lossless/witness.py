@@ -11,13 +11,13 @@ from transformers import Cache, DynamicCache
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
 from qwenlab.checkpoint.mtp_head import MtpHead
 from qwenlab.errors import NonFiniteWeights
-from qwenlab.speculative.context import Context
+from qwenlab.speculative.context import TargetContext
 
 COMPONENTS = ("position", "recurrent", "convolution", "keys and values", "head cache")
 """Of what a cache is made, in the order in which a fault in one reaches the next."""
 
 
-class Witness:
+class PlainReading:
     """Trunk and head reading a text in blocks of one width, one after another, with nothing ever rolled back.
 
     context  what the trunk has read;  head_cache: the pairs that the head has
@@ -25,7 +25,7 @@ class Witness:
     """
 
     def __init__(self, head: MtpHead, prompt: torch.Tensor) -> None:
-        self.head, self.context = head, Context(head.trunk)
+        self.head, self.context = head, TargetContext(head.trunk)
         self.head_cache: Cache = DynamicCache(config=head.config)
         self._hidden: torch.Tensor | None = None
         self.logits = self._logits(self._states(prompt)[-1:])  # those of a long prompt would fill the memory
@@ -55,7 +55,7 @@ class Witness:
         return hidden
 
 
-def gaps(context: Context, head_cache: Cache, witness: Witness, pairs: int) -> dict[str, dict[int, float]]:
+def gaps(context: TargetContext, head_cache: Cache, witness: PlainReading, pairs: int) -> dict[str, dict[int, float]]:
     """How far the state of a decoded text is from its witness's: by component, the relative error of each layer.
 
     The error of a layer is ||a - b|| / ||b||, of keys and values the largest over tokens. Infinite where one holds
@@ -79,7 +79,7 @@ def gaps(context: Context, head_cache: Cache, witness: Witness, pairs: int) -> d
     }
 
 
-def held(context: Context, head_cache: Cache, witness: Witness, pairs: int) -> dict[str, int]:
+def held(context: TargetContext, head_cache: Cache, witness: PlainReading, pairs: int) -> dict[str, int]:
     """By how many tokens too many (or, below 0, too few) each component that can be counted holds."""
     read = witness.context.position
     return {

@@ -13,9 +13,9 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from qwenlab.checkpoint.mtp_head import MtpHead
-from qwenlab.checkpoint.open import Checkpoint, refuse_model
+from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
 from qwenlab.errors import BadArgument, InterruptedWarning
-from qwenlab.speculative.context import Context
+from qwenlab.speculative.context import TargetContext
 from qwenlab.speculative.draft_chains import chains
 from qwenlab.speculative.generate import Generated
 from qwenlab.speculative.prompts import Prompt, checked_depth, context_of
@@ -70,7 +70,7 @@ def trace(
 
     Interrupted, it returns the texts done until then, with a warning. Raises NoMtpHead, BadPrompt and BadArgument.
     """
-    refuse_model(checkpoint)
+    require_checkpoint(checkpoint)
     head = checkpoint.require_mtp()
     checked_depth(depth, context_of(checkpoint))
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
@@ -107,7 +107,7 @@ def _wrote(checkpoint: Checkpoint, texts: Generated) -> bool:
 
 def _traced(head: MtpHead, passage: Passage, depth: int, chunk: int, bar: Any) -> dict[str, np.ndarray]:
     """The variables of one passage, [token] and [token, draft]."""
-    context = Context(head.trunk)
+    context = TargetContext(head.trunk)
     tokens = torch.tensor(passage.tokens, device=context.device)
     states = []
     for part in tokens.split(chunk):

@@ -112,8 +112,8 @@ def test_a_batch_costs_its_sequences(context, batch):
 
 @given(pieces=st.lists(st.integers(1, 50), min_size=1), batch=st.integers(1, 4))
 def test_reading_in_pieces_scores_each_pair_once(pieces, batch):
-    read = [costs.Pass(new, sum(pieces[:piece]), batch) for piece, new in enumerate(pieces)]
-    assert sum(step.pairs for step in read) == costs.Pass(sum(pieces), batch=batch).pairs
+    read = [costs.CostedPass(new, sum(pieces[:piece]), batch) for piece, new in enumerate(pieces)]
+    assert sum(step.pairs for step in read) == costs.CostedPass(sum(pieces), batch=batch).pairs
 
 
 def test_logits_of_the_last_token_only(hand_counted):

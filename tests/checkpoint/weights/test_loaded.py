@@ -44,8 +44,8 @@ def checkpoint(tmp_path):
     "block",
     [
         lambda model: ql.watch(model, ql.probes.DeltaNet()),
-        lambda model: ql.edit(model, ql.interventions.no_conv()),
-        lambda model: ql.interventions.take(model, "layers.0.mixer"),
+        lambda model: ql.intervene(model, ql.interventions.NoConv()),
+        lambda model: ql.interventions.cache_activations(model, "layers.0.mixer"),
     ],
     ids=["watch", "edit", "take"],
 )
@@ -67,7 +67,7 @@ ENTRIES = {
     "check_lossless": lambda ckpt: ql.speculative.check_lossless(ckpt, ["a text"], depth=1),
     "audit": lambda ckpt: ql.speculative.audit(ckpt, ["a text of some tokens"]),
     "custom_generate": lambda ckpt: ckpt.model.generate(
-        torch.tensor([[1, 2, 3]]), max_new_tokens=3, custom_generate=ql.speculative.custom_generate(ckpt, depth=1)
+        torch.tensor([[1, 2, 3]]), max_new_tokens=3, custom_generate=ql.speculative.CustomGenerate(ckpt, depth=1)
     ),
 }
 

@@ -137,7 +137,8 @@ def test_a_full_disk_loses_nothing_that_was_there(experiment, tmp_path):
     """On a real file system of 400 kB, in a mount namespace of its own."""
     if subprocess.run(["unshare", "-rm", "true"]).returncode:
         pytest.skip("this machine lets nobody make a mount namespace")
-    big = NOTEBOOK.replace("ql.experiments.record(loss", "if x == 2: import xarray as xr\nql.experiments.record(loss").replace(
+    loss = "ql.experiments.record(loss"
+    big = NOTEBOOK.replace(loss, f"if x == 2: import xarray as xr\n{loss}").replace(
         "# %%\nmatch mode",
         '# %%\nif x == 2: ql.experiments.record(datasets={"big": xr.DataArray(np.zeros(10**6))})\n\n# %%\nmatch mode',
     )

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from qwenlab.capture.prediction import normalised
-from qwenlab.probes.maps.delta_rule_weights import Unrolled
+from qwenlab.probes.maps.delta_rule_weights import DeltaRuleWeights
 
 
 def by_hand(query, key, g, beta, past):
@@ -53,7 +53,7 @@ def test_rows_are_those_of_a_loop_over_tokens(batch, heads, length, past, seed, 
     expected, met = by_hand(query, key, g, beta, past)
     column = torch.arange(past, length).expand(batch, -1)
     bounds = column[0].tolist() if close else [length] * (length - past)
-    weight, entering = Unrolled(key, beta, g, past).rows(query[:, :, past:], column, bounds)
+    weight, entering = DeltaRuleWeights(key, beta, g, past).rows(query[:, :, past:], column, bounds)
     np.testing.assert_allclose(weight, expected, rtol=1e-5, atol=2e-5)
     np.testing.assert_allclose(entering, met, rtol=1e-5, atol=2e-5)
 
@@ -63,10 +63,10 @@ def test_rows_are_those_of_a_loop_over_tokens(batch, heads, length, past, seed, 
 def test_chosen_rows_are_rows_of_the_whole_map(length, rows, seed):
     """Each sequence may ask for other rows than its neighbour."""
     query, key, g, beta = drawn(2, 1, length, 5, seed)
-    whole, _ = Unrolled(key, beta, g, 0).rows(query, torch.arange(length).expand(2, -1), range(length))
+    whole, _ = DeltaRuleWeights(key, beta, g, 0).rows(query, torch.arange(length).expand(2, -1), range(length))
     chosen = torch.randint(0, length, (2, rows), generator=torch.Generator().manual_seed(seed)).sort(dim=1).values
     asked = query.gather(2, chosen[:, None, :, None].expand(-1, 1, -1, 5))
-    found, _ = Unrolled(key, beta, g, 0).rows(asked, chosen, chosen.amax(dim=0).tolist())
+    found, _ = DeltaRuleWeights(key, beta, g, 0).rows(asked, chosen, chosen.amax(dim=0).tolist())
     np.testing.assert_allclose(found, whole.gather(2, chosen[:, None, :, None].expand(-1, 1, -1, length)), atol=1e-6)
 
 
@@ -79,7 +79,7 @@ def test_the_published_matrix_form_says_the_same(length, seed):
     decay = (elapsed[:, None] - elapsed[None]).tril().exp().tril()
     onto = (b[:, None] * (k @ k.T) * decay).tril(-1)
     closed = (q @ k.T * decay) @ torch.linalg.inv(torch.eye(length).double() + onto) @ b.diag()
-    found, _ = Unrolled(key, beta, g, 0).rows(query, torch.arange(length)[None], range(length))
+    found, _ = DeltaRuleWeights(key, beta, g, 0).rows(query, torch.arange(length)[None], range(length))
     np.testing.assert_allclose(found[0, 0], closed, atol=1e-5)
 
 
@@ -92,7 +92,7 @@ def test_without_the_removal_values_only_decay(length, past, seed):
     q, k, b, elapsed = (each[0, 0].double() for each in (query, key, beta, g.double().cumsum(dim=2)))
     decay = (elapsed[:, None] - elapsed[None]).tril().exp().tril()
     column = torch.arange(past, length)[None]
-    rows = Unrolled(key, beta, g, past).rows(query[:, :, past:], column, range(past, length), removal=False)
+    rows = DeltaRuleWeights(key, beta, g, past).rows(query[:, :, past:], column, range(past, length), removal=False)
     np.testing.assert_allclose(rows[0][0, 0], ((q @ k.T * decay) * b)[past:], atol=1e-5)
     since = elapsed[past:] - (elapsed[past - 1] if past else 0)
     np.testing.assert_allclose(rows[1][0, 0], q[past:] * since[:, None].exp(), atol=1e-5)
@@ -103,7 +103,7 @@ def rows_of(key, g, beta, query):
     length = len(key)
     given_ = (torch.as_tensor(each, dtype=torch.float32)[None, None] for each in (query, key, beta, g))
     query, key, beta, g = given_
-    return Unrolled(key, beta, g, 0).rows(query, torch.arange(length)[None], range(length))[0][0, 0].numpy()
+    return DeltaRuleWeights(key, beta, g, 0).rows(query, torch.arange(length)[None], range(length))[0][0, 0].numpy()
 
 
 def test_a_key_that_comes_again_replaces_the_first_value():
@@ -134,7 +134,7 @@ def test_orthogonal_keys_fade_with_the_decay_alone(half_life):
 def test_weights_are_linear_in_the_query_and_know_no_values():
     query, key, g, beta = drawn(1, 1, 70, 5, 0)
     column = torch.arange(70)[None]
-    one, twice = (Unrolled(key, beta, g, 0).rows(factor * query, column, range(70))[0] for factor in (1, 2))
+    one, twice = (DeltaRuleWeights(key, beta, g, 0).rows(factor * query, column, range(70))[0] for factor in (1, 2))
     np.testing.assert_allclose(twice, 2 * one, rtol=1e-6)
 
 
@@ -142,6 +142,6 @@ def test_a_decay_to_nothing_forgets_everything_before_it():
     """The decay of a token falls before its own write: what it brings itself is untouched."""
     query, key, g, beta = drawn(1, 1, 80, 5, 1)
     g[..., 40] = -200.0
-    weight, _ = Unrolled(key, beta, g, 0).rows(query, torch.arange(80)[None], range(80))
+    weight, _ = DeltaRuleWeights(key, beta, g, 0).rows(query, torch.arange(80)[None], range(80))
     assert weight[..., 40:, :40].abs().max() == 0
     assert weight[0, 0, 40, 40].abs() > 0

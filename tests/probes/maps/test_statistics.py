@@ -5,7 +5,8 @@ import json
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from qwenlab.probes import ImplicitAttention, SoftmaxAttention, maps
+from qwenlab.probes import ImplicitAttention, SoftmaxAttention
+from qwenlab.probes.maps import base as maps
 from tests.probes import reference
 from tests.probes.compare import assert_says
 from tests.probes.feeding import in_pieces, one_by_one, padded, recorded

@@ -23,7 +23,7 @@ from qwenlab.errors import (
 )
 from qwenlab.probes import DeltaNet, DeltaState, Retention, StatePrecision
 from qwenlab.probes.session import watch
-from qwenlab.probes.states.base import Chosen, moments, octave_of
+from qwenlab.probes.states.base import StateSample, moments, octave_of
 from qwenlab.probes.states.delta_state import statistics
 from qwenlab.testing.models import tiny_model
 from tests.capture.test_prediction import drawn
@@ -194,7 +194,7 @@ def around_all(key, value, alpha, beta):
     number = torch.arange(length)
     width = min(64, length)
     sections = tuple(np.bincount(number // width).tolist())
-    chosen = Chosen(torch.zeros_like(number), number, number, torch.ones_like(number), sections)
+    chosen = StateSample(torch.zeros_like(number), number, number, torch.ones_like(number), sections)
     found = [m for n, c in enumerate(chunks(*given_all, None)) for m in moments(c, n, chosen, 1)]
     return tuple(torch.cat([getattr(m, name) for m in found])[:, 0] for name in ("before", "after"))
 

@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose
 
 from qwenlab.capture.rounding import FORMATS, rounded
 from qwenlab.errors import BadArgument
-from qwenlab.interventions import edit, state_dtype
+from qwenlab.interventions import StateDtype, intervene
 from qwenlab.probes import StatePrecision
 from tests.probes.by_hand import layers_of
 from tests.probes.compare import assert_same
@@ -110,7 +110,7 @@ def decoded(model, tokens, prefill=1):
 def test_a_decode_keeps_its_states_rounded(model, text, format):
     tokens = text(12)
     plain, _ = decoded(model, tokens, prefill=4)
-    with edit(model, state_dtype(format)):
+    with intervene(model, StateDtype(format)):
         logits, cache = decoded(model, tokens, prefill=4)
     for layer in (0, 1, 2):
         (state,) = cache.layers[layer].recurrent_states.values()
@@ -126,7 +126,7 @@ def test_a_decode_that_rounds_strays_as_the_replay_says(small, text):
     tokens = text(20)
     found = recorded(small, one_by_one([tokens]), StatePrecision(every=1, formats=["int8"]))["state_precision"]
     _, plain = decoded(small, tokens)
-    with edit(small, state_dtype("int8")):
+    with intervene(small, StateDtype("int8")):
         _, low = decoded(small, tokens)
     one, other = (next(iter(cache.layers[0].recurrent_states.values()))[0] for cache in (plain, low))
     strayed = (other - one).norm(dim=(1, 2)) / one.norm(dim=(1, 2))

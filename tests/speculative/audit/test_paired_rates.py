@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from qwenlab.speculative.audit.paired_rates import FEWEST, Paired
+from qwenlab.speculative.audit.paired_rates import FEWEST, PairedRates
 
 
 def sums(*ways):
@@ -13,20 +13,20 @@ def sums(*ways):
 
 
 def test_rates_are_of_all_texts_together():
-    rates, _ = Paired(sums([(10, 5), (30, 3), (10, 1), (50, 50)])).rates(0.95)
+    rates, _ = PairedRates(sums([(10, 5), (30, 3), (10, 1), (50, 50)])).rates(0.95)
     assert rates == pytest.approx(np.array([[0.59]]))
 
 
 def test_of_texts_of_one_length_the_interval_is_students():
     values = np.random.default_rng(0).uniform(0.3, 0.7, 5)
-    _, interval = Paired(sums([(50, 50 * value) for value in values])).rates(0.9)
+    _, interval = PairedRates(sums([(50, 50 * value) for value in values])).rates(0.9)
     low, high = stats.t.interval(0.9, 4, values.mean(), stats.sem(values))
     assert interval[0, 0] == pytest.approx([low, high], abs=0.025 * (high - low))
 
 
 def test_what_a_text_does_to_all_ways_is_no_error_of_their_difference():
     easy = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
-    both = Paired(sums([(100, 100 * e) for e in easy], [(100, 100 * e + 5) for e in easy]))
+    both = PairedRates(sums([(100, 100 * e) for e in easy], [(100, 100 * e + 5) for e in easy]))
     _, alone = both.rates(0.95)
     effect, interval = both.effects(0.95)
     assert np.ptp(alone[1, 0]) > 0.5
@@ -36,15 +36,15 @@ def test_what_a_text_does_to_all_ways_is_no_error_of_their_difference():
 
 
 def test_rates_stay_within_0_and_1():
-    _, interval = Paired(sums([(10, 10), (10, 10), (10, 9), (10, 10)], [(10, 0), (10, 0), (10, 1), (10, 0)])).rates(
-        0.99
-    )
+    _, interval = PairedRates(
+        sums([(10, 10), (10, 10), (10, 9), (10, 10)], [(10, 0), (10, 0), (10, 1), (10, 0)])
+    ).rates(0.99)
     assert interval[0, 0, 1] == 1 and interval[1, 0, 0] == 0
 
 
 def test_texts_that_count_nothing_are_no_texts():
     one = sums([(50, 20), (50, 30), (50, 10), (50, 25), (0, 0), (0, 0)])
-    _, interval = Paired(one).rates(0.95)
+    _, interval = PairedRates(one).rates(0.95)
     values = np.array([0.4, 0.6, 0.2, 0.5])
     reach = stats.t.ppf(0.975, 3) * stats.sem(values)
     assert np.ptp(interval[0, 0]) / 2 == pytest.approx(reach, rel=0.25)  # their number varies from draw to draw
@@ -53,19 +53,19 @@ def test_texts_that_count_nothing_are_no_texts():
 @pytest.mark.parametrize("texts", range(FEWEST))
 def test_below_the_fewest_texts_nothing_is_said(texts):
     many = [(10, 1)] * texts + [(0, 0)] * 4
-    rates, interval = Paired(sums(many, [(10, 5)] * (texts + 4))).effects(0.95)
+    rates, interval = PairedRates(sums(many, [(10, 5)] * (texts + 4))).effects(0.95)
     assert np.isnan(interval[1]).all()
     assert np.isnan(rates[1]).all() == (texts == 0)
 
 
 def test_a_column_that_is_not_known_stays_so():
-    rates, interval = Paired(np.array([[[10, 4, np.nan]] * 5])).rates(0.95)
+    rates, interval = PairedRates(np.array([[[10, 4, np.nan]] * 5])).rates(0.95)
     assert rates[0, 0] == 0.4 and np.isnan(rates[0, 1]) and np.isnan(interval[0, 1]).all()
 
 
 def test_the_same_seed_draws_the_same():
     data = np.random.default_rng(3).uniform(1, 9, (2, 6, 2))
-    first, again, other = (Paired(data, seed).effects(0.95)[1] for seed in (1, 1, 2))
+    first, again, other = (PairedRates(data, seed).effects(0.95)[1] for seed in (1, 1, 2))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
@@ -77,6 +77,8 @@ def test_a_difference_covers_the_truth_as_often_as_it_says(level):
         length = rng.integers(40, 120, 6)
         easy = rng.uniform(0.3, 0.6, 6)
         one, two = rng.binomial(length, easy), rng.binomial(length, easy + 0.1 + rng.normal(0, 0.05, 6))
-        low, high = Paired(np.stack([np.stack([length, each], axis=1) for each in (one, two)])).effects(level)[1][1, 0]
+        low, high = PairedRates(np.stack([np.stack([length, each], axis=1) for each in (one, two)])).effects(level)[1][
+            1, 0
+        ]
         covered.append(low <= 0.1 <= high)
     assert np.mean(covered) > level - 0.06

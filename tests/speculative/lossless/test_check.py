@@ -8,10 +8,10 @@ import torch
 
 import qwenlab as ql
 from qwenlab.errors import BadArgument, NoMtpHead, NonFiniteWeights
-from qwenlab.speculative import Greedy, Replay, Rerun, check_lossless
+from qwenlab.speculative import Greedy, ReplayRollback, RerunRollback, check_lossless
 from qwenlab.speculative.lossless.check import _judged
 from qwenlab.speculative.lossless.witness import COMPONENTS
-from qwenlab.speculative.verification import Verdict
+from qwenlab.speculative.verification import Verification
 from tests.speculative import faulty
 
 
@@ -33,7 +33,7 @@ def test_a_clean_run_is_lossless(name, prompts, depth):
 
 @pytest.mark.slow
 def test_snapshot_and_rerun_is_lossless_too(dense, prompts):
-    assert check_lossless(dense, prompts(dense), depth=4, max_new_tokens=30, rollback=Rerun, progress=False)
+    assert check_lossless(dense, prompts(dense), depth=4, max_new_tokens=30, rollback=RerunRollback, progress=False)
 
 
 @pytest.mark.slow
@@ -69,7 +69,7 @@ def test_a_lenient_rule_is_named(dense, prompts):
         def judge(self, drafts, proposal, scores, generator):
             likely = scores.topk(2).indices
             accepted = int((likely[:-1] == drafts[:, None]).any(-1).long().cumprod(0).sum())
-            return Verdict(accepted, int(likely[accepted, 0]))
+            return Verification(accepted, int(likely[accepted, 0]))
 
     found = check_lossless(dense, prompts(dense), depth=3, max_new_tokens=40, rule=Lenient(), progress=False)
     assert found.fault.component == "verdict rule"
@@ -109,7 +109,7 @@ class Planted(Greedy):
         if self.calls != 6:
             return verdict
         row = scores[verdict.accepted]
-        return Verdict(verdict.accepted, int((row.max() - row - self.loss).abs().argmin()))
+        return Verification(verdict.accepted, int((row.max() - row - self.loss).abs().argmin()))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_the_smallest_detectable_loss_is_printed(bfloat16, prompts):
 def test_wrong_logits_of_the_verify_pass_do_not_raise_the_bound(bfloat16, prompts):
     """The noise comes from other readings of the text."""
 
-    class Louder(Rerun):
+    class Louder(RerunRollback):
         """While a block is verified, lm_head returns wrong logits; states are right."""
 
         name = "louder"
@@ -191,7 +191,7 @@ def test_bad_input(dense, headless):
 def test_a_rollback_that_leaves_nan_is_found(part):
     """No comparison with NaN is true: it must not pass for an error within bounds."""
 
-    class Nan(Replay):
+    class Nan(ReplayRollback):
         def keep(self, context, kept):
             super().keep(context, kept)
             if part == "attention":

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from qwenlab.speculative.lossless.noise import COMPETITORS, PositionNoise, WideReadings, pooled
-from qwenlab.speculative.lossless.witness import Witness
+from qwenlab.speculative.lossless.witness import PlainReading
 
 
 def test_tokens_within_one_nat_of_the_best_compete():
@@ -50,7 +50,7 @@ def test_pooled_is_a_quantile_over_positions_without_the_best_tokens():
 @torch.no_grad()
 def test_every_reading_has_every_position_once(dense, prompts, width, new):
     tokens = torch.tensor(prompts(dense, 1, 20 + new)[0])
-    witness = Witness(dense.require_mtp(), tokens[:20])
+    witness = PlainReading(dense.require_mtp(), tokens[:20])
     readings = WideReadings(witness, tokens[:20], width)
     seen = [readings.newest]
     widths: dict[int, list[int]] = {number: [] for number in range(width)}
