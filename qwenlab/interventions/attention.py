@@ -27,14 +27,14 @@ class _Hiding(HeadIntervention):
     mixer: ClassVar[str] = ATTENTION
 
     def place(self, places: InterventionPoints) -> None:
-        """At the attention function of each layer. Raises NothingToProbe, UnknownLayer, BadArgument and CannotEdit."""
+        """At each attention function. Raises NothingToProbe, UnknownLayer, BadArgument and CannotIntervene."""
         layers, implementation = self.chosen(places), str(places.decoder.module.config._attn_implementation)
         change = self._hidden if implementation in MASKED else self.otherwise(implementation)
         for layer in layers:
             places.attention(layer, f"layers.{layer}.mixer, its attention function", change)
 
     def otherwise(self, implementation: str) -> Any:
-        """The change for an implementation that takes no such mask. Raises CannotEdit where there is none."""
+        """The change for an implementation that takes no such mask. Raises CannotIntervene where there is none."""
         raise CannotIntervene(
             f"{self}: the attention implementation {implementation!r} takes no mask of single queries and keys.\n"
             'Choose one that does: model.set_attn_implementation("sdpa").'

@@ -66,7 +66,7 @@ class ValueIntervention(Intervention):
                 object.__setattr__(self, name, indices(getattr(self, name), f"{type(self).__name__}({name}=...)"))
 
     def place(self, places: InterventionPoints) -> None:
-        """At every site that the pattern matches. Raises UnknownSite, BadArgument and CannotEdit."""
+        """At every site that the pattern matches. Raises UnknownSite, BadArgument and CannotIntervene."""
         for site in find_sites(places.decoder.module, self.pattern, self.kind):
             if self.heads is not None:
                 check_heads(self.heads, heads_of(places.decoder, site), f"{self}: {site.name}")

@@ -155,7 +155,7 @@ class NoKeyRemoval(LayerIntervention):
     mixer: ClassVar[str] = DELTANET
 
     def place(self, places: InterventionPoints) -> None:
-        """In the place of each layer's delta rule. Raises NothingToProbe, UnknownLayer, and CannotEdit for a second."""
+        """Replace each layer's delta rule. Raises NothingToProbe, UnknownLayer, and CannotIntervene for a second rule."""
         layers = self.chosen(places)
         if first := replaced_by(places.decoder.module, "rule", layers):
             raise CannotIntervene(

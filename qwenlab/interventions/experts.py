@@ -40,7 +40,7 @@ class ExpertIntervention(Intervention):
             object.__setattr__(self, "layers", indices(self.layers, f"{type(self).__name__}(layers=...)"))
 
     def layers_in(self, decoder: Decoder) -> Sequence[int]:
-        """The layers meant. Raises CannotEdit for a model without routed experts and UnknownLayer for such a layer."""
+        """The chosen layers. Raises CannotIntervene without routed experts, UnknownLayer for a layer without them."""
         able = decoder.layers_with("experts")
         if not able:
             raise CannotIntervene(
@@ -57,7 +57,7 @@ class RouterEdit(ExpertIntervention):
     """Another choice by the routers."""
 
     def place(self, places: InterventionPoints) -> None:
-        """At the router of each layer. Raises CannotEdit, UnknownLayer and BadArgument."""
+        """At the router of each layer. Raises CannotIntervene, UnknownLayer and BadArgument."""
         for layer in self.layers_in(places.decoder):
             where, router = f"layers.{layer}.router", places.decoder.part(layer, "router")
             places.routed(layer, where, partial(self._changed, where, router, self.prepare(where, router)))
@@ -157,7 +157,7 @@ class ForceExperts(RouterEdit):
         check_experts(self, self.experts, where, router)
 
     def new(self, routed: Routed, router: Any, prepared: None) -> Routed:
-        """The choice among these alone. Raises CannotEdit where a token is given another number of experts."""
+        """The choice among these alone. Raises CannotIntervene where a token is given another number of experts."""
         if (k := routed.chosen.shape[-1]) != len(self.experts):
             raise CannotIntervene(
                 f"{self} names {len(self.experts)} experts, and a token is given {k}.\n"
@@ -198,7 +198,7 @@ class ShuffleRouter(RouterEdit):
     seed: int = 0
 
     def prepare(self, where: str, router: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """By expert, whose place it takes, and the other way round. Raises CannotEdit for a single expert."""
+        """By expert, whose place it takes, and the other way round. Raises CannotIntervene for a single expert."""
         if router.num_experts < 2:
             raise CannotIntervene(f"{self}: {where} has one expert, which cannot trade places.")
         generator = torch.Generator().manual_seed(zlib.crc32(f"{where} {self.seed}".encode()))
@@ -220,7 +220,7 @@ class NoSharedExpert(ExpertIntervention):
     """
 
     def place(self, places: InterventionPoints) -> None:
-        """At the shared expert of each layer. Raises CannotEdit and UnknownLayer."""
+        """At the shared expert of each layer. Raises CannotIntervene and UnknownLayer."""
         for layer in self.layers_in(places.decoder):
             (site,) = find_sites(places.decoder.module, f"layers.{layer}.shared_expert")
             places.value(site, lambda value, reading: torch.zeros_like(value))

@@ -53,7 +53,7 @@ class CountedPoints:
         return self.fired[-1]
 
     def _now(self) -> TokenBatch | None:
-        """What the current thread reads; None where it does not run the model. Raises CannotEdit in a backward pass."""
+        """The tokens that the current thread reads, or None. Raises CannotIntervene in a backward pass."""
         if self._reading is not None and self._thread != get_ident():
             return None
         if self._reading is None and torch._C._current_graph_task_id() >= 0:

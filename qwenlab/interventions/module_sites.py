@@ -33,7 +33,7 @@ class InterventionPoints(CallSites):
     """The places of one model that the edits of a block asked for: sites, modules, and what layers call by name."""
 
     def value(self, site: Site, change: ChangeValue) -> None:
-        """Change the value at a site. Raises CannotEdit for one that cannot be."""
+        """Change the value at a site. Raises CannotIntervene for one that cannot be."""
         layer, word, delta = site.layer, site.word, site.kind == DELTANET
         if word == "residual":
             self.output(self.decoder.layers[layer], site.name, change)

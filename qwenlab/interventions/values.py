@@ -106,7 +106,7 @@ class Noise(ValueIntervention):
     seed: int = 0
 
     def prepare(self, site: Site, places: InterventionPoints) -> str:
-        """The site's name. Raises CannotEdit where a value is one number."""
+        """The site's name. Raises CannotIntervene where a value is one number."""
         if site.dims[-1] == "head":
             raise CannotIntervene(
                 f"{self}: {site.name} is one number a head, between 0 and 1, with no direction to draw.\n"

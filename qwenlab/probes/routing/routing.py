@@ -83,7 +83,7 @@ class Routing(Probe):
         return kept
 
     def _count_slots(self, k: int) -> None:
-        """A token has so many experts: the config's number, or an edit's. Raises CannotEdit unless all layers agree."""
+        """The number of experts per token, which an edit may change. Raises CannotIntervene unless all layers agree."""
         if self._chose and k != self.top_k:
             raise CannotIntervene(
                 f"Routing saw tokens with {self.top_k} experts and with {k}; what it counts has one number for all.\n"
