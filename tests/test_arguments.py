@@ -15,11 +15,11 @@ def test_what_fits_is_returned():
 
 
 @pytest.mark.parametrize(("check", "message"), [
-    (lambda: integer("TopK", "n", 0, least=1, unit="experts"), "TopK(n=0): give an integer number of experts, 1 or more."),
+    (lambda: integer("TopK", "n", 0, least=1, unit="x"), "TopK(n=0): give an integer number of x, 1 or more."),
     (lambda: integer("f", "n", True), "f(n=True): give an integer, 0 or more."),
     (lambda: integer("f", "n", 1.0), "f(n=1.0): give an integer, 0 or more."),
     (lambda: integer("f", "n", 9, least=1, most=8), "f(n=9): give an integer, from 1 to 8."),
-    (lambda: choice("f", "kind", "mo", ["dense", "moe"]), "f(kind='mo'): give one of 'dense', 'moe'; did you mean 'moe'?"),
+    (lambda: choice("f", "a", "mo", ["dense", "moe"]), "f(a='mo'): give one of 'dense', 'moe'; did you mean 'moe'?"),
     (lambda: choice("f", "bits", True, [1, 2]), "f(bits=True): give one of 1, 2."),
     (lambda: probability("f", "p", 1.5), "f(p=1.5): give a number from 0 to 1."),
     (lambda: probability("f", "p", math.nan), "f(p=nan): give a number from 0 to 1."),

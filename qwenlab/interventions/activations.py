@@ -94,7 +94,7 @@ def cache_activations(model: nn.Module | Any, *patterns: str, kind: str | None =
 
     patterns, kind  as in `find_sites`
 
-    Raises UnknownSite where a pattern matches nothing, CannotIntervene for a site whose values cannot be replaced; at the
+    Raises UnknownSite for a pattern without a match, CannotIntervene for a site whose values cannot be replaced. At the
     block's end, NothingRead without a forward pass, and SilentSite where one did not reach every site.
     """
     if not patterns:

@@ -155,7 +155,7 @@ class NoKeyRemoval(LayerIntervention):
     mixer: ClassVar[str] = DELTANET
 
     def place(self, places: InterventionPoints) -> None:
-        """Replace each layer's delta rule. Raises NothingToProbe, UnknownLayer, and CannotIntervene for a second rule."""
+        """Replace each layer's delta rule. Raises NothingToProbe, UnknownLayer, CannotIntervene for a second one."""
         layers = self.chosen(places)
         if first := replaced_by(places.decoder.module, "rule", layers):
             raise CannotIntervene(

@@ -32,7 +32,7 @@ def intervene(model: nn.Module | Any, *edits: Intervention) -> InterventionSessi
     model  a transformers model of a known family, anything that contains one, or a Checkpoint
     edits  zero, mean, resample, noise, scale, identity, patch; those of DeltaNet, attention and experts
 
-    Raises UnknownSite, UnknownLayer, BadArgument or CannotIntervene where an edit does not fit the model: when the block
+    Raises UnknownSite, UnknownLayer, BadArgument or CannotIntervene where one does not fit the model: when the block
     begins, or by the first forward pass. At its end, NothingRead without a forward pass, and SilentIntervention
     when an edit was not reached by every pass, or never acted. A pass that raised does not count.
     """
