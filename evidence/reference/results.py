@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,8 @@ CLOCKED = {
     *("plain_step", "verify_step", "draft_step", "rollback", "overhead"),
 }
 """Variables and attributes with measured times, in results that are `Timed`: only dtype and shape are compared."""
+
+_TEMPORARY = re.compile(re.escape(tempfile.gettempdir()) + r"/\w+")
 
 
 @dataclasses.dataclass
@@ -108,7 +112,7 @@ def _value(value: Any, clocked: bool) -> np.ndarray | str:
         array = np.asarray(value)
         array = np.array([str(each) for each in array.ravel()]).reshape(array.shape) if array.dtype == object else array
         return f"{array.dtype} {array.shape}" if clocked else array
-    return str(value)
+    return _TEMPORARY.sub("TEMPORARY", str(value))
 
 
 def _is_list(value: Any) -> bool:

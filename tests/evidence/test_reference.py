@@ -1,5 +1,7 @@
 """Reference results: what is equal bit for bit, what is reported, and how names are mapped."""
 
+import tempfile
+
 import numpy as np
 import pytest
 import torch
@@ -111,6 +113,10 @@ def test_results_are_flattened_and_saved(tmp_path):
     assert sorted(found) == [
         *("logits", "of @depth", "of coords", "of/loss", "of/loss @units", "of/loss dims", "rows/0", "rows/1"),
     ]
+
+
+def test_temporary_folders_have_no_name():
+    assert flattened({"checkpoint": f"{tempfile.mkdtemp()}/tiny"}) == {"checkpoint": "TEMPORARY/tiny"}
 
 
 def test_of_measured_times_only_the_shape_is_kept():

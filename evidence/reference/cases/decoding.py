@@ -57,8 +57,8 @@ POLICIES: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
 
 
 def prompts(model: str) -> list[list[int]]:
-    """Two prompts as token ids."""
-    return [row.tolist() for row in sequences(model, 30, 22)]
+    """Four prompts as token ids."""
+    return [row.tolist() for row in sequences(model, 30, 22, 26, 18)]
 
 
 def decoded(model: str, depth: int, how: dict[str, Any]) -> Any:
@@ -70,8 +70,8 @@ def decoded(model: str, depth: int, how: dict[str, Any]) -> Any:
         how["policy"] = policy(how["policy"])
     if "rule" in how:
         how["rule"] = text(how["rule"])
-    generate, labels = get("decode.generate"), ["code", "prose"]
-    return generate(opened(model), prompts(model), depth=depth, max_new_tokens=24, labels=labels, progress=False, **how)
+    generate, labels = get("decode.generate"), ["a", "b"] * 2
+    return generate(opened(model), prompts(model), depth=depth, max_new_tokens=14, labels=labels, progress=False, **how)
 
 
 def generated(model: str, depth: int, how: dict[str, Any]) -> Any:
@@ -136,7 +136,7 @@ def lossless(model: str, depth: int, rollback: str) -> Any:
             opened(model),
             prompts(model),
             depth=depth,
-            max_new_tokens=16,
+            max_new_tokens=8,
             rollback=get(f"decode.{rollback}"),
             progress=False,
         )
@@ -153,7 +153,7 @@ def acceptance_score(model: str) -> Any:
     """Acceptance lengths of texts, without and with decoding."""
     rows = [row.tolist() for row in sequences(model, 40, 30)]
     score = get("decode.acceptance_score")
-    return score(opened(model), rows, depth=3), score(opened(model), prompts(model), depth=2, max_new_tokens=12)
+    return score(opened(model), rows, depth=3), score(opened(model), prompts(model), depth=2, max_new_tokens=8)
 
 
 def custom_generate(model: str) -> Any:
