@@ -29,8 +29,12 @@ EXCEPTED = {
 
 CLOCKED = {
     *("seconds", "model_seconds", "probe_seconds", "clock_cost_seconds"),
-    *("time_share", "layer_share", "part_share", "kind_share", "probe_share", "seconds_per_token"),
-    *("plain_step", "verify_step", "draft_step", "rollback", "overhead"),
+    *("time_share", "layer_share", "part_share", "kind_share", "probe_share"),
+    *(
+        f"{step}{of}"
+        for step in ("plain_step", "verify_step", "draft_step", "rollback", "overhead")
+        for of in ("", "_quantiles")
+    ),
 }
 """Variables and attributes with measured times, in results that are `Timed`: only dtype and shape are compared."""
 
@@ -110,7 +114,9 @@ def _value(value: Any, clocked: bool) -> np.ndarray | str:
         value = value.view(torch.int16).numpy() if value.dtype is torch.bfloat16 else value.numpy()
     if isinstance(value, bool | int | float | np.generic | np.ndarray) or _is_list(value):
         array = np.asarray(value)
-        array = np.array([str(each) for each in array.ravel()]).reshape(array.shape) if array.dtype == object else array
+        array = (
+            np.array([str(each) for each in array.ravel()]).reshape(array.shape) if array.dtype.kind in "OT" else array
+        )
         return f"{array.dtype} {array.shape}" if clocked else array
     return _TEMPORARY.sub("TEMPORARY", str(value))
 

@@ -3,6 +3,7 @@
 import tempfile
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
@@ -113,6 +114,15 @@ def test_results_are_flattened_and_saved(tmp_path):
     assert sorted(found) == [
         *("logits", "of @depth", "of coords", "of/loss", "of/loss @units", "of/loss dims", "rows/0", "rows/1"),
     ]
+
+
+def test_texts_of_every_library_are_flattened():
+    table = pd.DataFrame({"text": pd.array(["a", "b"], dtype="string"), "object": np.array(["a", 1], object)})
+    flat = flattened(table)
+    assert {name: value.tolist() for name, value in flat.items()} == {"text": ["a", "b"], "object": ["a", "1"]}
+    assert compare(flat | result(), flat | result()).equal
+    modern = flattened(xr.Dataset({"run": ("run", np.array(["a"], np.dtypes.StringDType()))}))
+    assert modern["run"].dtype == "<U1"
 
 
 def test_temporary_folders_have_no_name():

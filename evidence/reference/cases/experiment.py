@@ -55,7 +55,7 @@ def cases() -> Cases:
 
 
 def experiment() -> Any:
-    """The metrics and datasets of an experiment with two points."""
+    """The metrics and datasets of an experiment with two points, without the names of its runs, which are hashes."""
     with tempfile.TemporaryDirectory() as temporary:
         folder, store = Path(temporary, "small"), str(Path(temporary, "store"))
         folder.mkdir()
@@ -63,6 +63,6 @@ def experiment() -> Any:
         (folder / "small.py").write_text(NOTEBOOK.format(**{name: path(full) for name, full in USED.items()}))
         get("runs.run")(folder, store=store)
         return {
-            "metrics": get("runs.metrics")("small", store=store),
-            "datasets": get("runs.datasets")("lives", "small", store=store),
+            "metrics": get("runs.metrics")("small", store=store).drop(columns="name"),
+            "datasets": get("runs.datasets")("lives", "small", store=store).drop_vars("run"),
         }
