@@ -29,7 +29,8 @@ EXCEPTED = {
 
 CLOCKED = {
     *("seconds", "model_seconds", "probe_seconds", "clock_cost_seconds"),
-    *("time_share", "layer_share", "part_share", "kind_share", "probe_share"),
+    *("time_share", "layer_share", "part_share", "kind_share", "clock_share"),
+    *("seconds_per_token", "kind_seconds_per_token"),
     *(
         f"{step}{of}"
         for step in ("plain_step", "verify_step", "draft_step", "rollback", "overhead")

@@ -131,7 +131,8 @@ def statistics(model: str, probes: str, reading: str) -> Iterable[tuple[str, Cal
         yield from (
             (name, lambda found, name=name: Timed(stat(name, found))) for name in ("layer_table", "time_by_kind")
         )
-        yield "memory", partial(stat, "memory") if reading in ("decode", "generate") else str
+        if reading in ("decode", "generate"):
+            yield "memory", partial(stat, "memory")
         if "dense" not in model:
             chosen = [*chosen, *routed]
             if reading in ("left", "right", "training"):
