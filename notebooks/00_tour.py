@@ -14,9 +14,9 @@
 # they are. This notebook walks through all of it once, on a small trained model that ships with the package, so
 # nothing has to be downloaded.
 #
-# Words are defined in [the glossary](../docs/glossary.md). For more: [10_layers](10_layers.py) on DeltaNet and
-# attention, [13_maps](13_maps.py) on which tokens their outputs are made of, [20_routing](20_routing.py) on experts,
-# [30_acceptance](30_acceptance.py) on drafts of the MTP head.
+# The documentation has a glossary. For more: `10_layers` on DeltaNet and attention, `13_maps` on which tokens their
+# outputs are made of, `20_routing` on experts, `30_acceptance` on drafts of the MTP head. `qwenlab new 10_layers
+# my_layers.ipynb` in a shell, or in a cell after a `!`, writes a copy to work in.
 
 # %% tags=["parameters"]
 checkpoint: str = "toy-moe"  # a shipped toy, a folder, or a name on the hub such as "Qwen/Qwen3.6-35B-A3B"

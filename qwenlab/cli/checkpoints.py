@@ -1,4 +1,4 @@
-"""Commands about one checkpoint: anatomy, profile, acceptance, trace, demo."""
+"""Commands about one checkpoint: anatomy, profile, acceptance, trace, demo; and a notebook to begin with: new."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qwenlab import recipes, record, stats, tasks
-from qwenlab.checkpoint.anatomy.anatomy import anatomy as anatomy_of
-from qwenlab.checkpoint.anatomy.display import COLOURS, LABELS
+from qwenlab import kernels, record, runs, stats, tasks
+from qwenlab.checkpoint.anatomy import anatomy as anatomy_of
+from qwenlab.checkpoint.show import COLOURS, LABELS
 from qwenlab.errors import BadArgument
 
 if TYPE_CHECKING:
@@ -151,6 +151,14 @@ def demo(
     """Run notebooks/10_layers on a toy that ships, and print what it found of the layers."""
     done = recipes.demo(name, out)
     _report(done.recording, (done.notebook, *done.figures))
+
+
+def new(
+    name: Annotated[str, typer.Argument(help="A notebook that ships: 00_tour, 10_layers, 20_routing, ...")],
+    path: Annotated[Path, typer.Argument(help="The copy, such as my_study.ipynb. It must not exist yet.")],
+) -> None:
+    """Copy a notebook that ships with qwenlab, to change and run as your own."""
+    Console().print(str(kernels.new_notebook(name, path)), soft_wrap=True, highlight=False, markup=False)
 
 
 def read_texts(files: list[Path]) -> dict[str, str]:

@@ -25,6 +25,7 @@ for command in (
     checkpoints.trace,
     ablating.ablate,
     checkpoints.demo,
+    checkpoints.new,
     experiments.run,
 ):
     app.command()(command)

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwenlab.errors import NotebookFailed
-from qwenlab.execution.notebook import run_notebook
-
-NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "10_layers.py"
+from qwenlab.kernels.notebook import run_notebook
+from qwenlab.kernels.shipped import shipped_notebook
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,15 +19,13 @@ class Demo:
 
 
 def demo(checkpoint: str = "toy-moe", out: str | Path = "runs/demo") -> Demo:
-    """Run notebooks/10_layers on `checkpoint`; the notebook saves recording.nc and its figures (.png) in `out`.
-
-    Raises UnknownNotebook where the notebooks are not beside the package: they come with a clone, not with a wheel.
-    """
+    """Run notebooks/10_layers on `checkpoint`; the notebook saves recording.nc and its figures (.png) in `out`."""
     folder = Path(out).resolve()
     recording = folder / "recording.nc"
     for earlier in (recording, *folder.glob("*.png")):  # so that nothing of an earlier run passes for this one's
         earlier.unlink(missing_ok=True)
-    notebook = run_notebook(NOTEBOOK, folder, checkpoint=checkpoint, out=str(folder))
+    source = shipped_notebook("10_layers")
+    notebook = run_notebook(source, folder, checkpoint=checkpoint, out=str(folder))
     if not recording.is_file():
-        raise NotebookFailed(f"{NOTEBOOK} ran to its end but did not save {recording}: it should, in its `out`.")
+        raise NotebookFailed(f"{source} ran to its end but did not save {recording}: it should, in its `out`.")
     return Demo(folder, notebook, recording, tuple(sorted(folder.glob("*.png"))))

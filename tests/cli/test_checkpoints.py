@@ -133,6 +133,22 @@ def test_demo_prints_the_layers_and_the_paths(run, tmp_path):
     assert str(tmp_path / "recording.nc") in out
 
 
+class TestNew:
+    def test_prints_the_path_of_the_copy(self, run, tmp_path):
+        assert run("new", "10_layers", tmp_path / "other.py")[:2] == (0, f"{tmp_path / 'other.py'}\n")
+        assert (tmp_path / "other.py").is_file()
+
+    def test_an_existing_file_and_an_unknown_name_are_messages(self, run, tmp_path):
+        path = tmp_path / "study.ipynb"
+        path.touch()
+        assert run("new", "00_tour", path)[2].startswith(f"BadArgument: {path} already exists")
+        status, out, err = run("new", "tour", path)
+        assert (status, out) == (2, "")
+        assert err.startswith(
+            "UnknownNotebook: No notebook 'tour' ships with qwenlab. Choose one of: 00_tour, 10_layers"
+        )
+
+
 class TestAcceptance:
     @pytest.mark.slow
     def test_prints_rates_with_their_names_and_leaves_what_it_says(self, run, tmp_path):

@@ -111,7 +111,7 @@ def test_is_text_with_a_parameters_cell_and_no_outputs(path):
 def test_links_lead_somewhere(path):
     text = "".join(cell.source for cell in jupytext.read(path).cells if cell.cell_type == "markdown")
     links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("https://")]
-    assert "../docs/glossary.md" in links
+    assert ("../docs/glossary.md" in links) != (path.stem == "00_tour")  # the tour is also read without a clone
     assert [link for link in links if not (FOLDER / link).exists()] == []
 
 
