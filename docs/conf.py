@@ -39,6 +39,7 @@ python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 add_module_names = False
 default_role = "py:obj"
+smartquotes = False  # quotes are often those of code
 toc_object_entries_show_parents = "hide"
 
 html_theme = "furo"
