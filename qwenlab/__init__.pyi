@@ -6,7 +6,7 @@ from . import (
     experiments as experiments,
     interventions as interventions,
     plots as plots,
-    probes as probes,
+    probe as probe,
     recipes as recipes,
     record as record,
     speculative as speculative,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, get_args
 
 import numpy as np
 import xarray as xr
@@ -10,9 +10,8 @@ import xarray as xr
 from qwenlab.errors import BadArgument, InconsistentRecording
 from qwenlab.stats.harm import ABOUT, DRAWN, Harms, Meaning, harms, stacked, told
 from qwenlab.stats.rounds import Bootstrap
+from qwenlab.stats.score import Score
 from qwenlab.stats.source import Source, read, statistic
-
-Score: TypeAlias = Literal["loss", "accuracy", "kl", "agreement"]
 
 _HARM: dict[str, tuple[str, str]] = {
     "loss": ("nat/token", "rise of the loss"),

@@ -106,12 +106,12 @@ class TestProfile:
         (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff")
         status, _, err = run("profile", "toy-dense", "--text", tmp_path / "picture.png", "--out", tmp_path)
         assert status == 2
-        assert "picture.png is no UTF-8 text" in err
+        assert "picture.png is not UTF-8 text" in err
 
     def test_an_unknown_probe_is_an_error(self, run, tmp_path):
         status, _, err = run("profile", "toy-dense", "--out", tmp_path, "--probes", "timing,rooting")
         assert status == 2
-        assert err.startswith("BadArgument: probes: 'rooting' is no probe's name")
+        assert err.startswith("BadArgument: probes: 'rooting' is not the name of a probe")
 
     def test_routing_of_a_dense_checkpoint_is_an_error(self, run, tmp_path):
         status, _, err = run("profile", "toy-dense", "--out", tmp_path, "--probes", "routing")

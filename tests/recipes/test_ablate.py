@@ -77,7 +77,7 @@ def test_several_kinds_of_parts_and_what_nothing_matches_is_named(toy, tmp_path)
 
 
 def test_a_sweep_goes_on_from_what_it_kept(done, toy, kept, tmp_path, monkeypatch):
-    monkeypatch.setattr(import_module("qwenlab.ablations.sweep"), "intervene", None)  # nothing is left to be read
+    monkeypatch.setattr(import_module("qwenlab.ablations.sweep"), "edit", None)  # nothing is left to be read
     again = ql.recipes.ablate(toy, tmp_path, tasks=["code", "mqar:2"], seed=3, keep=kept, **SMALL)
     assert again.statistics.equals(done.statistics)
 
@@ -128,7 +128,7 @@ def test_tasks_that_are_none(toy, written, message):
         (dict(of="mixer"), r"of='mixer': give a list of kinds of parts"),
         (dict(score="los"), r"score='los': choose among loss, accuracy, kl, agreement"),
         (dict(match="size"), r"match='size': choose among number, kind, parameters"),
-        (dict(controls=-1), r"controls=-1: give how many of each, 0 for none"),
+        (dict(controls=-1), r"controls=-1: give the number of controls for each ablation, 0 for none"),
         (
             dict(of=["gate"], match="parameters"),
             r"controls\(match='parameters'\): 'gate 0' has 1 parts and 0 parameters",

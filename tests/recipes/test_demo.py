@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from qwenlab.errors import NotebookFailed
-from qwenlab.runs import demo
+from qwenlab.recipes import demo
+from qwenlab.recipes.demo import NOTEBOOK
 
 SAVES = """\
 # %% tags=["parameters"]
@@ -24,7 +25,7 @@ Path(out, "recording.nc").write_text(checkpoint)
 def small_notebook(tmp_path, monkeypatch):
     path = tmp_path / "10_layers.py"
     path.write_text(SAVES)
-    monkeypatch.setattr(sys.modules["qwenlab.runs.demo"], "shipped_notebook", lambda name: path)
+    monkeypatch.setattr(sys.modules["qwenlab.recipes.demo"], "NOTEBOOK", path)
     return path
 
 

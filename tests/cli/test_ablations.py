@@ -73,7 +73,7 @@ def test_what_has_no_match_is_named(run, tmp_path):
     given = ("--task", "code", "--count", 2, "--max-tokens", 16, "--controls", 1)
     status, shown, _ = run("toy-dense", "--of", "kind", "--out", tmp_path, *given)
     assert status == 0
-    assert "No other parts match all linear_attention: held against 0 alone." in shown
+    assert "No other parts match all linear_attention: compared with 0 alone." in shown
 
 
 @pytest.mark.parametrize(
