@@ -73,7 +73,7 @@ def ablate(
     layers      ablate only parts of these layers; by default all
     score       score to compare with that of the unedited model
     controls    random controls for each ablation; 0 for none
-    match       what a control shares with its ablation, its number of parts, also kinds of layer, or of parameters
+    match       how controls are matched: by number of parts, also by kind of layer, or by number of parameters
     count       sequences of each task; intervals need two or more
     max_tokens  tokens read of each text, and the length of the passages into which a long text is cut
     batch_size  sequences read at a time
