@@ -13,7 +13,7 @@ from qwenlab import ablations, plots, record, stats, tasks as task_makers
 from qwenlab.ablations.match import Match
 from qwenlab.errors import BadArgument
 from qwenlab.recipes import inputs
-from qwenlab.recipes.saving import Saved, save
+from qwenlab.recipes.saving import Saved, save_figures
 from qwenlab.record.whole import replacing
 from qwenlab.stats.score import Score
 
@@ -98,12 +98,12 @@ def ablate(
         passages = inputs.passages_of(checkpoint, some, max_tokens, count)
         scored.append(task_makers.text_task(checkpoint, passages, name=label, max_tokens=max_tokens))
     swept = ablations.sweep(checkpoint, [*units, *matched], scored, batch_size=batch_size, keep=keep, progress=progress)
-    statistics = stats.ablations(swept, score=score, seed=seed)
-    saved = save(record.Recording({"ablations": swept}, swept.attrs), _figures(statistics), out)
-    findings = saved["folder"] / "findings.md"
+    folder = Path(out).resolve()
+    saved = record.Recording({"ablations": swept}, swept.attrs).save(folder / "recording.nc")
+    statistics, findings = stats.ablations(swept, score=score, seed=seed), folder / "findings.md"
     with replacing(findings) as temporary:
         temporary.write_text(stats.ablation_findings(statistics), encoding="utf-8")
-    return Ablated(**saved, findings=findings, statistics=statistics, without_controls=without)
+    return Ablated(folder, saved, save_figures(_figures(statistics), folder), findings, statistics, without)
 
 
 def _parts(

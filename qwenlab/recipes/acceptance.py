@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qwenlab import decode, plots, record, stats
 from qwenlab.recipes import inputs
-from qwenlab.recipes.saving import Saved, save
+from qwenlab.recipes.saving import Saved, save_figures
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -58,7 +59,8 @@ def acceptance(
     new_tokens     tokens decoded after each prompt
     prompts        prompts of each label; intervals are over prompts and need two or more
 
-    Drafts are verified greedily. `source` can also be an open Checkpoint. Raises NoMtpHead, BadPrompt and BadArgument.
+    Drafts are verified greedily. `source` is what `qwenlab.open` takes (with `device` and `dtype`), or an open
+    Checkpoint. Raises NoMtpHead, BadPrompt and BadArgument.
     """
     labelled = inputs.texts_or_shipped("acceptance", texts, prompts)
     checkpoint = inputs.opened(source, device, dtype)
@@ -75,6 +77,8 @@ def acceptance(
     costs = decode.step_times(checkpoint, max(generated.tokens, key=len), depth=depth, progress=progress)
     rounds = generated.recording()
     recording = record.Recording({"rounds": rounds["rounds"], "trace": traced.dataset}, rounds.attrs)
+    folder = Path(out).resolve()
+    saved = recording.save(folder / "recording.nc")
     rates = stats.acceptance(recording)
     by_label, speedup = stats.acceptance(recording, by="label"), stats.speedup(recording, costs)
     figures = {
@@ -83,8 +87,7 @@ def acceptance(
         "teacher_forced": plots.teacher_forced(stats.agreement(recording), rates),
         "speedup": plots.speedup(speedup),
     }
-    saved = save(recording, figures.items(), out)
-    return AcceptanceReport(**saved, rates=rates, by_label=by_label, speedup=speedup, lossless=lossless)
+    return AcceptanceReport(folder, saved, save_figures(figures.items(), folder), rates, by_label, speedup, lossless)
 
 
 def trace(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwenlab import plots, probe, stats, tasks
 from qwenlab.errors import BadArgument, NothingMeasured, NotWatched
 from qwenlab.recipes import inputs
-from qwenlab.recipes.saving import Saved, save
+from qwenlab.recipes.saving import Saved, save_figures
 
 if TYPE_CHECKING:
     from qwenlab.checkpoint.open import Checkpoint
@@ -60,8 +61,9 @@ def profile(
                 tasks.read(
                     checkpoint, some, batch_size=batch_size, max_tokens=max_tokens, decode=decode, progress=progress
                 )
-    recording = seen.recording()
-    return Profile(**save(recording, _figures(recording), out))
+    recording, folder = seen.recording(), Path(out).resolve()
+    saved = recording.save(folder / "recording.nc")
+    return Profile(folder, saved, save_figures(_figures(recording), folder))
 
 
 def _warm_up(checkpoint: Checkpoint, texts: Sequence[str]) -> None:
@@ -72,9 +74,7 @@ def _warm_up(checkpoint: Checkpoint, texts: Sequence[str]) -> None:
 def _probes(checkpoint: Checkpoint, chosen: Mapping[str, str] | None) -> list[probe.Probe]:
     """All probes that fit the checkpoint, or the chosen ones; they measure every token where they can sample."""
     fit = {each.name: each for each in probe.thorough(checkpoint)}
-    return (
-        list(fit.values()) if chosen is None else [fit.get(name) or getattr(probe, chosen[name])() for name in chosen]
-    )
+    return [fit.get(name) or getattr(probe, chosen[name])() for name in chosen] if chosen else list(fit.values())
 
 
 def _checked(names: Iterable[str]) -> dict[str, str]:

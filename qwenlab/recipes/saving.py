@@ -1,14 +1,11 @@
-"""Save the recording and the figures of a recipe."""
+"""The files that a recipe saves."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from qwenlab.record.recording import Recording
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -20,12 +17,10 @@ class Saved:
     figures: tuple[Path, ...]
 
 
-def save(recording: Recording, figures: Iterable[tuple[str, Any]], out: str | Path) -> dict[str, Any]:
-    """Save recording.nc and each figure as <name>.png in `out`, as it is drawn. Returns the fields of `Saved`."""
-    folder = Path(out).resolve()
-    saved = recording.save(folder / "recording.nc")
+def save_figures(figures: Iterable[tuple[str, Any]], folder: Path) -> tuple[Path, ...]:
+    """Save each figure as <name>.png in `folder`, as it is drawn, and return the paths."""
     paths = []
     for name, figure in figures:
         paths.append(folder / f"{name}.png")
         figure.savefig(paths[-1], dpi=150)
-    return dict(folder=folder, recording=saved, figures=tuple(paths))
+    return tuple(paths)
