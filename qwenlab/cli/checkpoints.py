@@ -45,9 +45,9 @@ def print_profile(done: Profile | Demo) -> None:
             [
                 str(layer),
                 Text(LABELS[kind], COLOURS[kind]),
-                *(estimate(float(column[index]), form=".3g") for column in columns),
+                *(estimate(float(number), form=".3g") for number in numbers),
             ]
-            for index, (layer, kind) in enumerate(zip(layers["layer"].values, layers["kind"].values, strict=True))
+            for layer, kind, *numbers in zip(layers["layer"].values, layers["kind"].values, *columns, strict=True)
         ]
         print_table(heads, rows, f"The layers of {layers.attrs['checkpoint']}", right=range(2, len(heads)))
     print_lines(done.recording, *done.figures)
@@ -64,7 +64,7 @@ def print_acceptance(done: AcceptanceReport) -> None:
     print_lines(repr(done.lossless))
     attrs = done.rates.attrs
     columns = ["texts", "prompts", "rounds", "acceptance length\n(tokens per round)", "accepted /\ndrafted"]
-    columns += ["accepted / rounds,\nfirst place", "accepted / tested,\nlast place"]
+    columns += ["accepted / rounds,\nfirst position", "accepted / tested,\nlast position"]
     labelled = [(str(label), done.by_label.sel(label=label)) for label in done.by_label["label"].values]
     rows = [
         [
@@ -97,5 +97,5 @@ def print_trace(done: Trace, out: FilePath) -> None:
         length = float(stats.acceptance(done.replay(depth=depth))["acceptance_length"])
         rows.append([str(depth), f"{rate['teacher_forced']:.3f}", f"[{low:.3f}, {high:.3f}]", f"{length:.2f} tokens"])
     name, tokens = agreed.attrs["checkpoint"], done.dataset.sizes["token"]
-    print_table(columns, rows, f"{name}: {tokens:,} given tokens, rule greedy, fixed depth")
+    print_table(columns, rows, f"{name}: {tokens:,} tokens, rule greedy, fixed depth")
     print_lines(Path(out).resolve())

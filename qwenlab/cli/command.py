@@ -28,12 +28,12 @@ def add_recipe(app: typer.Typer, recipe: Callable[..., Any], report: Callable[..
     Types and defaults come from the signatures, help texts from the docstrings or, for types that recipes share, from
     recipes/inputs.py. `report` prints the recipe's result, its first argument.
     """
-    asked, shown = list(inspect.signature(recipe).parameters), list(inspect.signature(report).parameters)[1:]
-    options = {name: _option(recipe if name in asked else report, name) for name in dict.fromkeys([*asked, *shown])}
+    inputs, (_, *shown) = inspect.signature(recipe).parameters, inspect.signature(report).parameters
+    options = {name: _option(recipe if name in inputs else report, name) for name in dict.fromkeys([*inputs, *shown])}
 
-    def run(**given: Any) -> None:
-        values = {name: option.read(given[name]) for name, option in options.items()}
-        report(recipe(**{name: values[name] for name in asked}), **{name: values[name] for name in shown})
+    def run(**values: Any) -> None:
+        read = {name: option.read(values[name]) for name, option in options.items()}
+        report(recipe(**{name: read[name] for name in inputs}), **{name: read[name] for name in shown})
 
     run.__signature__ = inspect.Signature([option.parameter for option in options.values()])  # type: ignore[attr-defined]
     summary = (inspect.getdoc(recipe) or "").partition("\n\n")[0]

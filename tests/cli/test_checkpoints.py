@@ -177,5 +177,5 @@ class TestTrace:
         assert status == 0
         traced = ql.speculative.Trace.open(made)
         assert (traced.depth, traced.own) == (2, False)
-        assert f"{traced.dataset.sizes['token']:,} given tokens" in out
+        assert f"{traced.dataset.sizes['token']:,} tokens, rule greedy" in out
         assert "teacher-forced agreement" in out
