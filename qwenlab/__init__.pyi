@@ -6,7 +6,7 @@ from . import (
     experiments as experiments,
     interventions as interventions,
     plots as plots,
-    probe as probe,
+    probes as probes,
     recipes as recipes,
     record as record,
     speculative as speculative,

@@ -24,6 +24,7 @@ OLD = {
     "probe.take": "interventions.cache_activations",
     "probe.Values": "interventions.ActivationCache",
     "probe.Seen": "probes.WatchSession",
+    "runs.Acceptance": "recipes.AcceptanceReport",
     "decode.custom_generate": "speculative.CustomGenerate",
     "decode.Losslessness": "speculative.LosslessReport",
     "decode.Replay": "speculative.ReplayRollback",
@@ -32,7 +33,7 @@ OLD = {
     **{f"probe.{old}": f"interventions.{old.title().replace('_', '')}" for old in INTERVENTIONS.split()},
     **{
         f"runs.{name}": f"recipes.{name}"
-        for name in ("ablate", "Ablated", "acceptance", "Acceptance", "trace", "demo", "Demo", "profile", "Profile")
+        for name in ("ablate", "Ablated", "acceptance", "trace", "demo", "Demo", "profile", "Profile")
     },
 }
 

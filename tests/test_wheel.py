@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 import qwenlab as ql
-from qwenlab.kernels import new_notebook
+from qwenlab.execution import new_notebook
 
 ROOT = Path(__file__).parents[1]
 NAMES = {file.stem for file in (ROOT / "notebooks").glob("*.py")}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from qwenlab import stats
-from qwenlab.checkpoint.show import COLOURS, LABELS
+from qwenlab.checkpoint.anatomy.display import COLOURS, LABELS
 from qwenlab.cli.printing import estimate, print_lines, print_table
 from qwenlab.recipes.inputs import Positive
 

@@ -9,19 +9,19 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from qwenlab import record, stats
-from qwenlab.checkpoint.anatomy import anatomy as anatomy_of
-from qwenlab.checkpoint.show import COLOURS, LABELS
+from qwenlab import execution, record, stats
+from qwenlab.checkpoint.anatomy.anatomy import anatomy as anatomy_of
+from qwenlab.checkpoint.anatomy.display import COLOURS, LABELS
 from qwenlab.cli.printing import estimate, print_lines, print_table
 from qwenlab.recipes.inputs import FilePath
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from qwenlab.decode.traced import Trace
     from qwenlab.recipes.acceptance import AcceptanceReport
     from qwenlab.recipes.demo import Demo
     from qwenlab.recipes.profile import Profile
+    from qwenlab.speculative.trace.trace import Trace
 
 _COLUMNS = ("time_share", "half_life", "attention_distance", "router_entropy")
 
@@ -32,6 +32,14 @@ def anatomy(
 ) -> None:
     """Show what a checkpoint consists of and what it costs, from its config alone."""
     Console().print(anatomy_of(name, strict=strict))
+
+
+def new(
+    name: Annotated[str, typer.Argument(help="A notebook that ships: 00_tour, 10_layers, 20_routing, ...")],
+    path: Annotated[Path, typer.Argument(help="The copy, such as my_study.ipynb. It must not exist yet.")],
+) -> None:
+    """Copy a notebook that ships with qwenlab, to change and run as your own."""
+    Console().print(str(execution.new_notebook(name, path)), soft_wrap=True, highlight=False, markup=False)
 
 
 def print_profile(done: Profile | Demo) -> None:

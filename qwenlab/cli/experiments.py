@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from qwenlab import runs
+from qwenlab import experiments
 from qwenlab.cli.printing import print_lines, print_table
-from qwenlab.runs.spec.source import parsed
+from qwenlab.experiments.plan.source import parsed
 
 if TYPE_CHECKING:
     from qwenlab.experiments.plan.points import Plan
@@ -51,7 +51,7 @@ def run(
 
 
 def _show_plan(plan: Plan, store: str | None) -> None:
-    opened = runs.store_at(store)
+    opened = experiments.store_at(store)
     finished = {point.name: opened.is_finished(point.name) for point in plan.points}
     states = ("to run", "finished")
     rows = [(point.name, plan.describe(point), states[finished[point.name]]) for point in plan.points]

@@ -22,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(checkpoints.anatomy)
+app.command()(checkpoints.new)
 for recipe, report in (
     (recipes.profile, checkpoints.print_profile),
     (recipes.acceptance, checkpoints.print_acceptance),

@@ -31,7 +31,7 @@ def list_runs(
     store: Annotated[str | None, STORE] = None,
 ) -> None:
     """List runs."""
-    found = runs.find(experiment, where=where, state=None if state == "all" else state, store=store)
+    found = experiments.find(experiment, where=where, state=None if state == "all" else state, store=store)
     varied = [name for name in found if name.startswith("params.") and found[name].astype(str).nunique() > 1]
     columns = [name for name in (*_COLUMNS, *varied) if name in found]
     _print(found[columns].rename(columns={name: name.removeprefix("params.") for name in varied}))
@@ -43,7 +43,7 @@ def show(
     store: Annotated[str | None, STORE] = None,
 ) -> None:
     """Show all facts of a run, and its metrics."""
-    facts = runs.facts(name, store=store)
+    facts = experiments.facts(name, store=store)
     Console().print(JSON.from_data(facts))
     whose = f"folder = '{facts['folder']}'"
     values = experiments.metrics(facts["experiment"], where=whose, state=None, store=store)
@@ -78,7 +78,7 @@ def report(
     store: Annotated[str | None, STORE] = None,
 ) -> None:
     """Write one self-contained HTML page about an experiment: question, runs, metrics, figures."""
-    print_lines(runs.report(experiment, out, store=store))
+    print_lines(experiments.report(experiment, out, store=store))
 
 
 @app.command()
@@ -90,7 +90,7 @@ def export(
     store: Annotated[str | None, STORE] = None,
 ) -> None:
     """Send finished runs to an MLflow tracking server, except those that it has already."""
-    sent = runs.export_mlflow(experiment, tracking_uri=mlflow, store=store, where=where, datasets=datasets)
+    sent = experiments.export_mlflow(experiment, tracking_uri=mlflow, store=store, where=where, datasets=datasets)
     print_lines(*sent, f"{len(sent)} sent")
 
 
@@ -101,7 +101,7 @@ def prune(
     store: Annotated[str | None, STORE] = None,
 ) -> None:
     """Delete failed, interrupted and broken-off attempts. Finished runs stay."""
-    folders = runs.prune(experiment, store=store, delete=yes)
+    folders = experiments.prune(experiment, store=store, delete=yes)
     print_lines(*folders, f"{len(folders)} {'deleted' if yes else 'would be deleted: --yes deletes them'}")
 
 

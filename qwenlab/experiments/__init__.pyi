@@ -1,4 +1,6 @@
 # The functions `record`, `run`, `find` and `compare` hide the modules they live in.
+from .plan.points import Plan as Plan, plan as plan
+from .plan.spec import Spec as Spec
 from .record import record as record
 from .report.export import export_mlflow as export_mlflow
 from .report.page import report as report

@@ -14,7 +14,7 @@ from qwenlab.ablations.match import Match
 from qwenlab.errors import BadArgument
 from qwenlab.recipes import inputs
 from qwenlab.recipes.saving import Saved, save_figures
-from qwenlab.record.whole import replacing
+from qwenlab.record.whole_files import replacing
 from qwenlab.stats.score import Score
 
 if TYPE_CHECKING:

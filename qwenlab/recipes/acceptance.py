@@ -8,15 +8,15 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwenlab import decode, plots, record, stats
+from qwenlab import plots, record, speculative, stats
 from qwenlab.recipes import inputs
 from qwenlab.recipes.saving import Saved, save_figures
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from qwenlab.decode.lossless import Losslessness
-    from qwenlab.decode.traced import Trace
+    from qwenlab.speculative.lossless.check import LosslessReport
+    from qwenlab.speculative.trace.trace import Trace
 
 CHECKED = 2
 """Prompts on which losslessness is checked."""
@@ -28,7 +28,7 @@ class AcceptanceReport(Saved):
 
     rates, by_label  `stats.acceptance` over all prompts, and by label
     speedup          `stats.speedup`
-    lossless         `decode.check_lossless`
+    lossless         `speculative.check_lossless`
     """
 
     rates: xr.Dataset
@@ -67,14 +67,14 @@ def acceptance(
     cut = {label: inputs.passages_of(checkpoint, some, prompt_tokens, prompts) for label, some in labelled.items()}
     starts = [checkpoint.tokenizer(text)["input_ids"][:prompt_tokens] for text in chain.from_iterable(cut.values())]
     labels = [label for label, some in cut.items() for _ in some]
-    generated = decode.generate(
+    generated = speculative.generate(
         checkpoint, starts, depth=depth, max_new_tokens=new_tokens, labels=labels, progress=progress
     )
-    lossless = decode.check_lossless(
+    lossless = speculative.check_lossless(
         checkpoint, starts[:CHECKED], depth=depth, max_new_tokens=min(new_tokens, 32), progress=progress
     )
-    traced = decode.trace(checkpoint, generated, depth=depth, progress=progress)
-    costs = decode.step_times(checkpoint, max(generated.tokens, key=len), depth=depth, progress=progress)
+    traced = speculative.trace(checkpoint, generated, depth=depth, progress=progress)
+    costs = speculative.step_times(checkpoint, max(generated.tokens, key=len), depth=depth, progress=progress)
     rounds = generated.recording()
     recording = record.Recording({"rounds": rounds["rounds"], "trace": traced.dataset}, rounds.attrs)
     folder = Path(out).resolve()
@@ -112,6 +112,6 @@ def trace(
     """
     checkpoint = inputs.opened(source, device, dtype)
     some, labels = list(texts.values()), list(texts)
-    traced = decode.trace(checkpoint, some, depth=depth, window=window, labels=labels, progress=progress)
+    traced = speculative.trace(checkpoint, some, depth=depth, window=window, labels=labels, progress=progress)
     traced.save(out)
     return traced

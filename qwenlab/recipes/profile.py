@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwenlab import plots, probe, stats, tasks
+from qwenlab import plots, probes as available, stats, tasks
 from qwenlab.errors import BadArgument, NothingMeasured, NotWatched
 from qwenlab.recipes import inputs
 from qwenlab.recipes.saving import Saved, save_figures
@@ -45,7 +45,7 @@ def profile(
     decode      tokens at the end of each label's first text that are read one at a time, as in decoding
 
     `source` is what `qwenlab.open` takes (with `device` and `dtype`), or an open Checkpoint. Raises BadArgument for an
-    unknown probe, or no texts.
+    unknown probes, or no texts.
     """
     chosen = None if probes is None else _checked(probes)
     labelled = inputs.texts_or_shipped("profile", texts, passages)
@@ -55,7 +55,7 @@ def profile(
         for label, some in labelled.items()
     }
     _warm_up(checkpoint, next(iter(cut.values())))
-    with probe.watch(checkpoint, *_probes(checkpoint, chosen)) as seen:
+    with available.watch(checkpoint, *_probes(checkpoint, chosen)) as seen:
         for label, some in cut.items():
             with seen.label(label):
                 tasks.read(
@@ -71,10 +71,10 @@ def _warm_up(checkpoint: Checkpoint, texts: Sequence[str]) -> None:
     tasks.read(checkpoint, texts[:1], max_tokens=64, decode=2)
 
 
-def _probes(checkpoint: Checkpoint, chosen: Mapping[str, str] | None) -> list[probe.Probe]:
+def _probes(checkpoint: Checkpoint, chosen: Mapping[str, str] | None) -> list[available.Probe]:
     """All probes that fit the checkpoint, or the chosen ones; they measure every token where they can sample."""
-    fit = {each.name: each for each in probe.thorough(checkpoint)}
-    return [fit.get(name) or getattr(probe, chosen[name])() for name in chosen] if chosen else list(fit.values())
+    fit = {each.name: each for each in available.thorough(checkpoint)}
+    return [fit.get(name) or getattr(available, chosen[name])() for name in chosen] if chosen else list(fit.values())
 
 
 def _checked(names: Iterable[str]) -> dict[str, str]:

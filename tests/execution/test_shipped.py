@@ -4,8 +4,8 @@ import jupytext
 import pytest
 
 from qwenlab.errors import BadArgument, UnknownNotebook
-from qwenlab.kernels import new_notebook
-from qwenlab.kernels.shipped import shipped_notebook, shipped_notebooks
+from qwenlab.execution import new_notebook
+from qwenlab.execution.shipped import shipped_notebook, shipped_notebooks
 
 
 def test_an_editable_install_finds_them_in_the_clone():
