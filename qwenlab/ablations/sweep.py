@@ -16,7 +16,7 @@ from qwenlab.ablations.ablation import Ablation, check_ablations, coordinates
 from qwenlab.ablations.prefix import given_back, outputs_of_layers
 from qwenlab.ablations.resume import BY_TEXT, ScoreTable, key_of
 from qwenlab.capture.active import active_interventions
-from qwenlab.capture.provenance import facts_of_texts, running_on
+from qwenlab.capture.provenance import provenance_of, running_on
 from qwenlab.checkpoint.decoder import Decoder, decoder_of
 from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
 from qwenlab.errors import InterruptedWarning
@@ -154,7 +154,6 @@ class _Sweep:
         variables["chance"] = ("text", np.array(chance), about)
         coords = coordinates(self.ablations) | {"text": np.arange(len(names)), "task": ("text", names)}
         read = [tokens for task in self.tasks for tokens in task.tokens]
-        lengths = {name: sum(len(read[i]) for i in whole if names[i] == name) for name in dict.fromkeys(names)}
-        facts = facts_of_texts(self.checkpoint, [read[i] for i in whole], labels=lengths)
+        facts = provenance_of(self.checkpoint, [read[i] for i in whole], [names[i] for i in whole])
         run, of = self.kept.layers.tolist()
         return xr.Dataset(variables, coords, facts | {"layers_run": run / of}).isel(text=whole)

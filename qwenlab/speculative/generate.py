@@ -13,13 +13,13 @@ import xarray as xr
 from tqdm.auto import tqdm
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from qwenlab.capture.provenance import provenance_of
 from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
 from qwenlab.errors import BadArgument, InterruptedWarning
 from qwenlab.record.recording import Recording
 from qwenlab.speculative.decoding import Decoding, Drafting, Settings
 from qwenlab.speculative.policies import Policy
 from qwenlab.speculative.prompts import Prompt, checked_depth, context_of, encoded, end_tokens_of
-from qwenlab.speculative.provenance import facts_of
 from qwenlab.speculative.rollback import ReplayRollback, Rollback
 from qwenlab.speculative.rounds import Round, ledger
 from qwenlab.speculative.verification import VerificationRule, rule_of
@@ -210,9 +210,6 @@ def _result(
     decodings = [decoding for decoding, _ in made]
     tokens = [decoding.tokens for decoding in decodings]
     names = labels[: len(made)]
-    by_label: dict[str, int] = {}
-    for name, text in zip(names, tokens, strict=True):
-        by_label[name] = by_label.get(name, 0) + len(text)
     return Generated(
         tokens=tokens,
         begin=[decoding.begin for decoding in decodings],
@@ -221,5 +218,7 @@ def _result(
         labels=names,
         max_new_tokens=max_new_tokens,
         ledger=ledger([rounds for _, rounds in made], depth=settings.depth, labels=names, attrs=attrs),
-        facts=facts_of(checkpoint, tokens, labels=by_label, seed=attrs["seed"] if settings.rule.samples else ""),
+        facts=provenance_of(
+            checkpoint, tokens, names, seed=attrs["seed"] if settings.rule.samples else "", drafted=True
+        ),
     )

@@ -52,12 +52,12 @@ def acceptance_score(
         made = trace(checkpoint, texts, depth=depth, window=window, chunk=chunk, labels=labels, progress=progress)
         number = int((made.dataset["start"] == 0).sum())
         names = made.dataset["label"].values[made.dataset["start"].values == 0]
-        ledger = made.replay()["rounds"]
+        ledger, facts = made.replay()["rounds"], made.facts
     else:
         written = generate(
             checkpoint, texts, depth=depth, max_new_tokens=max_new_tokens, labels=labels, progress=progress
         )
-        number, names, ledger = len(written.tokens), np.array(written.labels), written.ledger
+        number, names, ledger, facts = len(written.tokens), np.array(written.labels), written.ledger, written.facts
     prompt, emitted = ledger["prompt"].values, ledger["emitted"].values
     rounds = np.bincount(prompt, minlength=number)
     with np.errstate(invalid="ignore"):
@@ -70,5 +70,5 @@ def acceptance_score(
             "rounds": ("text", rounds, {"units": "round", "long_name": "rounds"}),
         },
         {"label": ("text", names, {"long_name": "label of the text"})},
-        say,
+        facts | say,
     )

@@ -13,6 +13,7 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
+from qwenlab.capture.provenance import provenance_of
 from qwenlab.capture.wrapping import in_this_thread, outputs
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
@@ -89,7 +90,10 @@ def step_times(
             seconds["draft"].append(clock.of(_draft, drafter, drafter.first())[0])
             drafter.forget()
     overhead = _overhead(checkpoint, tokens[:context], depth, own, repeats, clock)
-    return _costs(checkpoint, tokens, seconds, overhead, widths, {"context": context, "rollback": own.name})
+    attrs = {"context": context, "rollback": own.name} | provenance_of(
+        checkpoint, [tokens.tolist()], seed=0, drafted=True
+    )
+    return _costs(checkpoint, tokens, seconds, overhead, widths, attrs)
 
 
 class Clock:
@@ -189,9 +193,8 @@ def _costs(
         quartiles = np.quantile(values, QUARTILES)
         data[name] = ((), quartiles[1], _said(meaning))
         data[f"{name}_quantiles"] = ("quantile", quartiles, _said(meaning))
-    device = checkpoint.facts.device
     coords: dict[str, Any] = {"width": ("width", widths, {"units": "token"}), "quantile": list(QUARTILES)}
-    costs = xr.Dataset(data, coords, attrs | {"device": device, "threads": torch.get_num_threads()})
+    costs = xr.Dataset(data, coords, attrs | {"threads": torch.get_num_threads()})
     context = TargetContext(checkpoint.model)
     sparse = context.decoder.layers_with("router")
     return costs if not sparse else _with_experts(costs, context, sparse, tokens)

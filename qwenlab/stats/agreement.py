@@ -100,5 +100,5 @@ def _rates(sums: np.ndarray) -> np.ndarray:
 
 def _about(data: xr.Dataset, chains: int, texts: int) -> dict[str, Any]:
     """What an agreement is never told without."""
-    facts = {"depth": data.attrs["depth"], "text": data.attrs["text"], "origin": "trace"}
+    facts = {name: data.attrs[name] for name in ("depth", "text", "hidden") if name in data.attrs} | {"origin": "trace"}
     return {"rule": "greedy"} | facts | {"chains": chains, "texts": texts}

@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
+from qwenlab.capture.provenance import provenance_of
 from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
 from qwenlab.errors import BadArgument, BadPrompt
 from qwenlab.speculative.audit.contract import FIRST_ROW, Contract, TargetStates, states_of
@@ -30,7 +31,6 @@ from qwenlab.speculative.audit.scales import factors, weight_scales
 from qwenlab.speculative.audit.trials import Trials
 from qwenlab.speculative.context import TargetContext
 from qwenlab.speculative.prompts import Prompt, checked_depth, context_of
-from qwenlab.speculative.provenance import facts_of
 from qwenlab.speculative.trace.passages import passages_of
 
 _MEANINGS = {
@@ -146,7 +146,7 @@ def audit(
         controls = _dataset("control", own | trials.controls(wanted), attrs).isel(draft=0)
     told = finding(settings, controls, assumed, faults)
     tokens = [text.tokens.tolist() for text in read]
-    facts = facts_of(checkpoint, tokens, labels={"": sum(map(len, tokens))}, seed=seed)
+    facts = provenance_of(checkpoint, tokens, seed=seed, drafted=True)
     return Audit(told.verdict, told.sentence, told.faults, told.wanted, assumed, settings, controls, weights, facts)
 
 

@@ -31,6 +31,7 @@ def replayed(trace: xr.Dataset, *, depth: int, policy: Policy | None) -> xr.Data
         "rollback": "none",
         "origin": "replay",
         "text": trace.attrs["text"],
+        **({"hidden": trace.attrs["hidden"]} if "hidden" in trace.attrs else {}),
     }
     return tabled(columns, attrs)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import random
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
+from qwenlab.capture.provenance import provenance_of
 from qwenlab.checkpoint.mtp_head import MtpHead
 from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
 from qwenlab.errors import BadArgument, InterruptedWarning
@@ -19,7 +20,6 @@ from qwenlab.speculative.context import TargetContext
 from qwenlab.speculative.draft_chains import chains
 from qwenlab.speculative.generate import Generated
 from qwenlab.speculative.prompts import Prompt, checked_depth, context_of
-from qwenlab.speculative.provenance import facts_of
 from qwenlab.speculative.rounds import NONE
 from qwenlab.speculative.trace.passages import Passage, passages_of
 from qwenlab.speculative.trace.trace import Trace
@@ -51,6 +51,9 @@ def trace(
     window: int | None = None,
     chunk: int = 256,
     labels: Sequence[str] | None = None,
+    shuffled: bool = False,
+    donors: Sequence[Prompt] | None = None,
+    seed: int = 0,
     progress: bool = True,
 ) -> Trace:
     """What the MTP head would draft at every place of some texts, and what the main model has there.
@@ -68,6 +71,14 @@ def trace(
             suits a CPU; a GPU that reads many weights for each chunk wants more
     labels  what each text is called (its domain); by default ""
 
+    Two controls show how much the head draws from the hidden states. They change only what the head reads: the main
+    model's choices stay those after the true text. The attribute `hidden` of the dataset names the control.
+
+    shuffled  the head reads the hidden states of each text in random order
+    donors    the head reads hidden states drawn at random from these other texts
+    seed      of the two controls
+
+
     Interrupted, it returns the texts done until then, with a warning. Raises NoMtpHead, BadPrompt and BadArgument.
     """
     require_checkpoint(checkpoint)
@@ -76,13 +87,14 @@ def trace(
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
         raise BadArgument(f"chunk={chunk!r}: give a whole number of tokens, 1 or more.")
     passages = passages_of(checkpoint, texts, labels=labels, window=window)
+    hidden_states = _HiddenStates(checkpoint, shuffled, donors, seed, chunk)
     done: list[dict[str, np.ndarray]] = []
     with tqdm(
         total=sum(len(each.tokens) for each in passages), unit="token", desc="tracing", disable=not progress
     ) as bar:
         try:
             for passage in passages:
-                done.append(_traced(head, passage, depth, chunk, bar))
+                done.append(_traced(head, passage, depth, chunk, hidden_states, bar))
         except KeyboardInterrupt:
             if not done:
                 raise
@@ -93,11 +105,9 @@ def trace(
             )
     kept = passages[: len(done)]
     own = isinstance(texts, Generated) and _wrote(checkpoint, texts)
-    attrs = {"depth": depth, "text": "own" if own else "teacher_forced", "window": window or 0}
-    tokens = Counter[str]()
-    for each in kept:
-        tokens[each.label] += len(each.tokens)
-    return Trace(_dataset(kept, done, attrs), facts_of(checkpoint, [each.tokens for each in kept], labels=tokens))
+    attrs = {"depth": depth, "text": "own" if own else "teacher_forced", "window": window or 0} | hidden_states.attrs
+    facts = provenance_of(checkpoint, [each.tokens for each in kept], [each.label for each in kept], drafted=True)
+    return Trace(_dataset(kept, done, attrs), facts)
 
 
 def _wrote(checkpoint: Checkpoint, texts: Generated) -> bool:
@@ -105,7 +115,44 @@ def _wrote(checkpoint: Checkpoint, texts: Generated) -> bool:
     return texts.ledger.attrs["rule"] == "greedy" and texts.facts["checkpoint_hash"] == checkpoint.hash_now()
 
 
-def _traced(head: MtpHead, passage: Passage, depth: int, chunk: int, bar: Any) -> dict[str, np.ndarray]:
+class _HiddenStates:
+    """The hidden states that the head reads: those of the text, or those of a control."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, shuffled: bool, donors: Sequence[Prompt] | None, seed: int, chunk: int
+    ) -> None:
+        if shuffled and donors is not None:
+            raise BadArgument("trace(shuffled=True, donors=...): choose one control at a time.")
+        self._rng, self._shuffled = random.Random(seed), shuffled
+        self._pool = None if donors is None else _read_all(checkpoint, donors, chunk)
+        self.attrs = {"hidden": "shuffled"} if shuffled else {} if donors is None else {"hidden": "of other texts"}
+
+    def read_by_head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The states [token, channel] for the head, of the text's own; the head never reads the last one."""
+        number = len(hidden) - 1
+        if self._shuffled:
+            order = list(range(number))
+            self._rng.shuffle(order)
+            return torch.cat([hidden[order], hidden[number:]])
+        if self._pool is not None:
+            order = self._rng.choices(range(len(self._pool)), k=number)
+            return torch.cat([self._pool[order], hidden[number:]])
+        return hidden
+
+
+def _read_all(checkpoint: Checkpoint, texts: Sequence[Prompt], chunk: int) -> torch.Tensor:
+    """Hidden states [token, channel] of all tokens of some texts, after the trunk's final norm."""
+    states = []
+    for passage in passages_of(checkpoint, texts):
+        context = TargetContext(checkpoint.model)
+        tokens = torch.tensor(passage.tokens, device=context.device)
+        states += [context.read(part) for part in tokens.split(chunk)]
+    return torch.cat(states)
+
+
+def _traced(
+    head: MtpHead, passage: Passage, depth: int, chunk: int, hidden_states: _HiddenStates, bar: Any
+) -> dict[str, np.ndarray]:
     """The variables of one passage, [token] and [token, draft]."""
     context = TargetContext(head.trunk)
     tokens = torch.tensor(passage.tokens, device=context.device)
@@ -118,7 +165,7 @@ def _traced(head: MtpHead, passage: Passage, depth: int, chunk: int, bar: Any) -
     del context, states
     draft_token = tokens.new_full((len(tokens), depth), NONE)
     draft_probability = torch.full_like(draft_token, torch.nan, dtype=torch.float32)
-    for step in chains(head, tokens, hidden, depth=depth, chunk=chunk):
+    for step in chains(head, tokens, hidden_states.read_by_head(hidden), depth=depth, chunk=chunk):
         place = slice(step.rows.start, step.rows.stop), step.draft - 1
         draft_token[place] = step.tokens
         draft_probability[place] = step.logits.softmax(dim=-1).amax(dim=-1).to(tokens.device)

@@ -234,3 +234,56 @@ def test_watching_the_model_meanwhile_works(moe):
     with ql.watch(moe.model, ql.probes.Routing()) as seen:
         data = traced(moe, TEXTS).dataset
     assert seen.recording().attrs["tokens"] == data.sizes["token"]
+
+
+@torch.no_grad()
+def test_the_first_draft_is_compared_with_the_token_after_the_next():
+    """Teacher-forced agreement of each text, against one prefix after another."""
+    toy = ql.open("toy-dense")
+    ids = [toy.tokenizer(text).input_ids[:20] for text in (ql.tasks.texts("code")[2], "x = 1\n")]
+    trace = ql.speculative.trace(toy, ids, depth=1, labels=["0", "1"], progress=False)
+    found = ql.stats.agreement(trace.recording(), by_label=True)
+    head = toy.require_mtp()
+    for index, tokens in enumerate(torch.tensor([text]) for text in ids):
+        hidden = toy.model(tokens, output_hidden_states=True).hidden_states[-1]
+        agreed = []
+        for p in range(tokens.shape[1] - 1):
+            draft = head.logits(head(tokens[:, 1 : p + 2], hidden[:, : p + 1]))[0, -1].argmax()
+            agreed.append(draft == toy.model(tokens[:, : p + 2]).logits[0, -1].argmax())
+        assert found["chains"][index, 0] == len(agreed)
+        np.testing.assert_allclose(found["teacher_forced"][index, 0], np.mean(agreed))
+
+
+def agreement_of(texts, **control):
+    toy = ql.open("toy-dense")
+    ids = [toy.tokenizer(text).input_ids[:128] for text in texts]
+    return ql.speculative.trace(toy, ids, depth=1, progress=False, **control)
+
+
+def test_controls_leave_the_draft_without_its_state():
+    texts = ql.tasks.texts("code")[:8]
+    traces = {
+        "true": agreement_of(texts),
+        "shuffled": agreement_of(texts, shuffled=True),
+        "of other texts": agreement_of(texts, donors=ql.tasks.texts("arithmetic")[:8]),
+    }
+    found = {name: ql.stats.agreement(trace.recording(), resamples=1) for name, trace in traces.items()}
+    rate = {name: float(each["teacher_forced"][0]) for name, each in found.items()}
+    assert rate["of other texts"] < rate["shuffled"] < 0.7 * rate["true"]
+    for name in ("shuffled", "of other texts"):
+        controlled = traces[name]
+        assert controlled.dataset["target_token"].equals(traces["true"].dataset["target_token"])
+        assert controlled.replay()["rounds"].attrs["hidden"] == found[name].attrs["hidden"] == name
+    assert "hidden" not in found["true"].attrs
+
+
+def test_a_control_depends_on_its_seed():
+    texts = ql.tasks.texts("code")[:2]
+    one, again, other = (agreement_of(texts, shuffled=True, seed=seed).dataset["draft_token"] for seed in (1, 1, 2))
+    assert one.equals(again)
+    assert not one.equals(other)
+
+
+def test_two_controls_at_once_are_an_error(moe):
+    with pytest.raises(BadArgument, match=r"trace\(shuffled=True, donors=\.\.\.\): choose one control at a time"):
+        ql.speculative.trace(moe, ["a b c"], depth=1, shuffled=True, donors=["d e"])
