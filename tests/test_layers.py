@@ -19,11 +19,11 @@ GROUND = ("renamed", "__init__", "errors", "arguments")
 ROOMS = (
     *GROUND,
     "checkpoint",
-    "tasks",
     "record",
     "capture",
     "probes",
     "interventions",
+    "tasks",
     "speculative",
     "ablations",
     "stats",

@@ -21,7 +21,7 @@ def capacity(statistics: xr.Dataset, accuracy: xr.Dataset | None = None) -> Figu
 
     statistics  of stats.retention(recording, by=None, by_label=True), each label a number of pairs, such as "16". Thin:
                 a head; thick: the median head; dashed: the error of a state that gives nothing back
-    accuracy    of stats.over_texts(ql.tasks.recall_accuracy(...)["accuracy"]): a second panel, with its interval
+    accuracy    by pairs, of stats.over_texts(accuracy): a second panel, with its interval and its chance
     """
     labelled = isinstance(statistics, xr.Dataset) and "label" in statistics.dims
     need(statistics.isel(label=0) if labelled else statistics, "retention", "error")
@@ -67,8 +67,9 @@ def _accuracy(ax: Axes, told: xr.Dataset) -> None:
     x, interval = told["pairs"].values, told["mean_interval"]
     ax.vlines(x, interval.sel(bound="low"), interval.sel(bound="high"), color="black", linewidth=1.2)
     ax.plot(x, told["mean"], color="black", marker="o")
-    if "chance" in told["mean"].attrs:
-        ax.axhline(float(told["mean"].attrs["chance"]), color=GREY, linewidth=0.8, linestyle=":")
+    if "chance" in told:
+        for chance in np.unique(told["chance"]):
+            ax.axhline(chance, color=GREY, linewidth=0.8, linestyle=":")
         legend_above(ax, [Line2D([], [], color=GREY, linewidth=0.8, linestyle=":", label="chance")])
     ax.set_ylim(0, 1.03)
     ax.set_ylabel("values given (share)")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from qwenlab.tasks.task import Task
 
 DEFAULT_TASKS = ("code", "prose", "mqar:8")
-_RECALL = {"mqar": "PAIRS", "needle": "LENGTH[:DEPTH]", "copying": "LENGTH", "induction": "LENGTH"}
+_RECALL = {"mqar": "PAIRS", "needle": "LENGTH[:POSITION]", "copying": "LENGTH", "induction": "LENGTH"}
 """Recall tasks, and the sizes that follow the name: keywords of the function of that name."""
 
 
@@ -66,7 +66,7 @@ def ablate(
     """Ablate parts of a checkpoint one by one: the effect of each on each task, compared with random controls.
 
     out         folder for recording.nc, findings.md and figures
-    tasks       held-out texts (code, prose, arithmetic, recall) or recall tasks (mqar:PAIRS, needle:LENGTH[:DEPTH],
+    tasks       held-out texts (code, prose, arithmetic, recall) or recall tasks (mqar:PAIRS, needle:LENGTH[:POSITION],
                 copying:LENGTH, induction:LENGTH); by default code, prose, mqar:8, or only your own texts if any
     texts       your own texts as tasks, by label
     of          kinds of parts to ablate: layer, mixer, mlp, head, expert, gate, kind
@@ -148,7 +148,7 @@ def _task(checkpoint: Checkpoint, written: str, count: int, max_tokens: int, see
         values = []
     if not 1 <= len(values) <= len(keywords):
         raise BadArgument(f"task {written!r}: write {name}:{_RECALL[name]}, with numbers.")
-    defaults = {"depth": 0.5} if name == "needle" else {}
+    defaults = {"position": 0.5} if name == "needle" else {}
     how: dict[str, Any] = defaults | dict(zip(keywords, values, strict=False))
     return getattr(task_makers, name)(checkpoint, count=count, seed=seed, **how)
 

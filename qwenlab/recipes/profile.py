@@ -58,7 +58,7 @@ def profile(
     with available.watch(checkpoint, *_probes(checkpoint, chosen)) as seen:
         for label, some in cut.items():
             with seen.label(label):
-                tasks.read(
+                tasks.feed(
                     checkpoint, some, batch_size=batch_size, max_tokens=max_tokens, decode=decode, progress=progress
                 )
     recording, folder = seen.recording(), Path(out).resolve()
@@ -68,7 +68,7 @@ def profile(
 
 def _warm_up(checkpoint: Checkpoint, texts: Sequence[str]) -> None:
     """Read a little, prefill and decode: the first passes are slower and would distort the times of layers."""
-    tasks.read(checkpoint, texts[:1], max_tokens=64, decode=2)
+    tasks.feed(checkpoint, texts[:1], max_tokens=64, decode=2)
 
 
 def _probes(checkpoint: Checkpoint, chosen: Mapping[str, str] | None) -> list[available.Probe]:

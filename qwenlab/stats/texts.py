@@ -24,7 +24,7 @@ def over_texts(
 ) -> xr.Dataset:
     """The mean over texts of a score, or of how far it is above another score of the same texts.
 
-    score  [..., text], such as `tasks.score(...)["loss"]` or `tasks.recall_accuracy(...)["accuracy"]`
+    score  [..., text], such as `tasks.measure(...)["loss"]`
     less   what to take from it first, text by text and dimension by dimension: the same texts in the same order
 
     mean           [...], in the units of the score
@@ -33,8 +33,7 @@ def over_texts(
                    it cannot reach beyond the texts' own values. A difference is made before texts are drawn, so that
                    what a text does to both scores is no part of its error
     texts          how many
-
-    A score that says its chance (attr chance) keeps it; a difference has none.
+    chance         [...], if the score has it as a coordinate, as that of `tasks.measure` has; not of a difference
 
     Raises BadArgument for a score without the dimension text, for `less` of other texts, and for a score that is NaN.
     """
@@ -61,11 +60,16 @@ def over_texts(
     interval = mean.expand_dims(bound=2, axis=-1).copy(data=ends.reshape(*mean.shape, 2))
     units, means = str(score.attrs.get("units", "1")), str(score.attrs.get("long_name", "score"))
     means = means if less is None else f"difference of: {means}"
-    chance = {"chance": score.attrs["chance"]} if less is None and "chance" in score.attrs else {}
-    return xr.Dataset(
+    out = xr.Dataset(
         {
-            "mean": described(mean, units, means, **chance),
+            "mean": described(mean, units, means),
             "mean_interval": bounds(described(interval, units, f"{means}, interval", **how.attrs)),
             "texts": described(xr.DataArray(texts), "text", "texts"),
         }
     )
+    if less is None and "chance" in score.coords and score["chance"].notnull().any():
+        chance = score["chance"].reset_coords(drop=True)
+        first = chance.isel(text=0, missing_dims="ignore")
+        more = (chance - first).mean([dim for dim in chance.dims if dim == "text"])
+        out["chance"] = described(first + more, "1", "accuracy of guessing, mean over texts")  # exact if all are equal
+    return out

@@ -1,4 +1,4 @@
-"""What is read and scored: held-out texts by domain, recall, losses, agreement of drafts."""
+"""Texts and tasks, and a model's scores on them: held-out texts by domain, recall tasks, losses by token."""
 
 import lazy_loader
 

@@ -63,7 +63,7 @@ def made_sweep(
             about = {"ablation": f"control {number} of {name}: {names[other]}", "control_of": name}
             units.append(units[other] | about)
             row.append(other)
-    described = {"loss": "nat", "accuracy": "1", "kl": "nat", "agreement": "1"}
+    described = {"loss": "nat/token", "accuracy": "1", "kl": "nat/token", "agreement": "1"}
     variables: dict[str, Any] = {
         name: (("ablation", "text"), values[name][row], {"units": units_of, "long_name": name})
         for name, units_of in described.items()

@@ -22,7 +22,8 @@ def lists():
 @pytest.fixture(scope="module")
 def accuracy():
     rng = np.random.default_rng(0)
-    score = xr.DataArray(rng.uniform(0.5, 1, (2, 12)), {"pairs": [4, 16]}, ("pairs", "text"), attrs={"chance": 0.1})
+    coords = {"pairs": [4, 16], "chance": ("text", np.full(12, 0.1))}
+    score = xr.DataArray(rng.uniform(0.5, 1, (2, 12)), coords, ("pairs", "text"))
     return stats.over_texts(score)
 
 

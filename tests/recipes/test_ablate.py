@@ -87,8 +87,8 @@ def test_a_sweep_goes_on_from_what_it_kept(done, toy, kept, tmp_path, monkeypatc
     [
         ("prose", "prose", {20}, 19),
         ("mqar:3", "mqar(pairs=3)", {19}, 3),
-        ("needle:24", "needle(length=24, depth=0.5)", {24}, 1),
-        ("needle:24:1", "needle(length=24, depth=1)", {24}, 1),
+        ("needle:24", "needle(length=24, position=0.5)", {24}, 1),
+        ("needle:24:1", "needle(length=24, position=1)", {24}, 1),
         ("copying:13", "copying(length=13)", {13}, 2),
         ("induction:12", "induction(length=12)", {12}, 1),
     ],

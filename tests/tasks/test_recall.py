@@ -1,16 +1,21 @@
-"""Where recall texts ask and where the answers stand: the tokens there are what they should be."""
+"""Recall texts, the positions of their questions, and the task that asks for the answers."""
 
+import math
 import random
+import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings, strategies as st
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import qwenlab as ql
 from qwenlab.errors import BadArgument
-from qwenlab.tasks import recall_questions, recall_text, recall_texts
+from qwenlab.tasks import measure, recall_questions, recall_task, recall_text, recall_texts
+from qwenlab.tasks.recall import KEYS
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +28,34 @@ def splitting(pattern):
     tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
     return SimpleNamespace(tokenizer=PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+
+
+@given(pairs=st.integers(1, len(KEYS)), questions=st.integers(0, 200), seed=st.integers())
+def test_every_answer_is_the_value_of_its_key(pairs, questions, seed):
+    text = recall_text(pairs, questions, random.Random(seed))
+    listed, asked, rest = text.split("\n")
+    memory = dict(re.findall(r" (\w):(\d)", listed))
+    answers = re.findall(r" (\w)\?(\d)", asked)
+    assert (len(memory), len(answers), rest) == (pairs, questions, "")
+    assert all(memory[key] == value for key, value in answers)
+
+
+@given(pairs=st.integers(1, len(KEYS)), seed=st.integers())
+def test_by_default_each_pair_is_asked_for_once(pairs, seed):
+    (text,) = recall_texts(pairs, 1, seed=seed)
+    listed, asked = text.split("\n")[:2]
+    assert sorted(re.findall(r" (\w)\?", asked)) == sorted(re.findall(r" (\w):", listed))
+
+
+def test_recall_texts_depend_on_the_seed_only():
+    assert recall_texts(4, 3, seed=1) == recall_texts(4, 3, seed=1)
+    assert recall_texts(4, 3, seed=1) != recall_texts(4, 3, seed=2)
+
+
+@pytest.mark.parametrize("pairs", [0, len(KEYS) + 1])
+def test_more_pairs_than_keys_are_refused(pairs):
+    with pytest.raises(ql.errors.BadArgument, match=rf"pairs={pairs}.*one letter a key(.|\n)*1 to 52"):
+        recall_text(pairs, 1, random.Random(0))
 
 
 @settings(max_examples=25)
@@ -57,8 +90,8 @@ def test_tokens_that_hold_more_than_a_mark():
     assert found["asked"].values.tolist() == [1, 0]
 
 
-def test_an_answer_that_is_never_due():
-    with pytest.raises(BadArgument, match=r"one token of ' k\?7': after no token is the answer due"):
+def test_an_answer_in_the_token_of_its_mark_is_an_error():
+    with pytest.raises(BadArgument, match=r"one token of ' k\?7': no token is followed by the answer"):
         recall_questions(splitting(r" \w:\w| \w\?\w|\n"), [" a:3 k:7\n k?7 a?3\n"])
 
 
@@ -74,11 +107,27 @@ def test_an_answer_that_is_never_due():
         " a:3\n a?3\nand more",
     ],
 )
-def test_what_is_no_recall_text(toy, text):
-    with pytest.raises(BadArgument, match=r"Text 1 is no recall text: .*\nGive what qwenlab\.tasks\.recall_texts"):
+def test_another_text_is_an_error(toy, text):
+    with pytest.raises(BadArgument, match=r"Text 1 is not a recall text: .*\nGive what qwenlab\.tasks\.recall_texts"):
         recall_questions(toy, [recall_texts(2, 1)[0], text])
 
 
 def test_no_text_at_all(toy):
     with pytest.raises(BadArgument, match="give a list of at least one recall text"):
         recall_questions(toy, [])
+
+
+@torch.no_grad()
+def test_a_recall_task_asks_each_question_once(toy):
+    """Against one sequence after another."""
+    texts = [text for pairs in (3, 5) for text in recall_texts(pairs, 4, seed=7)]
+    found = measure(toy, [recall_task(toy, texts)], batch_size=3)
+    for index, text in enumerate(texts):
+        ids, right = toy.tokenizer(text).input_ids, []
+        for t, token in enumerate(toy.tokenizer.convert_ids_to_tokens(ids)):
+            if token == "?":
+                choice = toy.model(torch.tensor([ids[: t + 1]])).logits[0, -1].argmax()
+                right.append(choice.item() == ids[t + 1])
+        assert len(right) == found["asked"][index] == text.split("\n")[0].count(":")
+        assert math.isclose(found["accuracy"][index], np.mean(right))
+    assert (found["chance"] == 0.1).all()
