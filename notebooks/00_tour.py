@@ -99,12 +99,13 @@ large.memory([1_024, 32_768, 262_144]).to_dataframe()
 # %%
 with torch.no_grad(), ql.watch(ckpt, *ql.probes.thorough(ckpt)) as seen:
     for domain in ql.tasks.DOMAINS:
-        for batch in ql.tasks.batches(ckpt, ql.tasks.texts(domain, texts_per_domain), max_tokens=max_tokens):
+        for text in ql.tasks.texts(domain, texts_per_domain):
+            tokens = ckpt.tokenizer(text, return_tensors="pt").input_ids[:, :max_tokens].to(ckpt.model.device)
             with seen.label(domain):
-                watched = ckpt.model(**batch.inputs).logits
+                watched = ckpt.model(tokens).logits
 
 with torch.no_grad():
-    print("logits the same, bit for bit:", torch.equal(watched, ckpt.model(**batch.inputs).logits))
+    print("logits the same, bit for bit:", torch.equal(watched, ckpt.model(tokens).logits))
 
 # %% [markdown]
 # ## Recording
@@ -152,11 +153,13 @@ show("layers", ql.plots.layer_map(layers), "The layers in their order, by kind, 
 scores = {}
 for domain in ql.tasks.DOMAINS:
     texts = ql.tasks.texts(domain, texts_per_domain)
-    scores[domain] = {"loss (nats a token)": ql.tasks.score(ckpt, texts, max_tokens=max_tokens)["loss"]}
+    task = ql.tasks.text_task(ckpt, texts, max_tokens=max_tokens)
+    scores[domain] = {"loss (nats a token)": ql.tasks.measure(ckpt, [task])["loss"]}
     if ckpt.mtp is not None:
         for name, shuffled in (("teacher-forced agreement", False), ("the same, hidden states shuffled", True)):
-            agreement = ql.tasks.teacher_forced(ckpt, texts, shuffled=shuffled, max_tokens=max_tokens)
-            scores[domain][name] = agreement["agreement"]
+            labels = [str(number) for number in range(len(texts))]  # one group per text
+            trace = ql.speculative.trace(ckpt, task.tokens, depth=1, labels=labels, shuffled=shuffled, progress=False)
+            scores[domain][name] = ql.stats.agreement(trace.recording(), by_label=True)["teacher_forced"]
 
 
 def with_interval(by_text, level=0.95, draws=1000):
@@ -170,9 +173,11 @@ def with_interval(by_text, level=0.95, draws=1000):
 pd.DataFrame({domain: {name: with_interval(each) for name, each in row.items()} for domain, row in scores.items()}).T
 
 # %%
-recall = ql.tasks.recall_accuracy(ckpt, pairs=(2, 4, 8, 16), count=16)["accuracy"]
-recalled = {f"{pairs} pairs": with_interval(recall.sel(pairs=pairs)) for pairs in recall["pairs"].values}
-pd.Series(recalled, name=f"asked-for values right (chance {ql.tasks.CHANCE:.2f})").to_frame()
+recalled = {}
+for pairs in (2, 4, 8, 16):
+    task = ql.tasks.recall_task(ckpt, ql.tasks.recall_texts(pairs, 16, seed=1))
+    recalled[f"{pairs} pairs"] = with_interval(ql.tasks.measure(ckpt, [task])["accuracy"])
+pd.Series(recalled, name=f"asked-for values right (chance {task.chance:.2f})").to_frame()
 
 # %% [markdown]
 # ## Save, and open anywhere
@@ -196,13 +201,12 @@ toy = ql.open("toy-dense")
 torch.manual_seed(0)
 model = type(toy.model)(toy.model.config)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-batch = next(ql.tasks.batches(toy, ql.tasks.texts("code", 4), max_tokens=128))
-labels = batch.input_ids.where(batch.attention_mask.bool(), -100)
+tokens = torch.tensor([toy.tokenizer(text).input_ids[:128] for text in ql.tasks.texts("code", 4)])
 
 with ql.watch(model, ql.probes.Residual(), ql.probes.DeltaNet()) as training:
     for step in range(2):
         with training.label(f"step {step}"):
-            loss = model(**batch.inputs, labels=labels).loss
+            loss = model(tokens, labels=tokens).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

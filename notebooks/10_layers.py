@@ -77,13 +77,11 @@ ckpt
 # out; `ql.probes.defaults` sample, and can stay on in a training loop. Watching changes no logit.
 
 # %%
-ql.tasks.read(ckpt, ql.tasks.texts("code", 1), max_tokens=max_tokens)  # the first pass is slower than all others
-with torch.no_grad(), ql.watch(ckpt, *ql.probes.thorough(ckpt)) as seen:
+ql.tasks.feed(ckpt, ql.tasks.texts("code", 1), max_tokens=max_tokens)  # the first pass is slower than all others
+with ql.watch(ckpt, *ql.probes.thorough(ckpt)) as seen:
     for domain in ql.tasks.DOMAINS:
-        texts = ql.tasks.texts(domain, texts_per_domain)
-        for batch in ql.tasks.batches(ckpt, texts, batch_size=4, max_tokens=max_tokens):
-            with seen.label(domain):
-                ckpt.model(**batch.inputs)
+        with seen.label(domain):
+            ql.tasks.feed(ckpt, ql.tasks.texts(domain, texts_per_domain), batch_size=4, max_tokens=max_tokens)
 
 recording = seen.recording()
 recording
@@ -370,13 +368,18 @@ removals = {
 few = -(-texts_per_domain // 2)
 ordinary = ql.tasks.texts("code", few) + ql.tasks.texts("prose", few)
 
+plain = [ql.tasks.text_task(ckpt, ordinary, max_tokens=max_tokens)]
+recall = [ql.tasks.recall_task(ckpt, ql.tasks.recall_texts(pairs, recall_texts, seed=1)) for pairs in PAIRS]
+chance = recall[0].chance
+
 accuracy, loss = {}, {}
 for name, sets in removals.items():
     recalls, losses = [], []
     for removed in sets:
         with without(removed):
-            recalls.append(ql.tasks.recall_accuracy(ckpt, PAIRS, count=recall_texts)["accuracy"])
-            losses.append(ql.tasks.score(ckpt, ordinary, max_tokens=max_tokens)["loss"])
+            by_pairs = [ql.tasks.measure(ckpt, [task], batch_size=32)["accuracy"] for task in recall]
+            recalls.append(xr.concat(by_pairs, pd.Index(PAIRS, name="pairs")))
+            losses.append(ql.tasks.measure(ckpt, plain)["loss"])
     accuracy[name], loss[name] = xr.concat(recalls, "set"), xr.concat(losses, "set")
 
 
@@ -405,7 +408,7 @@ def recall_figure():
         mean = values.mean(["set", "text"])
         reach = np.abs(interval(values) - mean.values)
         axes.errorbar(np.array(PAIRS) * 1.05**place, mean, reach, **looks[name], label=name, linewidth=1)
-    axes.axhline(ql.tasks.CHANCE, color="0.6", linewidth=1, linestyle="--", label="chance")
+    axes.axhline(chance, color="0.6", linewidth=1, linestyle="--", label="chance")
     axes.set(xlabel="pairs in the text", ylabel="asked-for values right (share)", ylim=(-0.02, 1.05), xscale="log")
     axes.set_xticks(PAIRS, [str(pairs) for pairs in PAIRS])
     axes.minorticks_off()
@@ -431,7 +434,7 @@ kept = {name: float(values.sel(pairs=asked).mean()) for name, values in accuracy
 by_set = accuracy["without as many DeltaNet"].sel(pairs=asked).mean("text")
 Markdown(
     f"At {asked} pairs this checkpoint gives **{kept['with all layers']:.2f}** of the values "
-    f"(chance {ql.tasks.CHANCE:.2f}). Without its {len(attention)} attention layers it keeps "
+    f"(chance {chance:.2f}). Without its {len(attention)} attention layers it keeps "
     f"**{kept['without attention']:.2f}**; without as many DeltaNet layers "
     f"**{kept['without as many DeltaNet']:.2f}** on average, over {controls} sets drawn at random from "
     f"{float(by_set.min()):.2f} to {float(by_set.max()):.2f}; without any DeltaNet layer "
@@ -470,8 +473,8 @@ with torch.no_grad():
     for name, model in started.items():
         with ql.watch(model, ql.probes.DeltaNet(prediction_heads=0)) as seen:
             for domain in ql.tasks.DOMAINS:
-                for batch in ql.tasks.batches(toy, ql.tasks.texts(domain, 2), max_tokens=max_tokens):
-                    model(**batch.inputs, use_cache=False)
+                for text in ql.tasks.texts(domain, 2):
+                    model(toy.tokenizer(text, return_tensors="pt").input_ids[:, :max_tokens], use_cache=False)
         lives[name] = ql.stats.half_life(seen.recording())
 lives[f"{ckpt.anatomy.name}, trained"] = half_life
 

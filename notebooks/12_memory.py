@@ -102,7 +102,7 @@ probes = ql.probes.DeltaState(every=every), ql.probes.Retention(every=every, pai
 with ql.watch(ckpt, *probes) as seen:
     for domain, domain_texts in domains.items():
         with seen.label(domain):
-            ql.tasks.read(ckpt, domain_texts, max_tokens=max_tokens)
+            ql.tasks.feed(ckpt, domain_texts, max_tokens=max_tokens)
 
 recording = seen.recording()
 recording
@@ -123,7 +123,7 @@ with tempfile.TemporaryDirectory() as folder:
     for way, decode in {"one pass": 0, "token by token": count - 1, "half and half": count - count // 2}.items():
         file = Path(folder) / f"{decode}.nc"
         with ql.watch(ckpt, ql.probes.DeltaState(steps=steps, to=file)):
-            ql.tasks.read(ckpt, domains["prose"][:1], max_tokens=count, decode=decode)
+            ql.tasks.feed(ckpt, domains["prose"][:1], max_tokens=count, decode=decode)
         with xr.open_dataset(file) as held:
             states[way] = held["state"].load()
 
@@ -334,11 +334,12 @@ ends = {ckpt.tokenizer(text).input_ids[-1] for texts in listed.values() for text
 with ql.watch(ckpt, ql.probes.Retention(every=1, pairs=1, stored=values, asked=ends)) as seen:
     for number, texts in listed.items():
         with seen.label(number):
-            ql.tasks.read(ckpt, texts, max_tokens=None)
+            ql.tasks.feed(ckpt, texts, max_tokens=None)
 at_the_end = seen.recording()
 
-right = ql.tasks.recall_accuracy(ckpt, lists, count=recall_texts, seed=1)["accuracy"]
-accuracy = ql.stats.over_texts(right)
+tasks = [ql.tasks.recall_task(ckpt, ql.tasks.recall_texts(number, recall_texts, seed=1)) for number in lists]
+right = [ql.tasks.measure(ckpt, [task], batch_size=32)["accuracy"] for task in tasks]
+accuracy = ql.stats.over_texts(xr.concat(right, pd.Index(lists, name="pairs")))
 capacity = ql.stats.retention(at_the_end, by=None, by_label=True)
 show(
     "capacity",
@@ -370,8 +371,8 @@ Markdown(
     f"errs least after {many}, head {keeper[1]} of layer {keeper[0]}, has {told(one.sel(label=many), 'error')} there "
     f"(the best of {saturated.size} looked at), and {told(one.sel(label=few), 'error')} after {few}. The model gives "
     f"**{float(accuracy['mean'].sel(pairs=int(few))):.2f}** of the values of {few} pairs and "
-    f"**{told(accuracy.sel(pairs=int(many)), 'mean')}** of {many} (chance {ql.tasks.CHANCE:.1f}). That a state holds a "
-    "pair does not say that the model reads it there: attention layers have the pairs too."
+    f"**{told(accuracy.sel(pairs=int(many)), 'mean')}** of {many} (chance {float(accuracy['chance']):.1f}). "
+    "That a state holds a pair does not say that the model reads it there: attention layers have the pairs too."
 )
 
 # %% [markdown]
@@ -385,7 +386,7 @@ Markdown(
 
 # %%
 with ql.watch(ckpt, ql.probes.StatePrecision(every=max(1, every // 4))) as seen:
-    ql.tasks.read(ckpt, domains["prose"], batch_size=texts_per_domain, max_tokens=max_tokens)
+    ql.tasks.feed(ckpt, domains["prose"], batch_size=texts_per_domain, max_tokens=max_tokens)
 in_fewer_bits = seen.recording()
 
 precision = ql.stats.state_precision(in_fewer_bits)
@@ -434,12 +435,13 @@ strays
 
 # %%
 read_one_by_one = [text for domain_texts in domains.values() for text in domain_texts]
-LOSS = dict(block=1, batch_size=len(read_one_by_one), max_tokens=decode_tokens)
+task = ql.tasks.text_task(ckpt, read_one_by_one, max_tokens=decode_tokens)
+LOSS = dict(block=1, batch_size=len(read_one_by_one))
 
 
 def losses(**how):
     """Loss [domain, text] of the same texts."""
-    found = ql.tasks.score(ckpt, read_one_by_one, **how)["loss"]
+    found = ql.tasks.measure(ckpt, [task], **how)["loss"]
     by_domain = found.values.reshape(len(domains), texts_per_domain)
     return xr.DataArray(by_domain, {"domain": list(domains)}, ("domain", "text"), attrs=found.attrs)
 

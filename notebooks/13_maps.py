@@ -112,7 +112,7 @@ probes = ql.probes.ImplicitAttention(every=every, without_removal=True), ql.prob
 with ql.watch(ckpt, *probes) as seen:
     for domain, texts in domains.items():
         with seen.label(domain):
-            ql.tasks.read(ckpt, texts, batch_size=4, max_tokens=max_tokens)
+            ql.tasks.feed(ckpt, texts, batch_size=4, max_tokens=max_tokens)
 
 recording = seen.recording()
 recording
@@ -340,7 +340,7 @@ asked = ql.tasks.recall_texts(pairs, recall_texts, seed=1)
 questions = ql.tasks.recall_questions(ckpt, asked)
 rows = sorted(set(questions["query"].values.tolist()))
 with ql.watch(ckpt, ql.probes.ImplicitAttention(queries=rows), ql.probes.SoftmaxAttention(queries=rows)) as seen:
-    ql.tasks.read(ckpt, asked, max_tokens=None)
+    ql.tasks.feed(ckpt, asked, max_tokens=None)
 at_questions = seen.recording()
 
 retrieval = ql.stats.retrieval(at_questions, questions)
@@ -376,10 +376,11 @@ pd.DataFrame(
 )
 
 # %%
-right = ql.tasks.recall_accuracy(ckpt, pairs=(pairs,), count=recall_texts, seed=1)["accuracy"]
+right = ql.tasks.measure(ckpt, [ql.tasks.recall_task(ckpt, asked)])["accuracy"]
 chosen = {kind: best(choosing["advantage"], kind) for kind in (DELTANET, ATTENTION)}
 lines = [
-    f"On these texts the model itself gives **{float(right.mean()):.2f}** of the values (chance {ql.tasks.CHANCE:.2f})."
+    f"On these texts the model itself gives **{float(right.mean()):.2f}** of the values "
+    f"(chance {float(right['chance'][0]):.2f})."
 ]
 for kind, (layer, head) in chosen.items():
     one, found = measured.sel(layer=layer, head=head), int(of_kind(beyond, kind).notnull().sum())
@@ -419,7 +420,7 @@ with ql.watch(
     ckpt, ql.probes.ImplicitAttention(every=1, queries="all"), ql.probes.SoftmaxAttention(every=1, queries="all")
 ) as seen:
     for text in short.values():
-        ql.tasks.read(ckpt, [text], max_tokens=None)
+        ql.tasks.feed(ckpt, [text], max_tokens=None)
 maps = seen.recording()
 
 names = [[ckpt.tokenizer.decode([token]) for token in ckpt.tokenizer(text).input_ids] for text in short.values()]
@@ -501,12 +502,11 @@ def class_of(position, token):
 
 
 gate_probe = ql.probes.Attention(every=1)
-with torch.no_grad(), ql.watch(ckpt, gate_probe) as seen:
-    for texts in domains.values():
-        for batch in ql.tasks.batches(ckpt, texts, batch_size=1, max_tokens=max_tokens):
-            tokens = [ckpt.tokenizer.decode([token]) for token in batch.input_ids[0].tolist()]
-            with seen.label([[class_of(position, token) for position, token in enumerate(tokens)]]):
-                ckpt.model(**batch.inputs, use_cache=False, logits_to_keep=1)
+with ql.watch(ckpt, gate_probe) as seen:
+    for text in (text for texts in domains.values() for text in texts):
+        tokens = [ckpt.tokenizer.decode([token]) for token in ckpt.tokenizer(text).input_ids[:max_tokens]]
+        with seen.label([[class_of(position, token) for position, token in enumerate(tokens)]]):
+            ql.tasks.feed(ckpt, [text], max_tokens=max_tokens)
 
 openness = ql.stats.gates(seen.recording(), by_label=True)
 by_class = pd.DataFrame(

@@ -64,12 +64,10 @@ ckpt
 # A checkpoint with dense layers has no router: on one, the next cell ends the notebook with `NothingToProbe`.
 
 # %%
-with torch.no_grad(), ql.watch(ckpt, ql.probes.Routing(every=1)) as seen:
+with ql.watch(ckpt, ql.probes.Routing(every=1)) as seen:
     for domain in ql.tasks.DOMAINS:
-        texts = ql.tasks.texts(domain, texts_per_domain)
-        for batch in ql.tasks.batches(ckpt, texts, batch_size=8, max_tokens=max_tokens):
-            with seen.label(domain):
-                ckpt.model(**batch.inputs, use_cache=False)
+        with seen.label(domain):
+            ql.tasks.feed(ckpt, ql.tasks.texts(domain, texts_per_domain), max_tokens=max_tokens)
 
 recording = seen.recording()
 recording

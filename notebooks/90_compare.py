@@ -62,7 +62,7 @@ sweep:
 seeds: [0, 1]
 metrics:
   loss:
-    units: nat
+    units: nat/token
     over: [text]
     pairs: text
     better: lower
@@ -93,7 +93,8 @@ drawn = np.sort(np.random.default_rng(seed).choice(len(held_out), number, replac
 
 # %%
 with ql.watch(ckpt, ql.probes.Attention(every=4)) as seen:
-    scores = ql.tasks.score(ckpt, [held_out[text] for text in drawn], max_tokens=max_tokens)
+    texts = ql.tasks.text_task(ckpt, [held_out[text] for text in drawn], max_tokens=max_tokens)
+    scores = ql.tasks.measure(ckpt, [texts])
 reach = ql.stats.attention_distance(seen.recording())
 
 # %%

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 import qwenlab as ql
 from qwenlab.experiments.report.tables import rows
 
+CHANCE = 0.1  # of recall: a value is one of ten digits
+
 
 def write_report(folder: Path, results: dict[str, Any], curves: dict[str, dict[str, Any]]) -> None:
     """REPORT.md, losses.png and recall.png in `folder`. The prose around the tables is in report.md.in."""
@@ -157,8 +159,8 @@ def recall_by_pairs(results: dict[str, Any]) -> Figure:
         mean = np.array([value["mean"] for value in values])
         errors = [mean - [value["low"] for value in values], [value["high"] for value in values] - mean]
         panel.errorbar(pairs, mean, yerr=errors, fmt=f"o{style}", color=color, capsize=3, label=name)
-    panel.axhline(ql.tasks.CHANCE, color="0.5", linestyle=":")
-    panel.annotate("chance", (pairs[0], ql.tasks.CHANCE), xytext=(0, 4), textcoords="offset points", color="0.4")
+    panel.axhline(CHANCE, color="0.5", linestyle=":")
+    panel.annotate("chance", (pairs[0], CHANCE), xytext=(0, 4), textcoords="offset points", color="0.4")
     panel.set(xlabel="pairs in the text", ylabel="asked-for values right (share)", ylim=(0, 1.04), xscale="log")
     panel.set_xticks(pairs, [str(number) for number in pairs])
     panel.minorticks_off()
