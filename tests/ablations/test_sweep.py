@@ -84,7 +84,7 @@ def test_it_is_the_slow_loop(checkpoint, tasks):
 
 def test_what_is_said_of_it(swept, moe, tasks):
     ablations, found = swept
-    assert set(found.coords) == COORDINATES
+    assert set(found.coords) == COORDINATES | {"chance"}
     assert found["ablation"].values.tolist() == [each.name for each in ablations]
     assert found["control_of"].values.tolist()[-2:] == ["mixer 0"] * 2
     assert found["task"].values.tolist() == ["plain"] * 3 + ["recall"] * 2
