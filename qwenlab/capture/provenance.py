@@ -48,7 +48,7 @@ def provenance_of(
         labels=by_label,
         prompts_hash=f"sha256:{digest.hexdigest()[:16]}",
         seed=seed,
-        edits=active_edits(decoder.module),
+        edits=active_interventions(decoder.module),
     )
     return found | ({"mtp_head": fingerprint_in_memory(checkpoint.require_mtp())} if drafted else {})
 
