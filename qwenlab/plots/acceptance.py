@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from qwenlab.errors import BadArgument
-from qwenlab.plots.drawing import binary, interval_lines, need, quantity, say
+from qwenlab.plots.base.drawing import binary, interval_lines, need, quantity, say
 from qwenlab.plots.style import GREY, PALETTE, new_figure, styled
 
 _ONLINE, _FORCED = PALETTE[0], PALETTE[3]

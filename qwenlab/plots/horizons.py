@@ -7,7 +7,16 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from qwenlab.plots.drawing import binary, kinds_of, layer_ticks, layer_width, need, quantiles_by_head, quantity, say
+from qwenlab.plots.base.drawing import (
+    binary,
+    kinds_of,
+    layer_ticks,
+    layer_width,
+    need,
+    quantiles_by_head,
+    quantity,
+    say,
+)
 from qwenlab.plots.style import GREY, PALETTE, axes_of, name_kinds, new_figure, styled
 
 _TARGETS = (("first_mass", PALETTE[0], "o"), ("previous_mass", PALETTE[1], "^"), ("self_mass", GREY, "s"))

@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import MissingVariable
-from qwenlab.plots.drawing import kinds_of, layer_ticks, need, quantity
+from qwenlab.plots.base.drawing import kinds_of, layer_ticks, need, quantity
 from qwenlab.plots.style import COLOURS, PALE, axes_of, name_kinds, shades, styled
 
 _FEW = 16  # layers: values are written into the cells

@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import BadArgument, MissingVariable
-from qwenlab.plots.drawing import need
-from qwenlab.plots.octaves import octaves, positions
+from qwenlab.plots.base.drawing import need
+from qwenlab.plots.base.octaves import octaves, positions
 from qwenlab.plots.style import COLOURS, GREY, PALETTE, new_figure, styled
 
 _SINCE = {"distance_bin": "tokens since it was stored", "writes_bin": "pairs written since (sum of β)"}

@@ -13,10 +13,10 @@ from .experts import (
     expert_load as expert_load,
     unused_experts as unused_experts,
 )
+from .gates import gates as gates
 from .layers import layer_table as layer_table
 from .losses import losses as losses
 from .maps import attention_map as attention_map
-from .openness import gates as gates
 from .patching import patching as patching
 from .reach import reach as reach
 from .residual import residual as residual

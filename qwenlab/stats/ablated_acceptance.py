@@ -6,9 +6,9 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import NothingMeasured
-from qwenlab.stats.harm import ABOUT, DRAWN, Harms, Meaning, harms, stacked, told
-from qwenlab.stats.rounds import Bootstrap
-from qwenlab.stats.source import Source, read, statistic
+from qwenlab.stats.base.harm import ABOUT, DRAWN, Harms, Meaning, harms, stacked, told
+from qwenlab.stats.base.rounds import Bootstrap
+from qwenlab.stats.base.source import Source, read, statistic
 
 _SAID = ("rule", "depth", "policy", "text", "origin")
 _NEEDS = ("acceptance_length", "clean_acceptance_length", "label", *ABOUT)

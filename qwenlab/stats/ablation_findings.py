@@ -9,7 +9,7 @@ import xarray as xr
 
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
 from qwenlab.errors import BadArgument, MissingVariable
-from qwenlab.stats.source import statistic
+from qwenlab.stats.base.source import statistic
 
 _NAMED = 5
 """Ablations that a sentence names, at most."""

@@ -8,10 +8,10 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import BadArgument, InconsistentRecording
-from qwenlab.stats.harm import ABOUT, DRAWN, Harms, Meaning, harms, stacked, told
-from qwenlab.stats.rounds import Bootstrap
+from qwenlab.stats.base.harm import ABOUT, DRAWN, Harms, Meaning, harms, stacked, told
+from qwenlab.stats.base.rounds import Bootstrap
+from qwenlab.stats.base.source import Source, read, statistic
 from qwenlab.stats.score import Score
-from qwenlab.stats.source import Source, read, statistic
 
 _HARM: dict[str, tuple[str, str]] = {
     "loss": ("nat/token", "rise of the loss"),

@@ -9,10 +9,10 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import BadArgument, NothingMeasured
+from qwenlab.stats.base.rounds import Bootstrap, about, about_all, bootstrap, places, read_rounds, said, several
+from qwenlab.stats.base.source import Source, statistic
 from qwenlab.stats.formulas import acceptance as formulas
 from qwenlab.stats.formulas.resampling import by_cluster
-from qwenlab.stats.rounds import Bootstrap, about, about_all, bootstrap, places, read_rounds, said, several
-from qwenlab.stats.source import Source, statistic
 
 By: TypeAlias = Literal["label", "position", "entropy"]
 
@@ -70,7 +70,7 @@ def acceptance(
            prompts, 0.94 with 32, in simulation; where all or nothing was accepted they have no width. NaN below two.
 
     Depths are compared by `by_depth`. Raises BadArgument, and NothingMeasured and InconsistentRecording as
-    `stats.rounds.read_rounds`.
+    `stats.base.rounds.read_rounds`.
     """
     how = Bootstrap(level, resamples, seed)
     if by == "entropy":

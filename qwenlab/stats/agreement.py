@@ -8,9 +8,9 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import InconsistentRecording, NothingMeasured
+from qwenlab.stats.base.rounds import Bootstrap, bootstrap, said
+from qwenlab.stats.base.source import Source, read, statistic
 from qwenlab.stats.formulas.resampling import by_cluster
-from qwenlab.stats.rounds import Bootstrap, bootstrap, said
-from qwenlab.stats.source import Source, read, statistic
 
 _NEEDS = ("draft_token", "target_token", "text", "position", "begin", "length", "label", "end")
 _RATES = {

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from qwenlab.stats.formulas.quantiles import whole_quantiles
-from qwenlab.stats.source import (
+from qwenlab.stats.base.source import (
     QUANTILES,
     Source,
     described,
@@ -21,6 +20,7 @@ from qwenlab.stats.source import (
     sketched,
     statistic,
 )
+from qwenlab.stats.formulas.quantiles import whole_quantiles
 
 
 @statistic

@@ -6,9 +6,9 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import BadArgument, NothingMeasured
+from qwenlab.stats.base.rounds import Bootstrap, about, bootstrap, places, read_rounds, said
+from qwenlab.stats.base.source import Source, statistic
 from qwenlab.stats.formulas.resampling import by_cluster
-from qwenlab.stats.rounds import Bootstrap, about, bootstrap, places, read_rounds, said
-from qwenlab.stats.source import Source, statistic
 
 
 @statistic

@@ -7,7 +7,7 @@ import xarray as xr
 
 from qwenlab.checkpoint.families import KINDS
 from qwenlab.errors import NothingMeasured
-from qwenlab.stats.source import Source, described, ratio, read, result, statistic
+from qwenlab.stats.base.source import Source, described, ratio, read, result, statistic
 
 
 @statistic

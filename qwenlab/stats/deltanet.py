@@ -7,9 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from qwenlab.stats.formulas.keys import collision
-from qwenlab.stats.formulas.quantiles import log2_quantiles
-from qwenlab.stats.source import (
+from qwenlab.stats.base.source import (
     QUANTILES,
     Source,
     along,
@@ -23,6 +21,8 @@ from qwenlab.stats.source import (
     sketched,
     statistic,
 )
+from qwenlab.stats.formulas.keys import collision
+from qwenlab.stats.formulas.quantiles import log2_quantiles
 
 _LN_HALF = float(np.log(0.5))
 

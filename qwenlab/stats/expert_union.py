@@ -8,8 +8,8 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import BadArgument, NothingMeasured
+from qwenlab.stats.base.source import described, statistic
 from qwenlab.stats.formulas import experts as formulas
-from qwenlab.stats.source import described, statistic
 
 _DIMS = ("token", "layer", "slot")
 

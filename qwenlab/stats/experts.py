@@ -6,10 +6,7 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import InconsistentRecording
-from qwenlab.stats.formulas import experts as formulas
-from qwenlab.stats.formulas.information import entropy
-from qwenlab.stats.formulas.resampling import bootstrap, fold_draws
-from qwenlab.stats.source import (
+from qwenlab.stats.base.source import (
     Source,
     along,
     bounds,
@@ -21,6 +18,9 @@ from qwenlab.stats.source import (
     result,
     statistic,
 )
+from qwenlab.stats.formulas import experts as formulas
+from qwenlab.stats.formulas.information import entropy
+from qwenlab.stats.formulas.resampling import bootstrap, fold_draws
 
 _CURVE = 32  # points of a rarefaction curve
 

@@ -9,12 +9,12 @@ import xarray as xr
 from qwenlab.errors import NotARecording, NothingMeasured
 from qwenlab.record.recording import Recording
 from qwenlab.stats.attention import attention_distance
+from qwenlab.stats.base.source import described, read, statistic
 from qwenlab.stats.deltanet import half_life, writing
 from qwenlab.stats.experts import expert_load
-from qwenlab.stats.openness import gates
+from qwenlab.stats.gates import gates
 from qwenlab.stats.residual import residual
 from qwenlab.stats.routing import routing
-from qwenlab.stats.source import described, read, statistic
 
 Columns = dict[str, xr.DataArray]
 

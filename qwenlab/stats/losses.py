@@ -9,9 +9,9 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import BadArgument, NothingMeasured
+from qwenlab.stats.base.rounds import Bootstrap, bootstrap, said
+from qwenlab.stats.base.source import Source, read, statistic
 from qwenlab.stats.formulas.resampling import by_cluster
-from qwenlab.stats.rounds import Bootstrap, bootstrap, said
-from qwenlab.stats.source import Source, read, statistic
 
 ALL = "all"
 """The class that every token is in."""

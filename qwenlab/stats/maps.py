@@ -9,7 +9,7 @@ import xarray as xr
 
 from qwenlab.errors import BadArgument, NotWatched
 from qwenlab.record.recording import PROBES, Recording
-from qwenlab.stats.source import Source, described, read, result, statistic
+from qwenlab.stats.base.source import Source, described, read, result, statistic
 
 _NODES = ("implicit_attention", "softmax_attention")
 

@@ -10,10 +10,10 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import NothingMeasured
+from qwenlab.stats.base.harm import DRAWN, FACTS, as_objects
+from qwenlab.stats.base.rounds import Bootstrap, bootstrap, said
+from qwenlab.stats.base.source import Source, read, statistic
 from qwenlab.stats.formulas import paired
-from qwenlab.stats.harm import DRAWN, FACTS, as_objects
-from qwenlab.stats.rounds import Bootstrap, bootstrap, said
-from qwenlab.stats.source import Source, read, statistic
 
 _NEEDS = ("logprob", "source_logprob", "target_logprob", "source_token", "target_token", "layer", "kind")
 _EFFECT = "rise of the log-probability of the source's answer"

@@ -9,8 +9,7 @@ import xarray as xr
 
 from qwenlab.errors import BadArgument
 from qwenlab.record.recording import Recording
-from qwenlab.stats.formulas.quantiles import whole_quantiles
-from qwenlab.stats.source import (
+from qwenlab.stats.base.source import (
     Source,
     described,
     estimated,
@@ -21,6 +20,7 @@ from qwenlab.stats.source import (
     sketched,
     statistic,
 )
+from qwenlab.stats.formulas.quantiles import whole_quantiles
 
 HORIZONS = (0.5, 0.9)
 """The shares of the mass by whose distance a head's horizon is told."""

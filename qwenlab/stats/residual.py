@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from qwenlab.stats.source import Source, estimated, ratio, read, result, statistic
+from qwenlab.stats.base.source import Source, estimated, ratio, read, result, statistic
 
 
 @statistic

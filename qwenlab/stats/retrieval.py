@@ -8,9 +8,9 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import BadArgument, MissingVariable
+from qwenlab.stats.base.source import Source, estimated, ratio, result, statistic
 from qwenlab.stats.formulas.resampling import by_cluster
 from qwenlab.stats.maps import kept_maps
-from qwenlab.stats.source import Source, estimated, ratio, result, statistic
 
 _FOUND = {
     "retrieval": ("mass on the value asked for", 0),

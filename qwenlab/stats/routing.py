@@ -6,10 +6,10 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import InconsistentRecording, NothingMeasured
+from qwenlab.stats.base.source import Source, along, described, estimated, ratio, read, result, statistic
 from qwenlab.stats.experts import checked_load
 from qwenlab.stats.formulas import experts as formulas
 from qwenlab.stats.formulas.information import entropy, independent_information, mutual_information
-from qwenlab.stats.source import Source, along, described, estimated, ratio, read, result, statistic
 
 _BITS = 1 / np.log(2)
 

@@ -6,9 +6,9 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import NothingMeasured
+from qwenlab.stats.base.source import Source, bounds, check_level, described, estimated, read, result, statistic
 from qwenlab.stats.experts import checked_load
 from qwenlab.stats.formulas.information import entropy, mutual_information, permuted_information
-from qwenlab.stats.source import Source, bounds, check_level, described, estimated, read, result, statistic
 
 _BITS = 1 / np.log(2)
 

@@ -9,12 +9,12 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import MissingVariable, NothingMeasured
+from qwenlab.stats.base.rounds import Bootstrap, about, about_all, bootstrap, places, said, several
+from qwenlab.stats.base.source import Source, statistic
+from qwenlab.stats.base.step_costs import StepCosts, by_width, read_costs
 from qwenlab.stats.expert_union import expert_union
 from qwenlab.stats.formulas import acceptance as formulas
 from qwenlab.stats.formulas.resampling import by_cluster
-from qwenlab.stats.rounds import Bootstrap, about, about_all, bootstrap, places, said, several
-from qwenlab.stats.source import Source, statistic
-from qwenlab.stats.step_costs import StepCosts, by_width, read_costs
 
 PARTS = ("draft", "verify", "rollback", "overhead", "unexplained")
 """What a round's time is spent on; unexplained: measured, and in none of the costs."""

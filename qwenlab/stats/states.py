@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import BadArgument
-from qwenlab.stats.source import Source, described, estimated, ratio, read, result, statistic
+from qwenlab.stats.base.source import Source, described, estimated, ratio, read, result, statistic
 
 
 @statistic

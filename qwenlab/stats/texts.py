@@ -8,9 +8,9 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import BadArgument
+from qwenlab.stats.base.rounds import Bootstrap
+from qwenlab.stats.base.source import bounds, described, statistic
 from qwenlab.stats.formulas.paired import expanded_level
-from qwenlab.stats.rounds import Bootstrap
-from qwenlab.stats.source import bounds, described, statistic
 
 
 @statistic

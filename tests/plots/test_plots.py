@@ -49,16 +49,16 @@ def told(recording):
 def test_every_plot_is_tried_here():
     elsewhere = {"acceptance", "calibration", "speedup", "teacher_forced"}  # tests/plots/test_acceptance.py
     elsewhere |= {"attention_map", "reach"}  # tests/plots/test_reach.py
-    elsewhere |= {"mass_by_distance", "reach_by_label"}  # tests/plots/test_mass.py
+    elsewhere |= {"mass_by_distance", "reach_by_label"}  # tests/plots/test_reach_by_distance.py
     elsewhere |= {"openness_by_token", "reconstruction", "retrieval", "sink"}  # tests/plots/test_heads.py
     elsewhere |= {"losses"}  # tests/plots/test_losses.py
     elsewhere |= {"state_by_head", "state_growth", "state_rank"}  # tests/plots/test_states.py
-    elsewhere |= {"state_precision", "state_precision_by_head"}  # tests/plots/test_precision.py
+    elsewhere |= {"state_precision", "state_precision_by_head"}  # tests/plots/test_state_precision.py
     elsewhere |= {"retention", "retention_by_label"}  # tests/plots/test_retention.py
-    elsewhere |= {"capacity", "interference"}  # tests/plots/test_capacity.py
+    elsewhere |= {"capacity", "interference"}  # tests/plots/test_retention_capacity.py
     elsewhere |= {"over_texts"}  # tests/plots/test_texts.py
     elsewhere |= {"ablation_map"}  # tests/plots/test_ablations.py
-    elsewhere |= {"ablation_ranking"}  # tests/plots/test_ablation_ranking.py
+    elsewhere |= {"ablation_ranking"}  # tests/plots/test_ablations_ranking.py
     elsewhere |= {"ablated_acceptance"}  # tests/plots/test_ablated_acceptance.py
     elsewhere |= {"patching"}  # tests/plots/test_patching.py
     assert set(DRAWS) | elsewhere | {"COLOURS", "LABELS", "style"} == set(plots.__all__)

@@ -10,8 +10,8 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import InconsistentRecording, NothingMeasured
+from qwenlab.stats.base.rounds import Bootstrap, bootstrap, said
 from qwenlab.stats.formulas import paired
-from qwenlab.stats.rounds import Bootstrap, bootstrap, said
 
 ABOUT = ("of", "layer", "kind", "edit", "control_of", "parameters")
 """What a dataset of ablations says of each, besides its name."""

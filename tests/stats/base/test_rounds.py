@@ -6,7 +6,7 @@ import pytest
 from qwenlab import stats
 from qwenlab.errors import InconsistentRecording, NothingMeasured
 from qwenlab.record import Recording
-from qwenlab.stats.rounds import read_rounds
+from qwenlab.stats.base.rounds import read_rounds
 from qwenlab.testing.ledgers import Played, ledger, made_ledger
 
 ROUNDS = [

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from qwenlab.checkpoint.families import DELTANET
-from qwenlab.plots.drawing import layer_ticks, layer_width, need
-from qwenlab.plots.heads import dots, ring, rings, side_by_side
+from qwenlab.plots.base.drawing import layer_ticks, layer_width, need
+from qwenlab.plots.base.heads import dots, ring, rings, side_by_side
 from qwenlab.plots.style import COLOURS, GREY, axes_of, legend_above, styled
 
 

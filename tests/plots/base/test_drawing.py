@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 from matplotlib.figure import Figure
 
-from qwenlab.plots.drawing import binary, end_labels, layer_ticks, quantity
+from qwenlab.plots.base.drawing import binary, end_labels, layer_ticks, quantity
 
 
 @pytest.mark.parametrize(

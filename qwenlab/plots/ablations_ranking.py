@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from qwenlab.errors import BadArgument
-from qwenlab.plots.drawing import need, quantity
+from qwenlab.plots.base.drawing import need, quantity
 from qwenlab.plots.style import COLOURS, GREY, kind_marks, legend_over, new_figure, styled
 
 _OF_ALL = "0.25"  # of what has no kind

@@ -9,7 +9,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from qwenlab.plots.drawing import binary, kinds_of, say
+from qwenlab.plots.base.drawing import binary, kinds_of, say
 from qwenlab.plots.style import COLOURS, GREY
 
 Draw = Callable[[xr.Dataset, np.ndarray, str, float], None]

@@ -7,7 +7,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from qwenlab.errors import BadArgument
-from qwenlab.plots.drawing import binary, say
+from qwenlab.plots.base.drawing import binary, say
 
 
 def positions(values: xr.DataArray | xr.Dataset, dim: str = "position_bin") -> np.ndarray:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import xarray as xr
 
 from qwenlab.record.recording import Recording
-from qwenlab.stats.formulas.quantiles import linear_quantiles
-from qwenlab.stats.source import (
+from qwenlab.stats.base.source import (
     QUANTILES,
     Source,
     described,
@@ -21,6 +20,7 @@ from qwenlab.stats.source import (
     sketched,
     statistic,
 )
+from qwenlab.stats.formulas.quantiles import linear_quantiles
 
 _MIXERS = ("deltanet", "attention")
 

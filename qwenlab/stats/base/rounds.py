@@ -11,8 +11,8 @@ import xarray as xr
 
 from qwenlab.errors import BadArgument, InconsistentRecording, NothingMeasured
 from qwenlab.record.recording import Recording
+from qwenlab.stats.base.source import Source, bounds, check_level, described, read
 from qwenlab.stats.formulas.resampling import percentile_interval
-from qwenlab.stats.source import Source, bounds, check_level, described, read
 
 _NEEDS = (
     *("prompt", "label", "begin", "proposed", "drafted", "tested", "accepted", "agreed", "emitted", "ended"),

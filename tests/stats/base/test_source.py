@@ -11,7 +11,7 @@ import xarray as xr
 from qwenlab import stats
 from qwenlab.errors import BadArgument, MissingVariable, NotARecording, NothingMeasured, NotWatched
 from qwenlab.record import Recording
-from qwenlab.stats.source import statistic
+from qwenlab.stats.base.source import statistic
 from qwenlab.testing.ledgers import made_ledger
 from qwenlab.testing.maps import made_maps
 from qwenlab.testing.recordings import made_recording

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from qwenlab.plots.drawing import kinds_of, layer_ticks, layer_width, need
+from qwenlab.plots.base.drawing import kinds_of, layer_ticks, layer_width, need
 from qwenlab.plots.style import name_kinds, new_figure, shades, styled
 
 _COARSE = 4  # of the 128 bins, drawn as one

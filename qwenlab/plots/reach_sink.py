@@ -9,8 +9,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from qwenlab.errors import BadArgument
-from qwenlab.plots.drawing import layer_ticks, layer_width, need
-from qwenlab.plots.heads import dash, dashes, dots, side_by_side
+from qwenlab.plots.base.drawing import layer_ticks, layer_width, need
+from qwenlab.plots.base.heads import dash, dashes, dots, side_by_side
 from qwenlab.plots.maps import name_tokens
 from qwenlab.plots.style import legend_above, new_figure, shades, styled
 

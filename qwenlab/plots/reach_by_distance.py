@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from qwenlab.checkpoint.families import KINDS
 from qwenlab.errors import BadArgument
-from qwenlab.plots.drawing import binary, kinds_of, need, say
+from qwenlab.plots.base.drawing import binary, kinds_of, need, say
 from qwenlab.plots.style import COLOURS, GREY, LABELS, legend_above, new_figure, shades, styled
 
 _COMPARED = (

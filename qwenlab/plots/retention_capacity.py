@@ -10,8 +10,8 @@ from matplotlib.lines import Line2D
 
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import BadArgument
-from qwenlab.plots.depth import layer_bar, layer_shades
-from qwenlab.plots.drawing import binary, need, say
+from qwenlab.plots.base.depth import layer_bar, layer_shades
+from qwenlab.plots.base.drawing import binary, need, say
 from qwenlab.plots.style import COLOURS, GREY, legend_above, new_figure, shades, styled
 
 

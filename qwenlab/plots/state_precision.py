@@ -7,9 +7,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from qwenlab.plots.drawing import binary, layer_ticks, layer_width, need, say
-from qwenlab.plots.heads import dots, fit_log, side_by_side
-from qwenlab.plots.octaves import octave_of, octaves, positions
+from qwenlab.plots.base.drawing import binary, layer_ticks, layer_width, need, say
+from qwenlab.plots.base.heads import dots, fit_log, side_by_side
+from qwenlab.plots.base.octaves import octave_of, octaves, positions
 from qwenlab.plots.style import PALETTE, axes_of, legend_above, new_figure, styled
 
 
