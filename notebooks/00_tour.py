@@ -139,7 +139,7 @@ show(
 
 # %%
 layers = ql.stats.layer_table(recording)
-show("layers", ql.plots.layer_map(layers), "The layers in their order, by kind, with time, reach, gates and routing.")
+show("layers", ql.plots.layer_table(layers), "The layers in their order, by kind, with time, reach, gates and routing.")
 
 # %% [markdown]
 # ## Tasks: losses, recall, drafts

@@ -96,7 +96,7 @@ recording
 
 # %%
 layers = ql.stats.layer_table(recording)
-show("layers", ql.plots.layer_map(layers), "The layers in their order, by kind, with time, reach, gates and routing.")
+show("layers", ql.plots.layer_table(layers), "The layers in their order, by kind, with time, reach, gates and routing.")
 
 # %% [markdown]
 # ## How far back
@@ -152,7 +152,7 @@ pd.DataFrame(
 gates = ql.stats.gates(recording)
 show(
     "gates",
-    ql.plots.gate_histograms(gates),
+    ql.plots.gates(gates),
     "Histograms of the output gates of both kinds, and of DeltaNet's write strength.",
 )
 
@@ -313,7 +313,7 @@ ratios.reset_coords(drop=True).to_dataframe(dim_order=["phase", "context"])
 memory = ql.stats.memory(ql.record.merge(*measured[0]))
 show(
     "memory_by_context",
-    ql.plots.memory_by_context(memory),
+    ql.plots.memory(memory),
     "Bytes of KV cache and states by context, predicted and measured.",
 )
 print(f"measured / predicted bytes: {float(memory['ratio'].min()):.3f} to {float(memory['ratio'].max()):.3f}")

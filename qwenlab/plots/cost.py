@@ -81,7 +81,7 @@ def _by_layer(ax: Axes, share: xr.DataArray, kinds: list[str]) -> None:
 
 
 @styled
-def memory_by_context(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
+def memory(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
     """Bytes of KV cache and states against the context: lines as predicted, marks as measured.
 
     statistics  of stats.memory.

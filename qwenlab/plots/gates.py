@@ -15,7 +15,7 @@ _COARSE = 4  # of the 128 bins, drawn as one
 
 
 @styled
-def gate_histograms(statistics: xr.Dataset) -> Figure:
+def gates(statistics: xr.Dataset) -> Figure:
     """Histograms over tokens of the output gates of both kinds and of DeltaNet's write strength, a column a head.
 
     statistics  of stats.gates. The heads of a layer stand side by side; the darker, the more of the head's tokens.

@@ -18,7 +18,7 @@ _FEW = 16  # layers: values are written into the cells
 
 
 @styled
-def layer_map(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
+def layer_table(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
     """The layers in their order, one column each in the colour of its kind, and a row for each statistic.
 
     statistics  of stats.layer_table. Each row is shaded from its own least to its own greatest value, which stand at

@@ -1,4 +1,4 @@
-"""How much states of DeltaNet heads hold, and what takes it: the pairs stored, later writes, keys that are alike."""
+"""Retrieval error by the number of stored pairs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from matplotlib.lines import Line2D
 
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import BadArgument
-from qwenlab.plots.base.depth import layer_bar, layer_shades
 from qwenlab.plots.base.drawing import binary, need, say
 from qwenlab.plots.style import COLOURS, GREY, legend_above, new_figure, shades, styled
 
@@ -62,63 +61,15 @@ def capacity(statistics: xr.Dataset, accuracy: xr.Dataset | None = None) -> Figu
     return figure
 
 
-def _accuracy(ax: Axes, told: xr.Dataset) -> None:
-    """What the model gives of the values asked for, and chance."""
-    x, interval = told["pairs"].values, told["mean_interval"]
+def _accuracy(ax: Axes, statistics: xr.Dataset) -> None:
+    """Share of queried values that the model returns, and chance."""
+    x, interval = statistics["pairs"].values, statistics["mean_interval"]
     ax.vlines(x, interval.sel(bound="low"), interval.sel(bound="high"), color="black", linewidth=1.2)
-    ax.plot(x, told["mean"], color="black", marker="o")
-    if "chance" in told:
-        for chance in np.unique(told["chance"]):
+    ax.plot(x, statistics["mean"], color="black", marker="o")
+    if "chance" in statistics:
+        for chance in np.unique(statistics["chance"]):
             ax.axhline(chance, color=GREY, linewidth=0.8, linestyle=":")
         legend_above(ax, [Line2D([], [], color=GREY, linewidth=0.8, linestyle=":", label="chance")])
     ax.set_ylim(0, 1.03)
     ax.set_ylabel("values given (share)")
     ax.set_title("The model")
-
-
-@styled
-def interference(statistics: xr.Dataset) -> Figure:
-    """What takes a stored value away, head by head: decay, or later writes; and whether keys that are alike explain it.
-
-    statistics  of stats.half_life, stats.retention(recording, by=None) and stats.key_collision, merged. Left, over the
-                half-life of the decay: rings, what decay alone leaves; dots, what is left; the line between them was
-                overwritten (dashed where writes added). Right: that line over the key collision of the head's keys;
-                dotted: keys spread evenly. Light for the first layers, dark for the last.
-    """
-    names = ("half_life_mean_log", "survival", "decay_alone", "overwritten", "overwritten_interval")
-    data = need(statistics, "retention", *names, "key_collision", "isotropic_floor")
-    group = data.sizes["head"] // data.sizes["key_head"]
-    own = xr.DataArray(np.arange(data.sizes["head"]) // group, dims="head")
-    collision = data["key_collision"].isel(key_head=own)
-    figure = new_figure(7.4, 3.1)
-    left, right = figure.subplots(1, 2)
-    for place, colour in enumerate(layer_shades(data)):
-        here = data.isel(layer=place)
-        life, kept, decayed = here["half_life_mean_log"], here["survival"], here["decay_alone"]
-        for style, some in (("-", decayed > kept), ("--", decayed <= kept)):
-            chosen = np.flatnonzero(some)
-            left.vlines(
-                life[chosen], kept[chosen], decayed[chosen], color=colour, linewidth=0.8, alpha=0.7, linestyle=style
-            )
-        left.scatter(life, decayed, s=16, facecolors="white", edgecolors=colour, linewidths=0.9, zorder=3)
-        left.scatter(life, kept, s=14, color=colour, linewidths=0, zorder=4)
-        ends, across = here["overwritten_interval"], collision.isel(layer=place)
-        right.vlines(across, ends.sel(bound="low"), ends.sel(bound="high"), color=colour, linewidth=0.8, alpha=0.6)
-        right.scatter(across, here["overwritten"], s=14, color=colour, linewidths=0, zorder=3)
-    for ax in (left, right):
-        ax.axhline(0, color=GREY, linewidth=0.7, zorder=0)
-        ax.grid(axis="y")
-    left.set_xscale("log", base=2)
-    say(left.xaxis, binary)
-    left.set_xlabel("half-life of the decay (tokens)")
-    left.set_ylabel("left of the stored value")
-    right.axvline(float(data["isotropic_floor"]), color=GREY, linewidth=0.8, linestyle=":")
-    right.set_xlim(0, 1)
-    right.set_xlabel("key collision (squared cosine)")
-    right.set_ylabel("overwritten")
-    ring = Line2D([], [], color="black", marker="o", linestyle="", markerfacecolor="white", label="decay alone")
-    legend_above(left, [ring, Line2D([], [], color="black", marker="o", linestyle="", label="left")])
-    left.set_title("What is left")
-    right.set_title("What writes took")
-    layer_bar(figure, [left, right], data)
-    return figure

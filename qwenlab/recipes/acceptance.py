@@ -84,7 +84,7 @@ def acceptance(
     figures = {
         "acceptance": plots.acceptance(rates),
         "acceptance_by_label": plots.acceptance(by_label),
-        "teacher_forced": plots.teacher_forced(stats.agreement(recording), rates),
+        "teacher_forced": plots.agreement(stats.agreement(recording), rates),
         "speedup": plots.speedup(speedup),
     }
     return AcceptanceReport(folder, saved, save_figures(figures.items(), folder), rates, by_label, speedup, lossless)

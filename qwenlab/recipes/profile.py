@@ -92,17 +92,17 @@ def _checked(names: Iterable[str]) -> dict[str, str]:
 def _figures(recording: Recording) -> Iterator[tuple[str, Any]]:
     """File name and figure, for each figure that the recording has the data for: comparisons, say, need two labels."""
     figures: dict[str, Callable[[], Any]] = {
-        "layers": lambda: plots.layer_map(stats.layer_table(recording)),
+        "layers": lambda: plots.layer_table(stats.layer_table(recording)),
         "half_life": lambda: plots.half_life(stats.half_life(recording)),
         "attention_distance": lambda: plots.attention_distance(stats.attention_distance(recording)),
-        "gates": lambda: plots.gate_histograms(stats.gates(recording)),
+        "gates": lambda: plots.gates(stats.gates(recording)),
         "expert_load": lambda: plots.expert_load(stats.expert_load(recording)),
         "specialisation": lambda: plots.specialisation(stats.specialisation(recording)),
         "coactivation": lambda: plots.coactivation(stats.coactivation(recording)),
         "reach": lambda: plots.reach(stats.reach(recording)),
         "residual": lambda: plots.residual(stats.residual(recording)),
         "time_by_kind": lambda: plots.time_by_kind(stats.time_by_kind(recording)),
-        "memory_by_context": lambda: plots.memory_by_context(stats.memory(recording)),
+        "memory_by_context": lambda: plots.memory(stats.memory(recording)),
     }
     for name, draw in figures.items():
         try:

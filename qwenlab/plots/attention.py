@@ -1,10 +1,9 @@
-"""How far back each kind of mixer reaches."""
+"""Where attention heads look."""
 
 from __future__ import annotations
 
 import numpy as np
 import xarray as xr
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qwenlab.plots.base.drawing import (
@@ -14,31 +13,11 @@ from qwenlab.plots.base.drawing import (
     layer_width,
     need,
     quantiles_by_head,
-    quantity,
     say,
 )
-from qwenlab.plots.style import GREY, PALETTE, axes_of, name_kinds, new_figure, styled
+from qwenlab.plots.style import GREY, PALETTE, name_kinds, new_figure, styled
 
 _TARGETS = (("first_mass", PALETTE[0], "o"), ("previous_mass", PALETTE[1], "^"), ("self_mass", GREY, "s"))
-
-
-@styled
-def half_life(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
-    """The half-life of every DeltaNet head: its quantiles over tokens, a layer's heads side by side, on a log2 axis.
-
-    statistics  of stats.half_life. Pale: the outermost quantiles; strong: the inner pair; black: the median.
-    """
-    data = need(statistics, "half_life", "half_life")
-    figure, ax = axes_of(ax, layer_width(data), 3.2)
-    quantiles_by_head(ax, data["half_life"])
-    ax.set_yscale("log", base=2)
-    say(ax.yaxis, binary)
-    ax.set_ylabel(quantity(data["half_life"]))
-    ax.grid(axis="y")
-    layer_ticks(ax.xaxis, data)
-    name_kinds(ax, kinds_of(data))
-    ax.set_title("Half-life by head")
-    return figure
 
 
 @styled
