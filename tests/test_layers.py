@@ -12,7 +12,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Both measure or change the same places of a model; what both need is in `capture`.
 APART = {"probes", "interventions"}
 
-# A room imports itself and rooms before it. `record` comes before `probes`, which hand their numbers to a Recording.
+# A room imports itself and rooms before it. `record` comes before `probes`, which hand their numbers to a Recording;
+# `stats` comes before the rooms that compute intervals.
 # `testing` stands beside them: it imports any, and none imports it.
 # `renamed` may be used by the `__init__` of every room: it imports rooms only when an old name is used.
 GROUND = ("renamed", "__init__", "errors", "arguments")
@@ -20,13 +21,13 @@ ROOMS = (
     *GROUND,
     "checkpoint",
     "record",
+    "stats",
     "capture",
     "probes",
     "interventions",
     "tasks",
     "speculative",
     "ablations",
-    "stats",
     "plots",
     "widgets",
     "execution",

@@ -178,7 +178,7 @@ def _dataset(dim: str, sums: dict[str, np.ndarray], attrs: dict[str, Any]) -> xr
     """
     stacked = np.stack(list(sums.values()))
     corrected = 1 - (1 - attrs["level"]) / attrs["comparisons"]
-    paired = [PairedRates(stacked[:, :, draft], attrs["seed"]) for draft in range(stacked.shape[2])]
+    paired = [PairedRates(stacked[:, :, draft]) for draft in range(stacked.shape[2])]
     drafts = stacked[..., 0].sum(axis=1).astype(np.int64)
     data: dict[str, Any] = {"drafts": ((dim, "draft"), drafts, {"units": "draft", "long_name": "drafts compared"})}
     for kind, level, estimates in (
@@ -190,7 +190,7 @@ def _dataset(dim: str, sums: dict[str, np.ndarray], attrs: dict[str, Any]) -> xr
         for column, (name, meaning) in enumerate(_MEANINGS.items()):
             about = {"units": "1", "long_name": f"{meaning}{', less that of the first row' if kind else ''}"}
             data[f"{name}{kind}"] = (dim, "draft"), values[..., column], about
-            how = about | {"interval": "Student's t on the bootstrap's error over texts", "level": level}
+            how = about | {"interval": "Student's t on the delete-one-text jackknife", "level": level}
             data[f"{name}{kind}_interval"] = (dim, "draft", "bound"), ends[..., column, :], how
     place = "draft", np.arange(1, stacked.shape[2] + 1), {"units": "1", "long_name": "place of a draft in its chain"}
     return xr.Dataset(data, {dim: list(sums), "draft": place, "bound": ["low", "high"]}, attrs)

@@ -21,7 +21,7 @@ def test_of_texts_of_one_length_the_interval_is_students():
     values = np.random.default_rng(0).uniform(0.3, 0.7, 5)
     _, interval = PairedRates(sums([(50, 50 * value) for value in values])).rates(0.9)
     low, high = stats.t.interval(0.9, 4, values.mean(), stats.sem(values))
-    assert interval[0, 0] == pytest.approx([low, high], abs=0.025 * (high - low))
+    assert interval[0, 0] == pytest.approx([low, high])
 
 
 def test_what_a_text_does_to_all_ways_is_no_error_of_their_difference():
@@ -47,7 +47,7 @@ def test_texts_that_count_nothing_are_no_texts():
     _, interval = PairedRates(one).rates(0.95)
     values = np.array([0.4, 0.6, 0.2, 0.5])
     reach = stats.t.ppf(0.975, 3) * stats.sem(values)
-    assert np.ptp(interval[0, 0]) / 2 == pytest.approx(reach, rel=0.25)  # their number varies from draw to draw
+    assert np.ptp(interval[0, 0]) / 2 == pytest.approx(reach)
 
 
 @pytest.mark.parametrize("texts", range(FEWEST))
@@ -61,12 +61,6 @@ def test_below_the_fewest_texts_nothing_is_said(texts):
 def test_a_column_that_is_not_known_stays_so():
     rates, interval = PairedRates(np.array([[[10, 4, np.nan]] * 5])).rates(0.95)
     assert rates[0, 0] == 0.4 and np.isnan(rates[0, 1]) and np.isnan(interval[0, 1]).all()
-
-
-def test_the_same_seed_draws_the_same():
-    data = np.random.default_rng(3).uniform(1, 9, (2, 6, 2))
-    first, again, other = (PairedRates(data, seed).effects(0.95)[1] for seed in (1, 1, 2))
-    assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
 @pytest.mark.parametrize("level", [0.8, 0.95])
