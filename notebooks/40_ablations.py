@@ -220,9 +220,12 @@ show(
 )
 
 # %%
-table = ql.stats.ablation_table(accuracy, hardest).isel(ablation=slice(6)).to_dataframe()
-columns = ["harm", "harm_low", "harm_high", "beyond_controls", "beyond_controls_low", "beyond_controls_high"]
-table[[*columns, "p_holm", "rank_low", "rank_high", "stands"]]
+table = ql.stats.ablation_table(accuracy, hardest).isel(ablation=slice(6))
+effects = ["harm", "harm_interval", "beyond_controls", "beyond_controls_interval"]
+table[effects].to_dataframe()[effects].unstack("bound")
+
+# %%
+table[["p_holm", "rank_low", "rank_high", "stands"]].to_dataframe()[["p_holm", "rank_low", "rank_high", "stands"]]
 
 # %% [markdown]
 # * `harm`: fall of the accuracy, unedited less edited, paired by text; `low` and `high` are the ends of its interval.

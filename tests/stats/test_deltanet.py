@@ -107,5 +107,5 @@ def test_key_collision_is_the_mean_over_pairs_of_different_tokens(case):
 def test_a_histogram_of_other_tokens_is_refused():
     node = made().recording["deltanet"]
     node["half_life_hist"] = node["half_life_hist"] * 2
-    with pytest.raises(InconsistentRecording, match=r"half_life_hist holds up to .* but tokens says"):
+    with pytest.raises(InconsistentRecording, match=r"half_life_hist adds up to .* and tokens to"):
         stats.half_life(node)

@@ -30,7 +30,7 @@ def test_the_interval_is_that_of_texts_drawn_one_by_one():
     reach = np.sqrt(9 / 8) * scipy_stats.t.ppf(0.95, 8)
     ends = [scipy_stats.norm.cdf(-reach), scipy_stats.norm.cdf(reach)]
     assert_allclose(told["mean_interval"], np.quantile(draws, ends, axis=0).T)
-    assert told["mean_interval"].attrs["interval"] == "percentile bootstrap of whole texts"
+    assert told["mean_interval"].attrs["interval"] == "bootstrap of whole texts, expanded percentiles"
     assert (told["mean"].attrs["units"], int(told["texts"])) == ("nat", 9)
 
 

@@ -1,23 +1,21 @@
-"""What differences to the unedited model, paired by text, say of ablations and their controls, task by task."""
+"""Effects of ablations and their controls, from differences to the unedited model paired by text, task by task."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import xarray as xr
 
 from qwenlab.errors import InconsistentRecording, NothingMeasured
-from qwenlab.stats.base.rounds import Bootstrap, bootstrap, said
+from qwenlab.stats.base.variables import Bootstrap, variable, with_interval
 from qwenlab.stats.formulas import paired
+from qwenlab.stats.formulas.intervals import mean_reach, widened
 
 ABOUT = ("of", "layer", "kind", "edit", "control_of", "parameters")
-"""What a dataset of ablations says of each, besides its name."""
-
-DRAWN = "texts, expanded for few of them"
-"""What the bootstrap draws."""
+"""Variables of a dataset of ablations that describe each of them, besides its name."""
 
 FACTS = ("checkpoint", "checkpoint_hash", "dtype", "device")
 
@@ -29,10 +27,10 @@ Meaning: TypeAlias = tuple[Sequence[str], str, str]
 class Harms:
     """Differences of ablations to the unedited model, checked.
 
-    data   the dataset that they are of: ablations, and what they are
-    score  what is compared, in the words of that dataset
+    data   the dataset of the ablations
+    score  the name of the compared score in that dataset
     harm   [ablation, text], positive for the worse
-    units  rows that are no controls;  owned: of each unit, the rows of its controls
+    units  rows of ablations other than controls;  owned: for each unit, the rows of its controls
     task   of each text;  tasks: each once
     """
 
@@ -46,12 +44,13 @@ class Harms:
 
     @staticmethod
     def of(data: xr.Dataset, score: str, harm: np.ndarray, task: np.ndarray) -> Harms:
-        """Raises InconsistentRecording for controls of nothing, NothingMeasured for no text, no ablation, no number."""
+        """Raises InconsistentRecording for controls without their ablation, NothingMeasured without texts, ablations or
+        finite numbers."""
         names, control_of = (data[name].values.astype(str) for name in ("ablation", "control_of"))
         units = np.flatnonzero(control_of == "")
         if not harm.shape[1] or not len(units):
             raise NothingMeasured(
-                f"This sweep has {len(units)} ablations that are no controls, and {harm.shape[1]} texts.\n"
+                f"This sweep has {len(units)} ablations besides controls, and {harm.shape[1]} texts.\n"
                 "Sweep at least one ablation over at least two texts."
             )
         if not np.isfinite(harm).all():
@@ -63,54 +62,54 @@ class Harms:
             )
         if lost := sorted(set(control_of) - {""} - set(names[units])):
             raise InconsistentRecording(
-                f"This sweep has controls of {str(lost[0])!r}, and no such ablation.\nSweep both together."
+                f"This sweep has controls of {str(lost[0])!r} but not that ablation.\nSweep both together."
             )
         owned = tuple(np.flatnonzero(control_of == name) for name in names[units])
         return Harms(data, score, harm, units, owned, task, tuple(dict.fromkeys(task.tolist())))
 
     @property
     def controls(self) -> np.ndarray:
-        """How many each unit has."""
+        """Number of controls of each unit."""
         return np.array([len(own) for own in self.owned])
 
-    def in_task(self, name: str, how: Bootstrap) -> tuple[np.ndarray, Bootstrap]:
-        """Which texts are of a task, bool [text], and how its intervals are made."""
-        here = self.task == name
-        return here, replace(how, level=paired.expanded_level(how.level, int(here.sum())))
+    def in_task(self, name: str) -> np.ndarray:
+        """Which texts belong to a task: bool [text]."""
+        return self.task == name
 
 
 def harms(of: Harms, how: Bootstrap) -> dict[str, np.ndarray]:
     """harm, beyond_controls, control_harm and their intervals, texts, p-values, ranks, stands: [task, ...] each."""
     # so that p can be small enough for Holm's correction
     draws = max(how.resamples, int(np.ceil(10 * len(of.units) * len(of.tasks) / (1 - how.level))))
-    found = stacked([_of_task(of, name, draws, how) for name in of.tasks])
-    found["p_holm"] = paired.holm(found["p"])
-    found["p_beyond_holm"] = paired.holm(found["p_beyond"])
-    alpha, same_side = 1 - how.level, np.sign(found["beyond_controls"]) == np.sign(found["harm"])
-    beyond = (found["p_beyond_holm"] < alpha) & same_side
-    found["stands"] = (found["p_holm"] < alpha) & ((of.controls == 0) | beyond)
-    return found
+    out = stacked([_of_task(of, name, draws, how) for name in of.tasks])
+    out["p_holm"] = paired.holm(out["p"])
+    out["p_beyond_holm"] = paired.holm(out["p_beyond"])
+    alpha, same_side = 1 - how.level, np.sign(out["beyond_controls"]) == np.sign(out["harm"])
+    beyond = (out["p_beyond_holm"] < alpha) & same_side
+    out["stands"] = (out["p_holm"] < alpha) & ((of.controls == 0) | beyond)
+    return out
 
 
 def stacked(parts: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Numbers of one task after another as [task, ...]."""
+    """The numbers of all tasks, as [task, ...]."""
     return {name: np.stack([np.asarray(part[name]) for part in parts]) for name in parts[0]}
 
 
-def told(
-    of: Harms, found: Mapping[str, np.ndarray], units: str, means: str, more: Mapping[str, Meaning], how: Bootstrap
+def dataset_of(
+    of: Harms, values: Mapping[str, np.ndarray], units: str, means: str, more: Mapping[str, Meaning], how: Bootstrap
 ) -> xr.Dataset:
-    """The variables with their coordinates, and what each says.
+    """The variables with their coordinates.
 
-    units, means  of the harm;  more: what else was found
+    values        by name, as `harms` makes them
+    units, means  of the harm;  more: the other variables
     """
     variables: dict[str, xr.DataArray] = {}
     for name, (dims, unit, meaning) in {**more, **_meanings(units, means)}.items():
-        if f"{name}_interval" in found:
-            variables |= bootstrap(name, found[name], found[f"{name}_interval"], dims, unit, meaning, {}, how)
+        if (ends := values.get(f"{name}_interval")) is not None:
+            variables |= with_interval(name, values[name], ends, dims, unit, meaning, {}, how.attrs)
         else:
-            variables[name] = said(found[name], dims, unit, meaning, {})
-    variables["controls"] = said(of.controls, ("ablation",), "control", "controls", {})
+            variables[name] = variable(values[name], dims, unit, meaning)
+    variables["controls"] = variable(of.controls, ("ablation",), "control", "controls")
     data, control_of = of.data, of.data["control_of"].values.astype(str)
     at: dict[str, Any] = {"task": np.array(of.tasks, object)}
     for name in ("ablation", *(name for name in ABOUT if name != "control_of")):
@@ -118,7 +117,7 @@ def told(
     at["control"] = as_objects(data["ablation"].values[control_of != ""])
     at["control_of"] = ("control", as_objects(control_of[control_of != ""]))
     facts = {name: data.attrs[name] for name in FACTS if name in data.attrs}
-    tests = {"score": of.score, "hypotheses": int(found["p"].size), "sample": "{}"}
+    tests = {"score": of.score, "hypotheses": int(values["p"].size), "sample": "{}"}
     return xr.Dataset(variables, at).assign_attrs(facts | tests | how.attrs)
 
 
@@ -128,15 +127,15 @@ def as_objects(values: np.ndarray) -> np.ndarray:
 
 
 def _of_task(of: Harms, task: str, draws: int, how: Bootstrap) -> dict[str, Any]:
-    """All numbers of one task but those that take the others' too."""
-    here, expanded = of.in_task(task, how)
+    """All numbers of one task that do not depend on the other tasks."""
+    here = of.in_task(task)
     harm, texts, units = of.harm[:, here], int(here.sum()), of.units
     own = np.stack([harm[rows].mean(axis=0) if len(rows) else np.full(texts, np.nan) for rows in of.owned])
     beyond = harm[units] - own
-    ends = expanded.interval(np.concatenate([beyond, harm]).T, lambda sums: sums / texts)
+    ends = how.interval(np.concatenate([beyond, harm]).T, lambda sums: sums / texts)
     of_beyond, of_harm = np.split(ends, [len(units)])
     drawn = [harm[rows].mean(axis=1) for rows in of.owned]
-    reach = np.array([paired.mean_reach(means, how.level) for means in drawn])
+    reach = np.array([mean_reach(means, how.level) for means in drawn])
     first, last = paired.rank_bounds(paired.larger(harm[units], level=how.level, draws=how.resamples, seed=how.seed))
     controls = np.flatnonzero(of.data["control_of"].values.astype(str) != "")
     return {
@@ -146,7 +145,7 @@ def _of_task(of: Harms, task: str, draws: int, how: Bootstrap) -> dict[str, Any]
         "control_harm": harm[controls].mean(axis=1),
         "control_harm_interval": of_harm[controls],
         "beyond_controls": beyond.mean(axis=1),
-        "beyond_controls_interval": paired.widened(beyond.mean(axis=1), of_beyond, reach),
+        "beyond_controls_interval": widened(beyond.mean(axis=1), of_beyond, reach),
         "p": paired.flip_p(harm[units], draws=draws, seed=how.seed),
         "p_beyond": np.array([paired.beyond_p(*each) for each in zip(beyond, drawn, strict=True)]),
         "rank_low": first,

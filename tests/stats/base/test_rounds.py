@@ -81,12 +81,12 @@ def test_a_ledger_says_what_its_rates_depend_on(fact):
 
 
 def test_no_round_is_nothing_measured():
-    with pytest.raises(NothingMeasured, match="holds no round: every text ended with its first token"):
+    with pytest.raises(NothingMeasured, match="has no rounds: every text ended with its first token"):
         stats.acceptance(ledger([]))
 
 
 def test_drafts_that_were_cut_off_are_missed():
-    with pytest.raises(InconsistentRecording, match=r"drafts of this ledger are \[2, 3\], not 1 to 3, its depth"):
+    with pytest.raises(InconsistentRecording, match=r"drafts of this ledger are \[2, 3\], not 1 to its depth, 3"):
         stats.acceptance(ledger(ROUNDS).isel(draft=slice(1, None)))
 
 

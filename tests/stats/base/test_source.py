@@ -3,15 +3,18 @@
 import importlib
 import json
 import pkgutil
+import re
 
 import numpy as np
 import pytest
 import xarray as xr
 
+import qwenlab as ql
 from qwenlab import stats
 from qwenlab.errors import BadArgument, MissingVariable, NotARecording, NothingMeasured, NotWatched
 from qwenlab.record import Recording
 from qwenlab.stats.base.source import statistic
+from qwenlab.testing.checkpoints import tiny_checkpoint
 from qwenlab.testing.ledgers import made_ledger
 from qwenlab.testing.maps import made_maps
 from qwenlab.testing.recordings import made_recording
@@ -194,3 +197,58 @@ def test_layers_that_do_not_match_are_an_error_not_dropped(recording):
 def test_numpy_warns_of_nothing(recording):
     with np.errstate(all="raise"):
         stats.half_life(recording)
+
+
+ALLOWED = {"1", "nat", "nat/token", "bit", "bit/byte", "B", "B/token", "s", "s/token", "token", "token/s"}
+ALLOWED |= {"times", "draft", "round", "prompt", "text", "chain", "pair", "expert", "block", "control", "direction"}
+ALLOWED |= {"sequence", "id"}
+ONE_UNIT = {
+    r"(clean_)?loss": "nat/token",
+    r"kl": "nat/token",
+    r".*entropy(_independent)?": "nat",
+    r"context": "token",
+    r".*(_length|distance|half_life(_mean_\w+)?|horizon)": "token",
+    r"(clean_)?accuracy|chance|.*_p_holm|p|p_\w+|stands": "1",
+    r".*seconds_per_token": "s/token",
+    r".*bytes": "B",
+}
+"""Names of quantities, of data and coordinates, and the one unit of each; an interval has that of its estimate."""
+OTHER = {"label_entropy": "bit", "load_entropy": "share of ln E", "normalised_entropy": "share of ln E"}
+
+
+def units_of(name):
+    return OTHER.get(name) or next((unit for words, unit in ONE_UNIT.items() if re.fullmatch(words, name)), None)
+
+
+def wrong_units(data):
+    """Variables and coordinates whose units are unknown, or are not those of the quantity."""
+    wrong = {}
+    for name, variable in data.variables.items():
+        units, quantity = variable.attrs.get("units"), str(name).removesuffix("_interval")
+        known = units in ALLOWED or (str(units).startswith("share of ") and units != "share of")
+        if units is not None and not (known and units_of(quantity) in (None, units)):
+            wrong[name] = units
+    return wrong
+
+
+@pytest.mark.parametrize("name", sorted({*stats.__all__} - set(OF_OTHERS)))
+def test_a_quantity_has_one_unit(name, recording):
+    assert wrong_units(call(name, recording)) == {}
+
+
+@pytest.mark.parametrize("score", ["loss", "kl", "accuracy", "agreement"])
+def test_scores_of_a_sweep_have_the_units_of_what_is_made_of_them(score, recording):
+    sweep = recording["ablations"]
+    assert wrong_units(sweep) == {}
+    assert stats.ablations(sweep, score=score)["harm"].attrs["units"] == sweep[score].attrs["units"]
+
+
+def test_measures_have_those_units(tmp_path):
+    opened, texts = ql.open(tiny_checkpoint(tmp_path)), ["one two three four", "five six seven"]
+    for measure in (
+        ql.tasks.score(opened, texts),
+        ql.tasks.losses(opened, texts),
+        ql.tasks.measure(opened, [ql.tasks.text_task(opened, texts, name="plain")]),
+        opened.anatomy.memory([16, 32]),
+    ):
+        assert wrong_units(measure) == {}
