@@ -209,7 +209,8 @@ compared.metrics.set_index("metric") if compared else None
 # **What the interval is.** A spec can name one of a metric's dimensions as its `pairs`, such as texts. Each pair was
 # measured in both runs, so its difference is free of how hard it is. These differences are drawn again with
 # replacement, as many as there are, 10,000 times (seed 0); the interval holds the middle of the means of those draws,
-# widened for few pairs (bootstrap with expanded percentiles). How much of them is chosen so that all intervals of one comparison together hold at 95 %:
+# widened for few pairs (bootstrap with expanded percentiles). How much of them is chosen so that all intervals of one
+# comparison together hold at 95 %:
 # with *m* metrics, each is at 100 − 5/*m* % (Bonferroni). It says how far the mean difference would go with other pairs
 # like these. It says nothing of other seeds. A metric without pairs has one difference and no interval: `moved` is
 # then unknown.
