@@ -104,7 +104,7 @@ def agreement(checkpoint: Any, texts: list[list[int]], **control: Any) -> np.nda
     """Teacher-forced agreement of the first draft, text by text."""
     labels = [str(number) for number in range(len(texts))]
     trace = ql.speculative.trace(checkpoint, texts, depth=1, labels=labels, progress=False, **control)
-    return ql.stats.agreement(trace.recording(), by_label=True, resamples=1)["teacher_forced"].values[:, 0]
+    return ql.stats.agreement(trace.recording(), by_label=True)["teacher_forced"].values[:, 0]
 
 
 def drafts(checkpoint: Any) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def _print_effects(statistics: xr.Dataset, task: str, limit: int) -> None:
         one = ranked.isel(ablation=index)
         low, high, kind = int(one["rank_low"]), int(one["rank_high"]), str(one["kind"].values)
         effects = [
-            estimate(*(float(one[f"{name}{end}"]) for end in ("", "_low", "_high")), form="+.3g")
+            estimate(float(one[name]), *map(float, one[f"{name}_interval"].values), form="+.3g")
             for name in ("harm", "beyond_controls")
         ]
         ranks, stands = str(low) if low == high else f"{low} to {high}", "yes" if one["stands"] else "no"

@@ -54,7 +54,6 @@ def test_chance_and_units(toy, tasks):
     assert {name: found[name].attrs["units"] for name in found} == {
         "loss": "nat/token",
         "accuracy": "1",
-        "chance": "1",
         "bits_per_byte": "bit/byte",
         "asked": "token",
     }

@@ -246,7 +246,6 @@ def test_scores_of_a_sweep_have_the_units_of_what_is_made_of_them(score, recordi
 def test_measures_have_those_units(tmp_path):
     opened, texts = ql.open(tiny_checkpoint(tmp_path)), ["one two three four", "five six seven"]
     for measure in (
-        ql.tasks.score(opened, texts),
         ql.tasks.losses(opened, texts),
         ql.tasks.measure(opened, [ql.tasks.text_task(opened, texts, name="plain")]),
         opened.anatomy.memory([16, 32]),
