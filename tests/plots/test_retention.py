@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose
 
 from qwenlab import plots, stats
 from qwenlab.errors import BadArgument, MissingVariable
-from qwenlab.testing.states import made_states
+from tests.planted.states import made_states
 from tests.plots.drawn import checked
 
 BLUE = "#0072b2"

@@ -9,7 +9,7 @@ from qwenlab import stats
 from qwenlab.errors import InconsistentRecording, MissingVariable, NothingMeasured
 from qwenlab.record import Recording
 from qwenlab.stats.formulas.intervals import expanded_level
-from qwenlab.testing.sweeps import made_ablated_acceptance
+from tests.planted.sweeps import made_ablated_acceptance
 from tests.stats.formulas.test_paired import slow_flip_p
 
 SMALL = dict(layers=4, tasks={"code": 5, "prose": 4}, controls=2)

@@ -11,7 +11,7 @@ from qwenlab import stats
 from qwenlab.errors import BadArgument, InconsistentRecording, MissingVariable, NotARecording, NothingMeasured
 from qwenlab.record import Recording
 from qwenlab.stats.formulas.intervals import expanded_level
-from qwenlab.testing.sweeps import made_sweep
+from tests.planted.sweeps import made_sweep
 from tests.stats.formulas.test_paired import slow_flip_p, slow_holm
 
 SCORES = ("loss", "accuracy", "kl", "agreement")

@@ -10,7 +10,7 @@ from qwenlab import stats
 from qwenlab.errors import BadArgument, MissingVariable, NothingMeasured
 from qwenlab.record import Recording
 from qwenlab.stats.formulas.intervals import expanded_level
-from qwenlab.testing.sweeps import made_patching
+from tests.planted.sweeps import made_patching
 from tests.stats.formulas.test_paired import patterns, scaled
 
 

@@ -10,7 +10,7 @@ from qwenlab import stats
 from qwenlab.errors import BadArgument, NothingMeasured
 from qwenlab.probes import DeltaState, Retention, StatePrecision
 from qwenlab.testing.models import tiny_model
-from qwenlab.testing.states import FULL_RANK, made_states
+from tests.planted.states import FULL_RANK, made_states
 from tests.probes.feeding import one_by_one, recorded
 
 EDGES = [0, *(2**k for k in range(21))]

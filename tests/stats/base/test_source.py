@@ -16,11 +16,11 @@ from qwenlab.record import Recording
 from qwenlab.stats.base.source import statistic
 from qwenlab.testing.checkpoints import tiny_checkpoint
 from qwenlab.testing.ledgers import made_ledger
-from qwenlab.testing.maps import made_maps
 from qwenlab.testing.recordings import made_recording
-from qwenlab.testing.states import made_states
-from qwenlab.testing.sweeps import made_ablated_acceptance, made_patching, made_sweep
 from qwenlab.testing.traces import made_trace
+from tests.planted.maps import made_maps
+from tests.planted.states import made_states
+from tests.planted.sweeps import made_ablated_acceptance, made_patching, made_sweep
 
 BY_NODE = {
     "deltanet": ["half_life", "writing", "key_collision", "gates"],

@@ -1,4 +1,4 @@
-"""Sweeps of ablations and patches that no model ran, with planted effects, valid to the letter."""
+"""Random results of ablation sweeps and of patching with planted effects. No model runs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from qwenlab.testing import samples
+from qwenlab.testing.models import tiny_config
 
-_QUESTIONS = 8  # asked tokens of a text
+_QUESTIONS = 8  # scored tokens of a text
 
 
 def made_sweep(
@@ -29,12 +29,12 @@ def made_sweep(
     """A random sweep as `qwenlab.ablations.sweep` returns it: single parts, and other parts as their controls.
 
     layers, of, slots  an ablation of each kind of part of each layer; more slots make "head 3.0", "head 3.1", ...
-    tasks              texts of each; by default 16 of code and 16 of recall
-    chance             accuracy by guessing, of tasks that are no plain text; by default 0.1 for recall
-    planted            mean rise of the loss [nat/token] by name of the ablation, in all tasks; of the others it is 0
-    spread             standard deviation of that over texts, on top of what is planted [nat/token]
-    controls           random other parts that stand beside each ablation
-    able               clean accuracy of tasks; by default 0.9
+    tasks              number of texts of each task; by default 16 of code and 16 of recall
+    chance             accuracy by guessing, for tasks that have one; by default 0.1 for recall
+    planted            mean rise of the loss [nat/token] by name of the ablation, in all tasks; 0 for the others
+    spread             standard deviation of the rise over texts [nat/token]
+    controls           number of random other parts that serve as controls of each ablation
+    able               clean accuracy by task; by default 0.9
 
     Accuracy falls as exp(-rise), towards chance; KL divergence and agreement follow it.
     """
@@ -77,8 +77,9 @@ def made_sweep(
 def made_ablated_acceptance(*, seed: int = 0, planted: float = 0.3, spread: float = 0.05, **how: Any) -> xr.Dataset:
     """Random acceptance lengths as `qwenlab.ablations.acceptance` returns them, of the ablations of `made_sweep`.
 
-    planted  mean fall of the acceptance length [tokens] for "mixer 3"; of the others it is 0
-    spread   standard deviation of that over texts;  how: what `made_sweep` takes of layers, tasks and controls
+    planted  mean fall of the acceptance length [tokens] for "mixer 3"; 0 for the others
+    spread   standard deviation of the fall over texts
+    how      further arguments of `made_sweep`
     """
     sweep = made_sweep(seed=seed, planted={"mixer 3": planted}, spread=spread, **how)
     fall = (sweep["loss"] - sweep["clean_loss"]).values
@@ -106,9 +107,9 @@ def made_patching(
 ) -> xr.Dataset:
     """Random log-probabilities as `qwenlab.ablations.patching` returns them.
 
-    planted  layer and position whose value, of the first part, brings back this share of the answer; the others do
-             nothing on the mean, and nothing at all before that position, where source and target are the same
-    spread   standard deviation over pairs of what a value does, as a share of what the whole source does
+    planted  layer and position of the first part where a patch restores the fraction `share` of the answer; the mean
+             effect of the other patches is 0, and before that position, where the texts are equal, every effect is 0
+    spread   standard deviation of the restored fraction over pairs
     """
     rng = np.random.default_rng(seed)
     target = -rng.gamma(9, 1, pairs)
@@ -117,7 +118,7 @@ def made_patching(
     gained = rng.normal(0, spread, (len(sites), positions, pairs))
     gained[planted[0], planted[1]] += share
     gained[:, : planted[1]] = 0
-    kinds = samples.layer_types(layers)
+    kinds = tiny_config(layers=layers).layer_types
     tokens = np.array([[f" {chr(97 + at % 26)}" for at in range(positions)]] * pairs, object)
     other = tokens.copy()
     tokens[:, planted[1]], other[:, planted[1]] = np.arange(pairs).astype(str), "x"
@@ -141,9 +142,9 @@ def made_patching(
 
 
 def _units(layers: int, of: Sequence[str], slots: int) -> list[dict[str, Any]]:
-    """What each ablation is."""
+    """The coordinates of each ablation."""
     found = []
-    kinds = samples.layer_types(layers)
+    kinds = tiny_config(layers=layers).layer_types
     for part in of:
         for layer, slot in np.ndindex(layers, slots):
             name = f"{part} {layer}" + (f".{slot}" if slots > 1 else "")
@@ -153,5 +154,5 @@ def _units(layers: int, of: Sequence[str], slots: int) -> list[dict[str, Any]]:
 
 
 def _answered(rng: np.random.Generator, probability: np.ndarray) -> np.ndarray:
-    """The share of a text's questions that are answered right."""
+    """The fraction of a text's questions with a right answer."""
     return rng.binomial(_QUESTIONS, np.clip(probability, 0, 1)) / _QUESTIONS
