@@ -25,6 +25,7 @@ The folders, in the order in which data passes through them:
     stats        Datasets in, Datasets out; needs no torch
     plots        statistics in, matplotlib figures out
     widgets      statistics in, interactive views out
+    notebook     a notebook of your own: figures and results shown and saved, numbers with intervals
     kernels      a notebook with checked parameters -> its executed copy, in a kernel that can be kept warm
     runs         a question (spec.yaml) -> its runs, kept in a store -> compared
     recipes      profile, acceptance, ablate, demo: studies of one checkpoint in one call, and from a shell

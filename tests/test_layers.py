@@ -30,6 +30,7 @@ ROOMS = (
     "ablations",
     "plots",
     "widgets",
+    "notebook",
     "execution",
     "experiments",
     "recipes",
@@ -39,8 +40,8 @@ ROOMS = (
 
 TENSOR_ROOMS = {"checkpoint", "tasks", "capture", "probes", "interventions", "speculative", "ablations", "testing"}
 ALLOWED_IN = {
-    "torch": TENSOR_ROOMS,
-    "transformers": TENSOR_ROOMS,
+    "torch": TENSOR_ROOMS | {"notebook"},  # only where it opens a checkpoint: see test_import.py
+    "transformers": TENSOR_ROOMS | {"notebook"},
     "safetensors": TENSOR_ROOMS,
     "accelerate": TENSOR_ROOMS,
     "tokenizers": TENSOR_ROOMS,
