@@ -30,26 +30,13 @@ out: str | None = None  # folder for the recording and the figures; None keeps n
 import tempfile
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-import transformers
-from IPython.display import display
 
 import qwenlab as ql
 
-# %matplotlib inline
-transformers.logging.set_verbosity_error()  # which kernels ran is written in the recording
-pd.options.display.float_format = "{:.3g}".format
-figures = {}
-
-
-def show(name, figure, description):
-    """Show a figure, with a description for those who cannot see it, and keep it for `out`."""
-    figures[name] = figure
-    display(figure, metadata={"image/png": {"alt": description}})
-    plt.close(figure)
+notebook = ql.notebook.start(out)
 
 
 # %% [markdown]
@@ -59,9 +46,7 @@ def show(name, figure, description):
 # model (`.model`), its tokenizer, its multi-token-prediction head (`.mtp`) and its anatomy. It prints itself.
 
 # %%
-ckpt = ql.open(checkpoint, device=device, dtype=dtype)
-if ckpt.facts.parameters < 1e8:
-    torch.set_num_threads(1)  # matrices this small gain nothing from more
+ckpt = notebook.open(checkpoint, device=device, dtype=dtype)
 ckpt
 
 # %%
@@ -131,7 +116,7 @@ half_life = ql.stats.half_life(recording)
 half_life["half_life_mean_log"].to_pandas()  # tokens, by layer and head
 
 # %%
-show(
+notebook.show(
     "half_life",
     ql.plots.half_life(half_life),
     "Quantiles of the half-life over tokens, for each DeltaNet layer and head.",
@@ -139,7 +124,9 @@ show(
 
 # %%
 layers = ql.stats.layer_table(recording)
-show("layers", ql.plots.layer_table(layers), "The layers in their order, by kind, with time, reach, gates and routing.")
+notebook.show(
+    "layers", ql.plots.layer_table(layers), "The layers in their order, by kind, with time, reach, gates and routing."
+)
 
 # %% [markdown]
 # ## Tasks: losses, recall, drafts
@@ -185,8 +172,7 @@ pd.Series(recalled, name=f"asked-for values right (chance {task.chance:.2f})").t
 # A recording is one NetCDF file. It opens on a machine without torch or the checkpoint.
 
 # %%
-folder = Path(out or tempfile.mkdtemp(prefix="qwenlab-tour-"))
-path = recording.save(folder / "recording.nc")
+path = recording.save(Path(tempfile.mkdtemp(prefix="qwenlab-tour-"), "recording.nc"))
 again = ql.Recording.open(path)
 print(f"{path.stat().st_size / 1e3:.0f} kB; the same half-lives:", ql.stats.half_life(again).equals(half_life))
 
@@ -218,8 +204,4 @@ ql.stats.residual(training.recording(), by_label=True)["ratio"].sel(part="mixer"
 # Each column is a step, each row a layer: the norm of what the mixer adds, over that of the stream it is added to.
 
 # %%
-if out is not None:
-    for name, figure in figures.items():
-        for suffix in ("png", "svg"):
-            figure.savefig(folder / f"{name}.{suffix}", dpi=150)
-    print(f"saved in {folder}: recording.nc, {', '.join(figures)} (.png, .svg)")
+notebook.save(recording=recording)

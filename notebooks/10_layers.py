@@ -38,35 +38,21 @@ out: str | None = None  # folder for the recording and the figures; None keeps n
 
 # %%
 from contextlib import contextmanager
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-import transformers
 import xarray as xr
-from IPython.display import Markdown, display
+from IPython.display import Markdown
 
 import qwenlab as ql
 
-# %matplotlib inline
-transformers.logging.set_verbosity_error()  # which kernels ran is written in the recording
-pd.options.display.float_format = "{:.3g}".format
-figures = {}
-
-
-def show(name, figure, description):
-    """Show a figure, with a description for those who cannot see it, and keep it for `out`."""
-    figures[name] = figure
-    display(figure, metadata={"image/png": {"alt": description}})
-    plt.close(figure)
+notebook = ql.notebook.start(out)
 
 
 # %%
-ckpt = ql.open(checkpoint, device=device, dtype=dtype)
-if ckpt.facts.parameters < 1e8:
-    torch.set_num_threads(1)  # matrices this small gain nothing from more
+ckpt = notebook.open(checkpoint, device=device, dtype=dtype)
 ckpt
 
 # %% [markdown]
@@ -96,7 +82,9 @@ recording
 
 # %%
 layers = ql.stats.layer_table(recording)
-show("layers", ql.plots.layer_table(layers), "The layers in their order, by kind, with time, reach, gates and routing.")
+notebook.show(
+    "layers", ql.plots.layer_table(layers), "The layers in their order, by kind, with time, reach, gates and routing."
+)
 
 # %% [markdown]
 # ## How far back
@@ -107,7 +95,7 @@ show("layers", ql.plots.layer_table(layers), "The layers in their order, by kind
 
 # %%
 half_life = ql.stats.half_life(recording)
-show(
+notebook.show(
     "half_life",
     ql.plots.half_life(half_life),
     "Quantiles of the half-life over tokens, for each DeltaNet layer and head.",
@@ -120,7 +108,7 @@ show(
 
 # %%
 distance = ql.stats.attention_distance(recording)
-show(
+notebook.show(
     "attention_distance",
     ql.plots.attention_distance(distance),
     "Share of attention by distance, for each attention layer.",
@@ -150,7 +138,7 @@ pd.DataFrame(
 
 # %%
 gates = ql.stats.gates(recording)
-show(
+notebook.show(
     "gates",
     ql.plots.gates(gates),
     "Histograms of the output gates of both kinds, and of DeltaNet's write strength.",
@@ -190,7 +178,7 @@ pd.DataFrame(
 # away.
 
 # %%
-show(
+notebook.show(
     "residual",
     ql.plots.residual(ql.stats.residual(recording)),
     "Size and direction of what mixers and MLPs add to the stream.",
@@ -203,7 +191,7 @@ show(
 # not in it.
 
 # %%
-show(
+notebook.show(
     "time_by_kind",
     ql.plots.time_by_kind(ql.stats.time_by_kind(recording)),
     "Share of the layers' time by kind and part.",
@@ -280,7 +268,9 @@ def cost_figure():
     return figure
 
 
-show("cost_by_context", cost_figure(), "Time, FLOPs and bytes a token of one mixer of each kind, by context length.")
+notebook.show(
+    "cost_by_context", cost_figure(), "Time, FLOPs and bytes a token of one mixer of each kind, by context length."
+)
 
 # %% [markdown]
 # Each point is the median of the repeats, the band goes from the fastest to the slowest. Where the measured ratio
@@ -311,7 +301,7 @@ ratios.reset_coords(drop=True).to_dataframe(dim_order=["phase", "context"])
 
 # %%
 memory = ql.stats.memory(ql.record.merge(*measured[0]))
-show(
+notebook.show(
     "memory_by_context",
     ql.plots.memory(memory),
     "Bytes of KV cache and states by context, predicted and measured.",
@@ -416,7 +406,7 @@ def recall_figure():
     return figure
 
 
-show("recall", recall_figure(), "Recall by number of pairs, with the mixers of some layers taken out.")
+notebook.show("recall", recall_figure(), "Recall by number of pairs, with the mixers of some layers taken out.")
 
 # %%
 rows = {}
@@ -499,7 +489,9 @@ def start_figure():
 
 
 medians = {name: float(life["half_life"].sel(quantile=0.5).median()) for name, life in lives.items()}
-show("initialisation", start_figure(), "Half-lives over tokens of two fresh models and of the trained checkpoint.")
+notebook.show(
+    "initialisation", start_figure(), "Half-lives over tokens of two fresh models and of the trained checkpoint."
+)
 pd.Series(medians, name="half-life of the median token in the median head (tokens)").to_frame()
 
 # %% [markdown]
@@ -519,14 +511,8 @@ explorer
 # kernels, versions, texts. `ql.Recording.open(path)` reads it back on any machine, without torch.
 
 # %%
-if out is not None:
-    folder = Path(out)
-    recording.save(folder / "recording.nc")
-    costs.to_netcdf(folder / "cost_by_context.nc", engine="h5netcdf")
-    for name, figure in figures.items():
-        for suffix in ("png", "svg"):
-            figure.savefig(folder / f"{name}.{suffix}", dpi=150)
-    print(f"saved in {folder}: recording.nc, cost_by_context.nc, {', '.join(figures)} (.png, .svg)")
+notebook.save(recording=recording, cost_by_context=costs)
+
 
 units = {name: f"{variable.attrs['long_name']} ({variable.attrs['units']})" for name, variable in layers.items()}
 table = layers.to_dataframe().rename(columns=units).assign(kind=layers["kind"].to_series().map(ql.plots.LABELS))

@@ -37,34 +37,16 @@ out: str | None = None  # folder for the recordings, the table and the figures; 
 import tempfile
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
-import transformers
 import xarray as xr
-from IPython.display import Markdown, display
+from IPython.display import Markdown
 from scipy.stats import spearmanr
 
 import qwenlab as ql
 
-# %matplotlib inline
-transformers.logging.set_verbosity_error()  # which kernels ran is written in the recording
-pd.options.display.float_format = "{:.3g}".format
-figures = {}
-
-
-def show(name, figure, description):
-    """Show a figure, with a description for those who cannot see it, and keep it for `out`."""
-    figures[name] = figure
-    display(figure, metadata={"image/png": {"alt": description}})
-    plt.close(figure)
-
-
-def told(data, name):
-    """One number with its interval, as text."""
-    low, high = data[f"{name}_interval"].values
-    return f"{float(data[name]):.3g} [{low:.3g}, {high:.3g}]"
+interval = ql.notebook.interval
+notebook = ql.notebook.start(out, formats=("png", "svg", "pdf"))
 
 
 def middle(values):
@@ -80,9 +62,7 @@ def best(values):
 
 
 # %%
-ckpt = ql.open(checkpoint, device=device, dtype=dtype)
-if ckpt.facts.parameters < 1e8:
-    torch.set_num_threads(1)  # matrices this small gain nothing from more
+ckpt = notebook.open(checkpoint, device=device, dtype=dtype)
 ckpt
 
 # %% [markdown]
@@ -155,7 +135,7 @@ Markdown(
 
 # %%
 growth = ql.stats.state_growth(recording)
-show(
+notebook.show(
     "growth",
     ql.plots.state_growth(growth),
     "Norm of the state along the text, a line a layer; and the share of it that a token changes.",
@@ -188,14 +168,16 @@ Markdown(
 
 # %%
 rank = ql.stats.state_rank(recording)
-show("rank", ql.plots.state_rank(rank), "Effective and stable rank of the state along the text, a line a layer.")
+notebook.show(
+    "rank", ql.plots.state_rank(rank), "Effective and stable rank of the state along the text, a line a layer."
+)
 
 # %% [markdown]
 # Head by head in the last octave, with intervals over texts, the heads of a layer in the same order in every panel:
 
 # %%
 by_head = rank.assign(growth.data_vars).sel(position_bin=last)
-show(
+notebook.show(
     "by_head",
     ql.plots.state_by_head(by_head),
     "Effective rank, stable rank, norm and rewriting of the state of every head late in the text.",
@@ -208,7 +190,7 @@ Markdown(
     f"Of {full} directions the median head's state spreads over **{middle(by_head['effective_rank']):.1f}** (effective "
     f"rank) or {middle(by_head['stable_rank']):.1f} (stable rank): one direction has "
     f"{100 / middle(by_head['stable_rank']):.0f} % of its squared norm. The fullest, head {fullest[1]} of layer "
-    f"{fullest[0]}, has {told(by_head.sel(layer=fullest[0], head=fullest[1]), 'effective_rank')}; "
+    f"{fullest[0]}, has {interval(by_head.sel(layer=fullest[0], head=fullest[1]), 'effective_rank')}; "
     f"{int((by_head['effective_rank'] > full / 2).sum())} of {saturated.size} heads use more than half of what there "
     "is."
 )
@@ -227,7 +209,7 @@ Markdown(
 
 # %%
 ordinary = recording["retention"].sel(label=["code", "prose"])
-show(
+notebook.show(
     "retention",
     ql.plots.retention(ql.stats.retention(ordinary)),
     "What is left of a stored value by the tokens since, a panel a layer and a line a head, beside decay alone.",
@@ -240,7 +222,7 @@ show(
 
 # %%
 by_domain = ql.stats.retention(recording, by_label=True)
-show(
+notebook.show(
     "retention_by_domain",
     ql.plots.retention_by_label(by_domain),
     "Survival and retrieval error of stored pairs by the tokens since, on code, prose and recall.",
@@ -280,7 +262,7 @@ Markdown(
 level = 1 - 0.05 / saturated.size
 left = ql.stats.retention(recording, by=None)
 heads = left.assign(ql.stats.half_life(recording).data_vars).assign(ql.stats.key_collision(recording).data_vars)
-show(
+notebook.show(
     "interference",
     ql.plots.interference(heads),
     "What decay alone would leave of stored values and what is left, by half-life; what writes took, by key collision.",
@@ -303,7 +285,7 @@ most = best(heads["overwritten"])
 Markdown(
     f"Later writes took from what decay would have left in **{taken} of {saturated.size} heads**, and added to it in "
     f"{added} (beyond intervals widened for the number of heads: 1 − 0.05 / heads in place of 0.95). They took most in "
-    f"head {most[1]} of layer {most[0]}: {told(heads.sel(layer=most[0], head=most[1]), 'overwritten')} of a stored "
+    f"head {most[1]} of layer {most[0]}: {interval(heads.sel(layer=most[0], head=most[1]), 'overwritten')} of a stored "
     "value. Over heads, the rank correlation of the half-life with what is overwritten is "
     f"**{along(life, 'overwritten')}**, with the retrieval error {along(life, 'error')}; that of the key collision "
     f"with what is overwritten is **{along(collision, 'overwritten')}**, with the retrieval error "
@@ -341,7 +323,7 @@ tasks = [ql.tasks.recall_task(ckpt, ql.tasks.recall_texts(number, recall_texts, 
 right = [ql.tasks.measure(ckpt, [task], batch_size=32)["accuracy"] for task in tasks]
 accuracy = ql.stats.over_texts(xr.concat(right, pd.Index(lists, name="pairs")))
 capacity = ql.stats.retention(at_the_end, by=None, by_label=True)
-show(
+notebook.show(
     "capacity",
     ql.plots.capacity(capacity, accuracy),
     "Retrieval error at a list's end by how many pairs it had, a line a head; the share of values the model gives.",
@@ -353,7 +335,7 @@ show(
 
 # %%
 since = ql.stats.retention(at_the_end, by="writes", by_label=True)
-show(
+notebook.show(
     "capacity_by_writes",
     ql.plots.retention_by_label(since),
     "Survival and retrieval error of listed pairs by what was written since, a colour for each length of list.",
@@ -368,11 +350,12 @@ Markdown(
     f"At the end of a list the median head has **{middle(capacity['survival'].sel(label=few)):.2f}** of what storing a "
     f"pair added after {few} pairs, and **{middle(capacity['survival'].sel(label=many)):.2f}** after {many}; its "
     f"retrieval error is {middle(error.sel(label=few)):.2f} and {middle(error.sel(label=many)):.2f}. The head that "
-    f"errs least after {many}, head {keeper[1]} of layer {keeper[0]}, has {told(one.sel(label=many), 'error')} there "
-    f"(the best of {saturated.size} looked at), and {told(one.sel(label=few), 'error')} after {few}. The model gives "
+    f"errs least after {many}, head {keeper[1]} of layer {keeper[0]}, has "
+    f"{interval(one.sel(label=many), 'error')} there (the best of {saturated.size} looked at), and "
+    f"{interval(one.sel(label=few), 'error')} after {few}. The model gives "
     f"**{float(accuracy['mean'].sel(pairs=int(few))):.2f}** of the values of {few} pairs and "
-    f"**{told(accuracy.sel(pairs=int(many)), 'mean')}** of {many} (chance {float(accuracy['chance']):.1f}). "
-    "That a state holds a pair does not say that the model reads it there: attention layers have the pairs too."
+    f"**{interval(accuracy.sel(pairs=int(many)), 'mean')}** of {many} (chance {float(accuracy["chance"]):.1f}). That a state "
+    "holds a pair does not say that the model reads it there: attention layers have the pairs too."
 )
 
 # %% [markdown]
@@ -390,7 +373,7 @@ with ql.watch(ckpt, ql.probes.StatePrecision(every=max(1, every // 4))) as seen:
 in_fewer_bits = seen.recording()
 
 precision = ql.stats.state_precision(in_fewer_bits)
-show(
+notebook.show(
     "precision",
     ql.plots.state_precision(precision),
     "Error of the state along the text when it is kept in bfloat16, in 8-bit floating point or in int8.",
@@ -398,7 +381,7 @@ show(
 
 # %%
 late = precision.sel(position_bin=last)
-show(
+notebook.show(
     "precision_by_head",
     ql.plots.state_precision_by_head(late),
     "Error of the state of every head late in the text, a panel a format.",
@@ -411,7 +394,7 @@ strays = pd.DataFrame(
     {
         format: {
             f"error from token {last} on, median head": f"{middle(here['error']):.2g}",
-            "worst head (layer.head)": f"{layer}.{head}: {told(here.sel(layer=layer, head=head), 'error')}",
+            "worst head (layer.head)": f"{layer}.{head}: {interval(here.sel(layer=layer, head=head), 'error')}",
             "growth by an octave, median head (1)": f"{middle(here['growth']):.2f}",
             "heads whose error still grows": int(sure.sel(format=format).sum()),
         }
@@ -455,7 +438,7 @@ low = xr.concat(list(rounded.values()), pd.Index(list(rounded), name="format")).
 
 wide = 1 - 0.05 / (low.sizes["domain"] * low.sizes["format"])
 change = ql.stats.over_texts(low, less=plain, level=wide)
-show(
+notebook.show(
     "loss",
     ql.plots.over_texts(change),
     "Change of the loss on code, prose and recall when states are kept in each format, with intervals over texts.",
@@ -466,9 +449,9 @@ beside = ql.stats.over_texts(plain)
 pd.DataFrame(
     {
         domain: {
-            "plain model (nat)": told(beside.sel(domain=domain), "mean"),
+            "plain model (nat)": interval(beside.sel(domain=domain), "mean"),
             **{
-                f"{format}, change (nat)": told(change.sel(domain=domain, format=format), "mean")
+                f"{format}, change (nat)": interval(change.sel(domain=domain, format=format), "mean")
                 for format in low["format"].values
             },
         }
@@ -487,7 +470,7 @@ for format in low["format"].values:
     hurt, helped = int(worse.sel(format=format).sum()), int(better.sel(format=format).sum())
     most = here.sel(domain=domain)
     lines.append(
-        f"* **{format}** changes the loss most on {domain}, by {told(most, 'mean')} nat, "
+        f"* **{format}** changes the loss most on {domain}, by {interval(most, 'mean')} nat, "
         f"{100 * abs(float(most['mean'] / beside['mean'].sel(domain=domain))):.2g} % of it; it is surely larger on "
         f"{hurt} of {len(domains)} domains, surely smaller on {helped}"
     )
@@ -524,7 +507,7 @@ every_head = by_head.assign(heads.data_vars)
 table = pd.DataFrame(
     [
         {"layer": int(layer), "head": int(head)}
-        | {title: told(every_head.sel(layer=layer, head=head), name) for name, title in NUMBERS.items()}
+        | {title: interval(every_head.sel(layer=layer, head=head), name) for name, title in NUMBERS.items()}
         | {"saturated from (tokens)": int(saturated.sel(layer=layer, head=head))}
         for layer in every_head["layer"].values
         for head in every_head["head"].values
@@ -533,16 +516,4 @@ table = pd.DataFrame(
 table
 
 # %%
-if out is not None:
-    folder = Path(out)
-    recording.save(folder / "recording.nc")
-    at_the_end.save(folder / "lists.nc")
-    in_fewer_bits.save(folder / "precision.nc")
-    table.to_csv(folder / "heads.csv")
-    for name, figure in figures.items():
-        figure.set_layout_engine("none")  # it stays as it was shown: to lay it out again takes longer than all else
-        for suffix in ("png", "svg", "pdf"):
-            figure.savefig(folder / f"{name}.{suffix}", dpi=150)
-    print(
-        f"saved in {folder}: recording.nc, lists.nc, precision.nc, heads.csv, {', '.join(figures)} (.png, .svg, .pdf)"
-    )
+notebook.save(recording=recording, lists=at_the_end, precision=in_fewer_bits, heads=table)

@@ -40,34 +40,16 @@ dtype: str | None = None  # None: the checkpoint's own
 out: str | None = None  # folder for the recordings, the table and the figures; None keeps nothing
 
 # %%
-from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-import transformers
-from IPython.display import Markdown, display
+from IPython.display import Markdown
 
 import qwenlab as ql
 
-# %matplotlib inline
-transformers.logging.set_verbosity_error()  # which kernels ran is written in the recording
-pd.options.display.float_format = "{:.3g}".format
-figures = {}
-
-
-def show(name, figure, description):
-    """Show a figure, with a description for those who cannot see it, and keep it for `out`."""
-    figures[name] = figure
-    display(figure, metadata={"image/png": {"alt": description}})
-    plt.close(figure)
-
-
-def told(data, name):
-    """One number with its interval, as text."""
-    low, high = data[f"{name}_interval"].values
-    return f"{float(data[name]):.3g} [{low:.3g}, {high:.3g}]"
+interval = ql.notebook.interval
+notebook = ql.notebook.start(out, formats=("png", "svg", "pdf"))
 
 
 def best(values, kind):
@@ -86,9 +68,7 @@ def each_head(data):
 
 
 # %%
-ckpt = ql.open(checkpoint, device=device, dtype=dtype)
-if ckpt.facts.parameters < 1e8:
-    torch.set_num_threads(1)  # matrices this small gain nothing from more
+ckpt = notebook.open(checkpoint, device=device, dtype=dtype)
 DELTANET, ATTENTION = "linear_attention", "full_attention"
 ckpt
 
@@ -141,7 +121,7 @@ Markdown(
 
 # %%
 reach = ql.stats.reach(recording)
-show(
+notebook.show(
     "reconstruction",
     ql.plots.reconstruction(reach),
     "Distance of the output made of the weights from the kernel's, by head, with and without key removal.",
@@ -175,7 +155,7 @@ Markdown(
 # within every distance, a thin line a head; the horizons are where a line crosses the dashed ones.
 
 # %%
-show(
+notebook.show(
     "mass_by_distance",
     ql.plots.mass_by_distance(reach),
     "Share of the mass within each distance, for every head of both kinds.",
@@ -196,7 +176,9 @@ show(
 #   after it could both be negated), so a share near 0 or near 1 is one-sided, and ½ is the most mixed.
 
 # %%
-show("reach", ql.plots.reach(reach), "Horizons, entropy, sink, previous token, induction and negative weight, by head.")
+notebook.show(
+    "reach", ql.plots.reach(reach), "Horizons, entropy, sink, previous token, induction and negative weight, by head."
+)
 
 # %%
 COLUMNS = {
@@ -216,8 +198,8 @@ def table(data):
     for layer, head, one in each_head(data):
         row = {"layer": layer, "head": head, "kind": ql.plots.LABELS[str(one["kind"].values)]}
         for share in data["share"].values:
-            row[f"{100 * share:.0f} % horizon (tokens)"] = told(one.sel(share=share), "horizon")
-        row |= {title: told(one, name) if not np.isnan(one[name]) else "–" for name, title in COLUMNS.items()}
+            row[f"{100 * share:.0f} % horizon (tokens)"] = interval(one.sel(share=share), "horizon")
+        row |= {title: interval(one, name) if not np.isnan(one[name]) else "–" for name, title in COLUMNS.items()}
         rows.append(row)
     return pd.DataFrame(rows).set_index(["layer", "head"])
 
@@ -256,7 +238,7 @@ Markdown(
 
 # %%
 by_domain = ql.stats.reach(recording, by_label=True)
-show(
+notebook.show(
     "domains",
     ql.plots.reach_by_label(by_domain, against="prose"),
     "Statistics of every head on code and on recall against the same on prose.",
@@ -344,7 +326,7 @@ with ql.watch(ckpt, ql.probes.ImplicitAttention(queries=rows), ql.probes.Softmax
 at_questions = seen.recording()
 
 retrieval = ql.stats.retrieval(at_questions, questions)
-show(
+notebook.show(
     "retrieval",
     ql.plots.retrieval(retrieval),
     "Mass on the value asked for beside that on another pair's, and how often it has most weight, by head.",
@@ -367,9 +349,9 @@ pd.DataFrame(
             "layer": layer,
             "head": head,
             "kind": ql.plots.LABELS[str(measured["kind"].sel(layer=layer).values)],
-            "retrieval (share of mass)": told(measured.sel(layer=layer, head=head), "retrieval"),
-            "control (share of mass)": told(measured.sel(layer=layer, head=head), "control"),
-            "picked (share of questions)": told(measured.sel(layer=layer, head=head), "picked"),
+            "retrieval (share of mass)": interval(measured.sel(layer=layer, head=head), "retrieval"),
+            "control (share of mass)": interval(measured.sel(layer=layer, head=head), "control"),
+            "picked (share of questions)": interval(measured.sel(layer=layer, head=head), "picked"),
         }
         for layer, head in order[:10]
     ]
@@ -384,7 +366,7 @@ lines = [
 ]
 for kind, (layer, head) in chosen.items():
     one, found = measured.sel(layer=layer, head=head), int(of_kind(beyond, kind).notnull().sum())
-    name, picked = ql.plots.LABELS[kind], told(one, "picked")
+    name, picked = ql.plots.LABELS[kind], interval(one, "picked")
     picked = (
         f"all {measured.attrs['questions']}"
         if float(one["picked"]) == 1
@@ -392,8 +374,8 @@ for kind, (layer, head) in chosen.items():
     )
     lines.append(
         f"**{found} of {number[kind]} {name} heads** point to the value asked for. The one chosen, head {head} of "
-        f"layer {layer}, puts {told(one, 'retrieval')} of its mass there and {told(one, 'control')} on another pair's "
-        f"value; in **{picked}** questions it has most weight of all {pairs} values "
+        f"layer {layer}, puts {interval(one, 'retrieval')} of its mass there and {interval(one, 'control')} on "
+        f"another pair's value; in **{picked}** questions it has most weight of all {pairs} values "
         f"(chance {float(one['chance']):.3g})."
     )
 Markdown("\n\n".join(lines))
@@ -436,7 +418,7 @@ def maps_of(text, heads):
     return [ql.stats.attention_map(maps, layer=layer, head=head, text=text) for layer, head in heads]
 
 
-show(
+notebook.show(
     "maps_recall",
     ql.plots.attention_map(maps_of(RECALL, chosen.values()), tokens=names[RECALL], marks=frames),
     "Maps of one DeltaNet and one attention head on a recall text, with the weights from questions to answers framed.",
@@ -451,7 +433,7 @@ furthest = {
     DELTANET: best(farthest, DELTANET),
     ATTENTION: best(reach["induction_lift"], ATTENTION),
 }
-show(
+notebook.show(
     "maps_prose",
     ql.plots.attention_map(maps_of(PROSE, furthest.values()), tokens=names[PROSE]),
     "Maps of one DeltaNet and one attention head on prose.",
@@ -478,7 +460,7 @@ layers_of_attention = [int(layer) for layer in reach["layer"].values if reach["k
 heads_of_attention = [
     (layer, int(head)) for layer in layers_of_attention for head in maps["softmax_attention"]["head"].values
 ]
-show(
+notebook.show(
     "openness",
     ql.plots.openness_by_token(maps_of(PROSE, heads_of_attention), tokens=names[PROSE]),
     "Openness of the output gate of every attention head at each token of a text.",
@@ -514,7 +496,7 @@ by_class = pd.DataFrame(
         {
             "layer": layer,
             "head": head,
-            **{str(label): told(one.sel(label=label), "openness") for label in openness["label"].values},
+            **{str(label): interval(one.sel(label=label), "openness") for label in openness["label"].values},
         }
         for layer, head, one in each_head(openness)
     ]
@@ -534,7 +516,9 @@ by_class
 # its gates is another question.
 
 # %%
-show("sink", ql.plots.sink(reach), "The first token's share of mass and of output, with the output gate off and on.")
+notebook.show(
+    "sink", ql.plots.sink(reach), "The first token's share of mass and of output, with the output gate off and on."
+)
 
 # %%
 sinks = ql.stats.reach(recording, level=level)
@@ -561,14 +545,4 @@ Markdown(
 # print.
 
 # %%
-if out is not None:
-    folder = Path(out)
-    recording.save(folder / "recording.nc")
-    at_questions.save(folder / "questions.nc")
-    maps.save(folder / "maps.nc")
-    heads.to_csv(folder / "heads.csv")
-    for name, figure in figures.items():
-        figure.set_layout_engine("none")  # it stays as it was shown: to lay it out again takes longer than all else
-        for suffix in ("png", "svg", "pdf"):
-            figure.savefig(folder / f"{name}.{suffix}", dpi=150)
-    print(f"saved in {folder}: recording.nc, questions.nc, maps.nc, heads.csv, {', '.join(figures)} (.png, .svg, .pdf)")
+notebook.save(recording=recording, questions=at_questions, maps=maps, heads=heads)

@@ -27,34 +27,19 @@ dtype: str | None = None  # None: the checkpoint's own
 out: str | None = None  # folder for the recording and the figures; None keeps nothing
 
 # %%
-from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-import transformers
 from IPython.display import Markdown, display
 
 import qwenlab as ql
 
-# %matplotlib inline
-transformers.logging.set_verbosity_error()  # which kernels ran is written in the recording
-pd.options.display.float_format = "{:.3g}".format
-figures = {}
-
-
-def show(name, figure, description):
-    """Show a figure, with a description for those who cannot see it, and keep it for `out`."""
-    figures[name] = figure
-    display(figure, metadata={"image/png": {"alt": description}})
-    plt.close(figure)
+notebook = ql.notebook.start(out)
 
 
 # %%
-ckpt = ql.open(checkpoint, device=device, dtype=dtype)
-if ckpt.facts.parameters < 1e8:
-    torch.set_num_threads(1)  # matrices this small gain nothing from more
+ckpt = notebook.open(checkpoint, device=device, dtype=dtype)
 ckpt
 
 # %% [markdown]
@@ -80,7 +65,7 @@ recording
 
 # %%
 load = ql.stats.expert_load(recording)
-show("expert_load", ql.plots.expert_load(load), "Share of slots of each expert in each layer.")
+notebook.show("expert_load", ql.plots.expert_load(load), "Share of slots of each expert in each layer.")
 
 # %% [markdown]
 # By domain the same experts are used differently. `variation` is the coefficient of variation of the loads over
@@ -108,7 +93,7 @@ pd.concat(
 
 # %%
 special = ql.stats.specialisation(recording)
-show(
+notebook.show(
     "specialisation",
     ql.plots.specialisation(special),
     "Information on the domain by layer, beside the shuffled control.",
@@ -137,15 +122,6 @@ Markdown(
 # %%
 routed = ql.stats.routing(recording)
 experts, top_k = recording["routing"].attrs["experts"], recording["routing"].attrs["top_k"]
-
-
-def with_interval(name):
-    """A number by layer, with its interval, as text."""
-    bounds = routed[f"{name}_interval"]
-    values = zip(routed[name].values, bounds.sel(bound="low").values, bounds.sel(bound="high").values, strict=True)
-    return [f"{value:.3g} [{low:.3g}, {high:.3g}]" for value, low, high in values]
-
-
 print(f"ln E = {np.log(experts):.3f} nats (E = {experts}), ln k = {np.log(top_k):.3f} nats (k = {top_k})")
 columns = {
     "router entropy (nats)": "entropy",
@@ -156,7 +132,8 @@ columns = {
 }
 if "shared_share" in routed:
     columns |= {"gate of the shared expert": "shared_gate", "share of the shared expert": "shared_share"}
-pd.DataFrame({title: with_interval(name) for title, name in columns.items()}, index=routed["layer"].to_index())
+cells = {title: ql.notebook.intervals(routed, name) for title, name in columns.items()}
+pd.DataFrame(cells, index=routed["layer"].to_index())
 
 # %% [markdown]
 # The **switch rate** is the share of a token's experts that the token before it did not have, beside what tokens
@@ -171,7 +148,9 @@ pd.DataFrame({title: with_interval(name) for title, name in columns.items()}, in
 
 # %%
 together = ql.stats.coactivation(recording)
-show("coactivation", ql.plots.coactivation(together), "Co-activation of each pair of experts over chance, by layer.")
+notebook.show(
+    "coactivation", ql.plots.coactivation(together), "Co-activation of each pair of experts over chance, by layer."
+)
 
 # %% [markdown]
 # ## From layer to layer
@@ -196,7 +175,7 @@ if recording["routing"].sizes["layer"] > 1:
 
 # %%
 windows = ql.stats.distinct_experts(recording)
-show(
+notebook.show(
     "distinct_experts",
     ql.plots.distinct_experts(windows),
     "Distinct experts in a window of n tokens, by layer, beside chance.",
@@ -210,7 +189,7 @@ show(
 
 # %%
 unused = ql.stats.unused_experts(recording)
-show(
+notebook.show(
     "unused_experts",
     ql.plots.unused_experts(unused),
     "Experts not yet used against tokens read, by layer, with intervals.",
@@ -235,10 +214,4 @@ explorer
 # ## What is kept
 
 # %%
-if out is not None:
-    folder = Path(out)
-    recording.save(folder / "recording.nc")
-    for name, figure in figures.items():
-        for suffix in ("png", "svg"):
-            figure.savefig(folder / f"{name}.{suffix}", dpi=150)
-    print(f"saved in {folder}: recording.nc, {', '.join(figures)} (.png, .svg)")
+notebook.save(recording=recording)

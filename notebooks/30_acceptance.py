@@ -31,45 +31,17 @@ dtype: str | None = None  # None: the checkpoint's own
 out: str | None = None  # folder for the recording and the figures; None keeps nothing
 
 # %%
-from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
-import torch
-import transformers
 from IPython.display import Markdown, display
 
 import qwenlab as ql
 
-# %matplotlib inline
-transformers.logging.set_verbosity_error()  # which kernels ran is written in the recording
-pd.options.display.float_format = "{:.3g}".format
-figures = {}
-
-
-def show(name, figure, description):
-    """Show a figure, with a description for those who cannot see it, and keep it for `out`."""
-    figures[name] = figure
-    display(figure, metadata={"image/png": {"alt": description}})
-    plt.close(figure)
-
-
-def with_interval(data, name):
-    """Numbers with their intervals, as text: one a row of what `data` has along its first dimension."""
-    values, bounds = data[name], data[f"{name}_interval"]
-    cells = zip(
-        values.values.ravel(),
-        bounds.sel(bound="low").values.ravel(),
-        bounds.sel(bound="high").values.ravel(),
-        strict=True,
-    )
-    return [f"{value:.3g} [{low:.3g}, {high:.3g}]" for value, low, high in cells]
+notebook = ql.notebook.start(out)
 
 
 # %%
-ckpt = ql.open(checkpoint, device=device, dtype=dtype)
-if ckpt.facts.parameters < 1e8:
-    torch.set_num_threads(1)  # matrices this small gain nothing from more
+ckpt = notebook.open(checkpoint, device=device, dtype=dtype)
 ckpt
 
 # %%
@@ -145,7 +117,9 @@ ql.speculative.check_lossless(ckpt, prompts[:2], depth=depth, max_new_tokens=min
 # %%
 recording = made.recording()
 rates = ql.stats.acceptance(recording)
-show("acceptance", ql.plots.acceptance(rates), "Share of drafts accepted by their place in the round, with intervals.")
+notebook.show(
+    "acceptance", ql.plots.acceptance(rates), "Share of drafts accepted by their place in the round, with intervals."
+)
 
 # %%
 by_label = ql.stats.acceptance(recording, by="label")
@@ -154,13 +128,13 @@ columns = {
     "draft efficiency (accepted / drafted)": "draft_efficiency",
 }
 pd.DataFrame(
-    {title: with_interval(by_label, name) for title, name in columns.items()}
+    {title: ql.notebook.intervals(by_label, name) for title, name in columns.items()}
     | {"rounds": by_label["rounds"].values, "prompts": by_label["prompts"].values},
     index=by_label["label"].values,
 )
 
 # %%
-show(
+notebook.show(
     "acceptance_by_domain",
     ql.plots.acceptance(by_label),
     "Share of drafts accepted by their place in the round, by domain.",
@@ -171,7 +145,7 @@ show(
 # their place; a few prompts fill some bins with a few drafts only, which the intervals show.
 
 # %%
-show(
+notebook.show(
     "acceptance_by_entropy",
     ql.plots.acceptance(ql.stats.acceptance(recording, by="entropy")),
     "Share of tested drafts accepted against the entropy of the main model's distribution.",
@@ -182,7 +156,7 @@ show(
 # policy that stops at unlikely drafts relies on.
 
 # %%
-show(
+notebook.show(
     "calibration",
     ql.plots.calibration(ql.stats.calibration(recording)),
     "Share of tested drafts accepted against the head's own probability.",
@@ -208,10 +182,9 @@ policies |= {f"until a draft is under {p}": ql.speculative.Threshold(p) for p in
 table = {}
 for name, policy in policies.items():
     found = ql.stats.acceptance(trace.replay(policy=policy))
-    (length,), (efficiency,) = with_interval(found, "acceptance_length"), with_interval(found, "draft_efficiency")
     table[name] = {
-        "acceptance length (tokens a round)": length,
-        "accepted / drafted": efficiency,
+        "acceptance length (tokens a round)": ql.notebook.interval(found, "acceptance_length"),
+        "accepted / drafted": ql.notebook.interval(found, "draft_efficiency"),
         "rounds": int(found["rounds"]),
     }
 pd.DataFrame(table).T
@@ -225,7 +198,7 @@ pd.DataFrame(table).T
 
 # %%
 forced = ql.stats.agreement(trace.recording())
-show(
+notebook.show(
     "teacher_forced",
     ql.plots.agreement(forced, rates),
     "Agreement at every place of the text beside acceptance online, by place in the draft.",
@@ -245,13 +218,14 @@ for rule in ("exact_match", "speculative_sampling"):
         ckpt, prompts, depth=depth, max_new_tokens=new_tokens // 2, rule=rule, temperature=0.7, labels=labels
     )
     found = ql.stats.acceptance(sampled.ledger)
-    (length,) = with_interval(found, "acceptance_length")
     rules[f"{rule}, temperature 0.7, depth {depth}"] = {
-        "acceptance length (tokens a round)": length,
+        "acceptance length (tokens a round)": ql.notebook.interval(found, "acceptance_length"),
         "rounds": int(found["rounds"]),
     }
-(length,) = with_interval(rates, "acceptance_length")
-rules[f"greedy, depth {depth}"] = {"acceptance length (tokens a round)": length, "rounds": int(rates["rounds"])}
+rules[f"greedy, depth {depth}"] = {
+    "acceptance length (tokens a round)": ql.notebook.interval(rates, "acceptance_length"),
+    "rounds": int(rates["rounds"]),
+}
 pd.DataFrame(rules).T
 
 # %% [markdown]
@@ -268,7 +242,9 @@ costs[["plain_step", "draft_step", "rollback", "overhead", "verify_step"]].to_da
 
 # %%
 speedup = ql.stats.speedup(made.ledger, costs)
-show("speedup", ql.plots.speedup(speedup), "Tokens a round and speed-up by depth, with where drafting breaks even.")
+notebook.show(
+    "speedup", ql.plots.speedup(speedup), "Tokens a round and speed-up by depth, with where drafting breaks even."
+)
 
 # %%
 best, predicted = int(speedup["best_depth"]), float(speedup["speedup"].max())
@@ -298,11 +274,4 @@ if "expert_choice" in costs:
 # ## What is kept
 
 # %%
-if out is not None:
-    folder = Path(out)
-    recording.save(folder / "recording.nc")
-    trace.save(folder / "trace.nc")
-    for name, figure in figures.items():
-        for suffix in ("png", "svg"):
-            figure.savefig(folder / f"{name}.{suffix}", dpi=150)
-    print(f"saved in {folder}: recording.nc, trace.nc, {', '.join(figures)} (.png, .svg)")
+notebook.save(recording=recording, trace=trace)

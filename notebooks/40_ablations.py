@@ -37,42 +37,19 @@ out: str | None = None  # folder for the recording, the findings and the figures
 # %%
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-import transformers
-from IPython.display import Markdown, display
+from IPython.display import Markdown
 
 import qwenlab as ql
 
-# %matplotlib inline
-transformers.logging.set_verbosity_error()  # which kernels ran is written in the recording
-pd.options.display.float_format = "{:.3g}".format
-figures = {}
-
-
-def show(name, figure, description):
-    """Show a figure, with a description for those who cannot see it, and keep it for `out`."""
-    figures[name] = figure
-    display(figure, metadata={"image/png": {"alt": description}})
-    plt.close(figure)
-
-
-def told(data, name):
-    """Numbers with their intervals, as text, one a row of what `data` has along its only dimension."""
-    bounds = data[f"{name}_interval"]
-    low, high = (bounds.sel(bound=bound).values for bound in ("low", "high"))
-    rows = zip(data[name].values, low, high, strict=True)
-    return ["" if np.isnan(value) else f"{value:.3g} [{a:.3g}, {b:.3g}]" for value, a, b in rows]
+notebook = ql.notebook.start(out)
 
 
 # %%
-ckpt = ql.open(checkpoint, device=device, dtype=dtype)
-if ckpt.facts.parameters < 1e8:
-    torch.set_num_threads(1)  # matrices this small gain nothing from more
+ckpt = notebook.open(checkpoint, device=device, dtype=dtype)
 ckpt
 
 # %% [markdown]
@@ -174,7 +151,7 @@ pd.DataFrame(
         "texts": loss["texts"].values,
         "loss (nat/token)": loss["clean_loss"].values,
         "accuracy": accuracy["clean_accuracy"].values,
-        "above chance": told(accuracy, "above_chance"),
+        "above chance": ql.notebook.intervals(accuracy, "above_chance", missing=""),
     },
     index=loss["task"].values,
 )
@@ -186,7 +163,7 @@ pd.DataFrame(
 # a row, not down a column. Cells that are filled *stand*; the others are only underlined, however large.
 
 # %%
-show(
+notebook.show(
     "loss_map",
     ql.plots.ablation_map(loss),
     "Rise of the loss by ablated part and task: a column a layer, a panel a sort of part.",
@@ -198,7 +175,7 @@ show(
 
 # %%
 recalled = accuracy.sel(task=[task.name for task in recall])
-show(
+notebook.show(
     "recall_map",
     ql.plots.ablation_map(recalled),
     "Fall of the accuracy of recall by ablated part: a column a layer, a panel a sort of part.",
@@ -213,7 +190,7 @@ show(
 
 # %%
 hardest = recall[-1].name
-show(
+notebook.show(
     "ranking",
     ql.plots.ablation_ranking(accuracy, hardest, most=20),
     f"Parts by the fall of the accuracy on {hardest}, with intervals, controls and the ranks the data allow.",
@@ -253,7 +230,7 @@ mean_loss = ql.stats.ablations(mean_sweep)
 names = [each.name for each in mixers]
 pd.DataFrame(
     {
-        f"{task.name}, {how} (nat/token)": told(found.sel(task=task.name, ablation=names), "harm")
+        f"{task.name}, {how} (nat/token)": ql.notebook.intervals(found.sel(task=task.name, ablation=names), "harm")
         for task in both
         for how, found in (("zero", loss), ("mean", mean_loss))
     },
@@ -281,11 +258,4 @@ Markdown(findings)
 # any machine, without torch.
 
 # %%
-if out is not None:
-    folder = Path(out)
-    ql.Recording({"ablations": sweep}, sweep.attrs).save(folder / "recording.nc")
-    (folder / "findings.md").write_text(findings)
-    for name, figure in figures.items():
-        for suffix in ("png", "svg"):
-            figure.savefig(folder / f"{name}.{suffix}", dpi=150)
-    print(f"saved in {folder}: recording.nc, findings.md, {', '.join(figures)} (.png, .svg)")
+notebook.save(recording=ql.Recording({"ablations": sweep}, sweep.attrs), findings=findings)

@@ -39,40 +39,25 @@ out: str | None = None  # folder for the recording and the figures; None keeps n
 
 # %%
 import random
-from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-import transformers
 import xarray as xr
-from IPython.display import Markdown, display
+from IPython.display import Markdown
 
 import qwenlab as ql
 
-# %matplotlib inline
-transformers.logging.set_verbosity_error()  # which kernels ran is written in the recording
-figures = {}
+notebook = ql.notebook.start(out)
 
 
-def show(name, figure, description):
-    """Show a figure, with a description for those who cannot see it, and keep it for `out`."""
-    figures[name] = figure
-    display(figure, metadata={"image/png": {"alt": description}})
-    plt.close(figure)
-
-
-def told(data, name="restored"):
-    """One number with its interval, as text."""
-    low, high = data[f"{name}_interval"].values
-    return f"{float(data[name]):z.2f} [{low:z.2f}, {high:z.2f}]"
+def restored(data):
+    """The share restored with its interval, as text."""
+    return ql.notebook.interval(data, "restored", "z.2f")
 
 
 # %%
-ckpt = ql.open(checkpoint, device=device, dtype=dtype)
-if ckpt.facts.parameters < 1e8:
-    torch.set_num_threads(1)  # matrices this small gain nothing from more
+ckpt = notebook.open(checkpoint, device=device, dtype=dtype)
 DELTANET, ATTENTION = "linear_attention", "full_attention"
 ckpt
 
@@ -184,7 +169,7 @@ def patched(texts, target, positions, parts=("residual", "mixer", "mlp")):
 TOLD = VALUES[ASKED]  # the position of the value that is asked for
 value_data = patched(source, other_value, [TOLD - 1, TOLD, TOLD + 1, KEY, MARK])
 value = ql.stats.patching(value_data)
-show(
+notebook.show(
     "another_value",
     ql.plots.patching(value),
     "Share of the answer restored by each patched value, layers by positions, where the texts differ in a value.",
@@ -209,9 +194,9 @@ names = {int(layer): ql.plots.LABELS[str(kind)] for layer, kind in kinds.items()
 handover = pd.DataFrame(
     {
         "kind": names.values(),
-        "residual at the value (restored)": [told(stream(value, TOLD).isel(site=row)) for row in range(len(names))],
+        "residual at the value (restored)": [restored(stream(value, TOLD).isel(site=row)) for row in range(len(names))],
         "residual at the question mark (restored)": [
-            told(stream(value, MARK).isel(site=row)) for row in range(len(names))
+            restored(stream(value, MARK).isel(site=row)) for row in range(len(names))
         ],
     },
     index=pd.Index(names, name="layer"),
@@ -237,9 +222,8 @@ def largest(found, part, position):
     here = here.isel(site=np.flatnonzero(here["part"].values == part))
     one = here.isel(site=int(here["restored"].values.argmax()))
     stands = "stands" if bool(one["stands"]) else "does not stand"
-    return (
-        f"that of layer {int(one['layer'])} ({ql.plots.LABELS[str(one['kind'].values)]}), {told(one)}, which {stands}"
-    )
+    kind = ql.plots.LABELS[str(one["kind"].values)]
+    return f"that of layer {int(one['layer'])} ({kind}), {restored(one)}, which {stands}"
 
 
 low, high = value["total_interval"].values
@@ -264,7 +248,7 @@ Markdown(
 # %%
 key_data = patched(source, other_key, [KEY - 1, KEY, MARK])
 key = ql.stats.patching(key_data)
-show(
+notebook.show(
     "another_key",
     ql.plots.patching(key),
     "Share of the answer restored by each patched value, layers by positions, where the texts differ in the question.",
@@ -317,7 +301,7 @@ comparisons = {
 pd.DataFrame(
     {
         (comparison, f"at the {ROLES[position]} (restored)"): {
-            mixers: told(found.sel(site=mixers, position=position)) for mixers in KINDS
+            mixers: restored(found.sel(site=mixers, position=position)) for mixers in KINDS
         }
         for comparison, found in comparisons.items()
         for position in found["position"].values.tolist()
@@ -331,8 +315,8 @@ for comparison, found in comparisons.items():
     here = found.sel(position=MARK)
     delta, attention = (here.sel(site=name) for name in ("DeltaNet mixers", "attention mixers"))
     lines.append(
-        f"* {comparison}: at the question mark all DeltaNet mixers together restore **{told(delta)}**, all attention "
-        f"mixers **{told(attention)}**."
+        f"* {comparison}: at the question mark all DeltaNet mixers together restore **{restored(delta)}**, "
+        f"all attention mixers **{restored(attention)}**."
     )
 Markdown("\n".join(lines))
 
@@ -371,7 +355,7 @@ Markdown(
 strange_data = patched(stranger, other_value, [TOLD, KEY, MARK], parts=("residual",))
 strange_data = strange_data.assign(source_logprob=value_data["source_logprob"])  # the same total, for the same scale
 strange = ql.stats.patching(strange_data)
-show(
+notebook.show(
     "another_text",
     ql.plots.patching(strange),
     "Share of the answer restored by the stream of an unrelated text, layers by positions, on the scale of the source.",
@@ -389,10 +373,11 @@ own_most, other_most = ({position: most(found, position) for position in ROLES} 
 key_most = most(key, KEY)
 Markdown(
     "3. The most that the stream of another text restores, over all layers: at the value "
-    f"**{told(other_most[TOLD])}** (the source's own: {told(own_most[TOLD])}), at the question mark "
-    f"**{told(other_most[MARK])}** (the source's own: {told(own_most[MARK])}), at the key **{told(other_most[KEY])}**. "
+    f"**{restored(other_most[TOLD])}** (the source's own: {restored(own_most[TOLD])}), at the question mark "
+    f"**{restored(other_most[MARK])}** (the source's own: {restored(own_most[MARK])}), at the key "
+    f"**{restored(other_most[KEY])}**. "
     "Most other keys ask for a pair that was never told, and leave the model unsure; the right key restores "
-    f"{told(key_most)} where the texts differ in the question."
+    f"{restored(key_most)} where the texts differ in the question."
 )
 
 # %% [markdown]
@@ -407,11 +392,5 @@ Markdown(
 # comparison, and `ql.stats.patching(recording["another_key"])` the second, on any machine, without torch.
 
 # %%
-if out is not None:
-    folder = Path(out)
-    kept = {"patching": value_data, "another_key": key_data, "another_text": strange_data}
-    ql.Recording(kept, value_data.attrs).save(folder / "recording.nc")
-    for name, figure in figures.items():
-        for suffix in ("png", "svg"):
-            figure.savefig(folder / f"{name}.{suffix}", dpi=150)
-    print(f"saved in {folder}: recording.nc, {', '.join(figures)} (.png, .svg)")
+kept = {"patching": value_data, "another_key": key_data, "another_text": strange_data}
+notebook.save(recording=ql.Recording(kept, value_data.attrs))

@@ -28,21 +28,11 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from IPython.display import Markdown, display
 
 import qwenlab as ql
 
-# %matplotlib inline
-pd.options.display.float_format = "{:.4g}".format
-figures = {}
-
-
-def show(name, figure, description):
-    """Show a figure, with a description for those who cannot see it, and keep it for `out`."""
-    figures[name] = figure
-    display(figure, metadata={"image/png": {"alt": description}})
-    plt.close(figure)
+notebook = ql.notebook.start(out, digits=4)
 
 
 # %% [markdown]
@@ -187,7 +177,9 @@ def by_setting():
     return figure
 
 
-show("by_setting", by_setting(), f"{metric} by {across.removeprefix('params.')}: a dot a run, a line of their means.")
+notebook.show(
+    "by_setting", by_setting(), f"{metric} by {across.removeprefix('params.')}: a dot a run, a line of their means."
+)
 
 # %% [markdown]
 # ## Two runs
@@ -255,7 +247,9 @@ def differences():
 
 
 if len(paired) > 1:
-    show("differences", differences(), f"Difference in {metric} of each {pairs} between the two runs, and their mean.")
+    notebook.show(
+        "differences", differences(), f"Difference in {metric} of each {pairs} between the two runs, and their mean."
+    )
 
 # %% [markdown]
 # ## Datasets, joined
@@ -284,9 +278,4 @@ if names == ["reach"]:
 # fails when the numbers change, and prints which. `qwenlab runs report EXPERIMENT` writes one HTML page of it all.
 
 # %%
-if out is not None:
-    Path(out).mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
-        for suffix in ("png", "svg"):
-            figure.savefig(Path(out, f"{name}.{suffix}"), dpi=150)
-    print(f"saved in {out}: {', '.join(figures)} (.png, .svg)")
+notebook.save()
