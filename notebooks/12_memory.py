@@ -354,7 +354,7 @@ Markdown(
     f"{interval(one.sel(label=many), 'error')} there (the best of {saturated.size} looked at), and "
     f"{interval(one.sel(label=few), 'error')} after {few}. The model gives "
     f"**{float(accuracy['mean'].sel(pairs=int(few))):.2f}** of the values of {few} pairs and "
-    f"**{interval(accuracy.sel(pairs=int(many)), 'mean')}** of {many} (chance {float(accuracy["chance"]):.1f}). That a state "
+    f"**{interval(accuracy.sel(pairs=int(many)), 'mean')}** of {many} (chance {float(accuracy['chance']):.1f}). That a state "
     "holds a pair does not say that the model reads it there: attention layers have the pairs too."
 )
 
