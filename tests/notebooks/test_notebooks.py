@@ -169,7 +169,7 @@ def test_patching_says_where_the_answer_is_and_that_controls_do_nothing(executed
     half = re.findall(r"holds half of it first \*\*after layer \d \((DeltaNet|attention)\)\*\*", done.text)
     assert len(half) == 2
     assert float(re.search(r"restore everything at the question mark, to (\S+)\.", done.text)[1]) < 1e-4
-    same = re.search(r"own values .* \*\*(\d+) of (\d+)\*\* sorts of value .* leave every logit", done.text)
+    same = re.search(r"own values .* \*\*(\d+) of (\d+)\*\* kinds of activation .* leave every logit", done.text)
     assert same[1] == same[2]
     before = re.search(r"Before the change the largest difference .* \*\*(\S+) nat\*\*", done.text)
     assert float(before[1]) < 1e-4
@@ -222,7 +222,7 @@ def test_routing_of_a_dense_checkpoint_ends_with_what_is_missing(executed):
 def test_comparing_runs_that_it_makes_itself(executed):
     (moved,) = [text for text in executed("90_compare").markdown if "went from" in text]
     assert re.search(r"`loss` went from .* nat: .* at 97\.5 %, over 10 of `text`: \*\*(beyond|within) noise\*\*", moved)
-    assert re.search(r"`distance` went from .* token: .*, with nothing to tell noise by", moved)
+    assert re.search(r"`distance` went from .* token: .*, without pairs, so without an interval", moved)
 
 
 SIZE = """\
@@ -253,4 +253,4 @@ def test_comparing_runs_of_a_given_store(sweep, tmp_path, executed):
     done = executed("90_compare", store=store)
     assert {file.stem for file in done.out.glob("*.png")} == {"by_setting"}
     assert [text for text in done.markdown if "How large? Its" in text and "one number a run" in text]
-    assert [text for text in done.markdown if "with nothing to tell noise by" in text]
+    assert [text for text in done.markdown if "without pairs, so without an interval" in text]
