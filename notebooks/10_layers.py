@@ -163,8 +163,8 @@ pd.DataFrame(
 # %% [markdown]
 # ## What each part adds
 #
-# Every mixer and every MLP adds a vector to the residual stream. The left panel is its norm over the stream's norm. The
-# right panel is their cosine: near 0 the part adds something new, above 0 it strengthens the stream, below 0 it
+# Every mixer and every MLP adds a vector to the residual stream. The top panel is its norm over the stream's norm. The
+# bottom panel is their cosine: near 0 the part adds something new, above 0 it strengthens the stream, below 0 it
 # removes from it.
 
 # %%
