@@ -234,7 +234,7 @@ def differences():
     figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
     axes.axhline(0, color="0.6", linewidth=1)
     axes.axhspan(row["low"], row["high"], alpha=0.2, linewidth=0, label="interval of the mean")
-    axes.axhline(row["difference"], color="C0", label="mean")
+    axes.axhline(row["difference"], color="#009E73", label="mean")
     axes.plot(range(len(paired)), paired, "o", color="0.2", label=f"one {pairs}")
     axes.set_xticks(range(len(paired)), [str(label) for label in paired.index], rotation=90 if len(paired) > 12 else 0)
     axes.set(xlabel=f"{pairs}, in the order of the differences", ylabel=f"difference in {metric} ({units})")
