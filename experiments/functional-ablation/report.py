@@ -222,7 +222,7 @@ def outside() -> str:
 
 @ql.plots.style()
 def recall_figure(every: list[Run]) -> Figure:
-    """Accuracy of recall by the number of pairs, a panel a checkpoint."""
+    """Accuracy of recall by the number of pairs, a panel for each checkpoint."""
     drawn, grid = plt.subplots(
         1, len(every), figsize=(1.6 + 3.6 * len(every), 3.4), sharey=True, squeeze=False, layout="constrained"
     )
