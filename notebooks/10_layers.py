@@ -142,7 +142,7 @@ notebook.show(
 # if that value is zero, below 1 if it is partly right, and above 1 if it is something else. The probe computes it from
 # the kernel's inputs and compares its own state with the kernel's; the largest difference is printed below. The key
 # collision is the mean squared cosine between the keys of two tokens; keys spread evenly over all directions have the
-# value in the column `floor`. The table has means over heads; `written` has every head, with intervals.
+# value in the column `collision floor`. The table has means over heads; `written` has every head, with intervals.
 
 # %%
 written, keys = ql.stats.writing(recording), ql.stats.key_collision(recording)
@@ -156,7 +156,7 @@ pd.DataFrame(
         "prediction error": written["error_ratio"].mean("head").to_pandas(),
         "state norm at the end": written["state_norm"].mean("head").to_pandas(),
         "key collision": keys["key_collision"].mean("key_head").to_pandas(),
-        "floor of key collision": float(keys["isotropic_floor"]),
+        "collision floor": float(keys["isotropic_floor"]),
     }
 ).join(by_domain)
 
