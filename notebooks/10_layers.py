@@ -131,9 +131,7 @@ pd.DataFrame(
 
 # %%
 gates = ql.stats.gates(recording)
-notebook.show(
-    "gates", ql.plots.gates(gates), "Histograms of output gates of both kinds and of the write strength."
-)
+notebook.show("gates", ql.plots.gates(gates), "Histograms of output gates of both kinds and of the write strength.")
 
 # %% [markdown]
 # ## What is written

@@ -407,8 +407,8 @@ strays
 #
 # Now the model itself decodes with rounded states: it reads the texts token by token, and its cached states are rounded
 # after every token (`ql.interventions.StateDtype`; the layers compute as before). Losses are paired by text with those
-# of the plain model, read the same way, so the difficulty of a text cancels. One row per domain; bars are bootstrap intervals
-# over texts, widened for the number of comparisons.
+# of the plain model, read the same way, so the difficulty of a text cancels. One row per domain; bars are bootstrap
+# intervals over texts, widened for the number of comparisons.
 
 # %%
 read_one_by_one = [text for domain_texts in domains.values() for text in domain_texts]

@@ -41,7 +41,6 @@ out: str | None = None  # folder for the recordings, the table and the figures; 
 
 import numpy as np
 import pandas as pd
-import torch
 from IPython.display import Markdown
 
 import qwenlab as ql

@@ -29,7 +29,6 @@ out: str | None = None  # folder for the recording and the figures; None saves n
 
 import numpy as np
 import pandas as pd
-import torch
 from IPython.display import Markdown, display
 
 import qwenlab as ql

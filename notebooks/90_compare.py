@@ -198,10 +198,10 @@ compared.metrics.set_index("metric") if compared else None
 
 # %% [markdown]
 # **The interval.** A spec can name one dimension of a metric as its `pairs`, such as texts. Both runs measured each
-# pair, so the difficulty of a text cancels in the difference. The interval is a bootstrap of the mean
-# difference (10,000 resamples, seed 0), its percentiles expanded for few pairs. With *m* metrics its level is 100 − 5/*m* % (Bonferroni), so all intervals of
-# one comparison hold together at 95 %. It covers other pairs like these, but not other seeds. A metric without pairs
-# has one difference and no interval: `moved` is then unknown.
+# pair, so the difficulty of a text cancels in the difference. The interval is a bootstrap of the mean difference
+# (10,000 resamples, seed 0), with percentiles that are expanded for few pairs. With *m* metrics its level is
+# 100 − 5/*m* % (Bonferroni), so all intervals of one comparison hold together at 95 %. It covers other pairs like
+# these, but not other seeds. A metric without pairs has one difference and no interval: `moved` is then unknown.
 
 # %%
 if compared:
@@ -250,8 +250,8 @@ if len(paired) > 1:
 # %% [markdown]
 # ## Datasets, joined
 #
-# `ql.experiments.datasets` joins a dataset of all runs along a new dimension `run`. Labels must be the same in every run:
-# a mismatch is an error, and no label is dropped.
+# `ql.experiments.datasets` joins a dataset of all runs along a new dimension `run`. Labels must be the same in every
+# run: a mismatch is an error, and no label is dropped.
 
 # %%
 kept = Path(store, found["folder"].iloc[0], "datasets")

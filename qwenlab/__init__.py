@@ -16,20 +16,22 @@
 
 The folders, in the order in which data passes through them:
 
-    checkpoint   a name or a folder -> model, tokenizer, MTP head, anatomy; each part of a layer named alike (`Site`)
-    tasks        what is read and scored: texts by domain, recall, losses
-    probe        what is seen of a forward pass inside a `with`, or changed in it
-    decode       draft and verify with the MTP head: exact rollback, rounds, traces
-    ablations    edits of many parts, with matched random controls, scored on tasks; patching by layer and position
-    record       the labelled result (`Recording`), its provenance, save and open
-    stats        Datasets in, Datasets out; needs no torch
-    plots        statistics in, matplotlib figures out
-    widgets      statistics in, interactive views out
-    notebook     a notebook of your own: figures and results shown and saved, numbers with intervals
-    kernels      a notebook with checked parameters -> its executed copy, in a kernel that can be kept warm
-    runs         a question (spec.yaml) -> its runs, kept in a store -> compared
-    recipes      profile, acceptance, ablate, demo: studies of one checkpoint in one call, and from a shell
-    testing      tiny random models and made recordings, for your tests and ours
+    checkpoint     name or folder -> model, tokenizer, MTP head, anatomy; one name per part of a layer (`Site`)
+    record         `Recording`: labelled results with their provenance; save, open, merge
+    stats          Datasets in, Datasets out; needs no torch
+    capture        hooks, sequences that are followed across calls, tokens without padding; no public names
+    probes         measure a forward pass inside `watch`
+    interventions  change a forward pass inside `intervene`
+    tasks          texts and tasks to read and score: domains, recall, losses
+    speculative    draft with the MTP head, verify, roll back exactly; traces, audit, lossless check
+    ablations      interventions on many parts, with matched random controls, scored on tasks; activation patching
+    plots          statistics in, matplotlib figures out
+    widgets        statistics in, interactive views out
+    notebook       a notebook of your own: figures and results shown and saved, numbers with intervals
+    execution      run notebooks: checked parameters, warm kernels, an exact record of how each run ended
+    experiments    a question (spec.yaml) -> runs, stored and compared
+    recipes        ready-made studies of one checkpoint: profile, acceptance, trace, ablate, demo
+    testing        tiny random models and recordings, for your tests and ours
 
 Names are imported when first used, so `import qwenlab` costs milliseconds and loads no torch.
 The words are defined in docs/glossary.md, the errors in docs/errors.md.

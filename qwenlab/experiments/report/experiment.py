@@ -48,7 +48,7 @@ class ExperimentReport:
         return facts(self.runs["name"].iloc[0], store=self.store)
 
     def metric(self, *names: str, times: float = 1) -> pd.DataFrame:
-        """The values of metrics, one after the other (see `ql.experiments.metrics`); `times` brings them to other units."""
+        """Values of metrics, one after the other (see `ql.experiments.metrics`); `times` converts their units."""
         values = pd.concat([metrics(self.plan, name, store=self.store) for name in names])
         return values.assign(value=times * values["value"])
 
