@@ -13,13 +13,31 @@ from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
-RENAMED: dict[str, str] = {}
+INTERVENTIONS = (
+    "zero scale mean resample noise identity patch set_gate no_sink window freeze_state no_conv no_key_removal "
+    "reset_state state_dtype force_experts mask_experts no_shared_expert shuffle_router top_k uniform_router"
+).split()
+CLASSES = {name: name.title().replace("_", "") for name in INTERVENTIONS}
+
+PACKAGES = {"probe": "probes", "decode": "speculative", "kernels": "execution", "runs": "experiments"}
+"""Packages: all of their names that are not in `RENAMED`."""
+
+RENAMED: dict[str, str] = {
+    "edit": "intervene",
+    "probe.take": "interventions.cache_activations",
+    **{f"probe.{old}": f"interventions.{new}" for old, new in CLASSES.items()},
+    "decode.custom_generate": "speculative.CustomGenerate",
+    "decode.Replay": "speculative.ReplayRollback",
+    "decode.Rerun": "speculative.RerunRollback",
+    "runs.ablate": "recipes.ablate",
+    "tasks.read": "tasks.feed",
+}
 """Public names, without "qwenlab.": {"probe.zero": "interventions.Zero"}."""
 
 REMOVED: set[str] = set()
 """Public names that no longer exist. Cases that use one are left out on both sides."""
 
-KEYWORDS: dict[str, dict[str, str]] = {}
+KEYWORDS: dict[str, dict[str, str]] = {"tasks.needle": {"depth": "position"}}
 """Arguments, by the name before of their function or class: {"probe.mean": {"over": "reference"}}."""
 
 ATTRIBUTES: dict[str, str] = {}
@@ -31,7 +49,7 @@ ARGUMENTS: dict[str, tuple[str, str]] = {}
 FIELDS: dict[str, str] = {}
 """Variables, dims, attributes, nodes and fields of results: {"harm": "effect", "rounds/number": "rounds/index"}."""
 
-TEXTS: dict[str, str] = {}
+TEXTS: dict[str, str] = {f"{old}(": f"{new}(" for old, new in CLASSES.items()}
 """Words within text results (attributes and labels, such as the edits of a recording): {"zero": "Zero"}."""
 
 
@@ -43,7 +61,8 @@ def path(name: str) -> str:
     """The name that this checkout has, without "qwenlab."; raises Removed."""
     if name in REMOVED:
         raise Removed(name)
-    new = RENAMED.get(name, name)
+    package, _, rest = name.partition(".")
+    new = RENAMED.get(name, f"{PACKAGES.get(package, package)}.{rest}" if rest else name)
     return new if exists(new) else name
 
 
@@ -79,7 +98,7 @@ def renamed(found: str, table: dict[str, str]) -> str:
     if not table:
         return found
     rows = sorted(table, key=len, reverse=True)
-    pattern = re.compile(r"(?<!\w)(" + "|".join(map(re.escape, rows)) + r")(?!\w)")
+    pattern = re.compile(r"(?<!\w)(" + "|".join(map(re.escape, rows)) + r")(?:(?<=\()|(?!\w))")
     return pattern.sub(lambda match: table[match[0]], found)
 
 
