@@ -13,10 +13,31 @@ from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
-INTERVENTIONS = (
-    "zero scale mean resample noise identity patch set_gate no_sink window freeze_state no_conv no_key_removal "
-    "reset_state state_dtype force_experts mask_experts no_shared_expert shuffle_router top_k uniform_router"
-).split()
+INTERVENTIONS = (  # fmt: skip
+
+)
+    "zero",
+    "scale",
+    "mean",
+    "resample",
+    "noise",
+    "identity",
+    "patch",
+    "set_gate",
+    "no_sink",
+    "window",
+    "freeze_state",
+    "no_conv",
+    "no_key_removal",
+    "reset_state",
+    "state_dtype",
+    "force_experts",
+    "mask_experts",
+    "no_shared_expert",
+    "shuffle_router",
+    "top_k",
+    "uniform_router",
+]
 CLASSES = {name: name.title().replace("_", "") for name in INTERVENTIONS}
 
 PACKAGES = {"probe": "probes", "decode": "speculative", "kernels": "execution", "runs": "experiments"}

@@ -1,4 +1,4 @@
-"""What a trace holds, against full forward passes and chains that are run one by one."""
+"""Variables of a trace, compared with full forward passes and chains that run one at a time."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from transformers import DynamicCache
 import qwenlab as ql
 from qwenlab.errors import BadArgument, BadPrompt, InterruptedWarning, NoMtpHead
 from qwenlab.speculative.generate import generate
-from qwenlab.speculative.trace.tracing import trace
+from qwenlab.speculative.trace.record_trace import trace
 from qwenlab.testing.checkpoints import tiny_checkpoint
 
 DEPTH = 3
@@ -38,7 +38,7 @@ def texts_of(data):
 
 @torch.no_grad()
 def slow(checkpoint, tokens, depth=DEPTH):
-    """Every variable [token] and [token, draft]: one full pass of the trunk, then each chain by itself."""
+    """Every variable [token] and [token, draft]: one full pass of the target model, then one chain at a time."""
     tokens, head = torch.tensor(tokens), checkpoint.mtp
     out = checkpoint.model(tokens[None], output_hidden_states=True, use_cache=False)
     logprob, hidden = out.logits[0].double().log_softmax(-1), out.hidden_states[-1]
@@ -67,7 +67,7 @@ def slow(checkpoint, tokens, depth=DEPTH):
 
 
 @pytest.mark.parametrize("chunk", [5, 256])
-def test_every_variable_is_what_slow_passes_say(checkpoint, chunk):
+def test_every_variable_equals_that_of_slow_passes(checkpoint, chunk):
     seen = texts_of(traced(checkpoint, TEXTS, chunk=chunk).dataset)
     for text, data in zip(TEXTS, seen, strict=True):
         tokens = checkpoint.tokenizer(text)["input_ids"]
@@ -76,14 +76,14 @@ def test_every_variable_is_what_slow_passes_say(checkpoint, chunk):
             np.testing.assert_allclose(data[name].values, values, atol=2e-5, rtol=1e-4, err_msg=name)
 
 
-def test_a_text_shorter_than_the_chain_has_what_there_is(moe):
+def test_a_text_shorter_than_the_chain(moe):
     (data,) = texts_of(traced(moe, [[7, 9]], depth=5).dataset)
     for name, values in slow(moe, [7, 9], depth=5).items():
         np.testing.assert_allclose(data[name].values, values, atol=2e-5, err_msg=name)
     assert np.isfinite(data["target_probability"].values).tolist() == [[False] * 5, [True, *[False] * 4]]
 
 
-def test_it_says_what_its_texts_are(moe):
+def test_a_trace_describes_its_texts(moe):
     data = traced(moe, TEXTS, labels=["prose", "code"]).dataset
     lengths = [len(moe.tokenizer(text)["input_ids"]) for text in TEXTS]
     assert data.attrs == {"depth": DEPTH, "text": "teacher_forced", "window": 0}
@@ -96,7 +96,7 @@ def test_it_says_what_its_texts_are(moe):
     assert all("units" in data[name].attrs and data[name].attrs["long_name"] for name in data.variables)
 
 
-def test_it_says_where_it_comes_from(moe):
+def test_a_trace_has_its_provenance(moe):
     recording = traced(moe, TEXTS, labels=["prose", "code"]).recording()
     lengths = [len(moe.tokenizer(text)["input_ids"]) for text in TEXTS]
     assert list(recording) == ["trace"]
@@ -125,7 +125,7 @@ def test_a_last_window_of_one_token_has_no_chain(moe):
     assert last["target_token"].values >= 0
 
 
-# --- whose text it is ---
+# --- own output or teacher-forced ---
 
 
 @pytest.fixture(scope="module")
@@ -141,20 +141,20 @@ def test_greedy_output_is_the_models_own(moe, own):
     assert seen.dataset["limit"].values.tolist() == [own.begin[0] + 12]
 
 
-def test_the_same_tokens_given_as_a_text_are_not(moe, own):
+def test_the_same_tokens_as_an_existing_text_are_teacher_forced(moe, own):
     assert not traced(moe, own.tokens).own
 
 
-def test_sampled_output_is_not(moe):
+def test_sampled_output_is_teacher_forced(moe):
     drawn = generate(moe, TEXTS[:1], depth=2, max_new_tokens=6, rule="exact_match", temperature=1.0, progress=False)
     assert not traced(moe, drawn).own
 
 
-def test_what_another_checkpoint_wrote_is_not(own):
+def test_output_of_another_checkpoint_is_teacher_forced(own):
     assert not traced(ql.open("toy-dense"), own).own
 
 
-def test_what_is_not_the_models_choice_is_counted(moe, own):
+def test_tokens_that_are_not_the_models_choice_are_counted(moe, own):
     tokens = list(own.tokens[0])
     tokens[-3] = (tokens[-3] + 1) % 100
     seen = traced(moe, dataclasses.replace(own, tokens=[tokens]))
@@ -168,13 +168,13 @@ def test_what_is_not_the_models_choice_is_counted(moe, own):
 
 @pytest.mark.parametrize("depth", [0, -1, 1.5, True, 10**6])
 def test_a_depth_that_drafts_nothing_or_too_much_is_refused(moe, depth):
-    with pytest.raises(BadArgument, match=r"depth=.*: give a whole number of drafts"):
+    with pytest.raises(BadArgument, match=r"depth=.*: give an integer number of drafts per round"):
         traced(moe, TEXTS, depth=depth)
 
 
 @pytest.mark.parametrize("chunk", [0, -1, 1.5, True])
 def test_a_chunk_holds_a_token_or_more(moe, chunk):
-    with pytest.raises(BadArgument, match=r"chunk=.*: give a whole number of tokens, 1 or more"):
+    with pytest.raises(BadArgument, match=r"trace\(chunk=.*\): give an integer number of tokens, 1 or more"):
         traced(moe, TEXTS, chunk=chunk)
 
 
@@ -193,7 +193,7 @@ def test_a_checkpoint_without_a_head_is_refused(tmp_path):
 
 
 def interrupted_at(checkpoint, monkeypatch, call):
-    """Let the trunk's forward number `call` be interrupted, as by Ctrl-C."""
+    """Interrupt the target model's forward pass number `call`, as Ctrl-C does."""
     decoder, calls = checkpoint.model.get_decoder(), []
     forward = decoder.forward
 
@@ -206,7 +206,7 @@ def interrupted_at(checkpoint, monkeypatch, call):
     monkeypatch.setattr(decoder, "forward", interrupting)
 
 
-def test_interrupted_it_returns_the_texts_done(moe, monkeypatch):
+def test_an_interrupted_trace_returns_the_finished_texts(moe, monkeypatch):
     whole = traced(moe, TEXTS[:1], labels=["prose"])
     interrupted_at(moe, monkeypatch, call=2)
     with pytest.warns(InterruptedWarning, match="after 1 of 2 texts"):
@@ -216,7 +216,7 @@ def test_interrupted_it_returns_the_texts_done(moe, monkeypatch):
     assert part.facts["prompts_hash"] == whole.facts["prompts_hash"]
 
 
-def test_interrupted_before_anything_is_done_it_is_interrupted(moe, monkeypatch):
+def test_an_interruption_before_the_first_text_is_raised(moe, monkeypatch):
     interrupted_at(moe, monkeypatch, call=1)
     with pytest.raises(KeyboardInterrupt):
         traced(moe, TEXTS)
@@ -230,7 +230,7 @@ def test_the_progress_bar_counts_tokens(moe, capsys):
     assert "token" in shown
 
 
-def test_watching_the_model_meanwhile_works(moe):
+def test_watch_works_during_a_trace(moe):
     with ql.watch(moe.model, ql.probes.Routing()) as seen:
         data = traced(moe, TEXTS).dataset
     assert seen.recording().attrs["tokens"] == data.sizes["token"]

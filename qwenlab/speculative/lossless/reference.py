@@ -1,4 +1,4 @@
-"""A text read without drafts beside one that was decoded with them: what both caches hold, and how far apart it is."""
+"""Reference for `check_lossless`: read a text without drafts, and compare its cache states with a decoded text's."""
 
 from __future__ import annotations
 
@@ -14,38 +14,40 @@ from qwenlab.errors import NonFiniteWeights
 from qwenlab.speculative.context import TargetContext
 
 COMPONENTS = ("position", "recurrent", "convolution", "keys and values", "head cache")
-"""Of what a cache is made, in the order in which a fault in one reaches the next."""
+"""Components of the state, in the order in which a fault spreads from one to the next."""
 
 
-class PlainReading:
-    """Trunk and head reading a text in blocks of one width, one after another, with nothing ever rolled back.
+class ReferenceReader:
+    """Target model and head that read a text block by block, without drafts and without rollback.
 
-    context  what the trunk has read;  head_cache: the pairs that the head has
-    logits   float [token, vocabulary], of the newest block; of the prompt, the last token's alone
+    context  the target model's state;  head_cache: the head's cache of pairs
+    logits   float [token, vocabulary] of the newest block; after the prompt, of its last token only
     """
 
     def __init__(self, head: MtpHead, prompt: torch.Tensor) -> None:
         self.head, self.context = head, TargetContext(head.trunk)
         self.head_cache: Cache = DynamicCache(config=head.config)
         self._hidden: torch.Tensor | None = None
-        self.logits = self._logits(self._states(prompt)[-1:])  # those of a long prompt would fill the memory
+        self.logits = self._logits(
+            self._states(prompt)[-1:]
+        )  # logits of all tokens of a long prompt would exceed memory
 
     def read(self, block: torch.Tensor) -> None:
-        """Read a block; the head gets the pairs of its tokens with the hidden states before them."""
+        """Read a block; the head reads the pairs of its tokens with the hidden states before them."""
         self.logits = self._logits(self._states(block))
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits of hidden states. Raises NonFiniteWeights for NaN."""
+        """Logits of hidden states; raises NonFiniteWeights for NaN."""
         logits = self.context.logits(hidden)
         if logits.isnan().any():
             raise NonFiniteWeights(
-                f"Plain decoding of {type(self.context.model).__name__} gives logits that are NaN, so there is nothing "
-                "to compare drafted decoding with.\nLook for NaN in its weights: ql.open(..., strict=True)."
+                f"Plain decoding of {type(self.context.model).__name__} gives logits that are NaN, so speculative "
+                "decoding cannot be compared with it.\nCheck its weights for NaN: ql.open(..., strict=True)."
             )
         return logits
 
     def _states(self, block: torch.Tensor) -> torch.Tensor:
-        """Let trunk and head read a block; returns the trunk's hidden states, float [token, channel]."""
+        """Let target model and head read a block; return the target model's hidden states, float [token, channel]."""
         hidden = self.context.read(block)
         before = hidden[:-1] if self._hidden is None else torch.cat([self._hidden, hidden[:-1]])
         tokens = block[1:] if self._hidden is None else block
@@ -55,33 +57,35 @@ class PlainReading:
         return hidden
 
 
-def gaps(context: TargetContext, head_cache: Cache, witness: PlainReading, pairs: int) -> dict[str, dict[int, float]]:
-    """How far the state of a decoded text is from its witness's: by component, the relative error of each layer.
+def state_errors(
+    context: TargetContext, head_cache: Cache, reference: ReferenceReader, pairs: int
+) -> dict[str, dict[int, float]]:
+    """Relative error of a decoded text's state compared with its reference, by component and layer.
 
-    The error of a layer is ||a - b|| / ||b||, of keys and values the largest over tokens. Infinite where one holds
-    another number of tokens than the other, which `held` tells apart.
+    The error of a layer is ||a - b|| / ||b||; for keys and values it is the largest over tokens. It is infinite if the
+    caches have different numbers of tokens: see `excess_tokens`.
 
-    pairs  how many pairs the head's cache should hold
+    pairs  number of pairs that the head's cache should have
     """
-    other, decoder = witness.context, context.decoder
+    other, decoder = reference.context, context.decoder
     deltanet, attention = decoder.layers_of(DELTANET), decoder.layers_of(ATTENTION)
     ours: Any = head_cache.layers[0]
-    theirs: Any = witness.head_cache.layers[0]
+    theirs: Any = reference.head_cache.layers[0]
     return {
         "position": {0: 0.0 if context.position == other.position else float("inf")},
-        "recurrent": dict(zip(deltanet, map(_gap, context.recurrent, other.recurrent), strict=True)),
-        "convolution": dict(zip(deltanet, map(_gap, context.convolution, other.convolution), strict=True)),
+        "recurrent": dict(zip(deltanet, map(_error, context.recurrent, other.recurrent), strict=True)),
+        "convolution": dict(zip(deltanet, map(_error, context.convolution, other.convolution), strict=True)),
         "keys and values": {
-            layer: _token_gap(a, b, other.position)
+            layer: _token_error(a, b, other.position)
             for layer, a, b in zip(attention, context.attention, other.attention, strict=True)
         },
-        "head cache": {0: _token_gap(ours, theirs, pairs) if pairs else 0.0},
+        "head cache": {0: _token_error(ours, theirs, pairs) if pairs else 0.0},
     }
 
 
-def held(context: TargetContext, head_cache: Cache, witness: PlainReading, pairs: int) -> dict[str, int]:
-    """By how many tokens too many (or, below 0, too few) each component that can be counted holds."""
-    read = witness.context.position
+def excess_tokens(context: TargetContext, head_cache: Cache, reference: ReferenceReader, pairs: int) -> dict[str, int]:
+    """Tokens in the cache minus tokens read, by component that can be counted; below 0: tokens are missing."""
+    read = reference.context.position
     return {
         "position": context.position - read,
         "keys and values": max((layer.get_seq_length() for layer in context.attention), default=read) - read,
@@ -89,13 +93,13 @@ def held(context: TargetContext, head_cache: Cache, witness: PlainReading, pairs
     }
 
 
-def _gap(a: torch.Tensor, b: torch.Tensor) -> float:
+def _error(a: torch.Tensor, b: torch.Tensor) -> float:
     a, b = a.double(), b.double()
     return float(torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(b).clamp_min(1e-30))
 
 
-def _token_gap(a: Any, b: Any, columns: int) -> float:
-    """The largest error of one token's keys, or values."""
+def _token_error(a: Any, b: Any, columns: int) -> float:
+    """The largest relative error of one token's keys or values."""
     if a.get_seq_length() != columns:
         return float("inf")
     worst = 0.0

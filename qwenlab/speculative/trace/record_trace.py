@@ -1,4 +1,4 @@
-"""`trace`: every draft of the MTP head at every place of a text, in a few parallel passes."""
+"""`trace`: run target model and MTP head over texts and record the drafts at every place, in a few parallel passes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
+from qwenlab.arguments import integer
 from qwenlab.capture.provenance import provenance_of
 from qwenlab.checkpoint.mtp_head import MtpHead
 from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
@@ -19,26 +20,26 @@ from qwenlab.errors import BadArgument, InterruptedWarning
 from qwenlab.speculative.context import TargetContext
 from qwenlab.speculative.draft_chains import chains
 from qwenlab.speculative.generate import Generated
-from qwenlab.speculative.prompts import Prompt, checked_depth, context_of
+from qwenlab.speculative.prompts import Prompt, checked_depth, context_length
 from qwenlab.speculative.rounds import NONE
 from qwenlab.speculative.trace.passages import Passage, passages_of
 from qwenlab.speculative.trace.trace import Trace
 
 _VARIABLES = {
     "token": ("id", "the text's token"),
-    "target_token": ("id", "argmax of the main model, having read it"),
-    "target_entropy": ("nat", "entropy of the main model's distribution, having read it"),
-    "next_logprob": ("nat", "log-probability that the main model gives the text's next token"),
-    "draft_token": ("id", "draft of the chain that begins with it"),
-    "draft_probability": ("1", "probability of the draft by the head"),
-    "target_probability": ("1", "probability of the draft by the main model, having read the text up to its place"),
+    "target_token": ("id", "argmax of the target model after reading it"),
+    "target_entropy": ("nat", "entropy of the target model's distribution after reading it"),
+    "next_logprob": ("nat", "log-probability of the text's next token under the target model"),
+    "draft_token": ("id", "draft of the chain that begins at this token"),
+    "draft_probability": ("1", "probability of the draft under the draft head"),
+    "target_probability": ("1", "probability of the draft under the target model after the text before its place"),
 }
 _BY_TEXT = {
     "begin": ("token", "place of the first emitted token: length of the prompt"),
-    "limit": ("token", "length at which its generation ends; -1: it was not generated"),
-    "start": ("token", "place of its first token in the text it is a window of"),
+    "limit": ("token", "length at which its generation ends; -1: not generated"),
+    "start": ("token", "place of the window's first token in its text"),
     "label": ("", "label of the text"),
-    "end": ("", "why it ends: eos, length, or open (a given text)"),
+    "end": ("", "why it ends: eos, length, or open (an existing text)"),
 }
 
 
@@ -56,22 +57,22 @@ def trace(
     seed: int = 0,
     progress: bool = True,
 ) -> Trace:
-    """What the MTP head would draft at every place of some texts, and what the main model has there.
+    """Record the drafts of the MTP head at every place of texts, and the target model's choices there.
 
-    Each text is read once by the trunk, then `depth` times by the head with all its chains at once (`chains`). Of a
-    text that `generate` wrote by the rule "greedy", `Trace.replay` makes the rounds that were or would have been run,
-    for any depth up to this one and any policy. Of other texts it makes rounds in which the text's own tokens stand for
-    the main model's choices: teacher-forced.
+    The target model reads each text once, then the head reads it `depth` times, all chains in parallel (`chains`). For
+    a text that `generate` wrote under the rule "greedy", `Trace.replay` gives the rounds that decoding runs, for any
+    depth up to this one and any policy. For other texts it gives rounds in which the text's own tokens replace the
+    target model's choices: teacher-forced.
 
-    texts   strings, token lists, or what `generate` returned
+    texts   strings, token lists, or the result of `generate`
     depth   drafts at each place, 1 or more
-    window  longer texts are cut into windows of so many tokens, each read for itself. Without it a text beyond the
-            model's context is an error
-    chunk   tokens at a time: beside the caches and one hidden state a token, memory does not grow with the text. 256
-            suits a CPU; a GPU that reads many weights for each chunk wants more
-    labels  what each text is called (its domain); by default ""
+    window  longer texts are cut into windows of this many tokens, and each is read separately. Without it, a text
+            longer than the model's context is an error
+    chunk   tokens per pass: apart from the caches and one hidden state per token, memory does not grow with the text.
+            256 suits a CPU; use more on a GPU, which reads many weights for each chunk
+    labels  label of each text, such as its domain; by default ""
 
-    Two controls show how much the head draws from the hidden states. They change only what the head reads: the main
+    Two controls show how much the head draws from the hidden states. They change only what the head reads: the target
     model's choices stay those after the true text. The attribute `hidden` of the dataset names the control.
 
     shuffled  the head reads the hidden states of each text in random order
@@ -79,18 +80,17 @@ def trace(
     seed      of the two controls
 
 
-    Interrupted, it returns the texts done until then, with a warning. Raises NoMtpHead, BadPrompt and BadArgument.
+    Interrupted (Ctrl-C), it returns the finished texts, with a warning. Raises NoMtpHead, BadPrompt and BadArgument.
     """
     require_checkpoint(checkpoint)
     head = checkpoint.require_mtp()
-    checked_depth(depth, context_of(checkpoint))
-    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-        raise BadArgument(f"chunk={chunk!r}: give a whole number of tokens, 1 or more.")
+    checked_depth(depth, context_length(checkpoint))
+    integer("trace", "chunk", chunk, least=1, unit="tokens")
     passages = passages_of(checkpoint, texts, labels=labels, window=window)
     hidden_states = _HiddenStates(checkpoint, shuffled, donors, seed, chunk)
     done: list[dict[str, np.ndarray]] = []
     with tqdm(
-        total=sum(len(each.tokens) for each in passages), unit="token", desc="tracing", disable=not progress
+        total=sum(len(passage.tokens) for passage in passages), unit="token", desc="tracing", disable=not progress
     ) as bar:
         try:
             for passage in passages:
@@ -177,50 +177,51 @@ def _traced(
 def _target(
     logits_of: Any, tokens: torch.Tensor, hidden: torch.Tensor, drafts: torch.Tensor, chunk: int
 ) -> dict[str, torch.Tensor]:
-    """What the main model has at every place, and the probability that it gives the drafts there.
+    """The target model's choice and entropy at every place, and the probability of the drafts under it.
 
-    Draft k of row t is for the place after row t + k - 1, so the distribution there is asked for draft 1 of that row,
-    draft 2 of the row before, ...
+    Draft k of row t is for the place after row t + k - 1. So the distribution at a row gives the probability of draft 1
+    of that row, draft 2 of the row before, ...
     """
     place = torch.arange(len(tokens), device=tokens.device)[:, None]
     later = torch.arange(drafts.shape[1], device=tokens.device)  # k - 1
-    meeting = drafts[(place - later).clamp_min(0), later].clamp_min(0)  # whatever there is for rows without a draft
+    same_place = drafts[(place - later).clamp_min(0), later].clamp_min(0)  # any token for rows without a draft
     following = torch.cat([tokens[1:], tokens[:1]])
-    best, entropy, given = [], [], []
-    for states, *asked in zip(*(each.split(chunk) for each in (hidden, following[:, None], meeting)), strict=True):
+    best, entropy, gathered = [], [], []
+    chunks = zip(hidden.split(chunk), torch.cat([following[:, None], same_place], dim=1).split(chunk), strict=True)
+    for states, columns in chunks:
         logprob = logits_of(states).log_softmax(dim=-1)
         best.append(logprob.argmax(dim=-1))
-        given.append(logprob.gather(1, torch.cat(asked, dim=1).to(logprob.device)))
+        gathered.append(logprob.gather(1, columns.to(logprob.device)))
         entropy.append(-torch.linalg.vecdot(logprob.exp(), logprob))
-    picked = torch.cat(given).to(tokens.device)
-    next_logprob = picked[:, 0].index_fill(0, place[-1], torch.nan)
-    there = (place > 0) & (place + later < len(tokens))
-    probability = picked[(place + later).clamp_max(len(tokens) - 1), later + 1].exp()
+    logprobs = torch.cat(gathered).to(tokens.device)
+    next_logprob = logprobs[:, 0].index_fill(0, place[-1], torch.nan)
+    exists = (place > 0) & (place + later < len(tokens))
+    probability = logprobs[(place + later).clamp_max(len(tokens) - 1), later + 1].exp()
     return {
         "target_token": torch.cat(best),
         "target_entropy": torch.cat(entropy),
         "next_logprob": next_logprob,
-        "target_probability": torch.where(there, probability, torch.nan),
+        "target_probability": torch.where(exists, probability, torch.nan),
     }
 
 
 def _dataset(passages: Sequence[Passage], read: Sequence[dict[str, np.ndarray]], attrs: dict[str, Any]) -> xr.Dataset:
-    """All passages one after another."""
-    lengths = np.array([len(each.tokens) for each in passages], dtype=np.int64)
+    """One Dataset of all passages, in order."""
+    lengths = np.array([len(passage.tokens) for passage in passages], dtype=np.int64)
     text = np.repeat(np.arange(len(passages)), lengths)
     position = np.concatenate([np.arange(length) for length in lengths])
     data: dict[str, Any] = {
         "text": ("token", text, {"units": "1", "long_name": "number of the text or window"}),
-        "position": ("token", position, {"units": "token", "long_name": "place in it"}),
+        "position": ("token", position, {"units": "token", "long_name": "place in the text or window"}),
     }
     for name, (units, meaning) in _VARIABLES.items():
-        values = np.concatenate([each[name] for each in read])
+        values = np.concatenate([variables[name] for variables in read])
         values = values.astype(np.int32 if values.dtype.kind == "i" else np.float32)
         data[name] = (("token", "draft")[: values.ndim], values, {"units": units, "long_name": meaning})
     data["length"] = ("text", lengths, {"units": "token", "long_name": "tokens of the text or window"})
     for name, (units, meaning) in _BY_TEXT.items():
-        found = np.array([getattr(each, name) for each in passages])
-        data[name] = ("text", found, {"units": units, "long_name": meaning})
+        values = np.array([getattr(passage, name) for passage in passages])
+        data[name] = ("text", values, {"units": units, "long_name": meaning})
     drafts = np.arange(1, attrs["depth"] + 1)
     coords = {"draft": ("draft", drafts, {"units": "1", "long_name": "place of a draft in its round"})}
     return xr.Dataset(data, coords, attrs)
