@@ -51,7 +51,7 @@ class BlockThreads:
 
     Those that may run it are the thread that entered the block and threads that were started since.
 
-    verb   "watches" or "edits", for the message
+    verb   "watches" or "intervenes on", for the message
     error  what is raised
     """
 

@@ -131,7 +131,7 @@ class WatchSession:
 
     def facts(self) -> dict[str, Any]:
         """Where what was seen so far came from: the root attrs of its recording."""
-        return facts_of(self.model, self._decoder, self._reader, tuple(self._edits))
+        return facts_of(self.model, self._decoder, self._reader, tuple(self._interventions))
 
     def _claim(self) -> None:
         """Take the probes: each serves one watch at a time."""
@@ -153,7 +153,7 @@ class WatchSession:
         self._delivery = Dispatcher(self.probes, self._reader.read, timed)
         self._taps = CaptureHooks(self._decoder, self._delivery.take)
         self._pass: ForwardPass | None = None
-        self._edits: dict[str, None] = {}  # those in force in any pass
+        self._interventions: dict[str, None] = {}  # those in force in any pass
         self._unrolled: dict[str, tuple[int, ...]] = {}  # layers of which a probe works the delta rule out again
 
     def _place_hooks(self) -> None:
@@ -189,7 +189,7 @@ class WatchSession:
         if replaced_by(self._decoder.module, "states", range(len(self._decoder.layers))):
             self._delivery.flush()  # a step does not begin with the state that the one before it ended with
         passed = self._reader.open(args, kwargs)
-        self._edits |= dict.fromkeys(active_interventions(self._decoder.module))
+        self._interventions |= dict.fromkeys(active_interventions(self._decoder.module))
         goes_on = self._delivery.begin(passed)
         self._taps.begin()
         self._taps.rule.states = "" if goes_on else "initial" if passed.is_decode else "both"

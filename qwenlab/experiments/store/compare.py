@@ -54,8 +54,8 @@ def compare(old: str, new: str, *, store: StoreLike = None, new_store: StoreLike
     """Compare two runs by their names, of one store or of two.
 
     If a metric has a dimension of pairs (texts, prompts), its interval is `stats.formulas.intervals.bootstrap`
-    over the paired differences: 10,000 resamples, seed 0, at 95 % over all metrics together. Else there is one difference and no
-    interval. Raises UnknownRun, and CannotCompare if labels or units differ.
+    over the paired differences: 10,000 resamples, seed 0, at 95 % over all metrics together. Else there is one
+    difference and no interval. Raises UnknownRun, and CannotCompare if labels or units differ.
     """
     rows = run_row(old, store=store), run_row(new, store=new_store or store)
     before = _values(catalogue(opened(store)), rows[0])
