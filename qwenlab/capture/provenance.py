@@ -1,4 +1,4 @@
-"""Provenance of what was watched: the model's hash, precision, device and kernels, and what it read."""
+"""Provenance of a recording: the model's hash, precision, device and kernels, and the tokens it read."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from qwenlab.checkpoint.weights.fingerprint import fingerprint_in_memory
 from qwenlab.record.provenance import provenance
 
 
-def facts_of(model: Any, decoder: Decoder, reader: SequenceTracker, edits: Sequence[str]) -> dict[str, Any]:
-    """The root attrs of a recording."""
+def facts_of(model: Any, decoder: Decoder, tracker: SequenceTracker, edits: Sequence[str]) -> dict[str, Any]:
+    """Return the root attrs of a recording."""
     known = getattr(model, "facts", None)
     config: Any = decoder.module.config
-    tokens = reader.tokens
+    tokens = tracker.tokens
     return provenance(
         checkpoint=str(known.source)
         if known is not None
@@ -29,9 +29,9 @@ def facts_of(model: Any, decoder: Decoder, reader: SequenceTracker, edits: Seque
         checkpoint_hash=model.hash_now() if isinstance(model, Checkpoint) else fingerprint_in_memory(decoder.module),
         **running_on(decoder),
         tokens=sum(tokens.values()),
-        sequences=reader.sequences,
+        sequences=tracker.sequences,
         labels=tokens,
-        prompts_hash=reader.prompts_hash,
+        prompts_hash=tracker.prompts_hash,
         seed=torch.initial_seed(),
         edits=edits,
     )
@@ -40,11 +40,11 @@ def facts_of(model: Any, decoder: Decoder, reader: SequenceTracker, edits: Seque
 def facts_of_texts(
     checkpoint: Checkpoint, texts: Iterable[Sequence[int]], *, labels: Mapping[str, int], seed: int | str = ""
 ) -> dict[str, Any]:
-    """The root attrs of what was made by reading texts, of which no watch knows.
+    """Return the root attrs of a result that was measured by reading texts outside `watch`.
 
     texts   the tokens of every text: counted, and hashed together
-    labels  tokens by label
-    seed    of what was drawn at random; "" where nothing was
+    labels  number of tokens by label
+    seed    seed of random draws; "" if there were none
     """
     decoder, digest, tokens, sequences = decoder_of(checkpoint.model), hashlib.sha256(), 0, 0
     for text in texts:
@@ -64,7 +64,7 @@ def facts_of_texts(
 
 
 def running_on(decoder: Decoder) -> dict[str, Any]:
-    """What a stack of layers is, in which precision, where, and by which kernels it runs."""
+    """Return family, layer types, precision, device and kernels of a stack of layers."""
     parameters, config = list(decoder.module.parameters()), decoder.module.config
     return {
         "family": decoder.family.name,

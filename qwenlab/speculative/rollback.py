@@ -63,9 +63,9 @@ class ReplayRollback(Rollback):
             tap.listen(hooks)
             for number, (place, cache) in enumerate(zip(decoder.layers_of(DELTANET), context.deltanet, strict=True)):
                 mixer: Any = decoder.part(place, "mixer")
-                announce = self._announcement(tap, number, mixer.num_k_heads)
-                hush = in_this_thread(lambda *_: tap.hush())
-                hooks.enter_context(outputs(mixer, hush, before=in_this_thread(announce)))
+                begin = self._beginning(tap, number, mixer.num_k_heads)
+                end = in_this_thread(lambda *_: tap.end())
+                hooks.enter_context(outputs(mixer, end, before=in_this_thread(begin)))
                 keep = self._kept_convolution(number)
                 hooks.enter_context(listening(vars(cache), "update_conv_state", cache.update_conv_state, keep))
             yield
@@ -86,12 +86,12 @@ class ReplayRollback(Rollback):
             for number, state in zip(numbers, states, strict=True):
                 context.recurrent[number].copy_(state)
 
-    def _announcement(self, tap: DeltaRuleHook, number: int, key_heads: int) -> Callable[..., None]:
-        def announce(*_: Any) -> None:
+    def _beginning(self, tap: DeltaRuleHook, number: int, key_heads: int) -> Callable[..., None]:
+        def begin(*_: Any) -> None:
             self._layer = number
-            tap.announce(number, key_heads)
+            tap.begin(number, key_heads)
 
-        return announce
+        return begin
 
     def _kept_convolution(self, number: int) -> Callable[..., None]:
         def keep(args: Any, kwargs: Any, full: torch.Tensor) -> None:

@@ -281,7 +281,7 @@ class TestWatching:
     )
     def test_no_probe_shows_a_rule_that_does_not_run(self, small, text, probe):
         message = (
-            rf"^{type(probe()).__name__} works the delta rule out again, and under NoKeyRemoval\(\) another rule runs"
+            rf"^{type(probe()).__name__} recomputes the delta rule, but NoKeyRemoval\(\) replaced it; the result would"
         )
         edits = NoKeyRemoval()
         with pytest.raises(CannotWatch, match=message), intervene(small, edits), watch(small, probe()):
@@ -312,7 +312,7 @@ SHOWN = (("deltanet", "error_ratio_sum"), ("implicit_attention", "mass_sum"))
             r"^ResetState\(heads=\.\.\.\): give whole numbers, 0 or more, at least one",
         ),
         (lambda: NoConv(layers=[-1]), r"^NoConv\(layers=\.\.\.\): give whole numbers, 0 or more, at least one"),
-        (lambda: StateDtype("fp4"), r"^StateDtype\('fp4'\): 'fp4' is no format of a state\.\nChoose among bfloat16"),
+        (lambda: StateDtype("fp4"), r"^StateDtype\('fp4'\): 'fp4' is not a format of a state\.\nChoose among bfloat16"),
     ],
 )
 def test_arguments_that_are_none(make, message):
