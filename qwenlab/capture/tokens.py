@@ -196,40 +196,48 @@ class TokenSample:
     def part(self, slots: slice) -> TokenSample:
         """Select some of these slots. Use it to describe tokens; `of` does not work on a part."""
         names = ("real", "position", "row", "group")
-        few: dict[str, Any] = {name: getattr(self.tokens, name)[:, slots] for name in names}
-        return TokenSample(self.columns[:, slots], None, replace(self.tokens, **few))
+        sampled: dict[str, Any] = {name: getattr(self.tokens, name)[:, slots] for name in names}
+        return TokenSample(self.columns[:, slots], None, replace(self.tokens, **sampled))
 
     @staticmethod
     def of_tokens(tokens: TokenBatch, every: int) -> TokenSample:
         """Sample one token per block of `every` tokens."""
         if every == 1:
-            return TokenSample(
-                torch.arange(tokens.width, device=tokens.real.device).expand(tokens.batch, -1), None, tokens
-            )
-        known = tokens.whole and tokens.keys is None  # else a row may have begun later than its columns do
-        columns, present = _known_columns(tokens, every) if known else _searched_columns(tokens, every)
+            columns = torch.arange(tokens.width, device=tokens.real.device).expand(tokens.batch, -1)
+            return TokenSample(columns, None, tokens)
+        if tokens.whole and tokens.keys is None:  # else a row may have begun later than its columns do
+            return TokenSample._at_columns(tokens, *_known_columns(tokens, every))
+        slots = torch.arange(tokens.width // every + 2, device=tokens.position.device)  # as many as there can be
+        sequence = torch.tensor(list(tokens.numbers), device=slots.device)[:, None]
+        # A row without a real token begins at NEVER, and must not overflow.
+        return TokenSample.at(tokens, drawn(tokens.begin.clamp_max(2**31) // every + slots, every, sequence))
+
+    @staticmethod
+    def at(tokens: TokenBatch, positions: torch.Tensor) -> TokenSample:
+        """Select the tokens at these rising positions [slot] or [batch, slot]; padding for those not in the batch."""
+        wanted = positions.expand(tokens.batch, -1).contiguous()
+        # Positions never decrease along a row, so only the first column that reaches the wanted position can have it.
+        rising = torch.where(tokens.real, tokens.position, -1).cummax(dim=1).values
+        columns = torch.searchsorted(rising, wanted).clamp_max(tokens.width - 1)
+        present = (tokens.position.gather(1, columns) == wanted) & tokens.real.gather(1, columns)
+        return TokenSample._at_columns(tokens, columns, present)
+
+    @staticmethod
+    def _at_columns(tokens: TokenBatch, columns: torch.Tensor, present: torch.Tensor | None) -> TokenSample:
+        """Select columns [batch, slot]; those that are not `present` count as padding. None: all are."""
         real = tokens.real.gather(1, columns) if present is None else present
         position, row, group = (each.gather(1, columns) for each in (tokens.position, tokens.row, tokens.group))
         row, group = (torch.where(real, each, PADDING) for each in (row, group))
-        few = replace(tokens, real=real, position=position, row=row, group=group, keys=None, whole=present is None)
-        row_begins = torch.arange(tokens.batch, device=columns.device)[:, None] * tokens.width
-        return TokenSample(columns, (row_begins + columns).flatten(), few)
-
-
-def _searched_columns(tokens: TokenBatch, every: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return columns [batch, slot], as many as there can be at most, and which of them have the sampled token."""
-    slots = torch.arange(tokens.width // every + 2, device=tokens.position.device)
-    # A row without a real token begins at NEVER, and must not overflow.
-    sequence = torch.tensor(list(tokens.numbers), device=slots.device)[:, None]
-    wanted = drawn(tokens.begin.clamp_max(2**31) // every + slots, every, sequence)
-    # Positions never decrease along a row, so only the first column that reaches the wanted position can have it.
-    position = torch.where(tokens.real, tokens.position, -1).cummax(dim=1).values
-    columns = torch.searchsorted(position, wanted).clamp_max(tokens.width - 1)
-    return columns, (tokens.position.gather(1, columns) == wanted) & tokens.real.gather(1, columns)
+        sampled = replace(tokens, real=real, position=position, row=row, group=group, keys=None, whole=present is None)
+        begins = torch.arange(tokens.batch, device=columns.device)[:, None] * tokens.width
+        return TokenSample(columns, (begins + columns).flatten(), sampled)
 
 
 def _known_columns(tokens: TokenBatch, every: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return the same if all columns are real, so that positions are known without a device sync. None: all have it."""
+    """Return the columns of the sampled tokens if all columns are real, and which of them exist (None: all).
+
+    No device sync: positions follow from the number of columns.
+    """
     blocks = np.arange(tokens.past // every, (tokens.past + tokens.width - 1) // every + 1)
     columns = drawn(blocks, every, np.array(tokens.numbers)[:, None]) - tokens.past
     present = (columns >= 0) & (columns < tokens.width)

@@ -51,13 +51,10 @@ class Attention(Probe):
 
     name = "attention"
     reads = "a softmax-attention mixer"
+    kind = ATTENTION
 
     def __init__(self, *, layers: Iterable[int] | None = None, every: int = 64) -> None:
         super().__init__(layers=layers, every=every)
-
-    def able(self, decoder: Decoder) -> tuple[int, ...]:
-        """The softmax-attention layers."""
-        return decoder.layers_of(ATTENTION)
 
     def start(self, decoder: Decoder) -> None:
         """Empty sums and histograms for these layers."""

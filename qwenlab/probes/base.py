@@ -17,7 +17,7 @@ from qwenlab.capture.buffers import Captured, Part
 from qwenlab.capture.forward_pass import ForwardPass
 from qwenlab.capture.tokens import FOLDS, TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
-from qwenlab.errors import NothingToProbe, UnknownLayer
+from qwenlab.errors import BadArgument, NothingToProbe, UnknownLayer
 from qwenlab.probes.accumulators import LayerSlice
 
 Reduced = dict[str, torch.Tensor]
@@ -41,6 +41,7 @@ class Probe(ABC):
 
     name: ClassVar[str]
     reads: ClassVar[str] = "the part that it reads"
+    kind: ClassVar[str] = ""  # kind of mixer that it reads; "" for any
 
     def __init__(self, *, layers: Iterable[int] | None = None, every: int = 1) -> None:
         self.every = integer(type(self).__name__, "every", every, least=1, unit="tokens")
@@ -67,7 +68,7 @@ class Probe(ABC):
 
     def able(self, decoder: Decoder) -> tuple[int, ...]:
         """Return the layers of this model that have the part that the probe reads."""
-        return tuple(range(len(decoder.layers)))
+        return decoder.layers_of(self.kind) if self.kind else tuple(range(len(decoder.layers)))
 
     def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
         """Return (part, name) of each value to capture in this layer; the names are listed in `CaptureHooks`."""
@@ -123,3 +124,36 @@ class Probe(ABC):
         numbered = {dim: (dim, np.arange(n)) for v in data.values() for dim, n in v.sizes.items() if dim in _NUMBERED}
         attrs = {"probe": type(self).__name__, "sample": json.dumps(self.sample())}
         return xr.Dataset(data, {**shared, **numbered, **coords}, attrs)
+
+
+class HeadProbe(Probe):
+    """Base class for probes of some heads of each layer.
+
+    heads  only these heads of each layer
+    """
+
+    def __init__(
+        self, *, layers: Iterable[int] | None = None, heads: Iterable[int] | None = None, every: int = 64
+    ) -> None:
+        super().__init__(layers=layers, every=every)
+        self._heads = None if heads is None else sorted(set(heads))
+        self.heads: list[int] = []
+
+    @abstractmethod
+    def count_heads(self, layer: int) -> int:
+        """Return the number of heads of this layer."""
+
+    def start(self, decoder: Decoder) -> None:
+        """Choose layers and heads. Raises BadArgument for heads that the layers do not have."""
+        super().start(decoder)
+        total = self.count_heads(self.layers[0])
+        self.heads = list(range(total)) if self._heads is None else self._heads
+        if not self.heads or not set(self.heads) <= set(range(total)):
+            raise BadArgument(
+                f"{type(self).__name__}(heads={self.heads}): its layers have heads 0 to {total - 1}.\n"
+                "Leave `heads` out to read all of them."
+            )
+
+    def sample(self) -> dict[str, Any]:
+        """Return layers, heads and tokens that are measured, unless all are."""
+        return super().sample() | ({} if self._heads is None else {"heads": self.heads})

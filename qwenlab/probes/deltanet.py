@@ -63,6 +63,7 @@ class DeltaNet(Probe):
 
     name = "deltanet"
     reads = "a DeltaNet mixer"
+    kind = DELTANET
 
     def __init__(
         self,
@@ -75,10 +76,6 @@ class DeltaNet(Probe):
         if prediction_heads != "all":
             integer("DeltaNet", "prediction_heads", prediction_heads, unit="key heads per layer ('all' for all)")
         self.prediction_heads = prediction_heads
-
-    def able(self, decoder: Decoder) -> tuple[int, ...]:
-        """The DeltaNet layers."""
-        return decoder.layers_of(DELTANET)
 
     def start(self, decoder: Decoder) -> None:
         """Empty sums and histograms for these layers."""

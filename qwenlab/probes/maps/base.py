@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -17,9 +17,9 @@ from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.errors import BadArgument
 from qwenlab.probes.accumulators import Sums, counted
 from qwenlab.probes.attention import DISTANCE_EDGES
-from qwenlab.probes.base import Probe, Variable
+from qwenlab.probes.base import HeadProbe, Variable
 from qwenlab.probes.maps.delta_rule_weights import Bounds
-from qwenlab.probes.maps.row_statistics import STATISTICS, RowBlock, row_statistics, sampled_at
+from qwenlab.probes.maps.row_statistics import STATISTICS, RowBlock, row_statistics
 from qwenlab.probes.maps.stored import BlockMeans, MapStore, StoredRows, WholeMaps, check_size
 
 MAX_WEIGHTS, ROWS = 2**21, 256
@@ -44,7 +44,7 @@ class MapRows(Protocol):
         """Return openness of the output gate [batch, row, head], sigmoid averaged over channels; None if not known."""
 
 
-class MapProbe(Probe):
+class MapProbe(HeadProbe):
     """Base class for probes of the weights with which earlier tokens enter a head's output.
 
     It always measures statistics of the rows of a sample of tokens, by head (`row_statistics.STATISTICS`, and |weight|
@@ -70,23 +70,15 @@ class MapProbe(Probe):
         queries: Iterable[int] | Literal["all"] | None = None,
         block: int | None = None,
     ) -> None:
-        super().__init__(layers=layers, every=every)
-        self._chosen_heads = None if heads is None else sorted(set(heads))
-        self.queries: Sequence[int] | str | None = queries if isinstance(queries, str) else _positions(self, queries)
-        self.block = block
+        super().__init__(layers=layers, heads=heads, every=every)
         name = type(self).__name__
-        if isinstance(queries, str) and queries != "all":
-            raise BadArgument(f"{name}(queries={queries!r}): give positions of tokens in their texts, or 'all'.")
+        self.queries = _positions(name, queries)
+        self.block = block
         if block is not None and (queries is not None or not isinstance(block, int) or block < 2):
             raise BadArgument(
                 f"{name}(queries={queries!r}, block={block!r}): "
                 "give either the rows to store, or the side of a block in tokens, 2 or more."
             )
-        self.heads: list[int] = []
-
-    @abstractmethod
-    def count_heads(self, layer: int) -> int:
-        """Return the number of heads of this layer."""
 
     @abstractmethod
     def map_rows(self, layer: int, captured: Captured, tokens: TokenBatch) -> MapRows:
@@ -95,13 +87,6 @@ class MapProbe(Probe):
     def start(self, decoder: Decoder) -> None:
         """Empty sums and maps. Raises BadArgument for heads that the layers do not have."""
         super().start(decoder)
-        total = self.count_heads(self.layers[0])
-        self.heads = list(range(total)) if self._chosen_heads is None else self._chosen_heads
-        if not self.heads or not set(self.heads) <= set(range(total)):
-            raise BadArgument(
-                f"{type(self).__name__}(heads={self.heads}): its layers have heads 0 to {total - 1}.\n"
-                "Leave `heads` out to read all of them."
-            )
         self._sums, self._checks = Sums(len(self.layers)), Sums(len(self.layers))
         self._ids: torch.Tensor | None = None
         self._prefix_unknown = False
@@ -114,7 +99,7 @@ class MapProbe(Probe):
         """Return layers, heads and tokens that are measured, unless all are, and which maps are stored."""
         stored = {"queries": self.queries, "block": self.block}
         stored = {name: value for name, value in stored.items() if value is not None}
-        return super().sample() | ({} if self._chosen_heads is None else {"heads": self.heads}) | stored
+        return super().sample() | stored
 
     def on_tokens(self, tokens: TokenBatch) -> None:
         """Carry the token ids of all columns of these sequences; None if earlier ids are not known."""
@@ -183,8 +168,8 @@ class MapProbe(Probe):
     def _store_map(self, store: MapStore, place: int, weights: MapRows, tokens: TokenBatch) -> None:
         check_size(type(self).__name__, tokens.past + tokens.width, self.queries == "all", self.block, store)
         every = 1 if self.queries == "all" or self.block else 0
-        device = tokens.real.device
-        chosen = tokens.sample(1) if every else sampled_at(tokens, torch.tensor(self.queries, device=device))
+        positions = None if every else torch.tensor(self.queries, device=tokens.real.device)
+        chosen = tokens.sample(1) if positions is None else TokenSample.at(tokens, positions)
         position = key_positions(tokens, weights.columns)  # -1 beyond the columns written
         for cut, where, bounds in self._blocks(weights, chosen, tokens, every):
             real = cut.tokens.real & (tokens.first == 0)[:, None] if self._prefix_unknown else cut.tokens.real
@@ -219,12 +204,13 @@ class MapProbe(Probe):
         return {}
 
 
-def _positions(probe: MapProbe, queries: Iterable[int] | None) -> list[int] | None:
-    positions = None if queries is None else sorted(set(queries))
-    if positions is not None and (not positions or any(not isinstance(each, int) or each < 0 for each in positions)):
-        raise BadArgument(
-            f"{type(probe).__name__}(queries={positions}): give positions of tokens in their texts, or 'all'."
-        )
+def _positions(name: str, queries: Iterable[int] | str | None) -> list[int] | str | None:
+    """Return sorted unique positions, "all" or None. Raises BadArgument for anything else."""
+    if queries is None or queries == "all":
+        return queries
+    positions: Any = queries if isinstance(queries, str) else sorted(set(queries))
+    if not positions or any(not isinstance(each, int) or each < 0 for each in positions):
+        raise BadArgument(f"{name}(queries={positions!r}): give positions of tokens in their texts, or 'all'.")
     return positions
 
 

@@ -59,6 +59,7 @@ class ImplicitAttention(MapProbe):
 
     name = "implicit_attention"
     reads = "a DeltaNet mixer"
+    kind = DELTANET
 
     def __init__(
         self,
@@ -72,10 +73,6 @@ class ImplicitAttention(MapProbe):
     ) -> None:
         super().__init__(layers=layers, heads=heads, every=every, queries=queries, block=block)
         self.without_removal = without_removal
-
-    def able(self, decoder: Decoder) -> tuple[int, ...]:
-        """The DeltaNet layers."""
-        return decoder.layers_of(DELTANET)
 
     def start(self, decoder: Decoder) -> None:
         """Empty all sums and maps."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
-from qwenlab.capture.tokens import PADDING, TokenBatch, TokenSample, key_positions
+from qwenlab.capture.tokens import TokenBatch, TokenSample, key_positions
 from qwenlab.probes.attention import AttentionRows
 
 STATISTICS = {
@@ -104,21 +104,3 @@ def row_statistics(weight: torch.Tensor, value_norm: torch.Tensor, where: RowBlo
         "output_first": on_first * value_norm.gather(2, rows.first[:, None, None].expand(-1, heads, 1)).transpose(1, 2),
         "distance_mass": by_distance,
     }
-
-
-def sampled_at(tokens: TokenBatch, positions: torch.Tensor) -> TokenSample:
-    """Return the tokens at these rising positions [slot]; a slot whose token is not in this batch is padding."""
-    wanted = positions.expand(tokens.batch, -1).contiguous()
-    rising = torch.where(tokens.real, tokens.position, -1).cummax(dim=1).values
-    columns = torch.searchsorted(rising, wanted).clamp_max(tokens.width - 1)
-    present = (tokens.position.gather(1, columns) == wanted) & tokens.real.gather(1, columns)
-    return restricted(tokens, columns, present)
-
-
-def restricted(tokens: TokenBatch, columns: torch.Tensor, real: torch.Tensor) -> TokenSample:
-    """Return the tokens at these columns [batch, slot]; those that are not `real` count as padding."""
-    position, row, group = (each.gather(1, columns) for each in (tokens.position, tokens.row, tokens.group))
-    row, group = (torch.where(real, each, PADDING) for each in (row, group))
-    sampled = replace(tokens, real=real, position=position, row=row, group=group, keys=None, whole=False)
-    begins = torch.arange(tokens.batch, device=columns.device)[:, None] * tokens.width
-    return TokenSample(columns, (begins + columns).flatten(), sampled)

@@ -10,7 +10,6 @@ import torch
 
 from qwenlab.capture.buffers import AttentionCall, Captured, Part
 from qwenlab.capture.tokens import TokenBatch, TokenSample
-from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import ATTENTION
 from qwenlab.probes.attention import probabilities
 from qwenlab.probes.maps.base import MapProbe
@@ -31,16 +30,13 @@ class SoftmaxAttention(MapProbe):
 
     name = "softmax_attention"
     reads = "a softmax-attention mixer"
+    kind = ATTENTION
     extra: ClassVar[dict[str, tuple[str, str]]] = {
         "gated_output": ("1", "sum of |weight| x ||gate x value||, summed over tokens"),
         "gated_output_first": ("1", "|weight| x ||gate x value|| of the first token, summed over tokens"),
         "openness": ("1", "openness of the output gate, summed over tokens"),
     }
     omitted = ("negative",)
-
-    def able(self, decoder: Decoder) -> tuple[int, ...]:
-        """The softmax-attention layers."""
-        return decoder.layers_of(ATTENTION)
 
     def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
         """The call of the attention function, and the output gate."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -40,21 +39,7 @@ class StoredRows(NamedTuple):
     openness: torch.Tensor | None
 
 
-class MapStore(ABC):
-    """Base class for stores of weights on the host."""
-
-    nbytes: int
-
-    @abstractmethod
-    def add(self, rows: StoredRows) -> None:
-        """Store rows of some heads of one layer."""
-
-    @abstractmethod
-    def variables(self, heads: int) -> dict[str, Variable]:
-        """Return the stored maps as variables of a recording."""
-
-
-class WholeMaps(MapStore):
+class WholeMaps:
     """Rows as they are: `weight` [layer, head, row, key], NaN beyond the row's own token."""
 
     def __init__(self, layers: int) -> None:
@@ -99,7 +84,7 @@ class WholeMaps(MapStore):
         }
 
 
-class BlockMeans(MapStore):
+class BlockMeans:
     """Means over blocks of queries and keys: `weight` and `size` (of |weight|) [layer, head, row, key], by block."""
 
     def __init__(self, layers: int, heads: int, block: int) -> None:
@@ -108,7 +93,7 @@ class BlockMeans(MapStore):
         self._lengths: dict[int, int] = {}
 
     @property
-    def nbytes(self) -> int:  # type: ignore[override]
+    def nbytes(self) -> int:
         """Bytes of the sums."""
         return sum(each.nbytes for each in self._sums.values())
 
@@ -156,6 +141,9 @@ class BlockMeans(MapStore):
             "text": (("row",), number, "1", "text of the row"),
             "position": (("row",), place, "token", "position of the block's first token"),
         }
+
+
+MapStore = WholeMaps | BlockMeans
 
 
 def check_size(name: str, length: int, full: bool, block: int | None, store: MapStore) -> None:

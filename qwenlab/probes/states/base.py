@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import BadArgument
-from qwenlab.probes.base import Probe
+from qwenlab.probes.base import HeadProbe
 from qwenlab.probes.kernel_agreement import StateDeviation
 
 MAX_STATE_ELEMENTS = 2**22
@@ -139,7 +138,7 @@ def state_updates(chunk: Chunk, number: int, chosen: StateSample, heads: int) ->
         yield StateUpdate(which, before, change)
 
 
-class StateProbe(Probe):
+class StateProbe(HeadProbe):
     """Base class for probes of the states of DeltaNet heads, recomputed in float32 from the kernel's arguments.
 
     In prefill a kernel returns the last state only, so those in between are solved for (`prediction.chunks`). After
@@ -153,29 +152,16 @@ class StateProbe(Probe):
     """
 
     reads = "a DeltaNet mixer"
+    kind = DELTANET
+    steps: list[int] | None = None  # positions after which states are measured, instead of `every`
 
-    def __init__(
-        self, *, layers: Iterable[int] | None = None, heads: Iterable[int] | None = None, every: int = 64
-    ) -> None:
-        super().__init__(layers=layers, every=every)
-        self._chosen_heads = None if heads is None else sorted(set(heads))
-        self.heads: list[int] = []
-
-    def able(self, decoder: Decoder) -> tuple[int, ...]:
-        """The DeltaNet layers."""
-        return decoder.layers_of(DELTANET)
+    def count_heads(self, layer: int) -> int:
+        """Return the number of value heads."""
+        return int(self.decoder.part(layer, "mixer").num_v_heads)
 
     def start(self, decoder: Decoder) -> None:
         """Choose layers and heads. Raises BadArgument for heads that the layers do not have."""
         super().start(decoder)
-        mixer = decoder.part(self.layers[0], "mixer")
-        total = mixer.num_v_heads
-        self.heads = list(range(total)) if self._chosen_heads is None else self._chosen_heads
-        if not self.heads or not set(self.heads) <= set(range(total)):
-            raise BadArgument(
-                f"{type(self).__name__}(heads={self.heads}): its layers have value heads 0 to {total - 1}.\n"
-                "Leave `heads` out to read all of them."
-            )
         self._deviation = StateDeviation()
         self._indices: dict[torch.device, torch.Tensor] = {}
 
@@ -183,9 +169,10 @@ class StateProbe(Probe):
         """The call of the delta rule."""
         return (("mixer", "rule"),)
 
-    def sample(self) -> dict[str, Any]:
-        """Return layers, heads and tokens that are measured, unless all are."""
-        return super().sample() | ({} if self._chosen_heads is None else {"heads": self.heads})
+    def _chosen(self, tokens: TokenBatch) -> StateSample:
+        """Return the tokens after which states are measured."""
+        steps = None if self.steps is None else tuple(self.steps)
+        return tokens.once((StateSample, self.every, steps), lambda: StateSample.of(tokens, self.every, steps))
 
     def _chunks(self, layer: int, call: DeltaRuleCall, tokens: TokenBatch) -> Iterator[Chunk]:
         """Iterate over the chunks of one call, for the measured heads; then check the final state.

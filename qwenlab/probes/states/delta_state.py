@@ -17,7 +17,7 @@ from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.errors import BadArgument
 from qwenlab.probes.accumulators import BinnedSums, LayerSlice, counted
 from qwenlab.probes.base import Reduced, Variable
-from qwenlab.probes.states.base import OCTAVES, POSITION_EDGES, StateProbe, StateSample, state_updates
+from qwenlab.probes.states.base import OCTAVES, POSITION_EDGES, StateProbe, state_updates
 from qwenlab.record.states_file import StatesFile
 
 _PER_HEAD = {
@@ -113,10 +113,6 @@ class DeltaState(StateProbe):
                     self._file.write(self.layers.index(layer), update.which, state.cpu().numpy())
                 values.append(statistics(state) | _rewrite(update.before, update.change))
         return {name: torch.cat([each[name] for each in values]) for name in values[0]} if values else None
-
-    def _chosen(self, tokens: TokenBatch) -> StateSample:
-        steps = None if self.steps is None else tuple(self.steps)
-        return tokens.once((StateSample, self.every, steps), lambda: StateSample.of(tokens, self.every, steps))
 
     def accumulate(self, where: LayerSlice, part: Part, reduced: Reduced, tokens: TokenBatch) -> None:
         """Add up by octave of position."""

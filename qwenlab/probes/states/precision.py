@@ -111,9 +111,6 @@ class StatePrecision(StateProbe):
         place = torch.tensor(np.searchsorted(sorted(measured), chosen.column.cpu().numpy()), device=states.device)
         return states, torch.stack(errors)[place, :, chosen.row].flatten(1)
 
-    def _chosen(self, tokens: TokenBatch) -> StateSample:
-        return tokens.once((StateSample, self.every, None), lambda: StateSample.of(tokens, self.every, None))
-
     def accumulate(self, where: LayerSlice, part: Part, reduced: Reduced, tokens: TokenBatch) -> None:
         """Add up by octave of position."""
         chosen, error = self._chosen(tokens), reduced["error"]

@@ -359,7 +359,7 @@ def test_steps_that_are_none(options, message):
 
 
 def test_heads_that_are_not_there(small, text):
-    message = r"^DeltaState\(heads=\[1, 4\]\): its layers have value heads 0 to 3\.\nLeave `heads` out to read all"
+    message = r"^DeltaState\(heads=\[1, 4\]\): its layers have heads 0 to 3\.\nLeave `heads` out to read all"
     with pytest.raises(BadArgument, match=message), watch(small, DeltaState(heads=[4, 1])):
         small(text(5)[None])
 
