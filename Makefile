@@ -14,7 +14,7 @@ INSTALLED := .venv/installed
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow remote lint oldest newest fla evidence bench lab clean
+.PHONY: help demo test slow remote lint oldest newest fla evidence bench lab wheel docs clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST)
@@ -60,6 +60,14 @@ bench: $(INSTALLED) ## what watching costs, as ratios to the bare forward
 lab: $(INSTALLED) ## JupyterLab in notebooks/, each .py there paired with an .ipynb
 	$(RUN) -m jupytext --quiet --sync notebooks/*.py
 	JUPYTER_PREFER_ENV_PATH=1 .venv/bin/jupyter-lab --notebook-dir=notebooks
+
+wheel: $(INSTALLED) ## a wheel in dist/, with the toys and the notebooks, for `pip install` without a clone
+	$(RUN) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+docs: $(INSTALLED) ## the documentation with its API reference, in build/docs
+	$(RUN) -m pip install --quiet -c constraints.txt -e '.[docs]'
+	rm -rf docs/reference/generated build/docs
+	OMP_NUM_THREADS=1 $(RUN) -m sphinx --quiet --fail-on-warning --keep-going --jobs auto -d build/doctrees docs build/docs
 
 clean: ## remove environments and caches; runs/ stays
 	rm -rf .venv .venv-* build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

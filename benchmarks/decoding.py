@@ -23,7 +23,7 @@ from benchmarks.__main__ import machine
 from benchmarks.models import build
 from benchmarks.timing import quartiles
 from qwenlab.checkpoint.open import Checkpoint
-from qwenlab.speculative.decoding import Decoding, Settings
+from qwenlab.speculative.decoding_loop import Decoding, Settings
 from qwenlab.speculative.policies import FixedDepth
 from qwenlab.speculative.rollback import ReplayRollback
 from qwenlab.speculative.step_times import step_times
@@ -140,7 +140,7 @@ class Scripted(Greedy):
     def __init__(self, rate: float) -> None:
         self.rate = rate
 
-    def judge(
+    def verify(
         self, drafts: torch.Tensor, proposal: torch.Tensor | None, scores: torch.Tensor, generator: torch.Generator
     ) -> Verification:
         """Accept up to the first draft that fails."""

@@ -33,8 +33,8 @@ import qwenlab as ql
 
 torch.set_num_threads(1)
 ckpt = ql.open(checkpoint)
-with torch.no_grad(), ql.watch(ckpt, *ql.probes.defaults(ckpt)) as seen:
-    ql.tasks.read(ckpt, ql.tasks.texts("code", 2), max_tokens=max_tokens)
+with ql.watch(ckpt, *ql.probes.defaults(ckpt)) as seen:
+    ql.tasks.feed(ckpt, ql.tasks.texts("code", 2), max_tokens=max_tokens)
 half_life = ql.stats.half_life(seen.recording())["half_life_mean_log"]
 
 # %%

@@ -37,10 +37,10 @@ class Recorded(Greedy):
     def __init__(self) -> None:
         self.near_misses: list[NearMiss] = []
 
-    def judge(
+    def verify(
         self, drafts: torch.Tensor, proposal: torch.Tensor | None, scores: torch.Tensor, generator: torch.Generator
     ) -> Verification:
-        verdict = super().judge(drafts, proposal, scores, generator)
+        verdict = super().verify(drafts, proposal, scores, generator)
         self.near_misses.append(near_miss(scores[verdict.accepted]))
         return verdict
 
@@ -54,10 +54,10 @@ class Planted(Greedy):
         self.place, self._calls = place, 0
         self.planted: NearMiss | None = None
 
-    def judge(
+    def verify(
         self, drafts: torch.Tensor, proposal: torch.Tensor | None, scores: torch.Tensor, generator: torch.Generator
     ) -> Verification:
-        verdict = super().judge(drafts, proposal, scores, generator)
+        verdict = super().verify(drafts, proposal, scores, generator)
         self._calls += 1
         if self._calls != self.place + 2:  # the first call is for the prompt
             return verdict

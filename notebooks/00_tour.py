@@ -9,59 +9,44 @@
 # %% [markdown]
 # # qwenlab in ten minutes
 #
-# qwenlab opens a hybrid checkpoint (DeltaNet layers with a few attention layers between them, as in Qwen3.5 and
-# Qwen3.6), watches what happens inside while your own code runs the model, and gives back numbers that say what
-# they are. This notebook walks through all of it once, on a small trained model that ships with the package, so
-# nothing has to be downloaded.
+# qwenlab opens a hybrid checkpoint (DeltaNet layers with a few attention layers in between, as in Qwen3.5 and
+# Qwen3.6), records what happens inside while your own code runs the model, and returns labelled numbers with units.
+# This notebook shows each step once, on a small trained model that ships with the package: no download is needed.
 #
-# Words are defined in [the glossary](../docs/glossary.md). For more: [10_layers](10_layers.py) on DeltaNet and
-# attention, [13_maps](13_maps.py) on which tokens their outputs are made of, [20_routing](20_routing.py) on experts,
-# [30_acceptance](30_acceptance.py) on drafts of the MTP head.
+# The documentation has a glossary. For more: `10_layers` on DeltaNet and attention, `13_maps` on which tokens their
+# outputs are made of, `20_routing` on experts, `30_acceptance` on drafts of the MTP head. `qwenlab new 10_layers
+# my_layers.ipynb` in a shell, or in a cell after a `!`, writes a copy to work in.
 
 # %% tags=["parameters"]
 checkpoint: str = "toy-moe"  # a shipped toy, a folder, or a name on the hub such as "Qwen/Qwen3.6-35B-A3B"
-texts_per_domain: int = 8  # intervals need two or more
-max_tokens: int = 256  # read of each text
+texts_per_domain: int = 8  # two or more for intervals
+max_tokens: int = 256  # tokens of each text
 device: str | None = None  # None: the CPU
 dtype: str | None = None  # None: the checkpoint's own
-out: str | None = None  # folder for the recording and the figures; None keeps nothing
+out: str | None = None  # folder for the recording and the figures; None saves nothing
 
 # %%
 import tempfile
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-import transformers
-from IPython.display import display
 
 import qwenlab as ql
 
-# %matplotlib inline
-transformers.logging.set_verbosity_error()  # which kernels ran is written in the recording
-pd.options.display.float_format = "{:.3g}".format
-figures = {}
-
-
-def show(name, figure, description):
-    """Show a figure, with a description for those who cannot see it, and keep it for `out`."""
-    figures[name] = figure
-    display(figure, metadata={"image/png": {"alt": description}})
-    plt.close(figure)
+notebook = ql.notebook.start(out)
 
 
 # %% [markdown]
 # ## Open
 #
-# `ql.open` takes the name of a toy, a folder, or a name on the hub. What comes back holds the plain `transformers`
-# model (`.model`), its tokenizer, its multi-token-prediction head (`.mtp`) and its anatomy. It prints itself.
+# `ql.open` takes the name of a toy, a folder, or a name on the hub. The checkpoint has the plain `transformers` model
+# (`.model`), its tokenizer, its multi-token-prediction head (`.mtp`) and its anatomy. `notebook.open` does the same
+# without log messages, and runs a small model on one thread.
 
 # %%
-ckpt = ql.open(checkpoint, device=device, dtype=dtype)
-if ckpt.facts.parameters < 1e8:
-    torch.set_num_threads(1)  # matrices this small gain nothing from more
+ckpt = notebook.open(checkpoint, device=device, dtype=dtype)
 ckpt
 
 # %%
@@ -71,8 +56,8 @@ ckpt.tokenizer.decode(ckpt.model.generate(**prompt, max_new_tokens=24, do_sample
 # %% [markdown]
 # ## Anatomy, without weights
 #
-# Layers by kind, parameters, memory and cost follow from a config alone. The published ones are in the package, so
-# the large checkpoints can be looked at on any laptop.
+# A config alone gives the layers by kind, the parameters, memory and cost. Published configs are in the package, so you
+# can inspect the large checkpoints on a laptop.
 
 # %%
 ql.anatomy("Qwen3.6-27B")
@@ -82,7 +67,7 @@ large = ql.anatomy("Qwen3.6-35B-A3B")
 large
 
 # %% [markdown]
-# The same numbers as labelled data: bytes of KV cache and of recurrent state of one sequence, by context.
+# The same numbers as labelled data: bytes of KV cache and recurrent state for one sequence, by context length.
 
 # %%
 large.memory([1_024, 32_768, 262_144]).to_dataframe()
@@ -90,27 +75,28 @@ large.memory([1_024, 32_768, 262_144]).to_dataframe()
 # %% [markdown]
 # ## Watch
 #
-# Inside `ql.watch` the model is used as always: forward, `generate`, a training step. Probes read what passes and
-# keep sums, counts and histograms, not activations, so memory does not grow with what is read. `thorough` probes
-# leave nothing out; `ql.probes.defaults(ckpt)` are the light ones, which sample tokens and cost a few per cent. Not
-# one logit changes, and nothing is left behind. If something that should be read did not pass, leaving the block is
-# an error, not an empty result.
+# Inside `ql.watch` you use the model as always: forward, `generate`, a training step. Probes read the activations and
+# keep only sums, counts and histograms, so memory does not grow with the number of tokens. `thorough` probes read
+# every token; `ql.probes.defaults(ckpt)` sample tokens and cost a few per cent. No logit changes, and the block
+# removes all of its hooks. A probe whose layers never ran raises an error at the end of the block; it does not return
+# an empty result.
 
 # %%
 with torch.no_grad(), ql.watch(ckpt, *ql.probes.thorough(ckpt)) as seen:
     for domain in ql.tasks.DOMAINS:
-        for batch in ql.tasks.batches(ckpt, ql.tasks.texts(domain, texts_per_domain), max_tokens=max_tokens):
+        for text in ql.tasks.texts(domain, texts_per_domain):
+            tokens = ckpt.tokenizer(text, return_tensors="pt").input_ids[:, :max_tokens].to(ckpt.model.device)
             with seen.label(domain):
-                watched = ckpt.model(**batch.inputs).logits
+                watched = ckpt.model(tokens).logits
 
 with torch.no_grad():
-    print("logits the same, bit for bit:", torch.equal(watched, ckpt.model(**batch.inputs).logits))
+    print("logits the same, bit for bit:", torch.equal(watched, ckpt.model(tokens).logits))
 
 # %% [markdown]
 # ## Recording
 #
-# What was seen is an `xarray` tree: one dataset a probe, every dimension and unit named, and where it came from in
-# the attributes.
+# The recording is an `xarray` tree: one dataset per probe, with named dimensions and units. Its attributes say which
+# checkpoint, device, precision and versions it comes from.
 
 # %%
 recording = seen.recording()
@@ -122,41 +108,43 @@ recording["deltanet"]
 # %% [markdown]
 # ## Statistics, then figures
 #
-# `ql.stats` makes numbers of a recording: a Dataset in, a Dataset out, each with its units and its interval.
-# `ql.plots` draws them and computes nothing. Neither needs torch.
+# `ql.stats` turns a recording into statistics: a Dataset in, a Dataset out, with units and intervals. `ql.plots` draws
+# them and computes nothing. Neither needs torch.
 
 # %%
 half_life = ql.stats.half_life(recording)
 half_life["half_life_mean_log"].to_pandas()  # tokens, by layer and head
 
 # %%
-show(
-    "half_life",
-    ql.plots.half_life(half_life),
-    "Quantiles of the half-life over tokens, for each DeltaNet layer and head.",
+notebook.show(
+    "half_life", ql.plots.half_life(half_life), "Quantiles of the half-life over tokens, by DeltaNet layer and head."
 )
 
 # %%
 layers = ql.stats.layer_table(recording)
-show("layers", ql.plots.layer_map(layers), "The layers in their order, by kind, with time, reach, gates and routing.")
+notebook.show(
+    "layers", ql.plots.layer_table(layers), "The layers in order, by kind, with time, reach, gates and routing."
+)
 
 # %% [markdown]
 # ## Tasks: losses, recall, drafts
 #
-# Held-out texts, a task whose right answers are known, and the drafts of the multi-token-prediction head.
-# **Teacher-forced agreement** is how often the head's first draft is the main model's own choice along a given
-# text. It is not an acceptance rate: that is counted along the model's own text, round by round. The control feeds
-# the head another position's hidden state of the same text: what it can do without.
+# Three measurements: the loss on held-out texts, recall (a task with known answers), and the drafts of the
+# multi-token-prediction head. **Teacher-forced agreement** is the share of positions of a text at which the head's
+# first draft equals the target model's choice. It is not an acceptance rate, which is counted round by round along
+# the model's own text. The control gives the head the hidden state of another position in the same text.
 
 # %%
 scores = {}
 for domain in ql.tasks.DOMAINS:
     texts = ql.tasks.texts(domain, texts_per_domain)
-    scores[domain] = {"loss (nats a token)": ql.tasks.score(ckpt, texts, max_tokens=max_tokens)["loss"]}
+    task = ql.tasks.text_task(ckpt, texts, max_tokens=max_tokens)
+    scores[domain] = {"loss (nat/token)": ql.tasks.measure(ckpt, [task])["loss"]}
     if ckpt.mtp is not None:
         for name, shuffled in (("teacher-forced agreement", False), ("the same, hidden states shuffled", True)):
-            agreement = ql.tasks.teacher_forced(ckpt, texts, shuffled=shuffled, max_tokens=max_tokens)
-            scores[domain][name] = agreement["agreement"]
+            labels = [str(number) for number in range(len(texts))]  # one group per text
+            trace = ql.speculative.trace(ckpt, task.tokens, depth=1, labels=labels, shuffled=shuffled, progress=False)
+            scores[domain][name] = ql.stats.agreement(trace.recording(), by_label=True)["teacher_forced"]
 
 
 def with_interval(by_text, level=0.95, draws=1000):
@@ -170,9 +158,11 @@ def with_interval(by_text, level=0.95, draws=1000):
 pd.DataFrame({domain: {name: with_interval(each) for name, each in row.items()} for domain, row in scores.items()}).T
 
 # %%
-recall = ql.tasks.recall_accuracy(ckpt, pairs=(2, 4, 8, 16), count=16)["accuracy"]
-recalled = {f"{pairs} pairs": with_interval(recall.sel(pairs=pairs)) for pairs in recall["pairs"].values}
-pd.Series(recalled, name=f"asked-for values right (chance {ql.tasks.CHANCE:.2f})").to_frame()
+recalled = {}
+for pairs in (2, 4, 8, 16):
+    task = ql.tasks.recall_task(ckpt, ql.tasks.recall_texts(pairs, 16, seed=1))
+    recalled[f"{pairs} pairs"] = with_interval(ql.tasks.measure(ckpt, [task])["accuracy"])
+pd.Series(recalled, name=f"asked-for values right (chance {task.chance:.2f})").to_frame()
 
 # %% [markdown]
 # ## Save, and open anywhere
@@ -180,29 +170,27 @@ pd.Series(recalled, name=f"asked-for values right (chance {ql.tasks.CHANCE:.2f})
 # A recording is one NetCDF file. It opens on a machine without torch or the checkpoint.
 
 # %%
-folder = Path(out or tempfile.mkdtemp(prefix="qwenlab-tour-"))
-path = recording.save(folder / "recording.nc")
+path = recording.save(Path(tempfile.mkdtemp(prefix="qwenlab-tour-"), "recording.nc"))
 again = ql.Recording.open(path)
 print(f"{path.stat().st_size / 1e3:.0f} kB; the same half-lives:", ql.stats.half_life(again).equals(half_life))
 
 # %% [markdown]
 # ## In your own training loop
 #
-# qwenlab asks for no wrapper and no `ql.open`: any model of a known family will do, also while it trains. Here one
-# is made new, and two steps of a plain loop are watched.
+# You need neither a wrapper nor `ql.open`: `ql.watch` takes any model of a known family, also while it trains. Here
+# is a new model and two steps of a plain training loop.
 
 # %%
 toy = ql.open("toy-dense")
 torch.manual_seed(0)
 model = type(toy.model)(toy.model.config)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-batch = next(ql.tasks.batches(toy, ql.tasks.texts("code", 4), max_tokens=128))
-labels = batch.input_ids.where(batch.attention_mask.bool(), -100)
+tokens = torch.tensor([toy.tokenizer(text).input_ids[:128] for text in ql.tasks.texts("code", 4)])
 
 with ql.watch(model, ql.probes.Residual(), ql.probes.DeltaNet()) as training:
     for step in range(2):
         with training.label(f"step {step}"):
-            loss = model(**batch.inputs, labels=labels).loss
+            loss = model(tokens, labels=tokens).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -211,11 +199,7 @@ with ql.watch(model, ql.probes.Residual(), ql.probes.DeltaNet()) as training:
 ql.stats.residual(training.recording(), by_label=True)["ratio"].sel(part="mixer").to_pandas().T
 
 # %% [markdown]
-# Each column is a step, each row a layer: the norm of what the mixer adds, over that of the stream it is added to.
+# Each row is a layer and each column a step: the norm of the mixer's output over the norm of the residual stream.
 
 # %%
-if out is not None:
-    for name, figure in figures.items():
-        for suffix in ("png", "svg"):
-            figure.savefig(folder / f"{name}.{suffix}", dpi=150)
-    print(f"saved in {folder}: recording.nc, {', '.join(figures)} (.png, .svg)")
+notebook.save(recording=recording)

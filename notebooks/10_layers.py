@@ -7,83 +7,66 @@
 # ---
 
 # %% [markdown]
-# # DeltaNet beside attention
+# # DeltaNet and attention compared
 #
-# A hybrid model moves information between tokens by two kinds of mixer. **Attention** keeps the key and the value
-# of every token and looks through all of them again at each new one. **DeltaNet** keeps one matrix a head, its
-# state *S*, and at each token lets it decay, corrects it, and reads it:
+# A hybrid model moves information between tokens with two kinds of mixer. **Attention** keeps the key and the value of
+# every token and reads all of them again at each new token. **DeltaNet** keeps one matrix per head, its state *S*. At
+# each token the state decays, is corrected, and is read:
 #
 # > S ← αS,  S ← S + k (β (v − Sᵀk))ᵀ,  o = Sᵀq
 #
-# with a decay α and a write strength β between 0 and 1 that each token sets anew (Yang et al. 2024,
+# Each token sets its own decay α and write strength β, both between 0 and 1 (Yang et al. 2024,
 # [arXiv:2412.06464](https://arxiv.org/abs/2412.06464)).
 #
-# This notebook measures on one checkpoint how far back each kind reaches, how open its output gate is, what
-# DeltaNet writes, what each kind costs as the context grows, and which of them carries recall. Every word used for
-# a number is defined in [the glossary](../docs/glossary.md). Numbers in brackets are 95 % intervals over texts
-# unless something else is said.
+# This notebook measures, on one checkpoint, how far back each kind reaches, how open its output gates are, what
+# DeltaNet writes, how the cost of each kind grows with the context, and which kind carries recall. [The
+# glossary](../docs/glossary.md) defines every quantity. Brackets are 95 % intervals over texts unless noted.
 
 # %% tags=["parameters"]
 checkpoint: str = "toy-moe"  # a shipped toy, a folder, or a name on the hub such as "Qwen/Qwen3.6-35B-A3B"
-texts_per_domain: int = 8  # intervals need two or more
-max_tokens: int = 256  # read of each text
-contexts: list[int] = [128, 512, 2048]  # lengths at which time and memory are measured, in tokens
-decode_steps: int = 8  # tokens decoded after each of them
-repeats: int = 3  # of each measurement of time
+texts_per_domain: int = 8  # two or more for intervals
+max_tokens: int = 256  # tokens of each text
+contexts: list[int] = [128, 512, 2048]  # context lengths for time and memory, in tokens
+decode_steps: int = 8  # tokens decoded after each context
+repeats: int = 3  # of each time measurement
 recall_texts: int = 16  # for each number of pairs
-controls: int = 3  # sets of DeltaNet layers that are set against the attention layers
+controls: int = 3  # random sets of DeltaNet layers to compare with the attention layers
 device: str | None = None  # None: the CPU
 dtype: str | None = None  # None: the checkpoint's own
-out: str | None = None  # folder for the recording and the figures; None keeps nothing
+out: str | None = None  # folder for the recording and the figures; None saves nothing
 
 # %%
 from contextlib import contextmanager
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-import transformers
 import xarray as xr
-from IPython.display import Markdown, display
+from IPython.display import Markdown
 
 import qwenlab as ql
 
-# %matplotlib inline
-transformers.logging.set_verbosity_error()  # which kernels ran is written in the recording
-pd.options.display.float_format = "{:.3g}".format
-figures = {}
-
-
-def show(name, figure, description):
-    """Show a figure, with a description for those who cannot see it, and keep it for `out`."""
-    figures[name] = figure
-    display(figure, metadata={"image/png": {"alt": description}})
-    plt.close(figure)
+notebook = ql.notebook.start(out)
 
 
 # %%
-ckpt = ql.open(checkpoint, device=device, dtype=dtype)
-if ckpt.facts.parameters < 1e8:
-    torch.set_num_threads(1)  # matrices this small gain nothing from more
+ckpt = notebook.open(checkpoint, device=device, dtype=dtype)
 ckpt
 
 # %% [markdown]
 # ## Reading
 #
-# The model below is the plain one of `transformers`. It reads held-out texts of several domains inside `ql.watch`,
-# and the probes keep sums and histograms of what passes, by domain, layer and head. `thorough` probes leave nothing
-# out; `ql.probes.defaults` sample, and can stay on in a training loop. Watching changes no logit.
+# The plain `transformers` model reads held-out texts of several domains inside `ql.watch`. The probes keep sums and
+# histograms by domain, layer and head. `thorough` probes read every token; `ql.probes.defaults` sample tokens and can
+# stay on during training. Watching changes no logit.
 
 # %%
-ql.tasks.read(ckpt, ql.tasks.texts("code", 1), max_tokens=max_tokens)  # the first pass is slower than all others
-with torch.no_grad(), ql.watch(ckpt, *ql.probes.thorough(ckpt)) as seen:
+ql.tasks.feed(ckpt, ql.tasks.texts("code", 1), max_tokens=max_tokens)  # the first pass is slower than all others
+with ql.watch(ckpt, *ql.probes.thorough(ckpt)) as seen:
     for domain in ql.tasks.DOMAINS:
-        texts = ql.tasks.texts(domain, texts_per_domain)
-        for batch in ql.tasks.batches(ckpt, texts, batch_size=4, max_tokens=max_tokens):
-            with seen.label(domain):
-                ckpt.model(**batch.inputs)
+        with seen.label(domain):
+            ql.tasks.feed(ckpt, ql.tasks.texts(domain, texts_per_domain), batch_size=4, max_tokens=max_tokens)
 
 recording = seen.recording()
 recording
@@ -91,46 +74,42 @@ recording
 # %% [markdown]
 # ## The layers at a glance
 #
-# One row a layer. `half-life` is of DeltaNet layers: in the median head, the median token lets half of the state
-# decay within so many tokens. `attention distance` is of attention layers: how far back their queries look on
-# average. Both are in tokens, so they can be set side by side; they are not the same thing, since a state that has
-# half decayed still holds the other half.
+# One row per layer. DeltaNet layers have a `half-life`: the number of tokens after which half of the state has decayed,
+# for the median token in the median head. Attention layers have an `attention distance`: how far back a query looks on
+# average. Both are in tokens, but they differ: after one half-life the state still holds the other half.
 
 # %%
 layers = ql.stats.layer_table(recording)
-show("layers", ql.plots.layer_map(layers), "The layers in their order, by kind, with time, reach, gates and routing.")
+notebook.show(
+    "layers", ql.plots.layer_table(layers), "The layers in order, by kind, with time, reach, gates and routing."
+)
 
 # %% [markdown]
 # ## How far back
 #
-# A DeltaNet head that decays by α = exp(*g*) at a token has, at that token, a half-life of ln ½ / *g* tokens. The
-# figure shows how the tokens of each head spread. The wider the spread, the more the head chooses token by token
-# between keeping and forgetting.
+# A DeltaNet head that decays by α = exp(*g*) at a token has a half-life of ln ½ / *g* tokens there. The figure shows
+# the spread over tokens for each head. The wider it is, the more the head chooses, token by token, to keep or to
+# forget.
 
 # %%
 half_life = ql.stats.half_life(recording)
-show(
-    "half_life",
-    ql.plots.half_life(half_life),
-    "Quantiles of the half-life over tokens, for each DeltaNet layer and head.",
+notebook.show(
+    "half_life", ql.plots.half_life(half_life), "Quantiles of the half-life over tokens, by DeltaNet layer and head."
 )
 
 # %% [markdown]
-# Attention has no decay: its reach is where it puts its probability. The distance of a query is the mean of how
-# many tokens back each key lies, weighted by the attention it gets; it cannot exceed what was read, so compare it
-# only over the same texts.
+# Attention does not decay. Its distance is the mean number of tokens from query to key, weighted by attention
+# probability. It cannot exceed the length of the text, so compare it only over the same texts.
 
 # %%
 distance = ql.stats.attention_distance(recording)
-show(
-    "attention_distance",
-    ql.plots.attention_distance(distance),
-    "Share of attention by distance, for each attention layer.",
+notebook.show(
+    "attention_distance", ql.plots.attention_distance(distance), "Share of attention by distance, by attention layer."
 )
 
 # %% [markdown]
-# The same two reaches by kind: over all heads, the quartiles of the half-life of the mean log decay (what a state
-# really goes through, since decays multiply), and of the mean attention distance.
+# Both by kind, as quartiles over all heads: the half-life of the mean log decay (decays multiply, so logs add), and the
+# mean attention distance.
 
 # %%
 QUARTILES = [0.25, 0.5, 0.75]
@@ -146,32 +125,27 @@ pd.DataFrame(
 # %% [markdown]
 # ## Gates
 #
-# Both kinds end in an output gate that decides, channel by channel, what of the mixer's output enters the residual
-# stream. Its openness is the mean over channels of a sigmoid. The write strength β is DeltaNet's alone: 0 leaves
-# the state as it is, 1 replaces all that the state held under the token's key.
+# Both kinds of mixer end in an output gate, which scales each channel of the output. Its openness is the mean of the
+# gate's sigmoid over channels. Only DeltaNet has a write strength β: 0 leaves the state unchanged, 1 replaces
+# everything stored under the token's key.
 
 # %%
 gates = ql.stats.gates(recording)
-show(
-    "gates",
-    ql.plots.gate_histograms(gates),
-    "Histograms of the output gates of both kinds, and of DeltaNet's write strength.",
-)
+notebook.show("gates", ql.plots.gates(gates), "Histograms of output gates of both kinds and of the write strength.")
 
 # %% [markdown]
 # ## What is written
 #
-# Before a token writes, the state already holds something under its key. The prediction error ‖v − Sᵀk‖ / ‖v‖ is
-# how far that was off: 1 if the state held nothing, below 1 if it knew part of the value, above 1 if it held
-# something else. It is solved for from what the kernel was given; the state that comes out on the way is held to the
-# kernel's own, and the largest distance between the two is printed below. The key collision is the mean squared
-# cosine between the keys of two tokens: the floor is what keys spread evenly over all directions would have. All are
-# means over the heads of a layer; `written` has them by head, with their intervals.
+# Before a token writes, the state already returns some value Sᵀk for its key. The prediction error ‖v − Sᵀk‖ / ‖v‖ is 1
+# if that value is zero, below 1 if it is partly right, and above 1 if it is something else. The probe computes it from
+# the kernel's inputs and compares its own state with the kernel's; the largest difference is printed below. The key
+# collision is the mean squared cosine between the keys of two tokens; keys spread evenly over all directions have the
+# value in the column `collision floor`. The table has means over heads; `written` has every head, with intervals.
 
 # %%
 written, keys = ql.stats.writing(recording), ql.stats.key_collision(recording)
 if "state_gap" in recording["deltanet"].attrs:
-    print(f"our states and the kernel's differ by {recording['deltanet'].attrs['state_gap']:.1e} of their norm at most")
+    print(f"our states differ from the kernel's by at most {recording['deltanet'].attrs['state_gap']:.1e} of the norm")
 by_domain = ql.stats.writing(recording, by_label=True)["error_ratio"].mean("head").to_pandas().T.add_prefix("error: ")
 pd.DataFrame(
     {
@@ -180,32 +154,29 @@ pd.DataFrame(
         "prediction error": written["error_ratio"].mean("head").to_pandas(),
         "state norm at the end": written["state_norm"].mean("head").to_pandas(),
         "key collision": keys["key_collision"].mean("key_head").to_pandas(),
-        "its floor": float(keys["isotropic_floor"]),
+        "collision floor": float(keys["isotropic_floor"]),
     }
 ).join(by_domain)
 
 # %% [markdown]
 # ## What each part adds
 #
-# Every mixer and every MLP adds a vector to the residual stream. Its norm beside the stream's says how much; the
-# cosine, in which direction: near 0 it adds something new, above 0 it strengthens what is there, below 0 it takes
-# away.
+# Every mixer and every MLP adds a vector to the residual stream. The top panel is its norm over the stream's norm. The
+# bottom panel is their cosine: near 0 the part adds something new, above 0 it strengthens the stream, below 0 it
+# removes from it.
 
 # %%
-show(
-    "residual",
-    ql.plots.residual(ql.stats.residual(recording)),
-    "Size and direction of what mixers and MLPs add to the stream.",
+notebook.show(
+    "residual", ql.plots.residual(ql.stats.residual(recording)), "Size and direction of the outputs of mixers and MLPs."
 )
 
 # %% [markdown]
 # ## Time, by kind
 #
-# Where the time of the layers went while the texts above were read (prefill). What the probes themselves cost is
-# not in it.
+# The time of each kind of layer and part during the prefill above, without the cost of the probes.
 
 # %%
-show(
+notebook.show(
     "time_by_kind",
     ql.plots.time_by_kind(ql.stats.time_by_kind(recording)),
     "Share of the layers' time by kind and part.",
@@ -214,10 +185,10 @@ show(
 # %% [markdown]
 # ## Cost by context length
 #
-# Attention has to go through all earlier tokens, DeltaNet through a state of one size. So the cost of a token grows
-# with the context in one kind and not in the other. Measured below: the time of one mixer of each kind, for each
-# token of a prefill of *n* tokens, and for one more token after it. Beside it is what the anatomy counts from the
-# config alone: multiply-adds (as 2 FLOPs), and the bytes that must at least be moved.
+# Attention reads all earlier tokens; DeltaNet reads a state of fixed size. So the cost per token grows with the context
+# for attention only. The figure shows the time of one mixer of each kind, per token of a prefill of *n* tokens and for
+# one more token after it. For comparison it shows the counts from the config: FLOPs (a multiply-add is 2) and the
+# minimum number of bytes moved.
 
 # %%
 long_text = "\n".join(ql.tasks.texts("prose"))
@@ -259,7 +230,7 @@ costs = xr.Dataset(
 # %%
 @ql.plots.style()
 def cost_figure():
-    """Measured time beside counted FLOPs and bytes, of one mixer of each kind, a token."""
+    """Measured time, counted FLOPs and bytes of one mixer of each kind, per token."""
     names = ["measured time (µs)", "counted FLOPs (millions)", "counted bytes (kB)"]
     figure, grid = plt.subplots(2, 3, figsize=(10, 5), sharex=True, layout="constrained")
     for phase, row in zip(["prefill", "decode"], grid, strict=True):
@@ -282,12 +253,12 @@ def cost_figure():
     return figure
 
 
-show("cost_by_context", cost_figure(), "Time, FLOPs and bytes a token of one mixer of each kind, by context length.")
+notebook.show("cost_by_context", cost_figure(), "Time, FLOPs and bytes of one mixer of each kind, by context length.")
 
 # %% [markdown]
-# Each point is the median of the repeats, the band goes from the fastest to the slowest. Where the measured ratio
-# of the two kinds is not the counted one, the kernel is the reason: the recording says which delta rule ran
-# (`kernel_delta_rule`), and on a CPU it is a reference written for clarity.
+# Points are medians over repeats; bands go from the fastest to the slowest. Where measured and counted ratios of the
+# two kinds differ, the kernel is the reason. The recording says which delta rule ran (`kernel_delta_rule`); on a CPU
+# it is a reference implementation.
 
 
 # %%
@@ -309,13 +280,13 @@ ratios.reset_coords(drop=True).to_dataframe(dim_order=["phase", "context"])
 # ## Memory by context length
 #
 # The KV cache of the attention layers grows with every token; the states of the DeltaNet layers do not. Lines are
-# predicted from the config, points are the bytes that the cache's tensors really held.
+# predictions from the config, points the measured bytes of the cache's tensors.
 
 # %%
 memory = ql.stats.memory(ql.record.merge(*measured[0]))
-show(
+notebook.show(
     "memory_by_context",
-    ql.plots.memory_by_context(memory),
+    ql.plots.memory(memory),
     "Bytes of KV cache and states by context, predicted and measured.",
 )
 print(f"measured / predicted bytes: {float(memory['ratio'].min()):.3f} to {float(memory['ratio'].max()):.3f}")
@@ -323,18 +294,17 @@ print(f"measured / predicted bytes: {float(memory['ratio'].min()):.3f} to {float
 # %% [markdown]
 # ## Which kind carries recall
 #
-# In a recall text, key and value pairs are listed and the keys are asked for later, so that the right answer is
-# known and has to come from the context. Below, the mixers of some layers are made to add nothing to the stream,
-# with plain forward hooks:
+# A recall text lists key-value pairs and then queries the keys, so the answer is known and must come from the context.
+# Below, plain forward hooks set the mixer outputs of some layers to zero:
 #
 # * all attention layers,
-# * as many DeltaNet layers, drawn at random a few times: the **control**, since any layer that is taken out does
-#   some harm,
+# * the same number of DeltaNet layers, drawn at random a few times: the **control**, since removing any layer does
+#   harm,
 # * all DeltaNet layers.
 #
-# A kind carries recall if taking it out costs more recall than taking out as many layers of the other kind. For all
-# DeltaNet layers there is no such control, since there are fewer attention layers; so the loss on ordinary text
-# says how much else broke. A model that has lost everything has lost recall too, and that tells nothing.
+# A kind carries recall if removing it costs more recall than removing as many layers of the other kind. For all
+# DeltaNet layers there is no such control, because there are fewer attention layers. The loss on ordinary text shows
+# how much else broke: a model that has lost everything has lost recall too.
 
 # %%
 decoder = ql.checkpoint.decoder_of(ckpt.model)
@@ -370,13 +340,18 @@ removals = {
 few = -(-texts_per_domain // 2)
 ordinary = ql.tasks.texts("code", few) + ql.tasks.texts("prose", few)
 
+plain = [ql.tasks.text_task(ckpt, ordinary, max_tokens=max_tokens)]
+recall = [ql.tasks.recall_task(ckpt, ql.tasks.recall_texts(pairs, recall_texts, seed=1)) for pairs in PAIRS]
+chance = recall[0].chance
+
 accuracy, loss = {}, {}
 for name, sets in removals.items():
     recalls, losses = [], []
     for removed in sets:
         with without(removed):
-            recalls.append(ql.tasks.recall_accuracy(ckpt, PAIRS, count=recall_texts)["accuracy"])
-            losses.append(ql.tasks.score(ckpt, ordinary, max_tokens=max_tokens)["loss"])
+            by_pairs = [ql.tasks.measure(ckpt, [task], batch_size=32)["accuracy"] for task in recall]
+            recalls.append(xr.concat(by_pairs, pd.Index(PAIRS, name="pairs")))
+            losses.append(ql.tasks.measure(ckpt, plain)["loss"])
     accuracy[name], loss[name] = xr.concat(recalls, "set"), xr.concat(losses, "set")
 
 
@@ -390,7 +365,7 @@ def interval(values, level=0.95, draws=1000):
 
 @ql.plots.style()
 def recall_figure():
-    """Recall by number of pairs; marks stand a little apart, so that those of one height are all seen."""
+    """Recall by number of pairs; marks are shifted a little so that equal ones do not hide each other."""
     both = ql.plots.COLOURS
     looks = {
         "with all layers": dict(color="0.2", marker="s"),
@@ -406,23 +381,23 @@ def recall_figure():
         reach = np.abs(interval(values) - mean.values)
         axes.errorbar(np.array(PAIRS) * 1.05**place, mean, reach, **looks[name], label=name, linewidth=1)
     axes.axhline(ql.tasks.CHANCE, color="0.6", linewidth=1, linestyle="--", label="chance")
-    axes.set(xlabel="pairs in the text", ylabel="asked-for values right (share)", ylim=(-0.02, 1.05), xscale="log")
+    axes.set(xlabel="pairs in the text", ylabel="correct answers (share)", ylim=(-0.02, 1.05), xscale="log")
     axes.set_xticks(PAIRS, [str(pairs) for pairs in PAIRS])
     axes.minorticks_off()
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return figure
 
 
-show("recall", recall_figure(), "Recall by number of pairs, with the mixers of some layers taken out.")
+notebook.show("recall", recall_figure(), "Recall by number of pairs, with the mixers of some layers removed.")
 
 # %%
 rows = {}
 for name in removals:
     (low, high), (best, worst) = interval(accuracy[name].sel(pairs=[asked]))[:, 0], interval(loss[name])
     rows[name] = {
-        "layers taken out": len(removals[name][0]),
+        "layers removed": len(removals[name][0]),
         f"recall at {asked} pairs": f"{float(accuracy[name].sel(pairs=asked).mean()):.2f} [{low:.2f}, {high:.2f}]",
-        "loss on code and prose (nats a token)": f"{float(loss[name].mean()):.2f} [{best:.2f}, {worst:.2f}]",
+        "loss on code and prose (nat/token)": f"{float(loss[name].mean()):.2f} [{best:.2f}, {worst:.2f}]",
     }
 pd.DataFrame(rows).T
 
@@ -430,11 +405,11 @@ pd.DataFrame(rows).T
 kept = {name: float(values.sel(pairs=asked).mean()) for name, values in accuracy.items()}
 by_set = accuracy["without as many DeltaNet"].sel(pairs=asked).mean("text")
 Markdown(
-    f"At {asked} pairs this checkpoint gives **{kept['with all layers']:.2f}** of the values "
-    f"(chance {ql.tasks.CHANCE:.2f}). Without its {len(attention)} attention layers it keeps "
+    f"At {asked} pairs this checkpoint recalls **{kept['with all layers']:.2f}** of the values "
+    f"(chance {chance:.2f}). Without its {len(attention)} attention layers it recalls "
     f"**{kept['without attention']:.2f}**; without as many DeltaNet layers "
-    f"**{kept['without as many DeltaNet']:.2f}** on average, over {controls} sets drawn at random from "
-    f"{float(by_set.min()):.2f} to {float(by_set.max()):.2f}; without any DeltaNet layer "
+    f"**{kept['without as many DeltaNet']:.2f}** on average (from {float(by_set.min()):.2f} to "
+    f"{float(by_set.max()):.2f} over {controls} random sets); without any DeltaNet layer "
     f"**{kept['without all DeltaNet']:.2f}**."
 )
 
@@ -442,17 +417,16 @@ Markdown(
 # ## Where the half-lives come from: the initialisation
 #
 # In Gated DeltaNet *g* = −*A* softplus(*a* + *b*), with *a* from the token, and *A* and the bias *b* (`dt_bias`)
-# learnt by head. The classes of `transformers` start with *b* = 1 and *A* up to 16: a fresh layer forgets nearly
-# everything at every token, and has to learn to remember before it can learn what. The layer of
-# flash-linear-attention starts otherwise: it draws a time step *dt* log-uniformly from 0.001 to 0.1 and sets *b* to
-# its inverse softplus, *b* = *dt* + ln(1 − exp(−*dt*)). The shipped toys were started like that ([how they were
-# trained](../experiments/toy-checkpoints)). Below, two fresh models of a toy's shape and the checkpoint of this
-# notebook read the same texts.
+# learned per head. `transformers` initialises *b* = 1 and *A* up to 16: a fresh layer forgets nearly everything at
+# every token, and must learn to remember before it can learn what to store. flash-linear-attention draws a time step
+# *dt* log-uniformly from 0.001 to 0.1 and sets *b* to its inverse softplus, *b* = *dt* + ln(1 − exp(−*dt*)). The
+# shipped toys use that initialisation ([how they were trained](../experiments/toy-checkpoints)). Below, two untrained
+# models of a toy's shape and the checkpoint of this notebook read the same texts.
 
 
 # %%
 def fresh(start_with_memory):
-    """A model of the toy's shape that has learnt nothing, with either initialisation of the decay."""
+    """An untrained model of the toy's shape, with either initialisation of the decay."""
     torch.manual_seed(0)
     model = type(toy.model)(toy.model.config).eval()
     if start_with_memory:
@@ -470,8 +444,8 @@ with torch.no_grad():
     for name, model in started.items():
         with ql.watch(model, ql.probes.DeltaNet(prediction_heads=0)) as seen:
             for domain in ql.tasks.DOMAINS:
-                for batch in ql.tasks.batches(toy, ql.tasks.texts(domain, 2), max_tokens=max_tokens):
-                    model(**batch.inputs, use_cache=False)
+                for text in ql.tasks.texts(domain, 2):
+                    model(toy.tokenizer(text, return_tensors="pt").input_ids[:, :max_tokens], use_cache=False)
         lives[name] = ql.stats.half_life(seen.recording())
 lives[f"{ckpt.anatomy.name}, trained"] = half_life
 
@@ -496,34 +470,28 @@ def start_figure():
 
 
 medians = {name: float(life["half_life"].sel(quantile=0.5).median()) for name, life in lives.items()}
-show("initialisation", start_figure(), "Half-lives over tokens of two fresh models and of the trained checkpoint.")
+notebook.show("initialisation", start_figure(), "Half-lives of two untrained models and of the trained checkpoint.")
 pd.Series(medians, name="half-life of the median token in the median head (tokens)").to_frame()
 
 # %% [markdown]
 # ## Look for yourself
 #
-# Choose a layer, a head and the texts. The figure follows from the recording; the model does not run again.
-# (Choosing needs a running kernel. In a saved copy the figure stays as it was.)
+# Choose a layer, a head and the texts. The figure is drawn from the recording; the model does not run again. (This
+# needs a running kernel. A saved copy shows the last figure.)
 
 # %%
 explorer = ql.widgets.explore_layers(recording)
 explorer
 
 # %% [markdown]
-# ## The table, and what is kept
+# ## The table, and saved files
 #
-# The recording holds sums and counts with their units and where they came from: checkpoint hash, precision, device,
-# kernels, versions, texts. `ql.Recording.open(path)` reads it back on any machine, without torch.
+# The recording holds sums and counts with units, and their provenance: checkpoint hash, precision, device, kernels,
+# versions and texts. `ql.Recording.open(path)` reads it on any machine, without torch.
 
 # %%
-if out is not None:
-    folder = Path(out)
-    recording.save(folder / "recording.nc")
-    costs.to_netcdf(folder / "cost_by_context.nc", engine="h5netcdf")
-    for name, figure in figures.items():
-        for suffix in ("png", "svg"):
-            figure.savefig(folder / f"{name}.{suffix}", dpi=150)
-    print(f"saved in {folder}: recording.nc, cost_by_context.nc, {', '.join(figures)} (.png, .svg)")
+notebook.save(recording=recording, cost_by_context=costs)
+
 
 units = {name: f"{variable.attrs['long_name']} ({variable.attrs['units']})" for name, variable in layers.items()}
 table = layers.to_dataframe().rename(columns=units).assign(kind=layers["kind"].to_series().map(ql.plots.LABELS))

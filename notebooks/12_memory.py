@@ -9,62 +9,44 @@
 # %% [markdown]
 # # What a DeltaNet layer remembers
 #
-# An attention layer keeps the keys and values of all tokens. A DeltaNet head keeps one matrix, its state S, of a size
-# that does not grow, and each token with key k (of norm 1), value v, decay α and write strength β does
+# An attention layer keeps the keys and values of all tokens. A DeltaNet head keeps one matrix of fixed size, its
+# state S. Each token, with key k (of norm 1), value v, decay α and write strength β, updates it:
 #
 # > S ← αS, then S ← S + k (β (v − Sᵀk))ᵀ
 #
-# (Yang et al. 2024, [arXiv:2412.06464](https://arxiv.org/abs/2412.06464)). Asked with k, the state gives back Sᵀk. So
-# two things take a stored value away: decay, and later writes under keys that are alike.
+# (Yang et al. 2024, [arXiv:2412.06464](https://arxiv.org/abs/2412.06464)). Reading with k returns Sᵀk. So a stored
+# value is lost in two ways: by decay, and by later writes under similar keys.
 #
-# This notebook asks of every head what its state holds, for how long, and how full it is; what interferes; and what it
-# costs to keep states in fewer bits. Every word used for a number is in [the glossary](../docs/glossary.md). Numbers in
-# brackets are 95 % intervals over texts unless something else is said.
+# This notebook measures for every head what its state stores, for how long, and how full it is; how much later writes
+# interfere; and what fewer bits per state cost. [The glossary](../docs/glossary.md) defines every quantity. Brackets
+# are 95 % intervals over texts unless noted.
 
 # %% tags=["parameters"]
 checkpoint: str = "toy-moe"  # a shipped toy, a folder, or a name on the hub such as "Qwen/Qwen3.6-35B-A3B"
-texts_per_domain: int = 8  # intervals need two or more, those of the loss about eight
-max_tokens: int = 256  # read of each text
-every: int = 16  # the state is measured after one token of so many; 1 measures all
-lists: list[int] = [2, 8, 24, 52]  # pairs listed in the texts that ask for capacity: 52 at most
-recall_texts: int = 12  # of each such length
-decode_tokens: int = 64  # of each text, read one by one with states in low precision
+texts_per_domain: int = 8  # two or more for intervals, about eight for those of the loss
+max_tokens: int = 256  # tokens of each text
+every: int = 16  # measure the state after every n-th token
+lists: list[int] = [2, 8, 24, 52]  # pairs in the lists that measure capacity: 52 at most
+recall_texts: int = 12  # for each length of list
+decode_tokens: int = 64  # of each text, decoded one by one with states in low precision
 device: str | None = None  # None: the CPU
 dtype: str | None = None  # None: the checkpoint's own
-out: str | None = None  # folder for the recordings, the table and the figures; None keeps nothing
+out: str | None = None  # folder for the recordings, the table and the figures; None saves nothing
 
 # %%
 import tempfile
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
-import transformers
 import xarray as xr
-from IPython.display import Markdown, display
+from IPython.display import Markdown
 from scipy.stats import spearmanr
 
 import qwenlab as ql
 
-# %matplotlib inline
-transformers.logging.set_verbosity_error()  # which kernels ran is written in the recording
-pd.options.display.float_format = "{:.3g}".format
-figures = {}
-
-
-def show(name, figure, description):
-    """Show a figure, with a description for those who cannot see it, and keep it for `out`."""
-    figures[name] = figure
-    display(figure, metadata={"image/png": {"alt": description}})
-    plt.close(figure)
-
-
-def told(data, name):
-    """One number with its interval, as text."""
-    low, high = data[f"{name}_interval"].values
-    return f"{float(data[name]):.3g} [{low:.3g}, {high:.3g}]"
+interval = ql.notebook.interval
+notebook = ql.notebook.start(out, formats=("png", "svg", "pdf"))
 
 
 def middle(values):
@@ -80,16 +62,14 @@ def best(values):
 
 
 # %%
-ckpt = ql.open(checkpoint, device=device, dtype=dtype)
-if ckpt.facts.parameters < 1e8:
-    torch.set_num_threads(1)  # matrices this small gain nothing from more
+ckpt = notebook.open(checkpoint, device=device, dtype=dtype)
 ckpt
 
 # %% [markdown]
 # ## Reading
 #
-# The plain model reads texts of three domains inside `ql.watch`, each cut to the same number of tokens; those of recall
-# list 8 pairs and then ask for them again and again. States are reduced after a sample of tokens, and forgotten.
+# The plain model reads texts of three domains inside `ql.watch`, each cut to the same number of tokens. Recall texts
+# list 8 pairs and then query them repeatedly. Probes reduce the state after a sample of tokens and do not store it.
 
 # %%
 domains = {domain: ql.tasks.texts(domain, texts_per_domain) for domain in ("code", "prose")}
@@ -102,7 +82,7 @@ probes = ql.probes.DeltaState(every=every), ql.probes.Retention(every=every, pai
 with ql.watch(ckpt, *probes) as seen:
     for domain, domain_texts in domains.items():
         with seen.label(domain):
-            ql.tasks.read(ckpt, domain_texts, max_tokens=max_tokens)
+            ql.tasks.feed(ckpt, domain_texts, max_tokens=max_tokens)
 
 recording = seen.recording()
 recording
@@ -110,10 +90,10 @@ recording
 # %% [markdown]
 # ## The same state, however it is read
 #
-# In prefill a kernel takes a whole text at once and returns the last state only; those in between are worked out from
-# what it was given. Here one text is read in three ways, and whole states are kept at a few of its tokens: in one pass;
-# token by token, as when decoding; and half of it in one pass, the rest token by token. The table has ‖S − S′‖ / ‖S‖,
-# S being the state of the one pass: the largest over heads and tokens, by layer.
+# In prefill a kernel reads a whole text at once and returns only the last state; the probe recomputes those in
+# between from the kernel's inputs. Here one text is read in three ways, and a few states are stored: in one pass;
+# token by token, as in decoding; and half in one pass, the rest token by token. The table has ‖S − S′‖ / ‖S‖ by
+# layer, with S from the single pass: the largest over heads and tokens.
 
 # %%
 count = min(48, *lengths)
@@ -123,7 +103,7 @@ with tempfile.TemporaryDirectory() as folder:
     for way, decode in {"one pass": 0, "token by token": count - 1, "half and half": count - count // 2}.items():
         file = Path(folder) / f"{decode}.nc"
         with ql.watch(ckpt, ql.probes.DeltaState(steps=steps, to=file)):
-            ql.tasks.read(ckpt, domains["prose"][:1], max_tokens=count, decode=decode)
+            ql.tasks.feed(ckpt, domains["prose"][:1], max_tokens=count, decode=decode)
         with xr.open_dataset(file) as held:
             states[way] = held["state"].load()
 
@@ -141,24 +121,24 @@ pd.DataFrame(apart).style.format("{:.1e}")
 Markdown(
     f"After the tokens {', '.join(map(str, steps))} of a text of {count}, the states of the three ways are the same to "
     f"**{max(map(max, apart.values())):.0e}** of their norm. Over all texts read above, the last state of each pass is "
-    f"the kernel's own to **{recording['deltastate'].attrs['state_gap']:.0e}**; beyond 5 % the block would have ended "
-    f"in an error. The checkpoint computes in {str(ckpt.model.dtype).removeprefix('torch.')}: in less than float32 the "
-    "ways differ by the rounding of all that comes before a layer, too."
+    f"the kernel's own to **{recording['deltastate'].attrs['state_gap']:.0e}**; a difference above 5 % would raise an "
+    f"error. The checkpoint computes in {str(ckpt.model.dtype).removeprefix('torch.')}: below float32, rounding in "
+    "earlier layers adds to the difference between the three ways."
 )
 
 # %% [markdown]
 # ## How large a state gets, and when it stops growing
 #
-# Left, the Frobenius norm of the state along the text; right, how much of it each token changes, ‖Sₜ − Sₜ₋₁‖ / ‖Sₜ₋₁‖,
-# by decay and by writing. A line is a layer's median head, the grey band the middle half of all heads. A state whose
-# norm has stopped growing is **saturated**: what comes in, and what decay and removal take, balance. It still changes.
+# Left: the Frobenius norm of the state along the text. Right: how much each token changes it, ‖Sₜ − Sₜ₋₁‖ / ‖Sₜ₋₁‖, by
+# decay and by writing. Lines are the median head of each layer; the grey band is the middle half of all heads. A state
+# whose norm has stopped growing is **saturated**: writes balance decay and removal. It still changes.
 
 # %%
 growth = ql.stats.state_growth(recording)
-show(
+notebook.show(
     "growth",
     ql.plots.state_growth(growth),
-    "Norm of the state along the text, a line a layer; and the share of it that a token changes.",
+    "Norm of the state along the text by layer, and the share that each token changes.",
 )
 
 # %%
@@ -169,8 +149,8 @@ saturated = growth["saturated_from"]
 span = f"positions {last} to {min(2 * last, max(lengths)) - 1}"
 Markdown(
     f"Over {span}, the last octave that all texts have, the median head's norm is {middle(late['norm']):.2g}, and "
-    f"grew by a factor of {2 ** middle(late['growth']):.2f} since the octave before (√2 where unrelated writes add up "
-    f"and nothing is forgotten). **{int((saturated < last).sum())} of {saturated.size} heads** had reached nine tenths "
+    f"grew by a factor of {2 ** middle(late['growth']):.2f} since the octave before (√2 if unrelated writes add up "
+    f"and nothing decays). **{int((saturated < last).sum())} of {saturated.size} heads** had reached nine tenths "
     f"of their largest norm before that, the median one from token {middle(saturated):.0f} on. A token changes the "
     f"median head's state by **{middle(late['rewrite']):.2f}** of its norm, from {float(late['rewrite'].min()):.2f} in "
     f"the steadiest head to {float(late['rewrite'].max()):.2f} in the one that is rewritten most."
@@ -179,26 +159,24 @@ Markdown(
 # %% [markdown]
 # ## How full it is
 #
-# A state of d × d could hold d pairs under orthogonal keys. Over how many directions does it spread?
+# A state of d × d can store d pairs under orthogonal keys. How many directions does it use?
 #
-# * **effective rank**: the exponential of the entropy of its singular values as shares of their sum (Roy & Vetterli
-#   2007): r where r of them are equal and the others 0;
-# * **stable rank**: ‖S‖² over the squared largest singular value (Rudelson & Vershynin 2007): hardly moved by the
-#   small ones. Near 1, one direction has nearly all of the norm.
+# * **effective rank**: the exponential of the entropy of the singular values, normalised to sum to 1 (Roy & Vetterli
+#   2007). It is r if r singular values are equal and the others are 0.
+# * **stable rank**: ‖S‖² over the squared largest singular value (Rudelson & Vershynin 2007). Small singular values
+#   hardly change it. Near 1, one direction has nearly all of the norm.
 
 # %%
 rank = ql.stats.state_rank(recording)
-show("rank", ql.plots.state_rank(rank), "Effective and stable rank of the state along the text, a line a layer.")
+notebook.show("rank", ql.plots.state_rank(rank), "Effective and stable rank of the state along the text, by layer.")
 
 # %% [markdown]
-# Head by head in the last octave, with intervals over texts, the heads of a layer in the same order in every panel:
+# Every head in the last octave, with intervals over texts. Heads have the same order in every panel:
 
 # %%
 by_head = rank.assign(growth.data_vars).sel(position_bin=last)
-show(
-    "by_head",
-    ql.plots.state_by_head(by_head),
-    "Effective rank, stable rank, norm and rewriting of the state of every head late in the text.",
+notebook.show(
+    "by_head", ql.plots.state_by_head(by_head), "Ranks, norm and rewriting of every head's state late in the text."
 )
 
 # %%
@@ -208,7 +186,7 @@ Markdown(
     f"Of {full} directions the median head's state spreads over **{middle(by_head['effective_rank']):.1f}** (effective "
     f"rank) or {middle(by_head['stable_rank']):.1f} (stable rank): one direction has "
     f"{100 / middle(by_head['stable_rank']):.0f} % of its squared norm. The fullest, head {fullest[1]} of layer "
-    f"{fullest[0]}, has {told(by_head.sel(layer=fullest[0], head=fullest[1]), 'effective_rank')}; "
+    f"{fullest[0]}, has {interval(by_head.sel(layer=fullest[0], head=fullest[1]), 'effective_rank')}; "
     f"{int((by_head['effective_rank'] > full / 2).sum())} of {saturated.size} heads use more than half of what there "
     "is."
 )
@@ -220,30 +198,30 @@ Markdown(
 # it gave back just before the pair was stored, and right after:
 #
 # * **survival**: what is left of what storing the pair added, 1 at first, 0 where the state knows no more than before;
-# * **decay alone**: what would be left had no later token written. What survival lacks of it was **overwritten**; where
-#   it is above, the text wrote the same again.
+# * **decay alone**: what would be left had no later token written. The difference to survival was **overwritten**;
+#   where it is above, the text wrote the same value again.
 #
-# First over ordinary text, code and prose together, a panel a layer:
+# First on ordinary text (code and prose together), one panel per layer:
 
 # %%
 ordinary = recording["retention"].sel(label=["code", "prose"])
-show(
+notebook.show(
     "retention",
     ql.plots.retention(ql.stats.retention(ordinary)),
-    "What is left of a stored value by the tokens since, a panel a layer and a line a head, beside decay alone.",
+    "What is left of a stored value by tokens since, by layer and head, and after decay alone.",
 )
 
 # %% [markdown]
-# Then by domain, the median of all heads and the middle half of them. Right, the **retrieval error** ‖Sᵀk − v‖ / ‖v‖:
-# how wrong the value is that comes back. What other pairs left under similar keys is in it, so it is not 0 right after
-# storing, and it can exceed that of a state that gives nothing back (1, dashed).
+# Then by domain: the median over heads and the middle half. Right: the **retrieval error** ‖Sᵀk − v‖ / ‖v‖ of the value
+# read back. Other pairs under similar keys contribute to it, so it is not 0 right after storing, and it can exceed the
+# error of an empty state (1, dashed).
 
 # %%
 by_domain = ql.stats.retention(recording, by_label=True)
-show(
+notebook.show(
     "retention_by_domain",
     ql.plots.retention_by_label(by_domain),
-    "Survival and retrieval error of stored pairs by the tokens since, on code, prose and recall.",
+    "Survival and retrieval error of stored pairs by tokens since, by domain.",
 )
 
 # %%
@@ -269,21 +247,21 @@ Markdown(
 # %% [markdown]
 # ## Decay, or interference?
 #
-# For each head, over all pairs asked for (about as many of every octave of distance): what decay alone would leave
-# (rings) and what is left (dots), by the half-life of its decay. A full line is what later writes took.
+# For each head, over all pairs read back (about as many in every octave of distance): what decay alone would leave
+# (rings) and what is left (dots), by half-life. The line between them is what later writes removed.
 #
-# Do they take more where keys are alike? **Key collision** is the expected squared cosine of the keys of two different
-# tokens (Schlag et al. 2021, [arXiv:2102.11174](https://arxiv.org/abs/2102.11174), on why it bounds what a state can
-# hold); keys spread evenly over all channels would have the dotted value.
+# Do writes remove more where keys are similar? **Key collision** is the expected squared cosine of the keys of two
+# tokens; it bounds what a state can store (Schlag et al. 2021, [arXiv:2102.11174](https://arxiv.org/abs/2102.11174)).
+# Keys spread evenly over all channels have the dotted value.
 
 # %%
 level = 1 - 0.05 / saturated.size
 left = ql.stats.retention(recording, by=None)
 heads = left.assign(ql.stats.half_life(recording).data_vars).assign(ql.stats.key_collision(recording).data_vars)
-show(
+notebook.show(
     "interference",
     ql.plots.interference(heads),
-    "What decay alone would leave of stored values and what is left, by half-life; what writes took, by key collision.",
+    "What decay and later writes leave of stored values, by half-life and by key collision.",
 )
 
 # %%
@@ -301,24 +279,24 @@ def along(x, name):
 life = heads["half_life_mean_log"].values.ravel()
 most = best(heads["overwritten"])
 Markdown(
-    f"Later writes took from what decay would have left in **{taken} of {saturated.size} heads**, and added to it in "
-    f"{added} (beyond intervals widened for the number of heads: 1 − 0.05 / heads in place of 0.95). They took most in "
-    f"head {most[1]} of layer {most[0]}: {told(heads.sel(layer=most[0], head=most[1]), 'overwritten')} of a stored "
+    f"Later writes removed part of what decay would have left in **{taken} of {saturated.size} heads**, and added to "
+    f"it in {added} (by intervals widened for the number of heads: level 1 − 0.05 / heads). They removed most in "
+    f"head {most[1]} of layer {most[0]}: {interval(heads.sel(layer=most[0], head=most[1]), 'overwritten')} of a stored "
     "value. Over heads, the rank correlation of the half-life with what is overwritten is "
     f"**{along(life, 'overwritten')}**, with the retrieval error {along(life, 'error')}; that of the key collision "
     f"with what is overwritten is **{along(collision, 'overwritten')}**, with the retrieval error "
     f"{along(collision, 'error')}. The median key collision is {np.median(collision):.2g}; evenly spread keys would "
-    f"have {float(heads['isotropic_floor']):.2g}. Heads of one model are no independent sample, so these say what goes "
-    "together here, and no more."
+    f"have {float(heads['isotropic_floor']):.2g}. Heads of one model are not independent samples: these correlations "
+    "describe this model only."
 )
 
 # %% [markdown]
 # ## Capacity: lists of pairs
 #
-# On ordinary text nobody knows what a head should remember. So the model reads lists ` k:7 a:3 …` of 2 pairs and of
-# more, and at the end of the list, before anything is asked, the states are asked for the pair that each value's token
-# stored (its key has been through a short convolution, so it holds the letter before it). Right, the same lists with
-# questions: the share of values that the whole model gives, attention layers included.
+# On ordinary text there is no right answer for what a head should remember. So the model reads lists ` k:7 a:3 …` of
+# 2 and more pairs. At the end of the list, before any question, the probe reads back the pair that the token of each
+# value stored (its key has passed a short convolution, so it includes the letter before it). Right: the same lists
+# with questions, and the share of values that the whole model answers, attention layers included.
 
 # %%
 listed = {
@@ -334,28 +312,29 @@ ends = {ckpt.tokenizer(text).input_ids[-1] for texts in listed.values() for text
 with ql.watch(ckpt, ql.probes.Retention(every=1, pairs=1, stored=values, asked=ends)) as seen:
     for number, texts in listed.items():
         with seen.label(number):
-            ql.tasks.read(ckpt, texts, max_tokens=None)
+            ql.tasks.feed(ckpt, texts, max_tokens=None)
 at_the_end = seen.recording()
 
-right = ql.tasks.recall_accuracy(ckpt, lists, count=recall_texts, seed=1)["accuracy"]
-accuracy = ql.stats.over_texts(right)
+tasks = [ql.tasks.recall_task(ckpt, ql.tasks.recall_texts(number, recall_texts, seed=1)) for number in lists]
+right = [ql.tasks.measure(ckpt, [task], batch_size=32)["accuracy"] for task in tasks]
+accuracy = ql.stats.over_texts(xr.concat(right, pd.Index(lists, name="pairs")))
 capacity = ql.stats.retention(at_the_end, by=None, by_label=True)
-show(
+notebook.show(
     "capacity",
     ql.plots.capacity(capacity, accuracy),
-    "Retrieval error at a list's end by how many pairs it had, a line a head; the share of values the model gives.",
+    "Retrieval error at the end of a list and correct answers, by number of pairs.",
 )
 
 # %% [markdown]
-# Is it the number of pairs, or how long ago they were stored? The same by what was written since: the write strengths β
-# of the tokens after the pair, added up. Where lists of every length lie on one line, what matters is what came since.
+# Is it the number of pairs, or how long ago they were stored? The same by what was written since: the sum of the write
+# strengths β after the pair. If lists of every length lie on one line, only the later writes matter.
 
 # %%
 since = ql.stats.retention(at_the_end, by="writes", by_label=True)
-show(
+notebook.show(
     "capacity_by_writes",
     ql.plots.retention_by_label(since),
-    "Survival and retrieval error of listed pairs by what was written since, a colour for each length of list.",
+    "Survival and retrieval error of listed pairs by what was written since.",
 )
 
 # %%
@@ -364,43 +343,42 @@ error = capacity["error"]
 keeper = best(-error.sel(label=many, drop=True))
 one = capacity.sel(layer=keeper[0], head=keeper[1])
 Markdown(
-    f"At the end of a list the median head has **{middle(capacity['survival'].sel(label=few)):.2f}** of what storing a "
-    f"pair added after {few} pairs, and **{middle(capacity['survival'].sel(label=many)):.2f}** after {many}; its "
-    f"retrieval error is {middle(error.sel(label=few)):.2f} and {middle(error.sel(label=many)):.2f}. The head that "
-    f"errs least after {many}, head {keeper[1]} of layer {keeper[0]}, has {told(one.sel(label=many), 'error')} there "
-    f"(the best of {saturated.size} looked at), and {told(one.sel(label=few), 'error')} after {few}. The model gives "
+    f"At the end of a list the median head retains **{middle(capacity['survival'].sel(label=few)):.2f}** of what "
+    f"storing a pair added after {few} pairs, and **{middle(capacity['survival'].sel(label=many)):.2f}** after {many}; "
+    f"its retrieval error is {middle(error.sel(label=few)):.2f} and {middle(error.sel(label=many)):.2f}. The head that "
+    f"errs least after {many}, head {keeper[1]} of layer {keeper[0]}, has "
+    f"{interval(one.sel(label=many), 'error')} there (the best of {saturated.size} looked at), and "
+    f"{interval(one.sel(label=few), 'error')} after {few}. The model answers "
     f"**{float(accuracy['mean'].sel(pairs=int(few))):.2f}** of the values of {few} pairs and "
-    f"**{told(accuracy.sel(pairs=int(many)), 'mean')}** of {many} (chance {ql.tasks.CHANCE:.1f}). That a state holds a "
-    "pair does not say that the model reads it there: attention layers have the pairs too."
+    f"**{interval(accuracy.sel(pairs=int(many)), 'mean')}** of {many} (chance {float(accuracy['chance']):.1f}). "
+    "A state that stores a pair does not prove that the model reads it there: attention layers have the pairs too."
 )
 
 # %% [markdown]
 # ## States in fewer bits
 #
-# Every text of a batch needs states of its own, however short it is, so one would like to keep them in fewer bits. Here
-# the delta rule runs again beside the model, from what its kernels were given, and after every token the state is
-# rounded: to bfloat16, or to 8 bits with one scale a head. The error ‖S′ − S‖ / ‖S‖ goes on
-# into later states; whether it grows depends on what a head forgets. On the prose, a line is the median head, pale the
-# middle half, thin the head that strays furthest at each length.
+# Every sequence of a batch needs its own states, however short it is, so storing them in fewer bits saves memory.
+# Here the probe runs the delta rule again from the kernel's inputs and rounds the state after every token: to
+# bfloat16, or to 8 bits with one scale per head. The error ‖S′ − S‖ / ‖S‖ carries over to later states; whether it
+# grows depends on how much a head forgets. On prose: lines are the median head, bands the middle half, thin lines the
+# worst head at each length.
 
 # %%
 with ql.watch(ckpt, ql.probes.StatePrecision(every=max(1, every // 4))) as seen:
-    ql.tasks.read(ckpt, domains["prose"], batch_size=texts_per_domain, max_tokens=max_tokens)
+    ql.tasks.feed(ckpt, domains["prose"], batch_size=texts_per_domain, max_tokens=max_tokens)
 in_fewer_bits = seen.recording()
 
 precision = ql.stats.state_precision(in_fewer_bits)
-show(
-    "precision",
-    ql.plots.state_precision(precision),
-    "Error of the state along the text when it is kept in bfloat16, in 8-bit floating point or in int8.",
+notebook.show(
+    "precision", ql.plots.state_precision(precision), "Error of the state along the text in bfloat16, float8 and int8."
 )
 
 # %%
 late = precision.sel(position_bin=last)
-show(
+notebook.show(
     "precision_by_head",
     ql.plots.state_precision_by_head(late),
-    "Error of the state of every head late in the text, a panel a format.",
+    "Error of every head's state late in the text, by format.",
 )
 
 # %%
@@ -410,7 +388,7 @@ strays = pd.DataFrame(
     {
         format: {
             f"error from token {last} on, median head": f"{middle(here['error']):.2g}",
-            "worst head (layer.head)": f"{layer}.{head}: {told(here.sel(layer=layer, head=head), 'error')}",
+            "worst head (layer.head)": f"{layer}.{head}: {interval(here.sel(layer=layer, head=head), 'error')}",
             "growth by an octave, median head (1)": f"{middle(here['growth']):.2f}",
             "heads whose error still grows": int(sure.sel(format=format).sum()),
         }
@@ -421,25 +399,26 @@ strays = pd.DataFrame(
 strays
 
 # %% [markdown]
-# An error is **still growing** there where the interval of its growth (log₂ of the mean error over that of the octave
-# before), widened for the number of heads, lies above 0: ½ would be unrelated errors that add up and are never
-# forgotten. An error stops growing where the head forgets it as fast as rounding makes it.
+# An error is **still growing** if the interval of its growth (log₂ of the mean error over that of the octave before),
+# widened for the number of heads, lies above 0. A growth of ½ means that independent errors add up and none decays. An
+# error stops growing once the head forgets it as fast as rounding adds to it.
 #
-# ### What it does to the loss
+# ### Effect on the loss
 #
-# Now the model itself decodes with rounded states: it reads the texts token by token, and after every token its states
-# are rounded where it keeps them (`ql.interventions.StateDtype`; the layers compute as before). Each text's loss is
-# held against its loss in the plain model, read the same way, so that the difficulty of a text cancels. Each row is a
-# domain; bars are bootstrap intervals over texts, widened for the number of differences that are looked at.
+# Now the model itself decodes with rounded states: it reads the texts token by token, and its cached states are rounded
+# after every token (`ql.interventions.StateDtype`; the layers compute as before). Losses are paired by text with those
+# of the plain model, read the same way, so the difficulty of a text cancels. One row per domain; bars are bootstrap
+# intervals over texts, widened for the number of comparisons.
 
 # %%
 read_one_by_one = [text for domain_texts in domains.values() for text in domain_texts]
-LOSS = dict(block=1, batch_size=len(read_one_by_one), max_tokens=decode_tokens)
+task = ql.tasks.text_task(ckpt, read_one_by_one, max_tokens=decode_tokens)
+LOSS = dict(block=1, batch_size=len(read_one_by_one))
 
 
 def losses(**how):
     """Loss [domain, text] of the same texts."""
-    found = ql.tasks.score(ckpt, read_one_by_one, **how)["loss"]
+    found = ql.tasks.measure(ckpt, [task], **how)["loss"]
     by_domain = found.values.reshape(len(domains), texts_per_domain)
     return xr.DataArray(by_domain, {"domain": list(domains)}, ("domain", "text"), attrs=found.attrs)
 
@@ -453,10 +432,10 @@ low = xr.concat(list(rounded.values()), pd.Index(list(rounded), name="format")).
 
 wide = 1 - 0.05 / (low.sizes["domain"] * low.sizes["format"])
 change = ql.stats.over_texts(low, less=plain, level=wide)
-show(
+notebook.show(
     "loss",
     ql.plots.over_texts(change),
-    "Change of the loss on code, prose and recall when states are kept in each format, with intervals over texts.",
+    "Change of the loss with states in each format, by domain, with intervals over texts.",
 )
 
 # %%
@@ -464,9 +443,9 @@ beside = ql.stats.over_texts(plain)
 pd.DataFrame(
     {
         domain: {
-            "plain model (nat)": told(beside.sel(domain=domain), "mean"),
+            "plain model (nat)": interval(beside.sel(domain=domain), "mean"),
             **{
-                f"{format}, change (nat)": told(change.sel(domain=domain, format=format), "mean")
+                f"{format}, change (nat)": interval(change.sel(domain=domain, format=format), "mean")
                 for format in low["format"].values
             },
         }
@@ -485,25 +464,25 @@ for format in low["format"].values:
     hurt, helped = int(worse.sel(format=format).sum()), int(better.sel(format=format).sum())
     most = here.sel(domain=domain)
     lines.append(
-        f"* **{format}** changes the loss most on {domain}, by {told(most, 'mean')} nat, "
-        f"{100 * abs(float(most['mean'] / beside['mean'].sel(domain=domain))):.2g} % of it; it is surely larger on "
-        f"{hurt} of {len(domains)} domains, surely smaller on {helped}"
+        f"* **{format}** changes the loss most on {domain}, by {interval(most, 'mean')} nat, "
+        f"{100 * abs(float(most['mean'] / beside['mean'].sel(domain=domain))):.2g} % of it; it is significantly larger "
+        f"on {hurt} of {len(domains)} domains, significantly smaller on {helped}"
     )
 Markdown(
     "\n".join(lines)
-    + f"\n\nRead in one pass rather than token by token, no text's loss changes by more than {floor:.0e} nat: that is "
-    "arithmetic's own. "
+    + f"\n\nRead in one pass rather than token by token, no text's loss changes by more than {floor:.0e} nat: which is "
+    "the rounding of the arithmetic itself. "
     + ("" if texts_per_domain > 7 else f"**Of {texts_per_domain} texts a domain no interval can be trusted.** ")
-    + f"This is said of the first {decode_tokens} tokens of texts: errors that still grow there would do more on "
-    "longer ones, and nothing here says how much."
+    + f"This holds for the first {decode_tokens} tokens of a text. Errors that still grow there would do more harm "
+    "on longer texts; this notebook does not measure how much."
 )
 
 # %% [markdown]
-# ## What is kept
+# ## Saved files
 #
-# Three recordings: over all texts, at the ends of lists, and of states in fewer bits; and every head's numbers as a
-# table. `ql.Recording.open(path)` reads a recording on any machine, without torch. Figures are kept as PNG, and as SVG
-# and PDF for print.
+# Three recordings (all texts, the ends of lists, states in fewer bits) and a table of every head.
+# `ql.Recording.open(path)` reads a recording on any machine, without torch. Figures are saved as PNG, and as SVG and
+# PDF for print.
 
 # %%
 NUMBERS = {
@@ -522,7 +501,7 @@ every_head = by_head.assign(heads.data_vars)
 table = pd.DataFrame(
     [
         {"layer": int(layer), "head": int(head)}
-        | {title: told(every_head.sel(layer=layer, head=head), name) for name, title in NUMBERS.items()}
+        | {title: interval(every_head.sel(layer=layer, head=head), name) for name, title in NUMBERS.items()}
         | {"saturated from (tokens)": int(saturated.sel(layer=layer, head=head))}
         for layer in every_head["layer"].values
         for head in every_head["head"].values
@@ -531,16 +510,4 @@ table = pd.DataFrame(
 table
 
 # %%
-if out is not None:
-    folder = Path(out)
-    recording.save(folder / "recording.nc")
-    at_the_end.save(folder / "lists.nc")
-    in_fewer_bits.save(folder / "precision.nc")
-    table.to_csv(folder / "heads.csv")
-    for name, figure in figures.items():
-        figure.set_layout_engine("none")  # it stays as it was shown: to lay it out again takes longer than all else
-        for suffix in ("png", "svg", "pdf"):
-            figure.savefig(folder / f"{name}.{suffix}", dpi=150)
-    print(
-        f"saved in {folder}: recording.nc, lists.nc, precision.nc, heads.csv, {', '.join(figures)} (.png, .svg, .pdf)"
-    )
+notebook.save(recording=recording, lists=at_the_end, precision=in_fewer_bits, heads=table)

@@ -7,67 +7,46 @@
 # ---
 
 # %% [markdown]
-# # What an output is made of: maps of both kinds
+# # Attention maps of DeltaNet and of attention
 #
-# The output of an attention head is a sum of earlier tokens' values, each with a weight that can be drawn as a map.
-# A DeltaNet head has no such weights: it reads a state. But what it reads is a sum of earlier values too, since each
-# token does S ← αS, then S ← S + k (β (v − Sᵀk))ᵀ, and reads *o* = Sᵀq. Unrolled, o is the sum over tokens s ≤ t of
-# w(t, s) vₛ with
+# The output of an attention head is a weighted sum of earlier tokens' values, and the weights can be drawn as a map. A
+# DeltaNet head reads a state instead. But its output is a weighted sum of earlier values too: each token does S ← αS,
+# then S ← S + k (β (v − Sᵀk))ᵀ, and reads *o* = Sᵀq. Unrolled, o is the sum over tokens s ≤ t of w(t, s) vₛ with
 #
 # > w(t, s) = βₛ kₛᵀ Mₛ₊₁ ⋯ Mₜ qₜ,  Mᵢ = αᵢ (I − βᵢ kᵢkᵢᵀ)
 #
-# or, in matrices over a text, W = (QKᵀ ∘ D) (I + tril₋₁(diag(β) KKᵀ ∘ D))⁻¹ diag(β) with D(t, s) = αₛ₊₁ ⋯ αₜ
-# (Yang et al. 2024, [arXiv:2412.06464](https://arxiv.org/abs/2412.06464)). These are the head's **implicit attention**:
-# exact, signed, and not made to add up to 1. αᵢ is the decay; the bracket removes what an earlier token had stored
-# under a key that is written again.
+# or, as matrices over a text, W = (QKᵀ ∘ D) (I + tril₋₁(diag(β) KKᵀ ∘ D))⁻¹ diag(β) with D(t, s) = αₛ₊₁ ⋯ αₜ
+# (Yang et al. 2024, [arXiv:2412.06464](https://arxiv.org/abs/2412.06464)). These weights are the
+# head's **implicit attention**: exact, signed, and not normalised to sum to 1. αᵢ is the decay; the factor in brackets
+# removes what was stored under a key that is written again.
 #
-# This notebook tells the heads of both kinds in one vocabulary, on code, prose and recall. Every word used for a
-# number is in [the glossary](../docs/glossary.md). Numbers in brackets are 95 % intervals over texts unless something
-# else is said. Two things to keep in mind while reading a map of DeltaNet: it ends before the head's output norm and
-# gate, and keys and values have been through a short convolution, so that the value of a token holds something of the
-# few before it.
+# This notebook describes heads of both kinds with the same statistics, on code, prose and recall. [The
+# glossary](../docs/glossary.md) defines every quantity. Brackets are 95 % intervals over texts unless noted. Two
+# notes on reading a DeltaNet map: it shows the output before the head's norm and gate; and keys and values have
+# passed a short convolution, so the value of a token also contains the few tokens before it.
 
 # %% tags=["parameters"]
 checkpoint: str = "toy-moe"  # a shipped toy, a folder, or a name on the hub such as "Qwen/Qwen3.6-35B-A3B"
-texts_per_domain: int = 8  # intervals need two or more
-max_tokens: int = 256  # read of each text
-every: int = 2  # the row of one token of so many is measured; 1 measures all
-pairs: int = 8  # listed in each text of the task of recall, and each asked for once
-recall_texts: int = 32  # of that task: half of them to choose heads, half to measure them; four or more
-map_tokens: int = 56  # of the code and of the prose whose maps are kept
+texts_per_domain: int = 8  # two or more for intervals
+max_tokens: int = 256  # tokens of each text
+every: int = 2  # measure the row of every n-th token
+pairs: int = 8  # pairs in each recall text; each is queried once
+recall_texts: int = 32  # half to choose heads, half to measure them; four or more
+map_tokens: int = 56  # of the code and prose texts whose maps are stored
 device: str | None = None  # None: the CPU
 dtype: str | None = None  # None: the checkpoint's own
-out: str | None = None  # folder for the recordings, the table and the figures; None keeps nothing
+out: str | None = None  # folder for the recordings, the table and the figures; None saves nothing
 
 # %%
-from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
-import transformers
-from IPython.display import Markdown, display
+from IPython.display import Markdown
 
 import qwenlab as ql
 
-# %matplotlib inline
-transformers.logging.set_verbosity_error()  # which kernels ran is written in the recording
-pd.options.display.float_format = "{:.3g}".format
-figures = {}
-
-
-def show(name, figure, description):
-    """Show a figure, with a description for those who cannot see it, and keep it for `out`."""
-    figures[name] = figure
-    display(figure, metadata={"image/png": {"alt": description}})
-    plt.close(figure)
-
-
-def told(data, name):
-    """One number with its interval, as text."""
-    low, high = data[f"{name}_interval"].values
-    return f"{float(data[name]):.3g} [{low:.3g}, {high:.3g}]"
+interval = ql.notebook.interval
+notebook = ql.notebook.start(out, formats=("png", "svg", "pdf"))
 
 
 def best(values, kind):
@@ -86,19 +65,16 @@ def each_head(data):
 
 
 # %%
-ckpt = ql.open(checkpoint, device=device, dtype=dtype)
-if ckpt.facts.parameters < 1e8:
-    torch.set_num_threads(1)  # matrices this small gain nothing from more
+ckpt = notebook.open(checkpoint, device=device, dtype=dtype)
 DELTANET, ATTENTION = "linear_attention", "full_attention"
 ckpt
 
 # %% [markdown]
 # ## Reading
 #
-# The plain model reads texts of three domains inside `ql.watch`. All that is said below of distances changes with the
-# length of what is read, so all texts are cut to the same number of tokens; those of recall ask for their pairs again
-# and again until they are as long. The probes work out the rows of a sample of tokens, reduce each at once, and forget
-# it.
+# The plain model reads texts of three domains inside `ql.watch`. Distances depend on the length of a text, so all texts
+# are cut to the same number of tokens; recall texts repeat their questions to reach it. The probes compute the weights
+# of a sample of tokens, reduce them at once, and do not store them.
 
 # %%
 domains = {domain: ql.tasks.texts(domain, texts_per_domain) for domain in ("code", "prose")}
@@ -112,7 +88,7 @@ probes = ql.probes.ImplicitAttention(every=every, without_removal=True), ql.prob
 with ql.watch(ckpt, *probes) as seen:
     for domain, texts in domains.items():
         with seen.label(domain):
-            ql.tasks.read(ckpt, texts, batch_size=4, max_tokens=max_tokens)
+            ql.tasks.feed(ckpt, texts, batch_size=4, max_tokens=max_tokens)
 
 recording = seen.recording()
 recording
@@ -124,27 +100,27 @@ Markdown(
     + (
         f"all of {longest} tokens."
         if shortest == longest
-        else f"**of {shortest} to {longest} tokens**: differences between domains may be differences of length."
+        else f"**of {shortest} to {longest} tokens**: differences between domains may come from their lengths."
     )
 )
 
 # %% [markdown]
 # ## Are these the weights?
 #
-# Each measured row is multiplied by the values and held to the output that the kernel returned. The reconstruction
-# error is the norm of the difference over the norm of that output, by head, over all rows measured. Beyond rounding,
-# the probe would have refused to go on.
+# Each row of weights is multiplied by the values and compared with the kernel's output. The reconstruction error is the
+# norm of the difference over the norm of that output, by head, over all rows. An error beyond rounding would have
+# stopped the probe.
 #
-# Beside it stands the same for weights without the removal of keys, Mᵢ = αᵢ: how a state is read if it is taken for a
-# sum of decayed writes. In layers without a delta rule those would be exact (Ali et al. 2024,
-# [arXiv:2403.01590](https://arxiv.org/abs/2403.01590)). Here an error of 1 (dashed) is as far off as no output at all.
+# The figure also shows weights without key removal, Mᵢ = αᵢ, which treat the state as a sum of decayed writes. For
+# layers without a delta rule these are exact (Ali et al. 2024, [arXiv:2403.01590](https://arxiv.org/abs/2403.01590)).
+# Here, an error of 1 (dashed) is as bad as predicting zero.
 
 # %%
 reach = ql.stats.reach(recording)
-show(
+notebook.show(
     "reconstruction",
     ql.plots.reconstruction(reach),
-    "Distance of the output made of the weights from the kernel's, by head, with and without key removal.",
+    "Reconstruction error of the kernel's output by head, with and without key removal.",
 )
 
 # %%
@@ -160,50 +136,52 @@ pd.DataFrame(
 # %%
 without = errors["without_removal_error"].stack(one=("layer", "head")).dropna("one")
 Markdown(
-    f"The weights make the kernel's output to **{float(errors['reconstruction_error'].max()):.1e}** of its norm in the "
-    f"worst head. Without key removal the median head is off by **{float(without.median()):.2g}** of the norm, and "
-    f"{int((without > 1).sum())} of {without.size} heads by more than the norm itself."
+    f"The weights reproduce the kernel's output to **{float(errors['reconstruction_error'].max()):.1e}** of its norm "
+    f"in the worst head. Without key removal the median head is off by **{float(without.median()):.2g}** of the norm, "
+    f"and {int((without > 1).sum())} of {without.size} heads by more than the norm itself."
 )
 
 # %% [markdown]
-# ## One vocabulary
+# ## The same statistics for both kinds
 #
-# A row's **mass** is |w(t, s)| over its sum: of an attention head its probability, of a DeltaNet head the share of
-# its absolute weight. All that follows is said of mass, in the same words for both kinds.
+# The **mass** of a row is |w(t, s)| over its sum: the probability of an attention head, the share of absolute weight
+# of a DeltaNet head. All statistics below are of mass and apply to both kinds.
 #
-# The **influence horizon** is the distance within which half, or nine tenths, of the mass lies. Below is the mass
-# within every distance, a thin line a head; the horizons are where a line crosses the dashed ones.
+# The **influence horizon** is the distance within which half, or nine tenths, of the mass lies. The figure has the mass
+# within each distance, one thin line per head. A horizon is where it crosses a dashed line.
 
 # %%
-show(
+notebook.show(
     "mass_by_distance",
     ql.plots.mass_by_distance(reach),
-    "Share of the mass within each distance, for every head of both kinds.",
+    "Share of the mass within each distance, by head, for both kinds.",
 )
 
 # %% [markdown]
-# Head by head, the heads of a layer side by side in the same order in every panel:
+# By head, in the same order in every panel:
 #
 # * horizons, from half to nine tenths of the mass [tokens];
-# * entropy of the mass [nats]: its exponential is the number of tokens that a row is effectively made of;
-# * mass on the first token, the usual sink of softmax heads, and the first token's share of the output, in which the
-#   size of its value counts too;
-# * mass on the token before;
-# * induction score: mass on what came right after earlier occurrences of the same token (Olsson et al. 2022,
-#   [arXiv:2209.11895](https://arxiv.org/abs/2209.11895)). What even weights would give is grey, and a head is only
-#   remarkable if it is above that;
-# * share of negative weight, DeltaNet's alone. The sign of a whole head means nothing (its queries and what comes
-#   after it could both be negated), so a share near 0 or near 1 is one-sided, and ½ is the most mixed.
+# * entropy of the mass [nats]: its exponential is the effective number of tokens in a row;
+# * mass on the first token, the usual sink of softmax heads, and the first token's share of the output, which also
+#   depends on the norm of its value;
+# * mass on the previous token;
+# * induction score: mass on the tokens right after earlier occurrences of the same token (Olsson et al. 2022,
+#   [arXiv:2209.11895](https://arxiv.org/abs/2209.11895)). Grey is the score of even weights: only heads above it do
+#   induction;
+# * share of negative weight, for DeltaNet only. The overall sign of a head has no meaning, so a share near 0 or 1 is
+#   one-sided, and ½ is the most mixed.
 
 # %%
-show("reach", ql.plots.reach(reach), "Horizons, entropy, sink, previous token, induction and negative weight, by head.")
+notebook.show(
+    "reach", ql.plots.reach(reach), "Horizons, entropy, sink, previous token, induction and negative weight, by head."
+)
 
 # %%
 COLUMNS = {
     "distance": "mean distance (tokens)",
     "entropy": "entropy (nats)",
     "first_mass": "first token (share)",
-    "previous_mass": "token before (share)",
+    "previous_mass": "previous token (share)",
     "induction": "induction (share)",
     "induction_lift": "induction over even weights (1)",
     "negative": "negative (share)",
@@ -216,8 +194,8 @@ def table(data):
     for layer, head, one in each_head(data):
         row = {"layer": layer, "head": head, "kind": ql.plots.LABELS[str(one["kind"].values)]}
         for share in data["share"].values:
-            row[f"{100 * share:.0f} % horizon (tokens)"] = told(one.sel(share=share), "horizon")
-        row |= {title: told(one, name) if not np.isnan(one[name]) else "–" for name, title in COLUMNS.items()}
+            row[f"{100 * share:.0f} % horizon (tokens)"] = interval(one.sel(share=share), "horizon")
+        row |= {title: interval(one, name) if not np.isnan(one[name]) else "–" for name, title in COLUMNS.items()}
         rows.append(row)
     return pd.DataFrame(rows).set_index(["layer", "head"])
 
@@ -245,28 +223,28 @@ ranges = of_kind(farthest, DELTANET)
 Markdown(
     f"In the median DeltaNet head nine tenths of the mass lie within **{within[0]} tokens**, in the median attention "
     f"head within **{within[1]}**; DeltaNet heads range from {float(ranges.min()):.0f} to {float(ranges.max()):.0f}. "
-    f"The token before gets {before[0]} of the mass in the median DeltaNet head, and {before[1]} in the median "
-    f"attention head. A row is effectively made of {made_of[0]} tokens in the one, and of {made_of[1]} in the other."
+    f"The previous token gets {before[0]} of the mass in the median DeltaNet head, and {before[1]} in the median "
+    f"attention head. The effective number of tokens in a row is {made_of[0]} and {made_of[1]}."
 )
 
 # %% [markdown]
 # ## Code, prose, recall
 #
-# The same heads on other texts. A mark is a head; on the grey line it does the same on both.
+# The same heads on other texts. Each mark is a head; on the grey line both texts give the same value.
 
 # %%
 by_domain = ql.stats.reach(recording, by_label=True)
-show(
+notebook.show(
     "domains",
     ql.plots.reach_by_label(by_domain, against="prose"),
-    "Statistics of every head on code and on recall against the same on prose.",
+    "Statistics of every head on code and on recall against those on prose.",
 )
 
 # %% [markdown]
-# How many heads differ from what they do on prose? Below are those whose intervals on the two domains do not meet,
-# with intervals widened for the number of heads that are looked at (Bonferroni: 1 − 0.05 / heads in place of 0.95),
-# and, as layer.head, the head of each kind that moved most. Reach is told by the mean distance here: a horizon is a
-# whole number of tokens, and whether two such differ beyond chance its interval cannot tell.
+# How many heads differ between domains? The table counts heads whose intervals on the two domains do not overlap,
+# widened for the number of heads (Bonferroni: level 1 − 0.05 / heads), and names the head of each kind that differs
+# most (layer.head). It uses the mean distance, because a horizon is a whole number of tokens and its interval is too
+# coarse.
 
 # %%
 number = {kind: sum(str(one["kind"].values) == kind for *_, one in each_head(reach)) for kind in (DELTANET, ATTENTION)}
@@ -315,45 +293,45 @@ for domain in ("code", "recall"):
         most, distance = max(counts, key=counts.get), moved("distance", domain, kind)
         heads_of_kind = f"* prose → {domain}, {ql.plots.LABELS[kind]}: "
         lines.append(
-            f"{heads_of_kind}**{counts[most]} of {number[kind]} heads** differ in {COLUMNS[most]}, where most do; "
-            f"{int((distance < 0).sum())} look less far back on {domain}, {int((distance > 0).sum())} farther"
+            f"{heads_of_kind}**{counts[most]} of {number[kind]} heads** differ in {COLUMNS[most]}, more than in any "
+            f"other; {int((distance < 0).sum())} look less far back on {domain}, {int((distance > 0).sum())} further"
             if counts[most]
-            else f"{heads_of_kind}no head differs in any of these beyond its intervals"
+            else f"{heads_of_kind}no head differs in any of these"
         )
 Markdown("\n".join(lines))
 
 # %% [markdown]
 # ## From a question to its answer
 #
-# In a recall text, pairs ` k:7` are listed and asked for later, ` k?7`. At the question mark the value is due. A head
-# that looks it up must there put weight on the token of the value that was listed with this key.
+# A recall text lists pairs ` k:7` and queries them later, ` k?7`. The model has to predict the value at the question
+# mark. A head that looks it up must put weight there on the token of the value listed with this key.
 #
-# * **retrieval**: mass on the value asked for, at the question mark;
-# * its **control**: mass on the value of another pair of the same list, mean over those. A head that looks at values,
-#   or far back, or at digits, gives as much to those;
-# * **picked**: how often the value asked for has more weight than any other pair's; 1 / pairs by chance.
+# * **retrieval**: mass on the queried value, at the question mark;
+# * its **control**: mean mass on the values of the other pairs in the list. A head that attends to values, to digits,
+#   or far back gives as much to those;
+# * **picked**: how often the queried value has more weight than that of any other pair; 1 / pairs by chance.
 #
-# Each pair is asked for once, so that nothing can be copied from an earlier answer.
+# Each pair is queried once, so that no answer can be copied from an earlier one.
 
 # %%
 asked = ql.tasks.recall_texts(pairs, recall_texts, seed=1)
 questions = ql.tasks.recall_questions(ckpt, asked)
 rows = sorted(set(questions["query"].values.tolist()))
 with ql.watch(ckpt, ql.probes.ImplicitAttention(queries=rows), ql.probes.SoftmaxAttention(queries=rows)) as seen:
-    ql.tasks.read(ckpt, asked, max_tokens=None)
+    ql.tasks.feed(ckpt, asked, max_tokens=None)
 at_questions = seen.recording()
 
 retrieval = ql.stats.retrieval(at_questions, questions)
-show(
+notebook.show(
     "retrieval",
     ql.plots.retrieval(retrieval),
-    "Mass on the value asked for beside that on another pair's, and how often it has most weight, by head.",
+    "Mass on the queried value and on the control, and how often it is picked, by head.",
 )
 
 # %% [markdown]
-# The best of many heads looks better than it is. So heads are chosen on one half of the texts and measured on the
-# other. Chosen are those whose mass on the value asked for exceeds that on another pair's beyond intervals widened as
-# above; the table has the ten with most of it.
+# The best of many heads looks better than it is. So one half of the texts selects heads, and the other half measures
+# them. Selected heads have significantly more mass on the queried value than on the control, with intervals widened as
+# above. The table has the first ten.
 
 # %%
 half = questions["text"] % 2 == 0
@@ -367,45 +345,46 @@ pd.DataFrame(
             "layer": layer,
             "head": head,
             "kind": ql.plots.LABELS[str(measured["kind"].sel(layer=layer).values)],
-            "retrieval (share of mass)": told(measured.sel(layer=layer, head=head), "retrieval"),
-            "control (share of mass)": told(measured.sel(layer=layer, head=head), "control"),
-            "picked (share of questions)": told(measured.sel(layer=layer, head=head), "picked"),
+            "retrieval (share of mass)": interval(measured.sel(layer=layer, head=head), "retrieval"),
+            "control (share of mass)": interval(measured.sel(layer=layer, head=head), "control"),
+            "picked (share of questions)": interval(measured.sel(layer=layer, head=head), "picked"),
         }
         for layer, head in order[:10]
     ]
 )
 
 # %%
-right = ql.tasks.recall_accuracy(ckpt, pairs=(pairs,), count=recall_texts, seed=1)["accuracy"]
+right = ql.tasks.measure(ckpt, [ql.tasks.recall_task(ckpt, asked)])["accuracy"]
 chosen = {kind: best(choosing["advantage"], kind) for kind in (DELTANET, ATTENTION)}
 lines = [
-    f"On these texts the model itself gives **{float(right.mean()):.2f}** of the values (chance {ql.tasks.CHANCE:.2f})."
+    f"On these texts the model itself answers **{float(right.mean()):.2f}** of the questions "
+    f"(chance {float(right['chance'][0]):.2f})."
 ]
 for kind, (layer, head) in chosen.items():
     one, found = measured.sel(layer=layer, head=head), int(of_kind(beyond, kind).notnull().sum())
-    name, picked = ql.plots.LABELS[kind], told(one, "picked")
+    name, picked = ql.plots.LABELS[kind], interval(one, "picked")
     picked = (
         f"all {measured.attrs['questions']}"
         if float(one["picked"]) == 1
         else f"{picked} of the {measured.attrs['questions']}"
     )
     lines.append(
-        f"**{found} of {number[kind]} {name} heads** point to the value asked for. The one chosen, head {head} of "
-        f"layer {layer}, puts {told(one, 'retrieval')} of its mass there and {told(one, 'control')} on another pair's "
-        f"value; in **{picked}** questions it has most weight of all {pairs} values "
+        f"**{found} of {number[kind]} {name} heads** attend to the queried value. The one chosen, head {head} of "
+        f"layer {layer}, puts {interval(one, 'retrieval')} of its mass there and {interval(one, 'control')} on "
+        f"another pair's value; in **{picked}** questions it has most weight of all {pairs} values "
         f"(chance {float(one['chance']):.3g})."
     )
 Markdown("\n\n".join(lines))
 
 # %% [markdown]
-# Weight is not use. A head may point to the answer, and later layers may still make nothing of it; only taking the
-# head out would tell.
+# Weight is not use: later layers may ignore the output of a head that attends to the answer. Only an ablation would
+# tell.
 #
 # ## Maps
 #
-# The maps of three short texts are kept whole: rows are queries, columns the tokens whose values they read. First the
-# two heads chosen above, on a recall text that they were not chosen on. The frames are the weights from each question
-# mark to the value that it asks for.
+# The maps of three short texts are stored in full: rows are queries, columns the tokens whose values they read. First
+# the two heads selected above, on a recall text that was not used to select them. Frames mark the weight from each
+# question mark to the queried value.
 
 # %%
 short = {
@@ -419,7 +398,7 @@ with ql.watch(
     ckpt, ql.probes.ImplicitAttention(every=1, queries="all"), ql.probes.SoftmaxAttention(every=1, queries="all")
 ) as seen:
     for text in short.values():
-        ql.tasks.read(ckpt, [text], max_tokens=None)
+        ql.tasks.feed(ckpt, [text], max_tokens=None)
 maps = seen.recording()
 
 names = [[ckpt.tokenizer.decode([token]) for token in ckpt.tokenizer(text).input_ids] for text in short.values()]
@@ -435,14 +414,14 @@ def maps_of(text, heads):
     return [ql.stats.attention_map(maps, layer=layer, head=head, text=text) for layer, head in heads]
 
 
-show(
+notebook.show(
     "maps_recall",
     ql.plots.attention_map(maps_of(RECALL, chosen.values()), tokens=names[RECALL], marks=frames),
-    "Maps of one DeltaNet and one attention head on a recall text, with the weights from questions to answers framed.",
+    "Maps of a DeltaNet and an attention head on a recall text; frames mark answers.",
 )
 
 # %% [markdown]
-# On prose: the DeltaNet head that reaches furthest (by its horizon of nine tenths), and the attention head with the
+# On prose: the DeltaNet head with the longest horizon (nine tenths of the mass), and the attention head with the
 # highest induction score over even weights.
 
 # %%
@@ -450,15 +429,15 @@ furthest = {
     DELTANET: best(farthest, DELTANET),
     ATTENTION: best(reach["induction_lift"], ATTENTION),
 }
-show(
+notebook.show(
     "maps_prose",
     ql.plots.attention_map(maps_of(PROSE, furthest.values()), tokens=names[PROSE]),
-    "Maps of one DeltaNet and one attention head on prose.",
+    "Maps of a DeltaNet and an attention head on prose.",
 )
 
 # %% [markdown]
-# Choose a text, a layer and a head. The map follows from the recording; the model does not run again. (Choosing needs
-# a running kernel. In a saved copy the map stays as it was.)
+# Choose a text, a layer and a head. The map is drawn from the recording; the model does not run again. (This needs a
+# running kernel. A saved copy shows the last map.)
 
 # %%
 explorer = ql.widgets.explore_maps(maps, tokens=dict(enumerate(names)), marks={RECALL: frames})
@@ -469,22 +448,22 @@ explorer
 # %% [markdown]
 # ## Output gates, and the sink
 #
-# An attention head's output passes a gate, channel by channel: *o* ∘ sigmoid(gate). Its openness is the mean of that
-# sigmoid over channels. Here it is at every token of the prose, a row a head:
+# A gate scales each channel of an attention head's output: *o* ∘ sigmoid(gate). Its openness is the mean of the sigmoid
+# over channels. The figure shows it at every token of the prose, one row per head:
 
 # %%
 layers_of_attention = [int(layer) for layer in reach["layer"].values if reach["kind"].sel(layer=layer) == ATTENTION]
 heads_of_attention = [
     (layer, int(head)) for layer in layers_of_attention for head in maps["softmax_attention"]["head"].values
 ]
-show(
+notebook.show(
     "openness",
     ql.plots.openness_by_token(maps_of(PROSE, heads_of_attention), tokens=names[PROSE]),
-    "Openness of the output gate of every attention head at each token of a text.",
+    "Openness of each attention head's output gate by token.",
 )
 
 # %% [markdown]
-# Over all texts, by class of token. A token is read as it stands in the text: a word's beginning has a space before it.
+# Over all texts, by token class. A token with a leading space is the beginning of a word.
 
 
 # %%
@@ -501,12 +480,11 @@ def class_of(position, token):
 
 
 gate_probe = ql.probes.Attention(every=1)
-with torch.no_grad(), ql.watch(ckpt, gate_probe) as seen:
-    for texts in domains.values():
-        for batch in ql.tasks.batches(ckpt, texts, batch_size=1, max_tokens=max_tokens):
-            tokens = [ckpt.tokenizer.decode([token]) for token in batch.input_ids[0].tolist()]
-            with seen.label([[class_of(position, token) for position, token in enumerate(tokens)]]):
-                ckpt.model(**batch.inputs, use_cache=False, logits_to_keep=1)
+with ql.watch(ckpt, gate_probe) as seen:
+    for text in (text for texts in domains.values() for text in texts):
+        tokens = [ckpt.tokenizer.decode([token]) for token in ckpt.tokenizer(text).input_ids[:max_tokens]]
+        with seen.label([[class_of(position, token) for position, token in enumerate(tokens)]]):
+            ql.tasks.feed(ckpt, [text], max_tokens=max_tokens)
 
 openness = ql.stats.gates(seen.recording(), by_label=True)
 by_class = pd.DataFrame(
@@ -514,7 +492,7 @@ by_class = pd.DataFrame(
         {
             "layer": layer,
             "head": head,
-            **{str(label): told(one.sel(label=label), "openness") for label in openness["label"].values},
+            **{str(label): interval(one.sel(label=label), "openness") for label in openness["label"].values},
         }
         for layer, head, one in each_head(openness)
     ]
@@ -522,19 +500,19 @@ by_class = pd.DataFrame(
 by_class
 
 # %% [markdown]
-# Attention has to go somewhere, and many models send what they do not need to the first token: the **sink**. A gate
-# that can shut makes that unnecessary (Qiu et al. 2025, [arXiv:2505.06708](https://arxiv.org/abs/2505.06708)). Below,
-# for every attention head, what the first token gets:
+# Attention probabilities sum to 1, and many models put what they do not need on the first token: the **sink**. A gate
+# that can close makes that unnecessary (Qiu et al. 2025, [arXiv:2505.06708](https://arxiv.org/abs/2505.06708)). The
+# figure has the first token's share, for every attention head:
 #
-# * of the mass, the raw probability; grey: what even weights would give;
+# * of the mass, the raw probability; grey: with even weights;
 # * of the output with the **gate off**: its share of the norms p(t, s) ‖vₛ‖, summed over rows;
 # * of the output with the **gate on**: its share of p(t, s) ‖sigmoid(gateₜ) ∘ vₛ‖.
 #
-# Off and on are of the same forward pass, of this head's output alone: what the model would do from there on without
-# its gates is another question.
+# Gate off and gate on are computed from the same forward pass, for the output of this head only. They do not show what
+# the model would do without its gates.
 
 # %%
-show("sink", ql.plots.sink(reach), "The first token's share of mass and of output, with the output gate off and on.")
+notebook.show("sink", ql.plots.sink(reach), "The first token's share of mass and of output, with the gate off and on.")
 
 # %%
 sinks = ql.stats.reach(recording, level=level)
@@ -545,30 +523,20 @@ less = int((sinks["gated_output_first"] < sinks["output_first"]).sum())
 middle = {name: f"{float(sinks[name].median()):.3g}" for name in sinks}
 classes = openness["openness"].mean(["layer", "head"]).to_series().sort_values()
 Markdown(
-    f"**{above} of {number[ATTENTION]} attention heads** give the first token more than even weights would, beyond "
-    f"widened intervals; the median head gives it {middle['first_mass']} of its mass, even weights would give "
-    f"{middle['first_even']}. Of the output it makes {middle['output_first']} with the gate off and "
-    f"{middle['gated_output_first']} with the gate on (medians over heads); the gate lowers its share in {less} of "
-    f"{number[ATTENTION]} heads. Over all attention heads the gates are most open at tokens of the class "
-    f"*{classes.index[-1]}* ({classes.iloc[-1]:.2f}) and least at *{classes.index[0]}* ({classes.iloc[0]:.2f})."
+    f"**{above} of {number[ATTENTION]} attention heads** give the first token significantly more than uniform "
+    f"weights do; the median head gives it {middle['first_mass']} of its mass, even weights {middle['first_even']}. "
+    f"Its share of the output is {middle['output_first']} with the gate off and {middle['gated_output_first']} with "
+    f"the gate on (medians over heads); the gate lowers it in {less} of {number[ATTENTION]} heads. The gates of all "
+    f"attention heads are most open at tokens of the class *{classes.index[-1]}* ({classes.iloc[-1]:.2f}) and least "
+    f"open at *{classes.index[0]}* ({classes.iloc[0]:.2f})."
 )
 
 # %% [markdown]
-# ## What is kept
+# ## Saved files
 #
-# Three recordings: the statistics over all texts, the rows at the questions, and the whole maps of the short texts.
-# `ql.Recording.open(path)` reads them on any machine, without torch. Figures are kept as PNG, and as SVG and PDF for
+# Three recordings: the statistics over all texts, the rows at the questions, and the full maps of the short texts.
+# `ql.Recording.open(path)` reads them on any machine, without torch. Figures are saved as PNG, and as SVG and PDF for
 # print.
 
 # %%
-if out is not None:
-    folder = Path(out)
-    recording.save(folder / "recording.nc")
-    at_questions.save(folder / "questions.nc")
-    maps.save(folder / "maps.nc")
-    heads.to_csv(folder / "heads.csv")
-    for name, figure in figures.items():
-        figure.set_layout_engine("none")  # it stays as it was shown: to lay it out again takes longer than all else
-        for suffix in ("png", "svg", "pdf"):
-            figure.savefig(folder / f"{name}.{suffix}", dpi=150)
-    print(f"saved in {folder}: recording.nc, questions.nc, maps.nc, heads.csv, {', '.join(figures)} (.png, .svg, .pdf)")
+notebook.save(recording=recording, questions=at_questions, maps=maps, heads=heads)

@@ -7,69 +7,50 @@
 # ---
 
 # %% [markdown]
-# # Who does the work: routing
+# # Routing: which experts do the work
 #
-# In a mixture-of-experts layer a router gives each token a probability *r* over all *E* experts. The *k* with the
-# largest are run, weighted by their *r* made to sum to 1; a shared expert runs for every token beside them. This
-# notebook measures on one checkpoint how the work is spread, how sure the routers are, whether experts know what
-# they read, which of them go together, and how many a few tokens in a row need.
+# In a mixture-of-experts layer a router gives each token a probability *r* over all *E* experts. The *k* most likely
+# experts run, weighted by their *r* normalised to sum to 1. A shared expert runs for every token. This notebook
+# measures, on one checkpoint, how the load is spread, how confident the routers are, whether experts depend on the
+# domain, which experts are chosen together, and how many experts a few consecutive tokens need.
 #
-# Every word used for a number is defined in [the glossary](../docs/glossary.md). Numbers in brackets and bands are
-# 95 % intervals over texts unless something else is said: tokens of one text resemble one another, so texts are
-# counted, not tokens.
+# [The glossary](../docs/glossary.md) defines every quantity. Brackets and bands are 95 % intervals over texts unless
+# noted: tokens of one text are not independent.
 
 # %% tags=["parameters"]
 checkpoint: str = "toy-moe"  # a shipped toy, a folder, or a name on the hub such as "Qwen/Qwen3.6-35B-A3B"
-texts_per_domain: int = 16  # intervals need two or more
-max_tokens: int = 256  # read of each text
+texts_per_domain: int = 16  # two or more for intervals
+max_tokens: int = 256  # tokens of each text
 device: str | None = None  # None: the CPU
 dtype: str | None = None  # None: the checkpoint's own
-out: str | None = None  # folder for the recording and the figures; None keeps nothing
+out: str | None = None  # folder for the recording and the figures; None saves nothing
 
 # %%
-from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
-import transformers
 from IPython.display import Markdown, display
 
 import qwenlab as ql
 
-# %matplotlib inline
-transformers.logging.set_verbosity_error()  # which kernels ran is written in the recording
-pd.options.display.float_format = "{:.3g}".format
-figures = {}
-
-
-def show(name, figure, description):
-    """Show a figure, with a description for those who cannot see it, and keep it for `out`."""
-    figures[name] = figure
-    display(figure, metadata={"image/png": {"alt": description}})
-    plt.close(figure)
+notebook = ql.notebook.start(out)
 
 
 # %%
-ckpt = ql.open(checkpoint, device=device, dtype=dtype)
-if ckpt.facts.parameters < 1e8:
-    torch.set_num_threads(1)  # matrices this small gain nothing from more
+ckpt = notebook.open(checkpoint, device=device, dtype=dtype)
 ckpt
 
 # %% [markdown]
 # ## Reading
 #
-# Held-out texts of several domains go through the plain model inside `ql.watch`, each under the name of its domain.
-# A checkpoint with dense layers has no router: on one, the next cell ends the notebook with `NothingToProbe`.
+# The plain model reads held-out texts of several domains inside `ql.watch`, labelled by domain. A dense checkpoint
+# has no router: the next cell then raises `NothingToProbe`.
 
 # %%
-with torch.no_grad(), ql.watch(ckpt, ql.probes.Routing(every=1)) as seen:
+with ql.watch(ckpt, ql.probes.Routing(every=1)) as seen:
     for domain in ql.tasks.DOMAINS:
-        texts = ql.tasks.texts(domain, texts_per_domain)
-        for batch in ql.tasks.batches(ckpt, texts, batch_size=8, max_tokens=max_tokens):
-            with seen.label(domain):
-                ckpt.model(**batch.inputs, use_cache=False)
+        with seen.label(domain):
+            ql.tasks.feed(ckpt, ql.tasks.texts(domain, texts_per_domain), max_tokens=max_tokens)
 
 recording = seen.recording()
 recording
@@ -77,16 +58,16 @@ recording
 # %% [markdown]
 # ## Load
 #
-# The load of an expert is its share of all slots, of which each token has *k*. If the work were spread evenly, each
-# expert would have 1/*E*. No finite sample is quite even.
+# Each token fills *k* slots. The load of an expert is its share of all slots: 1/*E* under a uniform load. No finite
+# sample is exactly uniform.
 
 # %%
 load = ql.stats.expert_load(recording)
-show("expert_load", ql.plots.expert_load(load), "Share of slots of each expert in each layer.")
+notebook.show("expert_load", ql.plots.expert_load(load), "Share of slots of each expert in each layer.")
 
 # %% [markdown]
-# By domain the same experts are used differently. `variation` is the coefficient of variation of the loads over
-# experts: 0 where all are alike. `entropy` is that of the loads over ln *E*: 1 where all are alike.
+# Load by domain. `variation` is the coefficient of variation of the loads over experts: 0 if they are equal.
+# `entropy` is the entropy of the loads over ln *E*: 1 if they are equal.
 
 # %%
 by_domain = ql.stats.expert_load(recording, by_label=True)
@@ -101,19 +82,18 @@ pd.concat(
 )
 
 # %% [markdown]
-# ## Do experts know what they read?
+# ## Do experts depend on the domain?
 #
-# The specialisation of a layer is the mutual information between a token's domain and one of its experts: how many
-# bits one learns of the domain by being told an expert. Any sample gives more than 0 bits, and texts differ for
-# other reasons than their domain. So the **control** shuffles the domains over whole texts (kept in the folds of
-# the recording) and measures again: what is left is chance.
+# The specialisation of a layer is the mutual information between a token's domain and one of its experts: how many bits
+# an expert reveals about the domain. Any finite sample gives more than 0 bits, and texts differ for reasons other than
+# their domain. So the **control** shuffles the domains over whole texts and measures again.
 
 # %%
 special = ql.stats.specialisation(recording)
-show(
+notebook.show(
     "specialisation",
     ql.plots.specialisation(special),
-    "Information on the domain by layer, beside the shuffled control.",
+    "Information about the domain by layer, with the shuffled control.",
 )
 
 # %%
@@ -121,33 +101,23 @@ strongest = special.isel(layer=int(special["information"].argmax("layer")))
 low, high = strongest["shuffled_interval"].values
 beyond = int((special["p_value"] < 0.05).sum())
 Markdown(
-    f"In **{beyond} of {special.sizes['layer']} layers** experts tell more of the domain than shuffled domains do "
-    f"(p < 0.05; by chance alone it would be about {0.05 * special.sizes['layer']:.1f} layers). Most does layer "
+    f"In **{beyond} of {special.sizes['layer']} layers** experts reveal more about the domain than about shuffled "
+    f"domains (p < 0.05; about {0.05 * special.sizes['layer']:.1f} layers by chance). The largest is layer "
     f"{int(strongest['layer'])}: **{float(strongest['information']):.3f} bits** of the domain's "
-    f"{float(strongest['label_entropy']):.2f}, beside {float(strongest['shuffled']):.3f} [{low:.3f}, {high:.3f}] "
-    "with the domains shuffled."
+    f"{float(strongest['label_entropy']):.2f}, against {float(strongest['shuffled']):.3f} [{low:.3f}, {high:.3f}] "
+    "with shuffled domains."
 )
 
 # %% [markdown]
-# ## How sure
+# ## Router confidence
 #
-# Two different entropies are both called "routing entropy" in the literature. The **router entropy** is that of the
-# full softmax over all experts, ln *E* at most. The entropy of the **top-k weights** knows only the chosen ones, ln
-# *k* at most. The **margin** is the probability of the last expert chosen less that of the first not chosen: how
-# near the choice was to another.
+# The literature calls two different entropies "routing entropy". The **router entropy** is that of the full softmax
+# over all experts, at most ln *E*. The entropy of the **top-k weights** is over the chosen experts only, at most ln
+# *k*. The **margin** is the probability of the last expert chosen minus that of the first expert not chosen.
 
 # %%
 routed = ql.stats.routing(recording)
 experts, top_k = recording["routing"].attrs["experts"], recording["routing"].attrs["top_k"]
-
-
-def with_interval(name):
-    """A number by layer, with its interval, as text."""
-    bounds = routed[f"{name}_interval"]
-    values = zip(routed[name].values, bounds.sel(bound="low").values, bounds.sel(bound="high").values, strict=True)
-    return [f"{value:.3g} [{low:.3g}, {high:.3g}]" for value, low, high in values]
-
-
 print(f"ln E = {np.log(experts):.3f} nats (E = {experts}), ln k = {np.log(top_k):.3f} nats (k = {top_k})")
 columns = {
     "router entropy (nats)": "entropy",
@@ -158,29 +128,32 @@ columns = {
 }
 if "shared_share" in routed:
     columns |= {"gate of the shared expert": "shared_gate", "share of the shared expert": "shared_share"}
-pd.DataFrame({title: with_interval(name) for title, name in columns.items()}, index=routed["layer"].to_index())
+cells = {title: ql.notebook.intervals(routed, name) for title, name in columns.items()}
+pd.DataFrame(cells, index=routed["layer"].to_index())
 
 # %% [markdown]
-# The **switch rate** is the share of a token's experts that the token before it did not have, beside what tokens
-# that know nothing of one another would show at the same loads. The **share of the shared expert** is the norm of
-# its gated output over the sum of the norms of both outputs: how much of the layer is not routed at all.
+# The **switch rate** is the share of a token's experts that the previous token did not use; by chance means for
+# independent tokens at the same loads. The **share of the shared expert** is the norm of its gated output over the sum
+# of the norms of the shared and the routed output.
 
 # %% [markdown]
-# ## Which experts go together
+# ## Co-activation
 #
-# How often two experts are chosen by the same token, over what independent choices at the same loads would give:
-# above 1 they seek each other's company, below 1 they avoid it.
+# How often the same token chooses two experts, over the rate of independent choices at the same loads: above 1 they are
+# chosen together more often than by chance, below 1 less often.
 
 # %%
 together = ql.stats.coactivation(recording)
-show("coactivation", ql.plots.coactivation(together), "Co-activation of each pair of experts over chance, by layer.")
+notebook.show(
+    "coactivation", ql.plots.coactivation(together), "Co-activation of each pair of experts over chance, by layer."
+)
 
 # %% [markdown]
 # ## From layer to layer
 #
-# Experts of different layers have nothing in common but their number, so they are not compared by name. The overlap
-# says how much a token's first expert in one layer tells of its first expert in the next: 0 nothing, 1 all;
-# `adjusted` has the bias of a finite sample taken out.
+# Experts of different layers share only their index, so they cannot be compared by name. The overlap says how well a
+# token's first expert in one layer predicts its first expert in the next: 0 not at all, 1 exactly. `adjusted_overlap`
+# is corrected for the bias of a finite sample.
 
 # %%
 if recording["routing"].sizes["layer"] > 1:
@@ -192,55 +165,46 @@ if recording["routing"].sizes["layer"] > 1:
 # %% [markdown]
 # ## How many experts a few tokens need
 #
-# A machine that keeps experts in slow memory has to hold, for *n* tokens in a row, every expert one of them chose.
-# `independent` is what *n* tokens that know nothing of one another would need at the same loads; below it,
-# neighbours share their experts.
+# A machine with experts in slow memory must load, for *n* consecutive tokens, every expert that any of them chooses.
+# `independent` is the number for *n* independent tokens at the same loads. Below it, neighbouring tokens share experts.
 
 # %%
 windows = ql.stats.distinct_experts(recording)
-show(
+notebook.show(
     "distinct_experts",
     ql.plots.distinct_experts(windows),
-    "Distinct experts in a window of n tokens, by layer, beside chance.",
+    "Distinct experts in a window of n tokens, by layer, and by chance.",
 )
 
 # %% [markdown]
 # ## Experts that are never used
 #
-# "Never used" is a statement about a sample. The curve shows how many experts no token had chosen after *n* tokens,
-# drawn at random from those read. Where it still falls at its end, more reading would find more of them in use.
+# "Never used" is a statement about a sample. The curve shows how many experts were unused after *n* randomly drawn
+# tokens. If it still falls at its end, more tokens would use more of them.
 
 # %%
 unused = ql.stats.unused_experts(recording)
-show(
-    "unused_experts",
-    ql.plots.unused_experts(unused),
-    "Experts not yet used against tokens read, by layer, with intervals.",
+notebook.show(
+    "unused_experts", ql.plots.unused_experts(unused), "Unused experts against tokens read, by layer, with intervals."
 )
 never, tokens = unused["unused_final"], int(recording["routing"]["tokens"].isel(layer=0).sum())
 print(
     f"after {tokens:,} tokens {int(never.sum())} of {experts * never.sizes['layer']:,} experts were never chosen; "
-    f"one that is never chosen in so many independent tokens is chosen by less than {3 / tokens:.2%} of tokens (95 %)"
+    f"an expert that {tokens:,} independent tokens never choose has a share below {3 / tokens:.2%} of tokens (95 %)"
 )
 
 # %% [markdown]
 # ## Look for yourself
 #
-# Choose a layer, an expert and the texts. The figure follows from the recording; the model does not run again.
-# (Choosing needs a running kernel. In a saved copy the figure stays as it was.)
+# Choose a layer, an expert and the texts. The figure is drawn from the recording; the model does not run again. (This
+# needs a running kernel. A saved copy shows the last figure.)
 
 # %%
 explorer = ql.widgets.explore_routing(recording)
 explorer
 
 # %% [markdown]
-# ## What is kept
+# ## Saved files
 
 # %%
-if out is not None:
-    folder = Path(out)
-    recording.save(folder / "recording.nc")
-    for name, figure in figures.items():
-        for suffix in ("png", "svg"):
-            figure.savefig(folder / f"{name}.{suffix}", dpi=150)
-    print(f"saved in {folder}: recording.nc, {', '.join(figures)} (.png, .svg)")
+notebook.save(recording=recording)

@@ -7,68 +7,41 @@
 # ---
 
 # %% [markdown]
-# # How far a draft carries: acceptance
+# # Acceptance of drafts
 #
-# A multi-token-prediction head drafts the next few tokens; the main model reads all of them in one forward pass and
-# keeps those it would have written itself. Whether that pays hangs on how many it keeps. Five different numbers are
-# called "acceptance rate" in the literature, and most hybrids cannot even take a rejected draft back exactly: the
-# recurrent states of their DeltaNet layers have read it. This notebook measures, on one checkpoint, whether the head
-# is wired right, whether drafted text is the text that plain decoding writes, how many drafts are accepted, and
-# whether that makes it faster.
+# A multi-token-prediction head drafts the next few tokens. The target model verifies them in one forward pass and
+# accepts those it would have written itself. The speed-up depends on how many it accepts. The literature calls five
+# different numbers "acceptance rate". And most hybrid models cannot undo a rejected draft exactly, because the
+# recurrent states of their DeltaNet layers have already read it. This notebook measures, on one checkpoint, whether
+# the head is wired correctly, whether drafting changes the text, how many drafts are accepted, and whether drafting
+# is faster.
 #
-# Every word used for a number is defined in [the glossary](../docs/glossary.md), with how vLLM, SGLang and llama.cpp
-# count the same. Intervals are at 95 %, by bootstrap over prompts: rounds of one text resemble one another.
+# [The glossary](../docs/glossary.md) defines every quantity, and how vLLM, SGLang and llama.cpp count it. Intervals are
+# 95 %, over whole prompts, because rounds of one text are not independent. Few prompts make them wider, and a rate of
+# 100 % has an interval too.
 
 # %% tags=["parameters"]
 checkpoint: str = "toy-moe"  # a shipped toy, a folder, or a name on the hub such as "Qwen/Qwen3.6-35B-A3B"
-texts_per_domain: int = 6  # prompts; intervals need two or more
+texts_per_domain: int = 6  # prompts; two or more for intervals
 max_tokens: int = 64  # of each prompt
 new_tokens: int = 64  # decoded after each prompt
-depth: int = 4  # drafts a round, at most
+depth: int = 4  # drafts per round, at most
 device: str | None = None  # None: the CPU
 dtype: str | None = None  # None: the checkpoint's own
-out: str | None = None  # folder for the recording and the figures; None keeps nothing
+out: str | None = None  # folder for the recording and the figures; None saves nothing
 
 # %%
-from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
-import torch
-import transformers
 from IPython.display import Markdown, display
 
 import qwenlab as ql
 
-# %matplotlib inline
-transformers.logging.set_verbosity_error()  # which kernels ran is written in the recording
-pd.options.display.float_format = "{:.3g}".format
-figures = {}
-
-
-def show(name, figure, description):
-    """Show a figure, with a description for those who cannot see it, and keep it for `out`."""
-    figures[name] = figure
-    display(figure, metadata={"image/png": {"alt": description}})
-    plt.close(figure)
-
-
-def with_interval(data, name):
-    """Numbers with their intervals, as text: one a row of what `data` has along its first dimension."""
-    values, bounds = data[name], data[f"{name}_interval"]
-    cells = zip(
-        values.values.ravel(),
-        bounds.sel(bound="low").values.ravel(),
-        bounds.sel(bound="high").values.ravel(),
-        strict=True,
-    )
-    return [f"{value:.3g} [{low:.3g}, {high:.3g}]" for value, low, high in cells]
+notebook = ql.notebook.start(out)
 
 
 # %%
-ckpt = ql.open(checkpoint, device=device, dtype=dtype)
-if ckpt.facts.parameters < 1e8:
-    torch.set_num_threads(1)  # matrices this small gain nothing from more
+ckpt = notebook.open(checkpoint, device=device, dtype=dtype)
 ckpt
 
 # %%
@@ -79,12 +52,12 @@ for domain in ql.tasks.DOMAINS:
         labels.append(domain)
 
 # %% [markdown]
-# ## Is the head wired right?
+# ## Is the head wired correctly?
 #
-# The head pairs the token *x*[*p*+1] with the hidden state *h*[*p*] of the position before it, after the main model's
-# final norm. Fed with the state before that norm, with the halves of its input swapped, or with norm weights read
-# with the wrong convention it still runs, and only drafts worse. So the audit tries each setting on your texts and
-# says which the weights want. The controls beside it show what such a head can do by chance.
+# The head pairs the token *x*[*p*+1] with the hidden state *h*[*p*] of the previous position, after the target
+# model's final norm. With the state before that norm, swapped input halves, or the wrong convention for norm weights
+# it still runs, but drafts worse. So the audit tries every setting on your texts and reports which one fits the
+# weights. Controls show what such a head does by chance.
 
 # %%
 audit = ql.speculative.audit(ckpt, prompts)
@@ -93,10 +66,9 @@ audit
 # %% [markdown]
 # ## Draft, verify, roll back
 #
-# In each round the head drafts up to `depth` tokens; the main model reads them in one pass; the longest run that it
-# would have written itself is accepted, and it adds one token of its own. Then the states are rolled back to what
-# they would be had the rejected drafts never been read. Under the rule `greedy` the text is that of plain greedy
-# decoding.
+# In each round the head drafts up to `depth` tokens. The target model reads them in one pass, accepts the longest
+# prefix that it would have written itself, and adds one token of its own. Then the states are rolled back as if the
+# rejected drafts had never been read. Under the rule `greedy` the text is that of plain greedy decoding.
 
 # %%
 made = ql.speculative.generate(ckpt, prompts, depth=depth, max_new_tokens=new_tokens, labels=labels)
@@ -105,18 +77,17 @@ ql.widgets.strip(made.ledger, lambda token: ckpt.tokenizer.decode([token]))
 # %% [markdown]
 # ## Is it lossless?
 #
-# That can be checked, and has to be: a state that was not rolled back raises no error, and only spoils what follows.
-# Beside the drafted text another cache reads the same tokens one by one and never speculates. After every round all
-# states are compared; what reading in wider blocks alone does to them, the noise floor, is measured on the same texts.
+# This needs a check: a state that was not rolled back raises no error, but corrupts the text that follows. The check
+# reads the same tokens one by one into a second cache, without speculation, and compares all states after every
+# round. It measures the noise floor on the same texts: the difference that comes from reading in wider blocks alone.
 
 # %%
 lossless = ql.speculative.check_lossless(ckpt, prompts[:2], depth=depth, max_new_tokens=min(new_tokens, 48))
 lossless
 
 # %% [markdown]
-# The same check on a rollback that forgets one thing. It does not restore the recurrent states, as transformers' own
-# `crop` does not (after `activate_past_recording`; without it, `crop` raises). Nothing crashes, and much of the text
-# even stays the same.
+# The same check on a broken rollback. Like transformers' own `crop` (after `activate_past_recording`; without it,
+# `crop` raises) it does not restore the recurrent states. Nothing crashes, and much of the text even stays the same.
 
 
 # %%
@@ -135,64 +106,67 @@ class Careless(ql.speculative.ReplayRollback):
 ql.speculative.check_lossless(ckpt, prompts[:2], depth=depth, max_new_tokens=min(new_tokens, 48), rollback=Careless)
 
 # %% [markdown]
-# ## How many are accepted
+# ## How many drafts are accepted
 #
-# *Unconditional* is the share of rounds that drafted place *i* in which all drafts up to *i* were accepted;
-# *conditional* is the share of the drafts tested, those whose predecessors were all accepted. The acceptance length
-# is the tokens a round emits, on average. No round cut by the end of a text is counted as if it were whole.
+# The *unconditional* rate at position *i* is the share of rounds with a draft at *i* in which all drafts up to *i*
+# were accepted. The *conditional* rate counts only tested drafts, whose predecessors were all accepted. The
+# acceptance length is the mean number of tokens per round. Rounds cut short by the end of a text are not counted as
+# complete.
 
 # %%
 recording = made.recording()
 rates = ql.stats.acceptance(recording)
-show("acceptance", ql.plots.acceptance(rates), "Share of drafts accepted by their place in the round, with intervals.")
+notebook.show(
+    "acceptance", ql.plots.acceptance(rates), "Share of drafts accepted by position in the round, with intervals."
+)
 
 # %%
 by_label = ql.stats.acceptance(recording, by="label")
 columns = {
-    "acceptance length (tokens a round)": "acceptance_length",
+    "acceptance length (tokens per round)": "acceptance_length",
     "draft efficiency (accepted / drafted)": "draft_efficiency",
 }
 pd.DataFrame(
-    {title: with_interval(by_label, name) for title, name in columns.items()}
+    {title: ql.notebook.intervals(by_label, name) for title, name in columns.items()}
     | {"rounds": by_label["rounds"].values, "prompts": by_label["prompts"].values},
     index=by_label["label"].values,
 )
 
 # %%
-show(
+notebook.show(
     "acceptance_by_domain",
     ql.plots.acceptance(by_label),
-    "Share of drafts accepted by their place in the round, by domain.",
+    "Share of drafts accepted by position in the round, by domain.",
 )
 
 # %% [markdown]
-# Where the main model itself is undecided, a draft is harder to get right. Here are the tested drafts by its entropy in
-# their place; a few prompts fill some bins with a few drafts only, which the intervals show.
+# Drafts are harder where the target model is uncertain. Here are the tested drafts by the target's entropy. With few
+# prompts some bins have few drafts, as the intervals show.
 
 # %%
-show(
+notebook.show(
     "acceptance_by_entropy",
     ql.plots.acceptance(ql.stats.acceptance(recording, by="entropy")),
-    "Share of tested drafts accepted against the entropy of the main model's distribution.",
+    "Share of tested drafts accepted, by the target model's entropy.",
 )
 
 # %% [markdown]
-# And the head knows: the probability it gives its draft against how often that draft is accepted. This is what a
-# policy that stops at unlikely drafts relies on.
+# The head is calibrated if the probability of its draft predicts how often that draft is accepted. A policy that
+# stops at unlikely drafts relies on this.
 
 # %%
-show(
+notebook.show(
     "calibration",
     ql.plots.calibration(ql.stats.calibration(recording)),
-    "Share of tested drafts accepted against the head's own probability.",
+    "Share of tested drafts accepted, by the head's own probability.",
 )
 
 # %% [markdown]
 # ## Trace once, replay any policy
 #
-# A trace holds every draft at every place of a text, made in a few parallel passes. From it the rounds of any depth
-# and any policy follow without running the model again. On the model's own greedy text they are the rounds that were
-# run, one for one. The table is of the rule `greedy`, up to `depth` drafts a round.
+# A trace has every draft at every position of a text, made in a few parallel passes. It gives the rounds of any depth
+# and any policy without running the model again. On the model's own greedy text they equal the rounds of the online
+# run. The table is for the rule `greedy`, with up to `depth` drafts per round.
 
 # %%
 trace = ql.speculative.trace(ckpt, made, depth=depth)
@@ -207,35 +181,34 @@ policies |= {f"until a draft is under {p}": ql.speculative.Threshold(p) for p in
 table = {}
 for name, policy in policies.items():
     found = ql.stats.acceptance(trace.replay(policy=policy))
-    (length,), (efficiency,) = with_interval(found, "acceptance_length"), with_interval(found, "draft_efficiency")
     table[name] = {
-        "acceptance length (tokens a round)": length,
-        "accepted / drafted": efficiency,
+        "acceptance length (tokens per round)": ql.notebook.interval(found, "acceptance_length"),
+        "accepted / drafted": ql.notebook.interval(found, "draft_efficiency"),
         "rounds": int(found["rounds"]),
     }
 pd.DataFrame(table).T
 
 # %% [markdown]
-# ### Along a text, and online: not the same number
+# ### Teacher-forced and online are different numbers
 #
-# *Teacher-forced* agreement takes every place of a text. Online, a round begins where the last one ended, and most
-# rounds end where a draft has just failed: in a hard stretch. So the first place is accepted less often online than
-# teacher-forced. That is selection, and no fault of a rollback; both are shown, under their own names.
+# *Teacher-forced* agreement uses every position of a text. Online, a round begins where the last one ended, and most
+# rounds end at a failed draft: in a hard stretch. So the first draft is accepted less often online. That is a selection
+# effect, not an error of the rollback.
 
 # %%
 forced = ql.stats.agreement(trace.recording())
-show(
+notebook.show(
     "teacher_forced",
-    ql.plots.teacher_forced(forced, rates),
-    "Agreement at every place of the text beside acceptance online, by place in the draft.",
+    ql.plots.agreement(forced, rates),
+    "Teacher-forced agreement and online acceptance by draft position.",
 )
 
 # %% [markdown]
-# ## The rule is part of the number
+# ## The rate depends on the rule
 #
-# Under a temperature two rules keep the main model's distribution: *exact match* draws a token and compares, while
-# *speculative sampling* (Leviathan et al. 2023) accepts as often as the two distributions overlap. The same head and
-# the same temperature give different rates, and both are right.
+# With a temperature, two rules preserve the target model's distribution: *exact match* samples a token and compares it,
+# *speculative sampling* (Leviathan et al. 2023) accepts as often as the two distributions overlap. Their rates differ
+# for the same head and temperature, and both are correct.
 
 # %%
 rules = {}
@@ -244,22 +217,23 @@ for rule in ("exact_match", "speculative_sampling"):
         ckpt, prompts, depth=depth, max_new_tokens=new_tokens // 2, rule=rule, temperature=0.7, labels=labels
     )
     found = ql.stats.acceptance(sampled.ledger)
-    (length,) = with_interval(found, "acceptance_length")
     rules[f"{rule}, temperature 0.7, depth {depth}"] = {
-        "acceptance length (tokens a round)": length,
+        "acceptance length (tokens per round)": ql.notebook.interval(found, "acceptance_length"),
         "rounds": int(found["rounds"]),
     }
-(length,) = with_interval(rates, "acceptance_length")
-rules[f"greedy, depth {depth}"] = {"acceptance length (tokens a round)": length, "rounds": int(rates["rounds"])}
+rules[f"greedy, depth {depth}"] = {
+    "acceptance length (tokens per round)": ql.notebook.interval(rates, "acceptance_length"),
+    "rounds": int(rates["rounds"]),
+}
 pd.DataFrame(rules).T
 
 # %% [markdown]
-# ## Does it pay?
+# ## Is drafting faster?
 #
-# A round costs its drafts, one pass over a block of `depth` + 1 tokens, and a rollback. Each is measured here, on this
-# machine, after a context of real text. With the rates above they predict the speed at every depth; what the rounds
-# above really took stands beside it. On a CPU a block of several tokens costs more than one token; on a GPU with a
-# large model, which waits for weights, it costs nearly the same.
+# A round costs its drafts, one pass over a block of `depth` + 1 tokens, and a rollback. This cell measures each, on
+# this machine, after a context of real text. Together with the rates above they predict the speed at every depth; the
+# figure also shows the measured speed of the rounds above. On a CPU a block of several tokens costs more than one
+# token; on a GPU, a large model is limited by memory bandwidth and the block costs nearly the same.
 
 # %%
 costs = ql.speculative.step_times(ckpt, max(made.tokens, key=len), depth=depth)
@@ -267,20 +241,20 @@ costs[["plain_step", "draft_step", "rollback", "overhead", "verify_step"]].to_da
 
 # %%
 speedup = ql.stats.speedup(made.ledger, costs)
-show("speedup", ql.plots.speedup(speedup), "Tokens a round and speed-up by depth, with where drafting breaks even.")
+notebook.show("speedup", ql.plots.speedup(speedup), "Tokens per round and speed-up by depth, with the break-even line.")
 
 # %%
 best, predicted = int(speedup["best_depth"]), float(speedup["speedup"].max())
 measured = float(speedup["measured_speedup"].sel(depth=depth))
 advice = (
-    f"**{best} drafts a round** are best here, with a predicted **{predicted:.2f} times** the speed of plain decoding"
+    f"**{best} drafts per round** are best here, with a predicted **{predicted:.2f} times** the speed of plain decoding"
     if best
     else f"no depth pays here: at best **{predicted:.2f} times** the speed of plain decoding is predicted"
 )
-Markdown(f"By these costs {advice}. With {depth} drafts a round **{measured:.2f} times** were measured.")
+Markdown(f"By these costs {advice}. With {depth} drafts per round **{measured:.2f} times** were measured.")
 
 # %% [markdown]
-# In a mixture of experts a block of tokens touches more experts than one token, and each is read once a block.
+# In a mixture of experts, a block of tokens uses more experts than one token, and each is read once per block.
 
 # %%
 if "expert_choice" in costs:
@@ -290,18 +264,11 @@ if "expert_choice" in costs:
         union[["experts_touched"]]
         .assign(independent=union["independent"].mean("layer"), megabytes=megabytes)
         .to_dataframe()
-        .rename(columns={"independent": "of unrelated tokens", "megabytes": "read of experts (MB)"})
+        .rename(columns={"independent": "by independent tokens", "megabytes": "expert weights read (MB)"})
     )
 
 # %% [markdown]
-# ## What is kept
+# ## Saved files
 
 # %%
-if out is not None:
-    folder = Path(out)
-    recording.save(folder / "recording.nc")
-    trace.save(folder / "trace.nc")
-    for name, figure in figures.items():
-        for suffix in ("png", "svg"):
-            figure.savefig(folder / f"{name}.{suffix}", dpi=150)
-    print(f"saved in {folder}: recording.nc, trace.nc, {', '.join(figures)} (.png, .svg)")
+notebook.save(recording=recording, trace=trace)

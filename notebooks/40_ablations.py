@@ -9,77 +9,53 @@
 # %% [markdown]
 # # What does each part do? Ablations with controls
 #
-# Take a part away, and see what the model can no longer do. The experiment is easy to run and easy to be misled by:
+# Remove a part, and measure what the model can no longer do. The experiment is easy to run and easy to misread:
 #
-# * **Any damage hurts.** That the loss rises without a layer says that something is broken, not that this layer does
-#   the task. So each ablation is held against *random controls*: as much taken away elsewhere.
-# * **Texts differ.** So an ablation is always compared with the unedited model on the same text, and intervals are over
-#   texts.
-# * **Who tries a hundred parts finds something.** So every p is corrected for all parts and all tasks.
-# * **A model that cannot do a task cannot lose it.** So each task has its chance level, and the unedited model is held
-#   against that first.
+# * **Any damage hurts.** A higher loss without a layer says that something broke, not that this layer does the task. So
+#   each ablation is compared with *random controls*: as much removed elsewhere.
+# * **Texts differ.** So an ablation is compared with the unedited model on the same text, and intervals are over texts.
+# * **Among a hundred parts, some look important by chance.** So p-values are corrected for all parts and all tasks.
+# * **A model that cannot do a task cannot lose it.** So each task has a chance level, and the unedited model is
+#   compared with it first.
 #
 # This notebook asks which mixers and MLPs of one checkpoint carry recall, and which carry plain text. An ablation
-# *stands* here if it differs from 0 and goes beyond its controls. Numbers in brackets are 95 % intervals over
-# texts. Words used for numbers are in [the glossary](../docs/glossary.md).
-# [The experiment](../experiments/functional-ablation/REPORT.md) asks the same of more tasks and more parts.
+# *stands* if its effect differs significantly from 0 and exceeds that of its controls. Brackets are 95 % intervals over
+# texts. [The glossary](../docs/glossary.md) defines every quantity. [The
+# experiment](../experiments/functional-ablation/REPORT.md) covers more tasks and more parts.
 
 # %% tags=["parameters"]
 checkpoint: str = "toy-moe"  # a shipped toy, a folder, or a name on the hub such as "Qwen/Qwen3.6-35B-A3B"
-texts_per_domain: int = 14  # texts of each task; below about a dozen no p can survive its correction
-max_tokens: int = 64  # of each passage of prose and code
-pairs: list[int] = [4, 16]  # told in each text of the tasks of recall, and each asked for once
-controls: int = 4  # random controls of each ablation; how they differ from each other shows in two or more
+texts_per_domain: int = 14  # texts of each task; with fewer than about a dozen nothing can be significant
+max_tokens: int = 64  # tokens of each passage of prose and code
+pairs: list[int] = [4, 16]  # pairs in each recall text; each is queried once
+controls: int = 4  # random controls of each ablation; two or more show their spread
 device: str | None = None  # None: the CPU
 dtype: str | None = None  # None: the checkpoint's own
-out: str | None = None  # folder for the recording, the findings and the figures; None keeps nothing
+out: str | None = None  # folder for the recording, the findings and the figures; None saves nothing
 
 # %%
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-import transformers
-from IPython.display import Markdown, display
+from IPython.display import Markdown
 
 import qwenlab as ql
 
-# %matplotlib inline
-transformers.logging.set_verbosity_error()  # which kernels ran is written in the recording
-pd.options.display.float_format = "{:.3g}".format
-figures = {}
-
-
-def show(name, figure, description):
-    """Show a figure, with a description for those who cannot see it, and keep it for `out`."""
-    figures[name] = figure
-    display(figure, metadata={"image/png": {"alt": description}})
-    plt.close(figure)
-
-
-def told(data, name):
-    """Numbers with their intervals, as text, one a row of what `data` has along its only dimension."""
-    bounds = data[f"{name}_interval"]
-    low, high = (bounds.sel(bound=bound).values for bound in ("low", "high"))
-    rows = zip(data[name].values, low, high, strict=True)
-    return ["" if np.isnan(value) else f"{value:.3g} [{a:.3g}, {b:.3g}]" for value, a, b in rows]
+notebook = ql.notebook.start(out)
 
 
 # %%
-ckpt = ql.open(checkpoint, device=device, dtype=dtype)
-if ckpt.facts.parameters < 1e8:
-    torch.set_num_threads(1)  # matrices this small gain nothing from more
+ckpt = notebook.open(checkpoint, device=device, dtype=dtype)
 ckpt
 
 # %% [markdown]
 # ## Parts
 #
-# `units` makes one ablation of every part of a sort: here every mixer and every MLP alone, whose output is set to zero,
-# and all mixers of a kind together. Each is a small object that says what it does to what; nothing has been changed.
+# `units` returns one ablation per part: here each mixer and each MLP alone, with its output set to zero, and all mixers
+# of a kind together. An ablation only describes an edit; the model is unchanged.
 
 # %%
 kinds = {"linear_attention": "all DeltaNet", "full_attention": "all attention"}
@@ -89,8 +65,7 @@ parts = [*whole, *mixers, *mlps]
 pd.DataFrame([{"name": each.name, "edit": each.edit, "parameters": f"{each.parameters:,}"} for each in parts])
 
 # %% [markdown]
-# An edit acts inside a `with` block, on the plain model. One that matches nothing is an error, not a score that happens
-# to be the clean one:
+# An edit acts inside a `with` block, on the plain model. An edit that matches nothing raises an error:
 
 # %%
 try:
@@ -102,10 +77,10 @@ except ql.errors.QwenlabError as error:
 # %% [markdown]
 # ## Tasks
 #
-# Two kinds. *Plain text*: every token but the first is asked for, and the score is the loss. *Recall* (MQAR: Arora et
-# al. 2023, [arXiv:2312.04927](https://arxiv.org/abs/2312.04927)): pairs of a letter and a digit are told, and later
-# asked for, so that the right answer is known and nothing but the text before tells it. The tasks are made of the
-# checkpoint's own tokens, from a seed.
+# There are two kinds. *Plain text*: the loss on every token but the first. *Recall* (MQAR: Arora et al. 2023,
+# [arXiv:2312.04927](https://arxiv.org/abs/2312.04927)): a text lists pairs of a letter and a digit and later queries
+# them, so the answer is known and only the text before it contains it. Tasks use the checkpoint's own tokens and a
+# seed.
 
 # %%
 recall = [ql.tasks.mqar(ckpt, pairs=each, count=texts_per_domain, name=f"recall of {each}") for each in pairs]
@@ -120,9 +95,9 @@ tasks
 # %% [markdown]
 # ## Controls
 #
-# A mixer is held against other mixers, an MLP against other MLPs. All mixers of a kind are held against as many
-# *parameters* in other mixers and MLPs, within 10 %. Where no other parts make up as many, which is so beside the large
-# experts of an MoE, there is no control, and what is said below of such an ablation says so.
+# The controls of a mixer are other mixers, those of an MLP other MLPs. The controls of all mixers of a kind have as
+# many *parameters* in other mixers and MLPs, within 10 %. If no other parts match, as with the large experts of an
+# MoE, there is no control, and the results below say so.
 
 # %%
 matched = []
@@ -138,9 +113,8 @@ print(len(matched), "controls, such as", *(f"\n  {each.name}" for each in matche
 # %% [markdown]
 # ## The sweep
 #
-# Every ablation reads every text, and one forward pass serves all scores. Layers below an edit are not run again:
-# `layers_run` is the share of the layers of whole passes that did run. `keep=` names a file from which a sweep that was
-# interrupted goes on.
+# Every ablation reads every text, and one forward pass gives all scores. Layers below an edit are not run again:
+# `layers_run` is the share of layers that ran. With `keep=FILE` an interrupted sweep resumes.
 
 # %%
 sweep = ql.ablations.sweep(ckpt, [*parts, *matched], tasks, batch_size=16)
@@ -149,9 +123,8 @@ print(
 )
 
 # %% [markdown]
-# How does one know that these numbers are right? By another way to the same ones. Below, the last mixer's ablation is
-# made once more by hand, with whole passes and nothing skipped; and the unedited model is scored again after all that
-# was done to it. The first difference is a matter of rounding; the second has to be exactly zero.
+# Two checks. First, ablate the last mixer by hand, with full passes: the difference should be rounding error. Second,
+# score the unedited model again after the sweep: the difference must be exactly zero.
 
 # %%
 one = mixers[-1]
@@ -164,8 +137,8 @@ print("unedited model, loss afterwards:", np.abs(again["loss"] - sweep["clean_lo
 # %% [markdown]
 # ## What the unedited model can do
 #
-# `above_chance` is its accuracy less that of guessing. Where the interval reaches 0 there is nothing to lose, and what
-# an ablation does to the accuracy says nothing; plain text has no chance level.
+# `above_chance` is the accuracy minus the accuracy of guessing. If its interval includes 0, the model has nothing to
+# lose, and the accuracy under ablation means nothing. Plain text has no chance level.
 
 # %%
 loss, accuracy = (ql.stats.ablations(sweep, score=score) for score in ("loss", "accuracy"))
@@ -174,70 +147,73 @@ pd.DataFrame(
         "texts": loss["texts"].values,
         "loss (nat/token)": loss["clean_loss"].values,
         "accuracy": accuracy["clean_accuracy"].values,
-        "above chance": told(accuracy, "above_chance"),
+        "above chance": ql.notebook.intervals(accuracy, "above_chance", missing=""),
     },
     index=loss["task"].values,
 )
 
 # %% [markdown]
-# ## What each part harms
+# ## The harm of each ablation
 #
-# The rise of the loss, by part and task. Each row has a scale of its own, whose end stands at its right: compare along
-# a row, not down a column. Cells that are filled *stand*; the others are only underlined, however large.
+# The rise of the loss, by part and task. Each row has its own scale, with its maximum at the right: compare within a
+# row, not within a column. Filled cells *stand*; the others are underlined, however large.
 
 # %%
-show(
+notebook.show(
     "loss_map",
     ql.plots.ablation_map(loss),
-    "Rise of the loss by ablated part and task: a column a layer, a panel a sort of part.",
+    "Rise of the loss by ablated part and task: a column per layer, a panel per kind of part.",
 )
 
 # %% [markdown]
-# The same for the accuracy of recall alone, which says how much of the ability is gone rather than how surprised the
-# model is: a model that is sure and wrong has a large loss, and one that only guesses a small one.
+# The same for the accuracy of recall. Accuracy measures how much of the ability is lost; the loss also depends on
+# confidence. A model that is confident and wrong has a large loss, and one that guesses has a small one.
 
 # %%
 recalled = accuracy.sel(task=[task.name for task in recall])
-show(
+notebook.show(
     "recall_map",
     ql.plots.ablation_map(recalled),
-    "Fall of the accuracy of recall by ablated part: a column a layer, a panel a sort of part.",
+    "Fall of the recall accuracy by ablated part: a column per layer, a panel per kind of part.",
 )
 
 # %% [markdown]
-# ## Who comes first, and who only seems to
+# ## Ranking, with its uncertainty
 #
-# The parts by what they cost on the hardest task of recall. Grey strokes are the controls of the part on that line: a
-# mark that lies among them is no more than what taking away anything does. At the right are the ranks that each part
-# can have at 95 %, all at once: parts whose bars overlap are tied, whatever their order on the page.
+# Parts ranked by their harm on the hardest recall task. Grey strokes are the controls of each part: a mark among them
+# means no more harm than removing any other part. The right panel has simultaneous 95 % intervals of the ranks: parts
+# with overlapping bars are tied.
 
 # %%
 hardest = recall[-1].name
-show(
+notebook.show(
     "ranking",
     ql.plots.ablation_ranking(accuracy, hardest, most=20),
-    f"Parts by the fall of the accuracy on {hardest}, with intervals, controls and the ranks the data allow.",
+    f"Parts by the fall of the accuracy on {hardest}, with intervals, controls and ranks.",
 )
 
 # %%
-table = ql.stats.ablation_table(accuracy, hardest).isel(ablation=slice(6)).to_dataframe()
-columns = ["harm", "harm_low", "harm_high", "beyond_controls", "beyond_controls_low", "beyond_controls_high"]
-table[[*columns, "p_holm", "rank_low", "rank_high", "stands"]]
+table = ql.stats.ablation_table(accuracy, hardest).isel(ablation=slice(6))
+effects = ["harm", "harm_interval", "beyond_controls", "beyond_controls_interval"]
+table[effects].to_dataframe()[effects].unstack("bound")
+
+# %%
+table[["p_holm", "rank_low", "rank_high", "stands"]].to_dataframe()[["p_holm", "rank_low", "rank_high", "stands"]]
 
 # %% [markdown]
-# * `harm`: fall of the accuracy, unedited less edited, paired by text; `low` and `high` are the ends of its interval.
-# * `beyond_controls`: the same less the mean of its own controls. Its interval is wider, since controls were drawn at
-#   random too and are few.
-# * `p_holm`: from flipping the signs of whole texts at random, corrected for all parts and tasks. Of *n* texts none can
-#   be smaller than 2 to the power of 1 - *n*, which the correction multiplies: with few texts nothing can stand.
-# * `rank_low`, `rank_high`: the ranks that the data allow.
+# * `harm`: fall of the accuracy (unedited minus edited), paired by text; `low` and `high` are the ends of its interval.
+# * `beyond_controls`: the harm minus the mean harm of its controls. Its interval is wider, because the controls are few
+#   and random.
+# * `p_holm`: p-value of a sign-flip test over texts, corrected for all parts and tasks. With *n* texts it cannot be
+#   below 2 to the power of 1 - *n* times the correction: with few texts nothing can stand.
+# * `rank_low`, `rank_high`: the interval of the rank.
 #
 # ## Zero, or the mean?
 #
-# A part's output is never zero in a working model, so setting it to zero does two things: it takes away what the part
-# says of this text, and it moves the stream to where it never is. Its *mean* over other text takes away the first and
-# spares the second. Where both agree, the part's message was what mattered. The mean here is of prose: on code it may
-# be the wrong thing to say, and cost more than saying nothing.
+# Zeroing a part's output has two effects: it removes the part's information about this text, and it moves the residual
+# stream out of distribution. Replacing the output by its *mean* over other text removes the information only. If both
+# agree, the information is what mattered. The mean here is over prose: on code it may be misleading, and cost more than
+# zero.
 
 # %%
 with ql.interventions.cache_activations(ckpt.model, "layers.*.mixer") as taken, torch.no_grad():
@@ -250,7 +226,7 @@ mean_loss = ql.stats.ablations(mean_sweep)
 names = [each.name for each in mixers]
 pd.DataFrame(
     {
-        f"{task.name}, {how} (nat/token)": told(found.sel(task=task.name, ablation=names), "harm")
+        f"{task.name}, {how} (nat/token)": ql.notebook.intervals(found.sel(task=task.name, ablation=names), "harm")
         for task in both
         for how, found in (("zero", loss), ("mean", mean_loss))
     },
@@ -260,29 +236,21 @@ pd.DataFrame(
 # %% [markdown]
 # ## What stands, and what does not
 #
-# The sentences are made from the numbers above, by one rule for all: whatever is not said to stand here should not be
-# said elsewhere of these data.
+# One rule generates these sentences from the numbers above. Do not claim more from these data than they say.
 
 # %%
 findings = "\n".join(ql.stats.ablation_findings(each) for each in (recalled, loss.sel(task=[t.name for t in plain])))
 Markdown(findings)
 
 # %% [markdown]
-# What this cannot tell: a part that is needed need not be where the answer is found, since what is built on it breaks
-# too; two parts that stand in for each other both look idle when one is taken away at a time; and what a part does on
-# longer texts, or on other tasks, was not asked.
+# Limits: a part that is needed is not necessarily where the answer is computed, because later parts depend on it. Two
+# parts that can replace each other both look unimportant if removed one at a time. And nothing here covers longer texts
+# or other tasks.
 #
-# ## What is kept
+# ## Saved files
 #
-# The recording has the sweep as it is: every score of every ablation on every text. `ql.stats.ablations` reads it on
-# any machine, without torch.
+# The recording has every score of every ablation on every text. `ql.stats.ablations` reads it on any machine, without
+# torch.
 
 # %%
-if out is not None:
-    folder = Path(out)
-    ql.Recording({"ablations": sweep}, sweep.attrs).save(folder / "recording.nc")
-    (folder / "findings.md").write_text(findings)
-    for name, figure in figures.items():
-        for suffix in ("png", "svg"):
-            figure.savefig(folder / f"{name}.{suffix}", dpi=150)
-    print(f"saved in {folder}: recording.nc, findings.md, {', '.join(figures)} (.png, .svg)")
+notebook.save(recording=ql.Recording({"ablations": sweep}, sweep.attrs), findings=findings)

@@ -9,83 +9,69 @@
 # %% [markdown]
 # # Where is the answer? Activation patching, layer by position
 #
-# A text tells pairs of a letter and a digit, ` a:3 k:7`, and asks for one of them, ` k?`. The right digit stands at one
-# token and is due after another, so something has to carry it there. Where is it after each layer, and which layers
-# carry it?
+# A text lists pairs of a letter and a digit, ` a:3 k:7`, and queries one of them, ` k?`. The right digit appears at one
+# token and must be predicted at another, so some layers have to move it there. Where is it after each layer, and which
+# layers move it?
 #
-# *Activation patching* asks that directly (Vig et al. 2020, [arXiv:2004.12265](https://arxiv.org/abs/2004.12265); Meng
+# *Activation patching* tests this directly (Vig et al. 2020, [arXiv:2004.12265](https://arxiv.org/abs/2004.12265); Meng
 # et al. 2022, [arXiv:2202.05262](https://arxiv.org/abs/2202.05262)). Two texts differ in one token and have different
-# answers: the *source* and the *target*. The target is read while one value, of one layer at one position, is
-# replaced by what it was when the source was read. If the model now gives the source's answer, that value holds it.
+# answers: the *source* and the *target*. The model reads the target while one activation, of one
+# layer at one position, is replaced by its value from the source. If the model now gives the source's answer, that
+# activation contains it.
 #
-# Three numbers are used below, all of the log-probability of the **source's answer** after the last token:
+# Three quantities are used below, all for the log-probability of the **source's answer** after the last token:
 #
-# * `effect` [nat]: with one value patched, less without; mean over pairs of texts.
-# * `total` [nat]: after the source, less after the target: what putting in the whole source would do.
-# * `restored` [1]: `effect / total`. 0 is the target as it is, 1 the source. It is not a probability, and not bound to
-#   lie between.
+# * `effect` [nat]: with one activation patched, minus without; mean over pairs of texts.
+# * `total` [nat]: after the source, minus after the target: the effect of patching everything.
+# * `restored` [1]: `effect / total`. 0 is the unpatched target, 1 the source. It is not a probability, and can be
+#   below 0 or above 1.
 #
-# Numbers in brackets are 95 % intervals over pairs of texts; a value *stands* if its effect differs from 0 at 5 % after
-# correction for all layers and positions at once. Other words are in [the glossary](../docs/glossary.md).
+# Brackets are 95 % intervals over pairs of texts. A patch *stands* if its effect differs from 0 at the 5 % level,
+# corrected for all layers and positions. [The glossary](../docs/glossary.md) defines the other terms.
 
 # %% tags=["parameters"]
 checkpoint: str = "toy-moe"  # a shipped toy, a folder, or a name on the hub such as "Qwen/Qwen3.6-35B-A3B"
-texts_per_domain: int = 12  # pairs of texts of each comparison; below about eight none can survive its correction
-max_tokens: int = 20  # of each text, the answer included: prose fills what pairs and question leave
-pairs: int = 4  # of a letter and a digit, told in each text; 2 to 26
+texts_per_domain: int = 12  # pairs of texts of each comparison; with fewer than about eight nothing can be significant
+max_tokens: int = 20  # of each text, with the answer: prose fills the space between pairs and question
+pairs: int = 4  # pairs of a letter and a digit in each text; 2 to 26
 device: str | None = None  # None: the CPU
 dtype: str | None = None  # None: the checkpoint's own
-out: str | None = None  # folder for the recording and the figures; None keeps nothing
+out: str | None = None  # folder for the recording and the figures; None saves nothing
 
 # %%
 import random
-from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-import transformers
 import xarray as xr
-from IPython.display import Markdown, display
+from IPython.display import Markdown
 
 import qwenlab as ql
 
-# %matplotlib inline
-transformers.logging.set_verbosity_error()  # which kernels ran is written in the recording
-figures = {}
+notebook = ql.notebook.start(out)
 
 
-def show(name, figure, description):
-    """Show a figure, with a description for those who cannot see it, and keep it for `out`."""
-    figures[name] = figure
-    display(figure, metadata={"image/png": {"alt": description}})
-    plt.close(figure)
-
-
-def told(data, name="restored"):
-    """One number with its interval, as text."""
-    low, high = data[f"{name}_interval"].values
-    return f"{float(data[name]):z.2f} [{low:z.2f}, {high:z.2f}]"
+def restored(data):
+    """The share restored with its interval, as text."""
+    return ql.notebook.interval(data, "restored", "z.2f")
 
 
 # %%
-ckpt = ql.open(checkpoint, device=device, dtype=dtype)
-if ckpt.facts.parameters < 1e8:
-    torch.set_num_threads(1)  # matrices this small gain nothing from more
+ckpt = notebook.open(checkpoint, device=device, dtype=dtype)
 DELTANET, ATTENTION = "linear_attention", "full_attention"
 ckpt
 
 # %% [markdown]
 # ## Two comparisons
 #
-# Every text asks for its second pair. Two targets are made of each source, and each differs from it in one token:
+# Every text queries its second pair. Each source gets two targets, which differ from it in one token:
 #
-# * **another value**: the digit of the pair that is asked for. Nothing but this token tells what the answer is.
-# * **another key**: the letter in the question, so that the third pair is asked for, whose digit is another. Both texts
-#   tell the same pairs; what changes is which of them is due.
+# * **another value**: the digit of the queried pair. Only this token determines the answer.
+# * **another key**: the letter in the question, so that it queries the third pair, which has another digit. Both texts
+#   list the same pairs; only the query changes.
 #
-# All texts have one length in tokens, and the same roles at the same positions: only so do positions correspond.
+# All texts have the same length in tokens and the same roles at the same positions, so positions correspond.
 
 # %%
 task = ql.tasks.mqar(ckpt, pairs=pairs, count=texts_per_domain, questions=1, length=max_tokens)
@@ -93,7 +79,7 @@ strangers = ql.tasks.mqar(ckpt, pairs=pairs, count=texts_per_domain, questions=1
 digits, rng = task.answers, random.Random(0)
 ASKED = 1  # the pair, counted from 0
 OTHER = 2 % pairs
-KEYS, VALUES = range(0, 3 * pairs, 3), range(2, 3 * pairs, 3)  # positions of what is told
+KEYS, VALUES = range(0, 3 * pairs, 3), range(2, 3 * pairs, 3)  # positions in the list
 KEY, MARK = max_tokens - 3, max_tokens - 2  # of the question
 assert ckpt.tokenizer.decode([task.tokens[0][1]]) == ":", "keys of one letter are needed: ask for fewer pairs"
 
@@ -127,8 +113,8 @@ for name, texts in {"source": source, "another value": other_value, "another key
 print(f"       answer: {ckpt.tokenizer.decode([answers[0]])!r}")
 
 # %% [markdown]
-# A model that cannot do the task has no answer to be found. So first: how often is the source's answer its first
-# choice, after each text? It should be always after the source, and hardly ever after the targets.
+# A model that cannot do the task has no answer to find. So first: how often is the source's answer the model's first
+# choice? It should be nearly always after the source, and rarely after the targets.
 
 
 # %%
@@ -163,9 +149,9 @@ pd.DataFrame(
 # %% [markdown]
 # ## Another value
 #
-# Patched are, one at a time, the stream after each layer (*residual*), and what each layer's mixer and MLP add to it.
-# Positions are the token before the changed one, the changed one, the one after it, and the last two: key and question
-# mark. Bold are those in which the texts differ; "…" is a token that differs from pair to pair of texts.
+# One activation is patched at a time: the residual stream after each layer (*residual*), or the output of its mixer or
+# MLP. Positions are the changed token, its two neighbours, and the last two tokens: key and question mark. Bold marks
+# tokens in which source and target differ; "…" is a token that varies between pairs of texts.
 
 
 # %%
@@ -181,20 +167,20 @@ def patched(texts, target, positions, parts=("residual", "mixer", "mlp")):
     return whole.assign_attrs(found[0].attrs)
 
 
-TOLD = VALUES[ASKED]  # the position of the value that is asked for
+TOLD = VALUES[ASKED]  # the position of the queried value
 value_data = patched(source, other_value, [TOLD - 1, TOLD, TOLD + 1, KEY, MARK])
 value = ql.stats.patching(value_data)
-show(
+notebook.show(
     "another_value",
     ql.plots.patching(value),
-    "Share of the answer restored by each patched value, layers by positions, where the texts differ in a value.",
+    "Share of the answer restored by each patch, layers by positions: another value.",
 )
 
 # %% [markdown]
-# Read the top panel first. Where the stream is restored at the value's own token the answer has not left it, or not
-# for good; where it is restored at the question mark it has arrived. A residual holds all that the layers below have
-# put there, so its panel says *where the answer is*. Mixer and MLP panels say *who puts it there*: only what this
-# layer adds is patched, and the rest of the stream stays the target's.
+# Read the top panel first. Where patching at the value's token restores the answer, the answer has not moved on; where
+# patching at the question mark restores it, it has arrived. The residual stream is the sum of all layers below, so its
+# panel shows *where the answer is*. The mixer and MLP panels show *which layer writes it*: only that layer's output is
+# patched, and the rest of the stream is the target's.
 
 
 # %%
@@ -209,9 +195,9 @@ names = {int(layer): ql.plots.LABELS[str(kind)] for layer, kind in kinds.items()
 handover = pd.DataFrame(
     {
         "kind": names.values(),
-        "residual at the value (restored)": [told(stream(value, TOLD).isel(site=row)) for row in range(len(names))],
+        "residual at the value (restored)": [restored(stream(value, TOLD).isel(site=row)) for row in range(len(names))],
         "residual at the question mark (restored)": [
-            told(stream(value, MARK).isel(site=row)) for row in range(len(names))
+            restored(stream(value, MARK).isel(site=row)) for row in range(len(names))
         ],
     },
     index=pd.Index(names, name="layer"),
@@ -237,9 +223,8 @@ def largest(found, part, position):
     here = here.isel(site=np.flatnonzero(here["part"].values == part))
     one = here.isel(site=int(here["restored"].values.argmax()))
     stands = "stands" if bool(one["stands"]) else "does not stand"
-    return (
-        f"that of layer {int(one['layer'])} ({ql.plots.LABELS[str(one['kind'].values)]}), {told(one)}, which {stands}"
-    )
+    kind = ql.plots.LABELS[str(one["kind"].values)]
+    return f"that of layer {int(one['layer'])} ({kind}), {restored(one)}, which {stands}"
 
 
 low, high = value["total_interval"].values
@@ -252,22 +237,22 @@ Markdown(
 )
 
 # %% [markdown]
-# Half is a convention, and the two need not fall in one layer: while the answer is in both places, either alone may
-# restore it, and while it is on the way in pieces, neither does.
+# Half is a convention, and the two layers can differ. While the answer is in both places, either alone may restore it;
+# while it moves in parts, neither does.
 #
 # ## Another key
 #
-# Here both texts tell the same, and differ in what is asked. Patched are the new line before the question, its key,
-# and the question mark. What is handed on now is not the digit but the question: where it is turned into an answer,
-# the stream at the key stops to matter.
+# Here both texts list the same pairs and differ in the query. The patched positions are the new line before the
+# question, its key, and the question mark. What moves now is the query, not the digit. Once it has become an answer,
+# the stream at the key no longer matters.
 
 # %%
 key_data = patched(source, other_key, [KEY - 1, KEY, MARK])
 key = ql.stats.patching(key_data)
-show(
+notebook.show(
     "another_key",
     ql.plots.patching(key),
-    "Share of the answer restored by each patched value, layers by positions, where the texts differ in the question.",
+    "Share of the answer restored by each patch, layers by positions: another key.",
 )
 
 # %%
@@ -280,13 +265,13 @@ Markdown(
 )
 
 # %% [markdown]
-# ## One kind of layer beside the other
+# ## All mixers of a kind together
 #
-# A single mixer may restore little because several share the work. So all mixers of one kind are patched together, at
-# one position: their outputs are what they were after the source, all else follows from the target. Nothing but a
-# mixer brings anything from one token to another, so all mixers together have to restore everything at the question
-# mark: their row there is 1 up to rounding, or something is wrong with the patching. Kinds need not add up to it, since
-# what one kind reads may be what the other wrote.
+# A single mixer may restore little because several share the work. So here all mixers of a kind are patched together,
+# at one position: their outputs come from the source, everything else from the target. Only mixers move information
+# between tokens, so all mixers together must restore everything at the question mark: their row there is 1 up to
+# rounding, or the patching is wrong. The two kinds do not have to add up to 1, because one kind may read what the
+# other wrote.
 
 # %%
 KINDS = {"DeltaNet mixers": DELTANET, "attention mixers": ATTENTION, "all mixers": None}
@@ -317,7 +302,7 @@ comparisons = {
 pd.DataFrame(
     {
         (comparison, f"at the {ROLES[position]} (restored)"): {
-            mixers: told(found.sel(site=mixers, position=position)) for mixers in KINDS
+            mixers: restored(found.sel(site=mixers, position=position)) for mixers in KINDS
         }
         for comparison, found in comparisons.items()
         for position in found["position"].values.tolist()
@@ -331,23 +316,23 @@ for comparison, found in comparisons.items():
     here = found.sel(position=MARK)
     delta, attention = (here.sel(site=name) for name in ("DeltaNet mixers", "attention mixers"))
     lines.append(
-        f"* {comparison}: at the question mark all DeltaNet mixers together restore **{told(delta)}**, all attention "
-        f"mixers **{told(attention)}**."
+        f"* {comparison}: at the question mark all DeltaNet mixers together restore **{restored(delta)}**, "
+        f"all attention mixers **{restored(attention)}**."
     )
 Markdown("\n".join(lines))
 
 # %% [markdown]
 # ## Controls
 #
-# Two things that have to do nothing, and one that shows what any disturbance does.
+# Two patches that must have no effect, and one that shows the effect of any disturbance.
 #
-# 1. **The text into itself.** A value is replaced by what it is anyway. Every logit has to stay the same, bit for bit.
-# 2. **Before the change.** Up to the first token in which the texts differ both have been read alike, so patching there
-#    has to change nothing beyond rounding. The token before the changed one is among the positions above for that.
-# 3. **Another text.** The stream is replaced by what it was in a text of the same form that tells and asks for other
-#    things. That disturbs as much, and knows nothing of the answer. It need not do *nothing*: a model that was sure of
-#    the target's answer becomes less sure, and every other digit likelier, the source's among them. What another text
-#    restores is therefore the height from which on a share at that position says something.
+# 1. **A text into itself.** Each activation is replaced by its own value. Every logit must stay the same, bit for bit.
+# 2. **Before the change.** Up to the first token in which the texts differ, both are the same. Patching there must
+#    have no effect beyond rounding. The token before the changed one is a position above for this reason.
+# 3. **Another text.** The stream comes from a text of the same form with other pairs and another query. It disturbs the
+#    model as much, but has no information about the answer. Its effect is not zero: a model that was confident of the
+#    target's answer becomes less confident, and all other digits more likely, the source's included. So it is the
+#    baseline at its position: only larger shares mean something.
 
 # %%
 with ql.interventions.cache_activations(ckpt.model, "layers.*.*") as own:
@@ -363,7 +348,7 @@ changes = [
 ]
 Markdown(
     f"1. Patched with their own values in all layers and at all positions, **{sum(same.values())} of {len(same)}** "
-    f"sorts of value ({', '.join(same)}) leave every logit as it was, bit for bit.\n"
+    f"kinds of activation ({', '.join(same)}) leave every logit as it was, bit for bit.\n"
     f"2. Before the change the largest difference of any log-probability is **{max(changes):.1e} nat**."
 )
 
@@ -371,10 +356,10 @@ Markdown(
 strange_data = patched(stranger, other_value, [TOLD, KEY, MARK], parts=("residual",))
 strange_data = strange_data.assign(source_logprob=value_data["source_logprob"])  # the same total, for the same scale
 strange = ql.stats.patching(strange_data)
-show(
+notebook.show(
     "another_text",
     ql.plots.patching(strange),
-    "Share of the answer restored by the stream of an unrelated text, layers by positions, on the scale of the source.",
+    "Share of the answer restored by the stream of an unrelated text, layers by positions.",
 )
 
 
@@ -389,29 +374,24 @@ own_most, other_most = ({position: most(found, position) for position in ROLES} 
 key_most = most(key, KEY)
 Markdown(
     "3. The most that the stream of another text restores, over all layers: at the value "
-    f"**{told(other_most[TOLD])}** (the source's own: {told(own_most[TOLD])}), at the question mark "
-    f"**{told(other_most[MARK])}** (the source's own: {told(own_most[MARK])}), at the key **{told(other_most[KEY])}**. "
-    "Most other keys ask for a pair that was never told, and leave the model unsure; the right key restores "
-    f"{told(key_most)} where the texts differ in the question."
+    f"**{restored(other_most[TOLD])}** (the source's own: {restored(own_most[TOLD])}), at the question mark "
+    f"**{restored(other_most[MARK])}** (the source's own: {restored(own_most[MARK])}), at the key "
+    f"**{restored(other_most[KEY])}**. "
+    "Most other keys query a pair that is not in the text, and leave the model uncertain; the right key restores "
+    f"{restored(key_most)} where the texts differ in the question."
 )
 
 # %% [markdown]
-# What this cannot tell. A value that restores the answer is *enough* for it, with all else as in the target; whether it
-# is *needed* is asked by taking it away, in [40_ablations](40_ablations.py). A value that restores nothing may still be
-# needed. Where several values carry the answer, each alone may look idle. And all of it is said of this form of text:
-# of other tasks, lengths and distances nothing was asked.
+# Limits: an activation that restores the answer is *sufficient* for it, with everything else from the target. Whether
+# it is *necessary* is a question for ablations, in [40_ablations](40_ablations.py): an activation that restores
+# nothing may still be necessary. If several activations carry the answer, each alone may look unimportant. And
+# nothing here covers other tasks, lengths or distances.
 #
-# ## What is kept
+# ## Saved files
 #
-# The recording has every log-probability of every pair of texts. `ql.stats.patching(recording)` reads the first
+# The recording has the log-probabilities of every pair of texts. `ql.stats.patching(recording)` reads the first
 # comparison, and `ql.stats.patching(recording["another_key"])` the second, on any machine, without torch.
 
 # %%
-if out is not None:
-    folder = Path(out)
-    kept = {"patching": value_data, "another_key": key_data, "another_text": strange_data}
-    ql.Recording(kept, value_data.attrs).save(folder / "recording.nc")
-    for name, figure in figures.items():
-        for suffix in ("png", "svg"):
-            figure.savefig(folder / f"{name}.{suffix}", dpi=150)
-    print(f"saved in {folder}: recording.nc, {', '.join(figures)} (.png, .svg)")
+kept = {"patching": value_data, "another_key": key_data, "another_text": strange_data}
+notebook.save(recording=ql.Recording(kept, value_data.attrs))

@@ -7,20 +7,19 @@
 # ---
 
 # %% [markdown]
-# # Runs side by side
+# # Compare runs
 #
 # An experiment is a folder with a `spec.yaml` and a notebook. `qwenlab run` runs the notebook once for every point of
-# the spec's sweep and keeps each run in a **store**: its executed notebook, its metrics, its datasets and figures, and
-# the facts that its numbers depend on. This notebook asks a store what it holds, and compares runs in it.
+# the spec's sweep and keeps each run in a **store**: the executed notebook, metrics, datasets, figures, and the facts
+# that the numbers depend on. This notebook lists the runs in a store and compares them.
 #
-# Words used for a number are defined in [the glossary](../docs/glossary.md). [00_tour](00_tour.py) shows where such
-# numbers come from.
+# [The glossary](../docs/glossary.md) defines the terms. [00_tour](00_tour.py) shows where such numbers come from.
 
 # %% tags=["parameters"]
-store: str | None = None  # a folder, or an address such as "s3://bucket/runs"; None: a small one is made here
-experiment: str | None = None  # None: the one that was run last
-metric: str | None = None  # None: the first that the experiment's spec declares
-out: str | None = None  # folder for the figures; None keeps nothing
+store: str | None = None  # a folder, or an address such as "s3://bucket/runs"; None: this notebook makes a small one
+experiment: str | None = None  # None: the latest
+metric: str | None = None  # None: the first in the spec
+out: str | None = None  # folder for the figures; None saves nothing
 
 # %%
 import tempfile
@@ -28,29 +27,19 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from IPython.display import Markdown, display
 
 import qwenlab as ql
 
-# %matplotlib inline
-pd.options.display.float_format = "{:.4g}".format
-figures = {}
-
-
-def show(name, figure, description):
-    """Show a figure, with a description for those who cannot see it, and keep it for `out`."""
-    figures[name] = figure
-    display(figure, metadata={"image/png": {"alt": description}})
-    plt.close(figure)
+notebook = ql.notebook.start(out, digits=4)
 
 
 # %% [markdown]
 # ## A store
 #
-# If no store was named, a small one is made now, in a folder that goes when this kernel ends. Its experiment lets
-# `toy-moe`, a model that ships, read the beginnings of prose texts: two lengths, and two seeds that draw which texts.
-# The spec says what is asked, what differs between the runs, and which metrics each run must record, with units:
+# Without the parameter `store`, this cell makes a small one in a temporary folder. Its experiment reads the
+# beginnings of prose texts with `toy-moe`, at two lengths and with two seeds that draw the texts. The spec has the
+# question, the sweep, and the metrics that each run must record, with units:
 
 # %%
 SPEC = """\
@@ -62,7 +51,7 @@ sweep:
 seeds: [0, 1]
 metrics:
   loss:
-    units: nat
+    units: nat/token
     over: [text]
     pairs: text
     better: lower
@@ -93,7 +82,8 @@ drawn = np.sort(np.random.default_rng(seed).choice(len(held_out), number, replac
 
 # %%
 with ql.watch(ckpt, ql.probes.Attention(every=4)) as seen:
-    scores = ql.tasks.score(ckpt, [held_out[text] for text in drawn], max_tokens=max_tokens)
+    texts = ql.tasks.text_task(ckpt, [held_out[text] for text in drawn], max_tokens=max_tokens)
+    scores = ql.tasks.measure(ckpt, [texts])
 reach = ql.stats.attention_distance(seen.recording())
 
 # %%
@@ -117,11 +107,11 @@ if store is None:
     print(f"{len(result.outcomes)} runs in {result.seconds:.0f} s")
 
 # %% [markdown]
-# ## What it holds
+# ## Find runs
 #
-# `ql.experiments.find` gives a row a run: only those that finished, unless `state` says otherwise. `where` takes an SQL
+# `ql.experiments.find` returns one row per run: finished runs, unless `state` says otherwise. `where` takes an SQL
 # expression over the columns, such as `'"params.max_tokens" > 100 AND seed = 0'`. The columns `metrics.…` are means
-# over a metric's labels; `folder` is where in the store the run lies.
+# over the labels of a metric; `folder` is the run's place in the store.
 
 # %%
 found = ql.experiments.find(experiment, store=store)
@@ -149,16 +139,16 @@ Markdown(
 # %% [markdown]
 # ## A metric, value by value
 #
-# `ql.experiments.metrics` is a tidy table: a row a value, a column a label, and the columns that differ
-# between the runs. Here are the first three values of each run.
+# `ql.experiments.metrics` is a tidy table: one row per value, with columns for its labels and for the parameters that
+# differ between runs. Here are the first three values of each run.
 
 # %%
 values = ql.experiments.metrics(experiment, metric, store=store)
 values.groupby("name", sort=False).head(3)
 
 # %% [markdown]
-# The figure has a dot for each run, its mean over the metric's labels, and a line through the means over seeds. How
-# far the dots of one setting lie apart is what a seed alone changes; with a few seeds it is no interval.
+# Each dot is the mean of one run over the labels of the metric; lines go through the means over seeds. The spread of
+# the dots of one setting is the effect of the seed; with few seeds it is not an interval.
 
 # %%
 across, *others = varied or ["seed"]
@@ -171,7 +161,7 @@ settings = sorted(means[across].unique())
 
 @ql.plots.style()
 def by_setting():
-    """One colour a combination of the other parameters."""
+    """One colour for each combination of the other parameters."""
     figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
     groups = means.groupby(others, sort=False, dropna=False) if others else [((), means)]
     for key, group in groups:
@@ -186,39 +176,39 @@ def by_setting():
     return figure
 
 
-show("by_setting", by_setting(), f"{metric} by {across.removeprefix('params.')}: a dot a run, a line of their means.")
+notebook.show(
+    "by_setting", by_setting(), f"{metric} by {across.removeprefix('params.')}: a dot per run, a line of their means."
+)
 
 # %% [markdown]
 # ## Two runs
 #
-# `ql.experiments.compare` sets one run against another: what differs in their facts, and how far each metric moved.
-# Here it is the oldest run, and the first that differs from it in that parameter but not in its seed.
+# `ql.experiments.compare` shows how the facts of two runs differ and how far each metric moved. Here it compares the
+# oldest run with the first that differs in that parameter but not in its seed.
 
 # %%
 old = found.iloc[0]
 other = found[(found[across].astype(str) != str(old[across])) & ((found["seed"] == old["seed"]) | (across == "seed"))]
 new = other.iloc[0] if len(other) else None
 compared = None if new is None else ql.experiments.compare(old["name"], new["name"], store=store)
-compared.facts if compared else "nothing to compare: no two runs differ so"
+compared.facts if compared else "nothing to compare: no two runs differ in one parameter only"
 
 # %%
 compared.metrics.set_index("metric") if compared else None
 
 # %% [markdown]
-# **What the interval is.** A spec can name one of a metric's dimensions as its `pairs`, such as texts. Each pair was
-# measured in both runs, so its difference is free of how hard it is. These differences are drawn again with
-# replacement, as many as there are, 10,000 times (seed 0); the interval holds the middle of the means of those draws
-# (percentile bootstrap). How much of them is chosen so that all intervals of one comparison together hold at 95 %:
-# with *m* metrics, each is at 100 − 5/*m* % (Bonferroni). It says how far the mean difference would go with other pairs
-# like these. It says nothing of other seeds. A metric without pairs has one difference and no interval: `moved` is
-# then unknown.
+# **The interval.** A spec can name one dimension of a metric as its `pairs`, such as texts. Both runs measured each
+# pair, so the difficulty of a text cancels in the difference. The interval is a bootstrap of the mean difference
+# (10,000 resamples, seed 0), with percentiles that are expanded for few pairs. With *m* metrics its level is
+# 100 − 5/*m* % (Bonferroni), so all intervals of one comparison hold together at 95 %. It covers other pairs like
+# these, but not other seeds. A metric without pairs has one difference and no interval: `moved` is then unknown.
 
 # %%
 if compared:
     lines = [
         f"`{row.metric}` went from {row.old:.4g} to {row.new:.4g} {row.units}: {row.difference:+.3g}"
         + (
-            ", with nothing to tell noise by."
+            ", without pairs, so without an interval."
             if np.isnan(row.low)
             else f" [{row.low:+.3g}, {row.high:+.3g}] at {100 - 5 / len(compared.metrics):.4g} %, over {row.n} of "
             f"`{row.unit}`: **{'beyond' if row.moved else 'within'} noise**."
@@ -228,7 +218,7 @@ if compared:
     display(Markdown("\n\n".join(lines)))
 
 # %% [markdown]
-# What is drawn from are these differences:
+# The differences that are resampled:
 
 # %%
 paired = []
@@ -244,7 +234,7 @@ def differences():
     figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
     axes.axhline(0, color="0.6", linewidth=1)
     axes.axhspan(row["low"], row["high"], alpha=0.2, linewidth=0, label="interval of the mean")
-    axes.axhline(row["difference"], color="C0", label="mean")
+    axes.axhline(row["difference"], color="#009E73", label="mean")
     axes.plot(range(len(paired)), paired, "o", color="0.2", label=f"one {pairs}")
     axes.set_xticks(range(len(paired)), [str(label) for label in paired.index], rotation=90 if len(paired) > 12 else 0)
     axes.set(xlabel=f"{pairs}, in the order of the differences", ylabel=f"difference in {metric} ({units})")
@@ -253,38 +243,35 @@ def differences():
 
 
 if len(paired) > 1:
-    show("differences", differences(), f"Difference in {metric} of each {pairs} between the two runs, and their mean.")
+    notebook.show(
+        "differences", differences(), f"Difference in {metric} of each {pairs} between the two runs, and their mean."
+    )
 
 # %% [markdown]
 # ## Datasets, joined
 #
-# A number answers the question; the dataset behind it answers the next one. `ql.experiments.datasets` puts those of all
-# runs side by side along a new dimension `run`. Labels must be the same in every run: a mismatch is an error.
+# `ql.experiments.datasets` joins a dataset of all runs along a new dimension `run`. Labels must be the same in every
+# run: a mismatch is an error, and no label is dropped.
 
 # %%
 kept = Path(store, found["folder"].iloc[0], "datasets")
 names = sorted(file.stem for file in kept.glob("*.nc"))
-joined = ql.experiments.datasets(names[0], experiment, store=store) if names else "these runs kept no dataset here"
+joined = ql.experiments.datasets(names[0], experiment, store=store) if names else "these runs have no dataset here"
 joined
 
 # %%
 if names == ["reach"]:
     by_run = joined["distance"].mean("head").set_index(run=["params.max_tokens", "seed"])
-    print("attention distance (token), the mean over heads: a row a run, a column a layer")
+    print("attention distance (token), mean over heads: a row per run, a column per layer")
     display(by_run.to_pandas())
 
 # %% [markdown]
-# ## Every night
+# ## Nightly comparison
 #
-# `qwenlab runs diff A B --exit-code` does the same on the command line, for two runs or for two stores, whose runs of
-# the same parameters and seed it sets beside each other. It exits with 1 when any metric moved beyond noise (or moved
-# at all, where there is nothing to tell noise by): a nightly job that keeps yesterday's store as A and runs into B
-# fails when the numbers change, and prints which. `qwenlab runs report EXPERIMENT` writes one HTML page of it all.
+# `qwenlab runs diff A B --exit-code` does the same on the command line, for two runs or for two stores, where it
+# pairs runs with the same parameters and seed. It exits with 1 if any metric moved beyond noise (or moved at all, if
+# it has no interval). So a nightly job with yesterday's store as A and today's as B fails if the numbers change, and
+# prints which. `qwenlab runs report EXPERIMENT` writes one HTML page of an experiment.
 
 # %%
-if out is not None:
-    Path(out).mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
-        for suffix in ("png", "svg"):
-            figure.savefig(Path(out, f"{name}.{suffix}"), dpi=150)
-    print(f"saved in {out}: {', '.join(figures)} (.png, .svg)")
+notebook.save()

@@ -17,16 +17,17 @@
 The folders, in the order in which data passes through them:
 
     checkpoint     name or folder -> model, tokenizer, MTP head, anatomy; one name per part of a layer (`Site`)
-    tasks          texts and tasks to read and score: domains, recall, losses
     record         `Recording`: labelled results with their provenance; save, open, merge
+    stats          Datasets in, Datasets out; needs no torch
     capture        hooks, sequences that are followed across calls, tokens without padding; no public names
     probes         measure a forward pass inside `watch`
-    interventions  change a forward pass inside `edit`
+    interventions  change a forward pass inside `intervene`
+    tasks          texts and tasks to read and score: domains, recall, losses
     speculative    draft with the MTP head, verify, roll back exactly; traces, audit, lossless check
     ablations      interventions on many parts, with matched random controls, scored on tasks; activation patching
-    stats          Datasets in, Datasets out; needs no torch
     plots          statistics in, matplotlib figures out
     widgets        statistics in, interactive views out
+    notebook       a notebook of your own: figures and results shown and saved, numbers with intervals
     execution      run notebooks: checked parameters, warm kernels, an exact record of how each run ended
     experiments    a question (spec.yaml) -> runs, stored and compared
     recipes        ready-made studies of one checkpoint: profile, acceptance, trace, ablate, demo

@@ -5,6 +5,7 @@ from . import (
     execution as execution,
     experiments as experiments,
     interventions as interventions,
+    notebook as notebook,
     plots as plots,
     probes as probes,
     recipes as recipes,

@@ -24,6 +24,12 @@ OLD = {
     "probe.take": "interventions.cache_activations",
     "probe.Values": "interventions.ActivationCache",
     "probe.Seen": "probes.WatchSession",
+    "runs.Acceptance": "recipes.AcceptanceReport",
+    "plots.gate_histograms": "plots.gates",
+    "plots.layer_map": "plots.layer_table",
+    "plots.memory_by_context": "plots.memory",
+    "plots.teacher_forced": "plots.agreement",
+    "tasks.read": "tasks.feed",
     "decode.custom_generate": "speculative.CustomGenerate",
     "decode.Losslessness": "speculative.LosslessReport",
     "decode.Replay": "speculative.ReplayRollback",
@@ -32,7 +38,7 @@ OLD = {
     **{f"probe.{old}": f"interventions.{old.title().replace('_', '')}" for old in INTERVENTIONS.split()},
     **{
         f"runs.{name}": f"recipes.{name}"
-        for name in ("ablate", "Ablated", "acceptance", "Acceptance", "trace", "demo", "Demo", "profile", "Profile")
+        for name in ("ablate", "Ablated", "acceptance", "trace", "demo", "Demo", "profile", "Profile")
     },
 }
 

@@ -1,5 +1,7 @@
 """The pages that list things list all of them."""
 
+import importlib
+import json
 import re
 from pathlib import Path
 
@@ -23,3 +25,17 @@ def test_a_word_has_one_definition():
     words = re.findall(r"^\| ([^|]+?) \|", (DOCS / "glossary.md").read_text(), re.MULTILINE)
     assert len(words) > 80
     assert {word for word in words if words.count(word) > 1} <= {"word"}
+
+
+def test_the_reference_has_a_page_for_each_package():
+    listed = re.findall(r"^   (qwenlab(?:\.\w+)?)$", (DOCS / "reference" / "index.md").read_text(), re.MULTILINE)
+    frozen = json.loads(Path(__file__).with_name("public_api.json").read_text())
+    assert sorted(listed) == sorted({name for name in frozen if frozen[name]} | {"qwenlab.errors"})
+
+
+def test_a_docstring_in_columns_becomes_a_definition_list(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS))
+    restructured = importlib.import_module("plain_docstrings").restructured
+    text = "A *b* of `ql.open`.\n\nby     one\n       two\nlevel  three\n\n    code(**x)"
+    shown = " ".join("\n".join(restructured(text)).split())
+    assert shown == r"A \*b\* of :py:obj:`ql.open <qwenlab.open>`\ . ``by`` one two ``level`` three :: code(**x)"

@@ -32,7 +32,7 @@ sys.meta_path.insert(0, Hidden())
 """
 
 
-@pytest.mark.parametrize("room", ["record", "stats", "plots", "widgets"])
+@pytest.mark.parametrize("room", ["record", "stats", "plots", "widgets", "notebook"])
 def test_a_recording_is_studied_without_torch(room):
     study = f"import qwenlab\nfor name in qwenlab.{room}.__all__: getattr(qwenlab.{room}, name)"
     assert fresh(WITHOUT_TORCH + study).stderr == ""

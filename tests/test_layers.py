@@ -12,23 +12,25 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Both measure or change the same places of a model; what both need is in `capture`.
 APART = {"probes", "interventions"}
 
-# A room imports itself and rooms before it. `record` comes before `probes`, which hand their numbers to a Recording.
+# A room imports itself and rooms before it. `record` comes before `probes`, which hand their numbers to a Recording;
+# `stats` comes before the rooms that compute intervals.
 # `testing` stands beside them: it imports any, and none imports it.
 # `renamed` may be used by the `__init__` of every room: it imports rooms only when an old name is used.
 GROUND = ("renamed", "__init__", "errors", "arguments")
 ROOMS = (
     *GROUND,
     "checkpoint",
-    "tasks",
     "record",
+    "stats",
     "capture",
     "probes",
     "interventions",
+    "tasks",
     "speculative",
     "ablations",
-    "stats",
     "plots",
     "widgets",
+    "notebook",
     "execution",
     "experiments",
     "recipes",
@@ -38,8 +40,8 @@ ROOMS = (
 
 TENSOR_ROOMS = {"checkpoint", "tasks", "capture", "probes", "interventions", "speculative", "ablations", "testing"}
 ALLOWED_IN = {
-    "torch": TENSOR_ROOMS,
-    "transformers": TENSOR_ROOMS,
+    "torch": TENSOR_ROOMS | {"notebook"},  # only where it opens a checkpoint: see test_import.py
+    "transformers": TENSOR_ROOMS | {"notebook"},
     "safetensors": TENSOR_ROOMS,
     "accelerate": TENSOR_ROOMS,
     "tokenizers": TENSOR_ROOMS,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,134 +10,58 @@ import pandas as pd
 import xarray as xr
 
 import qwenlab as ql
-from qwenlab.experiments.report.tables import markdown
+from qwenlab.experiments.report.tables import estimate, labelled
 
-HERE = Path(__file__).parent
-PLAN = ql.experiments.plan(HERE)
-CHECKPOINT = "params.checkpoint"
-GROUPS = ("all DeltaNet", "all attention")
+REPORT = ql.experiments.ExperimentReport(Path(__file__).parent)
+UNEDITED = "unedited: acceptance length"
 
 
 @dataclass
 class Run:
-    """One run: acceptance under ablation along given texts, and in the text that each model writes."""
+    """Acceptance of one checkpoint under ablation: by domain and pooled along given texts, and in its own text."""
 
     name: str
-    along_texts: xr.Dataset
-    own_text: xr.Dataset
+    by_domain: xr.Dataset
+    pooled: xr.Dataset
+    own: xr.Dataset
 
-    @cached_property
-    def along(self) -> xr.Dataset:
-        return ql.stats.ablated_acceptance(self.along_texts)
+    def rows(self, **columns: tuple[xr.Dataset, str]) -> dict[tuple[str, str], list[str]]:
+        """A row without ablation and one for each ablation; columns are a selection and the name of its number."""
+        rows = {(self.name, UNEDITED): [clean(data) if what == "harm" else "" for data, what in columns.values()]}
+        *_, (last, _) = columns.values()
+        for ablation in last["ablation"].values:
+            cells = [number(data.sel(ablation=ablation), what) for data, what in columns.values()]
+            rows[self.name, f"without {self.label(ablation)}"] = cells
+        return rows
 
-    @cached_property
-    def pooled(self) -> xr.Dataset:
-        """Along given texts, all domains as one."""
-        return ql.stats.ablated_acceptance(self.along_texts, by_label=False)
+    def label(self, ablation: str) -> str:
+        kind = ql.plots.LABELS[str(self.pooled["kind"].sel(ablation=ablation).values)]
+        return ablation if ablation.startswith("all ") else f"{ablation} ({kind})"
 
-    @cached_property
-    def own(self) -> xr.Dataset:
-        return ql.stats.ablated_acceptance(self.own_text, by_label=False)
+    def fall(self, ablation: str, *, own: bool = False) -> str:
+        """The fall of the acceptance length over all domains, in words."""
+        here = (self.own if own else self.pooled).isel(task=0).sel(ablation=ablation)
+        stands = "stands" if bool(here["stands"]) else "does not stand"
+        return f"{number(here, 'harm').strip('*')} ({number(here, 'beyond_controls')} beyond its controls: {stands})"
 
-
-def runs() -> list[Run]:
-    found = ql.experiments.find(PLAN).sort_values(CHECKPOINT)
-    made = []
-    for row in found.to_dict("records"):
-        data = [
-            ql.experiments.datasets(name, HERE.name, where=f"name = '{row['name']}'").isel(run=0)
-            for name in ("along_texts", "own_text")
-        ]
-        made.append(Run(row[CHECKPOINT], *data))
-    return made
-
-
-def number(value: float) -> str:
-    """Two digits behind the point, and no minus before a zero."""
-    return f"{value + 0:.2f}".replace("-0.00", "0.00")
+    def most(self, of: str) -> str:
+        """The single part of a sort that costs most along given texts."""
+        here = self.pooled.isel(task=0, ablation=np.flatnonzero(self.pooled["of"] == of))
+        return str(here["ablation"].values[np.argmax(here["harm"].values)])
 
 
-def told(data: xr.Dataset, name: str, **at: str) -> str:
-    """A number with its interval, bold where the ablation stands."""
-    here = data.sel(**at)
-    low, high = here[f"{name}_interval"].values
-    words = number(float(here[name])) + ("" if np.isnan(low) else f" [{number(low)}, {number(high)}]")
-    return f"**{words}**" if name == "harm" and bool(here["stands"]) else words
+def number(data: xr.Dataset, name: str) -> str:
+    """An estimate with two decimals, and no minus before a zero."""
+    return estimate(data, name, lambda value: f"{value + 0:.2f}".replace("-0.00", "0.00"))
 
 
-def by_domain(every: list[Run]) -> pd.DataFrame:
-    """One row a checkpoint and ablation, one column a domain: fall of the acceptance length along given texts."""
-    rows = {}
-    for run in every:
-        rows[run.name, "unedited: acceptance length"] = [
-            told(run.along, "clean_acceptance_length", task=domain) for domain in run.along["task"].values
-        ]
-        for name in run.along["ablation"].values:
-            rows[run.name, _kind(run, name)] = [
-                told(run.along, "harm", task=domain, ablation=name) for domain in run.along["task"].values
-            ]
-    return _frame(rows, every[0].along["task"].values)
+def clean(data: xr.Dataset) -> str:
+    """The acceptance length of the unedited model."""
+    return number(data.isel(ablation=0), "clean_acceptance_length")
 
 
-def both(every: list[Run]) -> pd.DataFrame:
-    """One row a checkpoint and ablation: along given texts and in each model's own, all domains as one."""
-    rows = {}
-    for run in every:
-        (task,) = run.own["task"].values
-        rows[run.name, "unedited: acceptance length"] = [
-            *(told(run.pooled, "clean_acceptance_length", task=task), ""),
-            *(told(run.own, "clean_acceptance_length", task=task), ""),
-        ]
-        for name in run.own["ablation"].values:
-            rows[run.name, _kind(run, name)] = [
-                told(data, what, task=task, ablation=name)
-                for data in (run.pooled, run.own)
-                for what in ("harm", "beyond_controls")
-            ]
-    return _frame(rows, ["given texts: fall", "beyond controls", "the model's own text: fall", "beyond its controls"])
-
-
-def _kind(run: Run, name: str) -> str:
-    kind = str(run.along["kind"].sel(ablation=name).values)
-    return f"without {name}" if name in GROUPS else f"without {name} ({ql.plots.LABELS[kind]})"
-
-
-def _frame(rows: dict[tuple[str, str], list[str]], columns: list[str]) -> pd.DataFrame:
-    index = pd.MultiIndex.from_tuples(rows, names=["checkpoint", ""])
-    return pd.DataFrame(list(rows.values()), index=index, columns=list(columns))
-
-
-def findings(run: Run) -> str:
-    """What of one checkpoint moves and what does not, in sentences."""
-    (task,) = run.pooled["task"].values
-
-    def fall(name: str, data: xr.Dataset = run.pooled) -> str:
-        beyond = told(data, "beyond_controls", task=task, ablation=name)
-        stands = "stands" if bool(data["stands"].sel(task=task, ablation=name)) else "does not stand"
-        return f"{told(data, 'harm', task=task, ablation=name).strip('*')} ({beyond} beyond its controls: {stands})"
-
-    lines = [
-        f"Along given texts a round emits {told(run.pooled, 'clean_acceptance_length', task=task)} tokens, all domains "
-        f"together. Without all DeltaNet mixers that falls by {fall('all DeltaNet')}, without all attention mixers by "
-        f"{fall('all attention')}.",
-        f"Alone, the mixer that costs most is {_most(run, 'mixer')}: {fall(_most(run, 'mixer'))}. Of MLPs it is "
-        f"{_most(run, 'mlp')}: {fall(_most(run, 'mlp'))}.",
-        f"By domain stand: {_standing(run.along)}.",
-        f"In its own text a round emits {told(run.own, 'clean_acceptance_length', task=task)} tokens, and "
-        f"{_standing(run.own)} stands; without all DeltaNet mixers that falls by {fall('all DeltaNet', run.own)}, "
-        f"without all attention mixers by {fall('all attention', run.own)}.",
-    ]
-    return f"- **{run.name}.** " + " ".join(lines)
-
-
-def _most(run: Run, of: str) -> str:
-    """The single part of a sort that costs most along given texts."""
-    here = run.pooled.isel(task=0, ablation=np.flatnonzero(run.pooled["of"] == of))
-    return str(here["ablation"].values[np.argmax(here["harm"].values)])
-
-
-def _standing(data: xr.Dataset) -> str:
-    """What stands, with the domains in which it does where there are several."""
+def standing(data: xr.Dataset) -> str:
+    """The ablations that stand, with the domains in which they do where there are several."""
     found = []
     for name in data["ablation"].values:
         tasks = data["task"].values[data["stands"].sel(ablation=name).values]
@@ -147,32 +70,31 @@ def _standing(data: xr.Dataset) -> str:
     return "; ".join(found) or "nothing"
 
 
-def main() -> None:
-    every = runs()
-    if not every:
-        raise SystemExit(f"No finished run in the store: run `qwenlab run {HERE.parent.name}/{HERE.name}` first.")
-    facts = ql.experiments.facts(ql.experiments.find(PLAN)["name"].iloc[0])
-    (HERE / "figures").mkdir(exist_ok=True)
-    figures = []
+def read(name: str, run: str) -> Run:
+    along, own = (REPORT.dataset(each, run) for each in ("along_texts", "own_text"))
+    pooled, own = (ql.stats.ablated_acceptance(each, by_label=False) for each in (along, own))
+    return Run(name, ql.stats.ablated_acceptance(along), pooled, own)
+
+
+def table(columns: dict[str, tuple[str, str | int, str]], every: list[Run]) -> pd.DataFrame:
+    """A row for each checkpoint and ablation; a column is the data, the task, and the name of the number."""
+    rows = {}
     for run in every:
-        file = f"figures/{run.name.replace('/', '--')}.png"
-        ql.plots.ablated_acceptance(run.along).savefig(HERE / file, dpi=110)
-        figures.append(f"![Fall of the acceptance length by layer and domain, {run.name}]({file})\n\n*{run.name}*")
-    text = (HERE / "report.md.in").read_text()
-    found = {
-        "DOMAINS": markdown(by_domain(every)),
-        "BOTH": markdown(both(every)),
-        "FIGURES": "\n\n".join(figures),
-        "FINDINGS": "\n".join(map(findings, every)),
-        "RUNS": str(len(every)),
-        "TEXTS": str(int(every[0].along["texts"].min())),
-        "TESTS": str(every[0].along.attrs["hypotheses"]),
-        "VERSIONS": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
-    }
-    for name, value in found.items():
-        text = text.replace(f"@{name}@", value)
-    (HERE / "REPORT.md").write_text(text)
+        cells = {title: (getattr(run, data).isel(task=task), what) for title, (data, task, what) in columns.items()}
+        rows |= run.rows(**cells)
+    return labelled(rows, ["checkpoint", ""], list(columns))
 
 
 if __name__ == "__main__":
-    main()
+    found = REPORT.runs.sort_values("params.checkpoint")
+    every = [read(*each) for each in zip(found["params.checkpoint"], found["name"], strict=True)]
+    domains = {str(task): ("by_domain", at, "harm") for at, task in enumerate(every[0].by_domain["task"].values)}
+    both = {
+        "given texts: fall": ("pooled", 0, "harm"),
+        "beyond controls": ("pooled", 0, "beyond_controls"),
+        "the model's own text: fall": ("own", 0, "harm"),
+        "beyond its controls": ("own", 0, "beyond_controls"),
+    }
+    for run in every:
+        REPORT.figure(run.name.replace("/", "--"), ql.plots.ablated_acceptance(run.by_domain), dpi=110)
+    REPORT.write(every=every, domains=table(domains, every), both=table(both, every), standing=standing, clean=clean)

@@ -57,7 +57,7 @@ plain = {
 }
 recall = [ql.tasks.mqar(ckpt, pairs=each, count=texts, seed=seed, name=f"recall of {each} pairs") for each in pairs]
 found = [
-    ql.tasks.needle(ckpt, length=tokens, depth=0.5, count=texts, seed=seed, name="needle"),
+    ql.tasks.needle(ckpt, length=tokens, position=0.5, count=texts, seed=seed, name="needle"),
     ql.tasks.induction(ckpt, length=min(tokens, 64), count=texts, seed=seed, name="induction"),
 ]
 tasks = [*plain.values(), *recall, *found]

@@ -14,14 +14,21 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 import qwenlab as ql
-from qwenlab.experiments.report.tables import interval, markdown
+from qwenlab.experiments.report.tables import estimate, interval, labelled
 
 HERE = Path(__file__).parent
-PLAN = ql.experiments.plan(HERE)
-CHECKPOINT = "params.checkpoint"
+REPORT = ql.experiments.ExperimentReport(HERE)
+PAPER = pd.read_csv(HERE / "paper.csv", comment="#")
+PUBLISHED = "published, Qwen3.5-0.8B"
 GROUPS = ("all DeltaNet layers", "all attention layers", "all DeltaNet mixers", "all attention mixers")
 SINGLE = ("layer", "mixer", "mlp")
-TEXT = ("prose", "code")
+WORDS = {"DeltaNet": "linear", "attention": "attention"}  # the paper's
+QUANTITIES = ("norm_change", "cosine", "mixer_ratio", "lens_kl")
+
+
+def number(value: float) -> str:
+    """Three digits, and no minus before a zero."""
+    return f"{value:.3g}" if abs(value) >= 5e-4 else "0"
 
 
 @dataclass
@@ -51,105 +58,87 @@ class Run:
         here = here.isel(ablation=np.flatnonzero(here["of"] == of))
         return str(here["ablation"].values[np.argmax(here["harm"].values)])
 
+    def cell(self, score: str, task: str, ablation: str, beyond: bool = False) -> str:
+        """What an ablation harms on a task, or what of it goes beyond the controls, with its interval."""
+        here = getattr(self, score).sel(task=task, ablation=ablation)
+        return estimate(here, "beyond_controls" if beyond else "harm", number)
+
+    def fall(self, task: str, ablation: str, beyond: bool = False) -> str:
+        """Of the accuracy, for a sentence."""
+        return self.cell("accuracy", task, ablation, beyond).replace("**", "")
+
+    def rise(self, task: str, ablation: str, beyond: bool = False) -> str:
+        """Of the loss, for a sentence."""
+        return self.cell("loss", task, ablation, beyond).replace("**", "")
+
+    def pairs_at_which_stands(self, ablation: str) -> str:
+        stands = self.accuracy["stands"].sel(ablation=ablation)
+        return ", ".join(task.split()[2] for task in self.recall if bool(stands.sel(task=task))) or "no number of"
+
+    def clean_accuracy(self, task: str) -> str:
+        """Of the unedited model, with its interval."""
+        here = self.accuracy.sel(task=task)
+        low, high = here["above_chance_interval"].values + float(here["chance"])
+        return f"{number(float(here['clean_accuracy']))} [{number(low)}, {number(high)}]"
+
+    def groups(self) -> list[str]:
+        return [name for name in GROUPS if name in self.loss["ablation"].values]
+
+    def places(self) -> list[str]:
+        """The sets that are not groups."""
+        return [name for name in self.loss["ablation"].values[(self.loss["of"] == "set").values] if name not in GROUPS]
+
+    def layers(self) -> list[str]:
+        """The layers, mixers and MLPs that cost most."""
+        tasks = ("prose", "code", self.recall[-1])
+        return list(dict.fromkeys(self.most(of, task, "loss") for of in SINGLE for task in tasks))
+
 
 def runs() -> Iterator[Run]:
     """The plan's runs, and the newest of every other checkpoint, in this order."""
-    planned, found = ql.experiments.find(PLAN), ql.experiments.find(HERE.name)
-    others = found[~found[CHECKPOINT].isin(planned[CHECKPOINT])].drop_duplicates(CHECKPOINT, keep="last")
-    for row in pd.concat([planned.sort_values(CHECKPOINT), others]).itertuples():
-        data = [
-            ql.experiments.datasets(each, HERE.name, where=f"name = '{row.name}'").isel(run=0)
-            for each in ("sweep", "contributions")
-        ]
-        (name,) = found[CHECKPOINT][found["name"] == row.name].unique()
-        yield Run(name.removeprefix("Qwen/"), *data)
-
-
-def number(value: float) -> str:
-    """Three digits, and no minus before a zero."""
-    return f"{value:.3g}" if abs(value) >= 5e-4 else "0"
-
-
-def told(data: xr.Dataset, name: str, **at: str) -> str:
-    """A number with its interval, bold where the ablation stands."""
-    here = data.sel(**at)
-    low, high = here[f"{name}_interval"].values
-    ends = "" if np.isnan(low) else f" [{number(low)}, {number(high)}]"
-    words = f"{number(float(here[name]))}{ends}"
-    return f"**{words}**" if name == "harm" and bool(here["stands"]) else words
-
-
-def clean_accuracy(run: Run, task: str) -> str:
-    """Of the unedited model, with its interval."""
-    here = run.accuracy.sel(task=task)
-    low, high = here["above_chance_interval"].values + float(here["chance"])
-    return f"{number(float(here['clean_accuracy']))} [{number(low)}, {number(high)}]"
+    checkpoint, found = "params.checkpoint", ql.experiments.find(HERE.name)
+    others = found[~found[checkpoint].isin(REPORT.runs[checkpoint])].drop_duplicates(checkpoint, keep="last")
+    for row in pd.concat([REPORT.runs.sort_values(checkpoint), others]).to_dict("records"):
+        data = [REPORT.dataset(each, row["name"]) for each in ("sweep", "contributions")]
+        yield Run(row[checkpoint].removeprefix("Qwen/"), *data)
 
 
 def recall_table(every: list[Run]) -> pd.DataFrame:
-    """One row a checkpoint and ablation, one column a number of pairs: fall of the accuracy."""
-    rows = {}
+    """The fall of the accuracy: a row for each checkpoint and ablation, a column for each number of pairs."""
+    rows, all_deltanet = {}, "all DeltaNet mixers"
     for run in every:
-        hardest = run.recall[-1]
-        shown = ["all attention mixers", "all DeltaNet mixers", run.most("mixer", hardest), run.most("mlp", hardest)]
-        rows[run.name, "accuracy, unedited"] = [clean_accuracy(run, task) for task in run.recall]
-        for name in shown:
-            rows[run.name, f"fall without {name}"] = [
-                told(run.accuracy, "harm", task=t, ablation=name) for t in run.recall
-            ]
-        rows[run.name, "the same beyond its controls: all DeltaNet mixers"] = [
-            told(run.accuracy, "beyond_controls", task=task, ablation="all DeltaNet mixers") for task in run.recall
+        tasks, hardest = run.recall, run.recall[-1]
+        rows[run.name, "accuracy, unedited"] = [run.clean_accuracy(task) for task in tasks]
+        for name in ("all attention mixers", all_deltanet, run.most("mixer", hardest), run.most("mlp", hardest)):
+            rows[run.name, f"fall without {name}"] = [run.cell("accuracy", task, name) for task in tasks]
+        rows[run.name, f"the same beyond its controls: {all_deltanet}"] = [
+            run.cell("accuracy", task, all_deltanet, beyond=True) for task in tasks
         ]
-    return _frame(rows, ["checkpoint", ""], [task.removeprefix("recall of ") for task in every[0].recall])
+    return labelled(rows, ["checkpoint", ""], [task.removeprefix("recall of ") for task in every[0].recall])
 
 
 def table(every: list[Run], of: Callable[[Run], list[str]], tasks: list[str], score: str) -> pd.DataFrame:
-    """One row a checkpoint and ablation; for each task the harm, and what of it goes beyond the controls."""
-    rows = {}
-    for run in every:
-        data = getattr(run, score)
-        for name in of(run):
-            rows[run.name, name] = [
-                told(data, what, task=task, ablation=name) for task in tasks for what in ("harm", "beyond_controls")
-            ]
-    return _frame(rows, ["checkpoint", "without"], [f"{t}{more}" for t in tasks for more in ("", ", beyond controls")])
-
-
-def _frame(rows: dict[tuple[str, str], list[str]], names: list[str], columns: list[str]) -> pd.DataFrame:
-    index = pd.MultiIndex.from_tuples(rows, names=names)
-    return pd.DataFrame(list(rows.values()), index=index, columns=columns)
-
-
-def groups(run: Run) -> list[str]:
-    there = set(run.loss["ablation"].values)
-    return [name for name in GROUPS if name in there]
-
-
-def places(run: Run) -> list[str]:
-    """The sets that are no groups."""
-    return [name for name in run.loss["ablation"].values[(run.loss["of"] == "set").values] if name not in GROUPS]
-
-
-def layers(run: Run) -> list[str]:
-    """The layers, mixers and MLPs that cost most."""
-    chosen = [run.most(of, task, "loss") for of in SINGLE for task in ("prose", "code", run.recall[-1])]
-    return list(dict.fromkeys(chosen))
+    """A row for each checkpoint and ablation; for each task the harm, and what of it goes beyond the controls."""
+    rows = {
+        (run.name, name): [run.cell(score, task, name, beyond) for task in tasks for beyond in (False, True)]
+        for run in every
+        for name in of(run)
+    }
+    return labelled(
+        rows, ["checkpoint", "without"], [f"{t}{more}" for t in tasks for more in ("", ", beyond controls")]
+    )
 
 
 def contributions(every: list[Run]) -> pd.DataFrame:
-    """One row a checkpoint and layer: means over texts with Student's interval, and the loss without it."""
+    """A row for each checkpoint and layer: means over texts with Student's interval, and the loss without it."""
     rows = {}
     for run in every:
         for layer in run.contributions["layer"].values:
             here = run.contributions.sel(layer=layer)
-            kind = ql.plots.LABELS[str(here["kind"].values)]
             cells = [interval(pd.Series(here[name].values)) for name in QUANTITIES]
-            loss = told(run.loss, "harm", task="prose", ablation=f"layer {layer}")
-            rows[run.name, f"{layer}, {kind}"] = [*cells, loss]
-    return _frame(rows, ["checkpoint", "layer"], [*QUANTITIES, "loss without it, prose"])
-
-
-QUANTITIES = ("norm_change", "cosine", "mixer_ratio", "lens_kl")
+            label = f"{layer}, {ql.plots.LABELS[str(here['kind'].values)]}"
+            rows[run.name, label] = [*cells, run.cell("loss", "prose", f"layer {layer}")]
+    return labelled(rows, ["checkpoint", "layer"], [*QUANTITIES, "loss without it, prose"])
 
 
 def beside_paper(every: list[Run]) -> pd.DataFrame:
@@ -157,7 +146,7 @@ def beside_paper(every: list[Run]) -> pd.DataFrame:
     published = PAPER[PAPER["quantity"] == "loss"].set_index("condition")["value"]
     rows = {("unedited", ""): [number(published["baseline"])]}
     rows[("unedited", "")] += [number(float(run.loss["clean_loss"].sel(task="prose"))) for run in every]
-    for kind, word in (("DeltaNet", "linear"), ("attention", "attention")):
+    for kind, word in WORDS.items():
         name = f"all {kind} layers"
         drawn = published[published.index.str.startswith(f"random_control_{word}")]
         rows[f"without {name}", ""] = [number(published[f"all_{word}_off"]), *(_losses(run, name) for run in every)]
@@ -165,7 +154,7 @@ def beside_paper(every: list[Run]) -> pd.DataFrame:
             f"{number(drawn.mean())}, from {number(drawn.min())} to {number(drawn.max())}",
             *(_drawn(run, name) for run in every),
         ]
-    return _frame(rows, ["loss (nat/token)", "in the place of"], ["published, Qwen3.5-0.8B", *(r.name for r in every)])
+    return labelled(rows, ["loss (nat/token)", "in the place of"], [PUBLISHED, *(run.name for run in every)])
 
 
 def _losses(run: Run, name: str) -> str:
@@ -182,19 +171,19 @@ def _drawn(run: Run, name: str) -> str:
 
 def streams(every: list[Run]) -> pd.DataFrame:
     """What layers add, at a few places: the paper's, and those of each checkpoint."""
-    published = PAPER[PAPER["table"].str.contains("experiment2")].pivot(
-        index="layer", columns="quantity", values="value"
-    )
-    kinds = PAPER[PAPER["table"].str.contains("experiment2")].groupby("layer")["condition"].first()
+    paper = PAPER[PAPER["table"].str.contains("experiment2")]
+    published = paper.pivot(index="layer", columns="quantity", values="value")
+    kinds = paper.groupby("layer")["condition"].first()
     frames = [(published, kinds.map({"linear": "linear_attention", "attention": "full_attention"}))]
     for run in every:
         means = run.contributions.mean("text").to_dataframe()
         frames.append((means, means["kind"]))
-    rows = {}
-    for quantity in QUANTITIES:
-        for place, pick in PLACES.items():
-            rows[quantity, place] = [number(pick(frame[quantity], kind)) for frame, kind in frames]
-    return _frame(rows, ["", "of"], ["published, Qwen3.5-0.8B", *(run.name for run in every)])
+    rows = {
+        (quantity, place): [number(pick(frame[quantity], kind)) for frame, kind in frames]
+        for quantity in QUANTITIES
+        for place, pick in PLACES.items()
+    }
+    return labelled(rows, ["", "of"], [PUBLISHED, *(run.name for run in every)])
 
 
 PLACES: dict[str, Callable[[pd.Series, pd.Series], float]] = {
@@ -205,36 +194,35 @@ PLACES: dict[str, Callable[[pd.Series, pd.Series], float]] = {
 }
 
 
+def accuracies() -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+    """The paper's accuracies by condition and benchmark, and those of the random controls of each kind."""
+    known = PAPER[(PAPER["quantity"] == "accuracy") & (PAPER["samples"] > 50)]
+    found = known.pivot(index="condition", columns="benchmark", values="value")
+    return found, {kind: found[found.index.str.startswith(f"random_control_{word}")] for kind, word in WORDS.items()}
+
+
 def benchmarks() -> pd.DataFrame:
     """The paper's accuracies under its group ablations, and the range of its three random controls."""
-    known = PAPER[(PAPER["quantity"] == "accuracy") & (PAPER["samples"] > 50)]
-    wide = known.pivot(index="condition", columns="benchmark", values="value")
-    wide = wide[["mmlu", "arc_challenge", "hellaswag", "truthfulqa_mc", "gsm8k"]]
-    rows = {"unedited": wide.loc["baseline"].map(number)}
-    for kind, word in (("DeltaNet", "linear"), ("attention", "attention")):
-        drawn = wide[wide.index.str.startswith(f"random_control_{word}")]
-        rows[f"without all {kind} layers"] = wide.loc[f"all_{word}_off"].map(number)
-        rows[f"as many layers as {kind} has, drawn again"] = [
-            f"{number(low)} to {number(high)}" for low, high in zip(drawn.min(), drawn.max(), strict=True)
-        ]
-    return pd.DataFrame(rows, index=wide.columns).T.rename_axis("accuracy")
+    found, controls = accuracies()
+    rows = {"unedited": found.loc["baseline"].map(number)}
+    for kind, drawn in controls.items():
+        rows[f"without all {kind} layers"] = found.loc[f"all_{WORDS[kind]}_off"].map(number)
+        rows[f"as many layers as {kind} has, drawn again"] = drawn.min().map(number) + " to " + drawn.max().map(number)
+    shown = ["mmlu", "arc_challenge", "hellaswag", "truthfulqa_mc", "gsm8k"]
+    return pd.DataFrame(rows).T[shown].rename_axis("accuracy")
 
 
 def outside() -> str:
     """How many of the paper's group ablations are worse than each of their random controls."""
-    known = PAPER[(PAPER["quantity"] == "accuracy") & (PAPER["samples"] > 50)]
-    wide = known.pivot(index="condition", columns="benchmark", values="value")
-    worse, total = [], 0
-    for kind, word in (("DeltaNet", "linear"), ("attention", "attention")):
-        drawn, total = wide[wide.index.str.startswith(f"random_control_{word}")], total + wide.shape[1]
-        lower = wide.loc[f"all_{word}_off"] < drawn.min()
-        worse += [f"{name} without all {kind} layers" for name in wide.columns[lower]]
-    return f"{len(worse)} of {total}" + (f" ({', '.join(worse)})" if worse else "")
+    found, controls = accuracies()
+    lower = {kind: found.loc[f"all_{WORDS[kind]}_off"] < drawn.min() for kind, drawn in controls.items()}
+    worse = [f"{name} without all {kind} layers" for kind, each in lower.items() for name in each.index[each]]
+    return f"{len(worse)} of {sum(map(len, lower.values()))}" + (f" ({', '.join(worse)})" if worse else "")
 
 
 @ql.plots.style()
 def recall_figure(every: list[Run]) -> Figure:
-    """Accuracy of recall by the number of pairs, a panel a checkpoint."""
+    """Accuracy of recall by the number of pairs, a panel for each checkpoint."""
     drawn, grid = plt.subplots(
         1, len(every), figsize=(1.6 + 3.6 * len(every), 3.4), sharey=True, squeeze=False, layout="constrained"
     )
@@ -270,63 +258,22 @@ def recall_figure(every: list[Run]) -> Figure:
     return drawn
 
 
-def words(every: list[Run]) -> dict[str, str]:
-    """Numbers that the text names: @TOY SCORE WHAT TASK ABLATION@, by everything that could be asked for."""
-    found = {}
-    for run in every:
-        for score in ("loss", "accuracy"):
-            data = getattr(run, score)
-            for task in data["task"].values:
-                for name in data["ablation"].values:
-                    for what, short in (("harm", "harm"), ("beyond_controls", "beyond")):
-                        key = f"@{run.name}|{score}|{short}|{task}|{name}@"
-                        found[key] = told(data, what, task=task, ablation=name).replace("**", "")
-        for name in run.accuracy["ablation"].values:
-            stands = run.accuracy["stands"].sel(ablation=name)
-            pairs = [task.split()[2] for task in run.recall if bool(stands.sel(task=task))]
-            found[f"@{run.name}|stands|{name}@"] = ", ".join(pairs) or "no number of"
-    return found
-
-
-PAPER = pd.read_csv(HERE / "paper.csv", comment="#")
-
-
-def main() -> None:
-    every = list(runs())
-    if not every:
-        raise SystemExit(f"No finished run in the store: run `qwenlab run {HERE.parent.name}/{HERE.name}` first.")
-    facts = ql.experiments.facts(ql.experiments.find(PLAN)["name"].iloc[0])
-    (HERE / "figures").mkdir(exist_ok=True)
-    recall_figure(every).savefig(HERE / "figures" / "recall.png", dpi=150)
-    maps = []
-    for run in every:
-        single = run.loss.isel(ablation=np.flatnonzero(np.isin(run.loss["of"], SINGLE)))
-        file = f"figures/{run.name.replace('/', '--')}.png"
-        ql.plots.ablation_map(single).savefig(HERE / file, dpi=110)
-        maps.append(f"![Rise of the loss by layer and task, {run.name}]({file})\n\n*{run.name}*")
-    found = {
-        "RECALL": markdown(recall_table(every)),
-        "GROUPS": markdown(table(every, groups, list(TEXT), "loss")),
-        "FOUND": markdown(table(every, groups, ["needle", "induction"], "accuracy")),
-        "LAYERS": markdown(table(every, layers, ["prose", every[0].recall[-1]], "loss")),
-        "PLACES": markdown(table(every, places, ["prose", "recall of 16 pairs"], "loss")),
-        "CONTRIBUTIONS": markdown(contributions(every)),
-        "PAPER": markdown(beside_paper(every)),
-        "STREAMS": markdown(streams(every)),
-        "BENCHMARKS": markdown(benchmarks()),
-        "OUTSIDE": outside(),
-        "MAPS": "\n\n".join(maps),
-        "FINDINGS": "\n".join(ql.stats.ablation_findings(each) for run in every for each in (run.accuracy, run.loss)),
-        "RUNS": str(len(every)),
-        "TEXTS": str(int(every[0].loss["texts"].min())),
-        "TESTS": str(every[0].loss.attrs["hypotheses"]),
-        "VERSIONS": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
-    }
-    text = (HERE / "report.md.in").read_text()
-    for name, value in {**{f"@{name}@": value for name, value in found.items()}, **words(every)}.items():
-        text = text.replace(name, value)
-    (HERE / "REPORT.md").write_text(text)
-
-
 if __name__ == "__main__":
-    main()
+    every = list(runs())
+    REPORT.figure("recall", recall_figure(every))
+    for run in every:
+        single = run.loss.isel(ablation=np.isin(run.loss["of"], SINGLE))
+        REPORT.figure(run.name.replace("/", "--"), ql.plots.ablation_map(single), dpi=110)
+    REPORT.write(
+        every=every,
+        recall=recall_table(every),
+        groups=table(every, Run.groups, ["prose", "code"], "loss"),
+        found=table(every, Run.groups, ["needle", "induction"], "accuracy"),
+        layers=table(every, Run.layers, ["prose", every[0].recall[-1]], "loss"),
+        places=table(every, Run.places, ["prose", "recall of 16 pairs"], "loss"),
+        contributions=contributions(every),
+        paper=beside_paper(every),
+        streams=streams(every),
+        benchmarks=benchmarks(),
+        outside=outside(),
+    )

@@ -1,7 +1,5 @@
 """Write REPORT.md and its figures from the finished runs in the store."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -11,10 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import qwenlab as ql
-from qwenlab.experiments.report.tables import interval, markdown
+from qwenlab.experiments.report.tables import interval, wide
 
-HERE = Path(__file__).parent
-PLAN = ql.experiments.plan(HERE)
+REPORT = ql.experiments.ExperimentReport(Path(__file__).parent)
 DELTANET, ATTENTION = "linear_attention", "full_attention"
 TOY, CONTEXT = "params.checkpoint", "params.context"
 TRAINED = 256  # tokens: the longest that the toys were trained on
@@ -24,42 +21,35 @@ KINDS = dict(enumerate(ql.anatomy("toy-moe").layer_types))  # of both toys
 
 def by_head(name: str) -> pd.DataFrame:
     """A metric by head, with layer and kind."""
-    values = ql.experiments.metrics(PLAN, name)
+    values = REPORT.metric(name)
     layer = values["head"].str.partition(".")[0].astype(int)
     return values.assign(layer=layer, kind=layer.map(KINDS))
 
 
-def wide(values: pd.Series, along: str, heading: str) -> pd.DataFrame:
-    """One row for each label, one column a value of `along`: the interval over seeds."""
-    names = [name for name in values.index.names if name not in ("seed", along)]
-    table = values.groupby([*names, along]).agg(interval).unstack()
-    table.columns = [heading.format(column) for column in table.columns]
-    return table.rename(index=ql.plots.LABELS).rename_axis(index=lambda name: name.removeprefix("params."))
+def with_even(values: pd.DataFrame, even: pd.DataFrame, of: str, *more: str) -> pd.DataFrame:
+    """By context, one number (`of` the heads) for each kind and text, and that of even weights."""
+    both = pd.concat([values, even.assign(kind="even weights", text="any")])
+    by = [TOY, *more, "kind", "text"]
+    return in_contexts(both.groupby([*by, CONTEXT, "seed"])["value"].agg(of), *by)
 
 
-def beside_even(values: pd.DataFrame, even: pd.DataFrame, of: str, *more: str) -> pd.DataFrame:
-    """By context, one number (`of` the heads) a kind and text, and what even weights have."""
-    heads = values.groupby([TOY, *more, "kind", "text", CONTEXT, "seed"])["value"].agg(of)
-    baseline = (
-        even.assign(kind="even weights", text="any")
-        .groupby([TOY, *more, "kind", "text", CONTEXT, "seed"])["value"]
-        .first()
-    )
-    return wide(pd.concat([heads, baseline]).sort_index(), CONTEXT, "{:,} tokens")
+def in_contexts(values: pd.Series, *by: str) -> pd.DataFrame:
+    """A row for each label, a column for each context: the interval over seeds."""
+    names = [name.removeprefix("params.") for name in by]
+    return wide(values.reset_index(), *names, along="context", heading="{:,} tokens", cell=interval)
 
 
-def growth(values: pd.Series) -> pd.Series:
-    """By how much the logarithm of a value grows for that of the context, from each context to the next."""
+def growth(values: pd.Series) -> pd.DataFrame:
+    """Slope of log value by log context, from each context to the next."""
     table = np.log(values.unstack(CONTEXT))
     context = np.log(table.columns.to_numpy(float))
     steps = table.diff(axis="columns").iloc[:, 1:] / np.diff(context)
     steps.columns = pd.Index([f"{a:,} to {b:,}" for a, b in zip(table.columns, table.columns[1:], strict=False)])
-    return steps.rename_axis("step", axis="columns").stack()
+    return steps.rename_axis("step", axis="columns").stack().rename("value").reset_index()
 
 
-def growths(horizon: pd.DataFrame, even: pd.DataFrame) -> pd.DataFrame:
+def growths(nine: pd.DataFrame, even: pd.DataFrame) -> pd.DataFrame:
     """Growth of the horizon with the context: of the median and the farthest head, and of even weights."""
-    nine = horizon[(horizon["share"] == 0.9) & (horizon["text"] == "prose")]
     keys = [TOY, CONTEXT, "seed"]
     deltanet, attention = (nine[nine["kind"] == kind].groupby(keys)["value"] for kind in (DELTANET, ATTENTION))
     found = {
@@ -68,34 +58,29 @@ def growths(horizon: pd.DataFrame, even: pd.DataFrame) -> pd.DataFrame:
         "attention, median head": attention.median(),
         "even weights": even[even["share"] == 0.9].groupby(keys)["value"].first(),
     }
-    return _steps(pd.concat({name: growth(values) for name, values in found.items()}, names=["of"]))
+    steps = pd.concat([growth(values).assign(of=name) for name, values in found.items()])
+    return wide(steps, "checkpoint", "of", along="step", cell=interval)
 
 
-def following(horizon: pd.DataFrame) -> pd.DataFrame:
+def following(nine: pd.DataFrame) -> pd.DataFrame:
     """How many heads' horizons grow by more than half as fast as the context."""
-    nine = horizon[(horizon["share"] == 0.9) & (horizon["text"] == "prose")]
     heads = growth(nine.groupby([TOY, "kind", "head", CONTEXT, "seed"])["value"].first().clip(lower=1))
-    number = (heads > 0.5).groupby([TOY, "kind", "seed", "step"]).sum().astype(float)
-    return _steps(number)
-
-
-def _steps(values: pd.Series) -> pd.DataFrame:
-    """`wide`, with the steps in their order."""
-    table = wide(values.swaplevel(0, TOY), "step", "{}")
-    return table[sorted(table.columns, key=lambda step: int(step.split()[0].replace(",", "")))]
+    number = heads.assign(value=heads["value"] > 0.5).groupby([TOY, "kind", "seed", "step"], sort=False)["value"].sum()
+    return wide(number.astype(float).reset_index(), "checkpoint", "kind", along="step", cell=interval)
 
 
 def order(horizon: pd.DataFrame) -> pd.DataFrame:
     """Horizon over shuffled text by that over prose, by layer and context: geometric mean over heads."""
     nine = horizon[horizon["share"] == 0.9].assign(value=lambda each: np.log(each["value"].clip(lower=1)))
-    logs = nine.pivot_table(index=[TOY, "layer", "kind", CONTEXT, "seed", "head"], columns="text", values="value")
-    ratio = (logs["shuffled"] - logs["prose"]).groupby([TOY, "layer", "kind", CONTEXT, "seed"]).mean()
-    return wide(np.exp(ratio), CONTEXT, "{:,} tokens")
+    by = [TOY, "layer", "kind"]
+    logs = nine.pivot_table(index=[*by, CONTEXT, "seed", "head"], columns="text", values="value")
+    ratio = (logs["shuffled"] - logs["prose"]).groupby([*by, CONTEXT, "seed"]).mean()
+    return in_contexts(np.exp(ratio).rename("value"), *by)
 
 
-def held(name: str) -> pd.DataFrame:
-    """A statistic of states by octave of position: of each octave the shortest context, in which it is met most."""
-    values = ql.experiments.metrics(PLAN, name).sort_values(CONTEXT, kind="stable")
+def by_octave(name: str) -> pd.DataFrame:
+    """A statistic of states by octave of position: each octave from the shortest context, where it is met most."""
+    values = REPORT.metric(name).sort_values(CONTEXT, kind="stable")
     return values.drop_duplicates([TOY, "seed", "text", "layer", "position_bin"])
 
 
@@ -120,10 +105,9 @@ def saturated(*named: pd.DataFrame, share: float = 0.9) -> pd.DataFrame:
 
 
 @ql.plots.style()
-def reach_figure(horizon: pd.DataFrame, even: pd.DataFrame, mass: pd.DataFrame) -> Figure:
+def reach_figure(nine: pd.DataFrame, even: pd.DataFrame, mass: pd.DataFrame) -> Figure:
     """Horizons of all heads by context; and mass within a distance, by context, of one toy."""
     drawn, (left, middle, right) = plt.subplots(1, 3, figsize=(12.5, 3.6), layout="constrained")
-    nine = horizon[(horizon["share"] == 0.9) & (horizon["text"] == "prose")]
     limit = even[even["share"] == 0.9].groupby(CONTEXT)["value"].first()
     for axes, toy in ((left, "toy-dense"), (middle, "toy-moe")):
         here = nine[nine[TOY] == toy]
@@ -193,35 +177,21 @@ def _tokens(axes: Axes, x: pd.Index | tuple[int, ...], y: tuple[int, ...] = ()) 
     axes.minorticks_off()
 
 
-def main() -> None:
-    runs = ql.experiments.find(PLAN)
-    facts = ql.experiments.facts(runs["name"].iloc[0])
-    horizon, even = by_head("horizon"), ql.experiments.metrics(PLAN, "even_horizon")
-    first, even_first = by_head("first_mass"), ql.experiments.metrics(PLAN, "even_first_mass")
-    first = first[first["text"] == "prose"]
-    entropies = by_head("entropy"), ql.experiments.metrics(PLAN, "even_entropy")
-    spread, even_spread = (each.assign(value=np.exp(each["value"])) for each in entropies)
-    rank, norm = held("effective_rank"), held("norm")
-    (HERE / "figures").mkdir(exist_ok=True)
-    mass = ql.experiments.metrics(PLAN, "mass_by_distance")
-    reach_figure(horizon, even, mass).savefig(HERE / "figures" / "reach.png", dpi=150)
-    states_figure(rank).savefig(HERE / "figures" / "states.png", dpi=150)
-    text = (HERE / "report.md.in").read_text()
-    for name, value in {
-        "HORIZONS": markdown(beside_even(horizon, even, "median", "share")),
-        "GROWTH": markdown(growths(horizon, even)),
-        "FOLLOWING": markdown(following(horizon)),
-        "ORDER": markdown(order(horizon)),
-        "SPREAD": markdown(beside_even(spread, even_spread, "median")),
-        "FIRST": markdown(beside_even(first, even_first, "max")),
-        "STATES": markdown(states(rank)),
-        "SATURATED": markdown(saturated(rank, norm)),
-        "RUNS": str(len(runs)),
-        "VERSIONS": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
-    }.items():
-        text = text.replace(f"@{name}@", value)
-    (HERE / "REPORT.md").write_text(text)
-
-
 if __name__ == "__main__":
-    main()
+    horizon, even, first = by_head("horizon"), REPORT.metric("even_horizon"), by_head("first_mass")
+    entropies = by_head("entropy"), REPORT.metric("even_entropy")
+    made_of, even_made_of = (each.assign(value=np.exp(each["value"])) for each in entropies)
+    nine = horizon[(horizon["share"] == 0.9) & (horizon["text"] == "prose")]
+    rank, norm = by_octave("effective_rank"), by_octave("norm")
+    REPORT.figure("reach", reach_figure(nine, even, REPORT.metric("mass_by_distance")))
+    REPORT.figure("states", states_figure(rank))
+    REPORT.write(
+        horizons=with_even(horizon, even, "median", "share"),
+        growths=growths(nine, even),
+        following=following(nine),
+        order=order(horizon),
+        made_of=with_even(made_of, even_made_of, "median"),
+        first=with_even(first[first["text"] == "prose"], REPORT.metric("even_first_mass"), "max"),
+        states=states(rank),
+        saturated=saturated(rank, norm),
+    )

@@ -35,13 +35,12 @@ if ckpt.facts.parameters < 1e8:
 
 # %%
 rng = np.random.default_rng(seed)
-with torch.no_grad(), ql.watch(ckpt, ql.probes.Routing(every=1)) as seen:
+with ql.watch(ckpt, ql.probes.Routing(every=1)) as seen:
     for domain in ql.tasks.DOMAINS:
         known = ql.tasks.texts(domain)
         texts = [known[index] for index in rng.choice(len(known), texts_per_domain, replace=False)]
-        for batch in ql.tasks.batches(ckpt, texts, batch_size=8, max_tokens=max_tokens):
-            with seen.label(domain):
-                ckpt.model(**batch.inputs, use_cache=False, logits_to_keep=1)
+        with seen.label(domain):
+            ql.tasks.feed(ckpt, texts, max_tokens=max_tokens)
 recording = seen.recording()
 
 # %%

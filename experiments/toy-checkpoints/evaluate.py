@@ -55,9 +55,9 @@ def losses(checkpoint: Any) -> dict[str, Any]:
     found = {}
     for domain in ql.tasks.DOMAINS:
         texts = ql.tasks.texts(domain)[:TEXTS]
-        score = ql.tasks.score(checkpoint, texts, max_tokens=MAX_TOKENS)
+        score = ql.tasks.measure(checkpoint, [ql.tasks.text_task(checkpoint, texts, max_tokens=MAX_TOKENS)])
         loss = interval(score["loss"].values)
-        loss["by_token"] = float(score["loss"].weighted(score["tokens"]).mean())
+        loss["by_token"] = float(score["loss"].weighted(score["asked"]).mean())
         unigram = unigram_entropy(checkpoint, texts)
         found[domain] = {"loss": loss, "unigram": unigram, "under_unigram": 1 - loss["by_token"] / unigram}
     return found
@@ -65,8 +65,11 @@ def losses(checkpoint: Any) -> dict[str, Any]:
 
 def recall(checkpoint: Any, pairs: Iterable[int] = PAIRS, count: int = 128) -> dict[str, Any]:
     """Accuracy on the asked-for values by pair count."""
-    accuracy = ql.tasks.recall_accuracy(checkpoint, pairs, count=count)["accuracy"]
-    return {str(number): interval(accuracy.sel(pairs=number).values) for number in accuracy["pairs"].values}
+    found = {}
+    for number in pairs:
+        task = ql.tasks.recall_task(checkpoint, ql.tasks.recall_texts(number, count, seed=1))
+        found[str(number)] = interval(ql.tasks.measure(checkpoint, [task], batch_size=32)["accuracy"].values)
+    return found
 
 
 def carriers(checkpoint: Any, pairs: Iterable[int] = (8, 24, 52)) -> dict[str, Any]:
@@ -97,15 +100,25 @@ def carriers(checkpoint: Any, pairs: Iterable[int] = (8, 24, 52)) -> dict[str, A
     return found
 
 
+def agreement(checkpoint: Any, texts: list[list[int]], **control: Any) -> np.ndarray:
+    """Teacher-forced agreement of the first draft, text by text."""
+    labels = [str(number) for number in range(len(texts))]
+    trace = ql.speculative.trace(checkpoint, texts, depth=1, labels=labels, progress=False, **control)
+    return ql.stats.agreement(trace.recording(), by_label=True)["teacher_forced"].values[:, 0]
+
+
 def drafts(checkpoint: Any) -> dict[str, Any]:
     """Teacher-forced agreement of the head's first draft, and of the same head fed the wrong hidden states."""
     found = {}
-    everything = [text for domain in ql.tasks.DOMAINS for text in ql.tasks.texts(domain)[:8]]
+    everything = [
+        checkpoint.tokenizer(text).input_ids[:MAX_TOKENS]
+        for domain in ql.tasks.DOMAINS
+        for text in ql.tasks.texts(domain)[:8]
+    ]
     for domain in ql.tasks.DOMAINS:
-        texts = ql.tasks.texts(domain)[:TEXTS]
+        texts = [checkpoint.tokenizer(text).input_ids[:MAX_TOKENS] for text in ql.tasks.texts(domain)[:TEXTS]]
         true, strangers, shuffled = (
-            ql.tasks.teacher_forced(checkpoint, texts, max_tokens=MAX_TOKENS, **control)["agreement"].values
-            for control in ({}, {"strangers": everything}, {"shuffled": True})
+            agreement(checkpoint, texts, **control) for control in ({}, {"donors": everything}, {"shuffled": True})
         )
         found[domain] = {
             "agreement": interval(true),
@@ -119,11 +132,10 @@ def drafts(checkpoint: Any) -> dict[str, Any]:
 
 def routing(checkpoint: Any) -> dict[str, Any]:
     """Load of the experts, and what the domain says about the choice beyond a shuffled control."""
-    with ql.watch(checkpoint.model, ql.probes.Routing()) as seen, torch.no_grad():
+    with ql.watch(checkpoint.model, ql.probes.Routing()) as seen:
         for domain in ql.tasks.DOMAINS:
             with seen.label(domain):
-                for batch in ql.tasks.batches(checkpoint, ql.tasks.texts(domain)[:TEXTS], max_tokens=MAX_TOKENS):
-                    checkpoint.model(**batch.inputs)
+                ql.tasks.feed(checkpoint, ql.tasks.texts(domain)[:TEXTS], max_tokens=MAX_TOKENS)
     recording = seen.recording()
     load = recording["routing"]["load"].sum(("label", "fold"))
     share = load / load.sum("expert")

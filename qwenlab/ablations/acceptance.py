@@ -12,7 +12,6 @@ from tqdm.auto import tqdm
 from qwenlab.ablations.ablation import Ablation, check_ablations, coordinates
 from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
 from qwenlab.interventions.session import intervene
-from qwenlab.speculative.provenance import facts_of
 from qwenlab.speculative.scores import acceptance_score
 
 
@@ -46,15 +45,5 @@ def acceptance(
             "clean_acceptance_length": ("text", clean["acceptance_length"].values, about),
         },
         coordinates(ablations) | {"label": clean["label"]},
-        _facts(checkpoint, texts, clean["label"].values.tolist()) | clean.attrs,
+        clean.attrs,
     )
-
-
-def _facts(checkpoint: Checkpoint, texts: Sequence[Any], labels: Sequence[str]) -> dict[str, Any]:
-    """Where the numbers come from; one text may stand without a list around it."""
-    several = [texts] if isinstance(texts, str) or isinstance(texts[0], int) else texts
-    read = [checkpoint.tokenizer(each)["input_ids"] if isinstance(each, str) else list(each) for each in several]
-    lengths = dict.fromkeys(labels, 0)
-    for label, tokens in zip(labels, read, strict=True):
-        lengths[label] += len(tokens)
-    return facts_of(checkpoint, read, labels=lengths)

@@ -7,13 +7,10 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from itertools import combinations, islice
-from typing import Literal
 
 from qwenlab.ablations.ablation import Ablation, check_ablations, combined
+from qwenlab.ablations.match import MATCHES, Match
 from qwenlab.errors import BadArgument
-
-Match = Literal["number", "kind", "parameters"]
-MATCHES: tuple[Match, ...] = ("number", "kind", "parameters")
 
 TOLERANCE = 0.1
 """How far the parameters of a control may be from those it is matched with, of these."""

@@ -13,7 +13,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from qwenlab.ablations.prefix import given_back, outputs_of_layers
-from qwenlab.capture.provenance import facts_of_texts
+from qwenlab.capture.provenance import provenance_of
 from qwenlab.checkpoint.decoder import decoder_of
 from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
 from qwenlab.checkpoint.sites import Site, find_sites
@@ -80,8 +80,8 @@ def patching(
                     found[row, column] = logprob(read["target"])
                 bar.update()
     told = {name: _strings(checkpoint, rows, chosen) for name, rows in ids.items()}
-    lengths = {name: sum(map(len, rows)) for name, rows in ids.items()}
-    facts = facts_of_texts(checkpoint, [*ids["source"], *ids["target"]], labels=lengths)
+    labels = [name for name, rows in ids.items() for _ in rows]
+    facts = provenance_of(checkpoint, [*ids["source"], *ids["target"]], labels)
     return _dataset(found, of_source, of_target, places, chosen, told).assign_attrs(
         facts | {"heads": ", ".join(map(str, heads or ()))}
     )

@@ -16,18 +16,19 @@ from qwenlab.ablations.ablation import Ablation, check_ablations, coordinates
 from qwenlab.ablations.prefix import given_back, outputs_of_layers
 from qwenlab.ablations.resume import BY_TEXT, ScoreTable, key_of
 from qwenlab.capture.active import active_interventions
-from qwenlab.capture.provenance import facts_of_texts, running_on
+from qwenlab.capture.provenance import provenance_of, running_on
 from qwenlab.checkpoint.decoder import Decoder, decoder_of
 from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
 from qwenlab.errors import InterruptedWarning
 from qwenlab.interventions.session import intervene
 from qwenlab.tasks.grading import TaskBatch, check_tasks, grade, task_batches
+from qwenlab.tasks.measuring import by_text
 from qwenlab.tasks.task import Task
 
 SCORES = {
-    "loss": ("nat", "loss of the tokens asked for, mean over them"),
+    "loss": ("nat/token", "loss of the tokens asked for, mean over them"),
     "accuracy": ("1", "tokens asked for that are the first choice"),
-    "kl": ("nat", "KL divergence of the unedited model's next-token distribution from the edited one's"),
+    "kl": ("nat/token", "KL divergence of the unedited model's next-token distribution from the edited one's"),
     "agreement": ("1", "tokens asked for at which both models have the same first choice"),
 }
 
@@ -55,8 +56,8 @@ def sweep(
     keep        a file in which what is done is saved as it comes; where it is there already, the sweep goes on from it
 
     returns  loss, accuracy, kl, agreement [ablation, text], as `qwenlab.tasks.grade` defines them; clean_loss and
-             clean_accuracy [text] of the unedited model; chance [text], NaN for plain text; coordinates say of each
-             ablation what it is, and of each text its task
+             clean_accuracy [text] of the unedited model; coordinates say of each ablation what it is, and of each text
+             its task and its chance, NaN for plain text
     attrs    provenance; layers_run: layers run under ablations over those of as many whole forward passes
 
     Interrupted, it returns the texts that every ablation has read, with a warning. Raises BadArgument, and what the
@@ -148,13 +149,9 @@ class _Sweep:
             units, meaning = SCORES[name]
             about = {"units": units, "long_name": f"{meaning}, unedited model"}
             variables[f"clean_{name}"] = ("text", scores[f"clean_{name}"], about)
-        names = [task.name for task in self.tasks for _ in task.tokens]
-        chance = [np.nan if task.chance is None else task.chance for task in self.tasks for _ in task.tokens]
-        about = {"units": "1", "long_name": "accuracy of guessing among the possible answers"}
-        variables["chance"] = ("text", np.array(chance), about)
-        coords = coordinates(self.ablations) | {"text": np.arange(len(names)), "task": ("text", names)}
+        coords = coordinates(self.ablations) | {"text": np.arange(len(self.whole))} | by_text(self.tasks)
+        names = coords["task"][1]
         read = [tokens for task in self.tasks for tokens in task.tokens]
-        lengths = {name: sum(len(read[i]) for i in whole if names[i] == name) for name in dict.fromkeys(names)}
-        facts = facts_of_texts(self.checkpoint, [read[i] for i in whole], labels=lengths)
+        facts = provenance_of(self.checkpoint, [read[i] for i in whole], [names[i] for i in whole])
         run, of = self.kept.layers.tolist()
         return xr.Dataset(variables, coords, facts | {"layers_run": run / of}).isel(text=whole)

@@ -1,9 +1,9 @@
-"""Provenance of a recording: the model's hash, precision, device and kernels, and the tokens it read."""
+"""Provenance of what was measured: the model's hash, precision, device and kernels, and the texts that it read."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,44 @@ from qwenlab.checkpoint.weights.fingerprint import fingerprint_in_memory
 from qwenlab.record.provenance import provenance
 
 
+def provenance_of(
+    checkpoint: Checkpoint,
+    texts: Iterable[Sequence[int]],
+    labels: Iterable[str] | None = None,
+    *,
+    seed: int | str = "",
+    drafted: bool = False,
+) -> dict[str, Any]:
+    """Return the provenance of a measurement outside `watch`, under the same names as `Recording.attrs`.
+
+    texts    the token ids of every text that the model read: counted, and hashed together
+    labels   the label of each text, by which tokens are counted; by default ""
+    seed     of whatever was drawn at random; "" if nothing was
+    drafted  the MTP head was run too: the attributes then include its hash as `mtp_head`
+
+    Raises NoMtpHead for `drafted` if the checkpoint has no MTP head.
+    """
+    decoder, digest, read = decoder_of(checkpoint.model), hashlib.sha256(), [list(map(int, text)) for text in texts]
+    by_label: dict[str, int] = {}
+    for label, text in zip([""] * len(read) if labels is None else labels, read, strict=True):
+        digest.update(repr(text).encode())
+        by_label[label] = by_label.get(label, 0) + len(text)
+    attrs = provenance(
+        checkpoint=checkpoint.facts.source,
+        checkpoint_hash=checkpoint.hash_now(),
+        **running_on(decoder),
+        tokens=sum(by_label.values()),
+        sequences=len(read),
+        labels=by_label,
+        prompts_hash=f"sha256:{digest.hexdigest()[:16]}",
+        seed=seed,
+        edits=active_interventions(decoder.module),
+    )
+    return attrs | ({"mtp_head": fingerprint_in_memory(checkpoint.require_mtp())} if drafted else {})
+
+
 def facts_of(model: Any, decoder: Decoder, tracker: SequenceTracker, edits: Sequence[str]) -> dict[str, Any]:
-    """Return the root attrs of a recording."""
+    """Return the root attributes of a recording of a watched model."""
     known = getattr(model, "facts", None)
     config: Any = decoder.module.config
     tokens = tracker.tokens
@@ -34,32 +70,6 @@ def facts_of(model: Any, decoder: Decoder, tracker: SequenceTracker, edits: Sequ
         prompts_hash=tracker.prompts_hash,
         seed=torch.initial_seed(),
         edits=edits,
-    )
-
-
-def facts_of_texts(
-    checkpoint: Checkpoint, texts: Iterable[Sequence[int]], *, labels: Mapping[str, int], seed: int | str = ""
-) -> dict[str, Any]:
-    """Return the root attrs of a result that was measured by reading texts outside `watch`.
-
-    texts   the tokens of every text: counted, and hashed together
-    labels  number of tokens by label
-    seed    seed of random draws; "" if there were none
-    """
-    decoder, digest, tokens, sequences = decoder_of(checkpoint.model), hashlib.sha256(), 0, 0
-    for text in texts:
-        digest.update(repr(list(text)).encode())
-        tokens, sequences = tokens + len(text), sequences + 1
-    return provenance(
-        checkpoint=checkpoint.facts.source,
-        checkpoint_hash=checkpoint.hash_now(),
-        **running_on(decoder),
-        tokens=tokens,
-        sequences=sequences,
-        labels=labels,
-        prompts_hash=f"sha256:{digest.hexdigest()[:16]}",
-        seed=seed,
-        edits=active_interventions(decoder.module),
     )
 
 

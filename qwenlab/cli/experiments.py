@@ -1,4 +1,4 @@
-"""The command `qwenlab run`: an experiment's points, checked, and those the store does not have run."""
+"""The command `qwenlab run`: check an experiment, and run the points that the store does not have."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from qwenlab import experiments
+from qwenlab.cli.printing import print_lines, print_table
 from qwenlab.experiments.plan.source import parsed
 
 if TYPE_CHECKING:
@@ -23,20 +22,20 @@ STORE = typer.Option(help="A folder, or an address such as s3://bucket/runs. Def
 def run(
     experiment: Annotated[Path, typer.Argument(help="The experiment's folder, with its spec.yaml.")],
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="name=value: a parameter for every point. Repeat for more.")
+        list[str] | None, typer.Option("--set", help="name=value: set a parameter of every point. Repeat for more.")
     ] = None,
-    only: Annotated[list[str] | None, typer.Option(help="name=value: only the points that have it.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="name=value: run only points with this value.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Check everything, print the points, run nothing.")] = False,
-    force: Annotated[bool, typer.Option(help="Run again what is finished.")] = False,
-    jobs: Annotated[int, typer.Option(help="Runs at a time, each in a kernel of its own.", min=1)] = 1,
-    cold: Annotated[bool, typer.Option(help="A fresh kernel, and a freshly read checkpoint, for each run.")] = False,
-    on: Annotated[str | None, typer.Option(help="ray://HOST:PORT, or local-cluster.")] = None,
+    force: Annotated[bool, typer.Option(help="Run finished points again.")] = False,
+    jobs: Annotated[int, typer.Option(help="Number of parallel runs, each in its own kernel.", min=1)] = 1,
+    cold: Annotated[bool, typer.Option(help="Fresh kernel, and a freshly read checkpoint, for each run.")] = False,
+    on: Annotated[str | None, typer.Option(help="Ray cluster for the runs: ray://HOST:PORT, or local-cluster.")] = None,
     store: Annotated[str | None, STORE] = None,
 ) -> None:
     """Run the points of an experiment that the store does not have yet.
 
-    Exit status: 0 when the store has every point, 1 when a run failed, 2 when something is wrong with what was asked
-    for, 130 when it was stopped.
+    Exit status: 0 if the store has every point, 1 if a run failed, 2 for an error in the command or the experiment,
+    130 if it was interrupted.
     """
     chosen = dict(settings=parsed(settings or [], "--set"), only=parsed(only or [], "--only"))
     if dry_run:
@@ -52,28 +51,24 @@ def run(
 
 
 def _show_plan(plan: Plan, store: str | None) -> None:
-    console, kept = Console(), experiments.store_at(store)
-    table = Table("run", "parameters that differ", "state", box=box.SIMPLE_HEAD)
-    missing = 0
-    for point in plan.points:
-        finished = kept.is_finished(point.name)
-        missing += not finished
-        table.add_row(point.name, plan.describe(point), "finished" if finished else "to run")
-    console.print(table)
-    console.print(f"{len(plan.points)} points, {missing} to run, in the store {kept.url}", soft_wrap=True)
+    opened = experiments.store_at(store)
+    finished = {point.name: opened.is_finished(point.name) for point in plan.points}
+    states = ("to run", "finished")
+    rows = [(point.name, plan.describe(point), states[finished[point.name]]) for point in plan.points]
+    print_table(("run", "parameters that differ", "state"), rows)
+    missing = len(finished) - sum(finished.values())
+    print_lines(f"{len(finished)} points, {missing} to run, in the store {opened.url}")
 
 
 def _show_result(result: Result) -> None:
-    console = Console()
-    counts = {state: len(result.of(state)) for state in ("finished", "known", "failed", "interrupted")}
-    words = {"known": "finished before", "interrupted": "not run"}
-    said = ", ".join(f"{count} {words.get(state, state)}" for state, count in counts.items() if count)
-    console.print(f"{result.plan.experiment}: {said}, in {result.seconds:.1f} s; store {result.store}", soft_wrap=True)
-    for outcome in result.of("failed"):
-        console.print(f"  {outcome.where}: {outcome.reason}", soft_wrap=True, markup=False, highlight=False)
+    words = {"finished": "finished", "known": "finished before", "failed": "failed", "interrupted": "not run"}
+    counts = {word: len(result.of(state)) for state, word in words.items()}
+    summary = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    print_lines(f"{result.plan.experiment}: {summary}, in {result.seconds:.1f} s; store {result.store}")
+    print_lines(*(f"  {outcome.where}: {outcome.reason}" for outcome in result.of("failed")))
     if result.of_other_code:
         Console(stderr=True).print(
-            f"{len(result.of_other_code)} of those finished before were run with other code of the same version: "
+            f"{len(result.of_other_code)} of the runs finished before used other code of the same version: "
             "--force runs them again.",
             style="yellow",
             soft_wrap=True,

@@ -2,6 +2,7 @@
 from .plan.points import Plan as Plan, plan as plan
 from .plan.spec import Spec as Spec
 from .record import record as record
+from .report.experiment import ExperimentReport as ExperimentReport
 from .report.export import export_mlflow as export_mlflow
 from .report.page import report as report
 from .store.compare import Comparison as Comparison, compare as compare, compare_stores as compare_stores

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from qwenlab.errors import BadArgument
-from qwenlab.plots.ablation_ranking import verdicts
-from qwenlab.plots.drawing import need, quantity
+from qwenlab.plots.ablations_ranking import verdicts
+from qwenlab.plots.base.drawing import need, quantity
 from qwenlab.plots.style import COLOURS, GREY, kind_marks, legend_over, new_figure, styled
 
 _MARKS = "osD^vP"

@@ -15,8 +15,8 @@ from matplotlib.colors import FuncNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from qwenlab.plots.cells import cells, verdicts
-from qwenlab.plots.drawing import layer_ticks, need
+from qwenlab.plots.base.cells import cells, verdicts
+from qwenlab.plots.base.drawing import layer_ticks, need
 from qwenlab.plots.style import COLOURS, DIVERGING, kind_marks, legend_over, new_figure, styled
 
 _FEW = 16  # columns: values are written into the cells

@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
-from qwenlab.plots.drawing import binary, end_labels, kinds_of, layer_ticks, layer_width, need, quantity, say
+from qwenlab.plots.base.drawing import binary, end_labels, kinds_of, layer_ticks, layer_width, need, quantity, say
 from qwenlab.plots.style import COLOURS, GREY, LABELS, axes_of, legend_above, new_figure, styled
 
 _STRENGTH = {"mixer": 1.0, "mlp": 0.5, "rest": 0.22}
@@ -81,7 +81,7 @@ def _by_layer(ax: Axes, share: xr.DataArray, kinds: list[str]) -> None:
 
 
 @styled
-def memory_by_context(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
+def memory(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
     """Bytes of KV cache and states against the context: lines as predicted, marks as measured.
 
     statistics  of stats.memory.

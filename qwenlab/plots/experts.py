@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from qwenlab.plots.drawing import (
+from qwenlab.plots.base.drawing import (
     binary,
     end_labels,
     kinds_of,

@@ -11,14 +11,14 @@ from matplotlib.patches import Rectangle
 
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import MissingVariable
-from qwenlab.plots.drawing import kinds_of, layer_ticks, need, quantity
+from qwenlab.plots.base.drawing import kinds_of, layer_ticks, need, quantity
 from qwenlab.plots.style import COLOURS, PALE, axes_of, name_kinds, shades, styled
 
 _FEW = 16  # layers: values are written into the cells
 
 
 @styled
-def layer_map(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
+def layer_table(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
     """The layers in their order, one column each in the colour of its kind, and a row for each statistic.
 
     statistics  of stats.layer_table. Each row is shaded from its own least to its own greatest value, which stand at

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qwenlab.errors import BadArgument
-from qwenlab.plots.drawing import need, quantity
+from qwenlab.plots.base.drawing import need, quantity
 from qwenlab.plots.style import PALETTE, new_figure, styled
 
 _MARKS = "osD^vP"

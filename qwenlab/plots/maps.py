@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import BadArgument
-from qwenlab.plots.drawing import need
+from qwenlab.plots.base.drawing import need
 from qwenlab.plots.style import LABELS, PALE, figure_of, new_figure, shades, styled
 
 _NEGATIVE = ("#B2182B", "#67001F")

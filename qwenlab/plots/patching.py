@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from qwenlab.errors import NothingMeasured
-from qwenlab.plots.cells import cells, verdicts
-from qwenlab.plots.drawing import layer_ticks, need, quantity
+from qwenlab.plots.base.cells import cells, verdicts
+from qwenlab.plots.base.drawing import layer_ticks, need, quantity
 from qwenlab.plots.style import COLOURS, DIVERGING, kind_marks, legend_over, new_figure, styled
 
 _NAMED = 48  # positions: their tokens are written

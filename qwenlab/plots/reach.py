@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qwenlab.checkpoint.families import ATTENTION
-from qwenlab.plots.drawing import binary, kinds_of, layer_ticks, layer_width, need, say
-from qwenlab.plots.heads import dash, dashes, dots, ring, rings, side_by_side
+from qwenlab.plots.base.drawing import binary, kinds_of, layer_ticks, layer_width, need, say
+from qwenlab.plots.base.heads import dash, dashes, dots, ring, rings, side_by_side
 from qwenlab.plots.style import COLOURS, legend_above, name_kinds, new_figure, styled
 
 _BELOW = (

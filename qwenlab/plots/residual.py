@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
-from qwenlab.plots.drawing import interval_lines, kinds_of, layer_ticks, layer_width, need, say
+from qwenlab.plots.base.drawing import interval_lines, kinds_of, layer_ticks, layer_width, need, say
 from qwenlab.plots.style import COLOURS, GREY, name_kinds, new_figure, styled
 
 _MARKS = {"mixer": ("o", -0.15), "mlp": ("D", 0.15)}

@@ -11,11 +11,11 @@ from matplotlib.lines import Line2D
 
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import BadArgument, MissingVariable
-from qwenlab.plots.drawing import need
-from qwenlab.plots.octaves import octaves, positions
-from qwenlab.plots.style import COLOURS, GREY, PALETTE, new_figure, styled
+from qwenlab.plots.base.drawing import need
+from qwenlab.plots.base.octaves import octaves, positions
+from qwenlab.plots.style import COLOURS, GREY, new_figure, styled
 
-_SINCE = {"distance_bin": "tokens since it was stored", "writes_bin": "pairs written since (sum of β)"}
+SINCE = {"distance_bin": "tokens since it was stored", "writes_bin": "pairs written since (sum of β)"}
 
 
 @styled
@@ -30,7 +30,7 @@ def retention(statistics: xr.Dataset, *, layers: Sequence[int] | None = None) ->
     chosen = data["layer"].values.tolist() if layers is None else list(layers)
     if missing := sorted(set(chosen) - set(data["layer"].values.tolist())):
         raise BadArgument(f"layers={missing}: these statistics have layers {data['layer'].values.tolist()}.")
-    dim = _since(data)
+    dim = bins_of(data)
     columns = min(len(chosen), 4)
     rows = -(-len(chosen) // columns)
     figure = new_figure(1.2 + 1.9 * columns, 0.7 + 1.7 * rows)
@@ -50,57 +50,18 @@ def retention(statistics: xr.Dataset, *, layers: Sequence[int] | None = None) ->
         ax.set_title(f"layer {layer}", fontsize=8)
         ax.set_ylim(-0.25, 1.1)
         octaves(ax, x, "", ticks=4)
-    figure.supxlabel(_SINCE[dim], fontsize=9)
+    figure.supxlabel(SINCE[dim], fontsize=9)
     figure.supylabel("left of the stored value", fontsize=9)
     _name_lines(figure)
     return figure
 
 
-@styled
-def retention_by_label(statistics: xr.Dataset) -> Figure:
-    """What is left of stored pairs, and the retrieval error, by how long ago they were stored: a colour a label.
-
-    statistics  of stats.retention(recording, by_label=True), by distance or by writes. Lines: the median over all
-                heads; pale: the middle half of them. Raises BadArgument where labels are more than colours.
-    """
-    made = "Draw what qwenlab.stats.retention(recording, by_label=True) returns."
-    labelled = isinstance(statistics, xr.Dataset) and "label" in statistics.dims
-    one = need(statistics.isel(label=0) if labelled else statistics, "retention", "survival", "error")
-    if not labelled:
-        raise BadArgument(f"These statistics are of all labels together.\n{made}")
-    if statistics.sizes["label"] > len(PALETTE):
-        labels = [str(label) for label in statistics["label"].values]
-        raise BadArgument(f"{len(labels)} labels, {len(PALETTE)} colours.\nPick some: .sel(label={labels[:2]}).")
-    dim = _since(one)
-    figure = new_figure(7.2, 3.0)
-    axes = figure.subplots(1, 2)
-    panels = (("survival", "left of the stored value"), ("error", "error over the value's norm"))
-    for ax, (name, title) in zip(axes, panels, strict=True):
-        values = statistics[name].dropna(dim, how="all")
-        for colour, label in zip(PALETTE, values["label"].values, strict=False):
-            here = values.sel(label=label).dropna(dim, how="all")
-            x = positions(here, dim)
-            low, middle, high = here.quantile([0.25, 0.5, 0.75], ["layer", "head"])
-            ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-            ax.plot(x, middle, color=colour, marker="o", markersize=2.5, label=str(label))
-        octaves(ax, positions(values, dim), _SINCE[dim])
-        ax.set_ylabel(title)
-    axes[0].axhline(0, color=GREY, linewidth=0.6)
-    axes[0].set_title("Survival")
-    axes[1].set_title("Retrieval error")
-    axes[1].axhline(1, color="black", linewidth=0.8, linestyle="--")
-    lines = [*axes[1].get_legend_handles_labels()[0]]
-    nothing = Line2D([], [], color="black", linewidth=0.8, linestyle="--", label="as of nothing given back")
-    figure.legend(handles=[*lines, nothing], loc="outside upper right", ncols=len(lines) + 1)
-    return figure
-
-
-def _since(data: xr.Dataset) -> str:
-    """The bins of statistics of stored pairs. Raises MissingVariable where there are none."""
-    found = [dim for dim in _SINCE if dim in data.dims]
+def bins_of(data: xr.Dataset) -> str:
+    """The dim of the bins of these statistics. Raises MissingVariable where there is none."""
+    found = [dim for dim in SINCE if dim in data.dims]
     if not found:
         raise MissingVariable(
-            "These statistics have no bins: they are of all pairs asked for.\n"
+            "These statistics have no bins: they are of all queried pairs.\n"
             "Draw what qwenlab.stats.retention(recording, by='distance') returns."
         )
     return found[0]

@@ -9,8 +9,8 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from qwenlab.plots.drawing import kinds_of, layer_ticks, layer_width, need
-from qwenlab.plots.heads import dash, dashes, dots, side_by_side
+from qwenlab.plots.base.drawing import kinds_of, layer_ticks, layer_width, need
+from qwenlab.plots.base.heads import dash, dashes, dots, side_by_side
 from qwenlab.plots.style import name_kinds, new_figure, styled
 
 _CONTROLS = {"retrieval": ("control", "on another pair's value"), "picked": ("chance", "by chance")}

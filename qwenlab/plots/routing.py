@@ -10,7 +10,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from qwenlab.errors import BadArgument
-from qwenlab.plots.drawing import need, times_bar
+from qwenlab.plots.base.drawing import need, times_bar
 from qwenlab.plots.style import COLOURS, DIVERGING, LABELS, new_figure, styled
 
 _SHOWN = 8  # layers in one figure

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from qwenlab.errors import BadArgument
-from qwenlab.plots.drawing import kinds_of, layer_ticks, layer_width, need
+from qwenlab.plots.base.drawing import kinds_of, layer_ticks, layer_width, need
 from qwenlab.plots.style import COLOURS, DIVERGING, GREY, name_kinds, new_figure, styled
 
 _SURE = 0.05

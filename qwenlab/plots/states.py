@@ -8,10 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from qwenlab.plots.depth import layer_bar, layer_shades
-from qwenlab.plots.drawing import binary, layer_ticks, need, quantity, say
-from qwenlab.plots.heads import dots, fit_log, side_by_side
-from qwenlab.plots.octaves import octave_of, octaves, positions
+from qwenlab.plots.base.depth import layer_bar, layer_shades
+from qwenlab.plots.base.drawing import binary, layer_ticks, need, quantity, say
+from qwenlab.plots.base.heads import dots, fit_log, side_by_side
+from qwenlab.plots.base.octaves import octave_of, octaves, positions
 from qwenlab.plots.style import GREY, new_figure, styled
 
 

@@ -7,7 +7,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from qwenlab.errors import BadArgument
-from qwenlab.plots.drawing import need, quantity
+from qwenlab.plots.base.drawing import need, quantity
 from qwenlab.plots.style import GREY, PALETTE, new_figure, styled
 
 _MARKS = "osD^vP"

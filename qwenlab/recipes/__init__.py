@@ -1,4 +1,4 @@
-"""Ready-made studies of one checkpoint, each one function call: profile, acceptance, trace, ablate, demo."""
+"""Ready-made studies of one checkpoint: each runs in one call and leaves a recording and figures in a folder."""
 
 import lazy_loader
 

@@ -1,4 +1,5 @@
+# The functions `profile`, `acceptance`, `ablate` and `demo` hide the modules that define them.
 from .ablate import Ablated as Ablated, ablate as ablate
-from .acceptance import Acceptance as Acceptance, acceptance as acceptance, trace as trace
+from .acceptance import AcceptanceReport as AcceptanceReport, acceptance as acceptance, trace as trace
 from .demo import Demo as Demo, demo as demo
 from .profile import Profile as Profile, profile as profile

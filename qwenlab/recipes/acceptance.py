@@ -1,38 +1,36 @@
-"""Acceptance of a checkpoint's MTP head on your texts: rounds, rates, a verdict on losslessness, what it pays."""
+"""Measure the MTP head of a checkpoint on your texts: acceptance rates, losslessness, speed-up."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import xarray as xr
+from qwenlab import plots, record, speculative, stats
+from qwenlab.recipes import inputs
+from qwenlab.recipes.saving import Saved, save_figures
 
-from qwenlab import plots, stats
-from qwenlab.checkpoint.open import Checkpoint, open
-from qwenlab.errors import BadArgument
-from qwenlab.speculative.generate import generate
-from qwenlab.speculative.lossless.check import LosslessReport, check_lossless
-from qwenlab.speculative.step_times import step_times
-from qwenlab.speculative.trace.trace import Trace
-from qwenlab.speculative.trace.tracing import trace as trace_of
-from qwenlab.tasks.cutting import passages as passages_of
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from qwenlab.speculative.lossless.check import LosslessReport
+    from qwenlab.speculative.trace.trace import Trace
 
 CHECKED = 2
 """Prompts on which losslessness is checked."""
 
 
 @dataclass(frozen=True)
-class Acceptance:
-    """What was found, and where it lies: a recording with the nodes "rounds" and "trace", and figures of it.
+class AcceptanceReport(Saved):
+    """Acceptance of the MTP head: files and statistics. The recording has the nodes "rounds" and "trace".
 
-    rates, by_label  of `stats.acceptance`;  speedup: of `stats.speedup`;  lossless: of `decode.check_lossless`
+    rates, by_label  `stats.acceptance` over all prompts, and by label
+    speedup          `stats.speedup`
+    lossless         `speculative.check_lossless`
     """
 
-    folder: Path
-    recording: Path
-    figures: tuple[Path, ...]
     rates: xr.Dataset
     by_label: xr.Dataset
     speedup: xr.Dataset
@@ -40,83 +38,80 @@ class Acceptance:
 
 
 def acceptance(
-    source: str | Path | Checkpoint,
-    texts: Mapping[str, str | Sequence[str]],
-    out: str | Path,
+    source: inputs.CheckpointSource,
+    texts: inputs.LabelledTexts | None,
+    out: inputs.FolderPath,
     *,
-    depth: int = 3,
-    prompt_tokens: int = 64,
-    new_tokens: int = 64,
-    prompts: int = 8,
-    device: str | None = None,
-    dtype: str | None = None,
-    progress: bool = True,
-) -> Acceptance:
-    """Decode with drafts after the beginnings of texts, by the rule greedy; save recording.nc and figures in `out`.
+    depth: inputs.Positive = 3,
+    prompt_tokens: inputs.Positive = 64,
+    new_tokens: inputs.TwoOrMore = 64,
+    prompts: inputs.Positive = 8,
+    device: inputs.Device | None = None,
+    dtype: inputs.Dtype | None = None,
+    progress: inputs.Progress = True,
+) -> AcceptanceReport:
+    """Decode with the MTP head as draft model: acceptance, losslessness, speed-up.
 
-    source         what `qwenlab.open` takes, or a Checkpoint that is open already
-    texts          by label: several, or one long one, which is cut into as many passages as are read
-    depth          drafts a round, at most
-    prompt_tokens  of each text's beginning;  new_tokens: decoded after it;  prompts: read of each label
+    texts          texts whose beginnings are the prompts, by label; without any, the held-out texts of the package
+    out            folder for recording.nc and the figures
+    depth          drafts per round, at most
+    prompt_tokens  tokens of each prompt
+    new_tokens     tokens decoded after each prompt
+    prompts        prompts of each label; intervals are over prompts and need two or more
 
-    Intervals are over prompts, so they need two or more. Raises NoMtpHead, BadPrompt and BadArgument.
+    Drafts are verified greedily. `source` is what `qwenlab.open` takes (with `device` and `dtype`), or an open
+    Checkpoint. Raises NoMtpHead, BadPrompt and BadArgument.
     """
-    if not texts:
-        raise BadArgument("acceptance(texts={}): give at least one label and its texts.")
-    checkpoint = source if isinstance(source, Checkpoint) else open(source, device=device, dtype=dtype)
-    begun, labels = _beginnings(checkpoint, texts, prompt_tokens, prompts)
-    made = generate(checkpoint, begun, depth=depth, max_new_tokens=new_tokens, labels=labels, progress=progress)
-    lossless = check_lossless(
-        checkpoint, begun[:CHECKED], depth=depth, max_new_tokens=min(new_tokens, 32), progress=progress
+    labelled = inputs.texts_or_shipped("acceptance", texts, prompts)
+    checkpoint = inputs.opened(source, device, dtype)
+    cut = {label: inputs.passages_of(checkpoint, some, prompt_tokens, prompts) for label, some in labelled.items()}
+    starts = [checkpoint.tokenizer(text)["input_ids"][:prompt_tokens] for text in chain.from_iterable(cut.values())]
+    labels = [label for label, some in cut.items() for _ in some]
+    generated = speculative.generate(
+        checkpoint, starts, depth=depth, max_new_tokens=new_tokens, labels=labels, progress=progress
     )
-    traced = trace_of(checkpoint, made, depth=depth, progress=progress)
-    costs = step_times(checkpoint, max(made.tokens, key=len), depth=depth, progress=progress)
+    lossless = speculative.check_lossless(
+        checkpoint, starts[:CHECKED], depth=depth, max_new_tokens=min(new_tokens, 32), progress=progress
+    )
+    traced = speculative.trace(checkpoint, generated, depth=depth, progress=progress)
+    costs = speculative.step_times(checkpoint, max(generated.tokens, key=len), depth=depth, progress=progress)
+    rounds = generated.recording()
+    recording = record.Recording({"rounds": rounds["rounds"], "trace": traced.dataset}, rounds.attrs)
     folder = Path(out).resolve()
-    recording = made.recording()
-    recording.tree["trace"] = xr.DataTree(traced.dataset)
     saved = recording.save(folder / "recording.nc")
     rates = stats.acceptance(recording)
-    by_label, speed = stats.acceptance(recording, by="label"), stats.speedup(recording, costs)
-    drawn: dict[str, Any] = {
+    by_label, speedup = stats.acceptance(recording, by="label"), stats.speedup(recording, costs)
+    figures = {
         "acceptance": plots.acceptance(rates),
         "acceptance_by_label": plots.acceptance(by_label),
-        "teacher_forced": plots.teacher_forced(stats.agreement(recording), rates),
-        "speedup": plots.speedup(speed),
+        "teacher_forced": plots.agreement(stats.agreement(recording), rates),
+        "speedup": plots.speedup(speedup),
     }
-    figures = []
-    for name, figure in drawn.items():
-        figures.append(folder / f"{name}.png")
-        figure.savefig(figures[-1], dpi=150)
-    return Acceptance(folder, saved, tuple(figures), rates, by_label, speed, lossless)
+    return AcceptanceReport(folder, saved, save_figures(figures.items(), folder), rates, by_label, speedup, lossless)
 
 
 def trace(
-    source: str | Path | Checkpoint,
+    source: inputs.CheckpointSource,
     texts: Mapping[str, str],
-    out: str | Path,
+    out: inputs.FilePath,
     *,
-    depth: int = 3,
-    window: int = 1024,
-    device: str | None = None,
-    dtype: str | None = None,
-    progress: bool = True,
+    depth: inputs.Positive = 3,
+    window: inputs.TwoOrMore = 1024,
+    device: inputs.Device | None = None,
+    dtype: inputs.Dtype | None = None,
+    progress: inputs.Progress = True,
 ) -> Trace:
-    """Every draft at every place of texts of any length, by label, cut into windows; saved as the file `out`."""
-    checkpoint = source if isinstance(source, Checkpoint) else open(source, device=device, dtype=dtype)
-    made = trace_of(checkpoint, list(texts.values()), depth=depth, window=window, labels=list(texts), progress=progress)
-    made.save(out)
-    return made
+    """Draft at every token of texts of any length, teacher-forced; save the trace.
 
+    texts     texts to read, by label
+    out       file for the trace, such as trace.nc
+    depth     drafts at each token
+    window    tokens of the windows into which texts are cut; each is read on its own
 
-def _beginnings(
-    checkpoint: Checkpoint, texts: Mapping[str, str | Sequence[str]], tokens: int, count: int
-) -> tuple[list[list[int]], list[str]]:
-    """The first tokens of every text, and its label."""
-    begun: list[list[int]] = []
-    labels: list[str] = []
-    for label, some in texts.items():
-        cut = passages_of(checkpoint, some, tokens=tokens, count=count) if isinstance(some, str) else some[:count]
-        for text in cut:
-            begun.append(checkpoint.tokenizer(text)["input_ids"][:tokens])
-            labels.append(label)
-    return begun, labels
+    `source` is what `qwenlab.open` takes (with `device` and `dtype`), or an open Checkpoint.
+    """
+    checkpoint = inputs.opened(source, device, dtype)
+    some, labels = list(texts.values()), list(texts)
+    traced = speculative.trace(checkpoint, some, depth=depth, window=window, labels=labels, progress=progress)
+    traced.save(out)
+    return traced

@@ -1,34 +1,36 @@
-"""The demo of `make demo`: notebooks/10_layers, run on a shipped toy."""
+"""Run notebooks/10_layers on a shipped toy: `make demo`."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwenlab import execution
 from qwenlab.errors import NotebookFailed
-from qwenlab.execution.notebook import run_notebook
+from qwenlab.execution.shipped import shipped_notebook
+from qwenlab.recipes import inputs
+from qwenlab.recipes.saving import Saved
 
-NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "10_layers.py"
 
+@dataclass(frozen=True)
+class Demo(Saved):
+    """Files of the demo, with the executed notebook."""
 
-@dataclass(frozen=True, slots=True)
-class Demo:
-    """What the demo left in `folder`: the executed notebook, its recording and its figures."""
-
-    folder: Path
     notebook: Path
-    recording: Path
-    figures: tuple[Path, ...]
 
 
-def demo(checkpoint: str = "toy-moe", out: str | Path = "runs/demo") -> Demo:
-    """Run notebooks/10_layers on `checkpoint`; the notebook saves recording.nc and its figures (.png) in `out`.
+def demo(checkpoint: str = "toy-moe", out: inputs.FolderPath = "runs/demo") -> Demo:
+    """Run notebooks/10_layers on a checkpoint; save the executed notebook, its recording and its figures.
 
-    Raises UnknownNotebook where the notebooks are not beside the package: they come with a clone, not with a wheel.
+    checkpoint  what the notebook runs on: a shipped toy, a folder, or a name on the hub such as Qwen/Qwen3.6-35B-A3B
+    out         folder for the executed notebook, its recording and its figures
     """
     folder = Path(out).resolve()
     recording = folder / "recording.nc"
-    for earlier in (recording, *folder.glob("*.png")):  # so that nothing of an earlier run passes for this one's
+    for earlier in (recording, *folder.glob("*.png")):  # files of an earlier run must not pass for results of this one
         earlier.unlink(missing_ok=True)
-    notebook = run_notebook(NOTEBOOK, folder, checkpoint=checkpoint, out=str(folder))
+    source = shipped_notebook("10_layers")
+    notebook = execution.run_notebook(source, folder, checkpoint=checkpoint, out=str(folder))
     if not recording.is_file():
-        raise NotebookFailed(f"{NOTEBOOK} ran to its end but did not save {recording}: it should, in its `out`.")
-    return Demo(folder, notebook, recording, tuple(sorted(folder.glob("*.png"))))
+        raise NotebookFailed(f"{source} ran to its end but did not save {recording}: it should, in its `out`.")
+    return Demo(folder, recording, tuple(sorted(folder.glob("*.png"))), notebook)

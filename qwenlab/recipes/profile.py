@@ -1,120 +1,111 @@
-"""A profile: what each layer of a checkpoint does with your texts, as a recording and figures in a folder."""
+"""Profile a checkpoint: measure what each layer does with your texts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qwenlab import plots, probes, stats
-from qwenlab.checkpoint.open import Checkpoint, open
-from qwenlab.errors import BadArgument, NothingMeasured
-from qwenlab.probes.session import watch
-from qwenlab.record.recording import PROBES, Recording
-from qwenlab.tasks.cutting import passages as passages_of
-from qwenlab.tasks.reading import read
+from qwenlab import plots, probes as available, stats, tasks
+from qwenlab.errors import BadArgument, NothingMeasured, NotWatched
+from qwenlab.recipes import inputs
+from qwenlab.recipes.saving import Saved, save_figures
+
+if TYPE_CHECKING:
+    from qwenlab.checkpoint.open import Checkpoint
+    from qwenlab.record.recording import Recording
 
 
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """What a profile left in `folder`: a recording, and figures of it."""
-
-    folder: Path
-    recording: Path
-    figures: tuple[Path, ...]
+class Profile(Saved):
+    """Files of a profile."""
 
 
 def profile(
-    source: str | Path | Checkpoint,
-    texts: Mapping[str, str | Sequence[str]],
-    out: str | Path,
+    source: inputs.CheckpointSource,
+    texts: inputs.LabelledTexts | None,
+    out: inputs.FolderPath,
     *,
     probes: Iterable[str] | None = None,
-    max_tokens: int = 512,
-    passages: int = 16,
-    batch_size: int = 8,
-    decode: int = 16,
-    device: str | None = None,
-    dtype: str | None = None,
-    progress: bool = True,
+    max_tokens: inputs.Positive = 512,
+    passages: inputs.Positive = 16,
+    batch_size: inputs.Positive = 8,
+    decode: inputs.NonNegative = 16,
+    device: inputs.Device | None = None,
+    dtype: inputs.Dtype | None = None,
+    progress: inputs.Progress = True,
 ) -> Profile:
-    """Watch a checkpoint read texts; save recording.nc and the figures that can be made of it in `out`.
+    """Watch a checkpoint read texts; save a recording and figures of its layers.
 
-    source      what `qwenlab.open` takes, or a Checkpoint that is open already
-    texts       by label: several, or one long one, of which the first `passages` passages of `max_tokens` tokens are
-                read. Intervals need two or more of a label, and 8 or more to be narrow.
-    probes      names of nodes: deltanet, attention, routing, residual, timing, memory; by default all that the model
-                has parts for
-    max_tokens  read of each text;  batch_size  texts at a time
-    decode      tokens at the end of each label's first text that are read one at a time
+    texts       texts to read, by label; without any, the held-out texts of the package
+    out         folder for recording.nc and the figures
+    probes      probes to attach: deltanet, attention, routing, residual, timing, memory; by default all that fit
+    max_tokens  tokens read of each text, and the length of the passages into which a long text is cut
+    passages    passages read of a long text; intervals need two or more for each label, and are wide below 8
+    batch_size  texts read at a time
+    decode      tokens at the end of each label's first text that are read one at a time, as in decoding
+
+    `source` is what `qwenlab.open` takes (with `device` and `dtype`), or an open Checkpoint. Raises BadArgument for an
+    unknown probes, or no texts.
     """
-    names = None if probes is None else _checked(probes)
-    if not texts:
-        raise BadArgument("profile(texts={}): give at least one label and its texts.")
-    checkpoint = source if isinstance(source, Checkpoint) else open(source, device=device, dtype=dtype)
+    chosen = None if probes is None else _checked(probes)
+    labelled = inputs.texts_or_shipped("profile", texts, passages)
+    checkpoint = inputs.opened(source, device, dtype)
     cut = {
-        label: passages_of(checkpoint, some, tokens=max_tokens, count=passages) if isinstance(some, str) else some
-        for label, some in texts.items()
+        label: tasks.passages(checkpoint, some, tokens=max_tokens, count=passages) if isinstance(some, str) else some
+        for label, some in labelled.items()
     }
     _warm_up(checkpoint, next(iter(cut.values())))
-    with watch(checkpoint, *_probes(checkpoint, names)) as seen:
+    with available.watch(checkpoint, *_probes(checkpoint, chosen)) as seen:
         for label, some in cut.items():
             with seen.label(label):
-                read(checkpoint, some, batch_size=batch_size, max_tokens=max_tokens, decode=decode, progress=progress)
-    folder = Path(out).resolve()
-    recording = seen.recording()
+                tasks.feed(
+                    checkpoint, some, batch_size=batch_size, max_tokens=max_tokens, decode=decode, progress=progress
+                )
+    recording, folder = seen.recording(), Path(out).resolve()
     saved = recording.save(folder / "recording.nc")
-    return Profile(folder, saved, tuple(_draw(recording, folder)))
+    return Profile(folder, saved, save_figures(_figures(recording), folder))
 
 
 def _warm_up(checkpoint: Checkpoint, texts: Sequence[str]) -> None:
-    """Read a little, prefill and decode: first passes are slower, which is not to be taken for the time of a layer."""
-    read(checkpoint, texts[:1], max_tokens=64, decode=2)
+    """Read a little, prefill and decode: the first passes are slower and would distort the times of layers."""
+    tasks.feed(checkpoint, texts[:1], max_tokens=64, decode=2)
 
 
-def _probes(checkpoint: Checkpoint, names: list[str] | None) -> list[Any]:
-    """All that fit, or those of these names, leaving nothing out."""
-    fit = {each.name: each for each in probes.thorough(checkpoint)}
-    return list(fit.values()) if names is None else [fit.get(name) or getattr(probes, PROBES[name])() for name in names]
+def _probes(checkpoint: Checkpoint, chosen: Mapping[str, str] | None) -> list[available.Probe]:
+    """All probes that fit the checkpoint, or the chosen ones; they measure every token where they can sample."""
+    fit = {each.name: each for each in available.thorough(checkpoint)}
+    return [fit.get(name) or getattr(available, chosen[name])() for name in chosen] if chosen else list(fit.values())
 
 
-def _checked(names: Iterable[str]) -> list[str]:
-    """Names of probes in the order of the nodes; raises BadArgument for a name that is none, or none at all."""
+def _checked(names: Iterable[str]) -> dict[str, str]:
+    """Probe name -> class name, in the order of a recording's nodes. Raises BadArgument for unknown names, or none."""
+    from qwenlab.record.recording import PROBES  # loads xarray
+
     chosen = list(names)
     unknown = [name for name in chosen if name not in PROBES]
     if unknown or not chosen:
         found = ", ".join(map(repr, unknown)) or "none"
-        raise BadArgument(f"probes: {found} is no probe's name.\nChoose among {', '.join(PROBES)}.")
-    return [name for name in PROBES if name in chosen]
+        raise BadArgument(f"probes: {found} is not the name of a probe.\nChoose among {', '.join(PROBES)}.")
+    return {name: PROBES[name] for name in PROBES if name in chosen}
 
 
-def _draw(recording: Recording, folder: Path) -> Iterator[Path]:
-    """Save every figure for which this recording has the nodes and enough of them: a comparison needs two labels."""
-    for name, (nodes, statistic, plot) in _FIGURES.items():
-        if not any(node in recording for node in nodes):
-            continue
+def _figures(recording: Recording) -> Iterator[tuple[str, Any]]:
+    """File name and figure, for each figure that the recording has the data for: comparisons, say, need two labels."""
+    figures: dict[str, Callable[[], Any]] = {
+        "layers": lambda: plots.layer_table(stats.layer_table(recording)),
+        "half_life": lambda: plots.half_life(stats.half_life(recording)),
+        "attention_distance": lambda: plots.attention_distance(stats.attention_distance(recording)),
+        "gates": lambda: plots.gates(stats.gates(recording)),
+        "expert_load": lambda: plots.expert_load(stats.expert_load(recording)),
+        "specialisation": lambda: plots.specialisation(stats.specialisation(recording)),
+        "coactivation": lambda: plots.coactivation(stats.coactivation(recording)),
+        "reach": lambda: plots.reach(stats.reach(recording)),
+        "residual": lambda: plots.residual(stats.residual(recording)),
+        "time_by_kind": lambda: plots.time_by_kind(stats.time_by_kind(recording)),
+        "memory_by_context": lambda: plots.memory(stats.memory(recording)),
+    }
+    for name, draw in figures.items():
         try:
-            measured = getattr(stats, statistic)(recording)
-        except NothingMeasured:
+            yield name, draw()
+        except (NotWatched, NothingMeasured):
             continue
-        path = folder / f"{name}.png"
-        getattr(plots, plot)(measured).savefig(path, dpi=150)
-        yield path
-
-
-_LAYERED = ("deltanet", "attention", "routing", "residual", "timing")
-_FIGURES: dict[str, tuple[tuple[str, ...], str, str]] = {
-    "layers": (_LAYERED, "layer_table", "layer_map"),
-    "half_life": (("deltanet",), "half_life", "half_life"),
-    "attention_distance": (("attention",), "attention_distance", "attention_distance"),
-    "gates": (("deltanet", "attention"), "gates", "gate_histograms"),
-    "expert_load": (("routing",), "expert_load", "expert_load"),
-    "specialisation": (("routing",), "specialisation", "specialisation"),
-    "coactivation": (("routing",), "coactivation", "coactivation"),
-    "reach": (("implicit_attention", "softmax_attention"), "reach", "reach"),
-    "residual": (("residual",), "residual", "residual"),
-    "time_by_kind": (("timing",), "time_by_kind", "time_by_kind"),
-    "memory_by_context": (("memory",), "memory", "memory_by_context"),
-}
-"""Figure -> the nodes of which it needs one, its statistic and its plot."""

@@ -1,4 +1,4 @@
-"""Speculative decoding with the MTP head: draft, verify, roll back, trace, audit and check for losslessness."""
+"""Speculative decoding with the MTP head: draft, verify, roll back, trace, audit, check for losslessness."""
 
 import lazy_loader
 

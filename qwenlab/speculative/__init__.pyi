@@ -9,8 +9,8 @@ from .rollback import ReplayRollback as ReplayRollback, RerunRollback as RerunRo
 from .rounds import Round as Round
 from .scores import acceptance_score as acceptance_score
 from .step_times import step_times as step_times
+from .trace.record_trace import trace as trace
 from .trace.trace import Trace as Trace
-from .trace.tracing import trace as trace
 from .verification import (
     ExactMatch as ExactMatch,
     Greedy as Greedy,

@@ -1,4 +1,4 @@
-"""What the trunk has read of one text: its cache, how many tokens, and the means to read on."""
+"""The target model's state for one text: its cache, its position, and reading further tokens."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from qwenlab.errors import CannotRollBack
 
 
 class TargetContext:
-    """One text, as far as the trunk has read it.
+    """The target model and its cache for one text.
 
-    cache     of transformers: two states a DeltaNet layer, growing keys and values an attention layer
+    cache     of transformers: two states per DeltaNet layer, growing keys and values per attention layer
     position  tokens read
     block     int [token]: the tokens of the newest read
+
+    Raises CannotRollBack for a cache that is in use or has other kinds of layers.
     """
 
     def __init__(self, model: PreTrainedModel, cache: Cache | None = None) -> None:
@@ -33,19 +35,19 @@ class TargetContext:
 
     @property
     def device(self) -> torch.device:
-        """Where tokens go in."""
-        return device_of(self.model)
+        """Device of the input tokens."""
+        return input_device(self.model)
 
     def read(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Read these tokens, int [token], after what was read before.
+        """Read tokens, int [token], after those already read.
 
         returns  float [token, channel]: hidden states after the final norm, the vectors that lm_head reads
         """
         self.block = tokens
-        places = torch.arange(self.position, self.position + len(tokens), device=self.device)
+        positions = torch.arange(self.position, self.position + len(tokens), device=self.device)
         out = self.decoder.module(
             input_ids=tokens[None].to(self.device),
-            position_ids=places[None],
+            position_ids=positions[None],
             use_cache=True,
             **{cache_argument(type(self.decoder.module).forward): self.cache},
         )
@@ -60,40 +62,40 @@ class TargetContext:
 
     @property
     def deltanet(self) -> list[Any]:
-        """The caches of the DeltaNet layers, from the lowest."""
+        """The caches of the DeltaNet layers, lowest layer first."""
         return [layer for layer in self.cache.layers if isinstance(layer, LinearAttentionLayer)]
 
     @property
     def recurrent(self) -> list[torch.Tensor]:
-        """Their recurrent states [batch, head, key channel, channel], as they lie in the cache: write into them."""
+        """The cache's own recurrent states [batch, head, key channel, channel], one per DeltaNet layer; writable."""
         return [layer.recurrent_states[0] for layer in self.deltanet]
 
     @property
     def convolution(self) -> list[torch.Tensor]:
-        """Their convolution states [batch, channel, newest tokens], as they lie in the cache: write into them."""
+        """The cache's own convolution states [batch, channel, newest tokens], one per DeltaNet layer; writable."""
         return [layer.conv_states[0] for layer in self.deltanet]
 
     @property
     def attention(self) -> list[DynamicLayer]:
-        """The caches of the attention layers, from the lowest."""
+        """The caches of the attention layers, lowest layer first."""
         return [layer for layer in self.cache.layers if isinstance(layer, DynamicLayer)]
 
     def crop_attention(self, tokens: int) -> None:
-        """Let the attention layers forget their newest tokens, so many of them."""
+        """Remove the newest `tokens` tokens from the caches of the attention layers."""
         if tokens:
             for layer in self.attention:
                 layer.crop(-tokens)
 
 
-def device_of(model: PreTrainedModel) -> torch.device:
-    """Where a model's tokens go in."""
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Device of a model's input tokens: that of its embedding."""
     embedding: Any = model.get_input_embeddings()
     device: torch.device = embedding.weight.device
     return device
 
 
 def _check_cache(cache: Cache, layers: int) -> None:
-    """Refuse a cache that is of other parts than a state a DeltaNet layer and keys that grow, or that is in use."""
+    """Reject a cache that is in use, or that is not a state per DeltaNet layer and growing keys per attention layer."""
     kinds = {type(layer).__name__ for layer in cache.layers if type(layer) not in (LinearAttentionLayer, DynamicLayer)}
     if kinds or len(cache.layers) != layers:
         has = f"layers of the kinds {', '.join(sorted(kinds))}" if kinds else f"{len(cache.layers)} layers for {layers}"
@@ -103,6 +105,6 @@ def _check_cache(cache: Cache, layers: int) -> None:
         )
     if cache.get_seq_length() > 0:
         raise CannotRollBack(
-            f"This {type(cache).__name__} holds {cache.get_seq_length()} tokens already, of which the MTP head has not "
-            "seen the hidden states.\nLeave the cache out, and give the whole text as the prompt."
+            f"This {type(cache).__name__} holds {cache.get_seq_length()} tokens already, and the MTP head has not seen "
+            "their hidden states.\nLeave the cache out, and give the whole text as the prompt."
         )

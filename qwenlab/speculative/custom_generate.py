@@ -1,4 +1,4 @@
-"""Drafting inside transformers' own `generate`: one argument more, and the rounds can be counted afterwards."""
+"""`CustomGenerate`: speculative decoding inside transformers' `generate`, as its argument `custom_generate`."""
 
 from __future__ import annotations
 
@@ -17,27 +17,30 @@ from qwenlab.checkpoint.mtp_head import MtpHead
 from qwenlab.checkpoint.open import Checkpoint
 from qwenlab.errors import BadArgument, BadPrompt, NothingDecoded
 from qwenlab.speculative.context import TargetContext
-from qwenlab.speculative.decoding import Decoding, Settings
+from qwenlab.speculative.decoding_loop import Decoding, Settings
 from qwenlab.speculative.policies import Policy
 from qwenlab.speculative.prompts import checked_depth
 from qwenlab.speculative.rollback import ReplayRollback, Rollback
 from qwenlab.speculative.rounds import Round, ledger
-from qwenlab.speculative.verification import VerificationRule, rule_of
+from qwenlab.speculative.verification import VerificationRule, resolve_rule
 
 
 class CustomGenerate:
-    """For `model.generate(**inputs, custom_generate=custom_generate(checkpoint, depth=3))`.
+    """Speculative decoding for `model.generate(**inputs, custom_generate=CustomGenerate(checkpoint, depth=3))`.
 
-    Everything else of `generate` stays: generation_config, logits processors, stopping criteria. Rows of a batch are
-    decoded one after another and padded at the end: after a rollback their caches differ in length. What would not be
-    honoured is refused: beams, scores to return, a cache that is in use. Two arguments never get here, because
-    transformers does not hand them to a custom_generate: give `streamer` to this object, and instead of stop_strings
+    The other arguments of `generate` work as usual: generation_config, logits processors, stopping criteria. Rows of a
+    batch are decoded one after another and padded at the end: after a rollback their caches differ in length. Beams,
+    returned scores and a cache that is in use raise an error. transformers does not pass two arguments on: give
+    `streamer` to this object, and replace stop_strings by
     `stopping_criteria=[StopStringCriteria(tokenizer, [...])]`.
 
     checkpoint  an open Checkpoint, or the MtpHead of the model
-    rule        by default "greedy", and "speculative_sampling" where generation_config says do_sample
+    rule        by default "greedy", and "speculative_sampling" if generation_config has do_sample
+    depth, policy, rollback, seed
+                as in `qwenlab.speculative.generate`
 
-    After a call, `ledger` holds its rounds.
+    After a call, `ledger` has its rounds. Raises NoMtpHead and BadArgument; the call raises BadArgument, BadPrompt,
+    BadPolicy and CannotRollBack.
     """
 
     def __init__(
@@ -59,10 +62,10 @@ class CustomGenerate:
 
     @property
     def ledger(self) -> xr.Dataset:
-        """The rounds of the newest call, as `qwenlab.speculative.generate` counts them."""
+        """The rounds of the newest call, a ledger as of `qwenlab.speculative.generate`; NothingDecoded before it."""
         if self._ledger is None:
             raise NothingDecoded(
-                "No text was decoded yet.\nGive this object to model.generate(..., custom_generate=...) first."
+                "No text was decoded yet.\nPass this object to model.generate(..., custom_generate=...) first."
             )
         return self._ledger
 
@@ -75,18 +78,18 @@ class CustomGenerate:
         generation_config: GenerationConfig,
         **model_kwargs: Any,
     ) -> Any:
-        """What transformers calls once everything is prepared."""
+        """Decode a prepared batch; called by transformers."""
         self._refuse(model, input_ids, generation_config)
-        given_cache = TargetContext(model, first_cache(model_kwargs.values()))  # refused here, if it has to be
-        given: Any = generation_config
-        settings = self._settings(given, logits_processor)
+        first_context = TargetContext(model, first_cache(model_kwargs.values()))  # raises for an unsuitable cache
+        config: Any = generation_config
+        settings = self._settings(config, logits_processor)
         processors = settings.processors
         mask = model_kwargs.get("attention_mask")
         rows: list[torch.Tensor] = []
-        made: list[list[Round]] = []
+        rounds: list[list[Round]] = []
         for number, row in enumerate(input_ids):
             prompt = row if mask is None else row[mask[number].bool()]
-            own = given_cache if len(input_ids) == 1 else TargetContext(model)
+            context = first_context if len(input_ids) == 1 else TargetContext(model)
             if processors:
                 settings = replace(settings, processors=_for_row(processors, number, input_ids, len(prompt)))
             decoding = Decoding(
@@ -94,61 +97,59 @@ class CustomGenerate:
                 prompt,
                 settings,
                 self.rollback(),
-                max_new_tokens=given.max_length - input_ids.shape[1],
+                max_new_tokens=config.max_length - input_ids.shape[1],
                 generator=torch.Generator(row.device).manual_seed(self.seed + number),
-                context=own,
-                stop=_stopped_by(stopping_criteria, row, len(prompt)),
+                context=context,
+                stop=_stop_function(stopping_criteria, row, len(prompt)),
             )
-            made.append(_run(decoding, self.streamer))
+            rounds.append(_run(decoding, self.streamer))
             rows.append(torch.cat([row, row.new_tensor(decoding.tokens[decoding.begin :])]))
         attrs = settings.attrs(
             rollback=self.rollback.name,
-            temperature=float(given.temperature or 1) if settings.rule.samples else 0.0,
+            temperature=float(config.temperature or 1) if settings.rule.samples else 0.0,
             seed=self.seed,
-            processors=", ".join(type(each).__name__ for each in processors),
+            processors=", ".join(type(processor).__name__ for processor in processors),
         )
-        self._ledger = ledger(made, depth=self.depth, labels=[""] * len(rows), attrs=attrs)
-        sequences: Any = pad_sequence(rows, batch_first=True, padding_value=given.pad_token_id or 0)
-        if given.return_dict_in_generate:
-            cached: dict[str, Any] = {cache_argument(GenerateDecoderOnlyOutput): own.cache}
+        self._ledger = ledger(rounds, depth=self.depth, labels=[""] * len(rows), attrs=attrs)
+        sequences: Any = pad_sequence(rows, batch_first=True, padding_value=config.pad_token_id or 0)
+        if config.return_dict_in_generate:
+            cached: dict[str, Any] = {cache_argument(GenerateDecoderOnlyOutput): context.cache}
             return GenerateDecoderOnlyOutput(sequences=sequences, **cached)
         return sequences
 
-    def _refuse(self, model: PreTrainedModel, input_ids: torch.Tensor, given: Any) -> None:
-        """Raise BadArgument or BadPrompt for what cannot be done here."""
-        wrong = {
-            "num_beams": (given.num_beams or 1) > 1,
-            "num_return_sequences": (given.num_return_sequences or 1) > 1,
-            "output_scores": given.output_scores,
-            "output_logits": given.output_logits,
-            "output_attentions": given.output_attentions,
-            "output_hidden_states": given.output_hidden_states,
-            "streamer, with more than one prompt": self.streamer is not None and len(input_ids) > 1,
-        }
-        if asked := [name for name, found in wrong.items() if found]:
+    def _refuse(self, model: PreTrainedModel, input_ids: torch.Tensor, config: Any) -> None:
+        """Raise BadArgument or BadPrompt for arguments that speculative decoding does not support."""
+        flags = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+        unsupported = [name for name in ("num_beams", "num_return_sequences") if (getattr(config, name) or 1) > 1]
+        unsupported += [name for name in flags if getattr(config, name)]
+        if self.streamer is not None and len(input_ids) > 1:
+            unsupported.append("streamer, with more than one prompt")
+        if unsupported:
             raise BadArgument(
-                f"Drafted decoding cannot honour {', '.join(asked)}.\nLeave that out, or generate without drafts."
+                f"Speculative decoding does not support {', '.join(unsupported)}.\n"
+                "Leave that out, or generate without drafts."
             )
         if not input_ids.shape[1]:
             raise BadPrompt(
-                "Drafted decoding reads tokens, and was given none: the MTP head needs the token beside each hidden "
-                "state.\nGive input_ids, not inputs_embeds."
+                "Speculative decoding got no tokens: the MTP head needs the token of each hidden state.\n"
+                "Give input_ids, not inputs_embeds."
             )
         if self.head.trunk is not model:
             raise BadArgument(
                 f"This MTP head belongs to another {type(self.head.trunk).__name__} than the one that generates.\n"
-                "Give the head of this very model: qwenlab.open(...) returns both."
+                "Use the head of the generating model: qwenlab.open(...) returns both."
             )
 
-    def _settings(self, given: Any, processors: LogitsProcessorList) -> Settings:
-        rule = self.rule or ("speculative_sampling" if given.do_sample else "greedy")
-        judge = rule_of(rule, float(given.temperature or 1) if given.do_sample else 0.0)
-        sampled = judge.name == "speculative_sampling"
-        return Settings(self.depth, judge, self.policy, "sampled" if sampled else "greedy", processors)
+    def _settings(self, config: Any, processors: LogitsProcessorList) -> Settings:
+        temperature = float(config.temperature or 1) if config.do_sample else 0.0
+        name = self.rule or ("speculative_sampling" if config.do_sample else "greedy")
+        rule = resolve_rule(name, temperature, where="CustomGenerate")
+        sampled = rule.name == "speculative_sampling"
+        return Settings(self.depth, rule, self.policy, "sampled" if sampled else "greedy", processors)
 
 
 def _for_row(processors: LogitsProcessorList, number: int, rows: torch.Tensor, begin: int) -> LogitsProcessorList:
-    """Processors as one row of a batch meets them: some know of each row how much of it is padding."""
+    """Processors for one row of a batch. They get all rows, as some processors depend on each row's padding."""
 
     def process(tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         batch: Any = torch.cat([rows[number : number + 1], tokens[:, begin:]], dim=1).expand(len(rows), -1)
@@ -158,31 +159,27 @@ def _for_row(processors: LogitsProcessorList, number: int, rows: torch.Tensor, b
     return LogitsProcessorList([process])
 
 
-def _stopped_by(criteria: StoppingCriteriaList, row: torch.Tensor, begin: int) -> Any:
-    """Whether a text ends here by transformers' criteria, which see the row as it was given, padding included."""
+def _stop_function(criteria: StoppingCriteriaList, row: torch.Tensor, begin: int) -> Any:
+    """A function of the tokens: whether transformers' criteria end the text; they get the row with its padding."""
 
     def stop(tokens: list[int]) -> bool:
-        so_far = torch.cat([row, row.new_tensor(tokens[begin:])])[None]
-        return any(bool(each(so_far, None).all()) for each in criteria if type(each).__name__ != "MaxLengthCriteria")
+        padded = torch.cat([row, row.new_tensor(tokens[begin:])])[None]
+        return any(bool(ends(padded, None).all()) for ends in criteria if type(ends).__name__ != "MaxLengthCriteria")
 
     return stop
 
 
 def _run(decoding: Decoding, streamer: BaseStreamer | None) -> list[Round]:
-    """Decode one text to its end."""
+    """Decode one text to its end; `streamer` gets the prompt and then every token."""
     rounds: list[Round] = []
-    if streamer is not None:
-        streamer.put(torch.tensor([decoding.tokens]))
+    put = streamer.put if streamer is not None else lambda _: None
+    put(torch.tensor([decoding.tokens]))
     decoding.start()
-    shown = decoding.begin
-    while True:
-        if streamer is not None:
-            for token in decoding.tokens[shown:]:
-                streamer.put(torch.tensor([token]))
-            shown = len(decoding.tokens)
-        if decoding.ended:
-            break
+    put(torch.tensor(decoding.tokens[-1:]))
+    while not decoding.ended:
         rounds.append(decoding.step())
+        for token in decoding.tokens[-rounds[-1].emitted :]:
+            put(torch.tensor([token]))
     if streamer is not None:
         streamer.end()
     return rounds

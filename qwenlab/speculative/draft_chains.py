@@ -1,4 +1,4 @@
-"""All chains of a text at once: what the MTP head would draft at every place, a chunk of places at a time."""
+"""Draft chains of the MTP head at every place of a text, computed in parallel over chunks of places."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from qwenlab.checkpoint.mtp_head import MtpHead
 from qwenlab.errors import BadArgument
 
 Feedback: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""What the next draft is made from: given the head's states [row, channel] before and after `mtp.norm`, the states
-[row, channel] that go in as `hidden`."""
+"""Chooses the head's input for the next draft: takes the head's states [row, channel] before and after `mtp.norm`,
+returns the states [row, channel] to use as `hidden`."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One draft of the chains of some rows.
+    """The drafts of one draft number for a chunk of rows.
 
-    rows    the places t whose chains these are
-    draft   1 .. depth: it drafts x[t + draft]
+    rows    the places t of the chains
+    draft   1 .. depth: these are drafts of x[t + draft]
     tokens  int [row], the drafts: argmaxes
     logits  float [row, vocabulary], of the head, in float32 or better
     """
@@ -47,31 +47,31 @@ def chains(
     prefilled: bool = True,
     feedback: Feedback | None = None,
 ) -> Iterator[Step]:
-    """The drafts of the chains of every row of a text: for each chunk of rows, draft 1 of all of them, draft 2, ...
+    """Yield the drafts of the chains of every row of a text: for each chunk of rows, all drafts 1, all drafts 2, ...
 
-    The chain of row t (1 .. T - 1) is what the head drafts when x[0..t] is known and the trunk has read x[0..t-1]. Its
-    first draft is made at position t-1 from the true pair (x[t], h[t-1]), draft k at position t+k-2 from draft k-1 and
-    what the head gave there. All of them attend the true pairs 0 .. t-1 and the chain's own entries, and no other
-    chain's: a mask does it, over a cache that holds the true pairs up to the chunk's end and then one entry a row and
-    draft, which are dropped when the chunk is done.
+    The chain of row t (1 .. T - 1) has the head's drafts when x[0..t] is known and the target model has read x[0..t-1].
+    Its first draft is made at position t-1 from the true pair (x[t], h[t-1]), draft k at position t+k-2 from draft k-1
+    and the head's state there. Every draft attends to the true pairs 0 .. t-1 and to the entries of its own chain only:
+    this is a mask over a cache of the true pairs up to the chunk's end and then one entry per row and draft. These
+    entries are removed after the chunk.
 
     tokens     int [T]
-    hidden     float [T, channel], the trunk's after its final norm; the last one is not read
-    depth      drafts a chain, 1 or more
-    chunk      rows at a time: no tensor is larger than [chunk, vocabulary], [chunk, keys] or the cache
-    prefilled  False: a chain sees its own entries alone, as if no prompt had been read into the head's cache
-    feedback   what is fed back as `hidden`; by default the state after `mtp.norm`
+    hidden     float [T, channel]: the target model's hidden states after its final norm; the last one is not read
+    depth      drafts per chain, 1 or more
+    chunk      rows per pass: no tensor is larger than [chunk, vocabulary], [chunk, keys] or the cache
+    prefilled  False: a chain attends to its own entries only, as if the head's cache had no prompt
+    feedback   chooses the state to use as the next `hidden`; by default the state after `mtp.norm`
 
     Run it without gradients. Raises BadArgument for an attention implementation that takes no mask.
     """
     cache = DynamicCache(config=head.config)
-    with _before_norm(head, wanted=feedback is not None) as before:
+    with _record_before_norm(head, record=feedback is not None) as before:
         for start in range(1, len(tokens), chunk):
             rows = range(start, min(start + chunk, len(tokens)))
             token, state = tokens[rows.start : rows.stop], hidden[rows.start - 1 : rows.stop - 1]
             positions = torch.arange(rows.start - 1, rows.stop - 1, device=tokens.device)
             for draft in range(1, depth + 1):
-                # The first draft of a prefilled chain is an ordinary causal pass, for which no mask need be given.
+                # The first draft of a prefilled chain is an ordinary causal pass, which needs no mask.
                 mask = None if draft == 1 and prefilled else _mask(head, rows, draft, state, prefilled=prefilled)
                 y = head(
                     token[None],
@@ -89,22 +89,22 @@ def chains(
 
 
 def _mask(head: MtpHead, rows: range, draft: int, state: torch.Tensor, *, prefilled: bool) -> Any:
-    """Which keys the queries of one draft attend, in the form that the head's attention implementation takes.
+    """Attention mask of one draft, in the format of the head's attention implementation.
 
-    Keys lie in the cache in this order: the true pairs up to the chunk's end (if prefilled), then a block of one entry
-    a row for each draft from the second on (without prefilled: from the first on).
+    Order of the keys in the cache: the true pairs up to the chunk's end (if prefilled), then a block of one entry per
+    row for each draft from the second on (without prefilled: from the first on).
     """
     width, true = len(rows), rows.stop - 1 if prefilled else 0
     keys = true + width * (draft - 1 if prefilled else draft)
 
     def attends(_: Any, __: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        pair = torch.where(key < true, key, keys + rows.stop)  # beyond every row, for a key that is no true pair
+        pair = torch.where(key < true, key, keys + rows.stop)  # beyond every row if the key is not a true pair
         entry_of = torch.where(key < true, -1, (key - true) % width)
         return (pair < rows.start + query) | (entry_of == query)
 
-    how = head.config._attn_implementation
-    known = how in ALL_MASK_ATTENTION_FUNCTIONS
-    make = ALL_MASK_ATTENTION_FUNCTIONS[how] if known else lambda **_: None
+    implementation = head.config._attn_implementation
+    known = implementation in ALL_MASK_ATTENTION_FUNCTIONS
+    make = ALL_MASK_ATTENTION_FUNCTIONS[implementation] if known else lambda **_: None
     mask = make(
         batch_size=1,
         q_length=width,
@@ -117,23 +117,23 @@ def _mask(head: MtpHead, rows: range, draft: int, state: torch.Tensor, *, prefil
     )
     if len(getattr(mask, "shape", ())) != 4:
         raise BadArgument(
-            f"The MTP head runs attn_implementation={how!r}, which takes no mask, so that all chains of a text cannot "
-            "be run at once.\nOpen the checkpoint with attn_implementation='sdpa'."
+            f"The MTP head runs attn_implementation={implementation!r}, which takes no mask, so the chains of a text "
+            "cannot be computed in parallel.\nOpen the checkpoint with attn_implementation='sdpa'."
         )
     return mask
 
 
 @contextmanager
-def _before_norm(head: nn.Module, *, wanted: bool) -> Iterator[list[torch.Tensor]]:
-    """A list that holds, while the block lives and if it is wanted, what went last into the head's final norm."""
-    seen: list[torch.Tensor] = []
+def _record_before_norm(head: nn.Module, *, record: bool) -> Iterator[list[torch.Tensor]]:
+    """Context manager that gives a list with the newest input of the head's final norm; empty if not `record`."""
+    newest: list[torch.Tensor] = []
 
-    def keep(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        seen[:] = args[:1]
+    def store(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        newest[:] = args[:1]
 
-    handle = head.get_submodule("norm").register_forward_pre_hook(in_this_thread(keep)) if wanted else None
+    handle = head.get_submodule("norm").register_forward_pre_hook(in_this_thread(store)) if record else None
     try:
-        yield seen
+        yield newest
     finally:
         if handle is not None:
             handle.remove()

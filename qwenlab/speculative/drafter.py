@@ -1,4 +1,4 @@
-"""The MTP head at work on one text: its own cache, the true pairs it has seen, and the chain it drafts."""
+"""Draft tokens of one text with the MTP head, chained from the newest true pair; the head's cache and its rollback."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from transformers import DynamicCache
 from qwenlab.checkpoint.mtp_head import MtpHead
 
 CHUNK = 2048
-"""True pairs of a prompt that the head reads at a time."""
+"""Maximum number of true pairs of a prompt that the head reads in one pass."""
 
 
 class Drafter:
-    """Drafts token after token from the newest true pair; what it drafted from its own states is forgotten after.
+    """The MTP head and its cache for one text: reads true pairs, then drafts token after token.
 
-    The pair p is the token x[p+1] with the trunk's hidden state h[p]; the head's cache holds a pair at position p.
-    After a round the cache holds only pairs of true hidden states: those of drafts are written again when the trunk's
-    own are there (as vLLM and llama.cpp do).
+    The pair p is the token x[p+1] with the target model's hidden state h[p]; the head's cache has a pair at position p.
+    After a round the cache has only pairs of true hidden states: `discard_drafts` removes those of drafts, and they are
+    written again when the target model's own states are available (as vLLM and llama.cpp do).
     """
 
     def __init__(self, head: MtpHead) -> None:
@@ -24,30 +24,30 @@ class Drafter:
         self.cache = DynamicCache(config=head.config)
         self._tokens: list[torch.Tensor] = []
         self._hidden: list[torch.Tensor] = []
-        self._true = 0
+        self._true_pairs = 0
 
     @property
     def pairs(self) -> int:
-        """Pairs that the cache holds."""
+        """Number of pairs in the cache."""
         return int(self.cache.get_seq_length())
 
-    def learn(self, tokens: torch.Tensor, hidden: torch.Tensor) -> None:
-        """Take true pairs, int [pair] and float [pair, channel]; they are read when the next draft is asked for."""
+    def add_pairs(self, tokens: torch.Tensor, hidden: torch.Tensor) -> None:
+        """Queue true pairs, int [pair] and float [pair, channel]; `first` reads them."""
         self._tokens.append(tokens)
         self._hidden.append(hidden)
 
     def first(self) -> torch.Tensor:
-        """Read the pairs taken since, and return y [1, 1, channel] of the newest one."""
+        """Read the queued pairs and return y [1, 1, channel] of the newest one."""
         tokens, hidden = torch.cat(self._tokens), torch.cat(self._hidden)
         self._tokens, self._hidden = [], []
         for start in range(0, len(tokens), CHUNK):
             part = slice(start, start + CHUNK)
             y = self.head(tokens[part][None], hidden[part][None], past_key_values=self.cache)
-        self._true = self.pairs
+        self._true_pairs = self.pairs
         return y[:, -1:]
 
     def next(self, draft: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """y [1, 1, channel] of the step after `draft`, int [1], fed with y of the step before."""
+        """y [1, 1, channel] of the step that reads `draft`, int [1], and y of the step before."""
         following: torch.Tensor = self.head(draft[None], y, past_key_values=self.cache)
         return following
 
@@ -56,7 +56,7 @@ class Drafter:
         logits = self.head.logits(y)[0]
         return logits if logits.dtype == torch.float64 else logits.float()
 
-    def forget(self) -> None:
-        """Drop the pairs that were made of drafts."""
-        if beyond := self.pairs - self._true:
-            self.cache.crop(-beyond)
+    def discard_drafts(self) -> None:
+        """Remove the pairs of drafts from the cache."""
+        if excess := self.pairs - self._true_pairs:
+            self.cache.crop(-excess)

@@ -1,4 +1,4 @@
-"""`generate`: text that was drafted by the MTP head and verified by the main model, with the ledger of its rounds."""
+"""`generate`: decode prompts with drafts of the MTP head, verified by the target model; text and ledger of rounds."""
 
 from __future__ import annotations
 
@@ -6,34 +6,43 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import xarray as xr
 from tqdm.auto import tqdm
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from qwenlab.arguments import choice
+from qwenlab.capture.provenance import provenance_of
 from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
 from qwenlab.errors import BadArgument, InterruptedWarning
 from qwenlab.record.recording import Recording
-from qwenlab.speculative.decoding import Decoding, Drafting, Settings
+from qwenlab.speculative.decoding_loop import Decoding, Drafting, Settings
 from qwenlab.speculative.policies import Policy
-from qwenlab.speculative.prompts import Prompt, checked_depth, context_of, encoded, end_tokens_of
-from qwenlab.speculative.provenance import facts_of
+from qwenlab.speculative.prompts import (
+    Prompt,
+    check_labels,
+    checked_depth,
+    context_length,
+    encode_prompts,
+    end_tokens_of,
+)
 from qwenlab.speculative.rollback import ReplayRollback, Rollback
 from qwenlab.speculative.rounds import Round, ledger
-from qwenlab.speculative.verification import VerificationRule, rule_of
+from qwenlab.speculative.verification import VerificationRule, resolve_rule
 
 
 @dataclass(frozen=True, eq=False)
 class Generated:
-    """What was decoded, and how: texts, rounds, facts.
+    """Result of `generate`: texts, rounds, provenance.
 
-    tokens     of every text, prompt included;  begin: length of its prompt
+    tokens     tokens of each text, with its prompt;  begin: length of its prompt
     ended      why each text ended: "eos", "length", or "interrupted"
-    texts      the new part of each text, decoded
-    labels     what each text is called
-    ledger     the rounds, one after another: for `qwenlab.stats.acceptance` and `qwenlab.widgets.strip`
+    texts      the new part of each text, as a string
+    labels     label of each text
+    ledger     all rounds, for `qwenlab.stats.acceptance` and `qwenlab.widgets.strip`
+    facts      provenance, the attributes of `recording()`
     """
 
     tokens: list[list[int]]
@@ -51,7 +60,7 @@ class Generated:
 
     @property
     def new_tokens(self) -> int:
-        """Tokens that were emitted."""
+        """Number of emitted tokens."""
         return sum(len(tokens) - begin for tokens, begin in zip(self.tokens, self.begin, strict=True))
 
     def __repr__(self) -> str:
@@ -89,56 +98,56 @@ def generate(
     labels: Sequence[str] | None = None,
     progress: bool = True,
 ) -> Generated:
-    """Decode with drafts of the MTP head, verified by the main model and rolled back exactly.
+    """Decode with drafts of the MTP head, verified by the target model and rolled back exactly.
 
     Each round drafts up to `depth` tokens with the head (chained: its own y and draft are its next input), reads them
-    in one forward pass of the main model, accepts by the rule, rolls the caches back, and emits the accepted tokens and
-    one of the main model's. The head's cache holds the prompt, and only true hidden states. Prompts are decoded one
-    after another: after a rollback their caches would have different lengths, which no batch of transformers can hold.
+    in one forward pass of the target model, accepts by the rule, rolls the caches back, and emits the accepted tokens
+    and one token of the target model. The head's cache has the prompt, and only true hidden states. Prompts are decoded
+    one after another: after a rollback their caches have different lengths, which a transformers batch cannot hold.
 
-    depth        drafts a round, at most; fewer when less than that may still be emitted
+    depth        maximum drafts per round; fewer near max_new_tokens
     rule         "greedy", "speculative_sampling", "exact_match", or a `VerificationRule`
     temperature, top_k, top_p
-                 of the main model's distribution under the rules that sample (and of the head's, if it is drawn from)
+                 of the target model's distribution under rules that sample, and of the head's if drafts are sampled
     drafting     "greedy": the head's argmax; "sampled": drawn from its distribution. By default sampled under
-                 speculative_sampling, which makes the most of it, and greedy under the other rules
+                 speculative_sampling, where it accepts the most, and greedy under the other rules
     policy       `FixedDepth`, `Threshold`, `ExpectedValue`, or any callable: see `qwenlab.speculative.policies`
-    rollback     `ReplayRollback` (of the delta rule), `RerunRollback` (snapshot and rerun), or a `Rollback` of your own
-    seed         of what is drawn; text i draws from seed + i, whatever the others do
-    labels       what each prompt is called (its domain); by default ""
+    rollback     `ReplayRollback` (of the delta rule), `RerunRollback` (snapshot and rerun), or your own `Rollback`
+    seed         of the random numbers; text i uses seed + i, independent of the other texts
+    labels       label of each prompt, such as its domain; by default ""
 
-    Interrupted, it returns what was made until then, with a warning. Raises NoMtpHead, BadPrompt, BadPolicy,
-    CannotRollBack and BadArgument.
+    Interrupted (Ctrl-C), it returns the text decoded until then, with a warning. Raises NoMtpHead, BadPrompt,
+    BadPolicy, CannotRollBack and BadArgument.
     """
     require_checkpoint(checkpoint)
     head = checkpoint.require_mtp()
-    room = context_of(checkpoint)
-    texts = encoded(checkpoint, prompts, max_new_tokens)
-    names = _labels(labels, len(texts))
-    judge = rule_of(rule, temperature)
+    texts = encode_prompts(checkpoint, prompts, max_new_tokens)
+    names = [""] * len(texts) if labels is None else check_labels(labels, len(texts), "prompt")
+    rule = resolve_rule(rule, temperature)
     settings = Settings(
-        checked_depth(depth, room),
-        judge,
+        checked_depth(depth, context_length(checkpoint)),
+        rule,
         policy,
-        _drafting(drafting, judge),
+        _drafting(drafting, rule),
         warpers(temperature, top_k, top_p),
         end_tokens_of(checkpoint),
     )
-    made: list[tuple[Decoding, list[Round]]] = []
+    decoded: list[tuple[Decoding, list[Round]]] = []
     with tqdm(total=len(texts) * max_new_tokens, unit="token", desc="decoding", disable=not progress) as bar:
         try:
             for number, prompt in enumerate(texts):
                 own = rollback() if isinstance(rollback, type) else rollback
                 generator = torch.Generator(prompt.device).manual_seed(seed + number)
                 decoding = Decoding(head, prompt, settings, own, max_new_tokens=max_new_tokens, generator=generator)
-                made.append((decoding, []))
-                _run(decoding, made[-1][1], bar)
-                bar.update(decoding.limit - len(decoding.tokens))  # what an end of text left
+                decoded.append((decoding, []))
+                _run(decoding, decoded[-1][1], bar)
+                bar.update(decoding.limit - len(decoding.tokens))  # the tokens after an early end of text
         except KeyboardInterrupt:
-            if not made:
+            if not decoded:
                 raise
             warnings.warn(
-                f"Decoding was interrupted in text {len(made) - 1} of {len(texts)}; what was made is returned.",
+                f"Decoding was interrupted in text {len(decoded) - 1} of {len(texts)}; the text decoded so far is "
+                "returned.",
                 InterruptedWarning,
                 stacklevel=2,
             )
@@ -149,15 +158,15 @@ def generate(
         top_k=0 if top_k is None else top_k,
         top_p=1.0 if top_p is None else top_p,
     )
-    return _result(checkpoint, made, names, max_new_tokens, settings, attrs)
+    return _result(checkpoint, decoded, names, max_new_tokens, settings, attrs)
 
 
 def warpers(temperature: float, top_k: int | None, top_p: float | None) -> LogitsProcessorList:
-    """Temperature, top-k and top-p as transformers does them; raises BadArgument where they would have no effect."""
+    """Logits processors of transformers for temperature, top-k and top-p; raises BadArgument if they have no effect."""
     if temperature == 0 and (top_k is not None or top_p is not None):
         raise BadArgument(
-            "top_k and top_p cut the distribution that is drawn from, and temperature=0 draws from none.\n"
-            "Give a temperature and a rule that samples, or leave them out."
+            "top_k and top_p truncate the sampling distribution, and temperature=0 does not sample.\n"
+            "Give a temperature and a rule that samples, or leave top_k and top_p out."
         )
     chosen: list[Any] = []
     if temperature not in (0, 1):
@@ -178,25 +187,15 @@ def _run(decoding: Decoding, rounds: list[Round], bar: Any) -> None:
 
 
 def _drafting(drafting: Drafting | None, rule: VerificationRule) -> Drafting:
-    """How drafts are made: as asked, if the rule can use that."""
+    """The way of drafting, with its default; raises BadArgument if the rule cannot use it."""
     if drafting is None:
         return "sampled" if rule.name == "speculative_sampling" else "greedy"
-    if drafting not in ("greedy", "sampled"):
-        raise BadArgument(f"drafting={drafting!r}: give 'greedy' (the head's argmax) or 'sampled'.")
-    if drafting == "sampled" and not rule.samples:
+    if choice("generate", "drafting", drafting, get_args(Drafting)) == "sampled" and not rule.samples:
         raise BadArgument(
-            f"drafting='sampled' under rule={rule.name!r} would reject for no reason what the head draws.\n"
-            "Leave it out, or choose a rule that samples."
+            f"drafting='sampled' under rule={rule.name!r}: the rule would reject most drafts that are not the argmax.\n"
+            "Leave drafting out, or choose a rule that samples."
         )
     return drafting
-
-
-def _labels(labels: Sequence[str] | None, count: int) -> list[str]:
-    if labels is None:
-        return [""] * count
-    if isinstance(labels, str) or len(labels) != count:
-        raise BadArgument(f"labels: give a name for each of the {count} prompts, in a list.")
-    return [str(label) for label in labels]
 
 
 def _result(
@@ -210,9 +209,6 @@ def _result(
     decodings = [decoding for decoding, _ in made]
     tokens = [decoding.tokens for decoding in decodings]
     names = labels[: len(made)]
-    by_label: dict[str, int] = {}
-    for name, text in zip(names, tokens, strict=True):
-        by_label[name] = by_label.get(name, 0) + len(text)
     return Generated(
         tokens=tokens,
         begin=[decoding.begin for decoding in decodings],
@@ -221,5 +217,7 @@ def _result(
         labels=names,
         max_new_tokens=max_new_tokens,
         ledger=ledger([rounds for _, rounds in made], depth=settings.depth, labels=names, attrs=attrs),
-        facts=facts_of(checkpoint, tokens, labels=by_label, seed=attrs["seed"] if settings.rule.samples else ""),
+        facts=provenance_of(
+            checkpoint, tokens, names, seed=attrs["seed"] if settings.rule.samples else "", drafted=True
+        ),
     )

@@ -1,4 +1,4 @@
-"""When to draft one more token: policies, which need no model and no torch."""
+"""Draft policies: decide before each draft whether to make one more. They need no model and no torch."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ import numpy as np
 from qwenlab.errors import BadArgument, BadPolicy
 
 Policy: TypeAlias = Callable[[np.ndarray], np.ndarray]
-"""Asked before each draft, with the probabilities float [round, draft] of the drafts that each round has so far (before
-the first one: [round, 0]); answers bool [round]: draft one more. The answer for a round may hang on that round alone.
+"""Called before each draft with the probabilities, float [round, draft], of the drafts that each round has already
+(before the first draft: [round, 0]). Returns bool [round]: make one more draft. The value for a round may depend on
+that round only.
 
-A policy with an attribute `drops` that is true takes its newest draft back when it stops: it is not given to the main
-model (llama.cpp's `p_min`). Without one that draft is tested too (transformers' `assistant_confidence_threshold`).
-Such a policy is asked after the last draft that a round may have, too; others are not."""
+A policy with a true attribute `drops` discards its newest draft when it stops, so that the target model does not verify
+that draft (llama.cpp's `p_min`). Without it, that draft is verified (transformers' `assistant_confidence_threshold`). A
+policy that drops is also called after the last draft that a round may have; other policies are not."""
 
 
 @dataclass(frozen=True)
 class FixedDepth:
-    """So many drafts in every round."""
+    """Make `depth` drafts in every round."""
 
     depth: int
 
@@ -37,7 +38,7 @@ class FixedDepth:
 
 @dataclass(frozen=True)
 class Threshold:
-    """Stop once the newest draft's probability falls under `probability`; `drops`: take that draft back."""
+    """Stop once the newest draft's probability falls below `probability`; `drops`: discard that draft."""
 
     probability: float
     drops: bool = field(default=False, kw_only=True)
@@ -47,30 +48,30 @@ class Threshold:
             raise BadArgument(f"Threshold({self.probability}): give a probability, 0 to 1.")
 
     def __call__(self, probability: np.ndarray) -> np.ndarray:
-        """Draft while the newest draft is likely enough."""
+        """Draft while the newest draft's probability reaches the threshold."""
         rounds, drafts = probability.shape
         return probability[:, -1] >= self.probability if drafts else np.ones(rounds, dtype=bool)
 
 
 @dataclass(frozen=True)
 class ExpectedValue:
-    """Draft one more while that is expected to make the round faster, in tokens a second.
+    """Make one more draft while that is expected to increase the round's tokens per second.
 
-    With q_1 .. q_i the probabilities of the drafts so far, each taken for the chance that it is accepted if those
-    before it are, the round is expected to emit
+    Let q_1 .. q_i be the probabilities of the drafts made already, each read as the probability that the draft is
+    accepted if all before it are. The round is expected to emit
 
         E_i = 1 + q_1 + q_1 q_2 + ... + q_1 .. q_i        tokens, in
         C_i = i * draft_step + verify_step[i]              seconds (i drafts are verified as a block of i + 1 tokens)
 
-    The next draft adds q_1 .. q_i * guess tokens and draft_step + verify_step[i + 1] - verify_step[i] seconds, and it
-    is made if the tokens per second that it adds are more than the round has without it, E_i / C_i.
+    The next draft adds q_1 .. q_i * guess tokens and draft_step + verify_step[i + 1] - verify_step[i] seconds. It is
+    made if it adds more tokens per second than the round has without it, E_i / C_i.
 
-    draft_step   of the MTP head, one token
-    verify_step  of the main model, by width: [0] one token, which is a plain step, [1] two tokens, ...; no round has
-                 more drafts than it has widths for. Whatever else a round costs (rollback) belongs in it
-    guess        the chance that the next draft will be accepted, which has no probability yet: one number, or one by
-                 place in the round, the last of which holds for all later ones. The conditional rates of a ledger are
-                 such numbers
+    draft_step   cost of the MTP head for one token
+    verify_step  cost of the target model by width: [0] one token, which is a plain step, [1] two tokens, ...; a round
+                 has no more drafts than there are widths. Include any other cost of a round, such as rollback
+    guess        probability that the next draft, whose own probability is not known yet, is accepted: one number, or
+                 one per place in the round, the last of which applies to all later places. The conditional acceptance
+                 rates of a ledger are such numbers
 
     Only ratios of the costs matter, so any unit will do.
     """
@@ -92,12 +93,12 @@ class ExpectedValue:
             raise BadArgument(f"{self!r}: guess is a probability, or a list of them by place in the round.")
 
     def __call__(self, probability: np.ndarray) -> np.ndarray:
-        """Draft while the next one is expected to pay."""
+        """Draft while the next draft is expected to add more than the round's rate."""
         rounds, drafts = probability.shape
         if drafts + 1 >= len(self.verify_step):
             return np.zeros(rounds, dtype=bool)
         guesses: Any = self.guess
-        reached = np.cumprod(probability, axis=1)  # the chance that all drafts up to this one are accepted
+        reached = np.cumprod(probability, axis=1)  # probability that all drafts up to this one are accepted
         tokens = 1 + reached.sum(axis=1)
         seconds = drafts * self.draft_step + self.verify_step[drafts]
         more_tokens = (reached[:, -1] if drafts else 1.0) * guesses[min(drafts, len(guesses) - 1)]
@@ -105,32 +106,32 @@ class ExpectedValue:
         return np.asarray(more_tokens * seconds > tokens * more_seconds)
 
 
-def asked(policy: Policy, probability: np.ndarray) -> np.ndarray:
-    """What a policy answers, bool [round]; raises BadPolicy for an answer of another shape or type."""
+def call_policy(policy: Policy, probability: np.ndarray) -> np.ndarray:
+    """Call a policy and check its result, bool [round]; raises BadPolicy for another shape or type."""
     if not callable(policy):
         raise BadPolicy(
             f"policy={policy!r} is a {type(policy).__name__}, which cannot be called.\n"
-            "Give a function of the probabilities [round, draft] so far, or one of qwenlab.speculative: "
+            "Give a function of the probabilities [round, draft], or one of qwenlab.speculative: "
             "FixedDepth(3), Threshold(0.5), ExpectedValue(...)."
         )
-    answer: Any = policy(probability)
-    wanted = probability.shape[:1]
-    if isinstance(answer, np.ndarray) and answer.dtype == bool and answer.shape == wanted:
-        return answer
-    is_array = isinstance(answer, np.ndarray)
-    what = f"an array {list(answer.shape)} of {answer.dtype}" if is_array else f"a {type(answer).__name__}: {answer!r}"
+    result: Any = policy(probability)
+    shape = probability.shape[:1]
+    is_array = isinstance(result, np.ndarray)
+    if is_array and result.dtype == bool and result.shape == shape:
+        checked: np.ndarray = result
+        return checked
+    what = f"an array {list(result.shape)} of {result.dtype}" if is_array else f"a {type(result).__name__}: {result!r}"
     raise BadPolicy(
-        f"The policy {name_of(policy)} was asked about probabilities {list(probability.shape)} [round, draft] and "
+        f"The policy {policy_name(policy)} was called with probabilities {list(probability.shape)} [round, draft] and "
         f"returned {what}.\n"
-        f"It must return a NumPy array {list(wanted)} of bool, one answer a round: draft one more. "
-        f"Before the first draft there is no probability: {list(wanted)} by 0."
+        f"It must return a NumPy array {list(shape)} of bool, one value per round: draft one more. "
+        f"Before the first draft there is no probability: {list(shape)} by 0."
     )
 
 
-def name_of(policy: Policy) -> str:
-    """What a policy is called in a result: a function's name, or how the object shows itself if it can."""
-    named = getattr(policy, "__name__", None)
-    if isinstance(named, str):
-        return named
-    shows_itself = "__repr__" in vars(type(policy))
-    return repr(policy) if shows_itself else type(policy).__name__
+def policy_name(policy: Policy) -> str:
+    """Name of a policy in results: a function's name, or the object's own repr if its class defines one."""
+    name = getattr(policy, "__name__", None)
+    if isinstance(name, str):
+        return name
+    return repr(policy) if "__repr__" in vars(type(policy)) else type(policy).__name__

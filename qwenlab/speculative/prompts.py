@@ -1,65 +1,80 @@
-"""What is given to be decoded: checked, and as tokens."""
+"""Check and tokenize prompts; look up the context length and the end tokens of a checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
+from qwenlab.arguments import integer
 from qwenlab.checkpoint.open import Checkpoint
 from qwenlab.errors import BadArgument, BadPrompt
-from qwenlab.speculative.context import device_of
+from qwenlab.speculative.context import input_device
 
 Prompt = str | Sequence[int]
 
 
-def encoded(checkpoint: Checkpoint, prompts: Prompt | Sequence[Prompt], max_new_tokens: int) -> list[torch.Tensor]:
-    """Every prompt as tokens, int [token] where the embedding is; one prompt may stand without a list around it.
+def encode_prompts(
+    checkpoint: Checkpoint, prompts: Prompt | Sequence[Prompt], max_new_tokens: int, *, where: str = "generate"
+) -> list[torch.Tensor]:
+    """Tokenize prompts: int [token] each, on the device of the embedding. A single prompt needs no list.
 
-    Raises BadPrompt for one that is empty, or that leaves no room in the model's context for `max_new_tokens`.
+    Raises BadPrompt for an empty prompt and for one that leaves no space in the model's context for `max_new_tokens`,
+    and BadArgument for a `max_new_tokens` that is not a positive integer; `where` names the caller in that message.
     """
-    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise BadArgument(f"max_new_tokens={max_new_tokens!r}: give a whole number of tokens, 1 or more.")
-    several = [prompts] if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], int)) else prompts
-    if not len(several):
-        raise BadPrompt("There is no prompt.\nGive a string, a list of tokens, or a list of such.")
-    room, device = context_of(checkpoint), device_of(checkpoint.model)
-    found = []
-    for number, prompt in enumerate(several):
-        tokens = checkpoint.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else [*map(int, prompt)]  # type: ignore[arg-type]
+    integer(where, "max_new_tokens", max_new_tokens, least=1, unit="tokens")
+    length, device = context_length(checkpoint), input_device(checkpoint.model)
+    encoded = []
+    for number, tokens in enumerate(tokenize(checkpoint, prompts, "prompt")):
         if not tokens:
             raise BadPrompt(
                 f"Prompt {number} is empty, and the first token cannot be predicted from nothing.\n"
                 "Give it at least one token."
             )
-        if len(tokens) + max_new_tokens > room:
+        if len(tokens) + max_new_tokens > length:
             raise BadPrompt(
                 f"Prompt {number} has {len(tokens):,} tokens; with max_new_tokens={max_new_tokens:,} that is more than "
-                f"the model's context of {room:,}.\nCut the prompt, or ask for fewer tokens."
+                f"the model's context of {length:,}.\nShorten the prompt, or reduce max_new_tokens."
             )
-        found.append(torch.tensor(tokens, dtype=torch.long, device=device))
-    return found
+        encoded.append(torch.tensor(tokens, dtype=torch.long, device=device))
+    return encoded
 
 
-def context_of(checkpoint: Checkpoint) -> int:
-    """Tokens of the longest text that the model was made for."""
+def tokenize(checkpoint: Checkpoint, texts: Prompt | Sequence[Prompt], noun: str) -> Iterator[list[int]]:
+    """Token lists of one text or several. Raises BadPrompt for an empty list; `noun` names a text in messages."""
+    several = [texts] if isinstance(texts, str) or (len(texts) and isinstance(texts[0], int)) else texts
+    if not len(several):
+        raise BadPrompt(f"There is no {noun}.\nGive a string, a list of tokens, or a list of strings or token lists.")
+    for text in several:
+        yield checkpoint.tokenizer(text)["input_ids"] if isinstance(text, str) else [*map(int, text)]  # type: ignore[arg-type]
+
+
+def check_labels(labels: Sequence[str], count: int, noun: str) -> list[str]:
+    """Labels as strings, one for each of `count` texts; raises BadArgument for another number or a bare string."""
+    if isinstance(labels, str) or len(labels) != count:
+        raise BadArgument(f"labels: give a list of {count} names, one for each {noun}.")
+    return [str(label) for label in labels]
+
+
+def context_length(checkpoint: Checkpoint) -> int:
+    """Length of the longest text that the model supports [tokens]."""
     config: Any = checkpoint.model.get_decoder().config
     return int(config.max_position_embeddings)
 
 
-def checked_depth(depth: Any, room: int) -> int:
-    """Refuse a depth that drafts nothing, or beyond the context of `room` tokens."""
-    if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth < room:
+def checked_depth(depth: Any, context: int) -> int:
+    """The depth; raises BadArgument for one that drafts nothing, or that exceeds the context of `context` tokens."""
+    if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth < context:
         raise BadArgument(
-            f"depth={depth!r}: give a whole number of drafts a round, 1 or more and under the context of {room:,}.\n"
-            "To decode without drafts, use model.generate."
+            f"depth={depth!r}: give an integer number of drafts per round, 1 or more and below the context of "
+            f"{context:,}.\nTo decode without drafts, use model.generate."
         )
     return depth
 
 
 def end_tokens_of(checkpoint: Checkpoint) -> list[int]:
-    """Every token that ends a text, by the model's generation_config."""
+    """The tokens that end a text, from the model's generation_config."""
     config: Any = checkpoint.model.generation_config
     ends = config.eos_token_id if config is not None else None
     return [ends] if isinstance(ends, int) else list(ends or ())

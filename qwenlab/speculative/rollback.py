@@ -1,4 +1,4 @@
-"""Taking back what a verified block left in a cache beyond its accepted tokens."""
+"""Rollback: remove the rejected tokens of a verified block from the target model's cache."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import groupby
 from typing import Any, ClassVar
 
@@ -20,11 +21,11 @@ from qwenlab.speculative.context import TargetContext
 
 
 class Rollback(ABC):
-    """How a context forgets the newest tokens of a block. One object serves one text at a time.
+    """Base class: truncate a context to the accepted tokens of a block. One object serves one text at a time.
 
-    The loop does `with rollback.verifying(context): context.read(block)`, then `rollback.keep(context, kept)`, after
-    which cache and position must be those of a context that read only the first `kept` tokens of the block. A class of
-    your own can be given wherever one of ours can.
+    The loop runs `with rollback.verifying(context): context.read(block)`, then `rollback.keep(context, count)`. After
+    that, cache and position must be those of a context that read only the first `count` tokens of the block. Functions
+    that take a rollback accept your own subclass too.
     """
 
     name: ClassVar[str]
@@ -32,97 +33,93 @@ class Rollback(ABC):
     @contextmanager
     @abstractmethod
     def verifying(self, context: TargetContext) -> Iterator[None]:
-        """Around the forward pass that reads a block."""
+        """Context manager around the forward pass that reads a block: save what `keep` needs."""
         yield
 
     @abstractmethod
-    def keep(self, context: TargetContext, kept: int) -> None:
-        """Forget all but the first `kept` tokens (at least one) of the block."""
+    def keep(self, context: TargetContext, count: int) -> None:
+        """Remove all but the first `count` tokens (at least one) of the block."""
 
 
 class ReplayRollback(Rollback):
-    """The delta rule once more over the accepted tokens, from the state before the block; no weight is read again.
+    """Run the delta rule again over the accepted tokens, from the state before the block; no weight is read again.
 
-    What each DeltaNet layer gave to its kernel (k, v, g, beta) and to its convolution is kept of the verifying pass,
-    and those of the accepted tokens are given to the recurrent kernel, of all layers on a device in one call. A block
-    that was accepted whole is left as it is.
+    During the verifying pass it stores the inputs of each DeltaNet layer's kernel (k, v, g, beta) and of its
+    convolution. `keep` runs the recurrent kernel over the inputs of the accepted tokens, for all layers on a device in
+    one call. A fully accepted block is left unchanged.
     """
 
     name = "replay"
 
     @contextmanager
     def verifying(self, context: TargetContext) -> Iterator[None]:
-        """Keep the states before the block, and what the layers hand to kernel and convolution."""
+        """Store the states before the block, and the inputs of each layer's kernel and convolution."""
         decoder = context.decoder
-        _refuse_edits(context)
+        _refuse_interventions(context)
         self._before = [state.clone() for state in context.recurrent]
         self._calls: dict[int, DeltaRuleCall] = {}
         self._convolved: dict[int, torch.Tensor] = {}
-        tap = DeltaRuleHook(decoder.family, lambda call: self._calls.__setitem__(self._layer, call))
+        hook = DeltaRuleHook(decoder.family, lambda call: self._calls.__setitem__(self._layer, call))
         with ExitStack() as hooks:
-            tap.listen(hooks)
-            for number, (place, cache) in enumerate(zip(decoder.layers_of(DELTANET), context.deltanet, strict=True)):
-                mixer: Any = decoder.part(place, "mixer")
-                begin = self._beginning(tap, number, mixer.num_k_heads)
-                end = in_this_thread(lambda *_: tap.end())
+            hook.listen(hooks)
+            for number, (layer, cache) in enumerate(zip(decoder.layers_of(DELTANET), context.deltanet, strict=True)):
+                mixer: Any = decoder.part(layer, "mixer")
+                begin = partial(self._mixer_begins, hook, number, mixer.num_k_heads)
+                end = in_this_thread(lambda *_: hook.end())
                 hooks.enter_context(outputs(mixer, end, before=in_this_thread(begin)))
-                keep = self._kept_convolution(number)
-                hooks.enter_context(listening(vars(cache), "update_conv_state", cache.update_conv_state, keep))
+                store = partial(self._store_convolution, number)
+                hooks.enter_context(listening(vars(cache), "update_conv_state", cache.update_conv_state, store))
             yield
 
-    def keep(self, context: TargetContext, kept: int) -> None:
-        """Crop the attention layers, and run the delta rule over the first `kept` tokens again."""
+    def keep(self, context: TargetContext, count: int) -> None:
+        """Crop the attention layers, and run the delta rule over the first `count` tokens again."""
         width = len(context.block)
-        if kept == width:
+        if count == width:
             return
-        context.crop_attention(width - kept)
-        context.position -= width - kept
+        context.crop_attention(width - count)
+        context.position -= width - count
         for number, state in enumerate(context.convolution):
-            state.copy_(self._convolved[number][..., kept : kept + state.shape[-1]])
+            state.copy_(self._convolved[number][..., count : count + state.shape[-1]])
         rule = unwrapped(vars(sys.modules[context.decoder.family.modeling]), context.decoder.family.recurrent_rule)
         for _, group in groupby(range(len(self._before)), key=lambda number: self._before[number].device):
             numbers = list(group)
-            states = _replayed(rule, [self._calls[n] for n in numbers], [self._before[n] for n in numbers], kept)
+            states = _replay_delta_rule(
+                rule, [self._calls[n] for n in numbers], [self._before[n] for n in numbers], count
+            )
             for number, state in zip(numbers, states, strict=True):
                 context.recurrent[number].copy_(state)
 
-    def _beginning(self, tap: DeltaRuleHook, number: int, key_heads: int) -> Callable[..., None]:
-        def begin(*_: Any) -> None:
-            self._layer = number
-            tap.begin(number, key_heads)
+    def _mixer_begins(self, hook: DeltaRuleHook, number: int, key_heads: int, *_: Any) -> None:
+        self._layer = number
+        hook.begin(number, key_heads)
 
-        return begin
-
-    def _kept_convolution(self, number: int) -> Callable[..., None]:
-        def keep(args: Any, kwargs: Any, full: torch.Tensor) -> None:
-            self._convolved[number] = full  # [batch, channel, size of the state before + width]
-
-        return keep
+    def _store_convolution(self, number: int, args: Any, kwargs: Any, full: torch.Tensor) -> None:
+        self._convolved[number] = full  # [batch, channel, size of the state before + width]
 
 
-def _refuse_edits(context: TargetContext) -> None:
-    """Raise CannotRollBack under an edit of which the plain delta rule over the accepted tokens knows nothing."""
+def _refuse_interventions(context: TargetContext) -> None:
+    """Raise CannotRollBack under an intervention that changes the delta rule or its states."""
     stack, layers = context.decoder.module, context.decoder.layers_of(DELTANET)
-    if edit := replaced_by(stack, "rule", layers) or replaced_by(stack, "states", layers):
+    if intervention := replaced_by(stack, "rule", layers) or replaced_by(stack, "states", layers):
         raise CannotRollBack(
-            f"Under {edit} the states are not those that the plain delta rule makes of the accepted tokens, which is "
-            "what ReplayRollback runs.\nRead these tokens again: rollback=ql.speculative.RerunRollback."
+            f"ReplayRollback runs the plain delta rule over the accepted tokens, and {intervention} changes that rule "
+            "or its states.\nRead the accepted tokens again instead: rollback=ql.speculative.RerunRollback."
         )
 
 
-def _replayed(
-    rule: Callable[..., Any], calls: list[DeltaRuleCall], before: list[torch.Tensor], kept: int
+def _replay_delta_rule(
+    rule: Callable[..., Any], calls: list[DeltaRuleCall], before: list[torch.Tensor], count: int
 ) -> tuple[torch.Tensor, ...]:
-    """The states of some layers after the first `kept` tokens of their calls: all layers as one batch."""
+    """The layers' states after the first `count` tokens of their calls, computed as one batch."""
 
     def joined(name: str) -> torch.Tensor:
-        return torch.cat([getattr(call, name)[:, :kept] for call in calls])
+        return torch.cat([getattr(call, name)[:, :count] for call in calls])
 
     value = joined("value")
     key = joined("key")
     key = key.repeat_interleave(value.shape[2] // key.shape[2], dim=2)
     _, state = rule(
-        key,  # queries only make the output, which nobody reads
+        key,  # in place of queries, which affect only the output, and that is not used
         key,
         value,
         g=joined("g"),
@@ -136,26 +133,26 @@ def _replayed(
 
 
 class RerunRollback(Rollback):
-    """Snapshot and rerun: the states before the block are put back, and the accepted tokens are read again.
+    """Snapshot and rerun: restore the states before the block, and read the accepted tokens again.
 
-    It costs another forward pass, and leaves to the bit what a pass over just the accepted tokens would have left.
+    It costs another forward pass. The cache is bit for bit that of a pass over the accepted tokens only.
     """
 
     name = "snapshot-and-rerun"
 
     @contextmanager
     def verifying(self, context: TargetContext) -> Iterator[None]:
-        """Keep the states before the block."""
+        """Store the states before the block."""
         self._before = [state.clone() for state in (*context.recurrent, *context.convolution)]
         yield
 
-    def keep(self, context: TargetContext, kept: int) -> None:
-        """Put the states back and read the first `kept` tokens again."""
+    def keep(self, context: TargetContext, count: int) -> None:
+        """Restore the states and read the first `count` tokens again."""
         block = context.block
-        if kept == len(block):
+        if count == len(block):
             return
         context.crop_attention(len(block))
         context.position -= len(block)
         for state, before in zip((*context.recurrent, *context.convolution), self._before, strict=True):
             state.copy_(before)
-        context.read(block[:kept])
+        context.read(block[:count])

@@ -1,4 +1,4 @@
-"""`Round`: one draft-and-verify step; and the ledger of many, as a Dataset."""
+"""`Round`, one draft-and-verify step, and the ledger: a Dataset with one row per round."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ import xarray as xr
 Ended = Literal["rejected", "full", "eos", "length"]
 
 NONE = -1
-"""In the place of a token or a count that there is none of, or that is not known."""
+"""Value of a token or count that does not exist or is not known."""
 
 
 @dataclass
 class Round:
     """One draft-and-verify step of one text.
 
-    begin          tokens known before it, the prompt's included: the place of its first draft
-    proposed       drafts the head made;  drafted: those given to the main model
-    tested         drafts whose predecessors were all accepted;  accepted: those accepted
-    agreed         accepted before an end of text cut them; NONE where that is not known
-    emitted        tokens the text grew by: those accepted, and the one that the main model adds
-    next_token     that one; NONE where an end of text came before it
-    ended          why it ended: "rejected", "full" (all drafts accepted), "eos", "length"
-    seconds        from the first draft to the cache rolled back
+    begin          tokens known before the round, with the prompt: the place of its first draft
+    proposed       drafts that the draft head made;  drafted: those that the target model verified
+    tested         drafts whose predecessors were all accepted;  accepted: drafts accepted
+    agreed         drafts accepted before an end of text truncated them; NONE if not known
+    emitted        tokens added to the text: the accepted drafts and the token that the target model adds
+    next_token     the token that the target model adds; NONE if an end of text came before it
+    ended          why the round ended: "rejected", "full" (all drafts accepted), "eos", "length"
+    seconds        from the first draft to the end of the rollback
 
-    By draft: its token, its probability by the head; and for those tested the token that the main model has there, the
-    probability it gives the draft, and the entropy of its distribution [nat]; all at temperature 1.
+    Per draft: its token and its probability under the draft head. Per tested draft: the target model's token for its
+    place, the draft's probability under the target model, and the entropy of the target model's distribution [nat]. All
+    at temperature 1.
     """
 
     begin: int
@@ -50,70 +51,63 @@ class Round:
 
     @property
     def tokens(self) -> list[int]:
-        """The tokens emitted."""
+        """The emitted tokens."""
         return [*self.draft_token[: self.accepted], *([] if self.next_token == NONE else [self.next_token])]
 
 
 _BY_ROUND: dict[str, tuple[type, str, str]] = {
     "prompt": (np.int64, "1", "number of the text"),
     "label": (str, "", "label of the text"),
-    "number": (np.int64, "1", "number of the round in it"),
+    "number": (np.int64, "1", "number of the round in the text"),
     "begin": (np.int64, "token", "tokens known before the round"),
-    "proposed": (np.int64, "token", "drafts that the head made"),
-    "drafted": (np.int64, "token", "drafts given to the main model"),
+    "proposed": (np.int64, "token", "drafts that the draft head made"),
+    "drafted": (np.int64, "token", "drafts that the target model verified"),
     "tested": (np.int64, "token", "drafts whose predecessors were all accepted"),
     "accepted": (np.int64, "token", "drafts accepted"),
-    "agreed": (np.int64, "token", "drafts accepted before an end of text cut them"),
+    "agreed": (np.int64, "token", "drafts accepted before an end of text truncated them"),
     "emitted": (np.int64, "token", "tokens emitted"),
-    "next_token": (np.int64, "id", "the token that the main model added"),
-    "ended": (str, "", "why it ended"),
+    "next_token": (np.int64, "id", "the token that the target model added"),
+    "ended": (str, "", "why the round ended"),
     "seconds": (np.float64, "s", "time taken"),
 }
 _BY_DRAFT: dict[str, tuple[type, str, str]] = {
     "draft_token": (np.int64, "id", "the draft"),
-    "draft_probability": (np.float64, "1", "probability of the draft by the head"),
-    "target_token": (np.int64, "id", "what the main model has in its place"),
-    "target_probability": (np.float64, "1", "probability of the draft by the main model"),
-    "target_entropy": (np.float64, "nat", "entropy of the main model's distribution there"),
+    "draft_probability": (np.float64, "1", "probability of the draft under the draft head"),
+    "target_token": (np.int64, "id", "the target model's token for the draft's place"),
+    "target_probability": (np.float64, "1", "probability of the draft under the target model"),
+    "target_entropy": (np.float64, "nat", "entropy of the target model's distribution for the draft's place"),
 }
 
 
 def ledger(
     rounds: Sequence[Sequence[Round]], *, depth: int, labels: Sequence[str], attrs: Mapping[str, Any]
 ) -> xr.Dataset:
-    """The rounds of some texts as a Dataset: counts by round, tokens and probabilities by round and draft.
+    """Rounds as a Dataset: counts [round], tokens and probabilities [round, draft].
 
-    rounds  of each text, in order
-    depth   drafts a round may have: the length of the dim `draft`
-    labels  what each text is called
-    attrs   under what they were made: rule, depth, policy, ...
+    rounds  the rounds of each text, in order
+    depth   maximum drafts per round: the length of the dim `draft`
+    labels  label of each text
+    attrs   conditions under which the rounds were run: rule, depth, policy, ...
     """
-    flat = [(text, number, each) for text, made in enumerate(rounds) for number, each in enumerate(made)]
-    columns: dict[str, Any] = {
-        "prompt": [text for text, _, _ in flat],
-        "label": [labels[text] for text, _, _ in flat],
-        "number": [number for _, number, _ in flat],
-    }
+    flat = [(text, number, item) for text, items in enumerate(rounds) for number, item in enumerate(items)]
+    columns: dict[str, Any] = {"prompt": [text for text, _, _ in flat], "number": [number for _, number, _ in flat]}
+    columns["label"] = [labels[text] for text in columns["prompt"]]
     for name in _BY_ROUND.keys() - columns.keys():
-        columns[name] = [getattr(each, name) for _, _, each in flat]
+        columns[name] = [getattr(item, name) for _, _, item in flat]
     for name, (kind, _, _) in _BY_DRAFT.items():
         columns[name] = np.full((len(flat), depth), NONE if kind is np.int64 else np.nan, dtype=kind)
-        for row, (_, _, each) in zip(columns[name], flat, strict=True):
-            found = getattr(each, name)
-            row[: len(found)] = found
-    return tabled(columns, attrs)
+        for row, (_, _, item) in zip(columns[name], flat, strict=True):
+            values = getattr(item, name)
+            row[: len(values)] = values
+    return ledger_from_columns(columns, attrs)
 
 
-def tabled(columns: Mapping[str, Any], attrs: Mapping[str, Any]) -> xr.Dataset:
-    """A ledger of all its variables by name, [round] or [round, draft]."""
+def ledger_from_columns(columns: Mapping[str, Any], attrs: Mapping[str, Any]) -> xr.Dataset:
+    """A ledger from the values of all its variables, [round] or [round, draft]."""
     data: dict[str, Any] = {}
     for name, (kind, units, meaning) in (_BY_ROUND | _BY_DRAFT).items():
         values: np.ndarray = np.asarray(columns[name], dtype=kind)
-        data[name] = (("round", "draft")[: values.ndim], values, _said(units, meaning))
+        data[name] = (("round", "draft")[: values.ndim], values, {"units": units, "long_name": meaning})
     drafts = np.arange(1, columns["draft_token"].shape[1] + 1)
-    coords = {"draft": ("draft", drafts, _said("1", "place of a draft in its round"))}
+    coords = {"draft": ("draft", drafts, {"units": "1", "long_name": "place of a draft in its round"})}
     return xr.Dataset(data, coords, dict(attrs))
-
-
-def _said(units: str, meaning: str) -> dict[str, str]:
-    return {"units": units, "long_name": meaning}

@@ -1,4 +1,4 @@
-"""Rules that judge drafts: which are accepted, and which token the main model adds after them."""
+"""Verification rules: which draft tokens are accepted, and which token the target model adds after them."""
 
 from __future__ import annotations
 
@@ -7,65 +7,67 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
+from qwenlab.arguments import choice
 from qwenlab.errors import BadArgument
 
 
 class Verification(NamedTuple):
-    """How many drafts were accepted, and the token that the main model adds after them."""
+    """Number of accepted drafts, and the token that the target model adds after them."""
 
     accepted: int
     next_token: int
 
 
 class VerificationRule(ABC):
-    """Judges the drafts of one round. A class of your own can be given wherever a name of ours can.
+    """Base class of rules that verify the drafts of one round; implement `verify` for a rule of your own.
 
-    name      goes with every number that was made under it
-    samples   whether it draws from the main model's distribution (then a temperature is needed) or takes its argmax
+    name      recorded with every result of the rule
+    samples   True: the rule draws from the target model's distribution and needs a temperature; False: it takes the
+              argmax
     """
 
     name: ClassVar[str]
     samples: ClassVar[bool]
 
     @abstractmethod
-    def judge(
+    def verify(
         self, drafts: torch.Tensor, proposal: torch.Tensor | None, scores: torch.Tensor, generator: torch.Generator
     ) -> Verification:
-        """Judge the drafts.
+        """Accept or reject the drafts, and choose the next token.
 
         drafts    int [draft], may be empty
         proposal  float [draft, vocabulary], the distributions the drafts were drawn from; None: they were not drawn
-        scores    float [draft + 1, vocabulary], the main model's, after temperature and the like: row i is for the
-                  place of draft i, the last one for the place after all drafts
+        scores    float [draft + 1, vocabulary], the target model's logits after temperature and the other logits
+                  processors: row i is for the place of draft i, the last row for the place after all drafts
         """
 
 
 class Greedy(VerificationRule):
-    """A draft is accepted when it is the main model's argmax; the main model adds its argmax."""
+    """A draft is accepted when it is the target model's argmax; the target model adds its argmax."""
 
     name = "greedy"
     samples = False
 
-    def judge(
+    def verify(
         self, drafts: torch.Tensor, proposal: torch.Tensor | None, scores: torch.Tensor, generator: torch.Generator
     ) -> Verification:
-        """The longest run of argmaxes."""
+        """Accept the longest prefix of argmaxes."""
         return _longest_match(drafts, scores.argmax(dim=-1))
 
 
 class ExactMatch(VerificationRule):
-    """A token is drawn from the main model in every place; a draft is accepted when it is that token.
+    """A token is drawn from the target model in every place; a draft is accepted when it is that token.
 
-    The text has the main model's distribution, however the drafts were made (llama.cpp samples so).
+    The text has the target model's distribution for every way of drafting (llama.cpp samples like this).
     """
 
     name = "exact_match"
     samples = True
 
-    def judge(
+    def verify(
         self, drafts: torch.Tensor, proposal: torch.Tensor | None, scores: torch.Tensor, generator: torch.Generator
     ) -> Verification:
-        """The longest run of draws."""
+        """Accept the longest prefix of drawn tokens."""
         drawn = torch.multinomial(scores.softmax(dim=-1), 1, generator=generator)[:, 0]
         return _longest_match(drafts, drawn)
 
@@ -73,22 +75,22 @@ class ExactMatch(VerificationRule):
 class SpeculativeSampling(VerificationRule):
     """A draft x is accepted with probability min(1, p(x) / q(x)); else one is drawn from max(0, p - q), normalised.
 
-    p is the main model's distribution and q the one the draft was drawn from: all mass on x where it was not drawn.
+    p is the target model's distribution and q the draft's: all mass on x if the draft was not drawn.
     The text has the distribution p (Leviathan et al. 2023, arXiv:2211.17192, algorithm 1 and appendix A.1).
     """
 
     name = "speculative_sampling"
     samples = True
 
-    def judge(
+    def verify(
         self, drafts: torch.Tensor, proposal: torch.Tensor | None, scores: torch.Tensor, generator: torch.Generator
     ) -> Verification:
-        """Accept up to the first draft that fails; then draw from the residual, or after all drafts from p."""
+        """Accept drafts up to the first rejection; then draw from the residual, or from p if all were accepted."""
         p, places = scores.softmax(dim=-1), torch.arange(len(drafts), device=scores.device)
         if proposal is None:
             proposal = torch.nn.functional.one_hot(drafts, p.shape[-1]).to(p.dtype)
-        chance = torch.rand(len(drafts), generator=generator, device=p.device, dtype=p.dtype)
-        passes = chance * proposal[places, drafts] < p[places, drafts]
+        uniform = torch.rand(len(drafts), generator=generator, device=p.device, dtype=p.dtype)
+        passes = uniform * proposal[places, drafts] < p[places, drafts]
         accepted = int(passes.long().cumprod(dim=0).sum())
         rest = p[accepted]
         if accepted < len(drafts):
@@ -98,7 +100,7 @@ class SpeculativeSampling(VerificationRule):
 
 
 def _longest_match(drafts: torch.Tensor, tokens: torch.Tensor) -> Verification:
-    """Accept drafts as long as they are the tokens in their places; the next token follows."""
+    """Accept the longest prefix of drafts equal to `tokens`; add the token after it."""
     accepted = int((drafts == tokens[: len(drafts)]).long().cumprod(dim=0).sum())
     return Verification(accepted, int(tokens[accepted]))
 
@@ -106,23 +108,24 @@ def _longest_match(drafts: torch.Tensor, tokens: torch.Tensor) -> Verification:
 RULES = {rule.name: rule for rule in (Greedy, SpeculativeSampling, ExactMatch)}
 
 
-def rule_of(rule: str | VerificationRule, temperature: float) -> VerificationRule:
-    """The rule of a name, held against the temperature; raises BadArgument where they contradict each other."""
+def resolve_rule(rule: str | VerificationRule, temperature: float, *, where: str = "generate") -> VerificationRule:
+    """The rule for a name or a rule; raises BadArgument for an unknown name or a contradicting temperature.
+
+    where  names the caller in the message
+    """
     if isinstance(rule, str):
-        if rule not in RULES:
-            raise BadArgument(f"rule={rule!r} is no rule.\nRules are named {', '.join(RULES)}.")
-        rule = RULES[rule]()
+        rule = RULES[choice(where, "rule", rule, RULES)]()
     if not temperature >= 0:
         raise BadArgument(f"temperature={temperature!r}: give 0 for the argmax, or a number above 0 to sample at.")
     if rule.samples and temperature == 0:
         raise BadArgument(
-            f"rule={rule.name!r} draws from the main model's distribution, and temperature=0 leaves none.\n"
+            f"rule={rule.name!r} draws from the target model's distribution, which temperature=0 does not define.\n"
             "Give a temperature above 0, or rule='greedy'."
         )
     if not rule.samples and temperature > 0:
         sampling = ", ".join(repr(name) for name, known in RULES.items() if known.samples)
         raise BadArgument(
-            f"rule={rule.name!r} takes the main model's argmax, so temperature={temperature} would be without effect.\n"
-            f"Leave the temperature out, or choose one of the rules that sample: {sampling}."
+            f"rule={rule.name!r} takes the target model's argmax, so temperature={temperature} would have no effect.\n"
+            f"Leave temperature out, or choose a rule that samples: {sampling}."
         )
     return rule

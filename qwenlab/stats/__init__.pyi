@@ -13,21 +13,18 @@ from .experts import (
     expert_load as expert_load,
     unused_experts as unused_experts,
 )
+from .gates import gates as gates
 from .layers import layer_table as layer_table
 from .losses import losses as losses
 from .maps import attention_map as attention_map
-from .openness import gates as gates
 from .patching import patching as patching
 from .reach import reach as reach
 from .residual import residual as residual
+from .retention import retention as retention
 from .retrieval import retrieval as retrieval
 from .routing import coactivation as coactivation, layer_overlap as layer_overlap, routing as routing
 from .specialisation import specialisation as specialisation
 from .speedup import speedup as speedup
-from .states import (
-    retention as retention,
-    state_growth as state_growth,
-    state_precision as state_precision,
-    state_rank as state_rank,
-)
+from .state_precision import state_precision as state_precision
+from .states import state_growth as state_growth, state_rank as state_rank
 from .texts import over_texts as over_texts

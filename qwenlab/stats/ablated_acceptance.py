@@ -1,4 +1,4 @@
-"""What ablations cost in accepted drafts, beyond what random controls do, with honest ranks."""
+"""Effect of ablations on the acceptance length, beyond random controls, with simultaneous ranks."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import NothingMeasured
-from qwenlab.stats.harm import ABOUT, DRAWN, Harms, Meaning, harms, stacked, told
-from qwenlab.stats.rounds import Bootstrap
-from qwenlab.stats.source import Source, read, statistic
+from qwenlab.stats.base.harm import ABOUT, Harms, Meaning, dataset_of, harms, stacked
+from qwenlab.stats.base.source import Source, read, statistic
+from qwenlab.stats.base.variables import Bootstrap
 
-_SAID = ("rule", "depth", "policy", "text", "origin")
+_FACTS = ("rule", "depth", "policy", "text", "origin")
 _NEEDS = ("acceptance_length", "clean_acceptance_length", "label", *ABOUT)
 _OF_CLEAN: dict[str, Meaning] = {
     "clean_acceptance_length": (("task",), "token", "acceptance length of the unedited model"),
@@ -22,23 +22,22 @@ _OF_CLEAN: dict[str, Meaning] = {
 def ablated_acceptance(
     source: Source, *, by_label: bool = True, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> xr.Dataset:
-    """By how much each ablation shortens the acceptance length of the MTP head's drafts, by [task, ablation].
+    """How much each ablation shortens the acceptance length of the draft head, by [task, ablation].
 
-    harm  mean over texts of clean_acceptance_length - acceptance_length on the same text, tokens a round: positive
-          where fewer drafts stand
+    harm  mean over texts of clean_acceptance_length - acceptance_length on the same text, tokens per round: positive
+          where fewer drafts are accepted
 
-    The other variables, how intervals, p and ranks are made, and what `stands` takes are those of `stats.ablations`,
-    whose table, findings and map take these statistics too. A label of texts stands for a task; with by_label=False all
-    texts are one.
+    The other variables, intervals, p, ranks and `stands` are as in `stats.ablations`; its table, findings and plots
+    take these statistics too. Each label of texts is a task; with by_label=False all texts are one task.
 
     By [task]: texts; clean_acceptance_length, the mean over texts for the unedited model; left_out, texts for which
-    some ablation, or the unedited model, has no round: they are paired with nothing, and no ablation is scored on them.
+    some ablation, or the unedited model, has no round: no ablation is scored on them.
 
     Attrs say the rule, the depth and the text: in the edited model's own text (text="own") every ablation has another
-    one. Raises BadArgument, MissingVariable, InconsistentRecording for controls of nothing, and NothingMeasured where
-    no text is left of a label.
+    one. Raises BadArgument, MissingVariable, InconsistentRecording for controls without their ablation, and
+    NothingMeasured where no text of a label is left.
     """
-    how = Bootstrap(level, resamples, seed, DRAWN)
+    how = Bootstrap(level, resamples, seed)
     data = read(source, "ablated_acceptance", *_NEEDS)
     lengths = data["acceptance_length"].transpose("ablation", "text").values.astype(np.float64)
     clean = data["clean_acceptance_length"].values.astype(np.float64)
@@ -50,16 +49,16 @@ def ablated_acceptance(
             "Give longer texts, or leave out what makes the model end at once."
         )
     sweep = Harms.of(data, "acceptance_length", (clean - lengths)[:, known], task[known])
-    found = harms(sweep, how)
-    found |= stacked([_of_clean(sweep, name, clean[known], how) for name in sweep.tasks])
-    found["left_out"] = np.array([(~known[task == name]).sum() for name in sweep.tasks])
-    facts = {name: data.attrs[name] for name in _SAID if name in data.attrs}
-    return told(sweep, found, "token", "fall of the acceptance length", _OF_CLEAN, how).assign_attrs(facts)
+    values = harms(sweep, how)
+    values |= stacked([_of_clean(sweep, name, clean[known], how) for name in sweep.tasks])
+    values["left_out"] = np.array([(~known[task == name]).sum() for name in sweep.tasks])
+    facts = {name: data.attrs[name] for name in _FACTS if name in data.attrs}
+    return dataset_of(sweep, values, "token", "fall of the acceptance length", _OF_CLEAN, how).assign_attrs(facts)
 
 
 def _of_clean(sweep: Harms, task: str, clean: np.ndarray, how: Bootstrap) -> dict[str, np.ndarray]:
     """The unedited model's acceptance length on one task."""
-    here, expanded = sweep.in_task(task, how)
+    here = sweep.in_task(task)
     values = clean[here]
-    (interval,) = expanded.interval(values[:, None], lambda sums: sums / len(values))
+    (interval,) = how.interval(values[:, None], lambda sums: sums / len(values))
     return {"clean_acceptance_length": values.mean(), "clean_acceptance_length_interval": interval}

@@ -9,7 +9,7 @@ import xarray as xr
 
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
 from qwenlab.errors import BadArgument, MissingVariable
-from qwenlab.stats.source import statistic
+from qwenlab.stats.base.source import statistic
 
 _NAMED = 5
 """Ablations that a sentence names, at most."""
@@ -29,12 +29,10 @@ _NEEDS = (
 
 @statistic
 def ablation_table(source: xr.Dataset, task: str) -> xr.Dataset:
-    """One row an ablation, of one task of `ablations` or `ablated_acceptance`, the most harmful first.
+    """One row per ablation, of one task of `ablations` or `ablated_acceptance`, the most harmful first.
 
-    `.to_dataframe()` makes it a table.
-
-    harm, beyond_controls and, of accuracy, share_lost, with the ends of their intervals as <name>_low and <name>_high;
-    controls, how many it has; p_holm, p_beyond_holm, rank_low, rank_high and stands.
+    harm, beyond_controls and, of accuracy, share_lost, with their intervals <name>_interval [.., bound]; controls,
+    their number; p_holm, p_beyond_holm, rank_low, rank_high and stands.
 
     Raises MissingVariable for other statistics, and BadArgument for a task that they do not have.
     """
@@ -42,9 +40,7 @@ def ablation_table(source: xr.Dataset, task: str) -> xr.Dataset:
     columns: dict[str, xr.DataArray] = {}
     for name in ("harm", "beyond_controls", "share_lost"):
         if name in here:
-            ends = here[f"{name}_interval"]
-            columns[name] = here[name]
-            columns |= {f"{name}_{bound}": ends.sel(bound=bound, drop=True) for bound in ("low", "high")}
+            columns |= {each: here[each] for each in (name, f"{name}_interval")}
     columns |= {name: here[name] for name in ("controls", "p_holm", "p_beyond_holm", "rank_low", "rank_high", "stands")}
     order = np.argsort(-here["harm"].values, kind="stable")
     return xr.Dataset(columns).drop_vars("task").isel(ablation=order).assign_attrs(source.attrs | {"task": task})

@@ -1,18 +1,17 @@
-"""What ablations harm, beyond what random controls do, with honest ranks: of a sweep, by task."""
+"""Effects of the ablations of a sweep by task, beyond random controls, with simultaneous ranks."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, get_args
 
 import numpy as np
 import xarray as xr
 
 from qwenlab.errors import BadArgument, InconsistentRecording
-from qwenlab.stats.harm import ABOUT, DRAWN, Harms, Meaning, harms, stacked, told
-from qwenlab.stats.rounds import Bootstrap
-from qwenlab.stats.source import Source, read, statistic
-
-Score: TypeAlias = Literal["loss", "accuracy", "kl", "agreement"]
+from qwenlab.stats.base.harm import ABOUT, Harms, Meaning, dataset_of, harms, stacked
+from qwenlab.stats.base.source import Source, read, statistic
+from qwenlab.stats.base.variables import Bootstrap
+from qwenlab.stats.score import Score
 
 _HARM: dict[str, tuple[str, str]] = {
     "loss": ("nat/token", "rise of the loss"),
@@ -35,48 +34,47 @@ _SHARE_LOST: dict[str, Meaning] = {"share_lost": (("task", "ablation"), "1", "sh
 def ablations(
     source: Source, *, score: Score = "loss", level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> xr.Dataset:
-    """What each ablation of a sweep harms, by [task, ablation]. Controls are not among these; they are held against.
+    """Effect of each ablation of a sweep on a score, by [task, ablation], compared with its controls.
 
     harm             mean over texts of the difference to the unedited model on the same text, positive for the worse:
                      loss - clean, clean - accuracy, kl, 1 - agreement
     beyond_controls  harm less the mean harm of its own controls, paired by text; NaN without controls, and without an
-                     interval for one: how controls differ shows in two or more
+                     interval for one control: two or more are needed to know how controls differ
     p, p_holm        two-sided, by flipping the signs of whole texts (`formulas.paired.flip_p`): exact for differences
                      that are symmetric about 0; p_holm is corrected over all ablations and tasks (Holm 1979)
     p_beyond, p_beyond_holm   the same of beyond_controls, by Welch's t (`formulas.paired.beyond_p`); NaN below two
                      controls
     rank_low, rank_high   the ranks by harm within the task that the data allow, 1 the most harmful: simultaneous over
                      all pairs of the task (`formulas.paired.rank_bounds`, Mogstad et al. 2024), so that ties stay ties
-    stands           p_holm < 1 - level and, where there are controls, p_beyond_holm < 1 - level on the side of the
-                     harm: that any ablation stands which does not differ has probability 1 - level at most
+    stands           whether the effect is significant: p_holm < 1 - level and, where there are controls, p_beyond_holm
+                     < 1 - level on the side of the harm. The probability that any ablation without an effect stands is
+                     at most 1 - level
     share_lost       score="accuracy" only: harm / (clean accuracy - chance); NaN where chance is not known, or reached
 
     By [task]: texts; clean_loss and clean_accuracy of the unedited model; chance; above_chance, clean accuracy less
     chance; at_chance, whether its interval reaches down to 0, so that there is nothing to lose. By [ablation]:
-    controls, how many it has. By [task, control]: control_harm, as harm; control_of says whose control it is.
+    controls, their number. By [task, control]: control_harm, as harm; control_of names the ablation of each control.
 
-    level  of the intervals, <name>_interval: percentile bootstrap, whole texts drawn with replacement, expanded for few
-           texts (`formulas.paired.expanded_level`), the same draws for all ablations. Controls were drawn at random
-           too: Student's error of their mean is added (`formulas.paired.widened`), since two or three that are
-           resampled never leave their own range. NaN below two texts. In simulation at 0.95, intervals of harm covered
-           0.92 to 0.95 of the time with 6 to 32 texts and 0.88 to 0.94 where differences were as skewed as the
-           exponential distribution, those of beyond_controls 0.94 to 0.99 with 2 to 8 controls
+    level  of the intervals, <name>_interval: `formulas.intervals.bootstrap` over whole texts, the same draws for all
+           ablations. Controls were drawn at random too: Student's error of their mean is added (`widened` there), since
+           a bootstrap of two or three never leaves their range. NaN below two texts. At 0.95 intervals of
+           beyond_controls covered 0.94 to 0.99 with 2 to 8 controls, in simulation
 
-    A KL divergence is never below 0, nor is a share of changes: that they differ from 0 says only that the edit changes
-    something, and their controls say what that is worth.
+    A KL divergence is never below 0, nor is a share of changes: a difference from 0 says only that the edit changes
+    something; compare it with the controls.
 
-    Raises BadArgument, MissingVariable, InconsistentRecording for controls of nothing or several chances in a task, and
-    NothingMeasured where there is no text or ablation, or a score is NaN or infinite.
+    Raises BadArgument, MissingVariable, InconsistentRecording for controls without their ablation or several chances in
+    a task, and NothingMeasured without texts or ablations, or where a score is NaN or infinite.
     """
-    how = Bootstrap(level, resamples, seed, DRAWN)
+    how = Bootstrap(level, resamples, seed)
     if score not in get_args(Score):
         raise BadArgument(f"score={score!r}: choose among {', '.join(get_args(Score))}.")
     data = read(source, "ablations", *dict.fromkeys([score, *_NEEDS]))
     sweep = Harms.of(data, score, _harm(data, score), data["task"].values.astype(str))
     _check_chance(sweep)
-    found = harms(sweep, how) | stacked([_of_clean(sweep, name, how) for name in sweep.tasks])
+    values = harms(sweep, how) | stacked([_of_clean(sweep, name, how) for name in sweep.tasks])
     units, means = _HARM[score]
-    return told(sweep, found, units, means, _OF_CLEAN | (_SHARE_LOST if score == "accuracy" else {}), how)
+    return dataset_of(sweep, values, units, means, _OF_CLEAN | (_SHARE_LOST if score == "accuracy" else {}), how)
 
 
 def _harm(data: xr.Dataset, score: str) -> np.ndarray:
@@ -90,18 +88,20 @@ def _harm(data: xr.Dataset, score: str) -> np.ndarray:
 
 def _check_chance(sweep: Harms) -> None:
     for name in sweep.tasks:
-        if len(found := np.unique(sweep.data["chance"].values[sweep.task == name])) > 1:
-            raise InconsistentRecording(f"Task {name!r} has several chances: {found.tolist()}.\nName it apart.")
+        if len(chances := np.unique(sweep.data["chance"].values[sweep.task == name])) > 1:
+            raise InconsistentRecording(
+                f"Task {name!r} has several chances: {chances.tolist()}.\nGive each its own task name."
+            )
 
 
 def _of_clean(sweep: Harms, task: str, how: Bootstrap) -> dict[str, Any]:
-    """What the unedited model does on one task and, of accuracy, how much of that is lost."""
-    here, expanded = sweep.in_task(task, how)
+    """Scores of the unedited model on one task and, for accuracy, the share of it that is lost."""
+    here = sweep.in_task(task)
     clean, chance = (sweep.data[name].values[here] for name in ("clean_accuracy", "chance"))
     above, texts = clean - chance, int(here.sum())
-    (interval,) = expanded.interval(above[:, None], lambda sums: sums / texts)
+    (interval,) = how.interval(above[:, None], lambda sums: sums / texts)
     at_chance = above.mean() <= 0 or interval[0] <= 0
-    found = {
+    values = {
         "clean_loss": sweep.data["clean_loss"].values[here].mean(),
         "clean_accuracy": clean.mean(),
         "chance": chance[0],
@@ -111,10 +111,10 @@ def _of_clean(sweep: Harms, task: str, how: Bootstrap) -> dict[str, Any]:
     }
     if sweep.score == "accuracy":
         harm = sweep.harm[sweep.units][:, here]
-        ratio = expanded.interval(np.concatenate([harm, above[None]]).T, _of_last)
-        found["share_lost"] = np.where(at_chance, np.nan, harm.mean(axis=1) / above.mean())
-        found["share_lost_interval"] = np.where(at_chance, np.nan, ratio)
-    return found
+        ratio = how.interval(np.concatenate([harm, above[None]]).T, _of_last)
+        values["share_lost"] = np.where(at_chance, np.nan, harm.mean(axis=1) / above.mean())
+        values["share_lost_interval"] = np.where(at_chance, np.nan, ratio)
+    return values
 
 
 def _of_last(sums: np.ndarray) -> np.ndarray:

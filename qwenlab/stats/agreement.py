@@ -1,4 +1,4 @@
-"""Agreement of drafts with the main model along given texts: another number than acceptance."""
+"""Teacher-forced agreement of drafts with the target model along given texts; not comparable with acceptance."""
 
 from __future__ import annotations
 
@@ -8,43 +8,44 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import InconsistentRecording, NothingMeasured
-from qwenlab.stats.formulas.resampling import by_cluster
-from qwenlab.stats.rounds import Bootstrap, bootstrap, said
-from qwenlab.stats.source import Source, read, statistic
+from qwenlab.stats.base.source import Source, read, statistic
+from qwenlab.stats.base.variables import share_method, variable, with_interval
+from qwenlab.stats.formulas.intervals import by_cluster, share_of_sums
 
 _NEEDS = ("draft_token", "target_token", "text", "position", "begin", "length", "label", "end")
 _RATES = {
-    "teacher_forced": "teacher-forced agreement: drafts equal to the main model's choice / drafts",
+    "teacher_forced": "teacher-forced agreement: drafts equal to the target model's choice / drafts",
     "teacher_forced_unconditional": "teacher-forced unconditional agreement: chains agreeing so far / chains",
     "teacher_forced_conditional": "teacher-forced conditional agreement: agreeing / chains agreeing before",
 }
 
 
 @statistic
-def agreement(
-    source: Source, *, by_label: bool = False, level: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> xr.Dataset:
-    """How often drafts along given texts equal the main model's choice, from a trace, by [label and] [draft].
+def agreement(source: Source, *, by_label: bool = False, level: float = 0.95) -> xr.Dataset:
+    """How often drafts along given texts equal the target model's choice, from a trace, by [label and] [draft].
 
     chains                        the places of the texts from which a chain of k drafts was compared: counts
-    teacher_forced                draft k equals the main model's choice for its place / chains
+    teacher_forced                draft k equals the target model's choice for its place / chains
     teacher_forced_unconditional  drafts 1 to k all do / chains
     teacher_forced_conditional    draft k does / chains whose drafts 1 to k - 1 do
-    texts                         they are of
+    texts                         number of texts
 
-    Every emitted token begins a chain here; in decoding only those do that end a round. Rounds begin where drafts have
-    just failed, and failures keep company, so that online the first place has a lower rate: selection, and no fault.
-    What lies beyond the text is left out, and after its end-of-text token. Along texts that the model did not write, a
-    draft is compared with its choice after the given words.
+    Here every emitted token begins a chain; in decoding only those do that end a round. Rounds begin where drafts have
+    just failed, and failures cluster, so that online the first place has a lower rate: this is selection, not a fault.
+    Places beyond the text, or after its end-of-text token, are left out. Along texts that the model did not write, a
+    draft is compared with the model's choice after the given words.
 
-    level  of the intervals, <name>_interval: percentile bootstrap, whole texts drawn with replacement; NaN below two
+    level  of the intervals, <name>_interval: `formulas.intervals.share` over whole texts; a trial is a chain. NaN below
+           two texts
 
     Raises NothingMeasured where no draft can be compared, InconsistentRecording for a trace without depth and text.
     """
-    how = Bootstrap(level, resamples, seed)
+    method = share_method(level, "text")
     data = read(source, "trace", *_NEEDS)
-    if silent := [name for name in ("depth", "text") if name not in data.attrs]:
-        raise InconsistentRecording(f"This trace does not say its {', '.join(silent)}; qwenlab.speculative.trace does.")
+    if missing := [name for name in ("depth", "text") if name not in data.attrs]:
+        raise InconsistentRecording(
+            f"This trace does not say its {', '.join(missing)}; qwenlab.speculative.trace does."
+        )
     compared, equal = _compared(data)
     text, depth = data["text"].values, data.sizes["draft"]
     so_far = np.logical_and.accumulate(equal, axis=1)
@@ -57,25 +58,25 @@ def agreement(
     names = list(dict.fromkeys(labels[some].tolist()))
     clusters = [by_cluster(rows[here], text[here]) for here in (some & (labels == name) for name in names)]
     sums = np.stack([each.sum(axis=0) for each in clusters])
-    ends = np.stack([how.interval(each, _rates) for each in clusters])
+    ends = np.stack([share_of_sums(each, _rates, _trials(each), level) for each in clusters])
     group = ("label",) if by_label else ()
-    say = _about(data, int(some.sum()), len(np.unique(text[some])))
+    facts, number = _about(data, int(some.sum()), len(np.unique(text[some]))), [len(each) for each in clusters]
+    dims = (*group, "draft")
     variables = {
-        "chains": said(sums[:, :depth].astype(np.int64), (*group, "draft"), "chain", "chains compared", say),
-        "texts": said(np.array([len(each) for each in clusters]), group, "text", "texts", say),
+        "chains": variable(sums[:, :depth].astype(np.int64), dims, "chain", "chains compared", facts),
+        "texts": variable(np.array(number), group, "text", "texts", facts),
     }
-    for place, (name, means) in enumerate(_RATES.items()):
+    for place, (name, meaning) in enumerate(_RATES.items()):
         span = slice(place * depth, (place + 1) * depth)
-        dims = (*group, "draft")
-        variables |= bootstrap(name, _rates(sums)[:, span], ends[:, span], dims, "1", means, say, how)
+        variables |= with_interval(name, _rates(sums)[:, span], ends[:, span], dims, "1", meaning, facts, method)
     at: dict[str, Any] = {"draft": np.arange(1, depth + 1)} | ({"label": np.array(names, object)} if by_label else {})
     out = xr.Dataset(variables, at)
     out["draft"].attrs.update(units="1", long_name="place in the draft")
-    return out.assign_attrs(say | how.attrs | {"sample": "{}"})
+    return out.assign_attrs(facts | method | {"sample": "{}"})
 
 
 def _compared(data: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Of each row and draft, whether it has a place to be compared in, and whether it is the main model's choice there.
+    """Whether each draft of each row can be compared, and whether it is the target model's choice: bool [row, draft].
 
     The choice for the place of draft k of row t is made after reading up to t + k - 1: target_token of that row.
     """
@@ -98,7 +99,13 @@ def _rates(sums: np.ndarray) -> np.ndarray:
         return np.concatenate([equal / compared, so_far / compared, so_far / before], axis=-1)
 
 
+def _trials(sums: np.ndarray) -> np.ndarray:
+    """Chains that each of the rates is a mean over: [..., 3 depth]."""
+    compared, _, _, before = np.split(sums, 4, axis=-1)
+    return np.concatenate([compared, compared, before], axis=-1)
+
+
 def _about(data: xr.Dataset, chains: int, texts: int) -> dict[str, Any]:
-    """What an agreement is never told without."""
-    facts = {"depth": data.attrs["depth"], "text": data.attrs["text"], "origin": "trace"}
+    """Attrs of every rate."""
+    facts = {name: data.attrs[name] for name in ("depth", "text", "hidden") if name in data.attrs} | {"origin": "trace"}
     return {"rule": "greedy"} | facts | {"chains": chains, "texts": texts}

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import xarray as xr
 
+from qwenlab.stats.base.source import Source, read, statistic
+from qwenlab.stats.base.sums import QUANTILES, Mean, histogram_quantiles, matching_count, means, share
+from qwenlab.stats.base.variables import described, result
 from qwenlab.stats.formulas.quantiles import whole_quantiles
-from qwenlab.stats.source import (
-    QUANTILES,
-    Source,
-    described,
-    estimated,
-    measured,
-    ratio,
-    read,
-    result,
-    share,
-    sketched,
-    statistic,
-)
+
+_MEANS = {
+    "distance": Mean("token", "mean attention distance"),
+    "entropy": Mean("nat", "entropy of the attention row"),
+    "first_mass": Mean("1", "attention on the first token", 1),
+    "previous_mass": Mean("1", "attention on the token before", 1),
+    "self_mass": Mean("1", "attention on the token itself", 1),
+}
 
 
 @statistic
@@ -37,26 +34,17 @@ def attention_distance(
     first_mass         probability on the sequence's first token (the usual sink)
     previous_mass      on the token before;  self_mass  on the query's own token
 
-    All grow or shrink with the length of what was read: compare only over the same texts.
+    All of these depend on context length: compare only over the same texts.
     """
-    names = ("entropy_sum", "first_mass_sum", "previous_mass_sum", "self_mass_sum", "distance_sum")
-    data = read(source, "attention", "tokens", "distance_mass", *names, by_label=by_label)
+    sums = [f"{name}_sum" for name in _MEANS]
+    data = read(source, "attention", "tokens", "distance_mass", *sums, by_label=by_label)
     mass = data["distance_mass"]
-    tokens = measured(data["tokens"], mass, "distance_bin")
-    means = (
-        ("distance", "token", "mean attention distance", (0, np.inf)),
-        ("entropy", "nat", "entropy of the attention row", (0, np.inf)),
-        ("first_mass", "1", "attention on the first token", (0, 1)),
-        ("previous_mass", "1", "attention on the token before", (0, 1)),
-        ("self_mass", "1", "attention on the token itself", (0, 1)),
-    )
-    variables: dict[str, xr.DataArray] = {}
-    for name, units, long_name, within in means:
-        sums = (data[f"{name}_sum"], tokens)
-        variables |= estimated(name, ratio, sums, tokens, units=units, long_name=long_name, level=level, within=within)
-    reach = sketched(whole_quantiles, mass, "distance_bin", "octave", quantiles)
-    what = "distance that holds this share of attention"
-    variables["distance_quantile"] = described(reach, "token", what, scale="log2")
+    tokens = matching_count(data["tokens"], mass, "distance_bin")
+    within = histogram_quantiles(whole_quantiles, mass, "distance_bin", "octave", quantiles)
     by_distance = share(mass, "distance_bin")
-    variables["distance_share"] = described(by_distance, "share of attention", "attention by distance")
+    variables = {
+        **means({**data, "tokens": tokens}, _MEANS, level),
+        "distance_quantile": described(within, "token", "distance that holds this share of attention", scale="log2"),
+        "distance_share": described(by_distance, "share of attention", "attention by distance"),
+    }
     return result(data, variables)

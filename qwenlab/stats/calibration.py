@@ -1,4 +1,4 @@
-"""Whether the head's probabilities mean what they say: those of its drafts, against how often drafts are accepted."""
+"""Calibration of the draft head: the probabilities of its drafts, against how often they are accepted."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import BadArgument, NothingMeasured
-from qwenlab.stats.formulas.resampling import by_cluster
-from qwenlab.stats.rounds import Bootstrap, about, bootstrap, places, read_rounds, said
-from qwenlab.stats.source import Source, statistic
+from qwenlab.stats.base.rounds import about, by_place, read_rounds
+from qwenlab.stats.base.source import Source, statistic
+from qwenlab.stats.base.variables import jackknife_method, share_method, variable, with_interval
+from qwenlab.stats.formulas.intervals import by_cluster, jackknife_of_sums, share_of_sums
 
 
 @statistic
-def calibration(
-    source: Source, *, bins: int = 10, level: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> xr.Dataset:
-    """How often a tested draft is accepted, by the probability [probability] that the head gave it.
+def calibration(source: Source, *, bins: int = 10, level: float = 0.95) -> xr.Dataset:
+    """How often a tested draft is accepted, by its probability [probability] under the draft head.
 
     tested, accepted   counts of drafts, all places of a round together, in bins of equal width; empty bins are left out
     conditional        conditional rate in the bin: accepted / tested
@@ -23,46 +22,46 @@ def calibration(
     calibration_error  mean over tested drafts of |conditional - mean_probability| of their bin (expected calibration
                        error: Guo et al. 2017, arXiv:1706.04599); above 0 by chance alone where drafts are few
 
-    A policy that stops at a threshold of this probability is worth as much as it tells acceptance. Under the rule
-    greedy, accepted means equal to the main model's first choice.
+    A policy that stops at a threshold of this probability is only as good as the probability predicts acceptance. Under
+    the rule greedy, accepted means equal to the target model's first choice.
 
-    level  of the intervals <name>_interval: percentile bootstrap, whole prompts drawn with replacement
+    level  of the intervals <name>_interval over whole prompts: of conditional `formulas.intervals.share`, a trial being
+           a tested draft; of mean_probability `formulas.intervals.jackknife`
 
     Raises BadArgument, NothingMeasured where no tested draft has a probability, else as `acceptance`.
     """
-    how = Bootstrap(level, resamples, seed)
+    of_share, of_mean = share_method(level, "prompt"), jackknife_method(level, "prompt")
     if bins < 1:
-        raise BadArgument(f"bins={bins!r}: give how many bins to part [0, 1] into, such as 10.")
+        raise BadArgument(f"bins={bins!r}: give the number of bins of [0, 1], such as 10.")
     data = read_rounds(source, "draft_probability")
     depth, probability = data.sizes["draft"], data["draft_probability"].values
-    known = places(data["tested"], depth) & np.isfinite(probability)
+    known = by_place(data["tested"], depth) & np.isfinite(probability)
     if not known.any():
         raise NothingMeasured(
             "No tested draft of this ledger has a draft_probability.\nTake one that qwenlab.speculative made."
         )
     index = np.minimum((np.where(known, probability, 0) * bins).astype(np.int64), bins - 1)
-    held = np.unique(index[known])
-    inside = known[..., None] & (index[..., None] == held)  # [round, draft, bin]
-    accepted = inside & places(data["accepted"], depth)[..., None]
+    some = np.unique(index[known])
+    inside = known[..., None] & (index[..., None] == some)  # [round, draft, bin]
+    accepted = inside & by_place(data["accepted"], depth)[..., None]
     weighed = np.where(inside, probability[..., None], 0)
     rows = np.concatenate([each.sum(axis=1) for each in (inside, accepted, weighed)], axis=1)
     sums = by_cluster(rows, data["prompt"].values)
-    total, ends = sums.sum(axis=0), how.interval(sums, _rates)
-    counts, rates = np.split(total, 3)[:2], _rates(total)
-    say, dims, n = about(data), ("probability",), len(held)
+    total, n = sums.sum(axis=0), len(some)
+    rates, facts, dims = _rates(total), about(data), ("probability",)
+    conditional = share_of_sums(sums, lambda s: _rates(s)[..., :n], sums[:, :n], level)
+    mean = jackknife_of_sums(sums, lambda s: _rates(s)[..., n : 2 * n], sums[:, :n] > 0, level).clip(0, 1)
+    words = "conditional rate: accepted / tested", "mean probability of the draft by the draft head"
     variables = {
-        "tested": said(counts[0].astype(np.int64), dims, "draft", "tested", say),
-        "accepted": said(counts[1].astype(np.int64), dims, "draft", "accepted", say),
+        "tested": variable(total[:n].astype(np.int64), dims, "draft", "tested", facts),
+        "accepted": variable(total[n : 2 * n].astype(np.int64), dims, "draft", "accepted", facts),
+        **with_interval("conditional", rates[:n], conditional, dims, "1", words[0], facts, of_share),
+        **with_interval("mean_probability", rates[n : 2 * n], mean, dims, "1", words[1], facts, of_mean),
     }
-    for name, means, span in (
-        ("conditional", "conditional rate: accepted / tested", slice(0, n)),
-        ("mean_probability", "mean probability of the draft by the head", slice(n, 2 * n)),
-    ):
-        variables |= bootstrap(name, rates[span], ends[span], dims, "1", means, say, how)
-    variables["calibration_error"] = said(rates[-1], (), "1", "calibration error: mean distance of the two", say)
-    out = xr.Dataset(variables, {"probability": held / bins})
-    out["probability"].attrs.update(units="1", long_name="probability of the draft by the head, at least")
-    return out.assign_attrs(say | how.attrs | {"bins": bins, "sample": "{}"})
+    variables["calibration_error"] = variable(rates[-1], (), "1", "calibration error: mean distance of the two", facts)
+    out = xr.Dataset(variables, {"probability": some / bins})
+    out["probability"].attrs.update(units="1", long_name="probability of the draft by the draft head, at least")
+    return out.assign_attrs(facts | of_share | {"bins": bins, "sample": "{}"})
 
 
 def _rates(sums: np.ndarray) -> np.ndarray:

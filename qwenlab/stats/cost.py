@@ -7,7 +7,8 @@ import xarray as xr
 
 from qwenlab.checkpoint.families import KINDS
 from qwenlab.errors import NothingMeasured
-from qwenlab.stats.source import Source, described, ratio, read, result, statistic
+from qwenlab.stats.base.source import Source, ratio, read, statistic
+from qwenlab.stats.base.variables import described, result
 
 
 @statistic
@@ -17,10 +18,10 @@ def time_by_kind(source: Source) -> xr.Dataset:
     layer_share        [phase, layer];  part_share [phase, layer, part]
     kind_share         [phase, mixer_kind, part]: all layers of one kind of mixer together
     seconds_per_token  [phase, layer, part];  kind_seconds_per_token [phase, mixer_kind, part]: mean layer of the kind
-    clock_share        of the whole model's time, what reading the clock cost
+    clock_share        share of the whole model's time spent reading the clock
 
-    A phase that was not seen is NaN. The shares are of the layers' time: what the model does before the first and
-    after the last layer is not in them.
+    A phase that was not seen is NaN. The shares are of the layers' time: embeddings before the first layer and the
+    output after the last are not included.
     """
     data = read(source, "timing", "seconds", "model_seconds", "tokens")
     seconds = data["seconds"]
@@ -37,8 +38,8 @@ def time_by_kind(source: Source) -> xr.Dataset:
         "layer_share": (ratio(seconds.sum("part"), total), "share of layer time", "time of the layer"),
         "part_share": (ratio(seconds, total), "share of layer time", "time of the part"),
         "kind_share": (ratio(by_kind, total), "share of layer time", "time of all layers of a kind"),
-        "seconds_per_token": (ratio(seconds, tokens), "s/token", "time of the part a token"),
-        "kind_seconds_per_token": (ratio(mean_layer, tokens), "s/token", "time of a layer of the kind a token"),
+        "seconds_per_token": (ratio(seconds, tokens), "s/token", "time of the part per token"),
+        "kind_seconds_per_token": (ratio(mean_layer, tokens), "s/token", "time of a layer of the kind per token"),
         "clock_share": (_clock_share(data), "share of model time", "time spent reading the clock"),
     }
     out = result(data, {name: described(*variable) for name, variable in variables.items()})
@@ -47,7 +48,7 @@ def time_by_kind(source: Source) -> xr.Dataset:
 
 @statistic
 def memory(source: Source) -> xr.Dataset:
-    """Bytes of the caches beside what the anatomy predicts, by [context_point, store], the shortest context first.
+    """Bytes of the caches and the anatomy's prediction, by [context_point, store], the shortest context first.
 
     predicted, measured  store: kv (grows with the context), recurrent and convolution (do not)
     ratio                measured / predicted; NaN where nothing was predicted

@@ -1,4 +1,4 @@
-"""How many experts a block of tokens touches together: what a verify step of a MoE model has to read."""
+"""Distinct experts of a block of tokens: the experts that a verify step of a MoE model reads."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import BadArgument, NothingMeasured
+from qwenlab.stats.base.source import statistic
+from qwenlab.stats.base.variables import variables
 from qwenlab.stats.formulas import experts as formulas
-from qwenlab.stats.source import described, statistic
 
 _DIMS = ("token", "layer", "slot")
 
 
 @statistic
 def expert_union(choices: xr.DataArray | np.ndarray, *, widths: Sequence[int] = tuple(range(1, 10))) -> xr.Dataset:
-    """Distinct experts in blocks of n tokens in a row, from what each token chose.
+    """Distinct experts in blocks of n tokens in a row, from the choices of each token.
 
     distinct         [layer, width] mean over all blocks of n tokens within one text
     independent      [layer, width] the same of unrelated tokens: sum over experts of 1 - (1 - share)^n
-    experts_touched  [width] mean of distinct over layers: what `stats.speedup` takes in its costs
-    blocks           [width] how many there are
+    experts_touched  [width] mean of distinct over layers: for the costs of `stats.speedup`
+    blocks           [width] their number
 
     choices  int [token, layer, slot], a routed expert's number; as a DataArray it may have a coordinate `text` of its
              tokens, and no block spans two texts
@@ -43,20 +44,15 @@ def expert_union(choices: xr.DataArray | np.ndarray, *, widths: Sequence[int] = 
     distinct = np.stack([formulas.distinct_in_blocks(each, text, sizes) for each in by_layer])
     share = [np.bincount(each.ravel()) / len(each) for each in by_layer]
     independent = np.stack([formulas.distinct_if_independent(each, sizes) for each in share])
-    named = {
-        "distinct": (distinct, ("layer", "width"), "expert", "distinct experts in a block"),
-        "independent": (independent, ("layer", "width"), "expert", "distinct experts of as many unrelated tokens"),
-        "experts_touched": (distinct.mean(axis=0), ("width",), "expert", "experts touched, mean over layers"),
-        "blocks": (blocks, ("width",), "block", "blocks"),
+    by, each = ("layer", "width"), ("width",)
+    table = {
+        "distinct": (distinct, by, "expert", "distinct experts in a block"),
+        "independent": (independent, by, "expert", "distinct experts of unrelated tokens"),
+        "experts_touched": (distinct.mean(axis=0), each, "expert", "experts touched, mean over layers"),
+        "blocks": (blocks, each, "block", "blocks"),
     }
-    out = xr.Dataset(
-        {
-            name: described(xr.DataArray(values, dims=dims), units, long_name)
-            for name, (values, dims, units, long_name) in named.items()
-        },
-        {"layer": chosen["layer"].values if "layer" in chosen.coords else np.arange(len(by_layer)), "width": sizes},
-        {"sample": "{}"},
-    )
+    layer = chosen["layer"].values if "layer" in chosen.coords else np.arange(len(by_layer))
+    out = xr.Dataset(variables(table), {"layer": layer, "width": sizes}, {"sample": "{}"})
     out["width"].attrs.update(units="token", long_name="tokens in a block")
     return out
 

@@ -1,4 +1,4 @@
-"""One row a layer: what is most worth knowing of each, side by side."""
+"""A table with one row per layer: the most useful statistics side by side."""
 
 from __future__ import annotations
 
@@ -9,38 +9,37 @@ import xarray as xr
 from qwenlab.errors import NotARecording, NothingMeasured
 from qwenlab.record.recording import Recording
 from qwenlab.stats.attention import attention_distance
+from qwenlab.stats.base.source import read, statistic
+from qwenlab.stats.base.variables import Variables, described
 from qwenlab.stats.deltanet import half_life, writing
 from qwenlab.stats.experts import expert_load
-from qwenlab.stats.openness import gates
+from qwenlab.stats.gates import gates
 from qwenlab.stats.residual import residual
 from qwenlab.stats.routing import routing
-from qwenlab.stats.source import described, read, statistic
-
-Columns = dict[str, xr.DataArray]
 
 
 @statistic
 def layer_table(source: Recording) -> xr.Dataset:
-    """One row a layer, of whatever was watched; `.to_dataframe()` makes it a table.
+    """A table with one row per layer, of all probes that watched; `.to_dataframe()` makes it a DataFrame.
 
     kind                  of the mixer (a coordinate)
     time_share            of the time of all layers, prefill and decode together
     half_life             DeltaNet: tokens, the median head's median token
     attention_distance    attention: tokens, mean over heads and queries
-    openness              of the output gate, mean over heads
+    openness              mean gate value of the output gate, mean over heads
     beta                  DeltaNet: write strength, mean over heads
     router_entropy        nats, over all experts;  load_entropy: how evenly the experts are used, 1 for even
     switch_rate           share of a token's experts that the token before did not have
-    mixer_ratio, mlp_ratio    norm of what the part adds over that of the stream
+    mixer_ratio, mlp_ratio    norm of the part's output over that of the stream
 
-    A column is there when its probe was watching, and NaN for layers of the other kind. Raises NothingMeasured where
-    nothing that is kept by layer was watched.
+    A column exists when its probe watched, and is NaN for layers of the other kind. Raises NothingMeasured where
+    no statistic by layer was watched.
     """
     if not isinstance(source, Recording):
         raise NotARecording(
             f"layer_table sets several probes side by side: give a Recording, not {type(source).__name__}."
         )
-    columns: Columns = {}
+    columns: Variables = {}
     for node, make in _COLUMNS.items():
         if node in source:
             columns |= make(source)
@@ -58,37 +57,37 @@ def layer_table(source: Recording) -> xr.Dataset:
     ).sortby("layer")
 
 
-def _timing(source: Recording) -> Columns:
+def _timing(source: Recording) -> Variables:
     seconds = read(source, "timing", "seconds")["seconds"].sum(["phase", "part"])
     return {"time_share": seconds / seconds.sum()}
 
 
-def _deltanet(source: Recording) -> Columns:
+def _deltanet(source: Recording) -> Variables:
     return {
         "half_life": half_life(source, quantiles=(0.5,))["half_life"].isel(quantile=0, drop=True).median("head"),
         "beta": writing(source)["beta"].mean("head"),
     }
 
 
-def _attention(source: Recording) -> Columns:
+def _attention(source: Recording) -> Variables:
     return {"attention_distance": attention_distance(source)["distance"].mean("head")}
 
 
-def _routing(source: Recording) -> Columns:
-    sure = routing(source)
+def _routing(source: Recording) -> Variables:
+    tokens = routing(source)
     return {
-        "router_entropy": sure["entropy"],
-        "switch_rate": sure["switch_rate"],
+        "router_entropy": tokens["entropy"],
+        "switch_rate": tokens["switch_rate"],
         "load_entropy": expert_load(source)["normalised_entropy"],
     }
 
 
-def _residual(source: Recording) -> Columns:
+def _residual(source: Recording) -> Variables:
     added = residual(source)["ratio"]
     return {f"{part}_ratio": added.sel(part=part, drop=True) for part in ("mixer", "mlp")}
 
 
-_COLUMNS: dict[str, Callable[[Recording], Columns]] = {
+_COLUMNS: dict[str, Callable[[Recording], Variables]] = {
     "timing": _timing,
     "deltanet": _deltanet,
     "attention": _attention,

@@ -1,4 +1,4 @@
-"""Where the loss lies: by class of token and domain, in nats a token and bits a byte."""
+"""Loss by class of token and domain, in nats per token and bits per byte."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import BadArgument, NothingMeasured
-from qwenlab.stats.formulas.resampling import by_cluster
-from qwenlab.stats.rounds import Bootstrap, bootstrap, said
-from qwenlab.stats.source import Source, read, statistic
+from qwenlab.stats.base.source import Source, read, statistic
+from qwenlab.stats.base.variables import Bootstrap, variable, with_interval
+from qwenlab.stats.formulas.intervals import by_cluster
 
 ALL = "all"
 """The class that every token is in."""
@@ -23,20 +23,20 @@ def losses(
 ) -> xr.Dataset:
     """Mean loss of the tokens of each class, of what `qwenlab.tasks.losses` returns, by [domain, token_class].
 
-    loss           nats a token: sum over the class's tokens / their number
+    loss           nats per token: sum over the class's tokens / their number
     bits_per_byte  bits: the same sum over ln 2, / the UTF-8 bytes of these tokens. Of "all" it can be compared between
                    tokenizers, of other classes only within one; NaN where they have no bytes
-    tokens         of the class;  texts: [domain] they are of
+    tokens         of the class;  texts: [domain] their number
 
     Classes are "all", and every bool variable of the source: they overlap, so that tokens do not add up.
 
     by_domain  False: the texts of all domains together, without the dimension
-    level      of the intervals <name>_interval: percentile bootstrap, whole texts drawn with replacement, within each
-               domain by itself; NaN below two texts
+    level      of the intervals <name>_interval: `formulas.intervals.bootstrap` over whole texts, within each domain by
+               itself; NaN below two texts
 
     Raises BadArgument, MissingVariable, and NothingMeasured where there is no token or a loss is NaN or infinite.
     """
-    how = Bootstrap(level, resamples, seed, "texts")
+    how = Bootstrap(level, resamples, seed)
     data = read(source, "losses", "loss", "bytes", "text", "domain")
     classes = {str(name): variable.values for name, variable in data.data_vars.items() if variable.dtype == bool}
     if ALL in classes:
@@ -51,43 +51,43 @@ def losses(
     clusters = [by_cluster(rows[domain == name], text[domain == name]) for name in names]
     sums = np.stack([some.sum(axis=0) for some in clusters])
     ends = np.stack([how.interval(some, _means) for some in clusters])
-    return _said(sums, ends, [len(some) for some in clusters], names if by_domain else None, [ALL, *classes], how)
+    return _dataset(sums, ends, [len(some) for some in clusters], names if by_domain else None, [ALL, *classes], how)
 
 
 def _means(sums: np.ndarray) -> np.ndarray:
-    """Nats a token and bits a byte by class, of sums [..., 3 class]: [..., 2 class]."""
+    """Nats per token and bits per byte by class, of sums [..., 3 class]: [..., 2 class]."""
     nats, tokens, size = np.split(sums, 3, axis=-1)
     with np.errstate(invalid="ignore", divide="ignore"):
         bits = np.where(size > 0, nats / np.log(2) / size, np.nan)
         return np.concatenate([nats / tokens, bits], axis=-1)
 
 
-def _said(
+def _dataset(
     sums: np.ndarray, ends: np.ndarray, texts: list[int], domains: list[str] | None, classes: list[str], how: Bootstrap
 ) -> xr.Dataset:
-    """The variables with their coordinates, and what each says."""
+    """The variables with their coordinates."""
     group = () if domains is None else ("domain",)
     dims: Sequence[str] = (*group, "token_class")
-    count, say, means = len(classes), {"texts": sum(texts)}, _means(sums)
+    count, facts, means = len(classes), {"texts": sum(texts)}, _means(sums)
     variables = {
-        "tokens": said(sums[:, count : 2 * count].astype(np.int64), dims, "token", "tokens of the class", say),
-        "texts": said(np.array(texts), group, "text", "texts", say),
+        "tokens": variable(sums[:, count : 2 * count].astype(np.int64), dims, "token", "tokens of the class", facts),
+        "texts": variable(np.array(texts), group, "text", "texts", facts),
     }
     for name, units, long_name, span in (
         ("loss", "nat/token", "next-token loss", slice(0, count)),
         ("bits_per_byte", "bit/byte", "bits per byte", slice(count, 2 * count)),
     ):
-        variables |= bootstrap(name, means[:, span], ends[:, span], dims, units, long_name, say, how)
+        variables |= with_interval(name, means[:, span], ends[:, span], dims, units, long_name, facts, how.attrs)
     at: dict[str, Any] = {"token_class": np.array(classes, object)}
     if domains is not None:
         at["domain"] = np.array(domains, object)
     out = xr.Dataset(variables, at)
     out["token_class"].attrs.update(long_name="class of token")
-    return out.assign_attrs(say | how.attrs | {"sample": "{}"})
+    return out.assign_attrs(facts | how.attrs | {"sample": "{}"})
 
 
 def _check(loss: np.ndarray, text: np.ndarray) -> None:
-    """Refuse what no mean can be made of."""
+    """Raise NothingMeasured where a mean does not exist."""
     if not len(loss):
         raise NothingMeasured("There is no token in these losses.\nRead at least one text of two tokens.")
     if not np.isfinite(loss).all():

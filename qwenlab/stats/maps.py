@@ -1,4 +1,4 @@
-"""One head's map of one text, as it was kept."""
+"""The attention map of one head over one text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import xarray as xr
 
 from qwenlab.errors import BadArgument, NotWatched
 from qwenlab.record.recording import PROBES, Recording
-from qwenlab.stats.source import Source, described, read, result, statistic
+from qwenlab.stats.base.source import Source, read, statistic
+from qwenlab.stats.base.variables import described, result
 
 _NODES = ("implicit_attention", "softmax_attention")
 

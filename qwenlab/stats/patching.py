@@ -1,19 +1,18 @@
-"""Which patched value brings back the source's answer: effects by site and position, over pairs of texts."""
+"""Effects of activation patching by site and position, over pairs of texts."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from qwenlab.errors import NothingMeasured
+from qwenlab.stats.base.harm import FACTS, as_objects
+from qwenlab.stats.base.source import Source, read, statistic
+from qwenlab.stats.base.variables import Bootstrap, variable, with_interval
 from qwenlab.stats.formulas import paired
-from qwenlab.stats.harm import DRAWN, FACTS, as_objects
-from qwenlab.stats.rounds import Bootstrap, bootstrap, said
-from qwenlab.stats.source import Source, read, statistic
 
 _NEEDS = ("logprob", "source_logprob", "target_logprob", "source_token", "target_token", "layer", "kind")
 _EFFECT = "rise of the log-probability of the source's answer"
@@ -21,7 +20,7 @@ _EFFECT = "rise of the log-probability of the source's answer"
 
 @statistic
 def patching(source: Source, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> xr.Dataset:
-    """How much of the source's answer each patched value brings back, by [site, position].
+    """How much of the source's answer each patched value restores, by [site, position].
 
     effect    mean over pairs of logprob - target_logprob, nat: positive where the value speaks for the source's answer
     total     mean over pairs of source_logprob - target_logprob, nat: the effect of putting in the whole source
@@ -35,13 +34,12 @@ def patching(source: Source, *, level: float = 0.95, resamples: int = 2000, seed
     Coordinates: layer, kind and part (mixer, residual, ...) by site; source_token and target_token by position, where
     all pairs have the same there, else ""; differs, whether they differ in any pair.
 
-    level  of the intervals, <name>_interval: percentile bootstrap, whole pairs drawn with replacement, expanded for few
-           pairs (`formulas.paired.expanded_level`). NaN below two pairs
+    level  of the intervals, <name>_interval: `formulas.intervals.bootstrap` over whole pairs; NaN below two pairs
 
     Raises BadArgument, MissingVariable, and NothingMeasured where nothing was patched or a log-probability is NaN or
     infinite.
     """
-    how = Bootstrap(level, resamples, seed, DRAWN.replace("texts", "pairs"))
+    how = Bootstrap(level, resamples, seed, "pairs")
     data = read(source, "patching", *_NEEDS)
     patched = data["logprob"].transpose("site", "position", "pair").values.astype(np.float64)
     whole, before = (data[f"{name}_logprob"].values.astype(np.float64) for name in ("source", "target"))
@@ -49,12 +47,12 @@ def patching(source: Source, *, level: float = 0.95, resamples: int = 2000, seed
     (sites, positions, pairs), apart = patched.shape, whole - before
     effects = (patched - before).reshape(-1, pairs)
     total = apart.mean()
-    expanded = replace(how, level=paired.expanded_level(level, pairs))
-    ends = expanded.interval(np.concatenate([effects, apart[None]]).T, lambda sums: sums / pairs)
+    rows = np.concatenate([effects, apart[None]]).T
+    ends = how.interval(rows, lambda sums: sums / pairs)
     known = total > 0 and not ends[-1, 0] <= 0
-    ratio = expanded.interval(np.concatenate([effects, apart[None]]).T, lambda sums: sums[..., :-1] / sums[..., -1:])
+    ratio = how.interval(rows, lambda sums: sums[..., :-1] / sums[..., -1:])
     p = paired.max_p(effects, draws=max(resamples, int(np.ceil(20 / (1 - level)))), seed=seed)
-    found: dict[str, tuple[np.ndarray, np.ndarray | None, str, str]] = {
+    table: dict[str, tuple[np.ndarray, np.ndarray | None, str, str]] = {
         "effect": (effects.mean(axis=1), ends[:-1], "nat", _EFFECT),
         "restored": (
             np.where(known, effects.mean(axis=1) / total, np.nan),
@@ -65,13 +63,14 @@ def patching(source: Source, *, level: float = 0.95, resamples: int = 2000, seed
         "p_max": (p, None, "1", "p, by flipping the signs of pairs, corrected for all sites and positions"),
         "stands": (p < 1 - level, None, "1", "differs from the target"),
     }
-    variables = bootstrap("total", total, ends[-1], (), "nat", f"{_EFFECT}, of the whole source", {}, how)
-    for name, (values, interval, units, means) in found.items():
+    variables = with_interval("total", total, ends[-1], (), "nat", f"{_EFFECT}, of the whole source", {}, how.attrs)
+    for name, (values, interval, units, means) in table.items():
         shaped, dims = values.reshape(sites, positions), ("site", "position")
         if interval is None:
-            variables[name] = said(shaped, dims, units, means, {})
+            variables[name] = variable(shaped, dims, units, means)
         else:
-            variables |= bootstrap(name, shaped, interval.reshape(sites, positions, 2), dims, units, means, {}, how)
+            ends = interval.reshape(sites, positions, 2)
+            variables |= with_interval(name, shaped, ends, dims, units, means, {}, how.attrs)
     facts = {name: data.attrs[name] for name in (*FACTS, "heads") if name in data.attrs}
     tests = {"pairs": pairs, "hypotheses": len(effects), "sample": "{}"}
     return xr.Dataset(variables, _coordinates(data)).assign_attrs(facts | tests | how.attrs)
@@ -91,7 +90,7 @@ def _check(patched: np.ndarray, whole: np.ndarray, before: np.ndarray) -> None:
 
 
 def _coordinates(data: xr.Dataset) -> dict[str, Any]:
-    """What sites and positions are."""
+    """Coordinates of sites and positions."""
     names = data["site"].values.astype(str)
     source, target = (
         data[f"{name}_token"].transpose("pair", "position").values.astype(str) for name in ("source", "target")

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
 import xarray as xr
 
-from qwenlab.stats.source import Source, estimated, ratio, read, result, statistic
+from qwenlab.stats.base.source import Source, read, statistic
+from qwenlab.stats.base.sums import Mean, means
+from qwenlab.stats.base.variables import result
+
+_MEANS = {
+    "norm": Mean("1", "norm of what is added"),
+    "stream_norm": Mean("1", "norm of the stream before"),
+    "ratio": Mean("1", "norm of what is added over that of the stream"),
+    "cosine": Mean("1", "cosine of what is added to the stream", 1, least=-1),
+}
 
 
 @statistic
@@ -17,17 +25,5 @@ def residual(source: Source, *, by_label: bool = False, level: float = 0.95) -> 
     ratio        norm of what is added over that of the stream, averaged over tokens (not the ratio of the means)
     cosine       cosine between the two: near 0 new directions, positive grows the stream, negative takes away
     """
-    needs = ("norm_sum", "stream_norm_sum", "ratio_sum", "cosine_sum", "tokens")
-    data = read(source, "residual", *needs, by_label=by_label)
-    means = (
-        ("norm", "norm of what is added", (0.0, np.inf)),
-        ("stream_norm", "norm of the stream before", (0.0, np.inf)),
-        ("ratio", "norm of what is added over that of the stream", (0.0, np.inf)),
-        ("cosine", "cosine of what is added to the stream", (-1.0, 1.0)),
-    )
-    tokens = data["tokens"]
-    variables: dict[str, xr.DataArray] = {}
-    for name, long_name, within in means:
-        sums = (data[f"{name}_sum"], tokens)
-        variables |= estimated(name, ratio, sums, tokens, units="1", long_name=long_name, level=level, within=within)
-    return result(data, variables)
+    data = read(source, "residual", *(f"{name}_sum" for name in _MEANS), "tokens", by_label=by_label)
+    return result(data, means(data, _MEANS, level))

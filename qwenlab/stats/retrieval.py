@@ -1,4 +1,4 @@
-"""Which heads point from a question to its answer: their maps at the questions of recall texts."""
+"""Retrieval heads: the weight that heads put on the answer to a question, in recall texts."""
 
 from __future__ import annotations
 
@@ -8,41 +8,42 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import BadArgument, MissingVariable
-from qwenlab.stats.formulas.resampling import by_cluster
+from qwenlab.stats.base.source import Source, statistic
+from qwenlab.stats.base.sums import Mean, join_layers, means
+from qwenlab.stats.base.variables import result
+from qwenlab.stats.formulas.intervals import by_cluster
 from qwenlab.stats.maps import kept_maps
-from qwenlab.stats.source import Source, estimated, ratio, result, statistic
 
-_FOUND = {
-    "retrieval": ("mass on the value asked for", 0),
-    "control": ("mass on the value of another pair", 0),
-    "advantage": ("mass on the value asked for, less that on another pair's", -1),
-    "picked": ("questions in which the value asked for has most weight of all pairs' values", 0),
-    "even": ("mass on each token of even weights", 0),
-    "chance": ("questions in which a pair's value has most weight by chance", 0),
+_MEANS = {
+    "retrieval": Mean("1", "mass on the queried value", 1, over="questions"),
+    "control": Mean("1", "mass on the value of another pair", 1, over="questions"),
+    "advantage": Mean("1", "mass on the queried value, less that on another pair's", 1, least=-1, over="questions"),
+    "picked": Mean("1", "questions in which the queried value has the most weight of all values", 1, over="questions"),
+    "even": Mean("1", "mass on each token of even weights", 1, over="questions"),
+    "chance": Mean("1", "questions in which a pair's value has the most weight by chance", 1, over="questions"),
 }
-"""What is told of a head: its meaning, and the least that it can be; 1 at most."""
 
 
 @statistic
 def retrieval(source: Source, questions: xr.Dataset, *, level: float = 0.95) -> xr.Dataset:
-    """What heads of both kinds put on the value that a recall text asks for, at the token after which it is due.
+    """Weight that heads of both kinds put on the value that a recall text asks for, at the token before the answer.
 
     questions  of `tasks.recall_questions`, of the texts that were read inside the `with`, in their order
     source     with the rows of all questions kept: queries=sorted(set(questions["query"].values.tolist())), or "all"
 
     With m(t, s) the mass |w(t, s)| / sum over s of |w(t, s)|, means over questions by [layer, head], layers of both
-    kinds in the trunk's order, each with its interval over texts (Student's t on the delete-one-text jackknife):
+    kinds in the model's order, each with its interval over texts (Student's t on the delete-one-text jackknife):
 
-    retrieval  m on the value of the pair asked for, at the question mark's token
-    control    m on the value of another pair of the same list, mean over those: what a head that looks at values, but
-               not at the one asked for, gives to it
+    retrieval  m on the value of the queried pair, at the question mark's token
+    control    m on the value of another pair of the same list, mean over those: for a head that looks at values, but
+               not at the queried one, the same
     advantage  retrieval - control
-    picked     share of questions in which the value asked for has more |w| than that of any other pair
-    even       mean of 1 / (t + 1): what even weights would give to any token
+    picked     share of questions in which the queried value has more |w| than that of any other pair
+    even       mean of 1 / (t + 1): the same for even weights
     chance     of `picked`: 1 / number of pairs
 
     A head that copies from an earlier answer to the same question is not counted as retrieval: ask for each pair once.
-    An interval without width says that all texts agree, and not that all others would.
+    An interval without width says that all texts agree, not that all other texts would.
 
     Raises NotWatched where no map was kept, and BadArgument where the row of a question was not, or holds means over
     blocks, and for a text of one pair, which has no other to compare with.
@@ -59,63 +60,54 @@ def retrieval(source: Source, questions: xr.Dataset, *, level: float = 0.95) -> 
             "Ask for two pairs or more."
         )
     nodes = [_of_kind(data, questions, level) for data in kept_maps(source)]
-    joined = xr.concat(nodes, "layer", data_vars="all", coords="different", compat="equals", join="outer")
-    return joined.sortby("layer").assign_attrs(
-        questions=questions.sizes["question"], texts=len(np.unique(questions["text"]))
-    )
+    counts = {"questions": questions.sizes["question"], "texts": len(np.unique(questions["text"]))}
+    return join_layers(nodes).assign_attrs(counts)
 
 
 def _of_kind(data: xr.Dataset, questions: xr.Dataset, level: float) -> xr.Dataset:
-    found = _at_questions(data, questions)
     texts = questions["text"].values
     heads, dims = data["weight"].shape[:2], ("fold", "layer", "head")
     coords = {name: data[name] for name in ("layer", "kind", "head")}
     sums = {
-        name: xr.DataArray(by_cluster(values, texts).reshape(-1, *heads), coords, dims)
-        for name, values in found.items()
+        f"{name}_sum": xr.DataArray(by_cluster(values, texts).reshape(-1, *heads), coords, dims)
+        for name, values in _at_questions(data, questions).items()
     }
-    count = xr.DataArray(np.unique(texts, return_counts=True)[1], dims="fold")
-
-    variables: dict[str, xr.DataArray] = {}
-    for name, (what, least) in _FOUND.items():
-        parts = (sums[name], count)
-        variables |= estimated(name, ratio, parts, count, units="1", long_name=what, level=level, within=(least, 1))
-    return result(data, variables)
+    sums["questions"] = xr.DataArray(np.unique(texts, return_counts=True)[1], dims="fold")
+    return result(data, means(sums, _MEANS, level))
 
 
 def _at_questions(data: xr.Dataset, questions: xr.Dataset) -> dict[str, np.ndarray]:
-    """What is told of each question [question, layer * head]."""
+    """The values of each question: [question, layer * head]."""
     query, value, asked = (questions[name].values for name in ("query", "value", "asked"))
     size = np.abs(data["weight"].values[:, :, _rows(data, questions)]).astype(np.float64)
     size = np.moveaxis(size, 2, 0).reshape(len(query), -1, size.shape[3])  # [question, layer * head, key]
-    there = (value >= 0)[:, None]
-    held = np.take_along_axis(size, np.where(value < 0, 0, value)[:, None], axis=2)  # [question, layer * head, pair]
-    own = np.take_along_axis(held, asked[:, None, None], axis=2)
-    others = there & (np.arange(value.shape[1]) != asked[:, None])[:, None]
+    listed = (value >= 0)[:, None]
+    weight = np.take_along_axis(size, np.where(value < 0, 0, value)[:, None], axis=2)  # [question, layer * head, pair]
+    own = np.take_along_axis(weight, asked[:, None, None], axis=2)
+    others = listed & (np.arange(value.shape[1]) != asked[:, None])[:, None]
     total = np.nansum(size, axis=2, keepdims=True)
-    mass = held / np.maximum(total, np.finfo(np.float64).tiny)
-    pairs, same = there.sum(axis=2), np.ones(size.shape[:2])
+    mass = weight / np.maximum(total, np.finfo(np.float64).tiny)
+    pairs, one = listed.sum(axis=2), np.ones(size.shape[:2])
     retrieval = np.take_along_axis(mass, asked[:, None, None], axis=2)[..., 0]
     control = np.where(others, mass, 0).sum(axis=2) / (pairs - 1)
     return {
         "retrieval": retrieval,
         "control": control,
         "advantage": retrieval - control,
-        "picked": (own > np.where(others, held, -1)).all(axis=2),
-        "even": same / (query[:, None] + 1),
-        "chance": same / pairs,
+        "picked": (own > np.where(others, weight, -1)).all(axis=2),
+        "even": one / (query[:, None] + 1),
+        "chance": one / pairs,
     }
 
 
 def _rows(data: xr.Dataset, questions: xr.Dataset) -> list[int]:
-    """The row of each question among those that were kept."""
+    """The row of each question among the stored rows."""
     if "block" in json.loads(data.attrs.get("sample", "{}")):
         raise BadArgument("The maps are means over blocks.\nKeep the rows of the questions: queries=[...].")
-    kept = zip(data["text"].values.tolist(), data["position"].values.tolist(), strict=True)
-    row = {place: number for number, place in enumerate(kept)}
+    rows = zip(data["text"].values.tolist(), data["position"].values.tolist(), strict=True)
+    row = {place: number for number, place in enumerate(rows)}
     wanted = list(zip(questions["text"].values.tolist(), questions["query"].values.tolist(), strict=True))
-    lost = [place for place in wanted if place not in row]
-    if lost:
+    if lost := [place for place in wanted if place not in row]:
         raise BadArgument(
             f"The rows of {len(lost)} of {len(wanted)} questions were not kept; the first is that of the token at "
             f"position {lost[0][1]} of text {lost[0][0]}.\n"

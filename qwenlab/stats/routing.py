@@ -1,29 +1,33 @@
-"""How surely tokens are routed, how often they change experts, and which experts go together."""
+"""How certain routing is, how often it changes experts, and which experts are chosen together."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from qwenlab.errors import InconsistentRecording, NothingMeasured
+from qwenlab.stats.base.source import Source, along, ratio, read, statistic
+from qwenlab.stats.base.sums import Mean, estimated, means
+from qwenlab.stats.base.variables import described, result, variables as described_all
 from qwenlab.stats.experts import checked_load
 from qwenlab.stats.formulas import experts as formulas
 from qwenlab.stats.formulas.information import entropy, independent_information, mutual_information
-from qwenlab.stats.source import Source, along, described, estimated, ratio, read, result, statistic
 
 _BITS = 1 / np.log(2)
 
 
 @statistic
 def routing(source: Source, *, by_label: bool = False, level: float = 0.95) -> xr.Dataset:
-    """How surely each layer routes a token, and how often it changes its mind: means by [layer], with intervals.
+    """How certain the routing of a token is, and how often it changes: means by [layer], with intervals.
 
     entropy             of the router's softmax over all E experts, nats; entropy_share: over ln E
-    topk_entropy        of the k renormalised weights, nats; topk_entropy_share: over ln k. Another number than
-                        `entropy`: it knows nothing of the experts that were not chosen.
+    topk_entropy        of the k renormalised weights, nats; topk_entropy_share: over ln k. Not comparable with
+                        `entropy`: it ignores the experts that were not chosen.
     margin              probability of the k-th expert minus that of the (k+1)-th
     switch_rate         share of a token's k experts that the token before did not have
-    chance_switch_rate  the same for neighbours that know nothing of one another: 1 - sum of p^2 / k, p the share of
+    chance_switch_rate  the same for independent neighbours: 1 - sum of p^2 / k, p the share of
                         tokens that chose the expert. With several labels added up it is over them all.
     shared_gate         sigmoid of the shared expert's gate; only where there is a shared expert
     shared_share        its output's norm over that plus the routed output's norm; likewise
@@ -32,56 +36,42 @@ def routing(source: Source, *, by_label: bool = False, level: float = 0.95) -> x
     data = read(source, "routing", *needs, "measured", by_label=by_label)
     load, tokens, pairs = checked_load(data), data["tokens"], data["pairs"]
     top_k = _top_k(data)
-    least, most = np.log(top_k) or np.nan, np.log(data.sizes["expert"])
-    means = [
-        ("entropy", 1.0, "nat", "entropy of the router, all experts", most),
-        ("entropy_share", most, "share of ln E", "entropy of the router, all experts", 1.0),
-        ("topk_entropy", 1.0, "nat", "entropy of the top-k weights", np.log(top_k)),
-        ("topk_entropy_share", least, "share of ln k", "entropy of the top-k weights", 1.0),
-        ("margin", 1.0, "1", "margin of the k-th expert", 1.0),
-        ("shared_gate", 1.0, "1", "gate of the shared expert", 1.0),
-        ("shared_share", 1.0, "1", "share of the shared expert", 1.0),
-    ]
-    variables: dict[str, xr.DataArray] = {}
-    for name, unit, units, long_name, highest in means:
-        stored = f"{name.removesuffix('_share') if name.endswith('entropy_share') else name}_sum"
-        if stored in data:
-            sums = (data[stored] / unit, data["measured"])
-            variables |= estimated(
-                name, ratio, sums, data["measured"], units=units, long_name=long_name, level=level, within=(0, highest)
-            )
-    variables |= estimated(
-        "switch_rate",
-        lambda kept, n: 1 - ratio(kept, top_k * n),
-        (data["kept_sum"], pairs),
-        pairs,
-        units="share of experts",
-        long_name="experts the token before did not have",
-        level=level,
-        within=(0, 1),
-    )
-    variables |= estimated(
-        "chance_switch_rate",
-        lambda chose, n: 1 - along(["expert"], formulas.kept_if_independent, ratio(chose, n)) / top_k,
-        (load, tokens),
-        tokens,
-        units="share of experts",
-        long_name="the same between unrelated tokens",
-        level=level,
-        within=(0, 1),
-    )
+
+    def by_chance(chosen: xr.DataArray, n: xr.DataArray) -> xr.DataArray:
+        return 1 - along(["expert"], formulas.kept_if_independent, ratio(chosen, n)) / top_k
+
+    least, most = np.log(top_k), np.log(data.sizes["expert"])
+    sums = {**data, "entropy_share_sum": data["entropy_sum"] / most}
+    sums["topk_entropy_share_sum"] = data["topk_entropy_sum"] / (least or np.nan)
+    table = {
+        "entropy": Mean("nat", "entropy of the router, all experts", most, over="measured"),
+        "entropy_share": Mean("share of ln E", "entropy of the router, all experts", 1, over="measured"),
+        "topk_entropy": Mean("nat", "entropy of the top-k weights", least, over="measured"),
+        "topk_entropy_share": Mean("share of ln k", "entropy of the top-k weights", 1, over="measured"),
+        "margin": Mean("1", "margin of the k-th expert", 1, over="measured"),
+        "shared_gate": Mean("1", "gate of the shared expert", 1, over="measured"),
+        "shared_share": Mean("1", "share of the shared expert", 1, over="measured"),
+    }
+    how: dict[str, Any] = dict(units="share of experts", level=level, within=(0, 1))
+    before, unrelated = "experts the token before did not have", "the same between unrelated tokens"
+    kept, chose = (data["kept_sum"], pairs), (load, tokens)
+    variables = {
+        **means(sums, table, level),
+        **estimated("switch_rate", lambda same, n: 1 - ratio(same, top_k * n), kept, pairs, long_name=before, **how),
+        **estimated("chance_switch_rate", by_chance, chose, tokens, long_name=unrelated, **how),
+    }
     return result(data, variables)
 
 
 @statistic
 def coactivation(source: Source) -> xr.Dataset:
-    """Which experts are chosen together more often than their loads explain, by [layer, expert, expert_2].
+    """Co-activation: how much more often than by chance two experts are chosen together, by [layer, expert, expert_2].
 
     lift      tokens that chose both over `expected`; 1 by chance, NaN on the diagonal and for unused experts
     observed  tokens that chose both
-    expected  the same if company were blind: the table with these loads, k different experts a token and no other
-              preference (quasi-independence). The plain product of two shares would call every pair rare, since a
-              token's k experts always differ: for even loads by (k - 1) E / (k (E - 1)).
+    expected  the same if experts were chosen independently given their loads: the table with these loads, k different
+              experts a token and no other preference (quasi-independence). The plain product of two shares would call
+              every pair rare, since a token's k experts always differ: for even loads by (k - 1) E / (k (E - 1)).
 
     Where `expected` is small, lift is noise: its relative error by chance is about 1 / sqrt(expected).
     """
@@ -115,10 +105,10 @@ def coactivation(source: Source) -> xr.Dataset:
 
 @statistic
 def layer_overlap(source: Source, *, draws: int = 20, seed: int = 0) -> xr.Dataset:
-    """How much a token's first expert in one routed layer tells of its first expert in the next, by [layer].
+    """Mutual information between a token's first experts in one routed layer and the next, by [layer].
 
     information              mutual information of the two, bits (plug-in)
-    information_independent  what plug-in says of unrelated choices with the same loads and as few tokens: mean of
+    information_independent  its bias: the same for unrelated choices with the same loads and number of tokens, mean of
                              `draws` random tables with the same margins (seed)
     overlap                  information over the mean of the two entropies: 0 unrelated to 1 the same but for names
     overlap_independent      its bias, likewise
@@ -144,19 +134,16 @@ def layer_overlap(source: Source, *, draws: int = 20, seed: int = 0) -> xr.Datas
     scale = (entropy(tables.sum(axis=-1)) + entropy(tables.sum(axis=-2))) / 2
     scale = np.where(scale > 0, scale, np.nan)
     overlap, bias = information / scale, by_chance / scale
-    columns = {
-        "information": (information * _BITS, "bit", "information on the next layer's first expert"),
-        "information_independent": (by_chance * _BITS, "bit", "the same for unrelated choices"),
-        "overlap": (overlap, "share of entropy", "overlap with the next layer's first expert"),
-        "overlap_independent": (bias, "share of entropy", "the same for unrelated choices"),
-        "adjusted_overlap": ((overlap - bias) / (1 - bias), "1", "overlap beyond chance"),
+    over, unrelated = ("layer",), "the same for unrelated choices"
+    table = {
+        "information": (information * _BITS, over, "bit", "information on the next layer's first expert"),
+        "information_independent": (by_chance * _BITS, over, "bit", unrelated),
+        "overlap": (overlap, over, "share of entropy", "overlap with the next layer's first expert"),
+        "overlap_independent": (bias, over, "share of entropy", unrelated),
+        "adjusted_overlap": ((overlap - bias) / (1 - bias), over, "1", "overlap beyond chance"),
     }
     at = counts["layer"].coords | {"layer_next": ("layer", data["layer"].values[1:])}
-    variables = {
-        name: described(xr.DataArray(values, dims="layer"), units, long_name)
-        for name, (values, units, long_name) in columns.items()
-    }
-    return result(data, variables).assign_coords(at).assign_attrs(draws=draws, seed=seed)
+    return result(data, described_all(table)).assign_coords(at).assign_attrs(draws=draws, seed=seed)
 
 
 def _top_k(data: xr.Dataset) -> int:

@@ -1,4 +1,4 @@
-"""Do experts know what they read: routing against labels, beside a shuffled control."""
+"""Mutual information between experts and the labels of texts, against a shuffled control."""
 
 from __future__ import annotations
 
@@ -6,29 +6,32 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import NothingMeasured
+from qwenlab.stats.base.source import Source, read, statistic
+from qwenlab.stats.base.sums import estimated
+from qwenlab.stats.base.variables import bounds, check_level, result, variable, variables as described_all
 from qwenlab.stats.experts import checked_load
 from qwenlab.stats.formulas.information import entropy, mutual_information, permuted_information
-from qwenlab.stats.source import Source, bounds, check_level, described, estimated, read, result, statistic
+from qwenlab.stats.formulas.intervals import central
 
 _BITS = 1 / np.log(2)
 
 
 @statistic
 def specialisation(source: Source, *, permutations: int = 1000, level: float = 0.95, seed: int = 0) -> xr.Dataset:
-    """What one of a token's experts tells of its label, by [layer], beside what it tells of a shuffled one.
+    """Information of one of a token's experts on its label, by [layer], against shuffled labels.
 
     information           mutual information of label and expert over the chosen slots, bits (plug-in)
-    shuffled              mean of the same with labels shuffled: the bias, and what texts differ by anyway
-    shuffled_interval     where `level` of the shuffled values lie
+    shuffled              mean of the same with labels shuffled: the bias, and how much texts differ anyway
+    shuffled_interval     the central `level` of the shuffled values
     p_value               (1 + shufflings at least as informative) / (1 + permutations)
     specialisation        (information - shuffled) / (entropy of the labels - shuffled): 0 by chance, 1 when an expert
-                          names the label
+                          determines the label
     label_entropy         entropy of the labels over the slots, bits
     log_odds              [layer, expert, label] ln odds that a token of the label chooses the expert, over the same
                           for the other labels; half a token is added to each count. With an interval over folds.
 
     Tokens of one text resemble one another, so shuffling single tokens would call any difference between texts a
-    specialisation. What changes labels here are the blocks of (label, fold): whole texts, kept together.
+    specialisation. Here blocks of (label, fold) change labels: whole texts.
     """
     check_level(level)
     data = read(source, "routing", "load", "tokens")
@@ -42,37 +45,33 @@ def specialisation(source: Source, *, permutations: int = 1000, level: float = 0
     information = mutual_information(counts)
     of_labels = entropy(counts.sum(axis=-1))
     bias = shuffled.mean(axis=-1)
-    ends = np.quantile(shuffled, [0.5 - level / 2, 0.5 + level / 2], axis=-1).T
     as_informative = (shuffled >= information[:, None] - 1e-12).sum(axis=-1)
-    by_layer = {
-        "information": (information * _BITS, "bit", "information of an expert on the label"),
-        "shuffled": (bias * _BITS, "bit", "the same with shuffled labels"),
-        "p_value": ((1 + as_informative) / (1 + permutations), "1", "probability by shuffling alone"),
-        "specialisation": ((information - bias) / (of_labels - bias), "share of label entropy", "specialisation"),
-        "label_entropy": (of_labels * _BITS, "bit", "entropy of the labels"),
-    }
-    variables = {
-        name: described(xr.DataArray(values, dims="layer"), units, long_name)
-        for name, (values, units, long_name) in by_layer.items()
-    }
-    spread = bounds(xr.DataArray(ends * _BITS, dims=("layer", "bound")))
-    how = {"interval": "quantiles over shufflings", "level": level}
-    variables["shuffled_interval"] = described(spread, "bit", "the same with shuffled labels, interval", **how)
-    variables |= estimated(
-        "log_odds",
-        _log_odds,
-        (load, tokens),
-        tokens,
-        units="nat",
-        long_name="log odds of the expert beside other labels",
-        level=level,
+    of, same = ("layer",), "the same with shuffled labels"
+    variables = described_all(
+        {
+            "information": (information * _BITS, of, "bit", "information of an expert on the label"),
+            "shuffled": (bias * _BITS, of, "bit", same),
+            "p_value": ((1 + as_informative) / (1 + permutations), of, "1", "probability by shuffling alone"),
+            "specialisation": (
+                (information - bias) / (of_labels - bias),
+                of,
+                "share of label entropy",
+                "specialisation",
+            ),
+            "label_entropy": (of_labels * _BITS, of, "bit", "entropy of the labels"),
+        }
     )
+    method = {"interval": "quantiles over shufflings", "level": level}
+    ends = variable(central(shuffled, level) * _BITS, ("layer", "bound"), "bit", f"{same}, interval", method)
+    variables["shuffled_interval"] = bounds(ends)
+    meaning = "log odds of the expert, against other labels"
+    variables |= estimated("log_odds", _log_odds, (load, tokens), tokens, units="nat", long_name=meaning, level=level)
     out = result(data, variables).assign_coords(load["layer"].coords)
     return out.assign_attrs(permutations=permutations, seed=seed, blocks=len(label))
 
 
 def _blocks(load: xr.DataArray) -> tuple[np.ndarray, np.ndarray]:
-    """Loads [layer, block, expert] of the (label, fold) blocks that hold anything, and their labels [block]."""
+    """Loads [layer, block, expert] of the (label, fold) blocks with tokens, and their labels [block]."""
     values = load.transpose("layer", "label", "fold", "expert").values
     label, fold = np.nonzero(values.sum(axis=(0, 3)))
     seen = np.bincount(label, minlength=values.shape[1])

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from qwenlab.errors import MissingVariable, NothingMeasured
+from qwenlab.stats.base.rounds import about, about_all, by_place, several
+from qwenlab.stats.base.source import Source, statistic
+from qwenlab.stats.base.step_costs import StepCosts, by_width, read_costs
+from qwenlab.stats.base.variables import Variables, jackknife_method, share_method, variable, with_interval
 from qwenlab.stats.expert_union import expert_union
 from qwenlab.stats.formulas import acceptance as formulas
-from qwenlab.stats.formulas.resampling import by_cluster
-from qwenlab.stats.rounds import Bootstrap, about, about_all, bootstrap, places, said, several
-from qwenlab.stats.source import Source, statistic
-from qwenlab.stats.step_costs import StepCosts, by_width, read_costs
+from qwenlab.stats.formulas.intervals import by_cluster, jackknife_of_sums, share_of_sums
 
 PARTS = ("draft", "verify", "rollback", "overhead", "unexplained")
-"""What a round's time is spent on; unexplained: measured, and in none of the costs."""
+"""Parts of a round's time; unexplained: measured, and in none of the costs."""
 
 _AS_RUN = {
     "acceptance_length": ("token", "acceptance length: emitted / rounds"),
-    "as_run_tokens_per_second": ("token/s", "predicted tokens a second of the rounds as they were"),
-    "as_run_speedup": ("times", "predicted speed-up of the rounds as they were"),
-    "measured_tokens_per_second": ("token/s", "measured tokens a second"),
-    "gap": ("1", "gap: measured seconds a token over those predicted of the rounds as they were, less 1"),
+    "as_run_tokens_per_second": ("token/s", "predicted tokens per second of the rounds as run"),
+    "as_run_speedup": ("times", "predicted speed-up of the rounds as run"),
+    "measured_tokens_per_second": ("token/s", "measured tokens per second"),
+    "gap": ("1", "gap: measured seconds per token over the predicted of the rounds as run, less 1"),
 }
 
 
@@ -34,110 +34,113 @@ def speedup(
     costs: xr.Dataset,
     *,
     level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
 ) -> xr.Dataset:
-    """What drafting would pay at each fixed [depth], and what it did pay where ledgers say so.
+    """Predicted speed-up of drafting at each fixed [depth], and the measured speed-up where ledgers have times.
 
     Predicted from the deepest ledger's conditional rates c and the costs:
 
-    expected_length      1 + sum over i <= d of c_1 ... c_i, tokens a round
+    expected_length      1 + sum over i <= d of c_1 ... c_i, tokens per round
     seconds_per_round    d draft_step + verify_step(d + 1) + rollback + overhead
     tokens_per_second    expected_length / seconds_per_round
     speedup              tokens_per_second x plain_step
-    break_even_length    seconds_per_round / plain_step: tokens a round must emit to be as fast as plain decoding
-    break_even           the constant conditional rate a that emits as many: 1 + a + ... + a^d; 0 if it pays with none
+    break_even_length    seconds_per_round / plain_step: tokens per round needed to be as fast as plain decoding
+    break_even           the constant conditional rate a that emits as many: 1 + a + ... + a^d; 0 if it pays without any
                          accepted, NaN if it never pays
     best_depth           where speedup is largest, and best_speedup there; 0 and 1 (plain decoding) if none is above 1
 
     Of each ledger's own rounds, at its depth, NaN elsewhere:
 
     acceptance_length    emitted / rounds
-    as_run_speedup       by the costs, of the rounds as they were, ragged and cut; and as_run_tokens_per_second
+    as_run_speedup       by the costs, of the rounds as run, ragged and truncated; and as_run_tokens_per_second
     measured_speedup     from the ledger's `seconds`, of each round or, in its attrs, of all; over plain decoding: the
                          attr plain_seconds_per_token, or plain_step; and measured_tokens_per_second
-    gap                  measured seconds a token over those as run, less 1
-    seconds_per_token    [depth, part] draft, verify, rollback, overhead, and what of the measured is unexplained
+    gap                  measured seconds per token over those as run, less 1
+    seconds_per_token    [depth, part] draft, verify, rollback, overhead, and the unexplained part
 
-    Where the costs say how many experts a step touches:
+    Where the costs say how many experts a step touches, bytes of experts:
 
-    block_bytes          of experts that a verify step of d + 1 tokens reads;  plain_bytes: that a plain step reads
+    block_bytes          that a verify step of d + 1 tokens reads;  plain_bytes: that a plain step reads
     bytes_per_token      block_bytes / expected_length
 
     sources  one ledger (node "rounds"), or several of different depths as `by_depth` takes them
     costs    plain_step, draft_step, rollback and verify_step [width, 1 to depth + 1] in seconds; overhead, if measured;
              experts_touched [width], in experts a MoE layer, or expert_choice as `expert_union` takes it, with attrs
              bytes_per_expert and moe_layers, if known. `qwenlab.speculative.step_times` measures them.
-    level    of the intervals <name>_interval: percentile bootstrap, whole prompts drawn with replacement; the costs are
-             taken as exact
+    level    of the intervals <name>_interval over whole prompts: of predictions `formulas.intervals.share`, a
+             trial being a round; of measured_speedup `formulas.intervals.jackknife`,
+             of its logarithm. The costs are taken as exact
 
-    Rounds of any depth are supposed to begin at places alike, and drafts that a policy allowed to be like those it did
-    not: what was run and measured tells how far that carries. The prompt's prefill is in none of these.
+    This assumes that rounds of any depth begin at similar places, and that drafts which a policy allowed are like those
+    it did not; the measured values test that. The prompt's prefill is not included.
 
     Raises BadArgument, MissingVariable, NothingMeasured, else as `by_depth`.
     """
-    how = Bootstrap(level, resamples, seed)
+    method = share_method(level, "prompt")
     ledgers = several(sources)
     data = ledgers[-1]
-    depth, say = data.sizes["draft"], about(data)
+    depth, about_rates = data.sizes["draft"], about(data)
     paid = read_costs(costs, depth + 1)
-    rows = np.concatenate([places(data[name], depth) for name in ("tested", "accepted")], axis=1)
+    rows = np.concatenate([by_place(data[name], depth) for name in ("tested", "accepted")], axis=1)
     sums = by_cluster(rows, data["prompt"].values)
     if not sums[:, 0].any():
-        raise NothingMeasured("No draft of this ledger was tested: nothing says what drafting brings.")
-    seconds = paid.fixed(depth)
-    even = seconds / paid.plain
-
-    def predicted(sums: np.ndarray) -> np.ndarray:
-        return np.concatenate([formulas.chain(sums), formulas.chain(sums) / even], axis=-1)
-
-    (length, speed), ends = np.split(predicted(sums.sum(axis=0)), 2), np.split(how.interval(sums, predicted), 2)
+        raise NothingMeasured("No draft of this ledger was tested: its rounds say nothing about the gain of drafting.")
+    depths, seconds = np.arange(1, depth + 1), paid.fixed(depth)
+    even, rounds = seconds / paid.plain, np.repeat(sums[:, :1], depth, axis=1)
+    length = formulas.chain(sums.sum(axis=0))
+    ends = share_of_sums(sums, formulas.chain, rounds, level, least=np.ones(depth), most=depths + 1)
+    speed = length / even
     best, most = (int(np.nanargmax(speed)) + 1, np.nanmax(speed)) if np.nanmax(speed) > 1 else (0, 1.0)
     break_even = np.array([formulas.break_even(float(each), d) for d, each in enumerate(even, start=1)])
+    lengths, speeds = "predicted acceptance length", "predicted speed-up over plain decoding"
+    constant = "break-even: the constant conditional rate that pays for itself"
     at = ("depth",)
-    variables = {
-        **bootstrap("expected_length", length, ends[0], at, "token", "predicted acceptance length", say, how),
-        "seconds_per_round": said(seconds, at, "s", "predicted seconds a round", say),
-        "tokens_per_second": said(length / seconds, at, "token/s", "predicted tokens a second", say),
-        **bootstrap("speedup", speed, ends[1], at, "times", "predicted speed-up over plain decoding", say, how),
-        "break_even_length": said(even, at, "token", "break-even acceptance length", say),
-        "break_even": said(break_even, at, "1", "break-even: the constant conditional rate that pays for itself", say),
-        "best_depth": said(np.array(best), (), "draft", "best depth", say),
-        "best_speedup": said(np.array(most), (), "times", "predicted speed-up at the best depth", say),
-        **_as_run(ledgers, depth, paid, how),
-        **_bytes(costs, length, say),
+    table = {
+        "seconds_per_round": (seconds, at, "s", "predicted seconds per round"),
+        "tokens_per_second": (length / seconds, at, "token/s", "predicted tokens per second"),
+        "break_even_length": (even, at, "token", "break-even acceptance length"),
+        "break_even": (break_even, at, "1", constant),
+        "best_depth": (np.array(best), (), "draft", "best depth"),
+        "best_speedup": (np.array(most), (), "times", "predicted speed-up at the best depth"),
+        **_bytes(costs, length),
     }
-    out = xr.Dataset(variables, {"depth": np.arange(1, depth + 1), "part": list(PARTS)})
+    variables = {
+        **with_interval("expected_length", length, ends, at, "token", lengths, about_rates, method),
+        **with_interval("speedup", speed, ends / even[:, None], at, "times", speeds, about_rates, method),
+        **{name: variable(*row, about_rates) for name, row in table.items()},
+        **_as_run(ledgers, depth, paid, level),
+    }
+    out = xr.Dataset(variables, {"depth": depths, "part": list(PARTS)})
     out["depth"].attrs.update(units="draft", long_name="depth")
     facts = {f"costs_{name}": value for name, value in costs.attrs.items() if isinstance(value, str | int | float)}
-    return out.assign_attrs(say | how.attrs | facts | {"sample": "{}"})
+    return out.assign_attrs(about_rates | method | facts | {"sample": "{}"})
 
 
-def _as_run(ledgers: Sequence[xr.Dataset], depth: int, paid: StepCosts, how: Bootstrap) -> dict[str, xr.DataArray]:
-    """What the rounds of each ledger would cost, and what they did: in the row of its depth."""
-    rows = {ledger.sizes["draft"]: _of_ledger(ledger, paid, how) for ledger in ledgers}
-    say = about_all(ledgers)
+def _as_run(ledgers: Sequence[xr.Dataset], depth: int, paid: StepCosts, level: float) -> Variables:
+    """Predicted and measured cost of the rounds of each ledger, in the row of its depth."""
+    rows = {ledger.sizes["draft"]: _of_ledger(ledger, paid, level) for ledger in ledgers}
+    facts, at = about_all(ledgers), ("depth",)
 
     def over_depth(name: str) -> np.ndarray:
         nothing = np.full_like(rows[depth][name], np.nan)
         return np.stack([rows[d][name] if d in rows else nothing for d in range(1, depth + 1)])
 
-    at = ("depth",)
-    variables = {name: said(over_depth(name), at, units, means, say) for name, (units, means) in _AS_RUN.items()}
+    variables = {name: variable(over_depth(name), at, *row, facts) for name, row in _AS_RUN.items()}
     speed, ends = over_depth("measured_speedup"), over_depth("measured_speedup_interval")
-    means = "measured speed-up over plain decoding"
-    variables |= bootstrap("measured_speedup", speed, ends, at, "times", means, say, how)
-    parts = said(over_depth("seconds_per_token"), (*at, "part"), "s/token", "seconds a token, by part", say)
+    meaning, method = "measured speed-up over plain decoding", jackknife_method(level, "prompt")
+    variables |= with_interval("measured_speedup", speed, ends, at, "times", meaning, facts, method)
+    parts = variable(over_depth("seconds_per_token"), (*at, "part"), "s/token", "seconds per token, by part", facts)
     return variables | {"seconds_per_token": parts}
 
 
-def _of_ledger(data: xr.Dataset, paid: StepCosts, how: Bootstrap) -> dict[str, np.ndarray]:
-    """Of the rounds of one ledger as they were: their length, predicted and measured speed, and where the time goes."""
+def _of_ledger(data: xr.Dataset, paid: StepCosts, level: float) -> dict[str, np.ndarray]:
+    """Length of the rounds of one ledger, their predicted and measured speed, and their time by part."""
     tokens, by_part = data["emitted"].values.astype(np.float64), paid.of(data)
     each = data["seconds"].values if "seconds" in data else np.full(len(tokens), np.nan)
     spent = float(data.attrs.get("seconds", np.nan)) if np.isnan(each).any() else float(each.sum())
     plain = float(data.attrs.get("plain_seconds_per_token", paid.plain))
     sums = by_cluster(np.stack([tokens, each], axis=1), data["prompt"].values)
+    every = np.ones((len(sums), 1), bool)
+    ends = np.exp(jackknife_of_sums(sums, lambda s: np.log(s[..., :1] / s[..., 1:] * plain), every, level))
     emitted, predicted = tokens.sum(), by_part.sum()
     values = {
         "acceptance_length": emitted / len(tokens),
@@ -145,32 +148,32 @@ def _of_ledger(data: xr.Dataset, paid: StepCosts, how: Bootstrap) -> dict[str, n
         "as_run_speedup": emitted / predicted * paid.plain,
         "measured_tokens_per_second": emitted / spent,
         "measured_speedup": emitted / spent * plain,
-        "measured_speedup_interval": how.interval(sums, lambda s: s[..., :1] / s[..., 1:] * plain)[0],
+        "measured_speedup_interval": ends[0],
         "gap": spent / predicted - 1,
         "seconds_per_token": np.append(by_part, spent - predicted) / emitted,
     }
     return {name: np.asarray(value) for name, value in values.items()}
 
 
-def _bytes(costs: xr.Dataset, length: np.ndarray, say: dict[str, Any]) -> dict[str, xr.DataArray]:
-    """Bytes of experts that a verify step of each depth reads; nothing where the costs do not say."""
-    held = next((name for name in ("experts_touched", "expert_choice") if name in costs), None)
-    if held is None:
+def _bytes(costs: xr.Dataset, length: np.ndarray) -> dict[str, tuple[np.ndarray, tuple[str, ...], str, str]]:
+    """Bytes of experts that a verify step of each depth reads; empty where the costs do not say."""
+    name = next((name for name in ("experts_touched", "expert_choice") if name in costs), None)
+    if name is None:
         return {}
-    facts = costs.attrs | costs[held].attrs
-    if missing := [name for name in ("bytes_per_expert", "moe_layers") if name not in facts]:
+    facts = costs.attrs | costs[name].attrs
+    if missing := [fact for fact in ("bytes_per_expert", "moe_layers") if fact not in facts]:
         raise MissingVariable(
-            f"The costs have {held}, but do not say {', '.join(missing)}, so bytes cannot be said.\n"
-            f"Set costs.attrs, or leave {held} out."
+            f"The costs have {name} without {', '.join(missing)}, so its bytes are not known.\n"
+            f"Set costs.attrs, or leave {name} out."
         )
     widest = len(length) + 1
-    if held == "expert_choice":
-        touched = expert_union(costs[held], widths=range(1, widest + 1))["experts_touched"].values
+    if name == "expert_choice":
+        touched = expert_union(costs[name], widths=range(1, widest + 1))["experts_touched"].values
     else:
-        touched = by_width(costs, held, widest)
+        touched = by_width(costs, name, widest)
     read = touched * float(facts["bytes_per_expert"]) * float(facts["moe_layers"])
     return {
-        "block_bytes": said(read[1:], ("depth",), "B", "experts that a verify step reads", say),
-        "bytes_per_token": said(read[1:] / length, ("depth",), "B/token", "experts read for an emitted token", say),
-        "plain_bytes": said(read[0], (), "B", "experts that a plain step reads", say),
+        "block_bytes": (read[1:], ("depth",), "B", "experts that a verify step reads"),
+        "bytes_per_token": (read[1:] / length, ("depth",), "B/token", "experts read per emitted token"),
+        "plain_bytes": (read[0], (), "B", "experts that a plain step reads"),
     }

@@ -1,16 +1,13 @@
-"""Scores of texts: their mean, or that of paired differences, with an interval over the texts."""
+"""Mean score of texts, or mean of paired differences, with an interval over the texts."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import numpy as np
 import xarray as xr
 
 from qwenlab.errors import BadArgument
-from qwenlab.stats.formulas.paired import expanded_level
-from qwenlab.stats.rounds import Bootstrap
-from qwenlab.stats.source import bounds, described, statistic
+from qwenlab.stats.base.source import statistic
+from qwenlab.stats.base.variables import Bootstrap, described, with_interval
 
 
 @statistic
@@ -24,21 +21,19 @@ def over_texts(
 ) -> xr.Dataset:
     """The mean over texts of a score, or of how far it is above another score of the same texts.
 
-    score  [..., text], such as `tasks.score(...)["loss"]` or `tasks.recall_accuracy(...)["accuracy"]`
-    less   what to take from it first, text by text and dimension by dimension: the same texts in the same order
+    score  [..., text], such as `tasks.measure(...)["loss"]`
+    less   subtracted first, text by text and dimension by dimension: the same texts in the same order
 
     mean           [...], in the units of the score
-    mean_interval  [..., bound]: percentile bootstrap, whole texts drawn with replacement, expanded for few texts
-                   (`formulas.paired.expanded_level`); NaN below two texts. Of a handful it is too short all the same:
-                   it cannot reach beyond the texts' own values. A difference is made before texts are drawn, so that
-                   what a text does to both scores is no part of its error
-    texts          how many
-
-    A score that says its chance (attr chance) keeps it; a difference has none.
+    mean_interval  [..., bound]: `formulas.intervals.bootstrap` over whole texts; NaN below two texts. For a handful of
+                   texts it is too short: it cannot reach beyond their own values. Differences are taken text by text
+                   first, so that what two scores of a text have in common is not part of the error
+    texts          their number
+    chance         [...], mean over texts, of a score that has the coordinate `chance`; a difference has none
 
     Raises BadArgument for a score without the dimension text, for `less` of other texts, and for a score that is NaN.
     """
-    how = Bootstrap(level, resamples, seed, "texts")
+    how = Bootstrap(level, resamples, seed)
     for name, each in (("score", score), ("less", less)):
         if each is not None and not (isinstance(each, xr.DataArray) and "text" in each.dims):
             raise BadArgument(f"over_texts({name}=...): give a DataArray with the dimension 'text', one value a text.")
@@ -53,19 +48,18 @@ def over_texts(
         raise BadArgument(
             f"over_texts: {int(np.isnan(flat).sum())} scores are NaN.\nLeave those texts out of all scores."
         )
-    expanded = replace(how, level=expanded_level(level, texts))
-    ends = expanded.interval(
-        np.concatenate([np.ones((texts, 1)), flat], axis=1), lambda sums: sums[..., 1:] / sums[..., :1]
-    )
+    ends = how.interval(flat, lambda sums: sums / texts)
     mean = values.mean("text")
-    interval = mean.expand_dims(bound=2, axis=-1).copy(data=ends.reshape(*mean.shape, 2))
-    units, means = str(score.attrs.get("units", "1")), str(score.attrs.get("long_name", "score"))
-    means = means if less is None else f"difference of: {means}"
-    chance = {"chance": score.attrs["chance"]} if less is None and "chance" in score.attrs else {}
-    return xr.Dataset(
-        {
-            "mean": described(mean, units, means, **chance),
-            "mean_interval": bounds(described(interval, units, f"{means}, interval", **how.attrs)),
-            "texts": described(xr.DataArray(texts), "text", "texts"),
-        }
-    )
+    units, meaning = str(score.attrs.get("units", "1")), str(score.attrs.get("long_name", "score"))
+    meaning = meaning if less is None else f"difference of: {meaning}"
+    shaped = ends.reshape(*mean.shape, 2)
+    dims = [str(dim) for dim in mean.dims]
+    variables = with_interval("mean", mean.values, shaped, dims, units, meaning, {}, how.attrs)
+    out = xr.Dataset(variables, mean.coords)
+    out["texts"] = described(xr.DataArray(texts), "text", "texts")
+    if less is None and "chance" in score.coords and score["chance"].notnull().any():
+        chance = score["chance"].reset_coords(drop=True)
+        first = chance.isel(text=0, missing_dims="ignore")
+        more = (chance - first).mean([dim for dim in chance.dims if dim == "text"])
+        out["chance"] = described(first + more, "1", "accuracy of guessing, mean over texts")  # exact if all are equal
+    return out

@@ -1,4 +1,4 @@
-"""Arguments that several tasks take, checked alike."""
+"""Checks of arguments that several functions take."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from qwenlab.errors import BadArgument
 
 
 def whole(where: str, least: int = 1, **values: Any) -> None:
-    """Refuse values that are no whole numbers from `least` on; `where` is the function they were given to."""
+    """Raise BadArgument for a value that is not a whole number of at least `least`; `where` names the function."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise BadArgument(f"{where}({name}={value!r}): give a whole number, {least} or more.")
 
 
-def several(where: str, texts: Any) -> list[str]:
-    """The texts as a list; raises BadArgument for none, a single string, or what is no string."""
+def list_of_texts(where: str, texts: Any) -> list[str]:
+    """The texts as a list; raises BadArgument for an empty list, a single string, or an item that is not a string."""
     if isinstance(texts, str) or not isinstance(texts, Sequence) or not texts:
         raise BadArgument(f"{where}(checkpoint, texts): give a list of at least one text, not a single string.")
     if wrong := [index for index, text in enumerate(texts) if not isinstance(text, str)]:
@@ -25,8 +25,8 @@ def several(where: str, texts: Any) -> list[str]:
     return list(texts)
 
 
-def named(where: str, labels: Sequence[str] | None, count: int) -> list[str]:
-    """The domain of each of `count` texts, "" where none are given; raises BadArgument for another number."""
+def one_per_text(where: str, labels: Sequence[str] | None, count: int) -> list[str]:
+    """The label of each of `count` texts, "" without labels; raises BadArgument for another number of labels."""
     if labels is None:
         return [""] * count
     if isinstance(labels, str) or len(labels) != count:

@@ -1,4 +1,4 @@
-"""Arithmetic as text: running sums, so that every line but its second number follows from the text before it."""
+"""Arithmetic as text: running sums, so that all of a line but its second number follows from the text before it."""
 
 from __future__ import annotations
 

@@ -1,19 +1,18 @@
-"""A long text cut into passages of so many tokens."""
+"""Cut a long text into passages of equal length in tokens."""
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
 
-from qwenlab.checkpoint.open import require_checkpoint
+from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
 from qwenlab.errors import BadArgument
 
 
-def passages(checkpoint: Any, text: str, *, tokens: int = 512, count: int | None = None) -> list[str]:
-    """The first `count` passages of a text, or all: `tokens` tokens each, the last one shorter.
+def passages(checkpoint: Checkpoint, text: str, *, tokens: int = 512, count: int | None = None) -> list[str]:
+    """The first `count` passages of a text, or all of them: `tokens` tokens each, the last one shorter.
 
-    Cut where a token begins, so that nothing is lost or added: together the passages are the text, or its beginning.
-    Raises BadArgument for a text without tokens.
+    Cuts are where tokens begin, so that the passages joined are the text, or its beginning. Raises BadArgument for a
+    text without tokens.
     """
     if tokens < 1:
         raise BadArgument(f"passages(tokens={tokens}): give at least 1.")

@@ -1,27 +1,27 @@
-"""A text as tokens, with the place of each in the text and its share of the text's bytes."""
+"""Texts as tokens: the characters and bytes of each token, and padded batches."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import torch
 
-from qwenlab.checkpoint.open import require_checkpoint
+from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
 from qwenlab.errors import BadArgument
-from qwenlab.tasks.arguments import several, whole
+from qwenlab.tasks.arguments import list_of_texts, whole
 from qwenlab.tasks.task import Task
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A text's tokens, the last ones cut off where it is too long.
+    """The tokens of a text, up to a largest number.
 
     tokens  ids
-    spans   characters [begin, end) of the text that each token is of; tokens that share a character both have it
-    bytes   UTF-8 bytes of the text [token], int64: those up to the token's end that no token before it had. So they
-            add up to the text's, whatever the tokenizer normalises, drops, or makes of parts of a character
+    spans   characters [begin, end) of the text for each token; tokens that share a character both have it
+    bytes   UTF-8 bytes that each token adds, int64 [token]: those up to its end that no earlier token has. They add up
+            to the bytes of the text, also if the tokenizer normalises or drops characters, or splits them
     """
 
     text: str
@@ -30,8 +30,8 @@ class Encoded:
     bytes: np.ndarray
 
 
-def encoded(checkpoint: Any, text: str, max_tokens: int | None = None) -> Encoded:
-    """The text by the checkpoint's own tokenizer, as it is by default: with special tokens where it adds such."""
+def encoded(checkpoint: Checkpoint, text: str, max_tokens: int | None = None) -> Encoded:
+    """A text as the checkpoint's tokenizer encodes it by default, with the special tokens that it adds."""
     require_checkpoint(checkpoint)
     found = checkpoint.tokenizer(text, return_offsets_mapping=True)
     spans = [(int(begin), int(end)) for begin, end in found.offset_mapping]
@@ -42,11 +42,11 @@ def encoded(checkpoint: Any, text: str, max_tokens: int | None = None) -> Encode
     return Encoded(text, tuple(found.input_ids[:max_tokens]), tuple(spans[:max_tokens]), sizes)
 
 
-def all_encoded(checkpoint: Any, texts: Sequence[str], where: str, max_tokens: int | None) -> list[Encoded]:
-    """Each of the texts; raises BadArgument for one in which no token follows another, in the name of `where`."""
+def all_encoded(checkpoint: Checkpoint, texts: Sequence[str], where: str, max_tokens: int | None) -> list[Encoded]:
+    """Every text as tokens; raises BadArgument for a text of fewer than two, in the name of the function `where`."""
     if max_tokens is not None:
         whole(where, least=2, max_tokens=max_tokens)
-    found = [encoded(checkpoint, text, max_tokens) for text in several(where, texts)]
+    found = [encoded(checkpoint, text, max_tokens) for text in list_of_texts(where, texts)]
     if short := [index for index, each in enumerate(found) if len(each.tokens) < 2]:
         raise BadArgument(
             f"{where}: texts {short[:8]} have fewer than two tokens, and the first one is not predicted.\n"
@@ -55,17 +55,20 @@ def all_encoded(checkpoint: Any, texts: Sequence[str], where: str, max_tokens: i
     return found
 
 
-def text_task(checkpoint: Any, texts: Sequence[str], *, name: str, max_tokens: int | None = 512) -> Task:
-    """Texts of the user's as a task: every token but the first of each is asked for, and has its bytes.
+def text_task(
+    checkpoint: Checkpoint, texts: Sequence[str], *, name: str = "text", max_tokens: int | None = 512
+) -> Task:
+    """Plain texts as a task: every token but the first of each text is asked for.
 
-    max_tokens  longer texts are cut after so many. Raises BadArgument for a text of fewer than two tokens
+    max_tokens  longer texts are cut after this number of tokens
+
+    Raises BadArgument for a text of fewer than two tokens.
     """
-    found = all_encoded(checkpoint, texts, "text_task", max_tokens)
-    return plain_task(found, name)
+    return task_of(all_encoded(checkpoint, texts, "text_task", max_tokens), name)
 
 
-def plain_task(texts: Sequence[Encoded], name: str) -> Task:
-    """The task that asks for all tokens of some texts but the first ones."""
+def task_of(texts: Sequence[Encoded], name: str) -> Task:
+    """The task that asks for every token but the first of each text."""
     return Task(
         name,
         tokens=tuple(each.tokens for each in texts),
@@ -74,7 +77,15 @@ def plain_task(texts: Sequence[Encoded], name: str) -> Task:
     )
 
 
+def padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask of sequences, int64 [sequence, position] each, padded on the right."""
+    width = max(map(len, sequences))
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in sequences], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in sequences], device=device)
+    return ids, mask
+
+
 def _bytes_until(text: str, ends: np.ndarray) -> np.ndarray:
-    """UTF-8 bytes before each of these places of the text, int64."""
+    """UTF-8 bytes before each of these character positions of the text, int64."""
     sizes = np.fromiter((len(character.encode()) for character in text), np.int64, len(text))
     return np.concatenate([[0], np.cumsum(sizes)])[ends].astype(np.int64)

@@ -8,47 +8,54 @@ from typing import Any
 
 import torch
 
-from qwenlab.checkpoint.open import require_checkpoint
+from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
 from qwenlab.errors import BadArgument
 from qwenlab.tasks.arguments import whole
-from qwenlab.tasks.batching import Batch
+from qwenlab.tasks.encoding import padded
 from qwenlab.tasks.task import Task
 
 _SLICE = 2**22  # logits that are looked at together, in float64
 
 
 @dataclass(frozen=True)
-class TaskBatch(Batch):
-    """A Batch of sequences of tasks, and which tokens of it are asked for: bool [batch, position].
+class TaskBatch:
+    """Sequences of tasks, padded on the right.
 
-    texts  the index of each sequence over those of all tasks, one task after another
+    input_ids, attention_mask  int64 [batch, position]
+    texts                      the index of each sequence among those of all tasks, in the order of the tasks
+    asked                      bool [batch, position]: the tokens that are asked for
     """
 
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    texts: tuple[int, ...]
     asked: torch.Tensor
 
     @property
     def kept(self) -> torch.Tensor:
-        """The positions, ascending, whose logits predict an asked token of any sequence of the batch: int [kept]."""
+        """Positions whose logits predict an asked token of any sequence of the batch: int [kept], ascending."""
         return self.asked[:, 1:].any(dim=0).nonzero()[:, 0]
 
     @property
     def inputs(self) -> dict[str, torch.Tensor]:
-        """The keyword arguments of a model's forward: logits are made at the positions `kept`, and nowhere else."""
-        return {**super().inputs, "logits_to_keep": self.kept}
+        """Keyword arguments of a model's forward, which then computes logits at the positions `kept` only."""
+        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask, "logits_to_keep": self.kept}
 
 
-def task_batches(checkpoint: Any, tasks: Sequence[Task], *, batch_size: int = 8) -> Iterator[TaskBatch]:
+def task_batches(checkpoint: Checkpoint, tasks: Sequence[Task], *, batch_size: int = 8) -> Iterator[TaskBatch]:
     """All sequences of the tasks, `batch_size` at a time, padded on the right, on the model's device.
 
-    Sequences of like lengths come together, whatever task they are of, the longest first: so what does not fit into
-    memory shows at once. Raises BadArgument for no task, two of one name, or a token that the model has no row for.
+    Sequences of similar length come together, whatever their task. The longest come first, so that a batch that does
+    not fit into memory fails at once. Raises BadArgument for a list without tasks, two tasks of one name, or a token
+    that is not in the model's embedding.
     """
     whole("task_batches", batch_size=batch_size)
     check_tasks("task_batches", tasks)
     sequences = [sequence for task in tasks for sequence in task.tokens]
     asked = [positions for task in tasks for positions in task.asked]
     require_checkpoint(checkpoint)
-    rows = checkpoint.model.get_input_embeddings().weight.shape[0]
+    embeddings: Any = checkpoint.model.get_input_embeddings()
+    rows = embeddings.weight.shape[0]
     for task in tasks:
         least, most = min(map(min, task.tokens)), max(map(max, task.tokens))
         if least < 0 or most >= rows:
@@ -60,18 +67,15 @@ def task_batches(checkpoint: Any, tasks: Sequence[Task], *, batch_size: int = 8)
     order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        width = len(sequences[chosen[0]])
-        ids, mask = torch.zeros(len(chosen), width, dtype=torch.long), torch.zeros(len(chosen), width, dtype=torch.long)
-        wanted = torch.zeros(len(chosen), width, dtype=torch.bool)
+        ids, mask = padded([sequences[index] for index in chosen], device)
+        wanted = torch.zeros(ids.shape, dtype=torch.bool)
         for row, index in enumerate(chosen):
-            ids[row, : len(sequences[index])] = torch.tensor(sequences[index])
-            mask[row, : len(sequences[index])] = 1
             wanted[row, list(asked[index])] = True
-        yield TaskBatch(ids.to(device), mask.to(device), tuple(chosen), wanted.to(device))
+        yield TaskBatch(ids, mask, tuple(chosen), wanted.to(device))
 
 
 def check_tasks(where: str, tasks: Any) -> None:
-    """Refuse what is no list of tasks with names of their own."""
+    """Raise BadArgument unless `tasks` is a list of tasks with different names."""
     if isinstance(tasks, Task) or not tasks or not all(isinstance(task, Task) for task in tasks):
         raise BadArgument(f"{where}(checkpoint, tasks): give a list of at least one qwenlab.tasks.Task.")
     names = [task.name for task in tasks]
@@ -83,18 +87,19 @@ def check_tasks(where: str, tasks: Any) -> None:
 
 @torch.no_grad()
 def grade(batch: TaskBatch, logits: torch.Tensor, reference: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-    """Scores of each sequence of a batch, [batch], each the mean over its asked tokens.
+    """Scores of each sequence of a batch: means over its asked tokens, [batch] each.
 
-    logits     [batch, position, vocabulary] of the model: at all positions, or at those that `batch.inputs` keeps
-    reference  the same of the model before it was edited
+    logits     [batch, position, vocabulary] of the model: at all positions, or at `batch.kept` only
+    reference  logits of the unedited model, of the same shape
 
-    loss       -ln p(x[t] | x[..t-1]), nat
+    loss       -ln p(x[t] | x[..t-1]), nat/token
     accuracy   whether x[t] is the argmax over the whole vocabulary
-    kl         KL(reference || logits): sum over the vocabulary of p ln(p / q), nat; with a reference only
-    agreement  whether both have the same argmax; with a reference only
+    kl         KL(reference || logits): sum over the vocabulary of p ln(p / q), nat/token; only with a reference
+    agreement  whether both have the same argmax; only with a reference
 
-    Float64, or float32 on a device that has no other, whatever the logits are in, and NaN where these are NaN; a few
-    rows of logits at a time, so that memory hardly grows with the vocabulary. Raises BadArgument for other shapes.
+    Scores are float64, or float32 on a device without float64, whatever the dtype of the logits. They are NaN where the
+    logits are. A few rows of logits are read at a time, so that memory hardly grows with the vocabulary. Raises
+    BadArgument for other shapes.
     """
     rows, _, scores = asked_scores(batch, logits, reference)
     number = len(batch.texts)
@@ -108,7 +113,7 @@ def grade(batch: TaskBatch, logits: torch.Tensor, reference: torch.Tensor | None
 def asked_scores(
     batch: TaskBatch, logits: torch.Tensor, reference: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """What `grade` averages: row and position of each asked token of the batch, in order, and its scores, [asked]."""
+    """The values that `grade` averages: row and position of each asked token of the batch, and its scores, [asked]."""
     place = _places(batch, logits)
     if reference is not None and reference.shape != logits.shape:
         raise BadArgument(
@@ -124,7 +129,7 @@ def asked_scores(
         found.append(_of_tokens(logprob, token))
         if reference is not None:
             before = _logprob(reference[row.to(reference.device), at.to(reference.device)].to(logits.device))
-            found[-1] |= _beside(logprob, before)
+            found[-1] |= _differences(logprob, before)
     return rows, positions, {name: torch.cat([each[name] for each in found]) for name in found[0]}
 
 
@@ -135,8 +140,8 @@ def _of_tokens(logprob: torch.Tensor, tokens: torch.Tensor) -> dict[str, torch.T
     return {"loss": loss, "accuracy": right.masked_fill(loss.isnan(), torch.nan)}
 
 
-def _beside(logprob: torch.Tensor, before: torch.Tensor) -> dict[str, torch.Tensor]:
-    """KL(before || these) and equality of the argmax, of log-probabilities [asked, vocabulary]."""
+def _differences(logprob: torch.Tensor, before: torch.Tensor) -> dict[str, torch.Tensor]:
+    """KL divergence from `before` and equality of the argmax, of log-probabilities [asked, vocabulary]."""
     same = (logprob.argmax(dim=-1) == before.argmax(dim=-1)).to(logprob.dtype)
     impossible = before == -torch.inf  # p ln(p / q) is 0 there
     kl = (before.exp() * (before - logprob)).masked_fill_(impossible, 0).sum(dim=-1)
@@ -148,7 +153,7 @@ def _logprob(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _places(batch: TaskBatch, logits: torch.Tensor) -> torch.Tensor:
-    """Where in the logits' positions the prediction of the token at each position stands: int [position]."""
+    """The index along the logits' positions that predicts the token at each position: int [position]."""
     texts, width = batch.input_ids.shape
     kept = batch.kept.to(logits.device)
     position = torch.arange(width, device=logits.device)

@@ -14,34 +14,37 @@ import numpy as np
 import torch
 import xarray as xr
 
+from qwenlab.capture.provenance import provenance_of
+from qwenlab.checkpoint.open import Checkpoint
 from qwenlab.errors import BadArgument, MissingExtra
 from qwenlab.tasks.arguments import whole
 
-_RESAMPLES = 1000  # for the standard error of metrics that are no means
+_RESAMPLES = 1000  # for the standard error of metrics that are not means
 
 
 def harness_scores(
-    checkpoint: Any,
+    checkpoint: Checkpoint,
     tasks: Sequence[str],
     *,
     task_folder: str | os.PathLike[str] | None = None,
     limit: int | None = None,
     batch_size: int = 8,
 ) -> xr.Dataset:
-    """What lm-evaluation-harness says of the model as it is: inside an edit's `with` block, of the edited one.
+    """Scores of the model on tasks of lm-evaluation-harness; inside an edit's `with` block, of the edited model.
 
     tasks        names of its tasks, groups or tags
-    task_folder  of task files (YAML) of your own, looked through first. A task file can run code; and the harness's own
-                 tasks, of which most download a dataset, take it half a minute to list, so they are only where a name
-                 is not found in the folder
-    limit        documents of each task, the first ones; by default all
+    task_folder  a folder of task files (YAML) of your own, which is searched first. A task file can run code. Most of
+                 the harness's own tasks download a dataset, and listing them takes half a minute, so they are listed
+                 only if a name is not in the folder
+    limit        the number of documents of each task, from the first; by default all
 
-    By `score`, with the coordinates task, metric, filter (what the harness does to an answer before it is compared) and
-    better ("higher", "lower", or "" where it does not say): value; stderr, NaN where it has none; samples (documents;
-    NaN for a group); shots. attrs have the versions of the harness and of each task.
+    By `score`, with the coordinates task, metric, filter (applied by the harness to an answer before comparing) and
+    better ("higher", "lower", or "" if unknown): value; stderr, NaN if the harness has none; samples (documents; NaN
+    for a group); shots. The attributes hold the versions of the harness and of each task, and say where the scores come
+    from, under the names of `Recording.attrs`; their texts are the requests that the harness made.
 
-    The model, the tokenizer and the generators of random numbers are afterwards as they were before. Raises
-    MissingExtra without `pip install 'qwenlab[harness]'`, and BadArgument for a name that the harness does not know.
+    The model, the tokenizer and the random number generators are restored. Raises MissingExtra without
+    `pip install 'qwenlab[harness]'`, and BadArgument for a name that the harness does not know.
     """
     names = [tasks] if isinstance(tasks, str) else list(tasks)
     if not names:
@@ -49,18 +52,31 @@ def harness_scores(
     whole("harness_scores", batch_size=batch_size, **({} if limit is None else {"limit": limit}))
     lm_eval, wrapper, manager_of = _harness()
     manager = _manager(manager_of, names, task_folder)
-    with _as_it_was(checkpoint.model):
+    with _restored(checkpoint.model):
         wrapped = wrapper(
             pretrained=checkpoint.model, tokenizer=copy.deepcopy(checkpoint.tokenizer), batch_size=batch_size
         )
         found = lm_eval.simple_evaluate(
-            wrapped, tasks=names, task_manager=manager, limit=limit, bootstrap_iters=_RESAMPLES, log_samples=False
+            wrapped, tasks=names, task_manager=manager, limit=limit, bootstrap_iters=_RESAMPLES, log_samples=True
         )
-    return _dataset(found, str(lm_eval.__version__))
+    requests = _requests(found["samples"])
+    read = [checkpoint.tokenizer(text).input_ids for _, text in requests]
+    facts = provenance_of(checkpoint, read, [task for task, _ in requests])
+    return _dataset(found, str(lm_eval.__version__)).assign_attrs(facts)
+
+
+def _requests(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[tuple[str, str]]:
+    """Task and text of every request: a context, and the continuation that is scored after it."""
+    return [
+        (task, "".join(part for part in request if isinstance(part, str)))
+        for task, documents in samples.items()
+        for document in documents
+        for request in document["arguments"]
+    ]
 
 
 def _harness() -> tuple[Any, Any, Any]:
-    """The package, its wrapper of transformers' models, and its manager of tasks."""
+    """lm_eval, its wrapper of transformers models, and its task manager."""
     try:
         import lm_eval
         from lm_eval.models.huggingface import HFLM
@@ -73,7 +89,7 @@ def _harness() -> tuple[Any, Any, Any]:
 
 
 def _manager(manager_of: Any, names: list[str], folder: str | os.PathLike[str] | None) -> Any:
-    """A manager that knows all the names: of the folder alone if that has them."""
+    """A task manager that knows all the names: of the folder alone if it has them."""
     if folder is not None:
         if not os.path.isdir(folder):
             raise BadArgument(f"harness_scores(task_folder={str(folder)!r}): there is no such folder.")
@@ -92,10 +108,10 @@ def _manager(manager_of: Any, names: list[str], folder: str | os.PathLike[str] |
 
 
 @contextmanager
-def _as_it_was(model: torch.nn.Module) -> Iterator[None]:
-    """Put back what the harness changes: which modules are training, and the generators, which it seeds."""
+def _restored(model: torch.nn.Module) -> Iterator[None]:
+    """Restore which modules are in training mode, and the random number generators, which the harness seeds."""
     modes = {module: module.training for module in model.modules()}
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002  the global one is what is seeded
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002  the harness seeds the global one
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             yield
@@ -107,7 +123,7 @@ def _as_it_was(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _dataset(found: Mapping[str, Any], version: str) -> xr.Dataset:
-    """The harness's results, a row for each task, metric and filter."""
+    """The results of the harness: one row per task, metric and filter."""
     rows = []
     for task, scores in found["results"].items():
         directions = found["higher_is_better"].get(task, {})

@@ -1,4 +1,4 @@
-"""The held-out texts that ship with the package, by domain. No toy checkpoint was trained on any of them."""
+"""Held-out texts that ship with the package, by domain. No toy checkpoint was trained on them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SEPARATOR = "\f"
 def texts(domain: str, count: int | None = None) -> list[str]:
     """The first `count` held-out texts of a domain, or all of them.
 
-    Raises BadArgument for an unknown domain, or more texts than it has.
+    Raises BadArgument for an unknown domain, or if it has fewer texts.
     """
     if domain not in DOMAINS:
         near = difflib.get_close_matches(domain, DOMAINS, n=1)

@@ -1,9 +1,8 @@
-"""A model's scores on tasks, one row a sequence."""
+"""Measure a model: scores by sequence of some tasks, and the loss of every token of some texts."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,67 +10,154 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from qwenlab.tasks.arguments import whole
+from qwenlab.capture.provenance import provenance_of
+from qwenlab.checkpoint.caches import cached_by
+from qwenlab.checkpoint.open import Checkpoint
+from qwenlab.tasks.arguments import one_per_text, whole
+from qwenlab.tasks.encoding import all_encoded, task_of
 from qwenlab.tasks.grading import TaskBatch, asked_scores, check_tasks, grade, task_batches
 from qwenlab.tasks.task import Task
+from qwenlab.tasks.token_classes import CLASSES, classes_of
+
+_LOSS = {"units": "nat/token", "long_name": "next-token loss"}
+_BYTES = {"units": "byte", "long_name": "UTF-8 bytes that the token adds"}
 
 
 @torch.no_grad()
-def measure(checkpoint: Any, tasks: Sequence[Task], *, batch_size: int = 8, progress: bool = False) -> xr.Dataset:
-    """Scores of every sequence of some tasks, in the tasks' order, along `text` with the coordinate `task`.
+def measure(
+    checkpoint: Checkpoint,
+    tasks: Sequence[Task],
+    *,
+    block: int | None = None,
+    batch_size: int = 8,
+    progress: bool = False,
+) -> xr.Dataset:
+    """Scores of every sequence of some tasks, along `text`, in the order of the tasks.
 
-    loss           of the asked tokens, nat a token, mean
-    accuracy       share of asked tokens that are the model's argmax
+    block  tokens read in one pass, on a cache: 1 as in decoding. By default a sequence is read at once, without a cache
+
+    loss           mean loss of the asked tokens, nat/token
+    accuracy       share of the asked tokens that are the model's argmax
     bits_per_byte  loss of all asked tokens over their UTF-8 bytes, in bits; NaN for tasks that have no bytes
-    asked          tokens asked for
+    asked          number of asked tokens
 
-    attrs["chance"] holds, as JSON, the chance of each task that has one. Inside an edit's `with` block the scores are
-    the edited model's. Raises BadArgument.
+    Coordinates: task, its name; chance, the accuracy of a guess, NaN for plain text. The attributes say where the
+    scores come from, under the names of `Recording.attrs`. Inside an edit's `with` block the scores are those of the
+    edited model. Raises BadArgument.
     """
     check_tasks("measure", tasks)
-    whole("measure", batch_size=batch_size)
+    whole("measure", batch_size=batch_size, **({} if block is None else {"block": block}))
+    sequences = [sequence for task in tasks for sequence in task.tokens]
     asked = np.array([len(positions) for task in tasks for positions in task.asked])
     sizes = np.array([size for task in tasks for size in task.bytes or [np.nan] * len(task.tokens)])
     loss, accuracy = np.full(len(asked), np.nan), np.full(len(asked), np.nan)
-    for batch, logits in read(checkpoint, tasks, batch_size, progress):
+    for batch, logits in _logits(checkpoint, tasks, batch_size, progress, block):
         found = grade(batch, logits)
         loss[list(batch.texts)] = found["loss"].cpu().numpy()
         accuracy[list(batch.texts)] = found["accuracy"].cpu().numpy()
     bits = loss * asked / np.log(2) / np.where(sizes > 0, sizes, np.nan)
-    chance = json.dumps({task.name: task.chance for task in tasks if task.chance is not None})
-    names = [task.name for task in tasks for _ in task.tokens]
+    coords = by_text(tasks)
     return xr.Dataset(
         {
             "loss": ("text", loss, {"units": "nat/token", "long_name": "loss of the asked tokens"}),
-            "accuracy": (
-                "text",
-                accuracy,
-                {"units": "1", "long_name": "asked tokens given as first choice", "chance": chance},
-            ),
+            "accuracy": ("text", accuracy, {"units": "1", "long_name": "asked tokens given as first choice"}),
             "bits_per_byte": ("text", bits, {"units": "bit/byte", "long_name": "bits per byte"}),
             "asked": ("text", asked, {"units": "token", "long_name": "tokens asked for"}),
         },
-        {"task": ("text", names, {"long_name": "task"})},
-        {"chance": chance},
+        coords,
+        provenance_of(checkpoint, sequences, coords["task"][1]),
     )
 
 
-def token_losses(
-    checkpoint: Any, tasks: Sequence[Task], batch_size: int, progress: bool
-) -> Iterator[tuple[int, np.ndarray]]:
-    """The losses [asked] of one sequence after another, with its index, in the order of `task_batches`."""
-    for batch, logits in read(checkpoint, tasks, batch_size, progress):
+def by_text(tasks: Sequence[Task]) -> dict[str, Any]:
+    """The coordinates `task` and `chance` of every sequence of some tasks."""
+    chance = [np.nan if task.chance is None else task.chance for task in tasks for _ in task.tokens]
+    about = {"units": "1", "long_name": "accuracy of guessing among the possible answers"}
+    return {
+        "task": ("text", [task.name for task in tasks for _ in task.tokens], {"long_name": "task"}),
+        "chance": ("text", np.array(chance), about),
+    }
+
+
+@torch.no_grad()
+def losses(
+    checkpoint: Checkpoint,
+    texts: Sequence[str],
+    *,
+    labels: Sequence[str] | None = None,
+    max_tokens: int | None = 512,
+    n: int = 3,
+    batch_size: int = 8,
+    progress: bool = False,
+) -> xr.Dataset:
+    """The loss of every token but the first of each text, one row per token along `token`, text after text.
+
+    labels      the domain of each text; by default ""
+    max_tokens  longer texts are cut after this number of tokens
+    n           length of the n-grams of the class `repeated`
+
+    loss   -ln p(x[t] | x[..t-1]), nat/token;  id: x[t]
+    bytes  UTF-8 bytes that x[t] adds to the text: those up to its end that no earlier token has
+    repeated, first, associative, content, function
+           bool: whether x[t] is in the class, as defined by `token_classes`
+
+    Coordinates: text, its index; position, t; domain, its label. The attributes say where the losses come from, under
+    the names of `Recording.attrs`. Pass the Dataset to `qwenlab.stats.losses`; there every further bool variable is one
+    more class. Raises BadArgument, also for a text of fewer than two tokens.
+    """
+    whole("losses", batch_size=batch_size)
+    found = all_encoded(checkpoint, texts, "losses", max_tokens)
+    domains = one_per_text("losses", labels, len(found))
+    classes = [classes_of(each, n) for each in found]
+    by_text = _token_losses(checkpoint, task_of(found, "texts"), batch_size, progress)
+    data: dict[str, Any] = {
+        "loss": ("token", np.concatenate(by_text), _LOSS),
+        "id": ("token", np.concatenate([each.tokens[1:] for each in found]), {"units": "id", "long_name": "token"}),
+        "bytes": ("token", np.concatenate([each.bytes[1:] for each in found]), _BYTES),
+    }
+    for name, means in CLASSES.items():
+        values = np.concatenate([each[name][1:] for each in classes])
+        data[name] = ("token", values, {"units": "1", "long_name": f"{name}: {means}"})
+    lengths = [len(each.tokens) - 1 for each in found]
+    position = np.concatenate([np.arange(1, length + 1) for length in lengths])
+    coords: dict[str, Any] = {
+        "text": ("token", np.repeat(np.arange(len(found)), lengths), {"units": "1", "long_name": "number of the text"}),
+        "position": ("token", position, {"units": "token", "long_name": "place in the text"}),
+        "domain": ("token", np.repeat(np.array(domains), lengths), {"long_name": "domain"}),
+    }
+    facts = provenance_of(checkpoint, [each.tokens for each in found], domains)
+    return xr.Dataset(data, coords, {"n": n, "texts": len(found)} | facts)
+
+
+def _token_losses(checkpoint: Checkpoint, task: Task, batch_size: int, progress: bool) -> list[np.ndarray]:
+    """The losses [asked] of every sequence of a task, in nat/token."""
+    found = [np.empty(0)] * len(task.tokens)
+    for batch, logits in _logits(checkpoint, [task], batch_size, progress):
         rows, _, scores = asked_scores(batch, logits)
         loss = scores["loss"].cpu().numpy()
         for row, index in enumerate(batch.texts):
-            yield index, loss[rows.cpu().numpy() == row]
+            found[index] = loss[rows.cpu().numpy() == row]
+    return found
 
 
-def read(
-    checkpoint: Any, tasks: Sequence[Task], batch_size: int, progress: bool
+def _logits(
+    checkpoint: Checkpoint, tasks: Sequence[Task], batch_size: int, progress: bool, block: int | None = None
 ) -> Iterator[tuple[TaskBatch, torch.Tensor]]:
-    """Batches with the model's logits."""
-    total = sum(len(task.tokens) for task in tasks)
-    found: Iterable[TaskBatch] = task_batches(checkpoint, tasks, batch_size=batch_size)
-    for batch in tqdm(found, total=-(-total // batch_size), desc="measuring", unit="batch", disable=not progress):
-        yield batch, checkpoint.model(**batch.inputs, use_cache=False).logits
+    """Every batch with the model's logits at the positions that the batch needs."""
+    model: Any = checkpoint.model
+    total = -(-sum(len(task.tokens) for task in tasks) // batch_size)
+    batches = task_batches(checkpoint, tasks, batch_size=batch_size)
+    for batch in tqdm(batches, total=total, desc="measuring", unit="batch", disable=not progress):
+        yield batch, model(**batch.inputs, use_cache=False).logits if block is None else _in_blocks(model, batch, block)
+
+
+def _in_blocks(model: Any, batch: TaskBatch, block: int) -> torch.Tensor:
+    """The same logits, with `block` tokens read in one pass on a cache, up to the last position that is needed."""
+    kept, found, cached = batch.kept, [], cached_by(model)
+    for start in range(0, int(kept[-1]) + 1, block):
+        stop = min(start + block, int(kept[-1]) + 1)
+        inside = kept[(kept >= start) & (kept < stop)] - start
+        tokens, mask = batch.input_ids[:, start:stop], batch.attention_mask[:, :stop]
+        out = model(tokens, attention_mask=mask, use_cache=True, logits_to_keep=inside, **cached)
+        found.append(out.logits)
+    return torch.cat(found, dim=1)

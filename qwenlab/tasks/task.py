@@ -1,4 +1,4 @@
-"""`Task`: sequences of tokens, and which of their tokens are scored. What a suite scores is a list of these."""
+"""`Task`: sequences of tokens, and the tokens in them that a model is scored on."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from qwenlab.errors import BadArgument
 
 @dataclass(frozen=True)
 class Task:
-    """Sequences, and the positions of each whose token is asked for.
+    """Sequences of tokens, and the positions in each that are scored.
 
-    name     what its scores are called
-    tokens   ids of every sequence
-    asked    positions t >= 1 of every sequence: x[t] is scored, as predicted from x[..t-1]
-    chance   accuracy of guessing evenly among the possible answers; None for plain text
-    answers  ids that an answer is among, where they are a closed set
-    bytes    UTF-8 bytes of the asked tokens of every sequence, for bits per byte; None where that says nothing
+    name     of the task, in its scores
+    tokens   token ids of every sequence
+    asked    positions t >= 1 in every sequence: x[t] is scored, as predicted from x[..t-1]
+    chance   accuracy of guessing uniformly among the possible answers; None for plain text
+    answers  token ids of all possible answers, if these are a closed set
+    bytes    UTF-8 bytes of the asked tokens of every sequence, for bits per byte; None where that has no meaning
 
-    Raises BadArgument for fields that do not fit one another.
+    Raises BadArgument for fields that are inconsistent.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Task:
             if self.answers is not None and not {sequence[t] for t in asked} <= set(self.answers):
                 self._refuse(f"sequence {index} asks for a token that is not among its answers")
         if self.chance is not None and not (math.isfinite(self.chance) and 0 <= self.chance <= 1):
-            self._refuse(f"chance={self.chance!r} is no probability")
+            self._refuse(f"chance={self.chance!r} is not a probability")
 
     def _refuse(self, why: str) -> None:
         raise BadArgument(f"Task {self.name!r}: {why}.")

@@ -1,24 +1,24 @@
-"""Classes of tokens: what the text before a token has already shown of it, and the word that it lies in."""
+"""Classes of tokens: by whether the token occurred earlier in the text, and by the word that it is part of."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from qwenlab.tasks.arguments import several, whole
+from qwenlab.checkpoint.open import Checkpoint
+from qwenlab.tasks.arguments import list_of_texts, whole
 from qwenlab.tasks.encoding import Encoded, encoded
 
 CLASSES = {
-    "repeated": "ends an n-gram that stood in the text before",
-    "first": "stands in the text for the first time",
-    "associative": "follows its predecessor as it did before in the text",
-    "content": "lies in a word that is no function word",
-    "function": "lies in an English function word",
+    "repeated": "ends an n-gram that occurred earlier in the text",
+    "first": "occurs in the text for the first time",
+    "associative": "follows its predecessor as it did earlier in the text",
+    "content": "is part of a word that is not a function word",
+    "function": "is part of an English function word",
 }
-"""The classes and what a token of each does. They overlap, and a token can be in none."""
+"""The classes, and what is true of their tokens. They overlap, and a token can be in none."""
 
 _FUNCTION_WORDS = """
 a an the this that these those each every either neither some any no all both such another other
@@ -44,33 +44,35 @@ we're we've we'll we'd they're they've they'll they'd that's there's who's what'
 """
 
 FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
-"""A closed list of English function words, in small letters: determiners, pronouns, prepositions, conjunctions,
-auxiliaries, the commonest adverbs without a meaning of their own, and what these are contracted to."""
+"""A closed list of English function words in lower case: determiners, pronouns, prepositions, conjunctions,
+auxiliaries, frequent adverbs, and contractions of these."""
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 
 
-def token_classes(checkpoint: Any, text: str, *, n: int = 3, max_tokens: int | None = 512) -> dict[str, np.ndarray]:
-    """Which of a text's tokens are in which class: bool [token] by the names of `CLASSES`.
+def token_classes(
+    checkpoint: Checkpoint, text: str, *, n: int = 3, max_tokens: int | None = 512
+) -> dict[str, np.ndarray]:
+    """The classes of every token of a text: bool [token] by the names of `CLASSES`.
 
-    repeated     the n tokens that end with it, x[t-n+1..t], stood somewhere before in the sequence
-    first        x[t] is nowhere in x[..t-1]
-    associative  the bigram (x[t-1], x[t]) stood before in the sequence: an associative-recall hit in the sense of
-                 Zoology (Arora et al. 2023, arXiv:2312.04927), which also leaves out what was frequent in training.
-                 What a checkpoint was trained on is not known here, so that some of these can be known by heart
-    content      it lies in a word, and that is no function word
-    function     it lies in a word of `FUNCTION_WORDS`, in large or small letters
+    repeated     the n tokens that end with it, x[t-n+1..t], occurred earlier in the sequence
+    first        x[t] does not occur in x[..t-1]
+    associative  the bigram (x[t-1], x[t]) occurred earlier in the sequence: an associative-recall hit in the sense of
+                 Zoology (Arora et al. 2023, arXiv:2312.04927), which also leaves out bigrams that are frequent in the
+                 training data. That data is not known here, so the model may know some of these by heart
+    content      it is part of a word that is not a function word
+    function     it is part of a word of `FUNCTION_WORDS`, in upper or lower case
 
-    A word is a run of letters with the apostrophes inside it; a token lies in the last word that it has a character of,
-    if it has one of any. So in code `for` is a function word, and `is_valid` has two words. A sequence is the
-    text after it was cut to `max_tokens`. Raises BadArgument.
+    A word is a run of letters with the apostrophes inside it. A token is part of the last word that it shares a
+    character with, if any. So in code `for` is a function word, and `is_valid` has two words. A sequence is the text
+    after it was cut to `max_tokens`. Raises BadArgument.
     """
-    several("token_classes", [text])
+    list_of_texts("token_classes", [text])
     return classes_of(encoded(checkpoint, text, max_tokens), n)
 
 
 def classes_of(text: Encoded, n: int) -> dict[str, np.ndarray]:
-    """The classes of an encoded text's tokens: bool [token] by name."""
+    """The classes of the tokens of an encoded text: bool [token] by name."""
     whole("token_classes", n=n)
     content, function = _words(text.text, text.spans)
     return {
@@ -83,7 +85,7 @@ def classes_of(text: Encoded, n: int) -> dict[str, np.ndarray]:
 
 
 def _seen(tokens: Sequence[int], n: int) -> np.ndarray:
-    """Whether the n tokens up to each one stood before: bool [token]; False where there are no n."""
+    """Whether the n tokens up to each one occurred earlier: bool [token]; False for the first n - 1."""
     before: set[tuple[int, ...]] = set()
     found = np.zeros(len(tokens), dtype=bool)
     for end in range(n, len(tokens) + 1):
@@ -94,8 +96,8 @@ def _seen(tokens: Sequence[int], n: int) -> np.ndarray:
 
 
 def _words(text: str, spans: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each token lies in a content word, and whether in a function word: bool [token] each."""
-    kind = np.zeros(len(text), dtype=np.int8)  # of the word that a character is of; 0 of none
+    """Whether each token is part of a content word, and whether of a function word: bool [token] each."""
+    kind = np.zeros(len(text), dtype=np.int8)  # by character: 1 in a content word, 2 in a function word
     for word in _WORD.finditer(text):
         kind[slice(*word.span())] = 2 if word[0].lower().replace("’", "'") in FUNCTION_WORDS else 1
     of_token = np.zeros(len(spans), dtype=np.int8)

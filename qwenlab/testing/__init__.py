@@ -1,4 +1,4 @@
-"""For your tests and ours: tiny random models, tiny checkpoints on disk, made recordings with planted truths."""
+"""Test helpers: tiny random models and checkpoints, and random recordings, ledgers and traces with planted effects."""
 
 import lazy_loader
 

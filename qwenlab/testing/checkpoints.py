@@ -1,4 +1,4 @@
-"""Tiny random checkpoints on disk, in each layout that the published ones come in."""
+"""Tiny random checkpoints on disk, in each layout of the published ones."""
 
 from __future__ import annotations
 
@@ -47,13 +47,14 @@ def tiny_checkpoint(
 
     layout         root: text_config inside, weights under `model.language_model.`; text: a text config over the same
                    names, as transformers saves one; flat: a text config, weights under `model.`
-    experts        "fused": one tensor of three axes for all experts of a layer; "each": three matrices an expert
-    mtp            the same for the MTP head; None: a checkpoint without one
-    shards         1 writes model.safetensors, more an index and as many shards
+    experts        "fused": one three-dimensional tensor for all experts of a layer; "each": three matrices per expert
+    mtp            the same for the MTP head; None: no MTP head
+    shards         1 writes model.safetensors; a larger number writes that many shards and an index
     dtype          of the weights and of the config
-    float32_decay  A_log and the norm of the DeltaNet layers are stored in float32 whatever `dtype` is
-    fp8            matrices as FP8, one `weight_scale_inv` a block of 16 x 16; the rest, and fused experts, as `dtype`
-    sizes          as `tiny_config` takes them; `layers` and `layer_types` too
+    float32_decay  store A_log and the norm of the DeltaNet layers in float32, whatever `dtype` is
+    fp8            matrices in FP8 with one `weight_scale_inv` per block of 16 x 16; the rest, and fused experts, in
+                   `dtype`
+    sizes          further arguments of `tiny_config`
 
     The weights in memory are those of `tiny_model(family, seed=seed, ...)` and `tiny_head(model, seed=seed + 1)`.
     """

@@ -1,4 +1,4 @@
-"""Ledgers of rounds told by hand or drawn at random, counted round by round in plain Python."""
+"""Ledgers of decoding rounds, written by hand or random. Plain Python counts each round."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ _NONE = -1
 
 @dataclass(frozen=True)
 class Played:
-    """One round, told by what was drafted and what the main model had in the same places.
+    """One round of speculative decoding, given by its drafts and by the main model's tokens at the same places.
 
-    drafts                     the tokens given to the main model
-    target                     its tokens in their places, and one more: what it adds where all drafts are right
-    proposed                   head steps, where more were made than drafts given on
-    allowed                    tokens that may still be emitted; None: any number
-    probability, main, entropy by draft: of the draft by the head, by the main model, and the latter's entropy [nat]
+    drafts                     draft tokens that the main model verifies
+    target                     the main model's token at each of these places, and the one after the last draft
+    proposed                   draft steps of the head; by default the number of drafts
+    allowed                    number of tokens that may still be emitted; None: no limit
+    probability, main          by draft: its probability under the head, and under the main model
+    entropy                    by draft: entropy of the main model's distribution [nat]
     """
 
     drafts: Sequence[int]
@@ -38,7 +39,7 @@ class Played:
     entropy: Sequence[float] = ()
 
     def counted(self, eos: Collection[int]) -> dict[str, Any]:
-        """The counts of the round as docs/glossary.md defines them; raises BadArgument where `target` is too short."""
+        """Count the round as docs/glossary.md defines it. Raises BadArgument if `target` is too short."""
         drafts, target = list(self.drafts), list(self.target)
         if len(target) < len(drafts) + 1:
             raise BadArgument(f"{len(drafts)} drafts need {len(drafts) + 1} tokens of the main model, not {target}.")
@@ -70,12 +71,12 @@ class Played:
 def ledger(
     rounds: Sequence[Played], *, depth: int | None = None, eos: Collection[int] = (EOS,), prefix: int = 9, **attrs: Any
 ) -> xr.Dataset:
-    """The ledger of rounds, those of a prompt in their order: node "rounds" of a Recording.
+    """Build a ledger (node "rounds" of a Recording) from rounds. The rounds of each prompt are in their order.
 
-    depth   drafts a round may have; by default as many as the longest here, and at least one
+    depth   largest number of drafts in a round; by default that of the longest round, at least 1
     eos     tokens that end a text
-    prefix  tokens each prompt has before its first round
-    attrs   of the dataset, such as rule, origin, seconds; with origin="replay" it is not known what an eos cut away
+    prefix  number of tokens of each prompt before its first round
+    attrs   attributes of the Dataset, such as rule, origin, seconds; with origin="replay" `agreed` is not known (-1)
     """
     depth = max([1, *(len(each.drafts) for each in rounds)]) if depth is None else depth
     about: dict[str, Any] = {
@@ -105,7 +106,7 @@ def ledger(
 
 
 def _by_draft(rounds: Sequence[Played], rows: Sequence[dict[str, Any]], depth: int) -> dict[str, np.ndarray]:
-    """Tokens, probabilities and entropies [round, draft]: those of the main model where a draft was tested."""
+    """Tokens, probabilities and entropies [round, draft]; the main model's only where a draft was tested."""
     fills = {"draft_token": _NONE, "draft_probability": np.nan, "target_token": _NONE}
     fills |= {"target_probability": np.nan, "target_entropy": np.nan}
     made = {name: np.full((len(rounds), depth), fill) for name, fill in fills.items()}
@@ -122,10 +123,10 @@ def _by_draft(rounds: Sequence[Played], rows: Sequence[dict[str, Any]], depth: i
 def replayed(
     trace: xr.Dataset, *, depth: int | None = None, keep: Callable[[Sequence[float]], bool] | None = None, **attrs: Any
 ) -> xr.Dataset:
-    """The rounds greedy decoding would have run over the texts of a trace, one by one: a slow, obvious reference.
+    """Replay greedy decoding over the texts of a trace, round by round: a slow, simple reference.
 
-    keep   asked before each draft with the probabilities of those made so far in the round: whether to make another
-    attrs  of the ledger
+    keep   called before each draft with the probabilities of the round's drafts so far; False ends the drafting
+    attrs  attributes of the ledger
     """
     depth = int(trace.attrs["depth"]) if depth is None else depth
     rounds = []
@@ -159,5 +160,5 @@ def replayed(
 
 
 def made_ledger(*, depth: int = 4, **planted: Any) -> xr.Dataset:
-    """A random ledger of rounds (node "rounds") with the selection that real ones have; arguments of `made_trace`."""
+    """A random ledger (node "rounds"), replayed from a random trace. The arguments are those of `made_trace`."""
     return replayed(made_trace(depth=depth, **planted), depth=depth, origin="online")

@@ -1,4 +1,4 @@
-"""Tiny random hybrid models in memory: every part of the real ones, with gates spread so that no statistic is flat."""
+"""Tiny random hybrid models in memory, with every part of the real ones and with gates that differ between heads."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ _VISION: dict[str, Any] = dict(
 def tiny_config(
     family: str = "qwen3_5_moe", *, layers: int = 4, layer_types: Sequence[str] | None = None, **sizes: Any
 ) -> PreTrainedConfig:
-    """The config of a tiny text stack.
+    """The config of a tiny text model.
 
     family       a name in `qwenlab.checkpoint.families.FAMILIES`
-    layers       number of layers, every fourth of them attention
-    layer_types  the kind of each layer, in place of `layers`
+    layers       number of layers; every fourth is an attention layer
+    layer_types  the kind of each layer, instead of `layers`
     sizes        any field of the family's text config
 
     Raises BadArgument for a family or a field that does not exist.
@@ -86,10 +86,10 @@ def tiny_model(
 ) -> PreTrainedModel:
     """A random causal language model of transformers' own class, in float32 and eval mode.
 
-    wrapped  the same stack inside the family's ForConditionalGeneration class, beside a vision tower of one block
+    wrapped  the same model inside the family's ForConditionalGeneration class, with a vision tower of one block
 
-    The other arguments are those of `tiny_config`. The same seed gives the same weights; torch's own random state is
-    left as it was.
+    The other arguments are those of `tiny_config`. The same seed gives the same weights. Torch's random state does not
+    change.
     """
     config = tiny_config(family, layers=layers, layer_types=layer_types, **sizes)
     with torch.random.fork_rng(devices=[]):
@@ -112,8 +112,9 @@ def tiny_head(trunk: PreTrainedModel, *, seed: int = 1) -> MtpHead:
 def spread(module: nn.Module) -> None:
     """Redraw the weights so that gates, norms and routers differ from head to head and from token to token.
 
-    A matrix is N(0, 1 / fan-in), which keeps what it yields near 1; a router twice as wide. Norms are moved off their
-    starting value. A and the time step dt are log-uniform: half-lives ln 2 / (A dt) from a fifth of a token to 1,400.
+    A matrix is drawn from N(0, 1 / fan-in), which keeps its output near 1; a router has twice the standard deviation.
+    Norm weights get noise. A and the time step dt are log-uniform: half-lives ln 2 / (A dt) from a fifth of a token to
+    1,400 tokens.
     """
     for name, weight in module.named_parameters():
         if name.endswith("A_log"):
@@ -142,7 +143,7 @@ def _family(name: str) -> Family:
 
 
 def _check_fields(sizes: dict[str, Any], family: Family) -> None:
-    """A transformers config keeps any keyword it is given, and a misspelt size would silently be the default."""
+    """Raise BadArgument for an unknown field: a transformers config accepts any keyword and ignores a misspelt one."""
     known = AutoConfig.for_model(family.text_type).to_dict().keys() - {"layer_types", "num_hidden_layers"}
     for name in sizes.keys() - known:
         near = difflib.get_close_matches(name, known, n=1)

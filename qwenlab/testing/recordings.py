@@ -1,4 +1,4 @@
-"""Recordings made of random tokens with planted truths, valid to the letter: for tests, and to try without a model."""
+"""Random recordings with planted effects, for tests and for trying the statistics and plots without a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
 from qwenlab.errors import BadArgument
-from qwenlab.record.recording import PROBES, Recording
-from qwenlab.testing import samples, tallies
+from qwenlab.record.provenance import provenance
+from qwenlab.record.recording import Recording
+from qwenlab.testing import planted, samples
 
 MADE = ("deltanet", "attention", "routing", "residual", "timing", "memory")
-"""The nodes that a made recording can have."""
+"""The nodes of a made recording."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """A made recording and the per-token values it sums: what a test can hold a statistic to."""
+    """A made recording, with the values of tokens that it sums: a test can compare a statistic with them."""
 
     recording: Recording
     texts: samples.Texts
@@ -29,6 +31,7 @@ class Made:
     routing: samples.RoutingSamples
     residual: samples.ResidualSamples
     half_life: np.ndarray  # planted median, tokens [DeltaNet layer, head]
+    decoder: Decoder  # without weights: it told the probes the sizes
 
 
 def made(
@@ -51,54 +54,78 @@ def made(
     handover: float = 0.5,
     probes: Sequence[str] = MADE,
 ) -> Made:
-    """A random recording, its per-token values, and the truths planted in them.
+    """A random recording, the values of tokens that it sums, and the planted half-lives.
 
-    layers                        of the trunk, three DeltaNet to one of attention
-    labels, sequences, length     what was read: `sequences` texts of up to `length` tokens, a block of them a label
-    heads, key_heads, channels    of the DeltaNet layers
-    never_used .. handover        what is planted in the routing: see `testing.samples.routing`
-    probes                        the nodes to write, by name
+    The probes of `qwenlab.probes` sum the values, so the recording has the variables and units of a real one.
 
-    The same arguments give the same recording. Raises BadArgument for sizes that fit no model.
+    layers                        layers of the trunk, every fourth of them attention
+    labels, sequences, length     `sequences` texts of up to `length` tokens; each label has one block of them
+    heads, key_heads, channels    sizes of the DeltaNet layers
+    never_used .. handover        planted effects on the routing, see `testing.samples.routing`
+    probes                        names of the nodes to write
+
+    The same arguments give the same recording. Raises BadArgument for sizes that no model has.
     """
     if not 1 <= top_k <= experts - never_used:
         raise BadArgument(f"top_k={top_k} of {experts} experts, {never_used} unused: too few are left to choose from.")
     if heads % key_heads:
-        raise BadArgument(f"heads={heads} is no multiple of key_heads={key_heads}.")
+        raise BadArgument(f"heads={heads} is not a multiple of key_heads={key_heads}.")
     if unknown := set(probes) - set(MADE):
         raise BadArgument(f"probes={sorted(unknown)}: a made recording's nodes are {', '.join(MADE)}.")
+    decoder = planted.decoder_without_weights(
+        layers,
+        linear_num_value_heads=heads,
+        linear_num_key_heads=key_heads,
+        linear_key_head_dim=channels,
+        num_attention_heads=attention_heads,
+        num_key_value_heads=1,
+        num_experts=experts,
+        num_experts_per_tok=top_k,
+    )
     rng = np.random.default_rng(seed)
-    kinds = samples.layer_types(layers)
-    every = np.arange(layers)
-    linear, full = (every[[kind == which for kind in kinds]] for which in (DELTANET, ATTENTION))
+    linear, full = (np.array(decoder.layers_of(kind), np.int64) for kind in (DELTANET, ATTENTION))
     half_life = np.exp2(rng.uniform(-1, 8, (len(linear), heads)))
     read = samples.texts(rng, tuple(labels), sequences, length)
     reach = np.exp2(rng.uniform(0, 5, (len(full), attention_heads)))
-    planted = dict(specialisation=specialisation, text_effect=text_effect, repeat=repeat, handover=handover)
+    effects = dict(specialisation=specialisation, text_effect=text_effect, repeat=repeat, handover=handover)
     deltanet = samples.deltanet(rng, read, linear, half_life, key_heads, channels)
     attention = samples.attention(rng, read, full, reach)
-    routing = samples.routing(rng, read, every, experts, top_k, never_used=never_used, **planted)
-    residual = samples.residual(rng, read, every)
-    tallied: dict[str, Callable[[], xr.Dataset]] = {
-        "deltanet": lambda: tallies.deltanet(read, deltanet),
-        "attention": lambda: tallies.attention(read, attention),
-        "routing": lambda: tallies.routing(read, routing),
-        "residual": lambda: tallies.residual(read, residual),
-        "timing": lambda: tallies.timing(rng, len(read.sequence), kinds),
-        "memory": lambda: tallies.memory(kinds),
+    routing = samples.routing(rng, read, layers, experts, top_k, never_used=never_used, **effects)
+    residual = samples.residual(rng, read, layers)
+    nodes: dict[str, Callable[[], xr.Dataset]] = {
+        "deltanet": lambda: planted.deltanet(read, deltanet, decoder),
+        "attention": lambda: planted.attention(read, attention, decoder),
+        "routing": lambda: planted.routing(read, routing, decoder),
+        "residual": lambda: planted.residual(read, residual, decoder),
+        "timing": lambda: planted.timing(rng, read, decoder),
+        "memory": lambda: planted.memory(read, decoder),
     }
-    nodes = {name: _named(name, node(), kinds) for name, node in tallied.items() if name in probes}
-    facts = samples.facts(read, kinds, made_of=f"made of {experts} experts", seed=seed)
-    return Made(Recording(nodes, facts), read, deltanet, attention, routing, residual, half_life)
+    attrs = facts(read, decoder, made_of=f"made of {experts} experts", seed=seed)
+    recording = Recording({name: node() for name, node in nodes.items() if name in probes}, attrs)
+    return Made(recording, read, deltanet, attention, routing, residual, half_life, decoder)
 
 
 def made_recording(**planted: Any) -> Recording:
-    """A random recording that obeys the rules of a real one; the arguments are those of `made`."""
+    """A random recording with the variables and units of a real one. The arguments are those of `made`."""
     return made(**planted).recording
 
 
-def _named(name: str, node: xr.Dataset, kinds: Sequence[str]) -> xr.Dataset:
-    """The node with the kind of each layer, and which probe would have written it."""
-    if "layer" in node.dims:
-        node = node.assign_coords(kind=("layer", [kinds[layer] for layer in node["layer"].values]))
-    return node.assign_attrs(probe=PROBES[name], sample="{}")
+def facts(read: samples.Texts, decoder: Decoder, *, made_of: str, seed: int) -> dict[str, Any]:
+    """Provenance of a recording that no model produced; `made_of` takes the place of the checkpoint's hash."""
+    counts = np.bincount(read.label, minlength=len(read.labels)).tolist()
+    return provenance(
+        checkpoint="made-up",
+        checkpoint_hash=made_of,
+        family=decoder.family.name,
+        layer_types=decoder.layer_types,
+        dtype="float64",
+        device="none",
+        kernel_delta_rule="none",
+        attention_implementation="none",
+        experts_implementation="none",
+        tokens=len(read.sequence),
+        sequences=read.sequences,
+        labels=dict(zip(read.labels, counts, strict=True)),
+        prompts_hash=str(seed),
+        seed=seed,
+    )

@@ -1,48 +1,48 @@
-"""Per-token values of a made-up model, with truths planted in them: what a recording is made of. Needs no torch."""
+"""Random values of tokens with planted effects, in NumPy: the input of a made recording."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from qwenlab.checkpoint.families import ATTENTION, DELTANET
-from qwenlab.record.provenance import provenance
-
-FOLDS = 8
+from qwenlab.capture.tokens import FOLDS
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Which sequence, position and label each token has; every array is [token]."""
+    """Sequence, position and label of each token. Every array is [token]."""
 
     labels: tuple[str, ...]
     sequence: np.ndarray
     position: np.ndarray
-    label: np.ndarray  # number of the label
+    label: np.ndarray  # index into `labels`
 
     @property
     def fold(self) -> np.ndarray:
-        """The sequence's number modulo 8."""
+        """Index of the sequence modulo the number of folds."""
         return self.sequence % FOLDS
 
     @property
     def sequences(self) -> int:
-        """How many sequences there are."""
+        """Number of sequences."""
         return int(self.sequence[-1]) + 1
 
     @cached_property
     def last(self) -> np.ndarray:
-        """The token that ends each sequence, [sequence]."""
+        """Index of the last token of each sequence, [sequence]."""
         return np.append(np.flatnonzero(np.diff(self.sequence)), len(self.sequence) - 1)
 
 
 @dataclass(frozen=True)
 class DeltaNetSamples:
-    """Of the DeltaNet layers: [token, layer, head], key [.., key_head, channel], state_norm [sequence, layer, head]."""
+    """Values of the DeltaNet layers.
+
+    beta, log_alpha, gate, update_norm, error_ratio  [token, layer, head]
+    key                                              [token, layer, key head, channel], of norm 1
+    state_norm                                       [sequence, layer, head], at the end of the sequence
+    """
 
     layers: np.ndarray
     beta: np.ndarray
@@ -56,7 +56,7 @@ class DeltaNetSamples:
 
 @dataclass(frozen=True)
 class AttentionSamples:
-    """Of the attention layers: probabilities [token, layer, head, key position]; gate [token, layer, head]."""
+    """Values of the attention layers: probability [token, layer, head, key position], gate [token, layer, head]."""
 
     layers: np.ndarray
     probability: np.ndarray
@@ -65,9 +65,12 @@ class AttentionSamples:
 
 @dataclass(frozen=True)
 class RoutingSamples:
-    """Of all layers: the router's softmax [token, layer, expert]; the shared expert's gate and share [token, layer]."""
+    """Values of the routed experts of every layer.
 
-    layers: np.ndarray
+    probability                softmax over all experts, [token, layer, expert]
+    shared_gate, shared_share  gate of the shared expert and its share of the output, [token, layer]
+    """
+
     top_k: int
     probability: np.ndarray
     shared_gate: np.ndarray
@@ -75,12 +78,12 @@ class RoutingSamples:
 
     @cached_property
     def chosen(self) -> np.ndarray:
-        """The top k experts, the likeliest first: [token, layer, slot]."""
+        """The top k experts, the most probable first, [token, layer, slot]."""
         return np.argsort(-self.probability, axis=-1, kind="stable")[..., : self.top_k]
 
     @cached_property
     def chose(self) -> np.ndarray:
-        """Whether the expert is among the top k: bool [token, layer, expert]."""
+        """Whether an expert is among the top k, bool [token, layer, expert]."""
         chose = np.zeros(self.probability.shape, bool)
         np.put_along_axis(chose, self.chosen, True, axis=-1)
         return chose
@@ -88,42 +91,15 @@ class RoutingSamples:
 
 @dataclass(frozen=True)
 class ResidualSamples:
-    """Of all layers: [token, layer, part], part = mixer, mlp."""
+    """What each part adds to the residual stream: [token, layer, part], the parts are mixer and mlp."""
 
-    layers: np.ndarray
     norm: np.ndarray
     stream_norm: np.ndarray
     cosine: np.ndarray
 
 
-def facts(read: Texts, layer_types: Sequence[str], *, made_of: str, seed: int) -> dict[str, Any]:
-    """Provenance of a recording that no model made."""
-    counts = np.bincount(read.label, minlength=len(read.labels)).tolist()
-    return provenance(
-        checkpoint="made-up",
-        checkpoint_hash=made_of,
-        family="qwen3_5_moe",
-        layer_types=layer_types,
-        dtype="float64",
-        device="none",
-        kernel_delta_rule="none",
-        attention_implementation="none",
-        experts_implementation="none",
-        tokens=len(read.sequence),
-        sequences=read.sequences,
-        labels=dict(zip(read.labels, counts, strict=True)),
-        prompts_hash=str(seed),
-        seed=seed,
-    )
-
-
-def layer_types(layers: int) -> tuple[str, ...]:
-    """Three DeltaNet layers, then one of attention, and again."""
-    return tuple(ATTENTION if layer % 4 == 3 else DELTANET for layer in range(layers))
-
-
 def texts(rng: np.random.Generator, labels: tuple[str, ...], sequences: int, length: int) -> Texts:
-    """Sequences of half of `length` tokens to all of it; the first block of them has the first label, and so on."""
+    """Sequences of `length` / 2 to `length` tokens. Each label has one block of consecutive sequences."""
     lengths = rng.integers(max(1, length // 2), length + 1, sequences)
     sequence = np.repeat(np.arange(sequences), lengths)
     position = np.concatenate([np.arange(n) for n in lengths])
@@ -133,38 +109,38 @@ def texts(rng: np.random.Generator, labels: tuple[str, ...], sequences: int, len
 def deltanet(
     rng: np.random.Generator, read: Texts, layers: np.ndarray, half_life: np.ndarray, key_heads: int, channels: int
 ) -> DeltaNetSamples:
-    """Values whose half-lives are log-normal around `half_life` [layer, head] tokens, an octave wide."""
+    """DeltaNet values whose half-lives are log-normal, one octave wide, around `half_life` [layer, head] in tokens."""
     shape = (len(read.sequence), *half_life.shape)
     lives = half_life * np.exp2(rng.normal(size=shape))
-    narrow = rng.normal(size=(len(layers), key_heads, channels))  # keys lean to one direction: they collide
-    key = rng.normal(size=(len(read.sequence), len(layers), key_heads, channels)) + 0.5 * narrow
+    common = rng.normal(size=(len(layers), key_heads, channels))  # the keys of a head share a direction, and collide
+    key = rng.normal(size=(len(read.sequence), len(layers), key_heads, channels)) + 0.5 * common
     return DeltaNetSamples(
         layers=layers,
-        beta=rng.beta(2, 3, shape),
-        log_alpha=-np.log(2) / lives,
-        gate=_sigmoid(rng.normal(-0.5, 1, shape)),
-        update_norm=rng.gamma(2, 0.5, shape),
-        error_ratio=rng.gamma(4, 0.25, shape),
+        beta=_float32(rng.beta(2, 3, shape)),
+        log_alpha=_float32(-np.log(2) / lives),
+        gate=_float32(_sigmoid(rng.normal(-0.5, 1, shape))),
+        update_norm=_float32(rng.gamma(2, 0.5, shape)),
+        error_ratio=_float32(rng.gamma(4, 0.25, shape)),
         key=key / np.linalg.norm(key, axis=-1, keepdims=True),
-        state_norm=rng.gamma(3, 1, (read.sequences, *half_life.shape)),
+        state_norm=_float32(rng.gamma(3, 1, (read.sequences, *half_life.shape))),
     )
 
 
 def attention(rng: np.random.Generator, read: Texts, layers: np.ndarray, reach: np.ndarray) -> AttentionSamples:
-    """Rows that fall off with distance over `reach` [layer, head] tokens, beside a share for the first token."""
+    """Attention rows that decay with distance over `reach` [layer, head] tokens, with a sink on the first token."""
     length = int(read.position.max()) + 1
     distance = read.position[:, None] - np.arange(length)
     score = -np.abs(distance)[:, None, None, :] / reach[None, :, :, None]
     score = score + rng.normal(0, 0.5, (len(read.sequence), *reach.shape, length))
     score[..., 0] += rng.normal(1, 1, reach.shape)
     score = np.where(distance[:, None, None, :] >= 0, score, -np.inf)
-    return AttentionSamples(layers, _softmax(score), _sigmoid(rng.normal(0.5, 1, score.shape[:-1])))
+    return AttentionSamples(layers, _softmax(score), _float32(_sigmoid(rng.normal(0.5, 1, score.shape[:-1]))))
 
 
 def routing(
     rng: np.random.Generator,
     read: Texts,
-    layers: np.ndarray,
+    depth: int,
     experts: int,
     top_k: int,
     *,
@@ -174,15 +150,15 @@ def routing(
     repeat: float,
     handover: float,
 ) -> RoutingSamples:
-    """Router probabilities from logits that add up what is planted.
+    """Router probabilities of `depth` layers, from logits that are the sum of these effects.
 
-    never_used      so many experts a layer (the last ones) are never chosen
-    specialisation  standard deviation of what a label adds to each expert's logit; 0: routing knows nothing of labels
-    text_effect     the same for each single text: what a control that respects texts must not take for specialisation
-    repeat          probability that a token routes as the token before it
+    never_used      number of experts of each layer (the last ones) that are never chosen
+    specialisation  standard deviation of a label's effect on the logit of each expert; 0: routing ignores labels
+    text_effect     the same for each text, which a test of specialisation must not mistake for an effect of labels
+    repeat          probability that a token is routed as the token before it
     handover        correlation of a token's logits in one layer with those in the layer before
     """
-    tokens, depth = len(read.sequence), len(layers)
+    tokens = len(read.sequence)
     noise = rng.normal(size=(tokens, depth, experts))
     for layer in range(1, depth):
         noise[:, layer] = handover * noise[:, layer - 1] + np.sqrt(1 - handover**2) * noise[:, layer]
@@ -192,16 +168,21 @@ def routing(
     logits[..., experts - never_used :] = -np.inf
     for token in np.flatnonzero((read.position > 0) & (rng.random(tokens) < repeat)):
         logits[token] = logits[token - 1]
-    return RoutingSamples(
-        layers, top_k, _softmax(logits), _sigmoid(rng.normal(size=(tokens, depth))), rng.beta(2, 4, (tokens, depth))
-    )
+    gate, share = _sigmoid(rng.normal(size=(tokens, depth))), rng.beta(2, 4, (tokens, depth))
+    return RoutingSamples(top_k, _softmax(logits), _float32(gate), _float32(share))
 
 
-def residual(rng: np.random.Generator, read: Texts, layers: np.ndarray) -> ResidualSamples:
-    """Contributions of about a tenth of a stream that grows with depth."""
-    shape = (len(read.sequence), len(layers), 2)
-    stream = (1 + 0.2 * layers)[:, None] * rng.gamma(20, 0.05, shape)
-    return ResidualSamples(layers, stream * rng.gamma(3, 0.04, shape), stream, np.tanh(rng.normal(0.1, 0.2, shape)))
+def residual(rng: np.random.Generator, read: Texts, depth: int) -> ResidualSamples:
+    """Contributions with a norm of about a tenth of the stream's. The norm of the stream grows with depth."""
+    shape = (len(read.sequence), depth, 2)
+    stream = (1 + 0.2 * np.arange(depth))[:, None] * rng.gamma(20, 0.05, shape)
+    norm, cosine = stream * rng.gamma(3, 0.04, shape), np.tanh(rng.normal(0.1, 0.2, shape))
+    return ResidualSamples(_float32(norm), _float32(stream), cosine)
+
+
+def _float32(values: np.ndarray) -> np.ndarray:
+    """Values that float32, the type of the probes, holds exactly; in float64."""
+    return values.astype(np.float32).astype(np.float64)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Hypothesis strategies: made recordings, ledgers and traces of any small shape."""
+"""Hypothesis strategies for small random recordings, ledgers and traces."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from qwenlab.testing.traces import made_trace
 def made_recordings(
     draw: st.DrawFn, *, probes: Sequence[str] = MADE, fewest_labels: int = 1, fewest_sequences: int = 1
 ) -> Made:
-    """A small made recording of these probes with its per-token values: few or many texts, labels and experts."""
+    """Draw a small made recording of these probes, with the values of tokens that it sums."""
     labels = draw(st.integers(fewest_labels, 3))
     experts = draw(st.integers(3, 7))
     return made(
@@ -35,7 +35,7 @@ def made_recordings(
 
 @st.composite
 def made_ledgers(draw: st.DrawFn, *, fewest_prompts: int = 1, origin: str = "online") -> xr.Dataset:
-    """A small ledger of rounds: ragged drafts, none at all, ends of text anywhere, cuts by length."""
+    """Draw a small ledger with drafts of any length (0 included), texts that end anywhere, and cuts by length."""
     depth = draw(st.integers(1, 4))
     token = st.integers(0, 2)  # few, so that drafts are often right; 0 ends a text
     number = st.floats(0, 1)
@@ -60,7 +60,7 @@ def made_ledgers(draw: st.DrawFn, *, fewest_prompts: int = 1, origin: str = "onl
 
 @st.composite
 def made_traces(draw: st.DrawFn, *, text: str = "own") -> xr.Dataset:
-    """A small trace of a few short texts of one or two labels."""
+    """Draw a small trace of two to five short texts with one or two labels."""
     return made_trace(
         seed=draw(st.integers(0, 2**32 - 1)),
         labels=["code", "prose"][: draw(st.integers(1, 2))],

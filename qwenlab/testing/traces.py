@@ -1,4 +1,4 @@
-"""Traces of texts that no model read, with planted truths, valid to the letter."""
+"""Random traces with planted effects. No model runs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 import xarray as xr
 
 EOS = 0
-"""The token that ends made texts."""
+"""The end-of-text token of made texts."""
 
 _WORDS = 50
-_STAYS = 0.8  # correlation of the difficulty of a token with that of the one before
+_STAYS = 0.8  # correlation of the difficulties of neighbouring tokens
 _ASTRAY = 0.1  # probability of a right draft after a wrong one
 
 
@@ -28,13 +28,14 @@ def made_trace(
     ended: float = 0.5,
     text: str = "own",
 ) -> xr.Dataset:
-    """A random trace (node "trace") in which some stretches are hard: for the head, and so for what begins after them.
+    """A random trace (node "trace") in which neighbouring tokens are similarly hard to draft.
 
-    labels, texts, length  `texts` texts of `length` / 2 tokens to all of it, a block of them a label, later ones harder
-    prompt                 tokens before the first that was emitted
+    labels, texts, length  `texts` texts of `length` / 2 to `length` tokens; each label has one block of them, and the
+                           texts of a later label are harder
+    prompt                 number of prompt tokens
     ease                   log odds of a right first draft in a text of the first label
-    ended                  share of texts that end with an end-of-text token
-    text                   "own": the tokens are those the main model chose; "teacher_forced": many are not
+    ended                  fraction of texts that end with an end-of-text token
+    text                   "own": the main model chose the tokens; "teacher_forced": it would have chosen others in part
     """
     rng = np.random.default_rng(seed)
     many = rng.integers(max(prompt + 2, length // 2), max(prompt + 2, length) + 1, texts)
@@ -63,7 +64,7 @@ def made_trace(
 def _text(
     rng: np.random.Generator, tokens: int, prompt: int, depth: int, ease: float, ends: bool, own: bool
 ) -> dict[str, np.ndarray]:
-    """The variables of one text, by token and draft."""
+    """The variables of one text, [token] or [token, draft]."""
     word = rng.integers(1, _WORDS, tokens)
     word[-1] = EOS if ends else word[-1]
     target = np.append(word[1:], rng.integers(1, _WORDS))
@@ -77,7 +78,7 @@ def _text(
     draft, probability, main = (np.zeros((tokens, depth)) for _ in range(3))
     right = np.full(tokens, True)
     for step in range(depth):
-        place = np.arange(tokens) + step  # the row after which the main model has this draft's place
+        place = np.arange(tokens) + step  # index of the main model's prediction for this draft's place
         odds = ease - 0.3 * step - 1.5 * hardness[place]
         right = rng.random(tokens) < np.where(right, 1 / (1 + np.exp(-odds)), _ASTRAY)
         there = np.where(place < tokens, target[np.minimum(place, tokens - 1)], 1 + place % (_WORDS - 1))

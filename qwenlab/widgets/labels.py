@@ -8,7 +8,7 @@ from collections.abc import Callable
 import xarray as xr
 from ipywidgets import Dropdown
 
-from qwenlab.stats.source import Source
+from qwenlab.stats.base.source import Source
 from qwenlab.widgets.explorer import choice
 
 EVERY = "all texts"

@@ -10,12 +10,12 @@ from matplotlib.ticker import LogLocator
 
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
 from qwenlab.errors import NotWatched
-from qwenlab.plots.drawing import binary, say
+from qwenlab.plots.base.drawing import binary, say
 from qwenlab.plots.style import COLOURS, LABELS, new_figure
 from qwenlab.record.recording import Recording
 from qwenlab.stats.attention import attention_distance
 from qwenlab.stats.deltanet import half_life, writing
-from qwenlab.stats.openness import gates
+from qwenlab.stats.gates import gates
 from qwenlab.widgets.explorer import Drawing, Explorer, choice, number_choice
 from qwenlab.widgets.labels import by_label, in_words, label_choice
 

@@ -12,8 +12,8 @@ import xarray as xr
 
 from qwenlab.errors import BadArgument
 from qwenlab.plots.style import PALETTE
-from qwenlab.stats.rounds import about, read_rounds
-from qwenlab.stats.source import Source
+from qwenlab.stats.base.rounds import about, read_rounds
+from qwenlab.stats.base.source import Source
 
 _SHOWN = 100  # rounds, where none are asked for
 _MARKS = {"\n": "↵\n", "\t": "⇥\t", "\r": "␍"}

@@ -84,12 +84,14 @@ def test_it_is_the_slow_loop(checkpoint, tasks):
 
 def test_what_is_said_of_it(swept, moe, tasks):
     ablations, found = swept
-    assert set(found.coords) == COORDINATES
+    assert set(found.coords) == COORDINATES | {"chance"}
     assert found["ablation"].values.tolist() == [each.name for each in ablations]
     assert found["control_of"].values.tolist()[-2:] == ["mixer 0"] * 2
     assert found["task"].values.tolist() == ["plain"] * 3 + ["recall"] * 2
     np.testing.assert_array_equal(found["chance"], [np.nan] * 3 + [0.25] * 2)
-    assert [found[name].attrs["units"] for name in ("loss", "accuracy", "kl", "agreement")] == ["nat", "1", "nat", "1"]
+    assert [found[name].attrs["units"] for name in ("loss", "accuracy", "kl", "agreement")] == [
+        *("nat/token", "1", "nat/token", "1")
+    ]
     assert all(found[name].attrs["long_name"] for name in found)
     attrs = found.attrs
     assert (attrs["checkpoint_hash"], attrs["dtype"], attrs["tokens"], attrs["sequences"]) == (

@@ -164,7 +164,7 @@ def test_devices_and_implementations_reach_transformers(whole):
 
 TAKERS = {
     "mqar": lambda model: ql.tasks.mqar(model, pairs=2),
-    "texts": lambda model: ql.tasks.score(model, ["a text"]),
+    "feed": lambda model: ql.tasks.feed(model, ["a text"]),
     "text_task": lambda model: ql.tasks.text_task(model, ["a text"], name="mine"),
     "passages": lambda model: ql.tasks.passages(model, "a text"),
     "measure": lambda model: ql.tasks.measure(model, [ql.tasks.Task("mine", ((1, 2),), ((1,),))]),

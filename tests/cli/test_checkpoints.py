@@ -106,12 +106,12 @@ class TestProfile:
         (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff")
         status, _, err = run("profile", "toy-dense", "--text", tmp_path / "picture.png", "--out", tmp_path)
         assert status == 2
-        assert "picture.png is no UTF-8 text" in err
+        assert "picture.png is not UTF-8 text" in err
 
     def test_an_unknown_probe_is_an_error(self, run, tmp_path):
         status, _, err = run("profile", "toy-dense", "--out", tmp_path, "--probes", "timing,rooting")
         assert status == 2
-        assert err.startswith("BadArgument: probes: 'rooting' is no probe's name")
+        assert err.startswith("BadArgument: probes: 'rooting' is not the name of a probe")
 
     def test_routing_of_a_dense_checkpoint_is_an_error(self, run, tmp_path):
         status, _, err = run("profile", "toy-dense", "--out", tmp_path, "--probes", "routing")
@@ -131,6 +131,22 @@ def test_demo_prints_the_layers_and_the_paths(run, tmp_path):
     assert "router entropy" in out
     assert str(tmp_path / "10_layers.ipynb") in out
     assert str(tmp_path / "recording.nc") in out
+
+
+class TestNew:
+    def test_prints_the_path_of_the_copy(self, run, tmp_path):
+        assert run("new", "10_layers", tmp_path / "other.py")[:2] == (0, f"{tmp_path / 'other.py'}\n")
+        assert (tmp_path / "other.py").is_file()
+
+    def test_an_existing_file_and_an_unknown_name_are_messages(self, run, tmp_path):
+        path = tmp_path / "study.ipynb"
+        path.touch()
+        assert run("new", "00_tour", path)[2].startswith(f"BadArgument: {path} already exists")
+        status, out, err = run("new", "tour", path)
+        assert (status, out) == (2, "")
+        assert err.startswith(
+            "UnknownNotebook: No notebook 'tour' ships with qwenlab. Choose one of: 00_tour, 10_layers"
+        )
 
 
 class TestAcceptance:
@@ -161,5 +177,5 @@ class TestTrace:
         assert status == 0
         traced = ql.speculative.Trace.open(made)
         assert (traced.depth, traced.own) == (2, False)
-        assert f"{traced.dataset.sizes['token']:,} given tokens" in out
+        assert f"{traced.dataset.sizes['token']:,} tokens, rule greedy" in out
         assert "teacher-forced agreement" in out

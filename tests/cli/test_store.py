@@ -62,7 +62,7 @@ def test_diff_of_two_stores(runs, tmp_path):
     written(other, 1, [("loss", {"text": text}, 9.0, "nat") for text in range(30)], parameters={"x": 1})
     shown = runs("diff", str(tmp_path), str(other), store=None)
     assert shown.exit_code == 0, shown.output
-    assert "1 run beside each other" in shown.output
+    assert "1 run compared" in shown.output
 
 
 def test_report(runs, tmp_path):

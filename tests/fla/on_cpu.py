@@ -54,7 +54,7 @@ def opened():
     """A checkpoint of ours, after which models of its family simply run."""
     ckpt = ql.open("toy-dense")
     inputs = ckpt.tokenizer(PROMPT, return_tensors="pt")
-    loss = ql.tasks.score(ckpt, ql.tasks.texts("code", 1))["loss"]
+    loss = ql.tasks.measure(ckpt, [ql.tasks.text_task(ckpt, ql.tasks.texts("code", 1))])["loss"]
     with torch.no_grad(), ql.watch(ckpt, *ql.probes.defaults(ckpt)) as seen:
         logits = ckpt.model(**inputs).logits
     with torch.no_grad(), ql.intervene(ckpt, ql.interventions.Zero("layers.*.mixer", kind="full_attention")):

@@ -80,9 +80,9 @@ def test_drafting_in_an_edited_model_finds_what_decoding_finds(ckpt, text):
 
 
 def test_scores_of_an_edited_model(ckpt):
-    texts = ["one two three four", "five six"]
-    bare = ql.tasks.score(ckpt, texts)["loss"]
+    tasks = [ql.tasks.text_task(ckpt, ["one two three four", "five six"])]
+    bare = ql.tasks.measure(ckpt, tasks)["loss"]
     with ql.intervene(ckpt, ql.interventions.Zero("layers.*.mixer", kind="full_attention")):
-        edited = ql.tasks.score(ckpt, texts)["loss"]
+        edited = ql.tasks.measure(ckpt, tasks)["loss"]
     assert (edited != bare).all()
-    assert ql.tasks.score(ckpt, texts)["loss"].equals(bare)
+    assert ql.tasks.measure(ckpt, tasks)["loss"].equals(bare)

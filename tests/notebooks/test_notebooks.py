@@ -1,8 +1,7 @@
-"""Every notebook, run by papermill as a user would run it, on the shipped toys and on a model of other shape."""
+"""Every notebook, executed on the shipped toys and on a model of another shape: its files, figures and sentences."""
 
+import ast
 import re
-import shutil
-from pathlib import Path
 
 import jupytext
 import pytest
@@ -11,8 +10,8 @@ import qwenlab as ql
 from qwenlab.errors import BadParameter, NotebookFailed, UnknownParameter
 from qwenlab.execution import run_notebook
 from qwenlab.testing.checkpoints import tiny_checkpoint
+from tests.notebooks.conftest import EXPERTS, FOLDER, ODD
 
-FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.py"))
 SMALL = {
     "00_tour": dict(texts_per_domain=2, max_tokens=32),
@@ -55,63 +54,47 @@ PARAMETERS = {
 }
 PARAMETERS["90_compare"] = ("store", "experiment", "metric", "out")  # it reads a store, not a checkpoint
 VIEWS = {"10_layers", "13_maps", "20_routing"}  # those with the figure of a view to choose in
+PATTERN = dict(layer_types=["full_attention", "linear_attention", "linear_attention"])
 by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-of_a_trunk = pytest.mark.parametrize(
-    "path",
-    [FOLDER / f"{stem}.py" for stem in SMALL if stem not in ("30_acceptance", "40_ablations", "41_patching")],
-    ids=lambda path: path.stem,
-)
 
 
-def outputs(executed: Path) -> list:
-    return [output for cell in jupytext.read(executed).cells for output in cell.get("outputs", [])]
-
-
-def markdown(executed: Path) -> list[str]:
-    return [output.data["text/markdown"] for output in outputs(executed) if "text/markdown" in output.get("data", {})]
-
-
-def check(executed: Path, out: Path, stem: str) -> None:
-    """What every run of a notebook on a checkpoint leaves: a recording, and what every run of a notebook leaves."""
-    recording = ql.Recording.open(out / "recording.nc")
-    assert int(recording.attrs["tokens"]) > 0
-    check_figures(executed, out, stem)
-
-
-def check_figures(executed: Path, out: Path, stem: str) -> None:
-    """What every run of a notebook leaves: its figures as files, and outputs that stand alone."""
-    saved = {file.stem for file in out.glob("*.png") if file.stat().st_size > 5_000}
-    assert saved == FIGURES[stem] == {file.stem for file in out.glob("*.svg")}
-    shown = [output for output in outputs(executed) if "image/png" in output.get("data", {})]
+def check(executed, stem):
+    """What every run of a notebook leaves: its recording, its figures as files, and outputs that stand alone."""
+    if stem != "90_compare":  # it reads a store, not a checkpoint
+        assert int(executed.recording().attrs["tokens"]) > 0
+    saved = {file.stem for file in executed.out.glob("*.png") if file.stat().st_size > 5_000}
+    assert saved == FIGURES[stem] == {file.stem for file in executed.out.glob("*.svg")}
+    shown = [output for output in executed.outputs if "image/png" in output.get("data", {})]
     assert len(shown) == len(FIGURES[stem]) + (stem in VIEWS)
     assert all(output.metadata["image/png"].get("alt") for output in shown)
-    warnings = [output.text for output in outputs(executed) if output.get("name") == "stderr"]
+    warnings = [output.text for output in executed.outputs if output.get("name") == "stderr"]
     assert not [text for text in warnings if "Warning" in text]
-
-
-def that_reads_like_the_toys(folder: Path, **sizes) -> Path:
-    """A random checkpoint with the toys' tokenizer, which has letters and digits."""
-    tiny_checkpoint(folder, mtp=None, vocab_size=2048, **sizes)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(Path(ql.checkpoint.__path__[0]) / "toys" / "toy-moe" / file, folder)
-    return folder
 
 
 @by_name
 def test_is_text_with_a_parameters_cell_and_no_outputs(path):
     notebook = jupytext.read(path)
     assert notebook.metadata.kernelspec.name == "python3"
-    assert outputs(path) == []
+    assert [output for cell in notebook.cells for output in cell.get("outputs", [])] == []
     (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     for name in PARAMETERS[path.stem]:
         assert re.search(rf"^{name}: .+ = .+  # .+", parameters.source, re.MULTILINE), name
 
 
 @by_name
+def test_only_the_helper_knows_of_the_folder(path):
+    """So that `out=None` saves nothing: tests/notebook/test_notebook.py."""
+    code = "\n".join(cell.source for cell in jupytext.read(path).cells if cell.cell_type == "code")
+    uses = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name) and node.id == "out"]
+    assert len(uses) == 2  # the parameter, and
+    assert re.findall(r"^notebook = ql\.notebook\.start\(out\b", code, re.MULTILINE)
+
+
+@by_name
 def test_links_lead_somewhere(path):
     text = "".join(cell.source for cell in jupytext.read(path).cells if cell.cell_type == "markdown")
     links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("https://")]
-    assert "../docs/glossary.md" in links
+    assert ("../docs/glossary.md" in links) != (path.stem == "00_tour")  # the tour is also read without a clone
     assert [link for link in links if not (FOLDER / link).exists()] == []
 
 
@@ -125,150 +108,121 @@ def test_parameters_are_checked(path, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_layers_on_toy_moe(tmp_path):
-    small = SMALL["10_layers"]
-    executed = run_notebook(FOLDER / "10_layers.py", tmp_path, checkpoint="toy-moe", out=str(tmp_path), **small)
-    check(executed, tmp_path, "10_layers")
+def test_as_a_user_runs_it(tmp_path):
+    """In a kernel of its own, and keeping nothing but the executed copy."""
+    run_notebook(FOLDER / "20_routing.py", tmp_path, **SMALL["20_routing"])
+    assert [file.name for file in tmp_path.iterdir()] == ["20_routing.ipynb"]
 
 
 @pytest.mark.slow
 @by_name
-def test_as_it_stands(path, tmp_path):
-    """With its own parameters, and keeping nothing."""
-    run_notebook(path, tmp_path)
-    assert [file.name for file in tmp_path.iterdir()] == [f"{path.stem}.ipynb"]
+def test_as_it_stands(path, executed):
+    """With the values of its own parameters cell: on toy-moe."""
+    done = executed(path.stem)
+    check(done, path.stem)
+    if path.stem != "90_compare":
+        assert done.recording().checkpoint == "toy-moe"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("stem", "toy"),
-    [
-        ("00_tour", "toy-moe"),
-        ("00_tour", "toy-dense"),
-        ("10_layers", "toy-dense"),
-        ("12_memory", "toy-dense"),
-        ("13_maps", "toy-moe"),
-        ("13_maps", "toy-dense"),
-        ("20_routing", "toy-moe"),
-        *(("30_acceptance", toy) for toy in ("toy-moe", "toy-dense")),
-        *(("40_ablations", toy) for toy in ("toy-moe", "toy-dense")),
-        ("41_patching", "toy-dense"),
-    ],
-)
-def test_on_the_toys(stem, toy, tmp_path):
-    executed = run_notebook(FOLDER / f"{stem}.py", tmp_path, checkpoint=toy, out=str(tmp_path), **SMALL[stem])
-    check(executed, tmp_path, stem)
-    assert ql.Recording.open(tmp_path / "recording.nc").checkpoint == toy
+@pytest.mark.parametrize("stem", [stem for stem in SMALL if stem != "20_routing"])
+def test_on_toy_dense(stem, executed):
+    done = executed(stem, checkpoint="toy-dense", **SMALL[stem])
+    check(done, stem)
+    assert done.recording().checkpoint == "toy-dense"
 
 
 @pytest.mark.slow
-def test_memory_says_that_states_are_the_same_however_they_are_read(tmp_path):
-    executed = run_notebook(FOLDER / "12_memory.py", tmp_path, out=str(tmp_path), **SMALL["12_memory"])
-    check(executed, tmp_path, "12_memory")
-    said = "\n".join(markdown(executed))
-    assert float(re.search(r"the three ways are the same to \*\*(\S+)\*\* of their norm", said)[1]) < 1e-4
-    assert [
-        each for each in ("bfloat16", "float8_e4m3", "int8") if f"**{each}** changes the loss most on" not in said
-    ] == []
-    assert float(re.search(r"no text's loss changes by more than (\S+) nat", said)[1]) < 1e-4
-    lists = ql.Recording.open(tmp_path / "lists.nc")
-    assert list(ql.stats.retention(lists, by=None, by_label=True)["label"].values) == ["2", "4"]
-    assert len((tmp_path / "heads.csv").read_text().splitlines()) == 1 + 6 * 8
+@pytest.mark.parametrize("stem", [stem for stem in SMALL if stem < "30"])
+def test_on_a_checkpoint_of_another_shape(stem, executed, odd):
+    """Nothing depends on 8 layers, 16 experts, an MTP head, or a layer pattern that repeats."""
+    check(executed(stem, checkpoint=odd, **SMALL[stem]), stem)
 
 
 @pytest.mark.slow
-def test_maps_say_what_they_are_of_and_are_kept_for_print(tmp_path):
-    small = SMALL["13_maps"] | dict(dtype="bfloat16")
-    executed = run_notebook(FOLDER / "13_maps.py", tmp_path, checkpoint="toy-moe", out=str(tmp_path), **small)
-    check(executed, tmp_path, "13_maps")
-    assert {file.stem for file in tmp_path.glob("*.pdf")} == FIGURES["13_maps"]
-    said = "\n".join(markdown(executed))
-    head, layer = re.search(r"The one chosen, head (\d+) of layer (\d+), puts \S+ \[", said).groups()
-    kept = ql.Recording.open(tmp_path / "maps.nc")
-    assert ql.stats.attention_map(kept, layer=int(layer), head=int(head), text=2).attrs["kind"] == "linear_attention"
-    assert "all of 32 tokens" in said
+def test_memory_says_that_states_are_the_same_however_they_are_read(executed):
+    done = executed("12_memory")
+    same = re.search(r"the three ways are the same to \*\*(\S+)\*\* of their norm", done.text)
+    assert float(same[1]) < 1e-4
+    formats = ("bfloat16", "float8_e4m3", "int8")
+    assert [each for each in formats if f"**{each}** changes the loss most on" not in done.text] == []
+    assert float(re.search(r"no text's loss changes by more than (\S+) nat", done.text)[1]) < 1e-4
+    lists = done.recording("lists")
+    assert list(ql.stats.retention(lists, by=None, by_label=True)["label"].values) == ["2", "8", "24", "52"]
+    assert len((done.out / "heads.csv").read_text().splitlines()) == 1 + 6 * 8
 
 
 @pytest.mark.slow
-def test_patching_says_where_the_answer_is_and_that_controls_do_nothing(tmp_path):
-    executed = run_notebook(FOLDER / "41_patching.py", tmp_path, out=str(tmp_path), **SMALL["41_patching"])
-    check(executed, tmp_path, "41_patching")
-    said = "\n".join(markdown(executed))
-    assert len(re.findall(r"holds half of it first \*\*after layer \d \((DeltaNet|attention)\)\*\*", said)) == 2
-    assert float(re.search(r"restore everything at the question mark, to (\S+)\.", said)[1]) < 1e-4
-    same, sorts = re.search(r"own values .* \*\*(\d+) of (\d+)\*\* sorts of value .* leave every logit", said).groups()
-    assert same == sorts
-    assert float(re.search(r"Before the change the largest difference .* \*\*(\S+) nat\*\*", said)[1]) < 1e-4
-    kept = ql.Recording.open(tmp_path / "recording.nc")
-    assert ql.stats.patching(kept)["restored"].sizes == {"site": 24, "position": 5}
-    assert ql.stats.patching(kept["another_key"])["part"].values[0] == "residual"
+def test_maps_say_what_they_are_of_and_are_kept_for_print(executed):
+    done = executed("13_maps", dtype="bfloat16", **SMALL["13_maps"])
+    check(done, "13_maps")
+    assert {file.stem for file in done.out.glob("*.pdf")} == FIGURES["13_maps"]
+    head, layer = re.search(r"The one chosen, head (\d+) of layer (\d+), puts \S+ \[", done.text).groups()
+    drawn = ql.stats.attention_map(done.recording("maps"), layer=int(layer), head=int(head), text=2)
+    assert drawn.attrs["kind"] == "linear_attention"
+    assert "all of 32 tokens" in done.text
 
 
 @pytest.mark.slow
-def test_patching_of_a_model_that_cannot_recall_ends_with_that(tmp_path):
-    """Nothing is bound to the layers of the toys; there is no answer to be found."""
-    kinds = ["full_attention", "linear_attention", "linear_attention"]
-    odd, small = that_reads_like_the_toys(tmp_path / "odd", layer_types=kinds), SMALL["41_patching"]
+def test_patching_says_where_the_answer_is_and_that_controls_do_nothing(executed):
+    done = executed("41_patching")
+    half = re.findall(r"holds half of it first \*\*after layer \d \((DeltaNet|attention)\)\*\*", done.text)
+    assert len(half) == 2
+    assert float(re.search(r"restore everything at the question mark, to (\S+)\.", done.text)[1]) < 1e-4
+    same = re.search(r"own values .* \*\*(\d+) of (\d+)\*\* kinds of activation .* leave every logit", done.text)
+    assert same[1] == same[2]
+    before = re.search(r"Before the change the largest difference .* \*\*(\S+) nat\*\*", done.text)
+    assert float(before[1]) < 1e-4
+    assert ql.stats.patching(done.recording())["restored"].sizes == {"site": 24, "position": 5}
+    assert ql.stats.patching(done.recording()["another_key"])["part"].values[0] == "residual"
+
+
+@pytest.mark.slow
+def test_patching_of_a_model_that_cannot_recall_ends_with_that(executed, odd_that_reads):
+    """Nothing depends on the layers of the toys; there is no answer to be found."""
+    checkpoint = odd_that_reads("silent", **PATTERN)
     with pytest.raises(NotebookFailed, match=r"raised NothingMeasured: There is nothing to restore: after the source"):
-        run_notebook(FOLDER / "41_patching.py", tmp_path, checkpoint=str(odd), **small)
+        executed("41_patching", checkpoint=checkpoint, **SMALL["41_patching"])
 
 
 @pytest.mark.slow
-@of_a_trunk
-def test_on_a_checkpoint_of_another_shape(path, tmp_path):
-    """Nothing is bound to 8 layers, 16 experts, an MTP head, or a layer pattern that repeats."""
-    kinds = ["full_attention", "linear_attention", "linear_attention", "full_attention", "linear_attention"]
-    tiny_checkpoint(tmp_path / "odd", layer_types=kinds, num_experts=6, num_experts_per_tok=3, mtp=None)
-    out = tmp_path / "out"
-    executed = run_notebook(path, out, checkpoint=str(tmp_path / "odd"), out=str(out), **SMALL[path.stem])
-    check(executed, out, path.stem)
+def test_ablations_of_an_untrained_checkpoint_of_another_shape(executed, odd_that_reads):
+    """It has nothing to lose, and the notebook says so. The tiny tokenizer cannot write recall tasks."""
+    checkpoint = odd_that_reads("untrained", layer_types=ODD, **EXPERTS)
+    done = executed("40_ablations", checkpoint=checkpoint, **SMALL["40_ablations"])
+    check(done, "40_ablations")
+    (findings,) = [text for text in done.markdown if "nothing stands" in text]
+    assert "The unedited model is not surely above chance here" in findings
+    assert findings == (done.out / "findings.md").read_text()
 
 
 @pytest.mark.slow
-def test_ablations_of_an_untrained_checkpoint_of_another_shape(tmp_path):
-    """It has nothing to lose, and is told so. With the toys' tokenizer: the tiny one cannot write recall tasks."""
-    kinds = ["full_attention", "linear_attention", "linear_attention", "full_attention", "linear_attention"]
-    odd = that_reads_like_the_toys(tmp_path / "odd", layer_types=kinds, num_experts=6, num_experts_per_tok=3)
-    out, small = tmp_path / "out", SMALL["40_ablations"]
-    executed = run_notebook(FOLDER / "40_ablations.py", out, checkpoint=str(odd), out=str(out), **small)
-    check(executed, out, "40_ablations")
-    (said,) = [text for text in markdown(executed) if "nothing stands" in text]
-    assert "The unedited model is not surely above chance here" in said
-    assert said == (out / "findings.md").read_text()
+def test_drafts_of_a_head_that_was_never_trained(executed, tmp_path):
+    """The notebook says so, and all else still holds: the text is lossless, and nothing pays."""
+    tiny_checkpoint(tmp_path / "odd", "qwen3_5", **PATTERN)
+    done = executed("30_acceptance", checkpoint=str(tmp_path / "odd"), **SMALL["30_acceptance"])
+    check(done, "30_acceptance")
+    (advice,) = [text for text in done.markdown if "By these costs" in text]
+    assert "no depth pays here" in advice
 
 
 @pytest.mark.slow
-def test_drafts_of_a_head_that_was_never_trained(tmp_path):
-    """It is told so, and all else still holds: the text is lossless, and nothing pays."""
-    kinds = ["full_attention", "linear_attention", "linear_attention"]
-    tiny_checkpoint(tmp_path / "odd", "qwen3_5", layer_types=kinds)
-    out, small = tmp_path / "out", SMALL["30_acceptance"]
-    executed = run_notebook(FOLDER / "30_acceptance.py", out, checkpoint=str(tmp_path / "odd"), out=str(out), **small)
-    check(executed, out, "30_acceptance")
-    (said,) = [text for text in markdown(executed) if "By these costs" in text]
-    assert "no depth pays here" in said
-
-
-@pytest.mark.slow
-def test_drafts_of_a_checkpoint_without_a_head_end_with_what_is_missing(tmp_path):
-    tiny_checkpoint(tmp_path / "headless", mtp=None)
+def test_drafts_of_a_checkpoint_without_a_head_end_with_what_is_missing(executed, odd):
     with pytest.raises(NotebookFailed, match=r"raised NoMtpHead: .*has no MTP head"):
-        run_notebook(FOLDER / "30_acceptance.py", tmp_path, checkpoint=str(tmp_path / "headless"))
+        executed("30_acceptance", checkpoint=odd)
 
 
 @pytest.mark.slow
-def test_routing_of_a_dense_checkpoint_ends_with_what_is_missing(tmp_path):
+def test_routing_of_a_dense_checkpoint_ends_with_what_is_missing(executed):
     with pytest.raises(NotebookFailed, match=r"raised NothingToProbe: .*has a router"):
-        run_notebook(FOLDER / "20_routing.py", tmp_path, checkpoint="toy-dense")
+        executed("20_routing", checkpoint="toy-dense")
 
 
 @pytest.mark.slow
-def test_comparing_runs_that_it_makes_itself(tmp_path):
-    executed = run_notebook(FOLDER / "90_compare.py", tmp_path, out=str(tmp_path))
-    check_figures(executed, tmp_path, "90_compare")
-    (said,) = [text for text in markdown(executed) if "went from" in text]
-    assert re.search(r"`loss` went from .* nat: .* at 97\.5 %, over 10 of `text`: \*\*(beyond|within) noise\*\*", said)
-    assert re.search(r"`distance` went from .* token: .*, with nothing to tell noise by", said)
+def test_comparing_runs_that_it_makes_itself(executed):
+    (moved,) = [text for text in executed("90_compare").markdown if "went from" in text]
+    assert re.search(r"`loss` went from .* nat: .* at 97\.5 %, over 10 of `text`: \*\*(beyond|within) noise\*\*", moved)
+    assert re.search(r"`distance` went from .* token: .*, without pairs, so without an interval", moved)
 
 
 SIZE = """\
@@ -286,7 +240,7 @@ record(total=size + seed)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sweep", ["{size: [0.5, 2]}", "{how: [plain, fancy], size: [1, 2]}", "{}"])
-def test_comparing_runs_of_a_given_store(sweep, tmp_path):
+def test_comparing_runs_of_a_given_store(sweep, tmp_path, executed):
     """Numbers without labels, no pairs, no datasets; words as parameters, or none that differ."""
     folder, store = tmp_path / "sizes", str(tmp_path / "store")
     folder.mkdir()
@@ -296,7 +250,7 @@ def test_comparing_runs_of_a_given_store(sweep, tmp_path):
         f"question: How large?\nnotebook: size.py\nseeds: [3, 4]\nsweep: {{grid: {sweep}}}\n{metrics}\n"
     )
     assert ql.experiments.run(folder, store=store).complete
-    executed = run_notebook(FOLDER / "90_compare.py", tmp_path, store=store, out=str(tmp_path))
-    assert {file.stem for file in tmp_path.glob("*.png")} == {"by_setting"}
-    assert [text for text in markdown(executed) if "How large? Its" in text and "one number a run" in text]
-    assert [text for text in markdown(executed) if "with nothing to tell noise by" in text]
+    done = executed("90_compare", store=store)
+    assert {file.stem for file in done.out.glob("*.png")} == {"by_setting"}
+    assert [text for text in done.markdown if "How large? Its" in text and "one number a run" in text]
+    assert [text for text in done.markdown if "without pairs, so without an interval" in text]

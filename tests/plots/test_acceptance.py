@@ -57,7 +57,7 @@ DRAWS = {
 
 def draw(name, told):
     if name == "agreement":
-        return plots.teacher_forced(told["agreement"], told["plain"])
+        return plots.agreement(told["agreement"], told["plain"])
     return DRAWS[name](told[name])
 
 
@@ -210,11 +210,11 @@ def test_another_dataset_is_refused_by_what_it_lacks(plot, statistic, told):
     with pytest.raises(MissingVariable, match=rf"Draw what qwenlab\.stats\.{statistic}\(recording\) returns"):
         getattr(plots, plot)(told["agreement"])
     with pytest.raises(MissingVariable, match=r"Draw what qwenlab\.stats\.agreement"):
-        plots.teacher_forced(told["plain"], told["plain"])
+        plots.agreement(told["plain"], told["plain"])
     with pytest.raises(MissingVariable, match=r"Draw what qwenlab\.stats\.acceptance"):
-        plots.teacher_forced(told["agreement"], told["calibration"])
+        plots.agreement(told["agreement"], told["calibration"])
 
 
 def test_by_label_must_be_narrowed_to_one_beside_another(told):
     with pytest.raises(BadArgument, match=r"by label: code, prose, .*\nPick one: \.sel\(label='code'\)"):
-        plots.teacher_forced(told["agreement"], told["label"])
+        plots.agreement(told["agreement"], told["label"])

@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 
 from qwenlab import plots, stats
 from qwenlab.errors import BadArgument, MissingVariable
-from qwenlab.testing.maps import made_maps
+from tests.planted.maps import made_maps
 
 BLUE, ORANGE, GREY = "#0072b2", "#e69f00", "#8a8a8a"
 

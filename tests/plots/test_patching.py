@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose
 
 from qwenlab import plots, stats
 from qwenlab.errors import MissingVariable, NothingMeasured
-from qwenlab.testing.sweeps import made_patching
+from tests.planted.sweeps import made_patching
 from tests.plots.drawn import checked, legend
 
 BLUE, ORANGE = "#0072b2", "#e69f00"

@@ -19,9 +19,9 @@ from qwenlab.errors import BadArgument, MissingVariable
 from qwenlab.testing.recordings import made_recording
 
 DRAWS = {
-    "layer_map": "layer_table",
+    "layer_table": "layer_table",
     "half_life": "half_life",
-    "gate_histograms": "gates",
+    "gates": "gates",
     "attention_distance": "attention_distance",
     "expert_load": "expert_load",
     "coactivation": "coactivation",
@@ -29,10 +29,10 @@ DRAWS = {
     "unused_experts": "unused_experts",
     "distinct_experts": "distinct_experts",
     "time_by_kind": "time_by_kind",
-    "memory_by_context": "memory",
+    "memory": "memory",
     "residual": "residual",
 }
-ON_ONE_AXES = ("layer_map", "half_life", "unused_experts", "memory_by_context")
+ON_ONE_AXES = ("layer_table", "half_life", "unused_experts", "memory")
 BLUE, ORANGE = "#0072b2", "#e69f00"
 
 
@@ -47,18 +47,18 @@ def told(recording):
 
 
 def test_every_plot_is_tried_here():
-    elsewhere = {"acceptance", "calibration", "speedup", "teacher_forced"}  # tests/plots/test_acceptance.py
+    elsewhere = {"acceptance", "calibration", "speedup", "agreement"}  # tests/plots/test_acceptance.py
     elsewhere |= {"attention_map", "reach"}  # tests/plots/test_reach.py
-    elsewhere |= {"mass_by_distance", "reach_by_label"}  # tests/plots/test_mass.py
+    elsewhere |= {"mass_by_distance", "reach_by_label"}  # tests/plots/test_reach_by_distance.py
     elsewhere |= {"openness_by_token", "reconstruction", "retrieval", "sink"}  # tests/plots/test_heads.py
     elsewhere |= {"losses"}  # tests/plots/test_losses.py
     elsewhere |= {"state_by_head", "state_growth", "state_rank"}  # tests/plots/test_states.py
-    elsewhere |= {"state_precision", "state_precision_by_head"}  # tests/plots/test_precision.py
+    elsewhere |= {"state_precision", "state_precision_by_head"}  # tests/plots/test_state_precision.py
     elsewhere |= {"retention", "retention_by_label"}  # tests/plots/test_retention.py
-    elsewhere |= {"capacity", "interference"}  # tests/plots/test_capacity.py
+    elsewhere |= {"capacity", "interference"}  # tests/plots/test_retention_capacity.py
     elsewhere |= {"over_texts"}  # tests/plots/test_texts.py
     elsewhere |= {"ablation_map"}  # tests/plots/test_ablations.py
-    elsewhere |= {"ablation_ranking"}  # tests/plots/test_ablation_ranking.py
+    elsewhere |= {"ablation_ranking"}  # tests/plots/test_ablations_ranking.py
     elsewhere |= {"ablated_acceptance"}  # tests/plots/test_ablated_acceptance.py
     elsewhere |= {"patching"}  # tests/plots/test_patching.py
     assert set(DRAWS) | elsewhere | {"COLOURS", "LABELS", "style"} == set(plots.__all__)
@@ -126,7 +126,7 @@ def test_labels_that_look_like_mathematics_are_drawn_as_they_are():
 
 @pytest.mark.parametrize("name", DRAWS)
 def test_another_dataset_is_refused_by_what_it_lacks(name, told):
-    wrong = told["memory_by_context" if name != "memory_by_context" else "half_life"]
+    wrong = told["memory" if name != "memory" else "half_life"]
     with pytest.raises(MissingVariable, match=rf"Draw what qwenlab\.stats\.{DRAWS[name]}\(recording\) returns"):
         getattr(plots, name)(wrong)
 
@@ -200,8 +200,8 @@ def test_attention_distance_draws_quantiles_and_targets(told):
     assert above.get_ylabel() == "distance back (tokens)"
 
 
-def test_gate_histograms_hold_every_head_in_the_shades_of_its_kind(told):
-    openness, beta = plots.gate_histograms(told["gate_histograms"]).axes
+def test_gates_hold_every_head_in_the_shades_of_its_kind(told):
+    openness, beta = plots.gates(told["gates"]).axes
     meshes = openness.findobj(QuadMesh)
     assert len(meshes) == 8
     assert len(beta.findobj(QuadMesh)) == 6
@@ -303,8 +303,8 @@ def test_a_phase_that_was_not_seen_is_not_drawn():
 
 
 def test_memory_draws_predicted_lines_and_measured_marks(told):
-    data = told["memory_by_context"]
-    ax = plots.memory_by_context(data).axes[0]
+    data = told["memory"]
+    ax = plots.memory(data).axes[0]
     assert_allclose([line.get_ydata() for line in ax.get_lines()], data["predicted"].T)
     assert_allclose([dots.get_offsets()[:, 1] for dots in points(ax)], data["measured"].T)
     assert [text.get_text() for text in ax.texts] == ["KV cache", "recurrent state", "convolution state"]
@@ -324,9 +324,9 @@ def test_residual_draws_both_parts_with_intervals(told):
     assert [to_hex(colour) for colour in mixers.get_facecolors()] == [BLUE, BLUE, BLUE, ORANGE] * 2
 
 
-def test_layer_map_has_a_cell_for_every_number_and_its_range(told):
-    table = told["layer_map"]
-    ax = plots.layer_map(table).axes[0]
+def test_layer_table_has_a_cell_for_every_number_and_its_range(told):
+    table = told["layer_table"]
+    ax = plots.layer_table(table).axes[0]
     numbers = sum(int(table[name].notnull().sum()) for name in table)
     assert len(ax.patches) == numbers + 8  # and a head for each layer
     words = [text.get_text() for text in ax.texts]
@@ -337,9 +337,9 @@ def test_layer_map_has_a_cell_for_every_number_and_its_range(told):
     assert [to_hex(patch.get_facecolor()) for patch in ax.patches[-8:]] == [BLUE, BLUE, BLUE, ORANGE] * 2
 
 
-def test_layer_map_of_many_layers_has_no_numbers_in_its_cells():
+def test_layer_table_of_many_layers_has_no_numbers_in_its_cells():
     table = stats.layer_table(large())
-    assert len(plots.layer_map(table).axes[0].texts) == len(table)
+    assert len(plots.layer_table(table).axes[0].texts) == len(table)
 
 
 def test_layers_that_were_left_out_leave_no_gaps(recording):

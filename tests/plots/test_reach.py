@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose
 
 from qwenlab import plots, stats
 from qwenlab.errors import BadArgument, MissingVariable
-from qwenlab.testing.maps import made_maps
+from tests.planted.maps import made_maps
 
 BLUE, ORANGE = "#0072b2", "#e69f00"
 

@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose
 
 from qwenlab import plots, stats
 from qwenlab.errors import BadArgument, MissingVariable
-from qwenlab.testing.states import made_states
+from tests.planted.states import made_states
 from tests.plots.drawn import checked
 
 BLUE = "#0072b2"
@@ -70,7 +70,7 @@ def test_layers_that_are_not_there(recording):
 def test_what_cannot_be_drawn(recording):
     with pytest.raises(MissingVariable, match=r"Draw what qwenlab\.stats\.retention\(recording\) returns"):
         plots.retention(stats.state_rank(recording))
-    with pytest.raises(MissingVariable, match=r"of all pairs asked for\.\nDraw what .*by='distance'\) returns\.$"):
+    with pytest.raises(MissingVariable, match=r"of all queried pairs\.\nDraw what .*by='distance'\) returns\.$"):
         plots.retention(stats.retention(recording, by=None))
     with pytest.raises(BadArgument, match=r"^These statistics are of all labels together\.\nDraw what .*by_label=True"):
         plots.retention_by_label(stats.retention(recording))

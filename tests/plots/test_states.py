@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 
 from qwenlab import plots, stats
 from qwenlab.errors import BadArgument, MissingVariable
-from qwenlab.testing.states import made_states
+from tests.planted.states import made_states
 
 DRAWS = {
     "state_growth": "state_growth",

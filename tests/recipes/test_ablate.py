@@ -87,8 +87,8 @@ def test_a_sweep_goes_on_from_what_it_kept(done, toy, kept, tmp_path, monkeypatc
     [
         ("prose", "prose", {20}, 19),
         ("mqar:3", "mqar(pairs=3)", {19}, 3),
-        ("needle:24", "needle(length=24, depth=0.5)", {24}, 1),
-        ("needle:24:1", "needle(length=24, depth=1)", {24}, 1),
+        ("needle:24", "needle(length=24, position=0.5)", {24}, 1),
+        ("needle:24:1", "needle(length=24, position=1)", {24}, 1),
         ("copying:13", "copying(length=13)", {13}, 2),
         ("induction:12", "induction(length=12)", {12}, 1),
     ],
@@ -128,7 +128,7 @@ def test_tasks_that_are_none(toy, written, message):
         (dict(of="mixer"), r"of='mixer': give a list of kinds of parts"),
         (dict(score="los"), r"score='los': choose among loss, accuracy, kl, agreement"),
         (dict(match="size"), r"match='size': choose among number, kind, parameters"),
-        (dict(controls=-1), r"controls=-1: give how many of each, 0 for none"),
+        (dict(controls=-1), r"controls=-1: give the number of controls for each ablation, 0 for none"),
         (
             dict(of=["gate"], match="parameters"),
             r"controls\(match='parameters'\): 'gate 0' has 1 parts and 0 parameters",

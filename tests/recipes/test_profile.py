@@ -49,5 +49,7 @@ def test_nothing_to_read_is_an_error(tmp_path):
 
 @pytest.mark.parametrize(("probes", "named"), [(["rooting", "timing"], "'rooting'"), ([], "none")])
 def test_an_unknown_probe_is_an_error_before_anything_is_opened(tmp_path, probes, named):
-    with pytest.raises(BadArgument, match=rf"probes: {named} is no probe's name\.\nChoose among deltanet, .*attention"):
+    with pytest.raises(
+        BadArgument, match=rf"probes: {named} is not the name of a probe\.\nChoose among deltanet, .*attention"
+    ):
         profile("no such checkpoint", {"code": ["x"]}, tmp_path, probes=probes)

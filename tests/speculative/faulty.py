@@ -1,4 +1,4 @@
-"""Rollbacks that each do one thing wrong: the faults that `check_lossless` must name."""
+"""Rollbacks with one fault each, which `check_lossless` must name."""
 
 import torch
 

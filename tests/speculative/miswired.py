@@ -1,4 +1,4 @@
-"""Copies of a checkpoint whose MTP head wants another contract than the code gives it: the faults `audit` must name."""
+"""Copies of a checkpoint whose MTP head needs another contract than the code uses: the faults `audit` must name."""
 
 import copy
 import dataclasses
@@ -13,7 +13,7 @@ def with_head(checkpoint, head):
 
 
 def copied(head):
-    """A copy with weights of its own on the same trunk."""
+    """A copy with its own weights on the same target model."""
     return copy.deepcopy(head, {id(head.trunk): head.trunk})
 
 
@@ -36,7 +36,7 @@ def halves_swapped(head):
 
 @torch.no_grad()
 def fp8_read_raw(head, block=128):
-    """As FP8 releases store it, a scale a block, with routers, the shared expert's gate and fc plain; scales lost."""
+    """FP8 as in the releases (one scale per block; routers, shared expert gate and fc plain), without its scales."""
     out = copied(head)
     for name, weight in out.named_parameters():
         if weight.ndim > 1 and not any(part in name for part in ("mlp.gate.", "shared_expert_gate", "fc.")):
@@ -50,7 +50,7 @@ def fp8_read_raw(head, block=128):
 
 @torch.no_grad()
 def made_for_before_the_norm(head):
-    """The trunk's final norm folded into the head's norm of hidden states, but for its mean scale, which cancels."""
+    """The target model's final norm folded into the head's norm of hidden states, except its mean scale."""
     out = copied(head)
     scale = 1 + head.trunk.get_decoder().norm.weight
     folded = (1 + head.pre_fc_norm_hidden.weight) * scale / scale.square().mean().sqrt()
@@ -59,8 +59,8 @@ def made_for_before_the_norm(head):
 
 
 @torch.no_grad()
-def deaf(head):
-    """It hears no hidden state, only tokens."""
+def blind(head):
+    """A head that ignores the hidden state and reads only tokens."""
     out = copied(head)
     out.fc.weight[:, head.config.hidden_size :] = 0
     return out
@@ -70,9 +70,9 @@ def deaf(head):
 def uneven(checkpoint, spread=0.6, seed=0):
     """The same model with a final norm of uneven scale: each channel is multiplied there, and divided where it is read.
 
-    The toys' own final norm is so even (5 % of its mean) that hidden states before and after it are all but parallel,
-    and a head cannot tell them apart. Here it can, as with real checkpoints; trunk and head compute what they did, the
-    head but for a factor a token that its norms nearly undo.
+    The toys' own final norm varies by only 5 % of its mean, so hidden states before and after it are almost parallel,
+    and a head cannot distinguish them. Here it can, as with real checkpoints. The target model's results are unchanged;
+    the head's change only by a factor per token that its norms nearly undo.
     """
     model = copy.deepcopy(checkpoint.model)
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Drafting inside transformers' `generate`: the same text, one argument more."""
+"""Speculative decoding inside transformers' `generate`: the same text as without drafts."""
 
 import pytest
 import torch
@@ -29,8 +29,8 @@ def inputs(dense):
     ],
     ids=str,
 )
-def test_a_padded_batch_comes_out_as_without_drafts(dense, inputs, more):
-    """Also under processors that look at the text so far, and criteria that end it."""
+def test_a_padded_batch_is_the_same_without_drafts(dense, inputs, more):
+    """Also with processors that depend on the text, and criteria that end it."""
     more = dict(more)
     if "stopping" in more:
         more = {"stopping_criteria": [StopStringCriteria(dense.tokenizer, [more["stopping"]])]}
@@ -54,20 +54,20 @@ def test_sampling_follows_generation_config(dense, inputs):
     assert found.past_key_values.get_seq_length() == found.sequences.shape[1] - 1
 
 
-def test_a_streamer_hears_every_token_once(dense, inputs, capsys):
+def test_a_streamer_gets_every_token_once(dense, inputs, capsys):
     one = {name: tensor[1:] for name, tensor in inputs.items()}
     drafting = CustomGenerate(dense, depth=3, streamer=TextStreamer(dense.tokenizer))
     found = dense.model.generate(**one, max_new_tokens=20, custom_generate=drafting)
     assert capsys.readouterr().out.strip() == dense.tokenizer.decode(found[0]).strip()
 
 
-def test_what_would_not_be_honoured_is_refused(dense, inputs):
+def test_unsupported_arguments_are_refused(dense, inputs):
     def fails(error, match, drafting=None, **more):
         drafting = drafting or CustomGenerate(dense, depth=2)
         with pytest.raises(error, match=match):
             dense.model.generate(**inputs, max_new_tokens=4, custom_generate=drafting, **more)
 
-    fails(BadArgument, r"cannot honour num_beams(.|\n)*generate without drafts", num_beams=2)
+    fails(BadArgument, r"does not support num_beams(.|\n)*generate without drafts", num_beams=2)
     fails(BadArgument, r"output_scores", output_scores=True, return_dict_in_generate=True)
     streaming = CustomGenerate(dense, depth=2, streamer=TextStreamer(dense.tokenizer))
     fails(BadArgument, r"streamer, with more than one prompt", streaming)
@@ -82,7 +82,7 @@ def test_what_would_not_be_honoured_is_refused(dense, inputs):
             **inputs, past_key_values=batch, max_new_tokens=4, custom_generate=CustomGenerate(dense, depth=1)
         )
     embedded = dense.model.get_input_embeddings()(inputs["input_ids"][1:])
-    with pytest.raises(BadPrompt, match=r"given none(.|\n)*Give input_ids, not inputs_embeds"):
+    with pytest.raises(BadPrompt, match=r"got no tokens(.|\n)*Give input_ids, not inputs_embeds"):
         dense.model.generate(inputs_embeds=embedded, max_new_tokens=4, custom_generate=CustomGenerate(dense, depth=1))
     cache = DynamicCache(config=dense.model.config)
     dense.model(inputs["input_ids"][1:, :3], past_key_values=cache)

@@ -1,4 +1,4 @@
-"""All chains at once, against a slow version that runs each by itself: float64, plain loops, no cache and no mask."""
+"""Chains in parallel, compared with one chain at a time in plain loops: float64, no cache and no mask."""
 
 import numpy as np
 import pytest
@@ -67,7 +67,7 @@ def slow_chain(head, tokens, hidden, row, *, prefilled=True, before_norm=False):
 
 
 def slow_states(weights, config, embedding, tokens, hidden, positions):
-    """What the slow version gives to `mtp.norm`."""
+    """Input of `mtp.norm` in the slow version."""
     w = {name: np.asarray(tensor, dtype=np.float64) for name, tensor in weights.items()}
     eps = config.rms_norm_eps
     e = np.stack([norm(embedding[token], w["pre_fc_norm_embedding.weight"], eps) for token in tokens])
@@ -87,15 +87,15 @@ def assert_chains_are_slow_chains(head, options, **slow):
 
 
 @pytest.mark.parametrize("chunk", [3, 256])
-def test_each_chain_is_as_if_it_ran_alone(head, chunk):
+def test_parallel_chains_equal_single_chains(head, chunk):
     assert_chains_are_slow_chains(head, {"chunk": chunk})
 
 
-def test_without_prefill_a_chain_sees_its_own_entries(dense):
+def test_without_prefill_a_chain_attends_to_its_own_entries(dense):
     assert_chains_are_slow_chains(dense, {"chunk": 3, "prefilled": False}, prefilled=False)
 
 
-def test_what_is_fed_back_can_be_chosen(dense):
+def test_the_fed_back_state_can_be_chosen(dense):
     assert_chains_are_slow_chains(dense, {"chunk": 3, "feedback": lambda before, after: before}, before_norm=True)
 
 
@@ -126,7 +126,7 @@ def test_later_tokens_change_no_chain_before_them(dense):
 
 
 @torch.no_grad()
-def test_feedback_is_given_what_goes_into_the_norm_and_what_comes_out(dense):
+def test_feedback_gets_the_states_before_and_after_the_norm(dense):
     tokens, hidden = text(dense)
     pairs = []
     drafted(dense, tokens, hidden, feedback=lambda before, after: pairs.append((before, after)) or after)
@@ -135,7 +135,7 @@ def test_feedback_is_given_what_goes_into_the_norm_and_what_comes_out(dense):
     assert len(pairs) == DEPTH
 
 
-def test_nothing_is_left_behind_when_chains_are_abandoned(dense):
+def test_abandoned_chains_leave_no_hook(dense):
     tokens, hidden = text(dense)
     with torch.no_grad():
         abandoned = chains(dense, tokens, hidden, depth=2, feedback=lambda before, after: after)

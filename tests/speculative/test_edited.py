@@ -1,4 +1,4 @@
-"""Drafting on an edited model: rolled back exactly, or refused."""
+"""Speculative decoding under interventions: exact rollback, or an error."""
 
 import pytest
 
@@ -31,7 +31,7 @@ EDITED = {
 @pytest.mark.slow
 @pytest.mark.parametrize("each", EDITED.values(), ids=EDITED)
 @pytest.mark.parametrize("rollback", [ReplayRollback, RerunRollback])
-def test_drafted_is_plain_decoding_under_the_same_edit(dense, prompts, each, rollback):
+def test_speculative_equals_plain_decoding_under_an_intervention(dense, prompts, each, rollback):
     with intervene(dense.model, each):
         found = check_lossless(dense, prompts(dense), depth=3, max_new_tokens=16, rollback=rollback)
     assert found, found
@@ -39,14 +39,14 @@ def test_drafted_is_plain_decoding_under_the_same_edit(dense, prompts, each, rol
 
 
 @pytest.mark.parametrize("each", [NoKeyRemoval(), NoKeyRemoval(layers=[0]), StateDtype("int8")], ids=str)
-def test_replay_refuses_what_it_would_undo(dense, prompts, each):
-    mend = r"Read these tokens again: rollback=ql\.speculative\.RerunRollback\.$"
-    message = rf"states are not those that the plain delta rule .*\n{mend}"
+def test_replay_refuses_interventions_that_it_would_undo(dense, prompts, each):
+    fix = r"Read the accepted tokens again instead: rollback=ql\.speculative\.RerunRollback\.$"
+    message = rf"runs the plain delta rule over the accepted tokens, and .* changes that rule or its states\.\n{fix}"
     with intervene(dense.model, each):
         with pytest.raises(CannotRollBack, match=message):
             generate(dense, prompts(dense, 1), depth=2, max_new_tokens=4)
         generate(dense, prompts(dense, 1), depth=2, max_new_tokens=4, rollback=RerunRollback)
-    generate(dense, prompts(dense, 1), depth=2, max_new_tokens=4)  # and it is over with the block
+    generate(dense, prompts(dense, 1), depth=2, max_new_tokens=4)  # the error ends with the block
 
 
 def test_rerun_is_exact_under_another_rule(dense, prompts):

@@ -1,4 +1,4 @@
-"""Drafted decoding writes what plain decoding writes, counts its rounds right, and refuses what it cannot do."""
+"""Speculative decoding: the text of plain decoding, correct counts, and errors for invalid arguments."""
 
 import dataclasses
 
@@ -33,8 +33,8 @@ def test_greedy_text_is_that_of_transformers(checkpoint, prompts):
     assert int(made.ledger["accepted"].sum()) > 0
 
 
-def test_the_ledger_says_what_happened(checkpoint, prompts):
-    """Every count and token of every round, from the text alone; probabilities against full forward passes."""
+def test_the_ledger_has_the_right_counts_and_tokens(checkpoint, prompts):
+    """Every count and token of every round, from the text only; probabilities compared with full forward passes."""
     made = generate(checkpoint, prompts(checkpoint), depth=3, max_new_tokens=30, labels=["a", "b"], progress=False)
     ledger = made.ledger
     for text, tokens in enumerate(made.tokens):
@@ -66,7 +66,7 @@ def test_the_ledger_says_what_happened(checkpoint, prompts):
 
 
 def test_an_end_of_text_inside_an_accepted_run(checkpoint, prompts):
-    """Drafts after the end are neither tested nor accepted; the main model adds nothing."""
+    """Drafts after the end are neither tested nor accepted; the target model adds nothing."""
     (prompt,) = prompts(checkpoint, 1)
     whole = generate(checkpoint, prompt, depth=4, max_new_tokens=40, progress=False)
     number = int(np.flatnonzero(whole.ledger["accepted"].values >= 2)[0])
@@ -91,7 +91,7 @@ def test_an_end_of_text_inside_an_accepted_run(checkpoint, prompts):
 
 
 @pytest.mark.slow
-def test_policies_decide_how_many_are_drafted(dense, prompts):
+def test_policies_decide_the_number_of_drafts(dense, prompts):
     given = prompts(dense, 1)
     for policy, check in (
         (FixedDepth(2), lambda ledger: (ledger["drafted"] <= 2).all()),
@@ -116,7 +116,7 @@ def test_policies_decide_how_many_are_drafted(dense, prompts):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["speculative_sampling", "exact_match"])
-def test_sampling_is_repeatable_and_text_by_text(dense, prompts, rule):
+def test_sampling_is_repeatable_per_text(dense, prompts, rule):
     given = prompts(dense, 2)
     how = dict(depth=3, max_new_tokens=20, rule=rule, temperature=0.8, top_k=50, top_p=0.9, progress=False)
     both, again = generate(dense, given, seed=3, **how), generate(dense, given, seed=3, **how)
@@ -125,7 +125,7 @@ def test_sampling_is_repeatable_and_text_by_text(dense, prompts, rule):
     assert both.ledger.attrs["drafting"] == ("sampled" if rule == "speculative_sampling" else "greedy")
 
 
-def test_what_comes_out_can_be_kept(dense, prompts, tmp_path):
+def test_the_result_can_be_saved(dense, prompts, tmp_path):
     made = generate(dense, prompts(dense, 1), depth=2, max_new_tokens=10, progress=False)
     again = Recording.open(made.recording().save(tmp_path / "rounds.nc"))
     assert again["rounds"].drop_vars("seconds").equals(made.ledger.drop_vars("seconds"))
@@ -135,7 +135,7 @@ def test_what_comes_out_can_be_kept(dense, prompts, tmp_path):
     assert "&lt;" in dataclasses.replace(made, texts=["<b>"])._repr_html_()
 
 
-def test_interrupted_it_keeps_what_it_has(dense, prompts, monkeypatch):
+def test_interrupted_decoding_returns_the_text_so_far(dense, prompts, monkeypatch):
     """Ctrl-C in the third round of the second text."""
     seen = []
 
@@ -146,14 +146,14 @@ def test_interrupted_it_keeps_what_it_has(dense, prompts, monkeypatch):
                 raise KeyboardInterrupt
             super().keep(context, kept)
 
-    with pytest.warns(InterruptedWarning, match=r"interrupted in text 1 of 3; what was made is returned"):
+    with pytest.warns(InterruptedWarning, match=r"interrupted in text 1 of 3; the text decoded so far is returned"):
         made = generate(dense, prompts(dense, 3), depth=1, max_new_tokens=12, rollback=Interrupting, progress=False)
     assert made.ended == ["length", "interrupted"]
     assert len(made.tokens[0]) == made.begin[0] + 12
     assert int((made.ledger["prompt"] == 1).sum()) == 2
 
 
-def test_interrupted_before_anything_was_made_it_is_an_interruption(dense, prompts):
+def test_an_interruption_before_the_first_text_is_raised(dense, prompts):
     class Never(ReplayRollback):
         def __init__(self):
             raise KeyboardInterrupt
@@ -163,7 +163,7 @@ def test_interrupted_before_anything_was_made_it_is_an_interruption(dense, promp
 
 
 def test_a_watch_around_it_sees_every_block(dense, prompts):
-    """Probes and drafting share the taps on the delta rule."""
+    """Probes and the rollback both hook the delta rule."""
     with ql.watch(dense, ql.probes.DeltaNet()) as seen:
         made = generate(dense, prompts(dense, 1, 16), depth=2, max_new_tokens=10, progress=False)
     read = 16 + int((made.ledger["drafted"] + 1).sum())
@@ -179,34 +179,36 @@ def test_bad_input(dense, headless):
     room = dense.model.config.max_position_embeddings
     fails(NoMtpHead, r"has no MTP head(.|\n)*Open the published checkpoint", headless)
     fails(BadArgument, r"depth=0: (.|\n)*use model.generate", depth=0)
-    fails(BadArgument, rf"depth={room}: (.|\n)*under the context of {room:,}", depth=room)
+    fails(BadArgument, rf"depth={room}: (.|\n)*below the context of {room:,}", depth=room)
     fails(BadArgument, r"depth=True", depth=True)
     fails(BadArgument, r"max_new_tokens=0", max_new_tokens=0)
     fails(BadPrompt, r"There is no prompt", prompts=[])
     fails(BadPrompt, r"Prompt 1 is empty(.|\n)*at least one token", prompts=["x", ""])
     fails(
-        BadPrompt, rf"Prompt 0 has {room:,} tokens; with max_new_tokens=4 (.|\n)*Cut the prompt", prompts=[[1] * room]
+        BadPrompt,
+        rf"Prompt 0 has {room:,} tokens; with max_new_tokens=4 (.|\n)*Shorten the prompt",
+        prompts=[[1] * room],
     )
-    fails(BadArgument, r"temperature=0.5 would be without effect", temperature=0.5)
-    fails(BadArgument, r"top_k and top_p cut the distribution", top_k=5)
-    fails(BadArgument, r"drafting='beam'", drafting="beam")
+    fails(BadArgument, r"temperature=0.5 would have no effect", temperature=0.5)
+    fails(BadArgument, r"top_k and top_p truncate the sampling distribution", top_k=5)
+    fails(BadArgument, r"generate\(drafting='beam'\): give one of 'greedy', 'sampled'", drafting="beam")
     fails(BadArgument, r"drafting='sampled' under rule='greedy'", drafting="sampled")
-    fails(BadArgument, r"labels: give a name for each of the 1 prompts", labels=["a", "b"])
+    fails(BadArgument, r"labels: give a list of 1 names, one for each prompt", labels=["a", "b"])
     fails(BadPolicy, r"returned an array \[2\]", policy=lambda p: np.ones(2, dtype=bool))
     with pytest.raises(TypeError, match="tempreature"):
         generate(dense, "x", depth=1, tempreature=1)
 
 
-def test_the_loop_asks_nothing_of_the_policy_after_the_last_draft(dense, prompts):
-    """With `depth` drafts made, and with one token left to emit, it is not asked, unless it takes drafts back."""
-    asked = []
+def test_the_policy_is_not_called_after_the_last_draft(dense, prompts):
+    """With `depth` drafts made, and with one token left to emit, it is not called, unless it drops."""
+    calls = []
 
     def policy(probability):
-        asked.append(probability.shape[1])
+        calls.append(probability.shape[1])
         return np.ones(len(probability), dtype=bool)
 
     generate(dense, prompts(dense, 1), depth=2, max_new_tokens=9, policy=policy, progress=False)
-    assert set(asked) == {0, 1}
+    assert set(calls) == {0, 1}
     policy.drops = True
     generate(dense, prompts(dense, 1), depth=2, max_new_tokens=9, policy=policy, progress=False)
-    assert set(asked) == {0, 1, 2}
+    assert set(calls) == {0, 1, 2}

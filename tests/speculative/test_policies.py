@@ -1,4 +1,4 @@
-"""When to draft one more token."""
+"""Draft policies: when to draft one more token."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import arrays
 
 from qwenlab.errors import BadArgument, BadPolicy
-from qwenlab.speculative.policies import ExpectedValue, FixedDepth, Threshold, asked, name_of
+from qwenlab.speculative.policies import ExpectedValue, FixedDepth, Threshold, call_policy, policy_name
 
 PROBABILITIES = st.tuples(st.integers(1, 5), st.integers(0, 5)).flatmap(
     lambda shape: arrays(np.float64, shape, elements=st.floats(0.01, 1))
@@ -14,26 +14,26 @@ PROBABILITIES = st.tuples(st.integers(1, 5), st.integers(0, 5)).flatmap(
 
 
 @given(PROBABILITIES, st.integers(0, 5))
-def test_a_fixed_depth_does_not_look_at_probabilities(probability, depth):
+def test_a_fixed_depth_ignores_probabilities(probability, depth):
     rounds, drafts = probability.shape
-    assert asked(FixedDepth(depth), probability).tolist() == [drafts < depth] * rounds
+    assert call_policy(FixedDepth(depth), probability).tolist() == [drafts < depth] * rounds
 
 
 @given(PROBABILITIES, st.floats(0, 1))
-def test_a_threshold_looks_at_the_newest_draft(probability, threshold):
+def test_a_threshold_compares_the_newest_draft(probability, threshold):
     by_hand = [not len(row) or row[-1] >= threshold for row in probability]
-    assert asked(Threshold(threshold), probability).tolist() == by_hand
+    assert call_policy(Threshold(threshold), probability).tolist() == by_hand
 
 
-def test_a_draft_as_likely_as_the_threshold_goes_on():
-    assert asked(Threshold(0.5), np.array([[0.9, 0.5], [0.9, 0.4999]])).tolist() == [True, False]
+def test_a_draft_at_the_threshold_continues():
+    assert call_policy(Threshold(0.5), np.array([[0.9, 0.5], [0.9, 0.4999]])).tolist() == [True, False]
 
 
 COSTS = st.lists(st.floats(0.1, 10), min_size=1, max_size=7)
 
 
 @given(PROBABILITIES, st.floats(0, 2), COSTS, st.lists(st.floats(0, 1), min_size=1, max_size=4))
-def test_one_more_draft_if_it_adds_tokens_faster_than_the_round_makes_them(probability, draft_step, verify, guess):
+def test_one_more_draft_if_it_adds_tokens_faster_than_the_round_emits_them(probability, draft_step, verify, guess):
     def by_hand(row):
         drafts = len(row)
         if drafts + 1 >= len(verify):
@@ -48,16 +48,16 @@ def test_one_more_draft_if_it_adds_tokens_faster_than_the_round_makes_them(proba
         return gain * seconds - expected * more
 
     margins = [by_hand(row) for row in probability]
-    answers = asked(ExpectedValue(draft_step, verify, guess), probability)
+    answers = call_policy(ExpectedValue(draft_step, verify, guess), probability)
     for margin, answer in zip(margins, answers, strict=True):
         assert answer == (margin > 0) or abs(margin) < 1e-9  # a tie may be rounded either way
 
 
 def test_expected_value_in_numbers():
-    """A plain step of 10 ms, a draft of 1 ms, 2 ms for each further width: 3 ms must bring 0.3 tokens at first."""
+    """A plain step of 10 ms, a draft of 1 ms, 2 ms for each further width: 3 ms must add 0.3 tokens at first."""
     never, first = np.empty((1, 0)), ExpectedValue(1, [10, 12, 14, 16], guess=0.31)
-    assert asked(first, never).tolist() == [True]
-    assert asked(ExpectedValue(1, [10, 12, 14, 16], guess=0.29), never).tolist() == [False]
+    assert call_policy(first, never).tolist() == [True]
+    assert call_policy(ExpectedValue(1, [10, 12, 14, 16], guess=0.29), never).tolist() == [False]
     # With one draft of 0.5: 1.5 tokens in 13 ms, and 0.5 * guess tokens in 3 ms; even at guess = 0.6923.
     sure = [ExpectedValue(1, [10, 12, 14, 16], guess=guess)(np.array([[0.5]])).tolist() for guess in (0.69, 0.70)]
     assert sure == [[False], [True]]
@@ -78,7 +78,7 @@ def test_no_more_drafts_than_there_are_widths_with_a_cost():
     (lambda: ExpectedValue(1, [1, 2], guess=1.2), "guess is a probability"),
     (lambda: ExpectedValue(1, [1, 2], guess=[]), "guess is a probability"),
 ])  # fmt: skip
-def test_values_that_make_no_sense_are_refused(make, says):
+def test_invalid_values_are_refused(make, says):
     with pytest.raises(BadArgument) as caught:
         make()
     assert says in str(caught.value)
@@ -96,22 +96,22 @@ def halves(probability):
     (lambda probability: np.ones((3, 1), dtype=bool), "returned an array [3, 1] of bool"),
     (lambda probability: np.ones(3), "returned an array [3] of float64"),
 ])  # fmt: skip
-def test_a_wrong_answer_is_an_error_that_says_what_is_wanted(policy, returned):
+def test_a_wrong_result_is_an_error_that_describes_the_right_one(policy, returned):
     with pytest.raises(BadPolicy) as caught:
-        asked(policy, np.ones((3, 2)))
+        call_policy(policy, np.ones((3, 2)))
     message = str(caught.value)
-    assert "The policy <lambda> was asked about probabilities [3, 2] [round, draft]" in message
+    assert "The policy <lambda> was called with probabilities [3, 2] [round, draft]" in message
     assert returned in message
     assert "a NumPy array [3] of bool" in message
 
 
-def test_what_cannot_be_asked_is_refused():
+def test_a_policy_that_cannot_be_called_is_refused():
     with pytest.raises(BadPolicy, match=r"policy=3 is a int, which cannot be called.\nGive a function"):
-        asked(3, np.ones((3, 2)))
+        call_policy(3, np.ones((3, 2)))
 
 
-def test_any_callable_will_do():
-    assert asked(halves, np.ones((3, 2))).tolist() == [True, False, True]
+def test_any_callable_is_a_policy():
+    assert call_policy(halves, np.ones((3, 2))).tolist() == [True, False, True]
 
 
 class Restless:
@@ -126,11 +126,11 @@ class Restless:
     (halves, "halves"),
     (Restless(), "Restless"),
 ])  # fmt: skip
-def test_names_hold_no_address(policy, name):
-    assert name_of(policy) == name
+def test_names_contain_no_address(policy, name):
+    assert policy_name(policy) == name
 
 
-def test_only_a_threshold_that_was_asked_to_drops():
+def test_only_a_threshold_with_drops_drops():
     assert [getattr(p, "drops", False) for p in (FixedDepth(1), Threshold(0.5), Threshold(0.5, drops=True))] == [
         False,
         False,

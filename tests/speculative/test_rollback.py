@@ -1,4 +1,4 @@
-"""After a rollback every state is that of a text of which the rejected tokens were never read."""
+"""After a rollback every state equals that of a text read without the rejected tokens."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def drawn(count: int, seed: int) -> torch.Tensor:
 def run(
     model, prompt: torch.Tensor, rounds: list[tuple[int, int]], rollback: Rollback | None, seed: int = 1
 ) -> TargetContext:
-    """Read the prompt, then of each block of `width` tokens keep the first `kept`: rolled back, or never read."""
+    """Read the prompt, then keep the first `kept` tokens of each block of `width`: rolled back, or others unread."""
     context = TargetContext(model)
     context.read(prompt)
     for number, (width, kept) in enumerate(rounds):
@@ -64,7 +64,7 @@ ROUNDS = st.lists(
 @given(rounds=ROUNDS, prompt=st.integers(1, 70), seed=st.integers(0, 9))
 @settings(max_examples=15)
 @torch.no_grad()
-def test_any_pattern_leaves_the_states_of_a_text_that_never_speculated(model, kind, rounds, prompt, seed):
+def test_any_pattern_leaves_the_states_of_plain_decoding(model, kind, rounds, prompt, seed):
     """Widths 2 to 9 (depths 1 to 8), every number kept, from prompts shorter than the convolution on."""
     found = run(model, drawn(prompt, 100 + seed), rounds, kind(), seed)
     wanted = run(model, drawn(prompt, 100 + seed), rounds, None, seed)
@@ -90,8 +90,8 @@ def test_every_prefix_of_a_long_block(model, kind):
 
 
 @torch.no_grad()
-def test_where_the_same_widths_ran_it_is_to_the_bit(model):
-    """Rerun reads just the kept tokens; a block that was kept whole is left as it is by both."""
+def test_rollback_is_bit_exact_if_the_same_widths_ran(model):
+    """Rerun reads only the accepted tokens; both leave a fully accepted block unchanged."""
     for kind, rounds in ((RerunRollback, [(6, 2), (4, 4), (5, 1)]), (ReplayRollback, [(6, 6), (4, 4)])):
         found, wanted = run(model, drawn(17, 3), rounds, kind()), run(model, drawn(17, 3), rounds, None)
         assert all(torch.equal(a, b) for a, b in zip(everything(found), everything(wanted), strict=True))
@@ -99,7 +99,7 @@ def test_where_the_same_widths_ran_it_is_to_the_bit(model):
 
 @torch.no_grad()
 def test_replay_reads_no_weight(model):
-    """Nothing of the model runs in `keep`: not even its embedding."""
+    """No module of the model runs in `keep`, not even its embedding."""
     context, rollback = TargetContext(model), ReplayRollback()
     context.read(drawn(9, 0))
     with rollback.verifying(context):
@@ -114,7 +114,7 @@ def test_replay_reads_no_weight(model):
 
 @torch.no_grad()
 def test_nothing_stays_wrapped(model):
-    """After `verifying` the model's functions and the cache's are those they were."""
+    """After `verifying` the functions of model and cache are the original ones."""
     context, rollback = TargetContext(model), ReplayRollback()
     before = {name: dict(vars(module)) for name, module in model.named_modules()}
     context.read(drawn(3, 0))
@@ -124,7 +124,7 @@ def test_nothing_stays_wrapped(model):
     assert all("update_conv_state" not in vars(layer) for layer in context.deltanet)
 
 
-def test_caches_that_cannot_forget_are_refused(model):
+def test_caches_without_exact_rollback_are_refused(model):
     config = model.config
     with pytest.raises(
         CannotRollBack, match=r"StaticCache .* cannot be rolled back exactly(.|\n)*DynamicCache\(config"
@@ -139,12 +139,12 @@ def test_caches_that_cannot_forget_are_refused(model):
 
 
 def test_checkpoints_keep_their_cache_class(checkpoint: Checkpoint):
-    """The cache that transformers makes for a toy is one that can be rolled back."""
+    """The cache that transformers makes for a toy can be rolled back."""
     assert TargetContext(checkpoint.model).deltanet
 
 
-def test_what_the_documentation_says_of_transformers_crop():
-    """It raises where the past was not recorded; where it was, the recurrent state keeps the cropped tokens."""
+def test_crop_of_transformers_is_as_documented():
+    """It raises if the past was not recorded; if it was, the recurrent state keeps the cropped tokens."""
     model = tiny_model("qwen3_5", layer_types=["linear_attention", "full_attention"])
     for records in (False, True):
         cache = DynamicCache(config=model.config)

@@ -1,4 +1,4 @@
-"""Acceptance as a score of each text: what the ledgers say, one text at a time."""
+"""Acceptance score of each text, compared with its ledger."""
 
 from contextlib import ExitStack
 
@@ -12,7 +12,7 @@ from qwenlab.speculative import acceptance_score, generate, trace
 
 
 def one_by_one(ledgers):
-    return [float(ql.stats.acceptance(ledger, resamples=1)["acceptance_length"]) for ledger in ledgers]
+    return [float(ql.stats.acceptance(ledger)["acceptance_length"]) for ledger in ledgers]
 
 
 def test_given_texts_are_traced_and_replayed(checkpoint, prompts):
@@ -23,7 +23,7 @@ def test_given_texts_are_traced_and_replayed(checkpoint, prompts):
     assert found["rounds"].values.tolist() == [ledger.sizes["round"] for ledger in each]
     assert found["label"].values.tolist() == ["a", "b", "c"]
     said = {"rule": "greedy", "depth": 2, "policy": "fixed depth", "text": "teacher_forced", "origin": "replay"}
-    assert found.attrs == said
+    assert said.items() <= found.attrs.items()
     assert said.items() <= found["acceptance_length"].attrs.items()
     assert (found["acceptance_length"] >= 1).all()
     assert (found["acceptance_length"] <= 3).all()
@@ -37,7 +37,7 @@ def test_windows_of_a_text_are_one_text(dense, prompts):
     np.testing.assert_allclose(found["acceptance_length"], one_by_one(each))
 
 
-def test_prompts_are_gone_on_with(dense, prompts):
+def test_prompts_are_continued(dense, prompts):
     texts = prompts(dense, 2, 24)
     found = acceptance_score(dense, texts, depth=3, max_new_tokens=20)
     each = [generate(dense, [text], depth=3, max_new_tokens=20, progress=False).ledger for text in texts]
@@ -45,7 +45,7 @@ def test_prompts_are_gone_on_with(dense, prompts):
     assert (found.attrs["text"], found.attrs["origin"]) == ("own", "online")
 
 
-def test_an_edited_model_is_scored_as_it_is(dense, prompts):
+def test_a_changed_model_is_scored_with_its_changes(dense, prompts):
     texts = prompts(dense, 3, 64, "arithmetic")
     before = acceptance_score(dense, texts)
     with ExitStack() as hooks:
@@ -57,7 +57,7 @@ def test_an_edited_model_is_scored_as_it_is(dense, prompts):
     np.testing.assert_array_equal(acceptance_score(dense, texts)["acceptance_length"], before["acceptance_length"])
 
 
-def test_a_text_of_no_round_has_no_length(dense, prompts):
+def test_a_text_without_a_round_has_no_length(dense, prompts):
     found = acceptance_score(dense, [*prompts(dense, 1, 40), [5, 6]])
     assert found["rounds"][0] > 0
     assert found["rounds"][1] == 0

@@ -1,4 +1,4 @@
-"""What steps cost: every kind of step is timed, none of it is nothing, and the experts are those of the router."""
+"""Step times: every kind of step takes time, and the experts are those of the router."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_each_cost_is_a_time_with_its_quartiles(costs):
     assert (costs.attrs["rollback"], costs.attrs["context"], costs.attrs["threads"]) == ("replay", 64, 1)
 
 
-def test_speedup_takes_them_as_they_are(costs, prompts, dense):
+def test_speedup_accepts_step_times(costs, prompts, dense):
     made = generate(dense, prompts(dense), depth=2, max_new_tokens=12, progress=False)
     found = ql.stats.speedup(made.ledger, costs)
     assert np.isfinite(found["speedup"]).all()
@@ -58,11 +58,11 @@ def test_the_other_rollback_is_timed_too(dense, text):
     found = step_times(dense, text, depth=1, context=64, repeats=3, rollback=RerunRollback, progress=False)
     assert found.attrs["rollback"] == "snapshot-and-rerun"
     assert "expert_choice" not in found
-    assert float(found["rollback"]) > float(found["draft_step"])  # a forward pass of the whole trunk
+    assert float(found["rollback"]) > float(found["draft_step"])  # a forward pass of the target model
 
 
-def test_by_default_a_text_is_used_as_far_as_it_goes(dense, text):
-    """Half of it before, and as many repeats as the other half holds."""
+def test_default_context_and_repeats_fit_the_text(dense, text):
+    """Half of the text is context, and the repeats fit into the other half."""
     found = step_times(dense, text[:40], depth=1, progress=False)
     assert found.attrs["context"] == 20
     assert step_times(dense, text[:8], depth=1, progress=False).attrs["context"] == 4

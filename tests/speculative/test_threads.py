@@ -1,4 +1,4 @@
-"""Decoding in several threads: of a checkpoint each, or of one for all."""
+"""Decoding in several threads, with one checkpoint per thread or a shared one."""
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -20,7 +20,7 @@ def two():
 
 @pytest.mark.parametrize("rollback", [ReplayRollback, RerunRollback])
 @pytest.mark.parametrize("shared", [False, True], ids=["two checkpoints", "one checkpoint"])
-def test_two_threads_decode_what_each_decodes_alone(two, impatient, shared, rollback):
+def test_two_threads_decode_like_one(two, impatient, shared, rollback):
     checkpoints = (two[0], two[0]) if shared else two
     prompts = [ckpt.tokenizer(text)["input_ids"][:20] for ckpt, text in zip(two, ql.tasks.texts("code"), strict=False)]
     alone = [_decoded(*each, rollback) for each in zip(checkpoints, prompts, strict=True)]
@@ -45,7 +45,7 @@ def _decoded(checkpoint, prompt, rollback):
 
 
 def _together(work, checkpoints, prompts):
-    """What work(checkpoint, prompt) returns for each, run in a thread each, begun at one time."""
+    """Results of work(checkpoint, prompt), each in its own thread, all started together."""
     start = Barrier(len(prompts))
 
     def begin(*each):

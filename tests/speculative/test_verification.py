@@ -1,4 +1,4 @@
-"""Rules: which drafts are accepted; and that those which sample keep the main model's distribution."""
+"""Verification rules: which drafts are accepted; rules that sample keep the target model's distribution."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from qwenlab.speculative.verification import (
     SpeculativeSampling,
     Verification,
     VerificationRule,
-    rule_of,
+    resolve_rule,
 )
 
 DRAWS = 20_000  # of a round of two drafts
@@ -32,21 +32,21 @@ def scores(*tokens: int, vocabulary: int = 5) -> torch.Tensor:
         ([], [3], Verification(0, 3)),
         ([1], [2, 4], Verification(0, 2)),
         ([2], [2, 4], Verification(1, 4)),
-        ([2, 1, 3], [2, 0, 3, 4], Verification(1, 0)),  # the third agrees, but after one that did not
+        ([2, 1, 3], [2, 0, 3, 4], Verification(1, 0)),  # the third agrees, but after a rejected draft
         ([2, 1, 3], [2, 1, 3, 0], Verification(3, 0)),
     ],
 )
 def test_greedy_by_hand(drafts, best, wanted):
-    found = Greedy().judge(torch.tensor(drafts, dtype=torch.long), None, scores(*best), generator())
+    found = Greedy().verify(torch.tensor(drafts, dtype=torch.long), None, scores(*best), generator())
     assert found == wanted
 
 
 class Lossy(VerificationRule):
-    """Accepts a draft that is half as likely as it should be to be accepted for sure."""
+    """Accepts a draft with more than half the probability that makes acceptance certain."""
 
     name, samples = "lossy", True
 
-    def judge(self, drafts, proposal, scores, generator):
+    def verify(self, drafts, proposal, scores, generator):
         p = scores.softmax(-1)
         if len(drafts) and p[0, drafts[0]] > 0.5 * proposal[0, drafts[0]]:
             return Verification(1, int(torch.multinomial(p[1], 1, generator=generator)))
@@ -62,7 +62,7 @@ def first_two(rule: VerificationRule, sampled: bool) -> np.ndarray:
     drawn = torch.multinomial(q, DRAWS, replacement=True, generator=numbers).T
     second = torch.multinomial(p[1].softmax(-1), DRAWS, replacement=True, generator=numbers).tolist()
     for drafts, next_round in zip(drawn if sampled else q.argmax(-1).expand(DRAWS, -1), second, strict=True):
-        accepted, added = rule.judge(drafts, q if sampled else None, p, numbers)
+        accepted, added = rule.verify(drafts, q if sampled else None, p, numbers)
         tokens = [*drafts[:accepted].tolist(), added]
         if len(tokens) == 1:  # the next round would begin here; its first token is drawn from p[1]
             tokens.append(next_round)
@@ -71,7 +71,7 @@ def first_two(rule: VerificationRule, sampled: bool) -> np.ndarray:
 
 
 def agrees(counts: np.ndarray) -> float:
-    """p-value of these counts under the main model's distribution."""
+    """p-value of these counts under the target model's distribution."""
     p = torch.randn(3, 5, generator=generator(1)).softmax(-1).double().numpy()
     expected = np.outer(p[0], p[1]) * DRAWS
     return float(chisquare(counts.ravel(), expected.ravel() * (counts.sum() / expected.sum())).pvalue)
@@ -86,7 +86,7 @@ def test_rules_that_sample_keep_the_distribution(rule, sampled):
     assert agrees(first_two(rule, sampled)) > 0.001
 
 
-def test_a_lossy_rule_is_found_out():
+def test_a_lossy_rule_is_detected():
     assert agrees(first_two(Lossy(), True)) < 1e-12
 
 
@@ -97,23 +97,25 @@ def test_speculative_sampling_accepts_as_often_as_the_distributions_overlap():
     accepted = 0
     for _ in range(4000):
         drafts = torch.multinomial(q, 1, generator=numbers)[:, 0]
-        found = rule.judge(drafts, q, p, numbers)
+        found = rule.verify(drafts, q, p, numbers)
         assert found.accepted == 0 or drafts[0] != 2
         accepted += found.accepted
     assert accepted / 4000 == pytest.approx(0.5, abs=0.03)
     same = p.softmax(-1)[:1]
-    assert all(rule.judge(torch.tensor([0]), same, p, numbers).accepted for _ in range(100))
+    assert all(rule.verify(torch.tensor([0]), same, p, numbers).accepted for _ in range(100))
 
 
 def test_a_rule_and_its_temperature():
-    assert isinstance(rule_of("greedy", 0), Greedy)
+    assert isinstance(resolve_rule("greedy", 0), Greedy)
     own = Lossy()
-    assert rule_of(own, 0.5) is own
-    with pytest.raises(BadArgument, match=r"rule='nucleus' is no rule(.|\n)*greedy, speculative_sampling, exact_match"):
-        rule_of("nucleus", 0)
-    with pytest.raises(BadArgument, match=r"temperature=0.7 would be without effect(.|\n)*'speculative_sampling'"):
-        rule_of("greedy", 0.7)
-    with pytest.raises(BadArgument, match=r"temperature=0 leaves none(.|\n)*above 0, or rule='greedy'"):
-        rule_of("exact_match", 0)
+    assert resolve_rule(own, 0.5) is own
+    with pytest.raises(
+        BadArgument, match=r"rule='nucleus'\): give one of 'greedy', 'speculative_sampling', 'exact_match'\."
+    ):
+        resolve_rule("nucleus", 0)
+    with pytest.raises(BadArgument, match=r"temperature=0.7 would have no effect(.|\n)*'speculative_sampling'"):
+        resolve_rule("greedy", 0.7)
+    with pytest.raises(BadArgument, match=r"temperature=0 does not define(.|\n)*above 0, or rule='greedy'"):
+        resolve_rule("exact_match", 0)
     with pytest.raises(BadArgument, match=r"temperature=-1"):
-        rule_of("greedy", -1)
+        resolve_rule("greedy", -1)

@@ -8,8 +8,8 @@ from numpy.testing import assert_allclose
 from qwenlab import stats
 from qwenlab.errors import InconsistentRecording, MissingVariable, NothingMeasured
 from qwenlab.record import Recording
-from qwenlab.stats.formulas import paired
-from qwenlab.testing.sweeps import made_ablated_acceptance
+from qwenlab.stats.formulas.intervals import expanded_level
+from tests.planted.sweeps import made_ablated_acceptance
 from tests.stats.formulas.test_paired import slow_flip_p
 
 SMALL = dict(layers=4, tasks={"code": 5, "prose": 4}, controls=2)
@@ -46,7 +46,7 @@ def test_the_clean_length_has_an_interval_over_texts():
         clean = made["clean_acceptance_length"].values[texts]
         count = len(clean)
         draws = np.random.default_rng(5).multinomial(count, [1 / count] * count, size=30)
-        level = paired.expanded_level(0.9, count)
+        level = expanded_level(0.9, count)
         ends = np.quantile([np.repeat(clean, times).mean() for times in draws], [0.5 - level / 2, 0.5 + level / 2])
         assert_allclose(told["clean_acceptance_length_interval"].sel(task=label), ends)
 

@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose
 
 from qwenlab import stats
 from qwenlab.errors import BadArgument, MissingVariable
-from qwenlab.testing.sweeps import made_ablated_acceptance, made_sweep
+from tests.planted.sweeps import made_ablated_acceptance, made_sweep
 
 
 @pytest.fixture(scope="module")
@@ -26,20 +26,20 @@ def test_the_table_is_in_the_order_of_the_harm(told):
         assert_allclose(table[name].astype(float), here[name].sel(ablation=table["ablation"]).astype(float))
     for name in ("harm", "beyond_controls"):
         low, high = (here[f"{name}_interval"].sel(ablation=table["ablation"], bound=end) for end in ("low", "high"))
-        assert_allclose(table[f"{name}_low"], low)
-        assert_allclose(table[f"{name}_high"], high)
+        assert_allclose(table[f"{name}_interval"].sel(bound="low"), low)
+        assert_allclose(table[f"{name}_interval"].sel(bound="high"), high)
     assert table.attrs["task"] == "recall"
-    frame = table.to_dataframe()
+    frame = table.sel(bound="low").to_dataframe()
     assert frame.index.tolist() == table["ablation"].values.tolist()
     assert {"of", "layer", "kind", "edit", "parameters", "controls"} <= set(frame)
     assert "share_lost" not in frame
-    assert {table[name].attrs["units"] for name in ("harm", "harm_low", "beyond_controls_high")} == {"nat/token"}
+    effects = ("harm", "harm_interval", "beyond_controls_interval")
+    assert {table[name].attrs["units"] for name in effects} == {"nat/token"}
 
 
 def test_the_table_of_accuracy_has_the_share_lost():
     told = stats.ablations(made_sweep(layers=2), score="accuracy")
-    frame = stats.ablation_table(told, "recall").to_dataframe()
-    assert {"share_lost", "share_lost_low", "share_lost_high"} <= set(frame)
+    assert {"share_lost", "share_lost_interval"} <= set(stats.ablation_table(told, "recall"))
 
 
 def numbers(text):

@@ -10,8 +10,8 @@ from scipy.stats import t as student
 from qwenlab import stats
 from qwenlab.errors import BadArgument, InconsistentRecording, MissingVariable, NotARecording, NothingMeasured
 from qwenlab.record import Recording
-from qwenlab.stats.formulas import paired
-from qwenlab.testing.sweeps import made_sweep
+from qwenlab.stats.formulas.intervals import expanded_level
+from tests.planted.sweeps import made_sweep
 from tests.stats.formulas.test_paired import slow_flip_p, slow_holm
 
 SCORES = ("loss", "accuracy", "kl", "agreement")
@@ -99,7 +99,7 @@ def test_of_the_unedited_model(score):
 def drawn(values, texts, level, how, of=np.mean):
     """The percentile bootstrap of rows [row, text], each draw as often as it names a text."""
     draws = np.random.default_rng(how["seed"]).multinomial(texts, [1 / texts] * texts, size=how["resamples"])
-    level = paired.expanded_level(level, texts)
+    level = expanded_level(level, texts)
     found = [[of(np.repeat(row, times)) for row in values] for times in draws]
     return np.quantile(found, [0.5 - level / 2, 0.5 + level / 2], axis=0).T
 
@@ -259,7 +259,7 @@ def test_what_is_said_of_the_tests():
     told = stats.ablations(made_sweep(**SMALL), score="kl", level=0.8, resamples=30, seed=7)
     assert (told.attrs["score"], told.attrs["level"], told.attrs["hypotheses"]) == ("kl", 0.8, 8)
     ends = told["harm_interval"].attrs
-    assert ends["interval"] == "percentile bootstrap of whole texts, expanded for few of them"
+    assert ends["interval"] == "bootstrap of whole texts, expanded percentiles"
     assert (ends["resamples"], ends["seed"], ends["units"]) == (30, 7, "nat/token")
 
 
@@ -275,9 +275,9 @@ def test_what_it_refuses():
         stats.ablations({})
     with pytest.raises(MissingVariable, match=r"(?s)No kl in this Dataset; .*one made by qwenlab\.ablations\.sweep"):
         stats.ablations(sweep.drop_vars("kl"), score="kl")
-    with pytest.raises(InconsistentRecording, match=r"controls of 'mixer 0', and no such ablation"):
+    with pytest.raises(InconsistentRecording, match=r"controls of 'mixer 0' but not that ablation"):
         stats.ablations(sweep.drop_sel(ablation="mixer 0"))
-    with pytest.raises(NothingMeasured, match=r"8 ablations that are no controls, and 0 texts"):
+    with pytest.raises(NothingMeasured, match=r"8 ablations besides controls, and 0 texts"):
         stats.ablations(
             made_sweep(
                 **SMALL,
@@ -286,7 +286,7 @@ def test_what_it_refuses():
             .isel(ablation=slice(8))
             .assign_coords(control_of=("ablation", [""] * 8))
         )
-    with pytest.raises(NothingMeasured, match=r"has 0 ablations that are no controls"):
+    with pytest.raises(NothingMeasured, match=r"has 0 ablations besides controls"):
         stats.ablations(sweep.isel(ablation=np.flatnonzero(sweep["control_of"].values != "")))
     broken = sweep.copy(deep=True)
     broken["loss"][1, 2] = np.nan

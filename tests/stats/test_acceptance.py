@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy import stats as stats_of
 
 from qwenlab import stats
 from qwenlab.errors import BadArgument, NothingMeasured
@@ -106,7 +107,7 @@ def loops(data):
 @settings(max_examples=40)
 @given(made_ledgers(), st.sampled_from([None, "label", "position"]))
 def test_by_loops(data, by):
-    told = stats.acceptance(data, by=by, resamples=2)
+    told = stats.acceptance(data, by=by)
     if by is None:
         groups = {None: np.full(data.sizes["round"], True)}
     elif by == "label":
@@ -133,7 +134,7 @@ def test_by_entropy_by_loops(data):
         with pytest.raises(NothingMeasured, match="No tested draft of this ledger has a target_entropy"):
             stats.acceptance(data, by="entropy")
         return
-    told = stats.acceptance(data, by="entropy", resamples=2)
+    told = stats.acceptance(data, by="entropy")
     assert set(told) == {"tested", "accepted", "conditional", "conditional_interval", "prompts"}
     edges = [*ENTROPIES, np.inf]
     assert int(told["tested"].sum()) == len(tested)
@@ -150,7 +151,7 @@ def test_by_entropy_by_loops(data):
 @settings(max_examples=40)
 @given(made_ledgers())
 def test_laws_that_hold_of_any_ledger(data):
-    told = stats.acceptance(data, resamples=2)
+    told = stats.acceptance(data)
     drafted, tested, accepted = (told[name].values for name in ("drafted", "tested", "accepted"))
     assert (accepted <= tested).all()
     assert (tested <= drafted).all()
@@ -159,31 +160,57 @@ def test_laws_that_hold_of_any_ledger(data):
     assert (told["truncated_rounds"] <= told["rounds"]).all()
     whole = data.isel(round=data["emitted"].values == data["accepted"].values + 1)
     if whole.sizes["round"]:
-        one = stats.acceptance(whole, resamples=2)
+        one = stats.acceptance(whole)
         assert_allclose(one["acceptance_length"], 1 + one["accepted"].sum() / one["rounds"])
         ragged = len(set(whole["drafted"].values.tolist())) > 1
         if not ragged and int(whole["drafted"][0]) == data.sizes["draft"]:
             assert_allclose(one["acceptance_length"], 1 + one["unconditional"].sum())
 
 
+def wilson(value, left_out, trials, level, least, most):
+    """The interval of one rate once more, from its values without each prompt."""
+    used = [n for n, count in enumerate(trials) if count > 0]
+    m, p = len(used), (value - least) / (most - least)
+    if m < 2:
+        return [np.nan, np.nan]
+    without = (np.array([left_out[n] for n in used]) - least) / (most - least)
+    error = np.sqrt((m - 1) / m * ((without - without.mean()) ** 2).sum())
+    z, t = stats_of.norm.ppf(0.5 + level / 2), stats_of.t.ppf(0.5 + level / 2, m - 1)
+    n = sum(trials) if error < 1e-6 else min(sum(trials), p * (1 - p) / error**2 * (z / t) ** 2)
+    middle, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    ends = np.clip([(middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)], 0, 1)
+    return least + (most - least) * ends
+
+
 @settings(max_examples=10)
-@given(made_ledgers(fewest_prompts=2), st.integers(0, 5))
-def test_the_interval_draws_whole_prompts(data, seed):
-    """The bootstrap once more: rounds of the drawn prompts laid one after another, and counted by loops."""
-    told = stats.acceptance(data, level=0.8, resamples=9, seed=seed)
-    prompts = np.unique(data["prompt"].values)
-    times = np.random.default_rng(seed).multinomial(len(prompts), np.full(len(prompts), 1 / len(prompts)), size=9)
-    rounds_of = [np.flatnonzero(data["prompt"].values == prompt) for prompt in prompts]
-    drawn = [
-        loops(data.isel(round=np.concatenate([np.tile(rounds, n) for rounds, n in zip(rounds_of, row, strict=True)])))
-        for row in times
-    ]
+@given(made_ledgers(fewest_prompts=2))
+def test_the_interval_leaves_out_whole_prompts(data):
+    """Wilson's interval by loops: all rates counted again without the rounds of each prompt."""
+    told, depth = stats.acceptance(data, level=0.8), data.sizes["draft"]
+    prompt = data["prompt"].values
+    prompts = np.unique(prompt)
+    left_out = [loops(data.isel(round=prompt != each)) for each in prompts]
+    whole = loops(data)
     for name in RATES:
-        values = np.atleast_2d(np.array([np.atleast_1d(each[name]) for each in drawn]).T)
-        expected = [
-            np.quantile(row[~np.isnan(row)], [0.1, 0.9]) if (~np.isnan(row)).any() else [np.nan] * 2 for row in values
-        ]
-        assert_allclose(np.atleast_2d(told[f"{name}_interval"]), expected, err_msg=name)
+        length = name.endswith("length")
+        for place, value in enumerate(np.atleast_1d(whole[name])):
+            trials = []
+            for each in prompts:
+                mine = data.isel(round=prompt == each)
+                counts = {"unconditional": mine["drafted"] > place, "conditional": mine["tested"] > place}
+                rounds = np.ones(mine.sizes["round"]) if name == "acceptance_length" else mine["drafted"] > 0
+                trials.append(int(np.sum(counts.get(name, rounds))))
+            without = [np.atleast_1d(each[name])[place] for each in left_out]
+            expected = wilson(value, without, trials, 0.8, 1 if length else 0, depth + 1 if length else 1)
+            assert_allclose(np.atleast_2d(told[f"{name}_interval"])[place], expected, atol=1e-7, err_msg=name)
+
+
+def test_all_accepted_has_an_interval():
+    data = ledger([Played((1, 1), (1, 1, 3), prompt=place % 8) for place in range(128)])
+    told = stats.acceptance(data)
+    assert told["conditional"].values.tolist() == [1, 1]
+    for name, ends in (("conditional", (0.97, 1)), ("draft_efficiency", (0.97, 1)), ("acceptance_length", (2.94, 3))):
+        assert_allclose(np.atleast_2d(told[f"{name}_interval"])[0], ends, atol=0.005)
 
 
 def test_a_label_by_itself_has_the_interval_it_has_among_others():
@@ -194,13 +221,8 @@ def test_a_label_by_itself_has_the_interval_it_has_among_others():
         assert_array_equal(among[f"{name}_interval"], alone[f"{name}_interval"])
 
 
-def test_the_same_seed_gives_the_same_interval():
-    data = made_ledger()
-    first, again = (stats.acceptance(data, seed=3, resamples=300) for _ in range(2))
-    assert first.identical(again)
-    other = stats.acceptance(data, seed=4, resamples=300)
-    assert not other["conditional_interval"].equals(first["conditional_interval"])
-    wide = stats.acceptance(data, seed=3, resamples=300, level=0.99)
+def test_a_higher_level_is_wider():
+    first, wide = (stats.acceptance(made_ledger(), level=level) for level in (0.95, 0.99))
     spread = [each["acceptance_length_interval"].diff("bound").item() for each in (first, wide)]
     assert spread[0] < spread[1]
 
@@ -237,7 +259,6 @@ def test_rounds_and_prompts_are_told_by_group():
         ({"by": "depth"}, r"(?s)by='depth': choose None, 'label', 'position' or 'entropy'.*stats\.by_depth"),
         ({"by": "domain"}, "by='domain'"),
         ({"level": 1.0}, "level=1.0"),
-        ({"resamples": 0}, "resamples=0: give how many bootstrap draws"),
     ],
 )
 def test_bad_arguments_are_named(options, message):

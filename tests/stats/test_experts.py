@@ -32,7 +32,7 @@ def test_weight_share_is_of_the_renormalised_weights():
     case = made()
     weight = np.where(case.routing.chose, case.routing.probability, 0)
     weight /= weight.sum(axis=-1, keepdims=True)
-    assert_allclose(stats.expert_load(case.recording)["weight_share"], weight.mean(axis=0))
+    assert_allclose(stats.expert_load(case.recording)["weight_share"], weight.mean(axis=0), rtol=1e-6)
 
 
 def test_intervals_are_wide_enough_for_texts_that_differ():
@@ -77,7 +77,7 @@ def test_independent_tokens_need_as_many_experts_as_foretold_and_repeating_ones_
 @few
 @given(made_recordings(probes=["routing"]))
 def test_never_used_experts_are_those_no_token_chose(case):
-    told = stats.unused_experts(case.recording, draws=5)
+    told = stats.unused_experts(case.recording)
     chose = case.routing.chose
     assert (told["never_used"].values == ~chose.any(axis=0)).all()
     assert (told["unused_final"].values == (~chose.any(axis=0)).sum(axis=-1)).all()
@@ -92,7 +92,7 @@ def test_planted_unused_experts_are_what_the_curve_ends_at():
 
 def test_the_curve_is_the_mean_over_random_orders_of_the_tokens():
     case = made(sequences=8, layers=4, experts=12, top_k=2)
-    told = stats.unused_experts(case.recording, draws=5)["unused"].isel(layer=0)
+    told = stats.unused_experts(case.recording)["unused"].isel(layer=0)
     chose, rng = case.routing.chose[:, 0], np.random.default_rng(0)
     met = [np.logical_or.accumulate(chose[rng.permutation(len(chose))]) for _ in range(2000)]
     unused = 12 - np.mean([m.sum(axis=1) for m in met], axis=0)

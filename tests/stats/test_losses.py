@@ -9,6 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from qwenlab import stats
 from qwenlab.errors import BadArgument, MissingVariable, NotARecording, NothingMeasured
 from qwenlab.record.recording import Recording
+from qwenlab.stats.formulas.intervals import expanded_level
 
 CLASSES = ("repeated", "first")
 
@@ -68,7 +69,8 @@ def test_intervals_draw_whole_texts():
         count = len(texts)
         draws = np.random.default_rng(3).multinomial(count, [1 / count] * count, size=6)
         values = [loops(data, domain, "all", np.repeat(texts, times))[:2] for times in draws]
-        expected = np.quantile(values, [0.25, 0.75], axis=0)
+        level = expanded_level(0.5, count)
+        expected = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2], axis=0)
         here = told.sel(domain=domain, token_class="all")
         assert_allclose(here["loss_interval"], expected[:, 0])
         assert_allclose(here["bits_per_byte_interval"], expected[:, 1])
@@ -94,7 +96,7 @@ def test_a_class_without_a_token_has_no_loss_and_one_text_no_interval():
 def test_every_number_says_what_it_is():
     told = stats.losses(made([("code", 5), ("prose", 6)]))
     assert (told["loss"].attrs["units"], told["bits_per_byte"].attrs["units"]) == ("nat/token", "bit/byte")
-    assert told["loss_interval"].attrs["interval"] == "percentile bootstrap of whole texts"
+    assert told["loss_interval"].attrs["interval"] == "bootstrap of whole texts, expanded percentiles"
     assert told.attrs["texts"] == 2
     assert told.attrs["statistic"] == "losses"
 

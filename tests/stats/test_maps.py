@@ -8,7 +8,7 @@ from qwenlab import stats
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
 from qwenlab.errors import NothingMeasured, NotWatched
 from qwenlab.record import Recording
-from qwenlab.testing.maps import NODES, made_maps
+from tests.planted.maps import NODES, made_maps
 
 
 @pytest.fixture(scope="module")

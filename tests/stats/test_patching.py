@@ -9,8 +9,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from qwenlab import stats
 from qwenlab.errors import BadArgument, MissingVariable, NothingMeasured
 from qwenlab.record import Recording
-from qwenlab.stats.formulas import paired
-from qwenlab.testing.sweeps import made_patching
+from qwenlab.stats.formulas.intervals import expanded_level
+from tests.planted.sweeps import made_patching
 from tests.stats.formulas.test_paired import patterns, scaled
 
 
@@ -42,7 +42,7 @@ def test_intervals_draw_whole_pairs():
     made, how = made_patching(pairs=6, layers=4, positions=3), dict(resamples=30, seed=3)
     told = stats.patching(made, level=0.8, **how)
     draws = np.random.default_rng(3).multinomial(6, [1 / 6] * 6, size=30)
-    level = paired.expanded_level(0.8, 6)
+    level = expanded_level(0.8, 6)
     ends = [0.5 - level / 2, 0.5 + level / 2]
     gain = (made["logprob"] - made["target_logprob"]).values
     whole = (made["source_logprob"] - made["target_logprob"]).values

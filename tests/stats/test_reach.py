@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from qwenlab import stats
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
 from qwenlab.errors import BadArgument, NothingMeasured
-from qwenlab.testing.maps import NODES, made_maps
+from tests.planted.maps import NODES, made_maps
 
 
 def slow_head(case, kind, layer, head):
@@ -56,7 +56,7 @@ def test_every_number_is_that_of_the_rows(seed, sequences, length):
         means, pairs = slow_head(case, kind, 0, 1)
         here = told.sel(layer=layer, head=1)
         for name, mean in means.items():
-            assert_allclose(here[name], mean, atol=1e-12, err_msg=name)
+            assert_allclose(here[name], mean, rtol=1e-4, atol=1e-6, err_msg=name)
         distance, mass = pairs.T
         edges = case.recording[NODES[kind]]["distance_bin"].values
         for wanted in told["share"].values:
@@ -79,7 +79,7 @@ def test_the_kinds_stand_side_by_side_in_the_trunks_order():
 def test_planted_heads_are_found():
     told = stats.reach(made_maps(sequences=24, length=60).recording)
     fading, sink = told.sel(layer=0, head=0), told.sel(layer=3, head=0)
-    assert float(fading["negative"]) == 0
+    assert float(fading["negative"]) < 1e-7  # the probe sums in float32
     assert float(fading["horizon"].sel(share=0.5)) == 1  # weights 1, 0.71, 0.5, 0.35, ...: half of them on two
     assert float(fading["horizon"].sel(share=0.9)) <= 7
     assert float(sink["first_mass"]) > 0.9

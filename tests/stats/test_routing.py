@@ -25,13 +25,13 @@ def test_per_token_means_by_loops(case):
     probability, chosen = case.routing.probability[:, 1], case.routing.chosen[:, 1]
     weights = [probability[t, chosen[t]] / probability[t, chosen[t]].sum() for t in tokens]
     experts = probability.shape[-1]
-    assert_allclose(told["entropy"], np.mean([slow_entropy(p) for p in probability]))
+    assert_allclose(told["entropy"], np.mean([slow_entropy(p) for p in probability]), rtol=1e-5)
     assert_allclose(told["entropy_share"], told["entropy"] / np.log(experts))
-    assert_allclose(told["topk_entropy"], np.mean([slow_entropy(w) for w in weights]), atol=1e-12)
+    assert_allclose(told["topk_entropy"], np.mean([slow_entropy(w) for w in weights]), rtol=1e-5, atol=1e-6)
     if k > 1:
         assert_allclose(told["topk_entropy_share"], told["topk_entropy"] / np.log(k))
     ranked = -np.sort(-probability, axis=-1)
-    assert_allclose(told["margin"], (ranked[:, k - 1] - ranked[:, k]).mean())
+    assert_allclose(told["margin"], (ranked[:, k - 1] - ranked[:, k]).mean(), rtol=1e-5, atol=1e-6)
     assert_allclose(told["shared_gate"], case.routing.shared_gate[:, 1].mean())
     assert_allclose(told["shared_share"], case.routing.shared_share[:, 1].mean())
     switched = [1 - len({*chosen[t]} & {*chosen[t - 1]}) / k for t in tokens if case.texts.position[t]]

@@ -5,6 +5,7 @@ import pytest
 import xarray as xr
 from hypothesis import given, settings
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy import stats as stats_of
 
 from qwenlab import stats
 from qwenlab.errors import BadArgument, MissingVariable, NothingMeasured
@@ -69,8 +70,9 @@ def test_measured_beside_predicted(by_round):
     assert_allclose(at["seconds_per_token"].sum(), 80 / 7)
     assert bool(at["measured_speedup_interval"].notnull().all()) == by_round
     if by_round:
-        ends = 10 * 3 / 20, 10 * 4 / 60  # only the first prompt, only the second
-        assert_allclose(sorted(at["measured_speedup_interval"].values), sorted(ends))
+        without = np.log([10 * 4 / 60, 10 * 3 / 20])  # only the second prompt, only the first
+        reach = stats_of.t.ppf(0.975, 1) * np.sqrt(((without - without.mean()) ** 2).sum() / 2)
+        assert_allclose(at["measured_speedup_interval"], 70 / 80 * np.exp([-reach, reach]))
     data.attrs["plain_seconds_per_token"] = 12.0
     assert_allclose(stats.speedup(data, costs()).sel(depth=2)["measured_speedup"], 12 * 7 / 80)
 
@@ -101,7 +103,7 @@ def test_by_loops(data):
         with pytest.raises(NothingMeasured, match="No draft of this ledger was tested"):
             stats.speedup(data, paid)
         return
-    told = stats.speedup(data, paid, resamples=2)
+    told = stats.speedup(data, paid)
     length, chance = 1.0, 1.0
     for d in range(1, depth + 1):
         chance *= accepted[d - 1] / tested[d - 1] if tested[d - 1] else np.nan
@@ -116,18 +118,26 @@ def test_by_loops(data):
         assert float(told["speedup"].max()) <= 1
 
 
-def test_the_interval_draws_whole_prompts():
+def test_the_interval_leaves_out_whole_prompts():
     data = made_ledger()
-    told = stats.speedup(data, costs(), resamples=7, seed=1, level=0.6)
+    told = stats.speedup(data, costs(), level=0.6)
     counts = np.zeros((12, 2, 4))
     for prompt, tested, accepted in zip(*(data[n].values for n in ("prompt", "tested", "accepted")), strict=True):
         counts[prompt, 0, :tested] += 1
         counts[prompt, 1, :accepted] += 1
-    lengths = []
-    for times in np.random.default_rng(1).multinomial(12, [1 / 12] * 12, size=7):
-        tested, accepted = np.tensordot(times, counts, axes=1)
-        lengths.append(1 + np.cumsum(np.cumprod(accepted / tested)))
-    expected = np.quantile(lengths, [0.2, 0.8], axis=0).T
+
+    def share(tested, accepted):
+        """The predicted length, from 0 at one token to 1 at depth + 1."""
+        return np.cumsum(np.cumprod(accepted / tested)) / [1, 2, 3, 4]
+
+    p, rounds = share(*counts.sum(axis=0)), counts[:, 0, 0].sum()
+    without = np.array([share(*(counts.sum(axis=0) - each)) for each in counts])
+    z, t = stats_of.norm.ppf(0.8), stats_of.t.ppf(0.8, 11)
+    variance = 11 / 12 * ((without - without.mean(axis=0)) ** 2).sum(axis=0) * (t / z) ** 2
+    n = np.minimum(p * (1 - p) / variance, rounds)
+    half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    ends = np.stack([p + z**2 / (2 * n) - half, p + z**2 / (2 * n) + half], axis=-1) / (1 + z**2 / n)[:, None]
+    expected = 1 + np.array([[1], [2], [3], [4]]) * ends
     assert_allclose(told["expected_length_interval"], expected)
     scale = (10 / told["seconds_per_round"].values)[:, None]
     assert_allclose(told["speedup_interval"], expected * scale)
@@ -192,7 +202,7 @@ def test_where_the_costs_come_from_stays_with_the_numbers():
         (
             lambda: costs(experts_touched=("width", np.arange(1.0, 6), {"moe_layers": 2})),
             MissingVariable,
-            "The costs have experts_touched, but do not say bytes_per_expert",
+            "The costs have experts_touched without bytes_per_expert",
         ),
     ],
 )

@@ -10,7 +10,7 @@ from qwenlab import stats
 from qwenlab.errors import BadArgument, NothingMeasured
 from qwenlab.probes import DeltaState, Retention, StatePrecision
 from qwenlab.testing.models import tiny_model
-from qwenlab.testing.states import FULL_RANK, made_states
+from tests.planted.states import FULL_RANK, made_states
 from tests.probes.feeding import one_by_one, recorded
 
 EDGES = [0, *(2**k for k in range(21))]
@@ -142,9 +142,7 @@ def test_texts_shorter_than_the_sample(case):
 
 
 def test_arguments_that_are_none(case):
-    with pytest.raises(
-        BadArgument, match=r"^by='tokens': retention is told by 'distance', by 'writes', or by None of them\.$"
-    ):
+    with pytest.raises(BadArgument, match=r"^by='tokens': choose 'distance', 'writes' or None\.$"):
         stats.retention(case.recording, by="tokens")
     with pytest.raises(BadArgument, match=r"^share=1\.5: give the part of the largest norm that counts as saturated"):
         stats.state_growth(case.recording, share=1.5)

@@ -30,7 +30,7 @@ def test_the_interval_is_that_of_texts_drawn_one_by_one():
     reach = np.sqrt(9 / 8) * scipy_stats.t.ppf(0.95, 8)
     ends = [scipy_stats.norm.cdf(-reach), scipy_stats.norm.cdf(reach)]
     assert_allclose(told["mean_interval"], np.quantile(draws, ends, axis=0).T)
-    assert told["mean_interval"].attrs["interval"] == "percentile bootstrap of whole texts"
+    assert told["mean_interval"].attrs["interval"] == "bootstrap of whole texts, expanded percentiles"
     assert (told["mean"].attrs["units"], int(told["texts"])) == ("nat", 9)
 
 
@@ -52,9 +52,11 @@ def test_a_base_for_all_of_a_dimension():
 
 
 def test_a_score_keeps_its_chance_and_a_difference_has_none():
-    score = made(2, 6, chance=0.1)
-    assert stats.over_texts(score)["mean"].attrs["chance"] == 0.1
-    assert "chance" not in stats.over_texts(score, less=score)["mean"].attrs
+    score = made(2, 6).assign_coords(chance=("text", np.full(6, 0.1)))
+    assert_allclose(stats.over_texts(score)["chance"], 0.1)
+    assert "chance" not in stats.over_texts(score, less=score)
+    plain = score.assign_coords(chance=("text", np.full(6, np.nan)))
+    assert "chance" not in stats.over_texts(plain)
 
 
 def test_one_text_has_no_interval():

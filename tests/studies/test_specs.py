@@ -50,9 +50,23 @@ def test_every_point_is_checked_and_every_metric_says_what_it_is(folder):
 @by_name
 def test_the_report_has_its_figures(folder):
     report = (folder / "REPORT.md").read_text()
-    assert "@" not in report
+    assert re.search(r"\{\{|\{%|@", report) is None
     for link in re.findall(r"\]\(([^)]+)\)", report):
         assert (folder / link).exists(), link
+
+
+@by_name
+def test_the_report_says_what_its_template_says(folder):
+    """Whoever changes the text of one changes that of the other: only what is between braces may be anything."""
+    text, depth, pattern = (folder / "report.md.j2").read_text(), 0, ""
+    for piece in re.split(r"(\{\{.*?\}\}|\{%.*?%\})", text, flags=re.DOTALL):
+        if piece.startswith("{"):
+            word = piece.strip("{%-+ }").split()[0]
+            depth += (word in ("for", "filter")) - word.startswith("end")
+            pattern += ".*?" if not pattern.endswith(".*?") else ""
+        elif depth == 0:
+            pattern += re.escape(piece.strip())
+    assert re.fullmatch(pattern, (folder / "REPORT.md").read_text().strip(), re.DOTALL)
 
 
 @by_name

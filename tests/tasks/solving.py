@@ -10,10 +10,10 @@ from transformers.models.qwen3_5.tokenization_qwen3_5 import PRETOKENIZE_REGEX
 def answer(prefix, width, alphabet):
     """What followed the asked key and its mark where they stood before, and how many tokens ago; there is one such."""
     *key, mark = prefix[-(width + 1) :]
-    assert mark == alphabet.asks
+    assert mark == alphabet.question_mark
     found = []
     for end in range(width, len(prefix) - 1):
-        if prefix[end] in (alphabet.tells, alphabet.asks) and list(prefix[end - width : end]) == key:
+        if prefix[end] in (alphabet.colon, alphabet.question_mark) and list(prefix[end - width : end]) == key:
             found.append((prefix[end + 1], len(prefix) - end - 1))
     assert len(found) == 1, "a key stood before once"
     return found[0]

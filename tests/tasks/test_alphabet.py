@@ -20,7 +20,7 @@ def test_every_part_reads_as_it_should(toy):
     parts, read = alphabet(toy), toy.tokenizer.decode
     assert [read([token]) for token in parts.letters] == [f" {letter}" for letter in ql.tasks.recall.KEYS]
     assert [read([token]) for token in parts.values] == list("0123456789")
-    assert [read([token]) for token in (parts.tells, parts.asks, parts.newline)] == [":", "?", "\n"]
+    assert [read([token]) for token in (parts.colon, parts.question_mark, parts.newline)] == [":", "?", "\n"]
 
 
 def test_no_pair_can_be_read_in_the_haystack(toy):
@@ -32,7 +32,7 @@ def test_no_pair_can_be_read_in_the_haystack(toy):
 def test_the_haystack_goes_round(toy):
     parts = alphabet(toy)
     count = len(parts.haystack)
-    filler = parts.filler(2 * count + 1, random.Random(0))
+    filler = parts.prose(2 * count + 1, random.Random(0))
     assert filler[:count] == filler[count : 2 * count] != list(parts.haystack)
     assert sorted(filler[:count]) == sorted(parts.haystack)
 
@@ -55,7 +55,7 @@ def test_pairs_read_as_text_are_the_same_tokens(toy):
     parts, rng = alphabet(toy), random.Random(2)
     for width in (1, 2):
         pairs = parts.pairs(40, width, rng)
-        tokens = [*parts.told(pairs), parts.newline, *parts.asked(pairs)]
+        tokens = [*parts.listed(pairs), parts.newline, *parts.questions(pairs)]
         assert toy.tokenizer(toy.tokenizer.decode(tokens)).input_ids == tokens
 
 

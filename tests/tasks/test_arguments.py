@@ -3,7 +3,7 @@
 import pytest
 
 from qwenlab.errors import BadArgument
-from qwenlab.tasks.arguments import named, several, whole
+from qwenlab.tasks.arguments import list_of_texts, one_per_text, whole
 
 
 @pytest.mark.parametrize("value", [0, -3, 2.0, True, "4", None])
@@ -21,17 +21,17 @@ def test_the_least_is_allowed():
 @pytest.mark.parametrize("texts", [[], "one string", None])
 def test_what_is_no_list_of_texts(texts):
     with pytest.raises(BadArgument, match=r"losses\(checkpoint, texts\): give a list of at least one text"):
-        several("losses", texts)
+        list_of_texts("losses", texts)
 
 
-def test_a_text_that_is_no_string_is_named():
+def test_a_text_that_is_no_string_is_one_per_text():
     with pytest.raises(BadArgument, match="text 1 is list, not a string"):
-        several("losses", ["a", [1, 2]])
+        list_of_texts("losses", ["a", [1, 2]])
 
 
 def test_labels_are_one_a_text():
-    assert named("losses", None, 2) == ["", ""]
-    assert named("losses", ("code", "prose"), 2) == ["code", "prose"]
+    assert one_per_text("losses", None, 2) == ["", ""]
+    assert one_per_text("losses", ("code", "prose"), 2) == ["code", "prose"]
     for labels in (["code"], "ab"):
         with pytest.raises(BadArgument, match="give a name for each of the 2 texts"):
-            named("losses", labels, 2)
+            one_per_text("losses", labels, 2)

@@ -25,7 +25,7 @@ def tasks(toy):
     return [
         text_task(toy, [*texts, "37 + 45 = 82\n"], name="code", max_tokens=40),
         mqar(toy, pairs=3, count=3),
-        needle(toy, length=40, depth=0.5, count=2),
+        needle(toy, length=40, position=0.5, count=2),
     ]
 
 

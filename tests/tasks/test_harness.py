@@ -13,7 +13,7 @@ import torch
 
 import qwenlab as ql
 from qwenlab.errors import BadArgument, MissingExtra
-from qwenlab.tasks import harness_scores, recall_texts
+from qwenlab.tasks import harness_scores, measure, mqar, recall_texts
 
 TASK = """
 task: recall_choice
@@ -88,6 +88,10 @@ def test_it_is_what_is_worked_out_by_hand(toy, folder, documents):
     np.testing.assert_allclose(one["stderr"], np.sqrt(share * (1 - share) / (len(documents) - 1)))
     assert (int(one["samples"]), int(one["shots"])) == (len(documents), 0)
     assert found.attrs["task_versions"] == "recall_choice 2.0"
+    tokens = sum(len(toy.tokenizer(one["question"] + choice).input_ids) for one in documents for choice in "0123456789")
+    assert json.loads(found.attrs["labels"]) == {"recall_choice": tokens}
+    assert found.attrs["sequences"] == 10 * len(documents)
+    assert set(measure(toy, [mqar(toy, pairs=2, count=1)]).attrs) <= set(found.attrs)
     few = harness_scores(toy, "recall_choice", task_folder=folder, limit=5)
     assert int(few["samples"][0]) == 5
     assert float(few["value"][0]) == by_hand(toy, documents[:5])

@@ -1,6 +1,5 @@
 """Scores of whole tasks, against one sequence after another."""
 
-import json
 import math
 from contextlib import ExitStack
 
@@ -10,7 +9,7 @@ import torch
 
 import qwenlab as ql
 from qwenlab.errors import BadArgument
-from qwenlab.tasks import Task, induction, measure, mqar, score, text_task
+from qwenlab.tasks import Task, induction, measure, mqar, text_task
 from qwenlab.testing.checkpoints import tiny_checkpoint
 
 
@@ -48,9 +47,10 @@ def test_it_is_one_sequence_after_another(toy, tasks):
             row += 1
 
 
-def test_chance_and_units_are_told(toy, tasks):
+def test_chance_and_units(toy, tasks):
     found = measure(toy, tasks)
-    assert json.loads(found.attrs["chance"]) == {"mqar(pairs=4)": 0.1}
+    np.testing.assert_array_equal(found["chance"], [np.nan] * 3 + [0.1] * 3)
+    assert "chance" in found["accuracy"].coords
     assert {name: found[name].attrs["units"] for name in found} == {
         "loss": "nat/token",
         "accuracy": "1",
@@ -59,10 +59,19 @@ def test_chance_and_units_are_told(toy, tasks):
     }
 
 
-def test_the_loss_of_a_text_is_that_of_score(toy):
-    texts = [text[:300] for text in ql.tasks.texts("code", 3)]
-    found = measure(toy, [text_task(toy, texts, name="code", max_tokens=64)])
-    np.testing.assert_allclose(found["loss"], score(toy, texts, max_tokens=64)["loss"], rtol=1e-5)
+@pytest.mark.parametrize("block", [1, 5, 64])
+def test_scores_are_the_same_in_blocks_of_any_size(toy, tasks, block):
+    """On a cache, shorter sequences padded; few positions are asked for in some blocks, and none in others."""
+    at_once, in_blocks = measure(toy, tasks, batch_size=4), measure(toy, tasks, batch_size=4, block=block)
+    np.testing.assert_allclose(in_blocks["loss"], at_once["loss"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(in_blocks["accuracy"], at_once["accuracy"])
+
+
+def test_a_state_in_low_precision_is_read_from_the_cache(toy):
+    task = text_task(toy, ql.tasks.texts("code", 2), max_tokens=16)
+    plain = measure(toy, [task], block=1)["loss"]
+    with ql.intervene(toy.model, ql.interventions.StateDtype("float8_e4m3")):
+        assert (measure(toy, [task], block=1)["loss"] != plain).all()
 
 
 def test_toys_recall_and_untrained_models_guess(toy, tmp_path):
@@ -99,6 +108,7 @@ def test_a_text_whose_asked_tokens_add_no_byte_has_no_bits(toy):
     [
         (dict(tasks=[]), r"measure\(checkpoint, tasks\): give a list"),
         (dict(tasks=[Task("a", ((1, 2),), ((1,),))], batch_size=0), r"measure\(batch_size=0\)"),
+        (dict(tasks=[Task("a", ((1, 2),), ((1,),))], block=0), r"measure\(block=0\): give a whole number, 1 or more"),
     ],
 )
 def test_foolish_arguments_are_refused(toy, given, why):

@@ -54,16 +54,16 @@ def test_prose_stands_where_it_makes_up_the_length(toy):
     parts = alphabet(toy)
     between = mqar(toy, pairs=3, length=30, count=1).tokens[0]
     assert set(between[9:20]) <= set(parts.haystack)
-    assert (between[7], between[20]) == (parts.tells, parts.newline)
+    assert (between[7], between[20]) == (parts.colon, parts.newline)
     before = mqar(toy, pairs=3, distance=12, length=30, count=1).tokens[0]
     assert set(before[:9]) <= set(parts.haystack)
     assert set(before[18:20]) <= set(parts.haystack)
-    assert (before[16], before[20]) == (parts.tells, parts.newline)
+    assert (before[16], before[20]) == (parts.colon, parts.newline)
 
 
 def test_pairs_are_told_all_the_same_where_few_are_asked_for(toy):
     task = mqar(toy, pairs=20, distance=4, count=1)
-    assert sum(token == alphabet(toy).tells for token in task.tokens[0]) == 20
+    assert sum(token == alphabet(toy).colon for token in task.tokens[0]) == 20
     assert len(task.asked[0]) == 1
 
 

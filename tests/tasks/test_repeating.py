@@ -61,7 +61,7 @@ def test_any_key_is_repeated_where_no_distance_is_given(toy):
         (
             induction,
             dict(length=64, distance=10),
-            r"distance=10\): .* 3 tokens, and 20 such(.|\n)*multiple of 3 up to 60",
+            r"distance=10\): .* 3 tokens, and 20 of these(.|\n)*multiple of 3 up to 60",
         ),
         (induction, dict(length=64, distance=63), "multiple of 3 up to 60"),
         (induction, dict(length=64, distance=0), r"induction\(distance=0\): give a whole number"),

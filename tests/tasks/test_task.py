@@ -26,8 +26,8 @@ def test_a_task_prints_its_size():
         (dict(asked=((1, 1), (1,))), "give different ones"),
         (dict(asked=((1,), ())), "at least one"),
         (dict(answers=(6, 9)), "sequence 0 asks for a token that is not among its answers"),
-        (dict(chance=1.5), "chance=1.5 is no probability"),
-        (dict(chance=float("nan")), "chance=nan is no probability"),
+        (dict(chance=1.5), "chance=1.5 is not a probability"),
+        (dict(chance=float("nan")), "chance=nan is not a probability"),
     ],
 )
 def test_fields_that_do_not_fit_are_refused(wrong, why):

@@ -7,7 +7,7 @@ import xarray as xr
 
 import qwenlab as ql
 from qwenlab.errors import BadArgument
-from qwenlab.tasks import CLASSES, losses, score, token_classes
+from qwenlab.tasks import CLASSES, losses, measure, text_task, token_classes
 
 
 @pytest.fixture(scope="module")
@@ -35,15 +35,14 @@ def test_each_token_has_its_own(toy):
             assert {name: bool(here[name]) for name in CLASSES} == {name: bool(classes[name][t]) for name in CLASSES}
             row += 1
     assert found.sizes["token"] == row
-    assert found.attrs == {"n": 2, "texts": 3}
+    assert (found.attrs["n"], found.attrs["texts"], found["loss"].attrs["units"]) == (2, 3, "nat/token")
 
 
-def test_their_means_are_those_of_score(toy):
+def test_their_means_are_those_of_measure(toy):
     texts = ql.tasks.texts("prose", 3)
     found = losses(toy, texts, max_tokens=50)
-    np.testing.assert_allclose(
-        found.groupby("text").mean()["loss"], score(toy, texts, max_tokens=50)["loss"], rtol=1e-5
-    )
+    by_text = measure(toy, [text_task(toy, texts, max_tokens=50)])["loss"]
+    np.testing.assert_allclose(found.groupby("text").mean()["loss"], by_text, rtol=1e-5)
 
 
 def test_they_are_kept_on_disk(toy, tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from numpy.testing import assert_array_equal
 
 from qwenlab.errors import BadArgument
-from qwenlab.stats.rounds import read_rounds
+from qwenlab.stats.base.rounds import read_rounds
 from qwenlab.testing.ledgers import Played, ledger, made_ledger, replayed
 from qwenlab.testing.strategies import made_ledgers, made_traces
 from qwenlab.testing.traces import EOS, made_trace

@@ -1,8 +1,6 @@
-"""Made recordings obey the schema and hold what was planted, so that tests and readers can lean on them."""
+"""Made recordings obey the schema and contain the planted effects."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -44,14 +42,15 @@ def test_counts_agree_with_each_other(case):
     tokens = deltanet["tokens"].sum("fold")
     for histogram, dim in (("beta_hist", "beta_bin"), ("half_life_hist", "half_life_bin"), ("gate_hist", "gate_bin")):
         assert (deltanet[histogram].sum(dim) == tokens).all()
-    assert_allclose(attention["distance_mass"].sum("distance_bin").isel(head=0), attention["tokens"].sum("fold"))
+    mass = attention["distance_mass"].sum("distance_bin").isel(head=0)
+    assert_allclose(mass, attention["tokens"].sum("fold"), rtol=1e-6)
     assert (routing["load"].sum("expert") == case.routing.top_k * routing["tokens"]).all()
     totals = routing["load"].sum(["label", "fold"])
     assert_array_equal(np.einsum("lee->le", routing["coactivation"]), totals)
     assert (routing["handover"].isel(layer=slice(-1)).sum(["expert", "expert_next"]) == len(case.texts.position)).all()
     assert (routing["handover"].isel(layer=-1) == 0).all()
     trace = np.einsum("blkcc->blk", deltanet["key_moment"])
-    assert_allclose(trace, np.broadcast_to(tokens.values[..., None], trace.shape))
+    assert_allclose(trace, np.broadcast_to(tokens.values[..., None], trace.shape), rtol=1e-5)
     assert int(deltanet["sequences"].isel(layer=0).sum()) == case.texts.sequences
 
 
@@ -93,18 +92,10 @@ def test_what_is_planted_is_there():
     [
         (dict(top_k=16), "too few are left to choose from"),
         (dict(top_k=0), "too few are left to choose from"),
-        (dict(heads=3, key_heads=2), "heads=3 is no multiple of key_heads=2"),
+        (dict(heads=3, key_heads=2), "heads=3 is not a multiple of key_heads=2"),
         (dict(probes=["routing", "router"]), r"probes=\['router'\]: a made recording's nodes are deltanet"),
     ],
 )
 def test_sizes_that_fit_no_model_are_refused(sizes, message):
     with pytest.raises(BadArgument, match=message):
         made(**sizes)
-
-
-def test_it_needs_no_torch():
-    code = (
-        "import sys; sys.modules.update(torch=None, transformers=None)\n"
-        "from qwenlab.testing import made_recording; print(len(list(made_recording())))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "6\n"

@@ -8,8 +8,8 @@ from matplotlib.patches import Rectangle
 from qwenlab import stats
 from qwenlab.errors import NotWatched
 from qwenlab.record import Recording
-from qwenlab.testing.maps import made_maps
 from qwenlab.widgets import explore_maps
+from tests.planted.maps import made_maps
 
 ROUGH = "$x^ <img src=x onerror=alert(1)>"
 

@@ -164,7 +164,7 @@ class Anatomy:
         attrs = {"checkpoint": self.name, "batch": batch, "dtype": dtype or self.config.dtype}
         return xr.Dataset(
             {store: ("context", values, {"units": "B"}) for store, values in stores.items()},
-            coords={"context": ("context", lengths, {"units": "tokens"})},
+            coords={"context": ("context", lengths, {"units": "token"})},
             attrs=attrs,
         )
 
@@ -185,7 +185,7 @@ class Anatomy:
         dims = ("phase", "context", "part")
         return xr.Dataset(
             {"flops": (dims, flops, {"units": "FLOP/token"}), "bytes": (dims, moved, {"units": "B/token"})},
-            coords={"phase": list(PHASES), "context": ("context", lengths, {"units": "tokens"}), "part": parts},
+            coords={"phase": list(PHASES), "context": ("context", lengths, {"units": "token"}), "part": parts},
             attrs={"checkpoint": self.name, "batch": batch, "rule": rule or "by phase", "chunk": costs.CHUNK},
         )
 

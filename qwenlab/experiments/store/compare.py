@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap
 
 from qwenlab.errors import CannotCompare
 from qwenlab.experiments.store.catalogue import Catalogue, catalogue
 from qwenlab.experiments.store.find import StoreLike, opened, run_row
+from qwenlab.stats.formulas.intervals import bootstrap
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -53,9 +53,9 @@ class Comparison:
 def compare(old: str, new: str, *, store: StoreLike = None, new_store: StoreLike = None) -> Comparison:
     """Two runs by their names, of one store or of two.
 
-    Where a metric has a dimension of pairs (texts, prompts), the interval is a bootstrap over the differences pair by
-    pair: 10,000 resamples, percentiles, seed 0, at 95 % over all metrics together. Else there is one difference and no
-    interval. Raises UnknownRun, and CannotCompare where labels or units are not the same.
+    Where a metric has a dimension of pairs (texts, prompts), the interval is `stats.formulas.intervals.bootstrap` over
+    the differences pair by pair: 10,000 resamples, seed 0, at 95 % over all metrics together. Else there is one
+    difference and no interval. Raises UnknownRun, and CannotCompare where labels or units are not the same.
     """
     rows = run_row(old, store=store), run_row(new, store=new_store or store)
     values = [
@@ -180,10 +180,8 @@ def _matched(name: str, pairs: str | None, point: int, old: pd.DataFrame, new: p
 
 
 def _interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Percentile bootstrap of the mean; NaN for fewer than two values."""
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    found = bootstrap(
-        (values,), np.mean, n_resamples=RESAMPLES, confidence_level=confidence, method="percentile", rng=0
-    ).confidence_interval
-    return float(found.low), float(found.high)
+    """Bootstrap interval of the mean; NaN for fewer than two values."""
+    ((low, high),) = bootstrap(
+        values[:, None], lambda sums: sums / len(values), level=confidence, resamples=RESAMPLES, seed=0
+    )
+    return float(low), float(high)

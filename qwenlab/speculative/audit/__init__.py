@@ -1,1 +1,1 @@
-"""Audit of an MTP head: which wiring its weights were trained for."""
+"""Audit of an MTP head: find the input contract that its weights were trained for."""

@@ -1,4 +1,4 @@
-"""`audit`: is the MTP head wired right? Its contract is tried setting by setting, on the same texts."""
+"""`audit`: check how an MTP head is wired, by running it under every variant of its contract on the same texts."""
 
 from __future__ import annotations
 
@@ -12,49 +12,51 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
+from qwenlab.arguments import integer
+from qwenlab.capture.provenance import provenance_of
 from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
 from qwenlab.errors import BadArgument, BadPrompt
-from qwenlab.speculative.audit.contract import FIRST_ROW, Contract, TargetStates, states_of
+from qwenlab.speculative.audit.contract import FIRST_ROW, Contract, TargetStates, read_target_states
 from qwenlab.speculative.audit.diagnosis import (
     MEASURES,
-    SettingVerdict,
-    finding,
-    judged,
-    judged_draft,
-    ranked,
+    AuditVerdict,
+    decisive_draft,
+    decisive_row,
+    diagnose,
+    rank_faults,
     setting_verdict,
-    untold,
+    undecided_settings,
 )
-from qwenlab.speculative.audit.paired_rates import FEWEST, PairedRates
-from qwenlab.speculative.audit.scales import factors, weight_scales
+from qwenlab.speculative.audit.paired_rates import MIN_TEXTS, PairedRates
+from qwenlab.speculative.audit.scales import scale_factors, weight_scales
 from qwenlab.speculative.audit.trials import Trials
 from qwenlab.speculative.context import TargetContext
-from qwenlab.speculative.prompts import Prompt, checked_depth, context_of
-from qwenlab.speculative.provenance import facts_of
+from qwenlab.speculative.prompts import Prompt, checked_depth, context_length
 from qwenlab.speculative.trace.passages import passages_of
 
 _MEANINGS = {
-    "agreement": "drafts equal to the main model's argmax / drafts, teacher-forced",
-    "shared_probability": "mean over drafts of sum min(p head, p main model), teacher-forced",
+    "agreement": "drafts equal to the target model's argmax / drafts, teacher-forced",
+    "shared_probability": "mean over drafts of sum min(p head, p target model), teacher-forced",
 }
 _CONTROLS = 3
-"""Of the controls, those that run the head."""
+"""Number of controls that run the head."""
 
 
 @dataclass(frozen=True, eq=False)
 class Audit:
-    """Whether the head is wired right, and what that rests on. True where no fault was found.
+    """Result of `audit`: the verdict on the head's wiring, with its evidence. True if no fault was found.
 
-    verdict   "no fault found"; "fault found": another setting does better; "no verdict": nothing beats chance
-    diagnosis the same in a sentence, with the effect and the mend
-    faults    such as "norms = w", the largest gain first
-    wanted    the assumed contract with the first of them: audit again with it, for a second fault
+    verdict   "no fault found"; "fault found": another setting does better; "no verdict": no setting beats chance
+    diagnosis the verdict in a sentence, with the effect and the fix
+    faults    settings that do better, such as "norms = w"; the largest gain first
+    wanted    the assumed contract with the first of them: audit again with it to find a second fault
     settings  Dataset over `setting` (the first is the assumed contract) and `draft`
-    controls  Dataset over `control`: draft 1 under the wanted contract, beside what is left when the link is cut
-    weights   Dataset over `weight`: root mean square of the head's matrices and the trunk's
+    controls  Dataset over `control`: draft 1 under the wanted contract, and rates with the link to the target cut
+    weights   Dataset over `weight`: root mean square of the head's matrices and of the target model's
+    facts     provenance
     """
 
-    verdict: SettingVerdict
+    verdict: AuditVerdict
     diagnosis: str
     faults: tuple[str, ...]
     wanted: Contract
@@ -72,12 +74,12 @@ class Audit:
         drafts = int(self.settings["drafts"][0, 0])
         lines = [
             self.diagnosis,
-            f"  {drafts:,} drafts in {attrs['texts']} texts, teacher-forced, rule greedy; effects against the "
-            f"assumed contract, intervals {attrs['level']:.0%} for all of them together",
+            f"  {drafts:,} drafts in {attrs['texts']} texts, teacher-forced, rule greedy; effects relative to the "
+            f"assumed contract, with simultaneous {attrs['level']:.0%} intervals",
             *(f"  {line}" for line in _table(self.settings, self.controls)),
-            f"  matrices: root mean square {float(ratio.min()):.2g} to {float(ratio.max()):.2g} times the trunk's",
+            f"  matrices: root mean square {float(ratio.min()):.2g} to {float(ratio.max()):.2g} of the target model's",
         ]
-        lines += [f"  {line}" for line in untold(self.settings)]
+        lines += [f"  {line}" for line in undecided_settings(self.settings)]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -97,33 +99,34 @@ def audit(
 ) -> Audit:
     """Run the MTP head under the assumed contract and under each that differs in one setting, and compare.
 
-    Draft 1 of every place of the texts is held to the main model's own distribution for that place, by two measures:
-    `agreement`, how often their argmaxes are equal; and `shared_probability`, the mean of sum min(p, q), with which
-    speculative sampling would accept a sampled draft (Leviathan et al. 2023, arXiv:2211.17192): it sees faults that
-    seldom move an argmax. Draft k > 1 is compared where all before it agreed and the text goes on with them; draft 2
-    tells what must be fed back.
+    Draft 1 at every place of the texts is compared with the target model's distribution for that place, by two
+    measures. `agreement` is the rate of equal argmaxes. `shared_probability` is the mean of sum min(p, q), the
+    probability that speculative sampling accepts a sampled draft (Leviathan et al. 2023, arXiv:2211.17192); it also
+    detects faults that seldom change an argmax. Draft k > 1 is compared where all drafts before it agreed and the text
+    continues with them; draft 2 shows which state must be fed back.
 
-    texts       several, of a kind the model writes well; 10 or more tell small effects
-    contract    the settings assumed: by default those of the published heads
-    depth       drafts a chain; 1 leaves the setting `chain` out
-    max_tokens  read of each text;  level  of the intervals;  seed  of resampling and of the controls
+    texts       several, of a kind that the model writes well; use 10 or more to detect small effects
+    contract    the assumed settings: by default those of the published heads
+    depth       drafts per chain; 1 leaves the setting `chain` out
+    max_tokens  tokens read per text;  level: of the intervals;  seed: of resampling and of the controls
 
-    A setting is wanted where one measure rises by half a percentage point or more, with an interval above 0 after
-    correction for all comparisons made (Bonferroni), and the other does not fall; on ties the assumed one stays. Of two
-    faults at once the larger may show: audit again with `contract=found.wanted`. Two hidden states a token are kept.
+    A setting is wanted if one measure rises by half a percentage point or more, with an interval above 0 after
+    correction for all comparisons (Bonferroni), and the other does not fall; on ties the assumed one remains. Of two
+    simultaneous faults only the larger may be found: audit again with `contract=result.wanted`. Memory: two hidden
+    states per token.
 
-    Raises NoMtpHead, BadPrompt, and BadArgument for a depth or level that cannot be, or too few texts.
+    Raises NoMtpHead, BadPrompt, and BadArgument for an invalid depth, level or max_tokens, or too few texts.
     """
     require_checkpoint(checkpoint)
     head = checkpoint.require_mtp()
     assumed = Contract() if contract is None else contract
-    checked_depth(depth, context_of(checkpoint))
+    checked_depth(depth, context_length(checkpoint))
     if not 0 < level < 1:
-        raise BadArgument(f"level={level!r}: give the probability an interval should have, such as 0.95.")
+        raise BadArgument(f"audit(level={level!r}): give a probability between 0 and 1, such as 0.95.")
     read = _read(checkpoint, texts, max_tokens)
     weights = weight_scales(head, checkpoint.anatomy.config.weight_block)
-    variants = {label: each for label, each in assumed.variants().items() if judged_draft(label) <= depth}
-    tried = {"assumed": assumed} | variants
+    variants = {label: variant for label, variant in assumed.variants().items() if decisive_draft(label) <= depth}
+    contracts = {"assumed": assumed} | variants
     attrs = {
         **asdict(assumed),
         "depth": depth,
@@ -131,82 +134,84 @@ def audit(
         "level": level,
         "comparisons": len(MEASURES) * len(variants),
         "seed": seed,
-        "scaled": len(factors(weights)),
+        "scaled": len(scale_factors(weights)),
         "final_norm_spread": _spread(head.trunk.get_decoder().norm.weight),
         "mtp_norm_spread": _spread(head.norm.weight),
     }
-    with tqdm(total=(len(tried) + _CONTROLS) * len(read), unit="text", desc="auditing", disable=not progress) as bar:
-        trials = Trials(head, read, factors(weights), seed, bar)
-        sums = {label: trials.under(each, depth=depth) for label, each in tried.items()}
+    with tqdm(
+        total=(len(contracts) + _CONTROLS) * len(read), unit="text", desc="auditing", disable=not progress
+    ) as bar:
+        trials = Trials(head, read, scale_factors(weights), seed, bar)
+        sums = {label: trials.run(contract, depth=depth) for label, contract in contracts.items()}
         settings = _dataset("setting", sums, attrs)
         settings["verdict"] = "setting", ["", *(setting_verdict(settings, label) for label in variants)]
-        faults = ranked(settings)
+        faults = rank_faults(settings)
         wanted = assumed.changed(faults[0]) if faults else assumed
         own = {"wanted contract": sums[faults[0] if faults else "assumed"][:, :1]}
         controls = _dataset("control", own | trials.controls(wanted), attrs).isel(draft=0)
-    told = finding(settings, controls, assumed, faults)
+    found = diagnose(settings, controls, assumed, faults)
     tokens = [text.tokens.tolist() for text in read]
-    facts = facts_of(checkpoint, tokens, labels={"": sum(map(len, tokens))}, seed=seed)
-    return Audit(told.verdict, told.sentence, told.faults, told.wanted, assumed, settings, controls, weights, facts)
+    facts = provenance_of(checkpoint, tokens, seed=seed, drafted=True)
+    return Audit(found.verdict, found.sentence, found.faults, found.wanted, assumed, settings, controls, weights, facts)
 
 
 def _read(checkpoint: Checkpoint, texts: Prompt | Sequence[Prompt], max_tokens: int) -> list[TargetStates]:
-    """The beginnings of the texts, read by the trunk."""
+    """Let the target model read the beginning of each text."""
     shortest = FIRST_ROW + 1
-    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < shortest:
-        raise BadArgument(f"max_tokens={max_tokens!r}: give a whole number of tokens, {shortest} or more.")
-    begun = [each for each in passages_of(checkpoint, texts, window=max_tokens) if each.start == 0]
-    if len(begun) < FEWEST:
+    integer("audit", "max_tokens", max_tokens, least=shortest, unit="tokens")
+    passages = [passage for passage in passages_of(checkpoint, texts, window=max_tokens) if passage.start == 0]
+    count = len(passages)
+    if count < MIN_TEXTS:
         raise BadArgument(
-            f"{len(begun)} text{'s' if len(begun) > 1 else ''}: an interval over texts needs {FEWEST} or more.\n"
+            f"{count} text{'s' if count > 1 else ''}: an interval over texts needs {MIN_TEXTS} or more.\n"
             "Give more texts, or cut a long one: qwenlab.tasks.passages(checkpoint, text)."
         )
-    for number, each in enumerate(begun):
-        if len(each.tokens) < shortest:
+    for number, passage in enumerate(passages):
+        if len(passage.tokens) < shortest:
             raise BadPrompt(
-                f"Text {number} has {len(each.tokens)} tokens, and a draft is compared from the third on.\n"
+                f"Text {number} has {len(passage.tokens)} tokens, and drafts are compared from the third token on.\n"
                 f"Give at least {shortest} tokens."
             )
     device = TargetContext(checkpoint.model).device
-    return [states_of(checkpoint.model, torch.tensor(each.tokens, device=device)) for each in begun]
+    return [read_target_states(checkpoint.model, torch.tensor(passage.tokens, device=device)) for passage in passages]
 
 
 def _dataset(dim: str, sums: dict[str, np.ndarray], attrs: dict[str, Any]) -> xr.Dataset:
-    """Rates by way and draft, with intervals; and the effects against the first way, for all comparisons together.
+    """Rates by condition and draft, with intervals, and effects relative to the first condition, Bonferroni-corrected.
 
-    sums  by way, [text, draft, column] as `Trials.under` gives them
+    sums  by condition (a setting or a control), [text, draft, column] as of `Trials.run`
     """
     stacked = np.stack(list(sums.values()))
     corrected = 1 - (1 - attrs["level"]) / attrs["comparisons"]
-    paired = [PairedRates(stacked[:, :, draft], attrs["seed"]) for draft in range(stacked.shape[2])]
+    paired = [PairedRates(stacked[:, :, draft]) for draft in range(stacked.shape[2])]
     drafts = stacked[..., 0].sum(axis=1).astype(np.int64)
     data: dict[str, Any] = {"drafts": ((dim, "draft"), drafts, {"units": "draft", "long_name": "drafts compared"})}
     for kind, level, estimates in (
-        ("", attrs["level"], [each.rates(attrs["level"]) for each in paired]),
-        ("_effect", corrected, [each.effects(corrected) for each in paired]),
+        ("", attrs["level"], [rates.rates(attrs["level"]) for rates in paired]),
+        ("_effect", corrected, [rates.effects(corrected) for rates in paired]),
     ):
-        values = np.stack([value for value, _ in estimates], axis=1)  # [way, draft, measure]
+        values = np.stack([value for value, _ in estimates], axis=1)  # [condition, draft, measure]
         ends = np.stack([interval for _, interval in estimates], axis=1)
         for column, (name, meaning) in enumerate(_MEANINGS.items()):
-            about = {"units": "1", "long_name": f"{meaning}{', less that of the first row' if kind else ''}"}
-            data[f"{name}{kind}"] = (dim, "draft"), values[..., column], about
-            how = about | {"interval": "Student's t on the bootstrap's error over texts", "level": level}
-            data[f"{name}{kind}_interval"] = (dim, "draft", "bound"), ends[..., column, :], how
+            described = {"units": "1", "long_name": f"{meaning}{', minus that of the first row' if kind else ''}"}
+            data[f"{name}{kind}"] = (dim, "draft"), values[..., column], described
+            interval_attrs = described | {"interval": "Student's t on the delete-one-text jackknife", "level": level}
+            data[f"{name}{kind}_interval"] = (dim, "draft", "bound"), ends[..., column, :], interval_attrs
     place = "draft", np.arange(1, stacked.shape[2] + 1), {"units": "1", "long_name": "place of a draft in its chain"}
     return xr.Dataset(data, {dim: list(sums), "draft": place, "bound": ["low", "high"]}, attrs)
 
 
 def _spread(weight: torch.Tensor) -> float:
-    """Standard deviation over mean of a norm's scale 1 + w; NaN where it is offloaded."""
+    """Standard deviation / mean of a norm's scale 1 + w; NaN if the norm is offloaded."""
     scale = 1 + weight.detach().float()
     return float("nan") if scale.is_meta else float(scale.std() / scale.mean())
 
 
 def _table(data: xr.Dataset, controls: xr.Dataset) -> list[str]:
-    """A line for each setting, judged by its own draft, and each control."""
+    """A line for each setting, at its decisive draft, and for each control."""
     lines = [f"{'':36} {'agreement':>9}  {'effect':<26} {'shared p':>8}  {'effect':<26}"]
     for label in data["setting"].values.tolist():
-        row = judged(data, label)
+        row = decisive_row(data, label)
         draft = "" if row["draft"] == 1 else f", draft {int(row['draft'])}"
         lines.append(f"{label + draft:36} {_numbers(row)} {row['verdict'].item()}".rstrip())
     for label in controls["control"].values.tolist()[1:]:
@@ -215,11 +220,11 @@ def _table(data: xr.Dataset, controls: xr.Dataset) -> list[str]:
 
 
 def _numbers(row: xr.Dataset) -> str:
-    """Both rates of a row with their effects; none for those of the first row, or that do not exist."""
+    """Both rates of a row with their effects; blank for rates and effects that are NaN."""
     cells = []
     for name, width in (("agreement", 9), ("shared_probability", 8)):
         rate, effect = float(row[name]), float(row[f"{name}_effect"])
         low, high = row[f"{name}_effect_interval"].values
-        told = "" if np.isnan(effect) else f"{effect:+.3f} [{low:+.3f}, {high:+.3f}]"
-        cells.append(f"{'' if np.isnan(rate) else f'{rate:.3f}':>{width}}  {told:<26}")
+        shown = "" if np.isnan(effect) else f"{effect:+.3f} [{low:+.3f}, {high:+.3f}]"
+        cells.append(f"{'' if np.isnan(rate) else f'{rate:.3f}':>{width}}  {shown:<26}")
     return " ".join(cells)

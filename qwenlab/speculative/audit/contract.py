@@ -1,4 +1,4 @@
-"""`Contract`: what an MTP head expects of the code that runs it, and a head run under any such expectation."""
+"""`Contract`: the inputs and wiring that an MTP head expects; run a head under any contract."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from qwenlab.arguments import choice
 from qwenlab.capture.wrapping import in_this_thread, inputs
 from qwenlab.checkpoint.mtp_head import MtpHead
-from qwenlab.errors import BadArgument
 from qwenlab.speculative.context import TargetContext
 from qwenlab.speculative.draft_chains import Step, chains
 
 FIRST_ROW = 2
-"""The first place of a text from which a chain begins under every contract."""
+"""First place of a text at which a chain begins under every contract."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """The settings under which an MTP head is run; by default those of the published Qwen heads.
+    """The settings under which an MTP head runs; by default those of the published Qwen heads.
 
-    hidden   which hidden state of the trunk it is given: after the trunk's final norm, or before it
-    norms    what all its norms multiply by, those of queries and keys too, w being the weight as stored. A head whose
-             weights were stored with 1 added wants "w", one with 1 taken off wants "2 + w"
-    order    whose half of the columns of `mtp.fc` comes first
-    tokens   which token stands beside the hidden state h[p]
-    chain    which of its own states a deeper draft is given as hidden: after `mtp.norm`, or before it
-    cache    prefilled: a chain attends all true pairs of the text before it; empty: its own entries alone
-    weights  "scaled like the trunk": each matrix that is many times larger or smaller than the trunk's matrix of that
-             name is brought to its size, which is what quantised weights need whose scales were not read
+    hidden   the target model's hidden state that the head reads: after the target model's final norm, or before it
+    norms    factor of all norms of the head, with those of queries and keys; w is the weight as stored. A head whose
+             weights were stored with 1 added needs "w", one with 1 subtracted needs "2 + w"
+    order    which half of the columns of `mtp.fc` comes first
+    tokens   the token paired with the hidden state h[p]
+    chain    the head's own state that a deeper draft reads as hidden: after `mtp.norm`, or before it
+    cache    prefilled: a chain attends to all true pairs of the text before it; empty: to its own entries only
+    weights  "scaled like the trunk": each matrix that is many times larger or smaller than the target model's matrix of
+             that name is scaled to its size, as quantised weights need if they were read without their scales
 
     No token and no hidden state is used before it is known in decoding: "x[p]" pairs the newest hidden state with the
     token before the newest, "x[p+2]" the newest token with the hidden state before the newest. Every draft is for the
-    place that it has under the default contract.
+    same place as under the default contract.
 
     Sources: vLLM `qwen3_5_mtp.py`, SGLang `qwen3_5_mtp.py`; before the norm as llama.cpp did until PR 24025.
     """
@@ -52,13 +52,10 @@ class Contract:
 
     def __post_init__(self) -> None:
         for name, values in settings().items():
-            if getattr(self, name) not in values:
-                raise BadArgument(
-                    f"Contract({name}={getattr(self, name)!r}): {name} is one of {', '.join(map(repr, values))}."
-                )
+            choice("Contract", name, getattr(self, name), values)
 
     def variants(self) -> dict[str, Contract]:
-        """Every contract that differs from this one in one setting, by a label such as "norms = w"."""
+        """All contracts that differ from this one in one setting, by label, such as "norms = w"."""
         labels = (
             f"{name} = {value}"
             for name, values in settings().items()
@@ -68,25 +65,25 @@ class Contract:
         return {label: self.changed(label) for label in labels}
 
     def changed(self, label: str) -> Contract:
-        """This contract but for one setting, as a label of `variants` says it."""
+        """This contract with one setting changed; `label` as in `variants`."""
         name, _, value = label.partition(" = ")
         change: dict[str, Any] = {name: value}
         return replace(self, **change)
 
 
 def settings() -> dict[str, tuple[str, ...]]:
-    """The values of each setting, that of the published heads first."""
+    """The values of each setting; that of the published heads is first."""
     hints = get_type_hints(Contract)
     return {field.name: get_args(hints[field.name]) for field in fields(Contract)}
 
 
 @dataclass(frozen=True)
 class TargetStates:
-    """A text and what the trunk makes of it.
+    """A text with the target model's hidden states and choices.
 
     tokens         int [token]
-    after, before  float [token, channel]: hidden states after the trunk's final norm, and before it
-    target         int [token]: the main model's argmax after reading it
+    after, before  float [token, channel]: hidden states after the target model's final norm, and before it
+    target         int [token]: the target model's argmax after reading it
     """
 
     tokens: torch.Tensor
@@ -96,16 +93,16 @@ class TargetStates:
 
 
 @torch.no_grad()
-def states_of(model: PreTrainedModel, tokens: torch.Tensor, *, chunk: int = 256) -> TargetStates:
-    """Let the trunk read a text, int [token], `chunk` tokens at a time."""
+def read_target_states(model: PreTrainedModel, tokens: torch.Tensor, *, chunk: int = 256) -> TargetStates:
+    """Let the target model read a text, int [token], `chunk` tokens per pass."""
     context = TargetContext(model)
     before: list[torch.Tensor] = []
 
-    def keep(args: tuple[Any, ...], _: dict[str, Any]) -> None:
+    def store(args: tuple[Any, ...], _: dict[str, Any]) -> None:
         before.append(args[0][0])
 
     after, target = [], []
-    with inputs(context.decoder.module.get_submodule("norm"), in_this_thread(keep)):
+    with inputs(context.decoder.module.get_submodule("norm"), in_this_thread(store)):
         for part in tokens.split(chunk):
             after.append(context.read(part))
             target.append(context.logits(after[-1]).argmax(dim=-1).to(tokens.device))
@@ -113,15 +110,15 @@ def states_of(model: PreTrainedModel, tokens: torch.Tensor, *, chunk: int = 256)
 
 
 @torch.no_grad()
-def head_under(contract: Contract, head: MtpHead, factors: Mapping[str, float]) -> MtpHead:
-    """The head with its weights as the contract has them; the head given stays as it is, and shares what is the same.
+def adapt_head(contract: Contract, head: MtpHead, factors: Mapping[str, float]) -> MtpHead:
+    """The head with its weights changed to the contract. `head` is unchanged, and shares the unchanged weights.
 
-    factors  by matrix, what "scaled like the trunk" multiplies it by: `scales.factors`
+    factors  by matrix, its factor under "scaled like the trunk": `scales.scale_factors`
     """
     changed: dict[str, torch.Tensor] = {}
     shift = {"w": -1.0, "1 + w": 0.0, "2 + w": 1.0}[contract.norms]
     if shift:
-        # The modules add 1 in float32 whatever the weight's dtype: so nothing is rounded here that they do not round.
+        # The modules add 1 in float32 for every dtype of the weight, so this adds no rounding of its own.
         norms = (name for name, module in head.named_modules() if isinstance(module, type(head.norm)))
         changed |= {f"{name}.weight": head.get_parameter(f"{name}.weight").float() + shift for name in norms}
     if contract.weights == "scaled like the trunk":
@@ -129,11 +126,11 @@ def head_under(contract: Contract, head: MtpHead, factors: Mapping[str, float]) 
     if contract.order == "hidden first":
         columns = changed.get("fc.weight", head.get_parameter("fc.weight")).chunk(2, dim=1)
         changed["fc.weight"] = torch.cat(columns[::-1], dim=1)
-    return with_tensors(head, changed) if changed else head
+    return with_parameters(head, changed) if changed else head
 
 
-def with_tensors(head: MtpHead, tensors: Mapping[str, torch.Tensor]) -> MtpHead:
-    """A copy of the head with these parameters in place of its own; all others, and the trunk, are shared."""
+def with_parameters(head: MtpHead, tensors: Mapping[str, torch.Tensor]) -> MtpHead:
+    """A copy of the head with these parameters; all other parameters, and the target model, are shared."""
     copied = copy.deepcopy(head, {id(part): part for part in (head.trunk, *head.parameters())})
     for name, tensor in tensors.items():
         owner, _, last = name.rpartition(".")
@@ -141,28 +138,24 @@ def with_tensors(head: MtpHead, tensors: Mapping[str, torch.Tensor]) -> MtpHead:
     return copied
 
 
-def drafts_under(contract: Contract, head: MtpHead, text: TargetStates, *, depth: int) -> Iterator[Step]:
-    """The drafts of `chains` for every place of a text from `FIRST_ROW` on (and some for the place before it).
+def draft_with(contract: Contract, head: MtpHead, text: TargetStates, *, depth: int) -> Iterator[Step]:
+    """The drafts of `chains` at every place of a text from `FIRST_ROW` on (and some at the place before it).
 
-    head  as `head_under` gives it
+    head  the result of `adapt_head` for this contract
     """
     hidden = text.after if contract.hidden == "after the final norm" else text.before
-    tokens, late = text.tokens, 0
+    tokens, offset = text.tokens, 0
     if contract.tokens == "x[p]":
         tokens = torch.cat([tokens[:1], tokens[:-1]])
     elif contract.tokens == "x[p+2]":
-        tokens, hidden, late = tokens[1:], hidden[:-1], 1
+        tokens, hidden, offset = tokens[1:], hidden[:-1], 1
     steps = chains(
         head,
         tokens,
         hidden,
         depth=depth,
         prefilled=contract.cache == "prefilled",
-        feedback=None if contract.chain == "after mtp.norm" else _before_norm,
+        feedback=None if contract.chain == "after mtp.norm" else lambda before, _: before,
     )
     for step in steps:
-        yield replace(step, rows=range(step.rows.start + late, step.rows.stop + late))
-
-
-def _before_norm(before: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-    return before
+        yield replace(step, rows=range(step.rows.start + offset, step.rows.stop + offset))

@@ -1,4 +1,4 @@
-"""What an audit's numbers say: which setting the head's weights want, what that means, and the mend."""
+"""Diagnosis of an audit: which settings the head's weights need, with a sentence that gives effect and fix."""
 
 from __future__ import annotations
 
@@ -10,63 +10,63 @@ import xarray as xr
 
 from qwenlab.speculative.audit.contract import Contract
 
-SettingVerdict = Literal["no fault found", "fault found", "no verdict"]
+AuditVerdict = Literal["no fault found", "fault found", "no verdict"]
 
 MARGIN = 0.005
-"""A difference of a rate that is smaller makes no difference to decoding: with enough text any two settings differ."""
+"""Differences of a rate below this do not matter in decoding; with enough text any two settings differ."""
 
 MEASURES = {"agreement": "agreement", "shared_probability": "shared probability"}
 
-_MENDS = {
+_FIXES = {
     "hidden = after the final norm": "feed it the hidden state that lm_head reads",
-    "hidden = before the final norm": "feed it what goes into the trunk's final norm",
+    "hidden = before the final norm": "feed it the input of the target model's final norm",
     "norms = 1 + w": "let its norms multiply by 1 + w",
-    "norms = w": "1 was added to its norm weights before they were stored: take 1 off them all, or multiply by w",
-    "norms = 2 + w": "1 was taken off its norm weights before they were stored: add 1 to them all",
+    "norms = w": "1 was added to its norm weights before they were stored: subtract 1 from them all, or multiply by w",
+    "norms = 2 + w": "1 was subtracted from its norm weights before they were stored: add 1 to them all",
     "order = embedding first": "give mtp.fc the embedding first, then the hidden state",
     "order = hidden first": "swap the two halves of the columns of mtp.fc",
     "tokens = x[p+1]": "pair the hidden state h[p] with the token after it",
-    "tokens = x[p]": "pair the hidden state h[p] with the token it was read from",
-    "tokens = x[p+2]": "pair each token with the hidden state of two places before",
-    "chain = after mtp.norm": "feed back what mtp.norm gives",
-    "chain = before mtp.norm": "feed back what goes into mtp.norm",
+    "tokens = x[p]": "pair the hidden state h[p] with its own token",
+    "tokens = x[p+2]": "pair each token with the hidden state two places before it",
+    "chain = after mtp.norm": "feed back the output of mtp.norm",
+    "chain = before mtp.norm": "feed back the input of mtp.norm",
     "cache = prefilled": "read the pairs of the whole text into the head's cache before it drafts",
     "cache = empty": "let each chain begin with an empty cache",
-    "weights = as loaded": "leave its matrices as they are",
+    "weights = as loaded": "leave its matrices unchanged",
     "weights = scaled like the trunk": (
-        "its matrices are of another size than the trunk's, as quantised ones read without their scales: multiply each "
-        "block by its scale when they are loaded"
+        "the size of its matrices differs from the target model's, as for quantised weights read without their scales: "
+        "multiply each block by its scale when loading"
     ),
 }
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What the numbers say.
+class Diagnosis:
+    """Verdict, faults and sentence of an audit.
 
-    faults  labels of the settings that the weights want in place of the assumed ones, the largest gain first
-    wanted  the assumed contract with the first of them: try again with it, for a second fault
+    faults  labels of the settings that do better than the assumed ones, the largest gain first
+    wanted  the assumed contract with the first of them: audit again with it to find a second fault
     """
 
-    verdict: SettingVerdict
+    verdict: AuditVerdict
     faults: tuple[str, ...]
     wanted: Contract
     sentence: str
 
 
-def judged_draft(label: str) -> int:
-    """The draft that a setting is judged by: what is fed back does nothing to the first."""
+def decisive_draft(label: str) -> int:
+    """The draft whose rates decide about a setting: 2 for `chain`, which does not affect draft 1; otherwise 1."""
     return 2 if label.startswith("chain = ") else 1
 
 
 def setting_verdict(data: xr.Dataset, label: str) -> str:
-    """wanted, worse, same or cannot tell, from the effects of one setting.
+    """Verdict on one setting from its effects: wanted, worse, same or cannot tell.
 
-    wanted       agreement or shared probability is higher than under the assumed contract, by `MARGIN` and beyond the
-                 interval, and the other one is not lower;  worse: the other way round
-    same         both intervals lie within `MARGIN`;  cannot tell: none of these
+    wanted       agreement or shared probability is higher than under the assumed contract, by `MARGIN` or more with an
+                 interval above 0, and the other one is not lower;  worse: the reverse
+    same         both intervals lie within `MARGIN`;  cannot tell: all other cases
     """
-    row = judged(data, label)
+    row = decisive_row(data, label)
     effects = np.array([float(row[f"{measure}_effect"]) for measure in MEASURES])
     low, high = np.array([row[f"{measure}_effect_interval"].values for measure in MEASURES]).T
     up, down = (low > 0) & (effects >= MARGIN), (high < 0) & (effects <= -MARGIN)
@@ -75,39 +75,42 @@ def setting_verdict(data: xr.Dataset, label: str) -> str:
     return "same" if ((low > -MARGIN) & (high < MARGIN)).all() else "cannot tell"
 
 
-def ranked(data: xr.Dataset) -> tuple[str, ...]:
-    """Labels of the settings that are wanted, the largest gain first; the chain, which needs a right draft 1, last."""
+def rank_faults(data: xr.Dataset) -> tuple[str, ...]:
+    """Labels of the wanted settings, the largest gain first; `chain` last, as it needs a correct draft 1."""
     wanted = [label for label in data["setting"].values.tolist()[1:] if data["verdict"].sel(setting=label) == "wanted"]
-    return tuple(sorted(wanted, key=lambda label: (judged_draft(label), -_gain(judged(data, label)))))
+    return tuple(sorted(wanted, key=lambda label: (decisive_draft(label), -_gain(decisive_row(data, label)))))
 
 
-def finding(data: xr.Dataset, controls: xr.Dataset, assumed: Contract, faults: tuple[str, ...]) -> Finding:
-    """The verdict of an audit.
+def diagnose(data: xr.Dataset, controls: xr.Dataset, assumed: Contract, faults: tuple[str, ...]) -> Diagnosis:
+    """The diagnosis of an audit.
 
-    data      by setting and draft, as `Audit.settings`
-    controls  as `Audit.controls`, run under the contract that the first of the faults says, or the assumed one
+    data      rates and effects by setting and draft, as `Audit.settings`
+    controls  as `Audit.controls`, run under the contract of the first fault, or the assumed contract without faults
     """
-    if (trouble := _at_chance(controls)) is not None:
-        return Finding("no verdict", (), assumed, f"no verdict: {trouble}")
+    if (reason := _at_chance(controls)) is not None:
+        return Diagnosis("no verdict", (), assumed, f"no verdict: {reason}")
     if not faults:
-        return Finding("no fault found", (), assumed, f"no fault found: {_healthy(data, controls)}")
-    others = f". Also better, each by itself: {', '.join(faults[1:])}" if len(faults) > 1 else ""
-    sentence = f"the weights want {faults[0]}: {_change(data, faults[0])}; mend: {_MENDS[faults[0]]}{others}"
-    return Finding("fault found", faults, assumed.changed(faults[0]), sentence)
+        return Diagnosis("no fault found", (), assumed, f"no fault found: {_healthy(data, controls)}")
+    others = f". Also better, one at a time: {', '.join(faults[1:])}" if len(faults) > 1 else ""
+    sentence = f"the weights want {faults[0]}: {_change(data, faults[0])}; fix: {_FIXES[faults[0]]}{others}"
+    return Diagnosis("fault found", faults, assumed.changed(faults[0]), sentence)
 
 
 def _at_chance(controls: xr.Dataset) -> str | None:
-    """Why the head, run as its weights want it, tells nothing; None where it does better than chance."""
+    """Why there is no verdict: the head does not beat chance under its best contract; None if it does."""
     rate, own = (controls[name].isel(control=0) for name in ("agreement", "agreement_interval"))
-    said = f"draft 1 agrees in {float(rate):.3f} {_interval(own)} of the places, under the contract that suits it best"
-    more = "It is untrained, or belongs to another model, or two settings are wrong at once; or these texts are too few"
-    for control, meaning in (
-        ("commonest token", "the main model's commonest token would"),
-        ("shuffled hidden", "it does with its hidden states shuffled, so that it makes no use of them"),
+    sentence = f"draft 1 agrees in {float(rate):.3f} {_interval(own)} of the places under its best contract"
+    causes = (
+        "The head is untrained or belongs to another model, two settings are wrong at once, or there are too few texts"
+    )
+    for name, meaning in (
+        ("commonest token", "always drafting the target model's commonest token"),
+        ("shuffled hidden", "the head with shuffled hidden states, so it does not use them"),
     ):
-        beside = controls.sel(control=control)
-        if not float(beside["agreement_effect_interval"][1]) < 0:
-            return f"{said}, not told from the {float(beside['agreement']):.3f} in which {meaning}. {more}"
+        control = controls.sel(control=name)
+        if not float(control["agreement_effect_interval"][1]) < 0:
+            baseline = float(control["agreement"])
+            return f"{sentence}, not distinguishable from {baseline:.3f} for {meaning}. {causes}"
     return None
 
 
@@ -115,25 +118,22 @@ def _healthy(data: xr.Dataset, controls: xr.Dataset) -> str:
     row = data.isel(setting=0, draft=0)
     rate = f"{float(row['agreement']):.3f} {_interval(row['agreement_interval'])}"
     chance = float(controls["agreement"].sel(control="commonest token"))
-    return (
-        f"draft 1 agrees in {rate} of the places, by chance in {chance:.3f}, and no other setting is seen to do better"
-    )
+    return f"draft 1 agrees in {rate} of the places, by chance in {chance:.3f}, and no other setting does better"
 
 
 def _change(data: xr.Dataset, label: str) -> str:
-    """From what to what the measure that decided goes."""
-    row, assumed = judged(data, label), data.isel(setting=0)
-    decided = (name for name in MEASURES if float(row[f"{name}_effect_interval"][0]) > 0)
-    name = next(decided)
+    """Old and new value of the decisive measure, with its effect."""
+    row, assumed = decisive_row(data, label), data.isel(setting=0)
+    name = next(name for name in MEASURES if float(row[f"{name}_effect_interval"][0]) > 0)
     draft = int(row["draft"])
     before, after = float(assumed[name].sel(draft=draft)), float(row[name])
     effect = f"{float(row[f'{name}_effect']):+.3f} {_interval(row[f'{name}_effect_interval'], '+')}"
     return f"{MEASURES[name]} of draft {draft} {before:.3f} -> {after:.3f}, {effect}"
 
 
-def untold(data: xr.Dataset) -> list[str]:
-    """A line for each setting that is the same as the assumed one here, or cannot be told from it; with the reason."""
-    norms = {"hidden": ("final_norm_spread", "the trunk's final norm"), "chain": ("mtp_norm_spread", "mtp.norm")}
+def undecided_settings(data: xr.Dataset) -> list[str]:
+    """A line for each setting with the verdict same or cannot tell, with the reason if it is known."""
+    norms = {"hidden": ("final_norm_spread", "the target model's final norm"), "chain": ("mtp_norm_spread", "mtp.norm")}
     lines = []
     for label, verdict in zip(data["setting"].values.tolist(), data["verdict"].values.tolist(), strict=True):
         if verdict not in ("same", "cannot tell"):
@@ -142,16 +142,16 @@ def untold(data: xr.Dataset) -> list[str]:
         if name in norms:
             spread, norm = norms[name]
             share = f"{data.attrs[spread]:.0%} of its mean"
-            why = f": the scale of {norm} spreads by {share}, and its even part is normed away"
+            why = f": the scale of {norm} varies by {share}, and norms undo its constant part"
         elif name == "weights" and not data.attrs["scaled"]:
-            why = ": no matrix is far from the trunk's, so none was scaled"
+            why = ": all matrices have about the target model's size, so none was scaled"
         lines.append(f"{'cannot tell' if verdict == 'cannot tell' else 'no difference here'}: {label}{why}")
     return lines
 
 
-def judged(data: xr.Dataset, label: str) -> xr.Dataset:
-    """The row of a setting, at the draft that it is judged by."""
-    return data.sel(setting=label, draft=judged_draft(label))
+def decisive_row(data: xr.Dataset, label: str) -> xr.Dataset:
+    """The row of a setting at its decisive draft."""
+    return data.sel(setting=label, draft=decisive_draft(label))
 
 
 def _gain(row: xr.Dataset) -> float:

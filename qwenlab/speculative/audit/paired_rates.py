@@ -1,4 +1,4 @@
-"""Rates of several ways to run the same texts, and their differences: intervals over whole texts, paired by text."""
+"""`PairedRates`: rates of several conditions on the same texts, and their differences, with intervals over texts."""
 
 from __future__ import annotations
 
@@ -6,49 +6,43 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
-FEWEST = 4
-"""Texts without which no interval is given."""
+from qwenlab.stats.formulas.intervals import jackknife
 
-_RESAMPLES = 2000
+MIN_TEXTS = 4
+"""Minimum number of texts for an interval."""
 
 
 @dataclass(frozen=True, eq=False)
 class PairedRates:
-    """Sums [way, text, column] of several ways to run the same texts: column 0 is a count, the others are sums over it.
+    """Rates from sums [condition, text, column] on the same texts: column 0 is a count, the others are sums over it.
 
-    An interval is Student's over texts, with the bootstrap's standard error times sqrt(n / (n - 1)), n the texts that
-    count anything: the percentiles of so few are too narrow (Hesterberg 2015, arXiv:1411.5279). NaN below `FEWEST`. All
-    ways are resampled alike, so that what a text does to all of them is no part of the error of a difference.
+    Intervals are `stats.formulas.intervals.jackknife` over the texts with a count above 0; NaN below `MIN_TEXTS`. Each
+    text is left out of all conditions at once, so its effect on all of them does not add to the error of a difference.
     """
 
     sums: np.ndarray
-    seed: int = 0
 
     def rates(self, level: float) -> tuple[np.ndarray, np.ndarray]:
-        """Rates [way, column - 1], within 0 and 1, and their intervals [..., 2]; NaN where nothing was counted."""
-        rates, interval = self._estimated(lambda rates: rates, self.sums[..., 0] > 0, level)
+        """Rates [condition, column - 1], within 0 and 1, and intervals [..., 2]; NaN where the count is 0."""
+        rates, interval = self._estimate(lambda rates: rates, self.sums[..., 0] > 0, level)
         return rates, interval.clip(0, 1)
 
     def effects(self, level: float) -> tuple[np.ndarray, np.ndarray]:
-        """Rates less those of the first way, [way, column - 1], and their intervals [way, column - 1, 2]."""
+        """Rates minus those of the first condition, [condition, column - 1], and intervals [..., 2]."""
         counted = self.sums[..., 0] > 0
-        return self._estimated(lambda rates: rates - rates[..., :1, :], counted & counted[:1], level)
+        return self._estimate(lambda rates: rates - rates[:1], counted & counted[:1], level)
 
-    def _estimated(
-        self, of: Callable[[np.ndarray], np.ndarray], counted: np.ndarray, level: float
+    def _estimate(
+        self, function: Callable[[np.ndarray], np.ndarray], counted: np.ndarray, level: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        texts = self.sums.shape[1]
-        draws = np.random.default_rng(self.seed).multinomial(texts, np.full(texts, 1 / texts), size=_RESAMPLES)
-        drawn = of(_rates(np.einsum("dt,wtc->dwc", draws, self.sums)))
-        estimate = of(_rates(self.sums.sum(axis=1)))
-        deviation = np.where(np.isnan(drawn), 0, drawn - estimate)
-        error = np.sqrt((deviation**2).sum(axis=0) / np.maximum((~np.isnan(drawn)).sum(axis=0), 1))
-        n = counted.sum(axis=1)[:, None]
-        n = np.where(n < FEWEST, np.nan, n)
-        reach = stats.t.ppf(0.5 + level / 2, n - 1) * error * np.sqrt(n / (n - 1))
-        return estimate, np.stack([estimate - reach, estimate + reach], axis=-1)
+        total = self.sums.sum(axis=1)
+        estimate = function(_rates(total))
+        left_out = [function(_rates(total - self.sums[:, text])) for text in range(self.sums.shape[1])]
+        enough = counted & (counted.sum(axis=1, keepdims=True) >= MIN_TEXTS)
+        shape = (*estimate.shape, len(left_out))
+        by_text = np.stack(left_out, axis=-1) if left_out else np.empty(shape)
+        return estimate, jackknife(estimate, by_text, np.broadcast_to(enough[:, None], shape), level)
 
 
 def _rates(sums: np.ndarray) -> np.ndarray:

@@ -1,8 +1,7 @@
-"""How large the MTP head's matrices are beside the trunk's of the same names: weights read raw stand out."""
+"""Compare the size of the MTP head's matrices with the target model's, to detect weights read without scales."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,10 @@ from qwenlab.checkpoint.mtp_head import MtpHead
 from qwenlab.checkpoint.weights.layout import FP8_BLOCK
 
 FAR = 8.0
-"""A matrix so many times larger or smaller than the trunk's was not stored as it is now read.
+"""A matrix this many times larger or smaller than the target model's was not read as it was stored.
 
 FP8 weights read without their scales are hundreds or thousands of times too large, since the largest of a block is 448;
-those of trained heads are within a factor of 2.
+matrices of trained heads are within a factor of 2.
 """
 
 _LAYER = "layers.0."
@@ -27,71 +26,66 @@ _LAYER = "layers.0."
 
 @torch.no_grad()
 def weight_scales(head: MtpHead, block: tuple[int, ...] | None = None) -> xr.Dataset:
-    """Root mean square of each matrix of the head, and of the trunk's of the same name.
+    """Root mean square of each matrix of the head, and of the target model's matrix of the same name.
 
-    block  rows and columns that share a scale, where the trunk is held in FP8; by default the published releases'
+    block  rows and columns per scale of a target model in FP8; by default those of the published releases
 
-    returns  rms [weight], trunk_rms [weight] (the mean over the trunk's attention layers; NaN where none has such a
-             matrix), ratio [weight]. `fc` has no match in a layer: it is held to the mean of all the others' trunk_rms
+    returns  rms [weight], trunk_rms [weight] (mean over the target model's attention layers; NaN if none has such a
+             matrix), ratio [weight]. `fc` has no match in a layer: its trunk_rms is the mean of all the others
     """
     decoder = decoder_of(head.trunk)
     layers = [decoder.layers[layer] for layer in decoder.layers_of(ATTENTION)]
-    found = {}
+    sizes = {}
     for name, weight in head.named_parameters():
         if weight.ndim > 1:
-            partners = [_partner(layer, name, weight, block or FP8_BLOCK) for layer in layers]
-            found[name] = _rms(weight), np.mean([rms for rms in partners if rms is not None] or [np.nan])
-    rms, trunk = np.array(list(found.values())).T
-    if not np.isnan(trunk).all():
-        trunk[list(found).index("fc.weight")] = np.nanmean(trunk)
-    about = {"units": "weight", "long_name": "root mean square of the head's matrix"}
+            matches = [_matching_rms(layer, name, weight, block or FP8_BLOCK) for layer in layers]
+            sizes[name] = _rms(weight), np.mean([rms for rms in matches if rms is not None] or [np.nan])
+    rms, target = np.array(list(sizes.values())).T
+    if not np.isnan(target).all():
+        target[list(sizes).index("fc.weight")] = np.nanmean(target)
+    attrs = {"units": "weight", "long_name": "root mean square of the head's matrix"}
     return xr.Dataset(
         {
-            "rms": ("weight", rms, about),
-            "trunk_rms": ("weight", trunk, about | {"long_name": "root mean square of the trunk's of the same name"}),
-            "ratio": ("weight", rms / trunk, {"units": "1", "long_name": "the head's over the trunk's"}),
+            "rms": ("weight", rms, attrs),
+            "trunk_rms": ("weight", target, attrs | {"long_name": "root mean square of the target model's matrix"}),
+            "ratio": (
+                "weight",
+                rms / target,
+                {"units": "1", "long_name": "size of the head's matrix / the target model's"},
+            ),
         },
-        {"weight": list(found)},
+        {"weight": list(sizes)},
     )
 
 
-def factors(scales: xr.Dataset) -> dict[str, float]:
-    """By matrix, what brings those that are `FAR` from the trunk's to its size."""
-    ratio = dict(zip(scales["weight"].values.tolist(), scales["ratio"].values.tolist(), strict=True))
-    return {name: 1 / each for name, each in ratio.items() if each > 0 and not 1 / FAR <= each <= FAR}
+def scale_factors(scales: xr.Dataset) -> dict[str, float]:
+    """By matrix, the factor to the target model's size, for matrices more than `FAR` from it."""
+    ratios = zip(scales["weight"].values.tolist(), scales["ratio"].values.tolist(), strict=True)
+    return {name: 1 / ratio for name, ratio in ratios if ratio > 0 and not 1 / FAR <= ratio <= FAR}
 
 
-def _partner(layer: nn.Module, name: str, weight: torch.Tensor, block: tuple[int, ...]) -> float | None:
-    """Root mean square of the matrix of this name in a layer of the trunk; None where it has none of that shape."""
+def _matching_rms(layer: nn.Module, name: str, weight: torch.Tensor, block: tuple[int, ...]) -> float | None:
+    """Root mean square of the matrix of this name in a layer of the target model; None without one of that shape."""
     path, _, last = name.removeprefix(_LAYER).rpartition(".")
     try:
         owner: Any = layer.get_submodule(path) if name.startswith(_LAYER) else None
     except AttributeError:
         owner = None
-    found, scale = getattr(owner, last, None), getattr(owner, f"{last}_scale_inv", None)
-    if (
-        found is None
-        or found.shape != weight.shape
-        or found.is_meta
-        or (scale is not None and scale.ndim != found.ndim)
-    ):
+    match, scale = getattr(owner, last, None), getattr(owner, f"{last}_scale_inv", None)
+    if match is None or match.shape != weight.shape or match.is_meta:
         return None
-    return _rms(found, scale, block)
+    return None if scale is not None and scale.ndim != match.ndim else _rms(match, scale, block)
 
 
 def _rms(weight: torch.Tensor, scale: torch.Tensor | None = None, block: tuple[int, ...] = FP8_BLOCK) -> float:
-    """Over a matrix, or all matrices of a tensor of experts, one at a time."""
-    squares = sum(float(matrix.square().sum()) for matrix in _matrices(weight, scale, block))
-    return float((squares / weight.numel()) ** 0.5)
-
-
-def _matrices(weight: torch.Tensor, scale: torch.Tensor | None, block: tuple[int, ...]) -> Iterator[torch.Tensor]:
-    """Matrices in float32, FP8 times the scale of its block."""
+    """Root mean square of a matrix, or of a tensor of experts, in float32, one matrix at a time; FP8 scaled."""
     rows, columns = weight.shape[-2:]
     scales = [None] * weight[..., 0, 0].numel() if scale is None else scale.reshape(-1, *scale.shape[-2:])
+    squares = 0.0
     for matrix, own in zip(weight.reshape(-1, rows, columns), scales, strict=True):
-        if own is None:
-            yield matrix.float()
-        else:
+        matrix = matrix.float()
+        if own is not None:
             wide = own.float().repeat_interleave(block[0], dim=0).repeat_interleave(block[1], dim=1)
-            yield matrix.float() * wide[:rows, :columns]
+            matrix = matrix * wide[:rows, :columns]
+        squares += float(matrix.square().sum())
+    return float((squares / weight.numel()) ** 0.5)

@@ -1,1 +1,1 @@
-"""Check that drafted decoding writes the text and leaves the states that plain decoding does."""
+"""Check that speculative decoding gives the text and the cache states of plain decoding."""

@@ -1,4 +1,4 @@
-"""`check_lossless`: is text that was drafted, verified and rolled back the text that plain decoding writes?"""
+"""`check_lossless`: compare speculative decoding with plain decoding, token by token and state by state."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tqdm.auto import tqdm
 
 from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
 from qwenlab.errors import BadArgument
-from qwenlab.speculative.decoding import Decoding, Settings
-from qwenlab.speculative.lossless.noise import PositionNoise, WideReadings, pooled
+from qwenlab.speculative.decoding_loop import Decoding, Settings
+from qwenlab.speculative.lossless.noise import BlockReaders, pooled
+from qwenlab.speculative.lossless.reference import COMPONENTS, ReferenceReader, excess_tokens, state_errors
 from qwenlab.speculative.lossless.report import Fault, LosslessReport, LosslessVerdict, variable
-from qwenlab.speculative.lossless.witness import COMPONENTS, PlainReading, gaps, held
 from qwenlab.speculative.policies import Policy
-from qwenlab.speculative.prompts import Prompt, checked_depth, context_of, encoded, end_tokens_of
+from qwenlab.speculative.prompts import Prompt, checked_depth, context_length, encode_prompts, end_tokens_of
 from qwenlab.speculative.rollback import ReplayRollback, Rollback
-from qwenlab.speculative.verification import VerificationRule, rule_of
+from qwenlab.speculative.verification import VerificationRule, resolve_rule
 
 MARGIN = 10.0
 """Allowed error of a state, in multiples of its noise floor. It does not apply to tokens."""
@@ -41,75 +41,78 @@ def check_lossless(
 ) -> LosslessReport:
     """Decode with drafts, and compare every token, and every state after every round, with plain decoding.
 
-    The witness reads the emitted tokens one by one and never speculates. Kernels of other widths round differently, so
-    its states and logits differ a little from those of correct drafted decoding. That noise is measured on the same
-    texts: they are read in blocks of depth + 1 tokens, depth + 1 times with blocks that start at other tokens, and
+    The reference reads the emitted tokens one by one, without drafts. Kernels of another width round differently, so
+    its states and logits differ slightly from those of correct speculative decoding. This noise is measured on the same
+    texts: they are read in blocks of depth + 1 tokens, depth + 1 times with blocks that start at different tokens, and
     nothing is rolled back. No logit of the checked decoding is used for it.
 
-    States: an error of `MARGIN` (10) times the noise floor is allowed. The floor is the largest error of the first of
+    States: the allowed error is `MARGIN` (10) times the noise floor. The floor is the largest error of the first of
     these readings, and at least the `eps` of the model's dtype.
 
-    Tokens: a regret, ln p(best) - ln p(token) by the witness, of `TOKEN_MARGIN` (2) times the noise at the token's
-    position is allowed. The noise is the largest of three numbers [nat]: the largest change, in any reading in blocks,
+    Tokens: the allowed regret, ln p(best) - ln p(token) under the reference, is `TOKEN_MARGIN` (2) times the noise at
+    the token's position. The noise is the largest of three numbers [nat]: the largest change, in any reading in blocks,
     of the gap between the best token and one that competes with it (at most `COMPETING`, 1 nat, below the best); the
     0.99 quantile of these changes over all positions of all texts; and the spacing of two neighbouring logits in the
-    model's dtype. The result has the largest regret allowed anywhere as `detectable`.
+    model's dtype. `detectable` in the result is the largest allowed regret at any position.
 
-    A fault of the model's own that every reading in blocks shares raises the noise: it shows as a large `detectable`.
+    A fault of the model that every reading in blocks shares raises the noise and thus `detectable`.
 
-    rule      one that takes the argmax: "greedy", or a `VerificationRule` of your own with `samples = False`
-    rollback  the class to check; any object with that interface will do
+    rule      a rule that takes the argmax: "greedy", or your own `VerificationRule` with `samples = False`
+    rollback  the class to check, or an object of it
 
-    Raises NoMtpHead, BadPrompt, BadArgument.
+    Raises NoMtpHead, BadPrompt, BadArgument and, if the reference's logits are NaN, NonFiniteWeights.
     """
     require_checkpoint(checkpoint)
     head = checkpoint.require_mtp()
-    judge = rule_of(rule, 0.0)
-    room = context_of(checkpoint)
-    settings = Settings(checked_depth(depth, room), judge, policy, end_tokens=end_tokens_of(checkpoint))
+    rule = resolve_rule(rule, 0.0, where="check_lossless")
+    checked_depth(depth, context_length(checkpoint))
+    settings = Settings(depth, rule, policy, end_tokens=end_tokens_of(checkpoint))
     rows: list[dict[str, Any]] = []
     floor: dict[str, float] = dict.fromkeys((*COMPONENTS, "verdict rule"), 0.0)
-    for text, prompt in enumerate(tqdm(encoded(checkpoint, prompts, max_new_tokens), disable=not progress)):
+    texts = encode_prompts(checkpoint, prompts, max_new_tokens, where="check_lossless")
+    for text, prompt in enumerate(tqdm(texts, desc="checking", unit="text", disable=not progress)):
         own = rollback() if isinstance(rollback, type) else rollback
         generator = torch.Generator(prompt.device)
         decoding = Decoding(head, prompt, settings, own, max_new_tokens=max_new_tokens, generator=generator)
-        found, states = _compared(decoding, prompt, text)
-        rows += found
+        compared, states = _compare(decoding, prompt, text)
+        rows += compared
         floor = {name: max(value, states.get(name, 0.0)) for name, value in floor.items()}
     if not rows:
-        raise BadArgument("No round was run: every text ended with its first token.\nGive longer max_new_tokens.")
+        raise BadArgument("No round was run: every text ended with its first token.\nGive a larger max_new_tokens.")
     floor["verdict rule"] = pooled([noise for row in rows for noise in row["noise"]])
-    bounds = [[_allowed_regret(noise, floor["verdict rule"]) for noise in row["noise"]] for row in rows]
-    allowed = _allowed(checkpoint, floor)
-    return _judged(rows, floor, allowed, bounds, {"rule": judge.name, "depth": depth, "rollback": own.name})
+    least, eps = floor["verdict rule"], torch.finfo(checkpoint.model.dtype).eps
+    bounds = [[TOKEN_MARGIN * max(noise.largest, noise.step, least) for noise in row["noise"]] for row in rows]
+    # The floor of a text of a few tokens can be 0, so it is at least eps.
+    allowed = {name: 0.0 if name == "position" else MARGIN * max(floor[name], eps) for name in COMPONENTS}
+    return _report(rows, floor, allowed, bounds, {"rule": rule.name, "depth": depth, "rollback": own.name})
 
 
 @torch.no_grad()
-def _compared(decoding: Decoding, prompt: torch.Tensor, text: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Decode a text, its witness one token behind: a row for each round, and the noise floor of the states."""
+def _compare(decoding: Decoding, prompt: torch.Tensor, text: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Decode a text, and its reference one token behind; return a row per round, and the noise floor of the states."""
     head, width = decoding.drafter.head, decoding.settings.depth + 1
-    witness = PlainReading(head, prompt)
-    readings = WideReadings(witness, prompt, width)
+    reference = ReferenceReader(head, prompt)
+    readings = BlockReaders(reference, prompt, width)
     decoding.start()
     rows: list[dict[str, Any]] = []
-    regrets, noise, pairs = [_regret(witness.logits[-1], decoding.tokens[-1])], [readings.newest], 0
+    regrets, noise, pairs = [_regret(reference.logits[-1], decoding.tokens[-1])], [readings.newest], 0
     while not decoding.ended:
-        made = decoding.step()
-        for token in decoding.tokens[made.begin - 1 :][: made.emitted]:
+        step = decoding.step()
+        for token in decoding.tokens[step.begin - 1 :][: step.emitted]:
             read = torch.tensor([token], device=decoding.context.device)
-            witness.read(read)
+            reference.read(read)
             readings.follow(read)
-            regrets.append(_regret(witness.logits[-1], decoding.tokens[witness.context.position]))
+            regrets.append(_regret(reference.logits[-1], decoding.tokens[reference.context.position]))
             noise.append(readings.newest)
-        pairs = made.begin - 1 if made.proposed else pairs
-        state = (decoding.context, decoding.drafter.cache, witness, pairs)
+        pairs = step.begin - 1 if step.proposed else pairs
+        state = (decoding.context, decoding.drafter.cache, reference, pairs)
         rows.append(
             {
                 "text": text,
                 "round": len(rows),
-                "accepted": made.accepted,
-                "layers": gaps(*state),
-                "excess": held(*state),
+                "accepted": step.accepted,
+                "layers": state_errors(*state),
+                "excess": excess_tokens(*state),
                 "regrets": regrets,
                 "noise": noise,
             }
@@ -119,43 +122,32 @@ def _compared(decoding: Decoding, prompt: torch.Tensor, text: int) -> tuple[list
     return rows, readings.states
 
 
-def _allowed(checkpoint: Checkpoint, floor: dict[str, float]) -> dict[str, float]:
-    """The errors of states that numerics explain. A text of a few tokens can have a floor of 0, so eps is the least."""
-    eps = torch.finfo(checkpoint.model.dtype).eps
-    return {name: 0.0 if name == "position" else MARGIN * max(floor[name], eps) for name in COMPONENTS}
-
-
-def _allowed_regret(noise: PositionNoise, least: float) -> float:
-    """The regret [nat] that numerics explain at a position, where noise is at least `least` [nat]."""
-    return TOKEN_MARGIN * max(noise.largest, noise.step, least)
-
-
 def _regret(logits: torch.Tensor, token: int) -> float:
     """ln p(best) - ln p(token)."""
     return float(logits.max() - logits[token])
 
 
-def _judged(
+def _report(
     rows: list[dict[str, Any]],
     floor: dict[str, float],
     allowed: dict[str, float],
     bounds: list[list[float]],
     attrs: dict[str, Any],
 ) -> LosslessReport:
-    """The verdict on these rounds.
+    """The report on these rounds.
 
     allowed  by component of the state, its allowed error
     bounds   by round, the allowed regret of each of its tokens [nat]
     """
-    faults = (_fault(row, own, allowed) for row, own in zip(rows, bounds, strict=True))
-    fault = next((found for found in faults if found is not None), None)
+    faults = (_find_fault(row, own, allowed) for row, own in zip(rows, bounds, strict=True))
+    fault = next((fault for fault in faults if fault is not None), None)
     regrets = [regret for row in rows for regret in row["regrets"]]
     differing = sum(regret > 0 for regret in regrets)
     data: dict[str, Any] = {
         name: ("round", np.array([row[key] for row in rows]), {"units": "1", "long_name": meaning})
         for name, key, meaning in (
             ("text", "text", "number of the text"),
-            ("number", "round", "number of the round in it"),
+            ("number", "round", "number of the round in the text"),
             ("accepted", "accepted", "drafts accepted"),
         )
     }
@@ -171,13 +163,13 @@ def _judged(
     return LosslessReport(verdict, fault, xr.Dataset(data, attrs=attrs), floor, differing, len(regrets), detectable)
 
 
-def _fault(row: dict[str, Any], bounds: list[float], allowed: dict[str, float]) -> Fault | None:
-    """What is beyond numerics in a round: its tokens first, which the states before it decided."""
+def _find_fault(row: dict[str, Any], bounds: list[float], allowed: dict[str, float]) -> Fault | None:
+    """The fault of a round, or None. Tokens come first, because the states before the round decided them."""
     beyond = [(regret, bound) for regret, bound in zip(row["regrets"], bounds, strict=True) if not regret <= bound]
     regret, bound = max(beyond, default=(0.0, 0.0))
     layers, allowed = {"verdict rule": {0: regret}, **row["layers"]}, allowed | {"verdict rule": bound}
-    found = {name: float(np.max([*errors.values()])) for name, errors in layers.items()}
-    bad = {name: error for name, error in found.items() if not error <= allowed[name]}  # NaN is beyond all bounds
+    worst = {name: float(np.max([*errors.values()])) for name, errors in layers.items()}
+    bad = {name: error for name, error in worst.items() if not error <= allowed[name]}  # NaN exceeds every bound
     if not bad:
         return None
     first = next(iter(bad))

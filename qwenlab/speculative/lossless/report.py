@@ -1,4 +1,4 @@
-"""Result of `check_lossless`: the verdict, the first fault, and the errors that were allowed."""
+"""`LosslessReport`, the result of `check_lossless`: verdict, first fault, errors and bounds."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
-from qwenlab.speculative.lossless.witness import COMPONENTS
+from qwenlab.speculative.lossless.reference import COMPONENTS
 
 LosslessVerdict = Literal["lossless", "lossless up to numerics", "NOT lossless"]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Where drafted decoding first left plain decoding.
+    """The first round in which speculative decoding differs from plain decoding by more than numerics.
 
-    text, round  of the first bad round;  components: those beyond what is allowed in it, each with its error
-    allowed      the errors that are allowed;  excess: tokens that a component holds too many (below 0: too few)
-    layer        the lowest layer where the first of these components is beyond that
+    text, round  number of the text, and of the round in it
+    components   by component with an error above its bound, that error
+    allowed      by component, the bound
+    excess       by component, tokens in the cache minus tokens read (below 0: tokens are missing)
+    layer        the lowest layer where the first of these components exceeds its bound
     """
 
     text: int
@@ -32,7 +34,7 @@ class Fault:
 
     @property
     def component(self) -> str:
-        """The first one that diverged: a fault in one reaches the others later."""
+        """The first component that diverged: a fault spreads from it to the later components."""
         return next(iter(self.components))
 
     def __str__(self) -> str:
@@ -40,33 +42,33 @@ class Fault:
         where = f"text {self.text}, round {self.round}"
         if first == "verdict rule":
             return (
-                f"{where}: a token was emitted that the main model finds less likely than its best by "
+                f"{where}: an emitted token is less likely than the target model's best by "
                 f"{self.components[first]:.3g} nat; numerics explain {self.allowed[first]:.2g}"
             )
         counted = [f"{name} {n:+d}" for name, n in self.excess.items() if n]
-        more = f"; tokens held beyond those read: {', '.join(counted)}" if counted else ""
+        more = f"; tokens in the cache minus tokens read: {', '.join(counted)}" if counted else ""
         others = [name for name in self.components if name != first]
         also = f"; in the same round also {', '.join(others)}" if others else ""
         error, allowed = self.components[first], self.allowed[first]
         off = f"is off by {error:.2g} from layer {self.layer} on, where {allowed:.1g} is allowed"
-        return f"{where}: {first} {'is not that of the tokens emitted' if np.isinf(error) else off}{also}{more}"
+        return f"{where}: {first} {'does not match the emitted tokens' if np.isinf(error) else off}{also}{more}"
 
 
 @dataclass(frozen=True, eq=False)
 class LosslessReport:
-    """The verdict on drafted decoding, and what it rests on.
+    """The verdict on speculative decoding, with its evidence. True if there is no fault.
 
-    verdict   "lossless": every token is plain decoding's, every state within the noise floor;
-              "lossless up to numerics": some tokens differ where plain decoding was undecided within the noise floor;
+    verdict   "lossless": every token is plain decoding's, every error of a state is allowed;
+              "lossless up to numerics": some tokens differ, where their regret is within the noise;
               "NOT lossless": see `fault`
     fault     the first bad round, or None
-    rounds    Dataset over `round`: relative error of each component against plain decoding; `regret`, the largest
-              ln p(best) - ln p(emitted) of its tokens by plain decoding [nat]; `allowed_regret`, the largest that was
+    rounds    Dataset over `round`: relative error of each component, from plain decoding; `regret`, the largest
+              ln p(best) - ln p(emitted) of its tokens under plain decoding [nat]; `allowed_regret`, the largest
               allowed [nat]
     floor     by component, the largest error that reading in blocks of depth + 1 causes by itself; of "verdict rule",
               the 0.99 quantile of the noise of competing tokens over all positions [nat]
-    differing tokens that are not plain decoding's argmax
-    tokens    tokens checked
+    differing number of tokens that are not plain decoding's argmax
+    tokens    number of checked tokens
     detectable
               the largest allowed regret [nat]: at every position, a token less likely than the best by more than this
               is detected. Most positions allow less: see `rounds["allowed_regret"]`
@@ -109,5 +111,5 @@ class LosslessReport:
 
 
 def variable(component: str) -> str:
-    """Name of a component's error in `Losslessness.rounds`."""
+    """Name of the variable with a component's error in `LosslessReport.rounds`."""
     return component.replace(" ", "_") + "_error"

@@ -1,1 +1,1 @@
-"""Traces: every draft at every position of a text, and the decoding that would have followed from them."""
+"""Record the drafts at every place of a text, and replay from them the rounds of any depth and policy."""

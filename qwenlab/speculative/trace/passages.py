@@ -1,4 +1,4 @@
-"""What is given to be traced: checked, as tokens, and cut into windows."""
+"""Texts to trace: check and tokenize them, and cut them into windows."""
 
 from __future__ import annotations
 
@@ -6,32 +6,33 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from qwenlab.arguments import integer
 from qwenlab.checkpoint.open import Checkpoint
 from qwenlab.errors import BadArgument, BadPrompt
 from qwenlab.speculative.generate import Generated
-from qwenlab.speculative.prompts import Prompt, context_of
+from qwenlab.speculative.prompts import Prompt, check_labels, context_length, tokenize
 
 End = Literal["eos", "length", "open"]
 
-PLAIN = -1
-"""The limit of a text that was not generated: it ends where it ends."""
+NO_LIMIT = -1
+"""The limit of a text that was not generated."""
 
 
 @dataclass(frozen=True)
 class Passage:
-    """One stretch of tokens that is read for itself: a text, or a window of one.
+    """Tokens that are read as one sequence: a text, or a window of a text.
 
-    begin  the place of the first token that counts as emitted: 1, or the length of the prompt
-    end    why it ends: "eos", "length", or "open" (it goes on, or nobody knows)
-    limit  the length at which a generated text is cut; PLAIN for others
-    start  the place of its first token in the text it is a window of
+    begin  place of the first token that counts as emitted: 1, or the length of the prompt
+    end    why it ends: "eos", "length", or "open" (it continues, or this is not known)
+    limit  maximum length of a generated text; NO_LIMIT for others
+    start  place of a window's first token in its text
     """
 
     tokens: list[int]
     begin: int = 1
     label: str = ""
     end: End = "open"
-    limit: int = PLAIN
+    limit: int = NO_LIMIT
     start: int = 0
 
 
@@ -42,44 +43,40 @@ def passages_of(
     labels: Sequence[str] | None = None,
     window: int | None = None,
 ) -> list[Passage]:
-    """Texts as passages in their order.
+    """Texts as passages, in order.
 
-    texts   strings, token lists, or what `generate` returned; one may stand without a list around it
-    labels  what each text is called; by default "", or as the generated text is called
-    window  tokens of the longest passage: longer texts are cut. Texts that were generated are not
+    texts   strings, token lists, or the result of `generate`; a single text needs no list
+    labels  label of each text; by default "", or the generated text's own label
+    window  maximum tokens of a passage: longer texts are cut; longer generated texts are an error
 
-    Raises BadPrompt for a text of less than two tokens, or one beyond the model's context, and BadArgument.
+    Raises BadPrompt for a text of fewer than two tokens or longer than the model's context, and BadArgument.
     """
-    if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 2):
-        raise BadArgument(f"window={window!r}: give a whole number of tokens, 2 or more, or leave it out.")
-    found = list(_generated(texts)) if isinstance(texts, Generated) else list(_plain(checkpoint, texts))
+    if window is not None:
+        integer("trace", "window", window, least=2, unit="tokens")
+    passages = list(_from_generated(texts) if isinstance(texts, Generated) else _from_texts(checkpoint, texts))
     if labels is not None:
-        if isinstance(labels, str) or len(labels) != len(found):
-            raise BadArgument(f"labels: give a name for each of the {len(found)} texts, in a list.")
-        found = [replace(each, label=str(label)) for each, label in zip(found, labels, strict=True)]
-    if isinstance(texts, Generated) and window is not None and any(len(each.tokens) > window for each in found):
+        names = check_labels(labels, len(passages), "text")
+        passages = [replace(passage, label=name) for passage, name in zip(passages, names, strict=True)]
+    if isinstance(texts, Generated) and window is not None and any(len(text.tokens) > window for text in passages):
         raise BadArgument(
-            f"window={window} would cut texts that were generated: what a model wrote with all of the text before it "
-            "is not its own text in a window.\nLeave window out, or give generated.tokens to trace them as given texts."
+            f"window={window} would cut generated texts: the model wrote them after the whole text before, so in a "
+            "window they are not its own output.\n"
+            "Leave window out, or give generated.tokens to trace them as existing texts."
         )
-    room = context_of(checkpoint)
-    cut = [piece for each in found for piece in (_windows(each, window) if window else (each,))]
-    for number, each in enumerate(cut):
-        if len(each.tokens) > room:
+    context = context_length(checkpoint)
+    pieces = [piece for text in passages for piece in (_windows(text, window) if window else (text,))]
+    for number, piece in enumerate(pieces):
+        if len(piece.tokens) > context:
+            subject = "Windows have" if window else f"Text {number} has"
             raise BadPrompt(
-                f"{'Windows have' if window else f'Text {number} has'} {len(each.tokens):,} tokens, which is more than "
-                f"the model's context of {room:,}.\n"
-                f"Give window={room} or less: longer texts are then cut, and each window is read for itself."
+                f"{subject} {len(piece.tokens):,} tokens, more than the model's context of {context:,}.\n"
+                f"Give window={context} or less: longer texts are then cut, and each window is read separately."
             )
-    return cut
+    return pieces
 
 
-def _plain(checkpoint: Checkpoint, texts: Prompt | Sequence[Prompt]) -> Iterator[Passage]:
-    several = [texts] if isinstance(texts, str) or (len(texts) and isinstance(texts[0], int)) else texts
-    if not len(several):
-        raise BadPrompt("There is no text.\nGive a string, a list of tokens, or a list of such.")
-    for number, text in enumerate(several):
-        tokens = checkpoint.tokenizer(text)["input_ids"] if isinstance(text, str) else [*map(int, text)]  # type: ignore[arg-type]
+def _from_texts(checkpoint: Checkpoint, texts: Prompt | Sequence[Prompt]) -> Iterator[Passage]:
+    for number, tokens in enumerate(tokenize(checkpoint, texts, "text")):
         if len(tokens) < 2:
             raise BadPrompt(
                 f"Text {number} has {len(tokens) or 'no'} token{'s' if not tokens else ''}, and the head drafts from a "
@@ -88,15 +85,16 @@ def _plain(checkpoint: Checkpoint, texts: Prompt | Sequence[Prompt]) -> Iterator
         yield Passage(tokens)
 
 
-def _generated(made: Generated) -> Iterator[Passage]:
-    """Its texts, but for one whose prompt was read and nothing emitted when it was interrupted."""
-    for tokens, begin, label, ended in zip(made.tokens, made.begin, made.labels, made.ended, strict=True):
+def _from_generated(generated: Generated) -> Iterator[Passage]:
+    """The generated texts, without one that was interrupted before its first emitted token."""
+    texts = zip(generated.tokens, generated.begin, generated.labels, generated.ended, strict=True)
+    for tokens, begin, label, ended in texts:
         if len(tokens) > begin:
             end: End = "eos" if ended == "eos" else "length" if ended == "length" else "open"
-            yield Passage(tokens, begin, label, end, limit=begin + made.max_new_tokens)
+            yield Passage(tokens, begin, label, end, limit=begin + generated.max_new_tokens)
 
 
 def _windows(text: Passage, size: int) -> Iterator[Passage]:
-    """The text in stretches of `size` tokens, the last one shorter."""
+    """The text in windows of `size` tokens; the last one may be shorter."""
     for start in range(0, len(text.tokens), size):
         yield replace(text, tokens=text.tokens[start : start + size], start=start)

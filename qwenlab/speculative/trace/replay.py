@@ -1,4 +1,4 @@
-"""The rounds that decoding would have run along traced texts, under any depth and policy; needs no model."""
+"""Replay a trace: the rounds that decoding would run along its texts, for any depth and policy, without a model."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from qwenlab.speculative.policies import Policy, asked, name_of
-from qwenlab.speculative.rounds import NONE, tabled
+from qwenlab.speculative.policies import Policy, call_policy, policy_name
+from qwenlab.speculative.rounds import NONE, ledger_from_columns
 
 
-def replayed(trace: xr.Dataset, *, depth: int, policy: Policy | None) -> xr.Dataset:
-    """The ledger of a trace, as `generate` would have kept it.
+def replay_ledger(trace: xr.Dataset, *, depth: int, policy: Policy | None) -> xr.Dataset:
+    """The ledger that `generate` would return along the traced texts.
 
-    A round at row t has x[t] as its newest token, and accepts its drafts as long as draft k is x[t + k]. It drafts as
-    many as the policy asks for, `depth` at most, and one less than the tokens that may still be emitted.
+    A round at row t has x[t] as its newest token, and accepts the longest prefix in which draft k is x[t + k]. The
+    policy chooses the number of drafts: at most `depth`, and one less than the tokens that may still be emitted.
     """
-    made = _rounds_everywhere(trace, depth, policy)
-    taken = _walked(trace, made)
-    columns = _columns(trace, {name: values[taken] for name, values in made.items()}, depth)
+    rounds = _rounds_at_every_row(trace, depth, policy)
+    selected = _select_rounds(trace, rounds)
+    columns = _columns(trace, {name: values[selected] for name, values in rounds.items()}, depth)
     attrs = {
         "rule": "greedy",
         "depth": depth,
-        "policy": "fixed depth" if policy is None else name_of(policy),
+        "policy": "fixed depth" if policy is None else policy_name(policy),
         "drafting": "greedy",
         "temperature": 0.0,
         "top_k": 0,
@@ -31,12 +31,13 @@ def replayed(trace: xr.Dataset, *, depth: int, policy: Policy | None) -> xr.Data
         "rollback": "none",
         "origin": "replay",
         "text": trace.attrs["text"],
+        **({"hidden": trace.attrs["hidden"]} if "hidden" in trace.attrs else {}),
     }
-    return tabled(columns, attrs)
+    return ledger_from_columns(columns, attrs)
 
 
-def _rounds_everywhere(trace: xr.Dataset, depth: int, policy: Policy | None) -> dict[str, np.ndarray]:
-    """The round that would begin at each row that one could begin at, by its counts [row]."""
+def _rounds_at_every_row(trace: xr.Dataset, depth: int, policy: Policy | None) -> dict[str, np.ndarray]:
+    """Counts [row] of the round that would begin at each possible row."""
     length, begin, limit = (trace[name].values for name in ("length", "begin", "limit"))
     text, position = trace["text"].values, trace["position"].values
     row = np.flatnonzero((position >= begin[text]) & (position < length[text] - 1))
@@ -44,7 +45,7 @@ def _rounds_everywhere(trace: xr.Dataset, depth: int, policy: Policy | None) -> 
     left = length[text] - 1 - position  # tokens of the text after the newest one
     most = np.where(limit < 0, length, limit)[text] - 1 - position  # tokens that may be emitted
     probability = trace["draft_probability"].values[row, :depth].astype(np.float64)
-    proposed, drafted = _drafted(probability, np.clip(most - 1, 0, depth), policy)
+    proposed, drafted = _count_drafts(probability, np.clip(most - 1, 0, depth), policy)
 
     place = np.arange(1, depth + 1)
     following = trace["token"].values[np.minimum(row[:, None] + place, trace.sizes["token"] - 1)]
@@ -64,56 +65,58 @@ def _rounds_everywhere(trace: xr.Dataset, depth: int, policy: Policy | None) -> 
         "accepted": accepted,
         "emitted": emitted,
         "ended": ended,
-        "unknown": to_the_end & ~eos,  # a text that broke off: nobody knows what the main model would have added
+        "unknown": to_the_end & ~eos,  # a text without an end: the token that the target model adds is not known
     }
 
 
-def _drafted(probability: np.ndarray, most: np.ndarray, policy: Policy | None) -> tuple[np.ndarray, np.ndarray]:
-    """Drafts that the head makes, and those given to the main model, in each round [round] of at most `most`."""
+def _count_drafts(probability: np.ndarray, most: np.ndarray, policy: Policy | None) -> tuple[np.ndarray, np.ndarray]:
+    """Drafts made, and drafts verified, in each round [round] of at most `most` drafts."""
     if policy is None:
         return most, most
     drops = bool(getattr(policy, "drops", False))
-    questions = np.where(most > 0, most + drops, 0)  # one that takes drafts back has a say on the last one too
+    calls = np.where(most > 0, most + drops, 0)  # a policy that drops is called after the last draft too
     proposed, stopped = np.zeros_like(most), np.zeros(len(most), dtype=bool)
     going = np.arange(len(most))
-    for drafts in range(questions.max(initial=0)):
-        going = going[questions[going] > drafts]
-        more = asked(policy, probability[going, :drafts])
+    for drafts in range(calls.max(initial=0)):
+        going = going[calls[going] > drafts]
+        more = call_policy(policy, probability[going, :drafts])
         stopped[going[~more]] = True
         going = going[more]
         proposed[going] += most[going] > drafts
     return proposed, proposed - (drops & stopped & (proposed > 0))
 
 
-def _walked(trace: xr.Dataset, made: dict[str, np.ndarray]) -> np.ndarray:
-    """Which of the rounds are run, in order: each begins where the one before it ended."""
-    known = ~made["unknown"]
+def _select_rounds(trace: xr.Dataset, rounds: dict[str, np.ndarray]) -> np.ndarray:
+    """Indices of the rounds that decoding runs, in order: each begins where the one before it ended."""
+    known = ~rounds["unknown"]
     step = np.zeros(trace.sizes["token"], dtype=np.int64)
-    step[made["row"][known]] = made["emitted"][known]
+    step[rounds["row"][known]] = rounds["emitted"][known]
     steps, ends = step.tolist(), np.cumsum(trace["length"].values)
-    taken = []
+    selected = []
     for row, end in zip((ends - trace["length"].values + trace["begin"].values).tolist(), ends.tolist(), strict=True):
         while row < end and steps[row]:
-            taken.append(row)
+            selected.append(row)
             row += steps[row]
-    return np.searchsorted(made["row"], np.array(taken, dtype=np.int64))
+    return np.searchsorted(rounds["row"], np.array(selected, dtype=np.int64))
 
 
-def _columns(trace: xr.Dataset, made: dict[str, np.ndarray], depth: int) -> dict[str, Any]:
-    """All variables of the ledger."""
-    row, text = made["row"], trace["text"].values[made["row"]]
-    prompt = (np.cumsum(trace["start"].values == 0) - 1)[text]  # windows of a text follow it
+def _columns(trace: xr.Dataset, rounds: dict[str, np.ndarray], depth: int) -> dict[str, Any]:
+    """Values of all variables of the ledger."""
+    row, text = rounds["row"], trace["text"].values[rounds["row"]]
+    prompt = (np.cumsum(trace["start"].values == 0) - 1)[text]  # windows of one text are one prompt
     place = np.arange(1, depth + 1)
     read = np.minimum(row[:, None] + place, trace.sizes["token"] - 1)
-    drafted, tested = (place <= made[name][:, None] for name in ("drafted", "tested"))
+    drafted, tested = (place <= rounds[name][:, None] for name in ("drafted", "tested"))
     return {
-        **made,
+        **rounds,
         "prompt": prompt,
         "label": trace["label"].values[text],
         "number": np.arange(len(row)) - np.searchsorted(prompt, prompt),
         "begin": (trace["start"].values[text] + trace["position"].values[row] + 1),
         "agreed": np.full(len(row), NONE),
-        "next_token": np.where(made["emitted"] > made["accepted"], trace["token"].values[row + made["emitted"]], NONE),
+        "next_token": np.where(
+            rounds["emitted"] > rounds["accepted"], trace["token"].values[row + rounds["emitted"]], NONE
+        ),
         "seconds": np.full(len(row), np.nan),
         "draft_token": np.where(drafted, trace["draft_token"].values[row, :depth], NONE),
         "draft_probability": np.where(drafted, trace["draft_probability"].values[row, :depth], np.nan),

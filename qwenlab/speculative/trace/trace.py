@@ -1,4 +1,4 @@
-"""`Trace`: what the head would draft at every place of some texts; saved, opened and replayed without a model."""
+"""`Trace`: the drafts at every place of texts, recorded; save, open and replay it without a model."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import xarray as xr
 from qwenlab.errors import BadArgument
 from qwenlab.record.recording import Recording
 from qwenlab.speculative.policies import Policy
-from qwenlab.speculative.trace.replay import replayed
+from qwenlab.speculative.trace.replay import replay_ledger
 
 
 class Trace:
-    """Every draft at every place of some texts, and what the main model has there.
+    """The drafts at every place of texts, with the target model's choices and probabilities.
 
         trace = qwenlab.speculative.trace(checkpoint, texts, depth=8)
-        trace.dataset                          by token, by token and draft, and by text
-        trace.replay(depth=3)                  the rounds that decoding would have run: for qwenlab.stats.acceptance
+        trace.dataset                          variables [token], [token, draft] and [text]
+        trace.replay(depth=3)                  the rounds that decoding would run, for qwenlab.stats.acceptance
         trace.save("trace.nc")                 and, on a machine without torch: Trace.open("trace.nc")
 
-    In `dataset`, row t of a text is what is known when x[t] is the newest token: `draft_token` [token, draft] is the
+    In `dataset`, row t of a text is the state in which x[t] is the newest token: `draft_token` [token, draft] is the
     chain that the head drafts from there, draft k for the place t + k.
     """
 
@@ -34,20 +34,20 @@ class Trace:
 
     @property
     def depth(self) -> int:
-        """Drafts at each place."""
+        """Number of drafts at each place."""
         return int(self.dataset.sizes["draft"])
 
     @property
     def own(self) -> bool:
-        """Whether the texts are the model's own greedy output; else what is replayed is teacher-forced."""
+        """Whether the texts are the model's own greedy output; otherwise a replay is teacher-forced."""
         return str(self.dataset.attrs["text"]) == "own"
 
     @property
     def departures(self) -> int:
-        """Emitted tokens that are not the main model's argmax in this pass.
+        """Number of emitted tokens that are not the target model's argmax in this pass.
 
-        In the model's own output they are near ties that fell the other way, as kernels of another width round
-        otherwise: few. Many say that these texts are not what this model writes.
+        In the model's own output these are a few near ties, because kernels of another width round differently. A large
+        number means that this model did not write these texts.
         """
         data = self.dataset
         text, position = data["text"].values, data["position"].values
@@ -55,34 +55,35 @@ class Trace:
         return int((emitted & (data["token"].values[1:] != data["target_token"].values[:-1])).sum())
 
     def replay(self, *, depth: int | None = None, policy: Policy | None = None) -> Recording:
-        """The rounds that greedy decoding would have run along these texts: node "rounds", with the trace's facts.
+        """The rounds that greedy decoding would run along these texts: node "rounds", with the trace's provenance.
 
-        depth   drafts a round, at most: up to the trace's depth, which it is by default
-        policy  asked before each draft; by default `depth` drafts in every round
+        depth   maximum drafts per round, up to the trace's depth, which is the default
+        policy  called before each draft; by default `depth` drafts in every round
 
-        On the model's own greedy output these are the rounds that `generate` runs, one for one. On other texts the
-        text's own tokens stand for the main model's choices, and the ledger says text="teacher_forced". A text that
-        broke off has no round whose outcome lies beyond its end. No model is run. Raises BadPolicy and BadArgument.
+        On the model's own greedy output these are exactly the rounds that `generate` runs. On other texts the text's
+        own tokens replace the target model's choices, and the ledger has text="teacher_forced". The rounds of a text
+        without an end of text stop before one whose outcome lies beyond its last token. No model is run. Raises
+        BadPolicy and BadArgument.
         """
         depth = self.depth if depth is None else depth
         if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= self.depth:
             raise BadArgument(
                 f"depth={depth!r}: this trace has drafts 1 to {self.depth}.\n"
-                f"Replay with one of those depths, or trace again with a greater depth."
+                "Replay with one of those depths, or trace again with a greater depth."
             )
-        return Recording({"rounds": replayed(self.dataset, depth=depth, policy=policy)}, self.facts)
+        return Recording({"rounds": replay_ledger(self.dataset, depth=depth, policy=policy)}, self.facts)
 
     def recording(self) -> Recording:
-        """The dataset as the node "trace" of a Recording, with its facts."""
+        """The dataset as the node "trace" of a Recording, with its provenance."""
         return Recording({"trace": self.dataset}, self.facts)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write it as a recording (NetCDF), and return the path."""
+        """Write the trace as a recording (NetCDF), and return the path."""
         return self.recording().save(path)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Trace:
-        """Read a saved trace; raises NotWatched for a recording without one, and what `Recording.open` raises."""
+        """Read a saved trace; raises NotWatched for a recording without one, and the errors of `Recording.open`."""
         recording = Recording.open(path)
         return cls(recording["trace"], recording.attrs)
 

@@ -13,11 +13,11 @@ def tally(
     *,
     depth: int,
 ) -> np.ndarray:
-    """What each round adds: [round, 4 depth + 6].
+    """The counts of each round, to be added up: [round, 4 depth + 6].
 
     drafted .. emitted  int [round]; agreed -1 where it is not known
-    returns             1 or 0 for each place drafted, tested, accepted, agreed (NaN: not known); then how many drafted,
-                        accepted, agreed, emitted; 1; and 1 for a round with drafts
+    returns             1 or 0 for each place drafted, tested, accepted, agreed (NaN: not known); then the numbers
+                        drafted, accepted, agreed, emitted; 1; and 1 for a round with drafts
     """
     known = np.where(agreed < 0, np.nan, agreed)
     place = np.arange(1, depth + 1)
@@ -42,6 +42,20 @@ def rates(sums: np.ndarray, depth: int) -> np.ndarray:
         by_place = [accepted_i / drafted_i, accepted_i / tested_i, agreed_i / drafting[..., None]]
         whole = np.stack([emitted / rounds, accepted / drafted, agreed / drafted, 1 + agreed / drafting], axis=-1)
         return np.concatenate([*by_place, whole], axis=-1)
+
+
+def trials(sums: np.ndarray, depth: int) -> np.ndarray:
+    """Rounds that each of the `rates` is a mean over, of sums [..., 4 depth + 6]: [..., 3 depth + 4]."""
+    rounds, drafting = sums[..., -2:-1], sums[..., -1:]
+    by_place = [sums[..., : 2 * depth], np.repeat(drafting, depth, axis=-1)]
+    return np.concatenate([*by_place, rounds, np.repeat(drafting, 3, axis=-1)], axis=-1)
+
+
+def limits(depth: int) -> np.ndarray:
+    """The least and the most that each of the `rates` can be: [2, 3 depth + 4]. Lengths are from 1 to depth + 1."""
+    length = np.zeros(3 * depth + 4)
+    length[[3 * depth, 3 * depth + 3]] = 1
+    return np.stack([length, 1 + depth * length])
 
 
 def chain(sums: np.ndarray) -> np.ndarray:

@@ -115,25 +115,6 @@ def rank_bounds(above: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return 1 + above.sum(axis=0), len(above) - above.sum(axis=1)
 
 
-def expanded_level(level: float, texts: int) -> float:
-    """The level at which a percentile bootstrap of a mean of so few texts covers as often as `level` says.
-
-    The percentiles of the normal distribution at which Student's interval, with its unbiased spread, would end: the
-    expanded percentile interval of Hesterberg 2015 (doi:10.1080/00031305.2015.1089789).
-    """
-    if texts < 2:
-        return level
-    reach = np.sqrt(texts / (texts - 1)) * stats.t.ppf(0.5 + level / 2, texts - 1)
-    return float(min(1 - 2 * stats.norm.sf(reach), np.nextafter(1, 0)))
-
-
-def mean_reach(values: np.ndarray, level: float) -> float:
-    """Half of Student's interval of the mean of values that were drawn at random; NaN for fewer than two."""
-    if len(values) < 2:
-        return np.nan
-    return float(stats.t.ppf(0.5 + level / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-
-
 def beyond_p(beyond: np.ndarray, controls: np.ndarray) -> float:
     """Two-sided p that a unit has another mean than the population its controls were drawn from; NaN below two of each.
 
@@ -151,15 +132,6 @@ def beyond_p(beyond: np.ndarray, controls: np.ndarray) -> float:
         return float(mean == 0)
     freedom = errors.sum() ** 2 / (errors**2 / [len(beyond) - 1, len(controls) - 1]).sum()
     return float(2 * stats.t.sf(np.abs(mean) / np.sqrt(errors.sum()), freedom))
-
-
-def widened(estimate: np.ndarray, interval: np.ndarray, reach: np.ndarray) -> np.ndarray:
-    """An interval [..., bound] around an estimate [...], once an independent error of this reach [...] comes to it.
-
-    Distances from the estimate add up in squares (MOVER: Zou and Donner 2008, doi:10.1002/sim.3095).
-    """
-    low = estimate - np.hypot(estimate - interval[..., 0], reach)
-    return np.stack([low, estimate + np.hypot(interval[..., 1] - estimate, reach)], axis=-1)
 
 
 def _cut(difference: np.ndarray) -> np.ndarray:

@@ -147,7 +147,7 @@ def test_the_table_holds_every_parameter_of_the_layers(tiny_next):
 def test_memory_is_labelled():
     contexts = [1024, 4096]
     memory = anatomy("Qwen3.6-35B-A3B").memory(contexts, batch=2)
-    assert memory["context"].attrs["units"] == "tokens"
+    assert memory["context"].attrs["units"] == "token"
     assert all(memory[store].attrs["units"] == "B" for store in memory)
     assert memory["kv"].sel(context=4096) == 2 * 4096 * 20_480
     assert (memory["recurrent_state"] == 2 * 60 * MIB).all()

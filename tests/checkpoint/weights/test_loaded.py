@@ -61,7 +61,7 @@ ENTRIES = {
         ckpt, ql.ablations.units(ckpt), [ql.tasks.text_task(ckpt, ["a text"], name="x")]
     ),
     "measure": lambda ckpt: ql.tasks.measure(ckpt, [ql.tasks.Task("mine", ((1, 2),), ((1,),))]),
-    "score": lambda ckpt: ql.tasks.score(ckpt, ["a text"]),
+    "feed": lambda ckpt: ql.tasks.feed(ckpt, ["a text"]),
     "generate": lambda ckpt: ql.speculative.generate(ckpt, ["a text"], depth=1),
     "trace": lambda ckpt: ql.speculative.trace(ckpt, ["a text"], depth=1),
     "check_lossless": lambda ckpt: ql.speculative.check_lossless(ckpt, ["a text"], depth=1),

@@ -1,4 +1,4 @@
-"""Audits of the toys as they are, of broken copies, and of code that runs them wrongly."""
+"""Audits of the toys, of broken copies, and of code that runs them with a wrong contract."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from qwenlab.speculative.audit.audit import audit
 from qwenlab.speculative.audit.contract import Contract
 from qwenlab.speculative.audit.trials import random_head
 from tests.speculative.miswired import (
-    deaf,
+    blind,
     fp8_read_raw,
     halves_swapped,
     made_for_before_the_norm,
@@ -62,24 +62,24 @@ def test_a_healthy_head_has_no_fault(checkpoint, texts):
 
 
 @pytest.mark.parametrize("label", BROKEN)
-def test_a_broken_copy_is_found_out(dense, label):
+def test_a_broken_copy_is_detected(dense, label):
     assert_wants(audited(with_head(dense, BROKEN[label](dense.mtp)), **SIX), label, Contract())
 
 
 @pytest.mark.parametrize("contract", [Contract(tokens="x[p]"), Contract(cache="empty")], ids=right_setting)
-def test_code_that_runs_it_wrongly_is_found_out(dense, contract):
+def test_code_that_runs_it_wrongly_is_detected(dense, contract):
     assert_wants(audited(dense, contract=contract, **SIX), right_setting(contract), contract)
 
 
 @slow
 @pytest.mark.parametrize("label", BROKEN)
-def test_a_broken_copy_of_either_toy_is_found_out_on_code(checkpoint, label):
+def test_a_broken_copy_of_either_toy_is_detected_on_code(checkpoint, label):
     assert_wants(audited(with_head(checkpoint, BROKEN[label](checkpoint.mtp)), **EIGHT), label, Contract())
 
 
 @slow
 @pytest.mark.parametrize("contract", WRONGLY_RUN, ids=right_setting)
-def test_code_that_runs_either_toy_wrongly_is_found_out_on_code(checkpoint, contract):
+def test_code_that_runs_either_toy_wrongly_is_detected_on_code(checkpoint, contract):
     assert_wants(audited(checkpoint, contract=contract, **EIGHT), right_setting(contract), contract)
 
 
@@ -99,35 +99,35 @@ def test_an_uneven_final_norm_changes_no_verdict(uneven_dense, dense):
 
 
 @pytest.mark.parametrize("contract", [Contract(hidden="before the final norm"), Contract(chain="before mtp.norm")])
-def test_states_of_the_wrong_side_of_a_norm_are_found_out(uneven_dense, contract):
+def test_states_of_the_wrong_side_of_a_norm_are_detected(uneven_dense, contract):
     assert_wants(audited(uneven_dense, contract=contract, depth=2, **SIX), right_setting(contract), contract)
 
 
-def test_a_head_made_for_states_before_the_norm_is_found_out(uneven_dense):
+def test_a_head_made_for_states_before_the_norm_is_detected(uneven_dense):
     broken = with_head(uneven_dense, made_for_before_the_norm(uneven_dense.mtp))
     assert_wants(audited(broken, **SIX), "hidden = before the final norm", Contract())
 
 
 @slow
 @pytest.mark.parametrize("contract", [Contract(hidden="before the final norm"), Contract(chain="before mtp.norm")])
-def test_states_of_the_wrong_side_of_a_norm_are_found_out_on_code(checkpoint, contract):
+def test_states_of_the_wrong_side_of_a_norm_are_detected_on_code(checkpoint, contract):
     found = audited(uneven(checkpoint), contract=contract, depth=2, **EIGHT)
     assert_wants(found, right_setting(contract), contract)
 
 
 @slow
-def test_a_head_of_either_toy_made_for_states_before_the_norm_is_found_out_on_code(checkpoint):
+def test_a_head_of_either_toy_made_for_states_before_the_norm_is_detected_on_code(checkpoint):
     other = uneven(checkpoint)
     broken = with_head(other, made_for_before_the_norm(other.mtp))
     assert_wants(audited(broken, **EIGHT), "hidden = before the final norm", Contract())
 
 
-def test_where_the_norm_is_even_its_sides_are_not_told_apart(dense):
-    """Even folded the wrong way, a factor that varies by 5 % of its mean moves next to no draft."""
+def test_the_sides_of_an_even_norm_are_not_distinguished(dense):
+    """Even folded the wrong way, a factor that varies by 5 % of its mean changes almost no draft."""
     found = audited(with_head(dense, made_for_before_the_norm(dense.mtp)), **SIX)
     assert found
     assert found.settings["verdict"].sel(setting="hidden = before the final norm") in ("same", "cannot tell")
-    assert "the scale of the trunk's final norm spreads by 5% of its mean" in repr(found)
+    assert "the scale of the target model's final norm varies by 5% of its mean" in repr(found)
 
 
 @slow
@@ -142,10 +142,10 @@ def test_two_faults_are_found_one_after_the_other(dense):
 
 @pytest.mark.parametrize(
     ("broken", "why"),
-    [(lambda head: random_head(head, 5), "commonest token"), pytest.param(deaf, "shuffled", marks=slow)],
-    ids=["random", "deaf"],
+    [(lambda head: random_head(head, 5), "commonest token"), pytest.param(blind, "shuffled", marks=slow)],
+    ids=["random", "blind"],
 )
-def test_no_verdict_is_drawn_from_chance(dense, broken, why):
+def test_a_head_at_chance_gets_no_verdict(dense, broken, why):
     found = audited(with_head(dense, broken(dense.mtp)), **EIGHT)
     assert (found.verdict, found.faults, bool(found)) == ("no verdict", (), False), repr(found)
     assert why in found.diagnosis
@@ -156,7 +156,7 @@ def healthy(dense):
     return audited(dense, depth=2, seed=3, **SIX)
 
 
-def test_the_table_holds_every_setting(healthy, dense):
+def test_the_table_has_every_setting(healthy, dense):
     data = healthy.settings
     assert data["setting"].values.tolist() == ["assumed", *Contract().variants()]
     assert data["draft"].values.tolist() == [1, 2]
@@ -175,19 +175,19 @@ def test_the_table_holds_every_setting(healthy, dense):
     assert (healthy.facts["tokens"], healthy.facts["seed"]) == (6 * 48, 3)
 
 
-def test_controls_stand_beside_it(healthy):
+def test_controls_are_below_the_head(healthy):
     own = healthy.controls["agreement"].sel(control="wanted contract")
     assert float(own) == float(healthy.settings["agreement"][0, 0])
     assert (healthy.controls["agreement"].isel(control=slice(1, None)) < 0.6 * own).all()
 
 
-def test_it_shows_itself(healthy):
+def test_repr_has_verdict_settings_and_controls(healthy):
     text = repr(healthy)
     assert text.startswith("no fault found: draft 1 agrees in ")
     assert "276 drafts in 6 texts, teacher-forced, rule greedy" in text
     assert "chain = before mtp.norm, draft 2" in text
     assert "control: shuffled hidden" in text
-    assert "matrices: root mean square 0.94 to 1.1 times the trunk's" in text
+    assert "matrices: root mean square 0.94 to 1.1 of the target model's" in text
     assert max(map(len, text.splitlines())) < 200
     html = dataclasses.replace(healthy, diagnosis="<b>")._repr_html_()
     assert html.partition(">")[2].startswith("&lt;b&gt;")
@@ -199,7 +199,7 @@ def test_depth_1_leaves_the_chain_out(dense):
     assert found.settings.attrs["comparisons"] == 16
 
 
-def test_nothing_is_left_behind(dense):
+def test_an_audit_leaves_no_change(dense):
     before = {name: weight.clone() for name, weight in dense.mtp.state_dict().items()}
     audited(dense, **SIX)
     for name, weight in dense.mtp.state_dict().items():
@@ -213,10 +213,20 @@ def test_nothing_is_left_behind(dense):
     [
         (["a text"] * 3, {}, BadArgument, "3 texts: an interval over texts needs 4 or more.\nGive more texts"),
         ("one text", {}, BadArgument, "1 text: an interval"),
-        (["a text"] * 4, {"level": 1}, BadArgument, "level=1: give the probability"),
+        (["a text"] * 4, {"level": 1}, BadArgument, r"audit\(level=1\): give a probability between 0 and 1"),
         (["a text"] * 4, {"depth": 0}, BadArgument, "depth=0"),
-        (["a text"] * 4, {"max_tokens": 2}, BadArgument, "max_tokens=2: give a whole number of tokens, 3 or more"),
-        ([[1, 2, 3]] * 3 + [[1, 2]], {}, BadPrompt, "Text 3 has 2 tokens, and a draft is compared from the third on"),
+        (
+            ["a text"] * 4,
+            {"max_tokens": 2},
+            BadArgument,
+            r"audit\(max_tokens=2\): give an integer number of tokens, 3 or more",
+        ),
+        (
+            [[1, 2, 3]] * 3 + [[1, 2]],
+            {},
+            BadPrompt,
+            "Text 3 has 2 tokens, and drafts are compared from the third token on",
+        ),
         ([], {}, BadPrompt, "There is no text"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Contracts: what each setting does to a head, held to the head called by hand."""
+"""Contracts: the effect of each setting on a head, compared with the head called by hand."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import torch
 
 import qwenlab as ql
 from qwenlab.errors import BadArgument
-from qwenlab.speculative.audit.contract import FIRST_ROW, Contract, drafts_under, head_under, settings, states_of
+from qwenlab.speculative.audit.contract import FIRST_ROW, Contract, adapt_head, draft_with, read_target_states, settings
 from qwenlab.speculative.draft_chains import chains
 from tests.speculative.miswired import halves_swapped, norms_shifted, uneven
 
@@ -17,14 +17,14 @@ VARIANTS = Contract().variants()
 @pytest.fixture(scope="module")
 def read(checkpoint, prompts):
     (tokens,) = prompts(checkpoint, count=1, length=24)
-    return states_of(checkpoint.model, torch.tensor(tokens))
+    return read_target_states(checkpoint.model, torch.tensor(tokens))
 
 
 def drafts(contract, checkpoint, text, depth=2, factors=None):
     """Drafts [token, depth]; -1 where no chain begins."""
     out = torch.full((len(text.tokens), depth), -1)
-    head = head_under(contract, checkpoint.mtp, factors or {})
-    for step in drafts_under(contract, head, text, depth=depth):
+    head = adapt_head(contract, checkpoint.mtp, factors or {})
+    for step in draft_with(contract, head, text, depth=depth):
         out[step.rows.start : step.rows.stop, step.draft - 1] = step.tokens
     return out
 
@@ -56,35 +56,35 @@ def test_variants_differ_in_one_setting():
 def test_a_setting_that_is_not_known_is_an_error():
     with pytest.raises(BadArgument) as caught:
         Contract(norms="1+w")
-    assert str(caught.value) == "Contract(norms='1+w'): norms is one of '1 + w', 'w', '2 + w'."
+    assert str(caught.value) == "Contract(norms='1+w'): give one of '1 + w', 'w', '2 + w'; did you mean '1 + w'?"
 
 
 def test_states_are_those_before_and_after_the_final_norm(checkpoint, prompts):
     (tokens,) = prompts(checkpoint, count=1, length=24)
     with torch.no_grad():
         out = checkpoint.model(torch.tensor([tokens]), output_hidden_states=True)
-        text = states_of(checkpoint.model, torch.tensor(tokens), chunk=10)
+        text = read_target_states(checkpoint.model, torch.tensor(tokens), chunk=10)
         torch.testing.assert_close(text.after, out.hidden_states[-1][0], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(checkpoint.model.get_decoder().norm(text.before), text.after)
     assert torch.equal(text.target, out.logits[0].argmax(dim=-1))
     assert "forward" not in vars(checkpoint.model.get_decoder().norm)
 
 
-def test_the_default_contract_drafts_what_a_trace_says(checkpoint, read):
+def test_the_default_contract_drafts_like_a_trace(checkpoint, read):
     traced = (
         ql.speculative.trace(checkpoint, read.tokens.tolist(), depth=2, progress=False).dataset["draft_token"].values
     )
     assert drafts(Contract(), checkpoint, read)[FIRST_ROW:].tolist() == traced[FIRST_ROW:].tolist()
 
 
-def test_the_default_contract_leaves_the_head_as_it_is(checkpoint):
-    assert head_under(Contract(), checkpoint.mtp, {"fc.weight": 2.0}) is checkpoint.mtp
+def test_the_default_contract_leaves_the_head_unchanged(checkpoint):
+    assert adapt_head(Contract(), checkpoint.mtp, {"fc.weight": 2.0}) is checkpoint.mtp
 
 
 @pytest.mark.parametrize("label", ["norms = w", "order = hidden first", "weights = scaled like the trunk"])
 def test_a_changed_head_shares_what_it_does_not_change(checkpoint, label):
     head, before = checkpoint.mtp, {name: w.clone() for name, w in checkpoint.mtp.state_dict().items()}
-    other = head_under(VARIANTS[label], head, {"layers.0.self_attn.o_proj.weight": 0.5})
+    other = adapt_head(VARIANTS[label], head, {"layers.0.self_attn.o_proj.weight": 0.5})
     assert other.trunk is head.trunk
     apart = {name for name, w in other.named_parameters() if w.data_ptr() != head.get_parameter(name).data_ptr()}
     every_norm = {f"{name}.weight" for name, part in head.named_modules() if isinstance(part, type(head.norm))}
@@ -105,23 +105,23 @@ def test_a_changed_head_shares_what_it_does_not_change(checkpoint, label):
 )
 def test_the_right_contract_undoes_a_fault_of_the_weights(checkpoint, read, broken, label):
     copy = broken(checkpoint.mtp)
-    mended = head_under(VARIANTS[label], copy, {})
+    repaired = adapt_head(VARIANTS[label], copy, {})
     with torch.no_grad():
         pairs = read.tokens[None, 1:], read.after[None, :-1]
         y = checkpoint.mtp(*pairs)
-        torch.testing.assert_close(mended(*pairs), y, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(repaired(*pairs), y, atol=1e-3, rtol=1e-3)
         assert (copy(*pairs) - y).abs().max() > 0.1
 
 
 def test_scaling_multiplies_the_matrices_that_have_a_factor(checkpoint):
     name = "layers.0.self_attn.o_proj.weight"
-    scaled = head_under(VARIANTS["weights = scaled like the trunk"], checkpoint.mtp, {name: 0.5})
+    scaled = adapt_head(VARIANTS["weights = scaled like the trunk"], checkpoint.mtp, {name: 0.5})
     assert torch.equal(scaled.get_parameter(name), 0.5 * checkpoint.mtp.get_parameter(name))
 
 
 def test_scaling_and_order_together(checkpoint):
     both = Contract(order="hidden first", weights="scaled like the trunk")
-    changed = head_under(both, checkpoint.mtp, {"fc.weight": 0.5}).fc.weight
+    changed = adapt_head(both, checkpoint.mtp, {"fc.weight": 0.5}).fc.weight
     assert torch.equal(changed, 0.5 * halves_swapped(checkpoint.mtp).fc.weight)
 
 
@@ -140,7 +140,7 @@ def test_x_p_plus_2_pairs_a_hidden_state_with_the_token_two_on(checkpoint, read)
 def test_the_hidden_state_before_the_norm(dense, prompts):
     dense = uneven(dense)
     (tokens,) = prompts(dense, count=1, length=24)
-    text = states_of(dense.model, torch.tensor(tokens))
+    text = read_target_states(dense.model, torch.tensor(tokens))
     found = drafts(Contract(hidden="before the final norm"), dense, text)[1:, 0]
     assert torch.equal(found, by_hand(dense.mtp, text.tokens[1:], text.before[:-1]))
     assert not torch.equal(found, by_hand(dense.mtp, text.tokens[1:], text.after[:-1]))
@@ -163,9 +163,9 @@ def test_cache_and_chain_are_those_of_chains(checkpoint, read, contract, options
 @torch.no_grad()
 @pytest.mark.parametrize("label", ["norms = 1 + w", *VARIANTS])
 def test_no_draft_looks_ahead(dense, prompts, label):
-    """The chain of row t may use x[..t] and h[..t-1]: else a contract could be shown what it is to draft."""
+    """The chain of row t may use x[..t] and h[..t-1]: otherwise a contract could see the token that it drafts."""
     (tokens,) = prompts(dense, count=1, length=24)
-    text, row = states_of(dense.model, torch.tensor(tokens)), 11
+    text, row = read_target_states(dense.model, torch.tensor(tokens)), 11
     other = dataclasses.replace(
         text, tokens=text.tokens.clone(), after=text.after.clone(), before=text.before.clone(), target=text.target
     )

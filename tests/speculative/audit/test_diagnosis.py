@@ -1,11 +1,11 @@
-"""What is said of given numbers."""
+"""Diagnosis of an audit: verdicts and sentences from known numbers."""
 
 import numpy as np
 import pytest
 import xarray as xr
 
 from qwenlab.speculative.audit.contract import Contract
-from qwenlab.speculative.audit.diagnosis import finding, ranked, setting_verdict, untold
+from qwenlab.speculative.audit.diagnosis import diagnose, rank_faults, setting_verdict, undecided_settings
 
 NOTHING = (0.0, 0.0)
 
@@ -63,77 +63,77 @@ def test_verdict_of_a_setting(effect, verdict):
     assert settings({"norms = w": effect})["verdict"].values.tolist() == ["", verdict]
 
 
-def test_the_largest_gain_stands_first_and_the_chain_last():
+def test_the_largest_gain_is_first_and_the_chain_last():
     effects = {
         "norms = w": (0.1, 0.1),
         "order = hidden first": (0.2, 0.1),
         "tokens = x[p]": (-0.2, -0.1),
         "chain = before mtp.norm": (0.4, 0.4),
     }
-    assert ranked(settings(effects)) == ("order = hidden first", "norms = w", "chain = before mtp.norm")
+    assert rank_faults(settings(effects)) == ("order = hidden first", "norms = w", "chain = before mtp.norm")
 
 
-def told(data, beside=None, assumed=None):
-    return finding(data, controls() if beside is None else beside, assumed or Contract(), ranked(data))
+def diagnosed(data, measured=None, assumed=None):
+    return diagnose(data, controls() if measured is None else measured, assumed or Contract(), rank_faults(data))
 
 
-def test_a_fault_is_told_with_its_effect_and_mend():
-    found = told(settings({"norms = w": (0.1, 0.2), "order = hidden first": (0.05, 0.0)}))
+def test_a_fault_comes_with_its_effect_and_fix():
+    found = diagnosed(settings({"norms = w": (0.1, 0.2), "order = hidden first": (0.05, 0.0)}))
     assert (found.verdict, found.faults) == ("fault found", ("norms = w", "order = hidden first"))
     assert found.wanted == Contract(norms="w")
     assert found.sentence == (
-        "the weights want norms = w: agreement of draft 1 0.500 -> 0.600, +0.100 [+0.090, +0.110]; mend: 1 was added "
-        "to its norm weights before they were stored: take 1 off them all, or multiply by w. Also better, each by "
-        "itself: order = hidden first"
+        "the weights want norms = w: agreement of draft 1 0.500 -> 0.600, +0.100 [+0.090, +0.110]; fix: 1 was added "
+        "to its norm weights before they were stored: subtract 1 from them all, or multiply by w. Also better, one "
+        "at a time: order = hidden first"
     )
 
 
-def test_the_measure_that_decided_is_told():
-    sentence = told(settings({"norms = w": (0.0, 0.2)})).sentence
-    assert "norms = w: shared probability of draft 1 0.500 -> 0.700, +0.200 [+0.190, +0.210]; mend" in sentence
+def test_the_sentence_names_the_decisive_measure():
+    sentence = diagnosed(settings({"norms = w": (0.0, 0.2)})).sentence
+    assert "norms = w: shared probability of draft 1 0.500 -> 0.700, +0.200 [+0.190, +0.210]; fix" in sentence
 
 
-def test_the_chain_is_told_of_draft_2():
+def test_the_chain_is_diagnosed_by_draft_2():
     assumed = Contract(chain="before mtp.norm")
-    found = told(settings({"chain = after mtp.norm": (0.2, 0.2)}), assumed=assumed)
+    found = diagnosed(settings({"chain = after mtp.norm": (0.2, 0.2)}), assumed=assumed)
     assert found.wanted == Contract()
     assert "agreement of draft 2 0.500 -> 0.700" in found.sentence
-    assert "mend: feed back what mtp.norm gives" in found.sentence
+    assert "fix: feed back the output of mtp.norm" in found.sentence
 
 
-def test_every_setting_has_a_mend():
+def test_every_setting_has_a_fix():
     labels = {label for variant in Contract().variants().values() for label in variant.variants()}
     assert len(labels) == 16
     for label in labels:
         name, value = label.split(" = ")
         other = next(each for each in Contract().variants().values() if getattr(each, name) != value)
-        assert "; mend: " in told(settings({label: (0.2, 0.2)}), assumed=other).sentence
+        assert "; fix: " in diagnosed(settings({label: (0.2, 0.2)}), assumed=other).sentence
 
 
 def test_no_fault():
-    found = told(settings({"norms = w": (-0.1, -0.2)}))
+    found = diagnosed(settings({"norms = w": (-0.1, -0.2)}))
     assert (found.verdict, found.faults, found.wanted) == ("no fault found", (), Contract())
     assert found.sentence == (
         "no fault found: draft 1 agrees in 0.500 [0.400, 0.600] of the places, by chance in 0.100, and no other "
-        "setting is seen to do better"
+        "setting does better"
     )
 
 
-def test_nothing_is_said_of_a_head_at_chance():
+def test_a_head_at_chance_gets_no_verdict():
     data = settings({"norms = w": (0.05, 0.05)})
-    found = told(data, controls(own=0.12))
+    found = diagnosed(data, controls(own=0.12))
     assert (found.verdict, found.faults, found.wanted) == ("no verdict", (), Contract())
-    assert "not told from the 0.100 in which the main model's commonest token would" in found.sentence
+    assert "not distinguishable from 0.100 for always drafting the target model's commonest token" in found.sentence
     assert "two settings are wrong at once" in found.sentence
 
 
-def test_nothing_is_said_of_a_head_that_hears_no_hidden_state():
-    found = told(settings({"norms = w": NOTHING}), controls(shuffled=0.48))
+def test_a_head_that_ignores_hidden_states_gets_no_verdict():
+    found = diagnosed(settings({"norms = w": NOTHING}), controls(shuffled=0.48))
     assert found.verdict == "no verdict"
-    assert "not told from the 0.480 in which it does with its hidden states shuffled" in found.sentence
+    assert "not distinguishable from 0.480 for the head with shuffled hidden states" in found.sentence
 
 
-def test_what_cannot_be_told_apart_comes_with_the_reason():
+def test_undecided_settings_come_with_the_reason():
     effects = {
         "hidden = before the final norm": NOTHING,
         "norms = w": NOTHING,
@@ -141,11 +141,12 @@ def test_what_cannot_be_told_apart_comes_with_the_reason():
         "chain = before mtp.norm": NOTHING,
         "weights = scaled like the trunk": (0, 0, 0),
     }
-    assert untold(settings(effects)) == [
-        "cannot tell: hidden = before the final norm: the scale of the trunk's final norm spreads by 5% of its mean, "
-        "and its even part is normed away",
+    assert undecided_settings(settings(effects)) == [
+        "cannot tell: hidden = before the final norm: the scale of the target model's final norm varies by 5% of its "
+        "mean, and norms undo its constant part",
         "cannot tell: norms = w",
-        "cannot tell: chain = before mtp.norm: the scale of mtp.norm spreads by 7% of its mean, and its even part is "
-        "normed away",
-        "no difference here: weights = scaled like the trunk: no matrix is far from the trunk's, so none was scaled",
+        "cannot tell: chain = before mtp.norm: the scale of mtp.norm varies by 7% of its mean, and norms undo its "
+        "constant part",
+        "no difference here: weights = scaled like the trunk: all matrices have about the target model's size, so none "
+        "was scaled",
     ]

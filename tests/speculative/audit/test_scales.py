@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from qwenlab.speculative.audit.scales import FAR, factors, weight_scales
+from qwenlab.speculative.audit.scales import FAR, scale_factors, weight_scales
 from qwenlab.testing.models import tiny_head, tiny_model
 from tests.speculative.miswired import fp8_read_raw
 
@@ -17,7 +17,7 @@ def size(weight):
 
 
 def fp8(weight, rows, columns):
-    """As FP8 and a scale for each block, which need not divide the matrix."""
+    """The weight in FP8 and a scale per block; blocks need not divide the matrix."""
     scale = torch.empty(-(-weight.shape[-2] // rows), -(-weight.shape[-1] // columns))
     out = torch.empty(weight.shape, dtype=torch.float8_e4m3fn)
     for row in range(scale.shape[0]):
@@ -46,21 +46,21 @@ def test_sizes_are_root_mean_squares(checkpoint):
         assert float(one["ratio"]) == pytest.approx(float(one["rms"] / one["trunk_rms"]))
 
 
-def test_fc_is_held_to_all_the_others(checkpoint):
+def test_fc_is_compared_with_the_mean_of_the_others(checkpoint):
     trunk = weight_scales(checkpoint.mtp)["trunk_rms"]
     assert float(trunk.sel(weight="fc.weight")) == pytest.approx(float(trunk.drop_sel(weight="fc.weight").mean()))
 
 
-def test_a_healthy_head_is_of_the_trunks_size(checkpoint):
+def test_a_healthy_head_has_the_target_models_size(checkpoint):
     scales = weight_scales(checkpoint.mtp)
     assert scales["ratio"].min() > 0.5 and scales["ratio"].max() < 2
-    assert factors(scales) == {}
+    assert scale_factors(scales) == {}
 
 
-def test_weights_read_raw_stand_out_and_are_brought_back(checkpoint):
+def test_weights_read_without_scales_are_detected_and_rescaled(checkpoint):
     raw = fp8_read_raw(checkpoint.mtp)
     scales = weight_scales(raw)
-    found = factors(scales)
+    found = scale_factors(scales)
     quantised = {
         name for name, weight in raw.named_parameters() if not torch.equal(weight, checkpoint.mtp.get_parameter(name))
     }
@@ -78,16 +78,16 @@ def test_only_what_is_far_is_scaled(tiny, by):
     weight = tiny.get_parameter(name)
     with torch.no_grad():
         weight *= by / float(weight_scales(tiny)["ratio"].sel(weight=name))
-    assert factors(weight_scales(tiny)) == {name: pytest.approx(1 / by, rel=1e-4)}
+    assert scale_factors(weight_scales(tiny)) == {name: pytest.approx(1 / by, rel=1e-4)}
 
 
-def test_a_matrix_of_zeros_is_left_alone(tiny):
+def test_a_matrix_of_zeros_is_not_scaled(tiny):
     with torch.no_grad():
         tiny.fc.weight.zero_()
-    assert factors(weight_scales(tiny)) == {}
+    assert scale_factors(weight_scales(tiny)) == {}
 
 
-def test_a_trunk_in_fp8_is_read_with_its_scales(tiny):
+def test_a_target_model_in_fp8_is_read_with_its_scales(tiny):
     plain = weight_scales(tiny)
     for layer in (0, 2):
         owner = tiny.trunk.get_decoder().layers[layer].self_attn.o_proj
@@ -97,7 +97,7 @@ def test_a_trunk_in_fp8_is_read_with_its_scales(tiny):
 
 
 @pytest.mark.parametrize("lost", ["meta", "other shape", "other scales", "no such layer"])
-def test_what_cannot_be_compared_is_not(tiny, lost):
+def test_matrices_without_a_match_have_no_ratio(tiny, lost):
     name = "layers.0.self_attn.o_proj.weight"
     for layer in (0, 2):
         attention = tiny.trunk.get_decoder().layers[layer].self_attn
@@ -112,4 +112,4 @@ def test_what_cannot_be_compared_is_not(tiny, lost):
     scales = weight_scales(tiny)
     assert np.isnan(scales["ratio"].sel(weight=name))
     assert int(np.isnan(scales["ratio"]).sum()) == 1
-    assert factors(scales) == {}
+    assert scale_factors(scales) == {}

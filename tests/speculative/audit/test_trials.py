@@ -1,4 +1,4 @@
-"""What is counted of a head's drafts, against plain loops over a trace and the models' own distributions."""
+"""Counts of a head's drafts, compared with plain loops over a trace and the models' own distributions."""
 
 from types import SimpleNamespace
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import qwenlab as ql
-from qwenlab.speculative.audit.contract import FIRST_ROW, Contract, states_of
+from qwenlab.speculative.audit.contract import FIRST_ROW, Contract, read_target_states
 from qwenlab.speculative.audit.trials import Trials, random_head
 from qwenlab.speculative.draft_chains import chains
 from qwenlab.testing.models import tiny_head, tiny_model
@@ -19,7 +19,7 @@ LENGTH, DEPTH = 40, 3
 def texts(checkpoint):
     texts = ql.tasks.texts("arithmetic", 2) + ql.tasks.texts("code", 1)
     tokens = [checkpoint.tokenizer(text)["input_ids"][: LENGTH - 3 * number] for number, text in enumerate(texts)]
-    return [states_of(checkpoint.model, torch.tensor(each)) for each in tokens]
+    return [read_target_states(checkpoint.model, torch.tensor(each)) for each in tokens]
 
 
 def trials(head, texts, seed=0):
@@ -30,7 +30,7 @@ def trials(head, texts, seed=0):
 
 @torch.no_grad()
 def slow_sums(checkpoint, text):
-    """[draft, column], a place at a time, in float64."""
+    """Sums [draft, column] by a loop over places, in float64."""
     head, length = checkpoint.mtp, len(text.tokens)
     main = checkpoint.model(text.tokens[None]).logits[0].double()
     logits = np.zeros((length, DEPTH, main.shape[-1]))
@@ -52,31 +52,31 @@ def slow_sums(checkpoint, text):
 
 
 def test_sums_are_those_of_plain_loops(checkpoint, texts):
-    found = trials(checkpoint.mtp, texts).under(Contract(), depth=DEPTH)
+    found = trials(checkpoint.mtp, texts).run(Contract(), depth=DEPTH)
     expected = np.stack([slow_sums(checkpoint, text) for text in texts])
     assert found[..., :2].tolist() == expected[..., :2].tolist()
     np.testing.assert_allclose(found[..., 2], expected[..., 2], rtol=1e-3)
-    assert (found[:2, 2, 0] > 5).all(), "a case without third drafts tells nothing of them"
+    assert (found[:2, 2, 0] > 5).all(), "the case must have third drafts"
 
 
-def test_draft_1_is_what_a_trace_says(checkpoint, texts):
-    found = trials(checkpoint.mtp, texts).under(Contract(), depth=1)
+def test_draft_1_equals_that_of_a_trace(checkpoint, texts):
+    found = trials(checkpoint.mtp, texts).run(Contract(), depth=1)
     traced = ql.speculative.trace(checkpoint, [text.tokens.tolist() for text in texts], depth=1, progress=False).dataset
     agreed = (traced["draft_token"].isel(draft=0) == traced["target_token"]) & (traced["position"] >= FIRST_ROW)
     for number in range(len(texts)):
         assert found[number, 0, 1] == int((agreed & (traced["text"] == number)).sum())
 
 
-def test_the_bar_moves_by_text(checkpoint, texts):
+def test_the_bar_advances_by_text(checkpoint, texts):
     tried = trials(checkpoint.mtp, texts)
-    tried.under(Contract(), depth=1)
+    tried.run(Contract(), depth=1)
     assert tried.bar.moved == 3
     tried.controls(Contract())
     assert tried.bar.moved == 3 + 3 * 3
 
 
 def test_controls_cut_the_link(checkpoint, texts):
-    own = trials(checkpoint.mtp, texts).under(Contract(), depth=1)
+    own = trials(checkpoint.mtp, texts).run(Contract(), depth=1)
     controls = trials(checkpoint.mtp, texts).controls(Contract())
     assert list(controls) == ["commonest token", "shuffled hidden", "shifted target", "random head"]
     for name, sums in controls.items():
@@ -99,7 +99,7 @@ def test_controls_are_drawn_by_the_seed(checkpoint, texts):
         assert np.array_equal(first[name], again[name]) and not np.array_equal(first[name], other[name])
 
 
-def test_the_shifted_target_is_that_of_half_a_text_on(checkpoint, texts):
+def test_the_target_is_shifted_by_half_a_text(checkpoint, texts):
     text = texts[0]
     found = trials(checkpoint.mtp, [text]).controls(Contract())["shifted target"]
     length, agreed = len(text.tokens), 0

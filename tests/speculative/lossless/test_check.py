@@ -1,4 +1,4 @@
-"""`check_lossless` finds no fault in a clean run, and names each planted one."""
+"""`check_lossless` finds no fault in a correct run, and names every planted fault."""
 
 import re
 from contextlib import contextmanager
@@ -9,8 +9,8 @@ import torch
 import qwenlab as ql
 from qwenlab.errors import BadArgument, NoMtpHead, NonFiniteWeights
 from qwenlab.speculative import Greedy, ReplayRollback, RerunRollback, check_lossless
-from qwenlab.speculative.lossless.check import _judged
-from qwenlab.speculative.lossless.witness import COMPONENTS
+from qwenlab.speculative.lossless.check import _report
+from qwenlab.speculative.lossless.reference import COMPONENTS
 from qwenlab.speculative.verification import Verification
 from tests.speculative import faulty
 
@@ -45,12 +45,12 @@ def test_snapshot_and_rerun_is_lossless_too(dense, prompts):
         (faulty.EmptyKeys, "recurrent", r"from layer 4 on.*keys and values"),  # layer 3 is the first attention layer
         (faulty.Clamped, "position", r"position -[1-9], keys and values -[1-9]"),
         (faulty.TooMany, "position", r"position \+1, keys and values \+1"),
-        (faulty.PositionKept, "position", r"tokens held beyond those read: position \+[1-9]$"),
+        (faulty.PositionKept, "position", r"tokens in the cache minus tokens read: position \+[1-9]$"),
     ],
 )
 def test_planted_faults_are_named(dense, prompts, fault, component, says):
-    given = prompts(dense, 2, 48)
-    found = check_lossless(dense, given, depth=5, max_new_tokens=24, rollback=fault, progress=False)
+    texts = prompts(dense, 2, 48)
+    found = check_lossless(dense, texts, depth=5, max_new_tokens=24, rollback=fault, progress=False)
     assert found.verdict == "NOT lossless"
     assert not found
     assert found.fault.component == component
@@ -61,30 +61,30 @@ def test_planted_faults_are_named(dense, prompts, fault, component, says):
 
 @pytest.mark.slow
 def test_a_lenient_rule_is_named(dense, prompts):
-    """It accepts a draft that is the main model's second choice."""
+    """It accepts a draft that is the target model's second choice."""
 
     class Lenient(Greedy):
         name = "lenient"
 
-        def judge(self, drafts, proposal, scores, generator):
+        def verify(self, drafts, proposal, scores, generator):
             likely = scores.topk(2).indices
             accepted = int((likely[:-1] == drafts[:, None]).any(-1).long().cumprod(0).sum())
             return Verification(accepted, int(likely[accepted, 0]))
 
     found = check_lossless(dense, prompts(dense), depth=3, max_new_tokens=40, rule=Lenient(), progress=False)
     assert found.fault.component == "verdict rule"
-    assert "less likely than its best by" in repr(found)
+    assert "less likely than the target model's best by" in repr(found)
     assert found.differing > 0
 
 
 def test_a_tie_is_numerics():
-    """A token that differs by less than the noise floor, in states that are right, is no fault; one beyond it is."""
+    """A token that differs by less than the noise floor, in correct states, is not a fault; a larger difference is."""
     clean = {"text": 0, "round": 0, "accepted": 1, "layers": {name: {0: 1e-7} for name in COMPONENTS}, "excess": {}}
     clean["layers"]["position"] = {0: 0.0}
     allowed = dict.fromkeys(COMPONENTS, 1e-5) | {"position": 0.0}
     attrs = {"rule": "greedy", "depth": 1, "rollback": "replay"}
     for regret, verdict in ((0.0, "lossless"), (1e-6, "lossless up to numerics"), (1e-4, "NOT lossless")):
-        found = _judged([{**clean, "regrets": [0.0, regret]}], allowed, allowed, [[1e-5, 1e-5]], attrs)
+        found = _report([{**clean, "regrets": [0.0, regret]}], allowed, allowed, [[1e-5, 1e-5]], attrs)
         assert found.verdict == verdict
         assert found.differing == (regret > 0)
         assert found.tokens == 2
@@ -103,13 +103,13 @@ class Planted(Greedy):
     def __init__(self, loss):
         self.loss, self.calls = loss, 0
 
-    def judge(self, drafts, proposal, scores, generator):
-        verdict = super().judge(drafts, proposal, scores, generator)
+    def verify(self, drafts, proposal, scores, generator):
+        verified = super().verify(drafts, proposal, scores, generator)
         self.calls += 1
         if self.calls != 6:
-            return verdict
-        row = scores[verdict.accepted]
-        return Verification(verdict.accepted, int((row.max() - row - self.loss).abs().argmin()))
+            return verified
+        row = scores[verified.accepted]
+        return Verification(verified.accepted, int((row.max() - row - self.loss).abs().argmin()))
 
 
 @pytest.mark.parametrize(
@@ -118,14 +118,14 @@ class Planted(Greedy):
 def test_a_planted_token_is_found_in_bfloat16(name, text, loss):
     checkpoint = ql.open(name, dtype="bfloat16")
     prompt = checkpoint.tokenizer(ql.tasks.texts("code")[text])["input_ids"][:30]
-    given = {"depth": 3, "max_new_tokens": 24, "progress": False}
-    found = check_lossless(checkpoint, [prompt], rule=Planted(loss), **given)
+    options = {"depth": 3, "max_new_tokens": 24, "progress": False}
+    found = check_lossless(checkpoint, [prompt], rule=Planted(loss), **options)
     assert found.verdict == "NOT lossless"
     assert found.fault.component == "verdict rule"
     assert found.fault.round == 4
     assert found.fault.components["verdict rule"] == float(found.rounds["regret"][4]) > 0.8
     assert found.fault.allowed["verdict rule"] <= found.detectable < 0.5
-    assert check_lossless(checkpoint, [prompt], **given)
+    assert check_lossless(checkpoint, [prompt], **options)
 
 
 def test_the_smallest_detectable_loss_is_printed(bfloat16, prompts):
@@ -162,20 +162,20 @@ def test_wrong_logits_of_the_verify_pass_do_not_raise_the_bound(bfloat16, prompt
             self.hook.remove()
             super().keep(context, kept)
 
-    given = {"depth": 3, "max_new_tokens": 24, "progress": False}
-    found = check_lossless(bfloat16, prompts(bfloat16), rollback=Louder, **given)
+    options = {"depth": 3, "max_new_tokens": 24, "progress": False}
+    found = check_lossless(bfloat16, prompts(bfloat16), rollback=Louder, **options)
     assert found.verdict == "NOT lossless"
     assert found.fault.component == "verdict rule"
     assert found.detectable < 0.5
 
 
 def test_an_error_of_a_state_is_allowed_ten_times_its_floor_in_bfloat16(bfloat16, prompts):
-    """Here keys and values have 40 times theirs, which is a relative error of a third."""
-    given = {"depth": 5, "max_new_tokens": 24, "progress": False}
-    found = check_lossless(bfloat16, prompts(bfloat16, 2, 48), rollback=faulty.EmptyKeys, **given)
+    """Here keys and values have 40 times their floor, a relative error of a third."""
+    options = {"depth": 5, "max_new_tokens": 24, "progress": False}
+    found = check_lossless(bfloat16, prompts(bfloat16, 2, 48), rollback=faulty.EmptyKeys, **options)
     assert found.verdict == "NOT lossless"
     assert found.fault.allowed["recurrent"] == 10 * max(found.floor["recurrent"], torch.finfo(torch.bfloat16).eps)
-    assert check_lossless(bfloat16, prompts(bfloat16, 2, 48), **given)
+    assert check_lossless(bfloat16, prompts(bfloat16, 2, 48), **options)
 
 
 def test_bad_input(dense, headless):
@@ -183,13 +183,13 @@ def test_bad_input(dense, headless):
         check_lossless(headless, "x", depth=1)
     with pytest.raises(BadArgument, match="No round was run"):
         check_lossless(dense, [[5, 6]], depth=1, max_new_tokens=1, progress=False)
-    with pytest.raises(BadArgument, match="temperature=0 leaves none"):
+    with pytest.raises(BadArgument, match="which temperature=0 does not define"):
         check_lossless(dense, [[5, 6]], depth=1, rule="exact_match", progress=False)
 
 
 @pytest.mark.parametrize("part", ["recurrent", "convolution", "attention"])
 def test_a_rollback_that_leaves_nan_is_found(part):
-    """No comparison with NaN is true: it must not pass for an error within bounds."""
+    """Comparisons with NaN are false, so NaN must not count as an error within bounds."""
 
     class Nan(ReplayRollback):
         def keep(self, context, kept):

@@ -39,10 +39,10 @@ def test_the_rule_plants_one_token():
     scores = torch.tensor([[3.0, 2.5, 0.0], [0.0, 3.0, 2.5]])
     drafts, generator = torch.tensor([0]), torch.Generator()
     planted, recorded = Planted(1), Recorded()
-    found = [planted.judge(drafts, None, scores, generator) for _ in range(4)]
+    found = [planted.verify(drafts, None, scores, generator) for _ in range(4)]
     assert found == [(1, 1), (1, 1), (1, 2), (1, 1)]  # the call for the prompt, then rounds 0, 1 and 2
     assert planted.planted == (2, 0.5)
-    assert recorded.judge(drafts, None, scores, generator) == (1, 1)
+    assert recorded.verify(drafts, None, scores, generator) == (1, 1)
     assert recorded.near_misses == [(2, 0.5)]
 
 

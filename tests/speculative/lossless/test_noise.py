@@ -1,11 +1,11 @@
-"""Readings in blocks: every position is read in every place of a block, and its competing tokens give the noise."""
+"""Noise of reading in blocks: every position takes every place of a block, and its competing tokens give the noise."""
 
 import numpy as np
 import pytest
 import torch
 
-from qwenlab.speculative.lossless.noise import COMPETITORS, PositionNoise, WideReadings, pooled
-from qwenlab.speculative.lossless.witness import PlainReading
+from qwenlab.speculative.lossless.noise import COMPETITORS, BlockReaders, PositionNoise, pooled
+from qwenlab.speculative.lossless.reference import ReferenceReader
 
 
 def test_tokens_within_one_nat_of_the_best_compete():
@@ -33,7 +33,7 @@ def test_step_is_the_spacing_of_logits_of_this_size(logit, dtype, bits):
     assert noise.step == np.spacing(np.float32(logit)) * 2**bits  # a mantissa of fewer bits
 
 
-def test_of_a_flat_distribution_only_the_likeliest_are_compared():
+def test_only_the_likeliest_tokens_of_a_flat_distribution_are_compared():
     assert len(PositionNoise.of(torch.zeros(10 * COMPETITORS), torch.float32).tokens) == COMPETITORS
 
 
@@ -50,14 +50,14 @@ def test_pooled_is_a_quantile_over_positions_without_the_best_tokens():
 @torch.no_grad()
 def test_every_reading_has_every_position_once(dense, prompts, width, new):
     tokens = torch.tensor(prompts(dense, 1, 20 + new)[0])
-    witness = PlainReading(dense.require_mtp(), tokens[:20])
-    readings = WideReadings(witness, tokens[:20], width)
+    reference = ReferenceReader(dense.require_mtp(), tokens[:20])
+    readings = BlockReaders(reference, tokens[:20], width)
     seen = [readings.newest]
     widths: dict[int, list[int]] = {number: [] for number in range(width)}
     for number, reader in enumerate(readings._readers):
         reader.read = lambda block, number=number, read=reader.read: (widths[number].append(len(block)), read(block))
     for token in tokens[20:].split(1):
-        witness.read(token)
+        reference.read(token)
         readings.follow(token)
         seen.append(readings.newest)
     readings.finish()

@@ -1,4 +1,4 @@
-"""What is given to be traced: checked, as tokens, cut into windows."""
+"""Texts to trace: checked, tokenized, cut into windows."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import pytest
 import qwenlab as ql
 from qwenlab.errors import BadArgument, BadPrompt
 from qwenlab.speculative.generate import generate
-from qwenlab.speculative.trace.passages import PLAIN, Passage, passages_of
+from qwenlab.speculative.trace.passages import NO_LIMIT, Passage, passages_of
 from qwenlab.testing.checkpoints import tiny_checkpoint
 
 ROOM = 24
@@ -27,16 +27,16 @@ def test_strings_and_tokens_are_the_same_text(checkpoint):
     text = "two words"
     tokens = checkpoint.tokenizer(text)["input_ids"]
     assert passages_of(checkpoint, text) == passages_of(checkpoint, [tokens]) == passages_of(checkpoint, tokens)
-    assert passages_of(checkpoint, [text]) == [Passage(tokens, begin=1, end="open", limit=PLAIN, start=0)]
+    assert passages_of(checkpoint, [text]) == [Passage(tokens, begin=1, end="open", limit=NO_LIMIT, start=0)]
 
 
-def test_a_generated_text_knows_its_prompt_its_end_and_its_limit(checkpoint, generated):
+def test_a_generated_text_has_its_prompt_end_and_limit(checkpoint, generated):
     first, second = passages_of(checkpoint, generated)
     assert first == Passage(generated.tokens[0], 3, "a", "length", limit=9)
     assert second == Passage(generated.tokens[1], 1, "b", "length", limit=7)
 
 
-def test_what_was_interrupted_is_open_and_what_had_not_begun_is_left_out(checkpoint, generated):
+def test_an_interrupted_text_is_open_and_one_without_new_tokens_is_left_out(checkpoint, generated):
     prompt = generated.tokens[1][:1]
     stopped = dataclasses.replace(
         generated, tokens=[generated.tokens[0][:7], prompt], ended=["interrupted", "interrupted"]
@@ -44,7 +44,7 @@ def test_what_was_interrupted_is_open_and_what_had_not_begun_is_left_out(checkpo
     assert passages_of(checkpoint, stopped) == [Passage(generated.tokens[0][:7], 3, "a", "open", limit=9)]
 
 
-def test_windows_are_the_text_and_know_where_they_begin(checkpoint):
+def test_windows_join_to_the_text_and_have_their_start(checkpoint):
     text = list(range(20))
     cut = passages_of(checkpoint, [text, text[:3]], labels=["long", "short"], window=7)
     assert [(each.label, each.start, len(each.tokens)) for each in cut] == [
@@ -60,7 +60,7 @@ def test_a_text_beyond_the_context_can_be_cut(checkpoint):
     passages_of(checkpoint, [[1] * ROOM])
     with pytest.raises(BadPrompt) as caught:
         passages_of(checkpoint, [[1, 2], [1] * (ROOM + 1)])
-    assert f"Text 1 has {ROOM + 1} tokens, which is more than the model's context of {ROOM}" in str(caught.value)
+    assert f"Text 1 has {ROOM + 1} tokens, more than the model's context of {ROOM}" in str(caught.value)
     assert f"Give window={ROOM} or less" in str(caught.value)
     passages_of(checkpoint, [[1] * (ROOM + 1)], window=ROOM)
     with pytest.raises(BadPrompt, match=f"Windows have {ROOM + 1} tokens"):
@@ -81,14 +81,14 @@ def test_a_text_that_has_no_chain_is_refused(checkpoint, texts, says):
 
 
 @pytest.mark.parametrize("window", [1, 0, -3, 2.5, True])
-def test_a_window_holds_two_tokens_or_more(checkpoint, window):
-    with pytest.raises(BadArgument, match=r"window=.*: give a whole number of tokens, 2 or more"):
+def test_a_window_has_two_tokens_or_more(checkpoint, window):
+    with pytest.raises(BadArgument, match=r"trace\(window=.*\): give an integer number of tokens, 2 or more"):
         passages_of(checkpoint, [[1, 2, 3]], window=window)
 
 
 @pytest.mark.parametrize("labels", ["ab", ["a"], ["a", "b", "c"]])
-def test_labels_are_one_a_text(checkpoint, labels):
-    with pytest.raises(BadArgument, match="labels: give a name for each of the 2 texts, in a list"):
+def test_labels_are_one_per_text(checkpoint, labels):
+    with pytest.raises(BadArgument, match="labels: give a list of 2 names, one for each text"):
         passages_of(checkpoint, [[1, 2], [3, 4]], labels=labels)
 
 
@@ -96,6 +96,6 @@ def test_a_generated_text_is_not_cut(checkpoint, generated):
     assert passages_of(checkpoint, generated, window=9) == passages_of(checkpoint, generated)
     with pytest.raises(BadArgument) as caught:
         passages_of(checkpoint, generated, window=8)
-    assert "not its own text in a window" in str(caught.value)
+    assert "so in a window they are not its own output" in str(caught.value)
     assert "generated.tokens" in str(caught.value)
     assert len(passages_of(checkpoint, generated.tokens, window=8)) == 3

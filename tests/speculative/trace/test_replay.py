@@ -1,4 +1,4 @@
-"""Replay against a loop that walks each text round by round; the rounds that were run are in test_traced.py."""
+"""Replay, compared with a loop that goes through each text round by round; test_trace.py compares with decoding."""
 
 import numpy as np
 import pytest
@@ -7,14 +7,14 @@ from hypothesis import given, strategies as st
 
 from qwenlab.speculative.policies import ExpectedValue, FixedDepth, Threshold
 from qwenlab.speculative.rounds import NONE, Round, ledger
-from qwenlab.speculative.trace.replay import replayed
+from qwenlab.speculative.trace.replay import replay_ledger
 from qwenlab.testing.traces import made_trace
 
 DEPTH, TOKENS = 4, 3
 
 
 class Never:
-    """Makes no draft, which it takes back."""
+    """Makes no draft, and drops."""
 
     drops = True
 
@@ -35,7 +35,7 @@ POLICIES = [
 
 @st.composite
 def made_traces(draw):
-    """A trace of random tokens, of which there are few, so that runs of every length are accepted."""
+    """A trace of random tokens from a small vocabulary, so that every number of drafts is accepted."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     texts = []
     for number in range(draw(st.integers(1, 3))):
@@ -150,13 +150,13 @@ def slow_ledger(trace, depth, policy):
 
 
 @given(made_traces(), st.integers(1, DEPTH), st.sampled_from(POLICIES))
-def test_replay_is_the_walk_of_each_text(trace, depth, policy):
-    xr.testing.assert_equal(replayed(trace, depth=depth, policy=policy), slow_ledger(trace, depth, policy))
+def test_replay_equals_the_slow_loop(trace, depth, policy):
+    xr.testing.assert_equal(replay_ledger(trace, depth=depth, policy=policy), slow_ledger(trace, depth, policy))
 
 
 @given(made_traces(), st.integers(1, DEPTH), st.sampled_from(POLICIES))
 def test_rounds_add_up(trace, depth, policy):
-    rounds = replayed(trace, depth=depth, policy=policy)
+    rounds = replay_ledger(trace, depth=depth, policy=policy)
     assert (rounds["accepted"] <= rounds["tested"]).all()
     assert (rounds["tested"] <= rounds["drafted"]).all()
     assert (rounds["drafted"] <= rounds["proposed"]).all()
@@ -164,28 +164,28 @@ def test_rounds_add_up(trace, depth, policy):
     assert (rounds["emitted"] == rounds["accepted"] + (rounds["next_token"] != NONE)).all()
     assert (np.isfinite(rounds["draft_probability"]).sum("draft") == rounds["drafted"]).all()
     assert (np.isfinite(rounds["target_entropy"]).sum("draft") == rounds["tested"]).all()
-    if not (trace["limit"] > trace["length"]).any():  # else a text broke off, and so may its last round
+    if not (trace["limit"] > trace["length"]).any():  # otherwise a text may stop inside its last round
         assert int(rounds["emitted"].sum()) == int((trace["length"] - 1 - trace["begin"]).sum())
 
 
 def test_a_made_trace_can_be_replayed():
     trace = made_trace(ended=0.5)
-    rounds = replayed(trace, depth=3, policy=Threshold(0.4))
+    rounds = replay_ledger(trace, depth=3, policy=Threshold(0.4))
     xr.testing.assert_equal(rounds, slow_ledger(trace, 3, Threshold(0.4)))
     assert int(rounds["emitted"].sum()) == int((trace["length"] - 1 - trace["begin"]).sum())
 
 
-def test_a_policy_is_asked_about_rounds_that_still_draft():
+def test_a_policy_is_called_for_rounds_that_still_draft():
     trace = made(tokens=[0, 1, 2, 0, 1, 2], drafts=[[0] * 3] * 6, likely=np.linspace(0, 1, 18).reshape(6, 3))
-    asked = []
+    calls = []
 
     def watching(probability):
-        asked.append(probability.round(3).tolist())
+        calls.append(probability.round(3).tolist())
         return probability[:, -1] > 0.3 if probability.shape[1] else np.ones(len(probability), dtype=bool)
 
-    replayed(trace, depth=2, policy=watching)
+    replay_ledger(trace, depth=2, policy=watching)
     first = [[round(float(each), 3)] for each in np.linspace(0, 1, 18).reshape(6, 3)[1:3, 0]]
-    assert asked == [[[], [], []], first]  # rows 1, 2 and 3 may draft; row 3 once, row 4 not at all
+    assert calls == [[[], [], []], first]  # rows 1, 2 and 3 may draft; row 3 once, row 4 not at all
 
 
 def made(tokens, drafts, likely=None, **by_text):
@@ -216,18 +216,18 @@ COUNTS = ("drafted", "tested", "accepted", "emitted", "next_token", "ended")
     ("eos", 20, [(4, 4, 4, 4, NONE, "eos")]),  # the end of text is the fourth draft: nothing is added to it
     ("length", 6, [(3, 3, 3, 4, 4, "length")]),  # four tokens may be emitted, so that three are drafted
     ("open", NONE, [(3, 3, 3, 4, 4, "length")]),
-    ("open", 20, []),  # broken off: the main model's token after the four is not known
+    ("open", 20, []),  # no end of text: the target model's token after the four is not known
 ])  # fmt: skip
 def test_the_last_round_by_hand(end, limit, expected):
     trace = made([9, 5, 1, 2, 3, 4], [[1, 2, 3, 4]] * 6, end=end, limit=limit)
-    rounds = replayed(trace, depth=4, policy=None)
+    rounds = replay_ledger(trace, depth=4, policy=None)
     assert list(zip(*(rounds[name].values.tolist() for name in COUNTS), strict=True)) == expected
 
 
-def test_attrs_say_under_what_it_was_replayed():
+def test_attrs_describe_the_replay():
     trace = made([9, 5, 1], [[1, 2]] * 3)
     fixed = {"rule": "greedy", "drafting": "greedy", "temperature": 0.0, "top_k": 0, "top_p": 1.0, "rollback": "none"}
     where = {"origin": "replay", "text": "own"}
-    assert replayed(trace, depth=2, policy=None).attrs == fixed | where | {"depth": 2, "policy": "fixed depth"}
-    threshold = replayed(trace, depth=1, policy=Threshold(0.5)).attrs
+    assert replay_ledger(trace, depth=2, policy=None).attrs == fixed | where | {"depth": 2, "policy": "fixed depth"}
+    threshold = replay_ledger(trace, depth=1, policy=Threshold(0.5)).attrs
     assert threshold == fixed | where | {"depth": 1, "policy": "Threshold(probability=0.5, drops=False)"}

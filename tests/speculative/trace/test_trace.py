@@ -1,4 +1,4 @@
-"""A trace replayed: its rounds are those that were run, one for one; and a trace on a machine without a model."""
+"""Replay of a trace gives exactly the rounds that decoding ran; traces work on a machine without a model."""
 
 import subprocess
 import sys
@@ -10,8 +10,8 @@ import qwenlab as ql
 from qwenlab.errors import BadArgument, BadPolicy, NotWatched
 from qwenlab.speculative.generate import generate
 from qwenlab.speculative.policies import ExpectedValue, FixedDepth, Threshold
+from qwenlab.speculative.trace.record_trace import trace
 from qwenlab.speculative.trace.trace import Trace
-from qwenlab.speculative.trace.tracing import trace
 from qwenlab.testing.recordings import made_recording
 
 PROMPTS = ["The old house stood", "x = [1, 2, 3]\nfor i in x:\n    print(i)", "a:1 b:2 c:3 b?2 a?"]
@@ -61,7 +61,7 @@ POLICIES = [
 
 
 @pytest.mark.parametrize(("depth", "policy"), [(3, None), (5, Threshold(0.6, drops=True)), (4, POLICIES[-1])])
-def test_on_its_own_output_replay_is_what_was_run(moe, own, depth, policy):
+def test_replay_of_own_output_equals_the_rounds_that_ran(moe, own, depth, policy):
     online = written(moe, depth=depth, policy=policy, labels=["prose", "code", "recall"])
     assert_same_rounds(own.replay(depth=depth, policy=policy)["rounds"], online.ledger)
 
@@ -69,7 +69,7 @@ def test_on_its_own_output_replay_is_what_was_run(moe, own, depth, policy):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["toy-dense", "toy-moe"])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_at_every_depth_and_policy_too(name, policy):
+def test_replay_equals_the_rounds_at_every_depth_and_policy(name, policy):
     checkpoint = ql.open(name)
     seen = trace(checkpoint, written(checkpoint, PROMPTS[1:], depth=1), depth=6, progress=False)
     for depth in range(1, 7):
@@ -78,7 +78,7 @@ def test_at_every_depth_and_policy_too(name, policy):
 
 
 def test_a_text_that_ends_inside_an_accepted_run(dense, monkeypatch):
-    """Some token that is drafted, accepted and new to its text is made an end of text."""
+    """Make an end of text of a token that is drafted, accepted and new to its text."""
     before = written(dense, PROMPTS[:1], depth=3)
     tokens, rounds = before.tokens[0], before.ledger
     firsts = rounds["begin"].values[rounds["accepted"].values > 1].tolist()  # places of first drafts, more following
@@ -110,12 +110,12 @@ def test_every_depth_up_to_its_own_can_be_replayed(own):
         assert "trace again with a greater depth" in str(caught.value)
 
 
-def test_a_policy_that_answers_nonsense_is_refused(own):
+def test_a_policy_with_a_wrong_result_is_refused(own):
     with pytest.raises(BadPolicy, match="The policy <lambda>"):
         own.replay(policy=lambda probability: probability > 0.5)
 
 
-def test_it_is_the_same_once_saved_and_opened(own, tmp_path):
+def test_a_trace_is_unchanged_by_save_and_open(own, tmp_path):
     again = Trace.open(own.save(tmp_path / "trace.nc"))
     assert again.dataset.identical(own.dataset)
     assert again.replay(depth=3)["rounds"].identical(own.replay(depth=3)["rounds"])
@@ -153,20 +153,20 @@ print(int(rounds["accepted"].sum()), repr(trace))
 """
 
 
-def test_a_trace_is_studied_without_torch(own, tmp_path):
+def test_a_trace_can_be_replayed_without_torch(own, tmp_path):
     path = own.save(tmp_path / "trace.nc")
-    asked = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, path], capture_output=True, text=True)
+    process = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, path], capture_output=True, text=True)
     accepted = int(own.replay(depth=3, policy=Threshold(0.6))["rounds"]["accepted"].sum())
-    assert asked.stdout.strip() == f"{accepted} {own!r}", asked.stderr
+    assert process.stdout.strip() == f"{accepted} {own!r}", process.stderr
 
 
-def test_a_recording_without_a_trace_is_not_one(tmp_path):
+def test_a_recording_without_a_trace_is_refused(tmp_path):
     path = made_recording(probes=["routing"]).save(tmp_path / "probes.nc")
     with pytest.raises(NotWatched, match=r"No 'trace' was recorded(.|\n)*qwenlab.speculative.trace"):
         Trace.open(path)
 
 
-def test_it_says_what_it_is(own, moe):
+def test_repr_describes_the_trace(own, moe):
     tokens = own.dataset.sizes["token"]
     shown = f"Trace of toy-moe: depth 5, 3 texts, {tokens} tokens, the model's own greedy output, 0 departures"
     assert repr(own) == shown

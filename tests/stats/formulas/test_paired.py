@@ -146,29 +146,6 @@ def test_rank_bounds_hold_the_planted_ranks_as_often_as_they_say():
     assert np.mean(narrow) < 2.5  # and not by saying nothing
 
 
-@pytest.mark.parametrize("texts", [4, 8, 30])
-def test_the_expanded_level_reaches_as_far_as_students_interval(texts):
-    values = np.random.default_rng(texts).normal(size=texts)
-    level = paired.expanded_level(0.95, texts)
-    reach = stats.norm.ppf(0.5 + level / 2) * values.std() / np.sqrt(texts)
-    low, high = stats.t.interval(0.95, texts - 1, values.mean(), stats.sem(values))
-    assert_allclose([values.mean() - reach, values.mean() + reach], [low, high])
-    assert paired.expanded_level(0.95, 1) == 0.95
-    assert 1 - 1e-12 < paired.expanded_level(0.95, 2) < 1  # no percentile reaches further, and it is a level still
-
-
-def test_the_reach_of_a_mean_is_half_of_students_interval():
-    values = np.random.default_rng(0).normal(size=4)
-    low, high = stats.t.interval(0.9, 3, values.mean(), stats.sem(values))
-    assert_allclose(paired.mean_reach(values, 0.9), (high - low) / 2)
-    assert np.isnan(paired.mean_reach(values[:1], 0.9))
-
-
-def test_widening_adds_distances_in_squares():
-    told = paired.widened(np.array([2.0, 1.0]), np.array([[-1.0, 6.0], [1.0, 1.0]]), np.array([4.0, 0.5]))
-    assert_allclose(told, [[2 - 5, 2 + np.sqrt(32)], [0.5, 1.5]])
-
-
 @given(st.integers(0, 999), st.integers(2, 9), st.integers(2, 6))
 def test_beyond_p_is_welchs_t_where_texts_differ_in_the_unit_alone(seed, texts, controls):
     rng = np.random.default_rng(seed)

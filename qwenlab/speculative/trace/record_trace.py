@@ -1,0 +1,227 @@
+"""`trace`: run target model and MTP head over texts and record the drafts at every place, in a few parallel passes."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from tqdm.auto import tqdm
+
+from qwenlab.arguments import integer
+from qwenlab.capture.provenance import provenance_of
+from qwenlab.checkpoint.mtp_head import MtpHead
+from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
+from qwenlab.errors import BadArgument, InterruptedWarning
+from qwenlab.speculative.context import TargetContext
+from qwenlab.speculative.draft_chains import chains
+from qwenlab.speculative.generate import Generated
+from qwenlab.speculative.prompts import Prompt, checked_depth, context_length
+from qwenlab.speculative.rounds import NONE
+from qwenlab.speculative.trace.passages import Passage, passages_of
+from qwenlab.speculative.trace.trace import Trace
+
+_VARIABLES = {
+    "token": ("id", "the text's token"),
+    "target_token": ("id", "argmax of the target model after reading it"),
+    "target_entropy": ("nat", "entropy of the target model's distribution after reading it"),
+    "next_logprob": ("nat", "log-probability of the text's next token under the target model"),
+    "draft_token": ("id", "draft of the chain that begins at this token"),
+    "draft_probability": ("1", "probability of the draft under the draft head"),
+    "target_probability": ("1", "probability of the draft under the target model after the text before its place"),
+}
+_BY_TEXT = {
+    "begin": ("token", "place of the first emitted token: length of the prompt"),
+    "limit": ("token", "length at which its generation ends; -1: not generated"),
+    "start": ("token", "place of the window's first token in its text"),
+    "label": ("", "label of the text"),
+    "end": ("", "why it ends: eos, length, or open (an existing text)"),
+}
+
+
+@torch.no_grad()
+def trace(
+    checkpoint: Checkpoint,
+    texts: Prompt | Sequence[Prompt] | Generated,
+    *,
+    depth: int,
+    window: int | None = None,
+    chunk: int = 256,
+    labels: Sequence[str] | None = None,
+    shuffled: bool = False,
+    donors: Sequence[Prompt] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Trace:
+    """Record the drafts of the MTP head at every place of texts, and the target model's choices there.
+
+    The target model reads each text once, then the head reads it `depth` times, all chains in parallel (`chains`). For
+    a text that `generate` wrote under the rule "greedy", `Trace.replay` gives the rounds that decoding runs, for any
+    depth up to this one and any policy. For other texts it gives rounds in which the text's own tokens replace the
+    target model's choices: teacher-forced.
+
+    texts   strings, token lists, or the result of `generate`
+    depth   drafts at each place, 1 or more
+    window  longer texts are cut into windows of this many tokens, and each is read separately. Without it, a text
+            longer than the model's context is an error
+    chunk   tokens per pass: apart from the caches and one hidden state per token, memory does not grow with the text.
+            256 suits a CPU; use more on a GPU, which reads many weights for each chunk
+    labels  label of each text, such as its domain; by default ""
+
+    Two controls show how much the head draws from the hidden states. They change only what the head reads: the target
+    model's choices stay those after the true text. The attribute `hidden` of the dataset names the control.
+
+    shuffled  the head reads the hidden states of each text in random order
+    donors    the head reads hidden states drawn at random from these other texts
+    seed      of the two controls
+
+
+    Interrupted (Ctrl-C), it returns the finished texts, with a warning. Raises NoMtpHead, BadPrompt and BadArgument.
+    """
+    require_checkpoint(checkpoint)
+    head = checkpoint.require_mtp()
+    checked_depth(depth, context_length(checkpoint))
+    integer("trace", "chunk", chunk, least=1, unit="tokens")
+    passages = passages_of(checkpoint, texts, labels=labels, window=window)
+    hidden_states = _HiddenStates(checkpoint, shuffled, donors, seed, chunk)
+    done: list[dict[str, np.ndarray]] = []
+    with tqdm(
+        total=sum(len(passage.tokens) for passage in passages), unit="token", desc="tracing", disable=not progress
+    ) as bar:
+        try:
+            for passage in passages:
+                done.append(_traced(head, passage, depth, chunk, hidden_states, bar))
+        except KeyboardInterrupt:
+            if not done:
+                raise
+            warnings.warn(
+                f"Tracing was interrupted after {len(done)} of {len(passages)} texts or windows; those are returned.",
+                InterruptedWarning,
+                stacklevel=3,
+            )
+    kept = passages[: len(done)]
+    own = isinstance(texts, Generated) and _wrote(checkpoint, texts)
+    attrs = {"depth": depth, "text": "own" if own else "teacher_forced", "window": window or 0} | hidden_states.attrs
+    facts = provenance_of(checkpoint, [each.tokens for each in kept], [each.label for each in kept], drafted=True)
+    return Trace(_dataset(kept, done, attrs), facts)
+
+
+def _wrote(checkpoint: Checkpoint, texts: Generated) -> bool:
+    """Whether these texts are this checkpoint's own greedy output."""
+    return texts.ledger.attrs["rule"] == "greedy" and texts.facts["checkpoint_hash"] == checkpoint.hash_now()
+
+
+class _HiddenStates:
+    """The hidden states that the head reads: those of the text, or those of a control."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, shuffled: bool, donors: Sequence[Prompt] | None, seed: int, chunk: int
+    ) -> None:
+        if shuffled and donors is not None:
+            raise BadArgument("trace(shuffled=True, donors=...): choose one control at a time.")
+        self._rng, self._shuffled = random.Random(seed), shuffled
+        self._pool = None if donors is None else _read_all(checkpoint, donors, chunk)
+        self.attrs = {"hidden": "shuffled"} if shuffled else {} if donors is None else {"hidden": "of other texts"}
+
+    def read_by_head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The states [token, channel] for the head, of the text's own; the head never reads the last one."""
+        number = len(hidden) - 1
+        if self._shuffled:
+            order = list(range(number))
+            self._rng.shuffle(order)
+            return torch.cat([hidden[order], hidden[number:]])
+        if self._pool is not None:
+            order = self._rng.choices(range(len(self._pool)), k=number)
+            return torch.cat([self._pool[order], hidden[number:]])
+        return hidden
+
+
+def _read_all(checkpoint: Checkpoint, texts: Sequence[Prompt], chunk: int) -> torch.Tensor:
+    """Hidden states [token, channel] of all tokens of some texts, after the trunk's final norm."""
+    states = []
+    for passage in passages_of(checkpoint, texts):
+        context = TargetContext(checkpoint.model)
+        tokens = torch.tensor(passage.tokens, device=context.device)
+        states += [context.read(part) for part in tokens.split(chunk)]
+    return torch.cat(states)
+
+
+def _traced(
+    head: MtpHead, passage: Passage, depth: int, chunk: int, hidden_states: _HiddenStates, bar: Any
+) -> dict[str, np.ndarray]:
+    """The variables of one passage, [token] and [token, draft]."""
+    context = TargetContext(head.trunk)
+    tokens = torch.tensor(passage.tokens, device=context.device)
+    states = []
+    for part in tokens.split(chunk):
+        states.append(context.read(part))
+        bar.update(len(part))
+    hidden = torch.cat(states)
+    logits_of = context.logits
+    del context, states
+    draft_token = tokens.new_full((len(tokens), depth), NONE)
+    draft_probability = torch.full_like(draft_token, torch.nan, dtype=torch.float32)
+    for step in chains(head, tokens, hidden_states.read_by_head(hidden), depth=depth, chunk=chunk):
+        place = slice(step.rows.start, step.rows.stop), step.draft - 1
+        draft_token[place] = step.tokens
+        draft_probability[place] = step.logits.softmax(dim=-1).amax(dim=-1).to(tokens.device)
+    target = _target(logits_of, tokens, hidden, draft_token, chunk)
+    found = {"token": tokens, "draft_token": draft_token, "draft_probability": draft_probability, **target}
+    return {name: values.cpu().numpy() for name, values in found.items()}
+
+
+def _target(
+    logits_of: Any, tokens: torch.Tensor, hidden: torch.Tensor, drafts: torch.Tensor, chunk: int
+) -> dict[str, torch.Tensor]:
+    """The target model's choice and entropy at every place, and the probability of the drafts under it.
+
+    Draft k of row t is for the place after row t + k - 1. So the distribution at a row gives the probability of draft 1
+    of that row, draft 2 of the row before, ...
+    """
+    place = torch.arange(len(tokens), device=tokens.device)[:, None]
+    later = torch.arange(drafts.shape[1], device=tokens.device)  # k - 1
+    same_place = drafts[(place - later).clamp_min(0), later].clamp_min(0)  # any token for rows without a draft
+    following = torch.cat([tokens[1:], tokens[:1]])
+    best, entropy, gathered = [], [], []
+    chunks = zip(hidden.split(chunk), torch.cat([following[:, None], same_place], dim=1).split(chunk), strict=True)
+    for states, columns in chunks:
+        logprob = logits_of(states).log_softmax(dim=-1)
+        best.append(logprob.argmax(dim=-1))
+        gathered.append(logprob.gather(1, columns.to(logprob.device)))
+        entropy.append(-torch.linalg.vecdot(logprob.exp(), logprob))
+    logprobs = torch.cat(gathered).to(tokens.device)
+    next_logprob = logprobs[:, 0].index_fill(0, place[-1], torch.nan)
+    exists = (place > 0) & (place + later < len(tokens))
+    probability = logprobs[(place + later).clamp_max(len(tokens) - 1), later + 1].exp()
+    return {
+        "target_token": torch.cat(best),
+        "target_entropy": torch.cat(entropy),
+        "next_logprob": next_logprob,
+        "target_probability": torch.where(exists, probability, torch.nan),
+    }
+
+
+def _dataset(passages: Sequence[Passage], read: Sequence[dict[str, np.ndarray]], attrs: dict[str, Any]) -> xr.Dataset:
+    """One Dataset of all passages, in order."""
+    lengths = np.array([len(passage.tokens) for passage in passages], dtype=np.int64)
+    text = np.repeat(np.arange(len(passages)), lengths)
+    position = np.concatenate([np.arange(length) for length in lengths])
+    data: dict[str, Any] = {
+        "text": ("token", text, {"units": "1", "long_name": "number of the text or window"}),
+        "position": ("token", position, {"units": "token", "long_name": "place in the text or window"}),
+    }
+    for name, (units, meaning) in _VARIABLES.items():
+        values = np.concatenate([variables[name] for variables in read])
+        values = values.astype(np.int32 if values.dtype.kind == "i" else np.float32)
+        data[name] = (("token", "draft")[: values.ndim], values, {"units": units, "long_name": meaning})
+    data["length"] = ("text", lengths, {"units": "token", "long_name": "tokens of the text or window"})
+    for name, (units, meaning) in _BY_TEXT.items():
+        values = np.array([getattr(passage, name) for passage in passages])
+        data[name] = ("text", values, {"units": units, "long_name": meaning})
+    drafts = np.arange(1, attrs["depth"] + 1)
+    coords = {"draft": ("draft", drafts, {"units": "1", "long_name": "place of a draft in its round"})}
+    return xr.Dataset(data, coords, attrs)

@@ -1,0 +1,82 @@
+"""Input of every statistic: the node of a recording it reads, checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, ParamSpec, TypeAlias
+
+import numpy as np
+import xarray as xr
+
+from qwenlab.errors import MissingVariable, NotARecording, NothingMeasured
+from qwenlab.record.recording import DECODED, PROBES, Recording
+
+Source: TypeAlias = Recording | xr.Dataset
+P = ParamSpec("P")
+
+
+def statistic(function: Callable[P, xr.Dataset]) -> Callable[P, xr.Dataset]:
+    """Mark a public statistic: layers, heads and labels must match exactly, and units are never inherited."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> xr.Dataset:
+        with xr.set_options(arithmetic_join="exact", keep_attrs=False), np.errstate(invalid="ignore", divide="ignore"):
+            out = function(*args, **kwargs)
+        source = args[0] if args else kwargs.get("source", kwargs.get("sources"))
+        sources = source if isinstance(source, list | tuple) else [source]
+        if names := {each.checkpoint: None for each in sources if isinstance(each, Recording)}:
+            out = out.assign_attrs(checkpoint=", ".join(names))
+        return out.assign_attrs(statistic=function.__name__)
+
+    return run
+
+
+def read(source: Source, node: str, *needs: str, by_label: bool = True) -> xr.Dataset:
+    """The Dataset of one node; labels are added up unless `by_label`.
+
+    Raises NotWatched (the recording has no such node), NotARecording (neither a Recording nor a Dataset),
+    MissingVariable and NothingMeasured (no token was read).
+    """
+    data = source[node] if isinstance(source, Recording) else source
+    if not isinstance(data, xr.Dataset):
+        raise NotARecording(
+            f"Statistics read a Recording or the Dataset of one node; this is {type(source).__name__}.\n"
+            f"Give {DECODED.get(node, 'seen.recording()')}, or recording[{node!r}]."
+        )
+    missing = [name for name in needs if name not in data]
+    if missing:
+        maker = f"its {PROBES[node]} probe" if node in PROBES else f"one made by {DECODED[node]}"
+        raise MissingVariable(
+            f"No {', '.join(missing)} in this Dataset; it has {', '.join(map(str, data)) or 'no variables'}.\n"
+            f"Give a Recording, or the Dataset of {maker}: recording[{node!r}]."
+        )
+    if "tokens" in data and not data["tokens"].sum() > 0:
+        every = json.loads(data.attrs.get("sample", "{}")).get("every", 1)
+        short = f", or, where texts are short, with {PROBES[node]}(every=1): it measured one token of every {every}"
+        raise NothingMeasured(
+            f"The {PROBES[node]} probe measured no token.\n"
+            f"Run the model on some text inside the `with` of qwenlab.watch{short if every > 1 else ''}."
+        )
+    numbered = data.assign_coords({dim: np.arange(n) for dim, n in data.sizes.items() if dim not in data.coords})
+    return numbered if by_label or "label" not in data.dims else numbered.sum("label", keep_attrs=True)
+
+
+def along(
+    dims: Sequence[str], formula: Callable[..., np.ndarray], *arrays: xr.DataArray, out: Sequence[str] = (), **more: Any
+) -> xr.DataArray:
+    """A formula on plain arrays, applied by name: `dims`, those that an array has, are the last axes of each array.
+
+    out   dims that the formula adds to its result
+    more  other arguments of the formula
+    """
+    core = [[dim for dim in dims if dim in array.dims] for array in arrays]
+    return xr.apply_ufunc(
+        formula, *arrays, input_core_dims=core, output_core_dims=[list(out)], join="exact", kwargs=more
+    )
+
+
+def ratio(total: xr.DataArray, count: xr.DataArray) -> xr.DataArray:
+    """A mean from its sum and count; NaN where nothing was counted."""
+    return total / count.where(count > 0)

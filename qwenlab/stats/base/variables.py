@@ -1,0 +1,117 @@
+"""Variables of results: values with units, meaning and intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import xarray as xr
+
+from qwenlab.errors import BadArgument
+from qwenlab.stats.formulas import intervals
+
+Variables: TypeAlias = dict[str, xr.DataArray]
+
+
+def described(array: xr.DataArray, units: str, long_name: str, **more: object) -> xr.DataArray:
+    """The array with these attrs and no others."""
+    out = array.copy(deep=False)
+    out.attrs = {"units": units, "long_name": long_name, **more}
+    return out
+
+
+def variable(
+    values: np.ndarray, dims: Sequence[str], units: str, long_name: str, facts: Mapping[str, Any] | None = None
+) -> xr.DataArray:
+    """A described array of plain values; a leading axis that dims do not name has size one and is dropped."""
+    array = xr.DataArray(values if np.ndim(values) == len(dims) else values[0], dims=dims)
+    return described(array, units, long_name, **(facts or {}))
+
+
+def variables(table: Mapping[str, tuple[np.ndarray, Sequence[str], str, str]]) -> Variables:
+    """Described arrays from a table of (values, dims, units, long_name)."""
+    return {name: variable(*row) for name, row in table.items()}
+
+
+def with_interval(
+    name: str,
+    values: np.ndarray,
+    ends: np.ndarray,
+    dims: Sequence[str],
+    units: str,
+    long_name: str,
+    facts: Mapping[str, Any],
+    method: Mapping[str, Any],
+) -> Variables:
+    """An estimate and its interval: {name: ..., name_interval: ...}, from values and ends [..., bound].
+
+    facts   attrs of both
+    method  attrs of the interval: how it was made, and its level
+    """
+    interval = variable(ends, (*dims, "bound"), units, f"{long_name}, interval", {**facts, **method})
+    return {name: variable(values, dims, units, long_name, facts), f"{name}_interval": bounds(interval)}
+
+
+def bounds(interval: xr.DataArray) -> xr.DataArray:
+    """Name the two ends of an interval along the dim `bound`."""
+    return interval.assign_coords(bound=["low", "high"])
+
+
+def result(data: xr.Dataset, variables: Mapping[str, xr.DataArray]) -> xr.Dataset:
+    """The variables of a statistic, with the record of what its probe left out."""
+    return xr.Dataset(dict(variables), attrs={"sample": data.attrs.get("sample", "{}")})
+
+
+def check_level(level: float) -> None:
+    """Raise BadArgument for a level outside 0 to 1."""
+    if not 0 < level < 1:
+        raise BadArgument(f"level={level!r}: give the probability an interval should have, such as 0.95.")
+
+
+def jackknife_method(level: float, left_out: str) -> dict[str, Any]:
+    """Attrs of an interval by `formulas.intervals.jackknife`; raises BadArgument."""
+    check_level(level)
+    return {"interval": f"Student's t on the delete-one-{left_out} jackknife", "level": level}
+
+
+def share_method(level: float, cluster: str) -> dict[str, Any]:
+    """Attrs of an interval by `formulas.intervals.share`; raises BadArgument."""
+    check_level(level)
+    return {
+        "interval": f"Wilson's score at the effective sample size, by the delete-one-{cluster} jackknife",
+        "level": level,
+    }
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """The settings of `formulas.intervals.bootstrap` over whole texts; raises BadArgument.
+
+    clusters  what is drawn, in the plural
+    """
+
+    level: float
+    resamples: int
+    seed: int
+    clusters: str = "texts"
+
+    def __post_init__(self) -> None:
+        check_level(self.level)
+        if self.resamples < 1:
+            raise BadArgument(f"resamples={self.resamples!r}: give how many bootstrap draws to make, such as 2000.")
+
+    def interval(self, sums: np.ndarray, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Low and high [value, bound] of a statistic `of` sums [cluster, column]."""
+        return intervals.bootstrap(sums, of, level=self.level, resamples=self.resamples, seed=self.seed)
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """Attrs of such an interval."""
+        return {
+            "interval": f"bootstrap of whole {self.clusters}, expanded percentiles",
+            "level": self.level,
+            "resamples": self.resamples,
+            "seed": self.seed,
+        }

@@ -1,0 +1,60 @@
+"""Output gates of both kinds of mixer, and the write strength of DeltaNet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import xarray as xr
+
+from qwenlab.record.recording import Recording
+from qwenlab.stats.base.source import Source, read, statistic
+from qwenlab.stats.base.sums import (
+    QUANTILES,
+    Mean,
+    histogram_quantiles,
+    join_layers,
+    matching_count,
+    means,
+    share,
+)
+from qwenlab.stats.base.variables import Variables, described, result
+from qwenlab.stats.formulas.quantiles import linear_quantiles
+
+_MIXERS = ("deltanet", "attention")
+_GATES = {"openness": ("gate", "openness of the output gate"), "beta": ("beta", "write strength")}
+
+
+@statistic
+def gates(
+    source: Source, *, quantiles: Sequence[float] = QUANTILES, by_label: bool = False, level: float = 0.95
+) -> xr.Dataset:
+    """Gates over tokens by [layer, head], of both kinds of mixer, the layers in the model's order.
+
+    openness   mean gate value: sigmoid of the output gate's input, averaged over the head's channels. Attention
+               multiplies by it, DeltaNet by z sigmoid(z)
+    beta       write strength of DeltaNet (NaN for attention, which has none)
+
+    Each as the mean with its interval, `_quantile` [.., quantile] from 128 equal bins, and `_share` of tokens by bin.
+    """
+    nodes = [name for name in _MIXERS if name in source] if isinstance(source, Recording) else [_node_of(source)]
+    return join_layers([_of_mixer(source, name, quantiles, by_label, level) for name in nodes or _MIXERS[:1]])
+
+
+def _node_of(data: xr.Dataset) -> str:
+    return "attention" if "distance_mass" in data else "deltanet"
+
+
+def _of_mixer(source: Source, node: str, quantiles: Sequence[float], by_label: bool, level: float) -> xr.Dataset:
+    data = read(source, node, "gate_hist", "gate_sum", "tokens", by_label=by_label)
+    variables: Variables = {}
+    for name, (stored, long_name) in _GATES.items():
+        if f"{stored}_hist" in data:
+            histogram, dim = data[f"{stored}_hist"], f"{stored}_bin"
+            tokens = matching_count(data["tokens"], histogram, dim)
+            at = histogram_quantiles(linear_quantiles, histogram, dim, "equal", quantiles)
+            variables |= means(
+                {f"{name}_sum": data[f"{stored}_sum"], "tokens": tokens}, {name: Mean("1", long_name, 1)}, level
+            )
+            variables[f"{name}_quantile"] = described(at, "1", long_name)
+            variables[f"{name}_share"] = described(share(histogram, dim), "share of tokens", f"tokens by {long_name}")
+    return result(data, variables)

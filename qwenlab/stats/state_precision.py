@@ -1,0 +1,24 @@
+"""Error of DeltaNet states in low precision."""
+
+from __future__ import annotations
+
+import xarray as xr
+
+from qwenlab.stats.base.source import Source, read, statistic
+from qwenlab.stats.base.sums import Mean, means
+from qwenlab.stats.base.variables import result
+from qwenlab.stats.states import growth_by_octave
+
+
+@statistic
+def state_precision(source: Source, *, by_label: bool = False, level: float = 0.95) -> xr.Dataset:
+    """Error of states in low precision: means over tokens by [layer, format, head, position_bin].
+
+    error    ||S' - S|| / ||S||, S' being the state rounded to the format every `after` tokens (attr sample) from the
+             beginning of the text on, and S the state in float32; with an interval
+    growth   log2 of the mean error over that of the octave before: 0 where errors are forgotten as fast as they are
+             made, 1/2 where unrelated ones add up; from position 2 on
+    """
+    data = read(source, "state_precision", "error_sum", "tokens", by_label=by_label)
+    variables = means(data, {"error": Mean("1", "error of the state, of its norm")}, level)
+    return result(data, variables | growth_by_octave(data["error_sum"], data["tokens"], "error", level))
