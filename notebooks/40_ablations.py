@@ -62,7 +62,9 @@ kinds = {"linear_attention": "all DeltaNet", "full_attention": "all attention"}
 mixers, mlps = ql.ablations.units(ckpt, "mixer"), ql.ablations.units(ckpt, "mlp")
 whole = [replace(each, name=kinds[each.kind]) for each in ql.ablations.units(ckpt, "kind")]
 parts = [*whole, *mixers, *mlps]
-pd.DataFrame([{"name": each.name, "edit": each.edit, "parameters": f"{each.parameters:,}"} for each in parts])
+pd.DataFrame(
+    [{"name": each.name, "intervention": each.intervention, "parameters": f"{each.parameters:,}"} for each in parts]
+)
 
 # %% [markdown]
 # An edit acts inside a `with` block, on the plain model. An edit that matches nothing raises an error:
@@ -128,7 +130,7 @@ print(
 
 # %%
 one = mixers[-1]
-with ql.intervene(ckpt.model, *one.edits):
+with ql.intervene(ckpt.model, *one.interventions):
     by_hand = ql.tasks.measure(ckpt, tasks, batch_size=16)
 again = ql.tasks.measure(ckpt, tasks, batch_size=16)
 print(f"{one.name}, loss by hand:", np.abs(by_hand["loss"] - sweep["loss"].sel(ablation=one.name)).values.max())
@@ -219,7 +221,7 @@ table[["p_holm", "rank_low", "rank_high", "stands"]].to_dataframe()[["p_holm", "
 with ql.interventions.cache_activations(ckpt.model, "layers.*.mixer") as taken, torch.no_grad():
     for tokens in plain[0].tokens:
         ckpt.model(torch.tensor([tokens], device=ckpt.model.device), use_cache=False, logits_to_keep=1)
-by_mean = ql.ablations.units(ckpt, "mixer", edit=partial(ql.interventions.Mean, over=taken))
+by_mean = ql.ablations.units(ckpt, "mixer", intervention=partial(ql.interventions.Mean, over=taken))
 both = [ql.tasks.mqar(ckpt, pairs=pairs[-1], count=texts_per_domain, name=hardest), plain[1]]
 mean_sweep = ql.ablations.sweep(ckpt, by_mean, both, batch_size=16, progress=False)
 mean_loss = ql.stats.ablations(mean_sweep)

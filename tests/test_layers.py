@@ -1,10 +1,12 @@
 """The arrows of docs/decisions/0001: who may import whom, read from the source of every file."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 
 PACKAGE = Path(__file__).parents[1] / "qwenlab"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -136,3 +138,43 @@ def test_a_wrong_arrow_is_seen(source, room, complaint):
 )
 def test_a_right_arrow_is_not(source, room):
     assert complaints(source, room) == []
+
+
+CIRCLES: set[tuple[str, ...]] = {
+    ("qwenlab.checkpoint.anatomy.anatomy", "qwenlab.checkpoint.anatomy.display"),
+    ("qwenlab.checkpoint.model_cache", "qwenlab.checkpoint.open"),
+}
+"""Groups of files that import one another. Remove a group here once its circle is gone; never add one."""
+
+
+def circles(sources: Mapping[str, str]) -> set[tuple[str, ...]]:
+    """The groups of modules that import one another; `sources` maps the full name of each module to its code."""
+    modules, arrows = list(sources), []
+    for number, module in enumerate(modules):
+        for _, name in imported(sources[module]):
+            while name and name not in sources:
+                name = name.rpartition(".")[0]
+            if name and name != module:
+                arrows.append((number, modules.index(name)))
+    rows, columns = zip(*arrows, strict=True)
+    graph = csr_array(([1] * len(arrows), (rows, columns)), shape=(len(modules), len(modules)))
+    _, labels = connected_components(graph, connection="strong")
+    groups = [tuple(sorted(m for m, other in zip(modules, labels, strict=True) if other == one)) for one in set(labels)]
+    return {group for group in groups if len(group) > 1}
+
+
+def test_files_do_not_import_one_another_in_circles():
+    """Imports inside functions and under `if TYPE_CHECKING` count too."""
+    names = {".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts): file for file in FILES}
+    assert circles({name.removesuffix(".__init__"): file.read_text() for name, file in names.items()}) == CIRCLES
+
+
+def test_a_circle_is_found():
+    sources = {
+        "p.a": "from p.b import x",
+        "p.b": "def f():\n    from p import c",
+        "p.c": "if TYPE_CHECKING:\n    from p.a import T",
+        "p.d": "from p.a import x\nimport torch",
+    }
+    assert circles(sources) == {("p.a", "p.b", "p.c")}
+    assert circles(sources | {"p.c": ""}) == set()

@@ -58,7 +58,16 @@ def test_no_measuring_function_is_left_out():
 def test_it_says_where_it_comes_from(toy, watched, name):
     found = MEASURING[name](toy)
     assert set(watched) <= set(found.attrs)
-    same = ("checkpoint", "checkpoint_hash", "family", "layer_types", "dtype", "device", "kernel_delta_rule", "edits")
+    same = (
+        "checkpoint",
+        "checkpoint_hash",
+        "family",
+        "layer_types",
+        "dtype",
+        "device",
+        "kernel_delta_rule",
+        "interventions",
+    )
     assert {key: found.attrs[key] for key in same} == {key: watched[key] for key in same}
     assert found.attrs["tokens"] == sum(json.loads(found.attrs["labels"]).values()) > 0
     assert all(isinstance(value, str | int | float) for value in found.attrs.values())
@@ -75,7 +84,7 @@ def test_the_texts_are_counted_as_a_watch_counts_them(toy, watched, name):
 def test_an_edit_that_is_in_force_is_named(toy):
     with ql.intervene(toy, ql.interventions.Zero("layers.0.mixer")):
         found = ql.tasks.measure(toy, [ql.tasks.text_task(toy, TEXTS)])
-    assert json.loads(found.attrs["edits"]) == [str(ql.interventions.Zero("layers.0.mixer"))]
+    assert json.loads(found.attrs["interventions"]) == [str(ql.interventions.Zero("layers.0.mixer"))]
 
 
 def test_the_attributes_are_kept_on_disk(toy, tmp_path):

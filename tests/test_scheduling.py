@@ -1,4 +1,4 @@
-"""docs/scheduling: what it shows is run for real where the scheduler is not needed for it, and read where it is."""
+"""docs/scheduling: its scripts are run for real where no scheduler is needed, else read and checked."""
 
 import ast
 import fcntl
@@ -64,12 +64,12 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """A shell's, in which `qwenlab` is this one, and papermill knows the engine that pyproject.toml says it has."""
-    found = tmp_path / "bin"
-    found.mkdir()
-    (found / "qwenlab").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m qwenlab.cli "$@"\n')
-    (found / "scontrol").write_text('#!/bin/sh\necho "$@" >> scontrol.log\n')
-    for command in found.iterdir():
+    """Environment variables with which `qwenlab` is this one, and papermill has the engine of pyproject.toml."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    (commands / "qwenlab").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m qwenlab.cli "$@"\n')
+    (commands / "scontrol").write_text('#!/bin/sh\necho "$@" >> scontrol.log\n')
+    for command in commands.iterdir():
         command.chmod(0o755)
     points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["papermill.engine"]
     installed = tmp_path / "site" / "schedule-0.dist-info"
@@ -79,24 +79,24 @@ def environment(tmp_path: Path) -> dict[str, str]:
         "[papermill.engine]\n" + "".join(f"{name} = {where}\n" for name, where in points.items())
     )
     return os.environ | {
-        "PATH": f"{found}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path / 'site'}",
     }
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """The words of every `qwenlab run...` in a text, with `x` for what a shell, or Python, would fill in."""
+    """The arguments of every `qwenlab run...` in a text; `x` replaces variables of the shell or of Python."""
     for line in re.findall(r"(?<!`)\bqwenlab (runs? [^\n&|`#]*)", text.replace("\\\n", " ")):
         yield re.sub(r"\$?\{\{.*?\}\}|\$\w+|\{\w+\}", "x", line).translate(str.maketrans("\"',", "   ")).split()
 
 
 def problem(words: list[str]) -> str:
-    """What the command says to options, or a command, that it does not have; nothing where it has them."""
+    """The error of the command for unknown options or subcommands; empty if it has them."""
     result = CliRunner().invoke(app, [*words, "--help"])
     return "" if result.exit_code == 0 else result.output
 
 
-def test_a_command_with_a_wrong_word_is_seen():
+def test_a_command_with_a_wrong_option_is_found():
     assert problem(["run", "x", "--store", "y"]) == ""
     assert "--storee" in problem(["run", "x", "--storee", "y"])
     assert "dif" in problem(["runs", "dif", "x"])
@@ -139,12 +139,12 @@ def night(home, environment, date, *words, **more) -> subprocess.CompletedProces
 
 
 class TestANight:
-    def test_that_overlaps_another_does_nothing_and_says_so(self, home, environment):
+    def test_that_overlaps_another_does_nothing_and_prints_it(self, home, environment):
         (home / "nights").mkdir()
         with (home / "nights" / ".tiny.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             done = night(home, environment, "2026-01-30")
-        assert (done.returncode, done.stderr) == (75, "tiny: the night before is still going on\n")
+        assert (done.returncode, done.stderr) == (75, "tiny: the previous night is still running\n")
         assert [path.name for path in (home / "nights").iterdir()] == [".tiny.lock"]
 
     def test_of_no_experiment_ends_with_2_and_the_reason(self, home, environment):
@@ -245,7 +245,7 @@ class TestAirflow:
         return ast.parse((FOLDER / "airflow_dag.py").read_text())
 
     def calls(self, tree, name) -> list[dict]:
-        """The keyword arguments of each call, worked out with the constants of the file."""
+        """The keyword arguments of each call, evaluated with the constants of the file."""
         known: dict = {}
         for node in tree.body:
             if isinstance(node, ast.Assign) and isinstance(node.value, (ast.Constant, ast.JoinedStr)):
@@ -276,7 +276,7 @@ class TestAirflow:
 class TestPapermillAlone:
     @pytest.fixture
     def papermill(self, home, environment):
-        """Run `papermill tiny.ipynb out.ipynb` in the experiment's folder: exit status, words, what it wrote."""
+        """Run `papermill tiny.ipynb out.ipynb` in the experiment's folder: exit status, stderr, the notebook."""
         folder = home / "experiments" / "tiny"
         convert = [sys.executable, "-m", "jupytext", "--quiet", "--to", "ipynb", "tiny.py", "-o", "tiny.ipynb"]
         subprocess.run(convert, cwd=folder, check=True)
@@ -302,7 +302,7 @@ class TestPapermillAlone:
         ]
 
     @pytest.mark.parametrize("engine", [(), ("--engine", "qwenlab")], ids=["plain", "engine"])
-    def test_runs_with_its_parameters_and_keeps_nothing_of_what_is_recorded(self, papermill, home, engine):
+    def test_runs_with_its_parameters_and_saves_no_recorded_values(self, papermill, home, engine):
         before = {path.name for path in (home / "experiments" / "tiny").iterdir()}
         status, _, notebook = papermill("-p", "share", "0.25", *engine)
         assert status == 0
@@ -312,12 +312,12 @@ class TestPapermillAlone:
         assert {path.name for path in (home / "experiments" / "tiny").iterdir()} == before | {"out.ipynb"}
 
     def test_only_warns_of_a_misspelt_parameter(self, papermill):
-        status, said, notebook = papermill("-p", "shaer", "0.25")
+        status, stderr, notebook = papermill("-p", "shaer", "0.25")
         assert status == 0
-        assert "Passed unknown parameter: shaer" in said
+        assert "Passed unknown parameter: shaer" in stderr
         assert self.printed(notebook) == "0 0.5\n"
 
-    def test_keeps_what_is_recorded_where_a_runs_folder_is_named(self, papermill, tmp_path):
+    def test_saves_recorded_values_if_the_environment_names_a_folder(self, papermill, tmp_path):
         run = tmp_path / "run"
         run.mkdir()
         (run / "facts.json").write_text(json.dumps({"metrics": {"loss": {"units": "nats", "over": []}}}))
@@ -327,10 +327,10 @@ class TestPapermillAlone:
             {"metric": "loss", "labels": "{}", "value": 1.0, "units": "nats"}
         ]
 
-    def test_says_with_the_engine_which_cell_failed(self, papermill, home):
+    def test_marks_the_failed_cell_with_the_engine(self, papermill, home):
         (home / "experiments" / "tiny" / "value.txt").write_text("none")
-        status, said, notebook = papermill("--engine", "qwenlab")
+        status, stderr, notebook = papermill("--engine", "qwenlab")
         assert status == 1
-        assert "could not convert string to float" in said
+        assert "could not convert string to float" in stderr
         assert self.states(notebook)[-1] == "failed"
         assert not list((home / "experiments" / "tiny").glob("*.part"))

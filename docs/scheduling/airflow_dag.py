@@ -1,4 +1,4 @@
-"""Two nights of work for Airflow 3: a notebook through papermill alone, and an experiment through `qwenlab run`."""
+"""Two nightly DAGs for Airflow 3: a notebook run by papermill alone, and an experiment run by `qwenlab run`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NIGHTLY = dict(
 )
 
 with DAG("qwenlab_notebook", **NIGHTLY):
-    # Papermill runs in Airflow's own Python: `kernel_name` is a kernel that runs qwenlab's. Make it once, with
+    # Papermill runs in Airflow's own Python: `kernel_name` is a kernel with qwenlab's Python. Create it once with
     # .venv/bin/python -m ipykernel install --user --name qwenlab
     convert = BashOperator(
         task_id="convert",
@@ -37,7 +37,7 @@ with DAG("qwenlab_notebook", **NIGHTLY):
     convert >> layers
 
 with DAG("qwenlab_experiment", **NIGHTLY):
-    # A retry, or a task that is cleared, runs only what the night's store does not have yet.
+    # A retry, or a cleared task, runs only what the night's store does not have yet.
     run = BashOperator(
         task_id="run",
         bash_command=f"{BIN}/qwenlab run {REPO}/experiments/recall --store {NIGHTS}/{{{{ ds }}}}",

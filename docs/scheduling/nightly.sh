@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# One night of an experiment: run it into a store of its own, and compare that with the last night's.
+# One night of an experiment: run it into a store of its own, and compare it with the previous night's store.
 #
 #   nightly.sh EXPERIMENT [STORES]
 #
 #   EXPERIMENT  the folder with its spec.yaml
-#   STORES      the folder of the nights, by default runs/nightly: STORES/2026-01-31, and its log beside it
-#   NIGHT       (environment) another date than today's: go on with that night
-#   BASELINE    (environment) the store to compare with, in place of the last night's
+#   STORES      the folder with one store and one log per night, by default runs/nightly: STORES/2026-01-31
+#   NIGHT       (environment) the date of the night to run or continue, by default today
+#   BASELINE    (environment) the store to compare with, by default the previous night's
 #
-# Prints nothing where all is well, so that cron writes no mail; else the night's log.
-# Exit status: 0 all ran and nothing moved; 1 a run failed, or a metric moved; 2 something is wrong with what was asked;
-# 75 the night before is still going on; 130 it was stopped.
+# Prints nothing if all went well, so that cron sends no mail; else the night's log.
+# Exit status: 0 all ran and nothing moved; 1 a run failed, or a metric moved; 2 wrong arguments;
+# 75 the previous night is still running; 130 it was stopped.
 set -euo pipefail
 
-experiment=${1:?say which experiment}
+experiment=${1:?give the experiment}
 stores=${2:-runs/nightly}
 name=$(basename "$experiment")
 night=${NIGHT:-$(date +%F)}
@@ -22,7 +22,7 @@ log=$stores/$night.$name.log
 
 mkdir -p "$stores"
 exec 9> "$stores/.$name.lock"
-flock --nonblock 9 || { echo "$name: the night before is still going on" >&2; exit 75; }
+flock --nonblock 9 || { echo "$name: the previous night is still running" >&2; exit 75; }
 
 if [[ -z $baseline ]]; then
   for earlier in "$stores"/????-??-??; do

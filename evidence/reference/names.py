@@ -13,31 +13,14 @@ from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
-INTERVENTIONS = (  # fmt: skip
-
+# fmt: off
+INTERVENTIONS = (
+    "zero", "scale", "mean", "resample", "noise", "identity",
+    "patch", "set_gate", "no_sink", "window", "freeze_state", "no_conv",
+    "no_key_removal", "reset_state", "state_dtype", "force_experts", "mask_experts", "no_shared_expert",
+    "shuffle_router", "top_k", "uniform_router",
 )
-    "zero",
-    "scale",
-    "mean",
-    "resample",
-    "noise",
-    "identity",
-    "patch",
-    "set_gate",
-    "no_sink",
-    "window",
-    "freeze_state",
-    "no_conv",
-    "no_key_removal",
-    "reset_state",
-    "state_dtype",
-    "force_experts",
-    "mask_experts",
-    "no_shared_expert",
-    "shuffle_router",
-    "top_k",
-    "uniform_router",
-]
+# fmt: on
 CLASSES = {name: name.title().replace("_", "") for name in INTERVENTIONS}
 
 PACKAGES = {"probe": "probes", "decode": "speculative", "kernels": "execution", "runs": "experiments"}
@@ -61,13 +44,13 @@ REMOVED: set[str] = set()
 KEYWORDS: dict[str, dict[str, str]] = {"tasks.needle": {"depth": "position"}}
 """Arguments, by the name before of their function or class: {"probe.mean": {"over": "reference"}}."""
 
-ATTRIBUTES: dict[str, str] = {}
+ATTRIBUTES: dict[str, str] = {"edits": "interventions"}
 """Attributes and methods of the objects that cases use: {"ledger": "rounds"}."""
 
 ARGUMENTS: dict[str, tuple[str, str]] = {}
 """Text arguments, each with a name that only checkouts with the new text have: {"kl": ("divergence", "stats.kl")}."""
 
-FIELDS: dict[str, str] = {}
+FIELDS: dict[str, str] = {"edits": "interventions", "edit": "intervention"}
 """Variables, dims, attributes, nodes and fields of results: {"harm": "effect", "rounds/number": "rounds/index"}."""
 
 TEXTS: dict[str, str] = {f"{old}(": f"{new}(" for old, new in CLASSES.items()}

@@ -1,4 +1,4 @@
-"""Ablations with controls: which part of a model does what, asked of many parts and tasks at once."""
+"""Ablations with matched random controls: which part of a model matters for which task; activation patching."""
 
 import lazy_loader
 

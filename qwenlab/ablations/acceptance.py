@@ -1,4 +1,4 @@
-"""Acceptance of the MTP head's drafts under ablations."""
+"""Acceptance length of the MTP head's drafts under ablations."""
 
 from __future__ import annotations
 
@@ -18,31 +18,34 @@ from qwenlab.speculative.scores import acceptance_score
 def acceptance(
     checkpoint: Checkpoint, ablations: Sequence[Ablation], texts: Sequence[Any], *, progress: bool = True, **how: Any
 ) -> xr.Dataset:
-    """Acceptance length under every ablation on every text, and of the unedited model on the same.
+    """Acceptance length under every ablation on every text, and without interventions on the same texts.
 
-    texts, how  as `qwenlab.speculative.acceptance_score` takes them: depth, max_new_tokens, labels, ...
+    texts, how  as in `qwenlab.speculative.acceptance_score`: depth, max_new_tokens, labels, ...
 
-    returns  acceptance_length [ablation, text], clean_acceptance_length [text], tokens; NaN for a text of no round.
-             Coordinates say of each ablation what it is, and of each text its label. The edited trunk verifies, and
-             the head, itself unedited, drafts from its hidden states. Attrs say the rule, the depth and the text, and
-             where all of it comes from
+    returns  acceptance_length [ablation, text], clean_acceptance_length [text], tokens; NaN for a text without rounds.
+             Coordinates describe each ablation, and give the label of each text. The target model under the ablation
+             verifies, and the draft head, unchanged, drafts from its hidden states. Attrs give the rule, the depth,
+             the text and the provenance
 
-    Raises BadArgument, what `acceptance_score` raises, and what the edits raise.
+    Raises BadArgument, and the errors of `acceptance_score` and of the interventions.
     """
     require_checkpoint(checkpoint)
     check_ablations("acceptance(checkpoint, ablations, texts)", ablations)
     clean = acceptance_score(checkpoint, texts, **how)
-    known: dict[str, np.ndarray] = {}  # a control may be the same edits as a unit
+    lengths: dict[str, np.ndarray] = {}  # a control may have the same interventions as a unit
     for ablation in tqdm(ablations, unit="ablation", desc="accepting", disable=not progress):
-        if ablation.edit not in known:
-            with intervene(checkpoint.model, *ablation.edits):
-                known[ablation.edit] = acceptance_score(checkpoint, texts, **how)["acceptance_length"].values
-    found = [known[ablation.edit] for ablation in ablations]
-    about = clean["acceptance_length"].attrs
+        if ablation.intervention not in lengths:
+            with intervene(checkpoint.model, *ablation.interventions):
+                lengths[ablation.intervention] = acceptance_score(checkpoint, texts, **how)["acceptance_length"].values
+    attrs = clean["acceptance_length"].attrs
     return xr.Dataset(
         {
-            "acceptance_length": (("ablation", "text"), np.stack(found), about),
-            "clean_acceptance_length": ("text", clean["acceptance_length"].values, about),
+            "acceptance_length": (
+                ("ablation", "text"),
+                np.stack([lengths[ablation.intervention] for ablation in ablations]),
+                attrs,
+            ),
+            "clean_acceptance_length": ("text", clean["acceptance_length"].values, attrs),
         },
         coordinates(ablations) | {"label": clean["label"]},
         clean.attrs,

@@ -1,4 +1,4 @@
-"""What a sweep has done so far, in memory and, where asked for, in a file that it can go on from."""
+"""The scores of a sweep so far, in memory and optionally in a file from which the sweep can resume."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from qwenlab.tasks.task import Task
 
 BY_ABLATION = ("loss", "accuracy", "kl", "agreement")
 BY_TEXT = ("loss", "accuracy")
-_EVERY = 20.0  # seconds
+_SAVE_EVERY = 20.0  # seconds
 _BROKEN = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 class ScoreTable:
-    """Scores of ablations and of the unedited model, where they are known, and the file that keeps them.
+    """Scores of ablations and of the model without them, and the file that stores the scores.
 
-    scores  float64 by name: [ablation, text], and "clean_..." [text]; NaN where nothing is known yet
-    done    bool [ablation, text]: what is known
-    layers  int [2]: layers run under edits, and those of as many whole passes
+    scores  float64 by name: [ablation, text], and "clean_..." [text]; NaN where not computed yet
+    done    bool [ablation, text]: which are computed
+    layers  int [2]: layers run under ablations, and the layers of as many whole passes
     """
 
     def __init__(self, path: str | PathLike[str] | None, key: str, ablations: int, texts: int) -> None:
@@ -45,55 +45,50 @@ class ScoreTable:
             self._load(self.path)
 
     def put_clean(self, texts: Sequence[int], scores: dict[str, torch.Tensor]) -> None:
-        """Scores of some texts by the unedited model."""
+        """Store the scores of some texts without ablations."""
         for name in BY_TEXT:
             self.scores[f"clean_{name}"][texts] = scores[name].double().cpu().numpy()
 
     def put(self, ablation: int, texts: Sequence[int], scores: dict[str, torch.Tensor]) -> None:
-        """Scores of some texts under an ablation; the file is written now and then."""
+        """Store the scores of some texts under an ablation; write the file at most every 20 seconds."""
         for name in BY_ABLATION:
             self.scores[name][ablation, texts] = scores[name].double().cpu().numpy()
         self.done[ablation, texts] = True
-        if time.monotonic() - self._saved > _EVERY:
+        if time.monotonic() - self._saved > _SAVE_EVERY:
             self.save()
 
     def save(self) -> None:
-        """Write the file, where there is to be one: whole, or not at all."""
+        """Write the file, if there is one, in one step."""
         if self.path is not None:
-            arrays: dict[str, Any] = {
-                "key": np.array(self.key),
-                "done": self.done,
-                "layers": self.layers,
-                **self.scores,
-            }
-            with replacing(self.path) as beside, beside.open("wb") as file:
+            arrays: dict[str, Any] = {"key": np.array(self.key), "done": self.done, "layers": self.layers} | self.scores
+            with replacing(self.path) as temporary, temporary.open("wb") as file:
                 np.savez(file, **arrays)
         self._saved = time.monotonic()
 
     def _load(self, path: Path) -> None:
-        """Raises BadArgument for what is no such file, or one of another sweep."""
+        """Raises BadArgument for another kind of file, a damaged one, or one of another sweep."""
         try:
-            with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as held:
-                key, found = str(held["key"]), {name: held[name] for name in ("done", "layers", *self.scores)}
+            with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
+                key, loaded = str(arrays["key"]), {name: arrays[name] for name in ("done", "layers", *self.scores)}
         except _BROKEN as error:
             raise BadArgument(
-                f"sweep(keep={str(path)!r}): this is no file of a sweep, or not all of it ({error}).\n"
-                "Give another file, or remove it to begin anew."
+                f"sweep(keep={str(path)!r}): this file is damaged, or not from a sweep ({error}).\n"
+                "Give another file, or remove it to start again."
             ) from error
         if key != self.key:
             raise BadArgument(
-                f"sweep(keep={str(path)!r}): this file is of another sweep: another checkpoint, precision, or list of "
-                "ablations or tasks.\nGive another file, or remove it to begin anew."
+                f"sweep(keep={str(path)!r}): this file is from another sweep: another checkpoint, precision, or list "
+                "of ablations or tasks.\nGive another file, or remove it to start again."
             )
-        self.done, self.layers = found.pop("done"), found.pop("layers")
-        self.scores = found
+        self.done, self.layers = loaded.pop("done"), loaded.pop("layers")
+        self.scores = loaded
 
 
 def key_of(model: Sequence[str], ablations: Sequence[Ablation], tasks: Sequence[Task]) -> str:
-    """A hash of what scores depend on.
+    """A hash of everything that the scores depend on.
 
-    model  its hash, its precision, the edits that it is already under
+    model  its hash, its precision, and the interventions that are already active
     """
-    edits = [(each.name, each.edit) for each in ablations]
+    named = [(ablation.name, ablation.intervention) for ablation in ablations]
     texts = [(task.name, task.tokens, task.asked) for task in tasks]
-    return hashlib.sha256(repr((list(model), edits, texts)).encode()).hexdigest()
+    return hashlib.sha256(repr((list(model), named, texts)).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""`sweep`: many ablations on many tasks, each scored beside the unedited model on the same batch."""
+"""`sweep`: score many ablations on many tasks, each against the unchanged model on the same batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from qwenlab.ablations.ablation import Ablation, check_ablations, coordinates
-from qwenlab.ablations.prefix import given_back, outputs_of_layers
+from qwenlab.ablations.prefix import record_layer_outputs, reuse_outputs
 from qwenlab.ablations.resume import BY_TEXT, ScoreTable, key_of
 from qwenlab.capture.active import active_interventions
 from qwenlab.capture.provenance import provenance_of, running_on
@@ -43,53 +43,53 @@ def sweep(
     keep: str | PathLike[str] | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
-    """Scores of every ablation on every text of the tasks, and of the unedited model on the same.
+    """Scores of every ablation on every text of the tasks, and of the unchanged model on the same texts.
 
-    One forward pass of a batch serves all scores. The unedited model reads a batch first; of an ablation that changes
-    nothing below some layer, the layers below are not run again. Inside an edit's `with` block "unedited" is what that
-    block made of the model.
+    All scores of a batch come from one forward pass. The unchanged model reads a batch first; under an ablation, the
+    layers below the lowest changed layer do not run again. Inside the block of other interventions, "unchanged" means
+    the model under those.
 
-    ablations   from `units`, `controls` and `combined`; their names differ
+    ablations   from `units`, `controls` and `combined`, with different names
     tasks       from `qwenlab.tasks`
-    batch_size  sequences read at a time: logits of two models are held, [batch, asked positions, vocabulary], and what
-                every layer returned
-    keep        a file in which what is done is saved as it comes; where it is there already, the sweep goes on from it
+    batch_size  sequences per batch: memory holds the logits of two models, [batch, asked positions, vocabulary], and
+                the output of every layer
+    keep        a file that stores the scores as they are computed; if it exists, the sweep resumes from it
 
     returns  loss, accuracy, kl, agreement [ablation, text], as `qwenlab.tasks.grade` defines them; clean_loss and
-             clean_accuracy [text] of the unedited model; coordinates say of each ablation what it is, and of each text
-             its task and its chance, NaN for plain text
+             clean_accuracy [text] of the unchanged model; chance [text], NaN for plain text; coordinates describe
+             each ablation, and give the task of each text
     attrs    provenance; layers_run: layers run under ablations over those of as many whole forward passes
 
-    Interrupted, it returns the texts that every ablation has read, with a warning. Raises BadArgument, and what the
-    edits raise.
+    When interrupted, it returns the texts that every ablation has read, with a warning. Raises BadArgument, and the
+    errors of the interventions.
     """
     require_checkpoint(checkpoint)
     check_ablations("sweep(checkpoint, ablations, tasks)", ablations)
     check_tasks("sweep", tasks)
     batches = list(task_batches(checkpoint, tasks, batch_size=batch_size))
-    done = _Sweep(checkpoint, ablations, tasks, keep)
+    state = _Sweep(checkpoint, ablations, tasks, keep)
     total = len(ablations) * sum(len(batch.texts) for batch in batches)
     with tqdm(total=total, unit="text", desc="ablating", disable=not progress) as bar:
         try:
             for batch in batches:
-                for count in done.read(batch):
+                for count in state.read(batch):
                     bar.update(count)
         except KeyboardInterrupt:
-            if not done.whole.any():
+            if not state.complete.any():
                 raise
             warnings.warn(
-                f"The sweep was interrupted after {int(done.whole.sum())} of {len(done.whole)} texts; those are "
-                "returned.",
+                f"The sweep was interrupted after {int(state.complete.sum())} of {len(state.complete)} texts; "
+                "it returns those.",
                 InterruptedWarning,
                 stacklevel=3,
             )
         finally:
-            done.kept.save()
-    return done.dataset()
+            state.table.save()
+    return state.dataset()
 
 
 class _Sweep:
-    """A sweep on its way: what is known of every ablation and text."""
+    """A running sweep and its table of scores."""
 
     def __init__(
         self,
@@ -102,36 +102,36 @@ class _Sweep:
         self.decoder: Decoder = decoder_of(checkpoint.model)
         running = running_on(self.decoder)["dtype"], *active_interventions(self.decoder.module)
         key = key_of([checkpoint.hash_now(), *running], ablations, tasks)
-        self.kept = ScoreTable(keep, key, len(ablations), sum(len(task.tokens) for task in tasks))
+        self.table = ScoreTable(keep, key, len(ablations), sum(len(task.tokens) for task in tasks))
 
     @property
-    def whole(self) -> np.ndarray:
-        """bool [text]: read by every ablation."""
-        return np.all(self.kept.done, axis=0)
+    def complete(self) -> np.ndarray:
+        """bool [text]: scored under every ablation."""
+        return np.all(self.table.done, axis=0)
 
     def read(self, batch: TaskBatch) -> Iterator[int]:
-        """Score the batch's texts under every ablation that has not read them: yields how many texts that was."""
+        """Score a batch under every ablation that lacks its texts; yields the number of texts after each."""
         texts = list(batch.texts)
-        missing: list[int] = np.flatnonzero(~self.kept.done[:, texts].all(axis=1)).tolist()
+        missing: list[int] = np.flatnonzero(~self.table.done[:, texts].all(axis=1)).tolist()
         yield len(texts) * (len(self.ablations) - len(missing))
         if not missing:
             return
-        with outputs_of_layers(self.decoder) as layers:
+        with record_layer_outputs(self.decoder) as layers:
             clean = self._logits(batch)
-        self.kept.put_clean(texts, grade(batch, clean))
-        known: dict[str, dict[str, torch.Tensor]] = {}  # a control may be the same edits as a unit
+        self.table.put_clean(texts, grade(batch, clean))
+        graded: dict[str, dict[str, torch.Tensor]] = {}  # a control may have the same interventions as a unit
         for index in missing:
             ablation, run = self.ablations[index], 0
-            if ablation.edit not in known:
+            if ablation.intervention not in graded:
                 with (
-                    intervene(self.checkpoint.model, *ablation.edits) as editing,
-                    given_back(self.decoder, editing, layers) as skipped,
+                    intervene(self.checkpoint.model, *ablation.interventions) as session,
+                    reuse_outputs(self.decoder, session, layers) as skipped,
                 ):
                     logits = self._logits(batch)
-                known[ablation.edit] = grade(batch, logits, clean)
+                graded[ablation.intervention] = grade(batch, logits, clean)
                 run = len(self.decoder.layers) - skipped
-            self.kept.layers += (run, len(self.decoder.layers))
-            self.kept.put(index, texts, known[ablation.edit])
+            self.table.layers += (run, len(self.decoder.layers))
+            self.table.put(index, texts, graded[ablation.intervention])
             yield len(texts)
 
     def _logits(self, batch: TaskBatch) -> torch.Tensor:
@@ -139,8 +139,8 @@ class _Sweep:
         return logits
 
     def dataset(self) -> xr.Dataset:
-        """What is known of the texts that every ablation has read."""
-        scores, whole = self.kept.scores, np.flatnonzero(self.whole)
+        """The scores of the texts that every ablation has read."""
+        scores, complete = self.table.scores, np.flatnonzero(self.complete)
         variables: dict[str, Any] = {
             name: (("ablation", "text"), scores[name], {"units": units, "long_name": meaning})
             for name, (units, meaning) in SCORES.items()
@@ -149,9 +149,9 @@ class _Sweep:
             units, meaning = SCORES[name]
             about = {"units": units, "long_name": f"{meaning}, unedited model"}
             variables[f"clean_{name}"] = ("text", scores[f"clean_{name}"], about)
-        coords = coordinates(self.ablations) | {"text": np.arange(len(self.whole))} | by_text(self.tasks)
+        coords = coordinates(self.ablations) | {"text": np.arange(len(self.complete))} | by_text(self.tasks)
         names = coords["task"][1]
         read = [tokens for task in self.tasks for tokens in task.tokens]
-        facts = provenance_of(self.checkpoint, [read[i] for i in whole], [names[i] for i in whole])
-        run, of = self.kept.layers.tolist()
-        return xr.Dataset(variables, coords, facts | {"layers_run": run / of}).isel(text=whole)
+        facts = provenance_of(self.checkpoint, [read[i] for i in complete], [names[i] for i in complete])
+        run, of = self.table.layers.tolist()
+        return xr.Dataset(variables, coords, facts | {"layers_run": run / of}).isel(text=complete)

@@ -40,9 +40,9 @@ def active_interventions(stack: nn.Module) -> tuple[str, ...]:
 
 
 @contextmanager
-def replacing(stack: nn.Module, what: What, edit: str, layers: Iterable[int]) -> Iterator[None]:
+def replacing(stack: nn.Module, what: What, intervention: str, layers: Iterable[int]) -> Iterator[None]:
     """Context manager that registers an intervention which changes the rule or the states of these layers."""
-    entry = (what, edit, frozenset(layers))
+    entry = (what, intervention, frozenset(layers))
     _changes.setdefault(stack, []).append(entry)
     try:
         yield
@@ -56,7 +56,7 @@ def replaced_by(stack: nn.Module, what: What, layers: Iterable[int]) -> str | No
     if not changes:
         return None
     layers = frozenset(layers)
-    return next((edit for kind, edit, where in changes if kind == what and where & layers), None)
+    return next((intervention for kind, intervention, where in changes if kind == what and where & layers), None)
 
 
 def set_mask(mixer: nn.Module, mask: torch.Tensor) -> None:

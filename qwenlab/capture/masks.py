@@ -62,7 +62,7 @@ class MaskChecks:
 
 
 _PACKED = "This forward pass packs several sequences into a row"
-_ONE_PER_ROW = "Probes and edits need one sequence per row: pass a padded batch with its attention_mask."
+_ONE_PER_ROW = "Probes and interventions need one sequence per row: pass a padded batch with its attention_mask."
 
 
 def _steps(positions: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:

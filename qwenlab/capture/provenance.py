@@ -48,12 +48,12 @@ def provenance_of(
         labels=by_label,
         prompts_hash=f"sha256:{digest.hexdigest()[:16]}",
         seed=seed,
-        edits=active_interventions(decoder.module),
+        interventions=active_interventions(decoder.module),
     )
     return attrs | ({"mtp_head": fingerprint_in_memory(checkpoint.require_mtp())} if drafted else {})
 
 
-def facts_of(model: Any, decoder: Decoder, tracker: SequenceTracker, edits: Sequence[str]) -> dict[str, Any]:
+def facts_of(model: Any, decoder: Decoder, tracker: SequenceTracker, interventions: Sequence[str]) -> dict[str, Any]:
     """Return the root attributes of a recording of a watched model."""
     known = getattr(model, "facts", None)
     config: Any = decoder.module.config
@@ -69,7 +69,7 @@ def facts_of(model: Any, decoder: Decoder, tracker: SequenceTracker, edits: Sequ
         labels=tokens,
         prompts_hash=tracker.prompts_hash,
         seed=torch.initial_seed(),
-        edits=edits,
+        interventions=interventions,
     )
 
 

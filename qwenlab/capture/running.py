@@ -51,7 +51,7 @@ class BlockThreads:
 
     A block's own threads are the one that entered it and those that were started since.
 
-    verb   "watches" or "edits", for the message
+    verb   "watches" or "intervenes on", for the message
     error  type of the error to raise
     """
 

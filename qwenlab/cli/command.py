@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 import typer
 
 from qwenlab.errors import BadArgument
-from qwenlab.recipes.inputs import CheckpointSource, FilePath, FolderPath
+from qwenlab.recipes.inputs import CheckpointInput, FilePath, FolderPath
 
 
 class _Option(NamedTuple):
@@ -69,8 +69,8 @@ def _option(function: Callable[..., Any], name: str) -> _Option:
     elif notes and isinstance(notes[0], range):
         how = dict(min=notes[0].start, metavar="<int>")
     how["help"] = f"{help[0].upper()}{help[1:]}.".replace("`", "")
-    info = typer.Argument(**how) if plain is CheckpointSource else typer.Option(*names, **how)
-    shell = str if plain is CheckpointSource else kind | None if optional else kind
+    info = typer.Argument(**how) if plain is CheckpointInput else typer.Option(*names, **how)
+    shell = str if plain is CheckpointInput else kind | None if optional else kind
     return _Option(
         parameter.replace(annotation=Annotated[shell, info], default=default, kind=parameter.KEYWORD_ONLY), read
     )

@@ -1,4 +1,4 @@
-"""The papermill engine `qwenlab`: says truly how each cell ended, writes whole files only, and can keep its kernel."""
+"""The papermill engine `qwenlab`: exact cell states, atomic files, and kernels that stay warm."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from qwenlab.execution.secrets import Secret, environment_of, inject
 from qwenlab.record.whole_files import replacing
 
 OUTPUT_LIMIT = 4 * 2**20
-"""Characters of output that are kept of one cell."""
+"""Characters of output that are recorded per cell."""
 
 LIFETIME = 64
 """Notebooks after which a warm kernel is replaced."""
@@ -34,17 +34,17 @@ GROWTH = 2 * 2**30
 
 
 @dataclass(frozen=True)
-class Setting:
-    """How one notebook is run.
+class RunSettings:
+    """How to run one notebook.
 
-    cwd          where its cells run
-    source       the file it was read from
-    output       the file that is kept up to date with it
-    seed         of every generator of random numbers
-    environment  variables that are set for it
-    warm         keep the kernel, with the checkpoints open in it, for the next notebook of this thread
-    secrets      the parameters that the kernel gets in its environment, and that are written nowhere
-    started      told the kernel once it is ready, so that another thread can end it
+    cwd              working directory of its cells
+    source           the file it was read from
+    output           the file for the executed notebook, updated after every cell
+    seed             of every random number generator
+    environment      variables that are set for it
+    warm             keep the kernel, with its open checkpoints, for the next notebook of this thread
+    secrets          the parameters that the kernel gets through its environment, and that no file shows
+    on_kernel_start  called with the kernel before the first cell, so that another thread can end the kernel
     """
 
     cwd: Path
@@ -54,14 +54,14 @@ class Setting:
     environment: Mapping[str, str] = field(default_factory=dict)
     warm: bool = False
     secrets: Mapping[str, Secret] = field(default_factory=dict)
-    started: Callable[[Kernel], None] = lambda kernel: None
+    on_kernel_start: Callable[[Kernel], None] = lambda kernel: None
 
 
 class Engine(PapermillEngine):
-    """What `papermill --engine qwenlab` and `run_notebook` run notebooks with.
+    """The engine of `run_notebook` and of `papermill --engine qwenlab`.
 
-    Called through papermill alone it keeps its kernel: notebooks that one Python process executes one after another
-    share it, each in a namespace of its own.
+    Called by papermill itself, the engine keeps its kernel warm: notebooks that one Python process executes one after
+    another share the kernel, each with its own namespace.
     """
 
     @classmethod
@@ -72,44 +72,43 @@ class Engine(PapermillEngine):
         output_path: str | None = None,
         progress_bar: Any = True,
         log_output: bool = False,
-        setting: Setting | None = None,
+        settings: RunSettings | None = None,
         **others: Any,
     ) -> Any:
-        """Run every cell; papermill raises afterwards for a cell that failed. Raises DeadKernelError itself."""
-        if setting is None:  # called by papermill itself, which writes to addresses such as s3://... on its own
-            local = output_path is not None and "://" not in str(output_path)
-            setting = Setting(Path.cwd(), output=Path(str(output_path)) if local else None, warm=True)
-        if setting.secrets:
-            inject(nb, setting.secrets)
-        witness = RunRecorder(nb, setting, log_output=log_output, progress_bar=progress_bar)
-        witness.notebook_start()
+        """Run every cell. Raises DeadKernelError; for a failed cell, papermill raises afterwards."""
+        if settings is None:  # called by papermill itself, which writes to addresses such as s3://... on its own
+            is_local = output_path is not None and "://" not in str(output_path)
+            settings = RunSettings(Path.cwd(), output=Path(str(output_path)) if is_local else None, warm=True)
+        if settings.secrets:
+            inject(nb, settings.secrets)
+        recorder = RunRecorder(nb, settings, log_output=log_output, progress_bar=progress_bar)
+        recorder.notebook_start()
         try:
-            used = _run(witness, kernel_name, setting, others.get("execution_timeout"))
-            nb.metadata.papermill["qwenlab"] = used
+            nb.metadata.papermill["qwenlab"] = _run(recorder, kernel_name, settings, others.get("execution_timeout"))
         finally:
-            witness.cleanup_pbar()
-            witness.notebook_complete()
-        return witness.nb
+            recorder.cleanup_pbar()
+            recorder.notebook_complete()
+        return recorder.nb
 
 
 class RunRecorder(NotebookExecutionManager):
-    """Papermill's record of a run, which calls no cell completed that was not, and never leaves half a file."""
+    """Papermill's record of a run. Only cells that completed are marked so, and files are written atomically."""
 
-    def __init__(self, notebook: Any, setting: Setting, **options: Any) -> None:
-        self.setting, self.redaction = setting, Redaction(setting.secrets.values())
+    def __init__(self, notebook: Any, settings: RunSettings, **options: Any) -> None:
+        self.settings, self.redaction = settings, Redaction(settings.secrets.values())
         super().__init__(notebook, **options)
         self.nb: Any = notebook
-        if setting.source is not None:
-            notebook.metadata.papermill["input_path"] = str(setting.source)
+        if settings.source is not None:
+            notebook.metadata.papermill["input_path"] = str(settings.source)
 
     def save(self, **kwargs: Any) -> None:
         self.nb = kwargs.get("nb", self.nb)
-        if self.setting.output is not None:
-            write(self.nb, self.setting.output, self.redaction)
+        if self.settings.output is not None:
+            write(self.nb, self.settings.output, self.redaction)
         self.last_save_time = self.now()
 
-    def cell_broke_off(self, cell: Any, index: int) -> None:
-        """The kernel died in this cell, or someone stopped it."""
+    def cell_interrupted(self, cell: Any, index: int) -> None:
+        """Record a cell in which the kernel died or the run was stopped."""
         self.cell_exception(cell, index)
         cell.metadata.papermill["end_time"] = self.now().isoformat()
 
@@ -121,14 +120,14 @@ class RunRecorder(NotebookExecutionManager):
         self.save()
 
     def complete_pbar(self) -> None:
-        """A bar that stops short says so."""
+        """Leave the bar at the last cell that ran; papermill would fill it."""
 
 
 class Client(PapermillNotebookClient):
-    """Runs the cells of one notebook in a kernel that is ready."""
+    """Runs the cells of one notebook in a prepared kernel."""
 
-    def __init__(self, witness: RunRecorder, kernel: Kernel, **options: Any) -> None:
-        super().__init__(witness, km=kernel.manager, coalesce_streams=True, **options)
+    def __init__(self, recorder: RunRecorder, kernel: Kernel, **options: Any) -> None:
+        super().__init__(recorder, km=kernel.manager, coalesce_streams=True, **options)
         self.kc = kernel.client
         self._written: dict[int, int] = {}
 
@@ -142,7 +141,7 @@ class Client(PapermillNotebookClient):
                 self.nb_man.cell_complete(self.nb.cells[index], index)
                 break
             except BaseException:
-                self.nb_man.cell_broke_off(self.nb.cells[index], index)
+                self.nb_man.cell_interrupted(self.nb.cells[index], index)
                 raise
             self.nb_man.cell_complete(self.nb.cells[index], index)
 
@@ -152,68 +151,66 @@ class Client(PapermillNotebookClient):
         if self._written[cell_index] <= OUTPUT_LIMIT or msg["msg_type"] == "error":
             return super().output(outs, msg, display_id, cell_index)
         if before <= OUTPUT_LIMIT:
-            words = f"[qwenlab: what this cell put out beyond {OUTPUT_LIMIT // 2**20} MiB was not kept]\n"
-            outs.append(nbformat.v4.new_output("stream", name="stderr", text=words))
+            note = f"[qwenlab: output of this cell beyond {OUTPUT_LIMIT // 2**20} MiB was dropped]\n"
+            outs.append(nbformat.v4.new_output("stream", name="stderr", text=note))
         return None
 
 
-_mine = threading.local()
+_thread = threading.local()
 
 
-def _run(witness: RunRecorder, kernel_name: str, setting: Setting, timeout: int | None) -> dict[str, Any]:
-    """Run the cells, in this thread's warm kernel or in a new one, and return what they used."""
-    kernel, begun = _ready(setting)
-    fit = False
+def _run(recorder: RunRecorder, kernel_name: str, settings: RunSettings, timeout: int | None) -> dict[str, Any]:
+    """Run the cells, in this thread's warm kernel or in a new one, and return what `Kernel.begin` and `end` report."""
+    kernel, begun = _prepared_kernel(settings)
+    reusable = False
     try:
-        Client(witness, kernel, kernel_name=kernel_name, timeout=timeout).execute()
-        failed = bool(witness.nb.metadata.papermill["exception"])  # a cell that raises ends `execute` without an error
-        used = begun | _ended(kernel, failed) | {"runs_in_kernel": kernel.runs, "warm": setting.warm}
-        fit = setting.warm and not failed and _is_fit(kernel, used)
+        Client(recorder, kernel, kernel_name=kernel_name, timeout=timeout).execute()
+        failed = bool(recorder.nb.metadata.papermill["exception"])  # `execute` does not raise for a failed cell
+        used = begun | _end(kernel, failed) | {"runs_in_kernel": kernel.runs, "warm": settings.warm}
+        reusable = settings.warm and not failed and _is_reusable(kernel, used)
     finally:
-        if fit:
-            _mine.kernel = kernel
+        if reusable:
+            _thread.kernel = kernel
         else:
             kernel.close()
     return used
 
 
-def _ready(setting: Setting) -> tuple[Kernel, dict[str, Any]]:
-    """A kernel that is set up for a notebook, and what `Kernel.begin` returned. This thread no longer has it."""
-    wanted = {
-        "seed": setting.seed,
-        "cwd": str(setting.cwd),
-        "environment": {**setting.environment, **environment_of(setting.secrets)},
-        "warm": setting.warm,
+def _prepared_kernel(settings: RunSettings) -> tuple[Kernel, dict[str, Any]]:
+    """A kernel that is ready for a notebook, and the report of `Kernel.begin`. The thread no longer owns the kernel."""
+    kernel_settings = {
+        "seed": settings.seed,
+        "cwd": str(settings.cwd),
+        "environment": {**settings.environment, **environment_of(settings.secrets)},
+        "warm": settings.warm,
     }
-    if setting.warm and (warm := _taken()) is not None:
-        with suppress(NotebookFailed):  # something in it is broken that could not be seen when its last notebook ended
-            return warm, _begun(warm, setting, wanted)
-    new = Kernel(setting.cwd)
-    return new, _begun(new, setting, wanted)
+
+    def begin(kernel: Kernel) -> dict[str, Any]:
+        try:
+            settings.on_kernel_start(kernel)
+            return kernel.begin(kernel_settings)
+        except BaseException:
+            kernel.close()
+            raise
+
+    if settings.warm and (warm := _take_kernel()) is not None:
+        if warm.is_alive:
+            with suppress(NotebookFailed):  # the last notebook broke something that could not be seen when it ended
+                return warm, begin(warm)
+        warm.close()
+    new = Kernel(settings.cwd)
+    return new, begin(new)
 
 
-def _taken() -> Kernel | None:
-    """This thread's warm kernel, if it has one that still runs; from then on the thread has none."""
-    kernel: Kernel | None = getattr(_mine, "kernel", None)
-    _mine.kernel = None
-    if kernel is not None and not kernel.is_alive:
-        kernel.close()
-        return None
+def _take_kernel() -> Kernel | None:
+    """Take this thread's warm kernel from it, if it has one."""
+    kernel: Kernel | None = getattr(_thread, "kernel", None)
+    _thread.kernel = None
     return kernel
 
 
-def _begun(kernel: Kernel, setting: Setting, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Set a kernel up for a notebook. One that cannot be set up is ended."""
-    try:
-        setting.started(kernel)
-        return kernel.begin(wanted)
-    except BaseException:
-        kernel.close()
-        raise
-
-
-def _ended(kernel: Kernel, failed: bool) -> dict[str, Any]:
-    """What the notebook used; nothing where it failed and left a kernel that cannot answer."""
+def _end(kernel: Kernel, failed: bool) -> dict[str, Any]:
+    """The report of `Kernel.end`; empty if the notebook failed and left a kernel that cannot answer."""
     try:
         return kernel.end()
     except (NotebookFailed, DeadKernelError):
@@ -222,7 +219,7 @@ def _ended(kernel: Kernel, failed: bool) -> dict[str, Any]:
         return {}
 
 
-def _is_fit(kernel: Kernel, used: Mapping[str, Any]) -> bool:
+def _is_reusable(kernel: Kernel, used: Mapping[str, Any]) -> bool:
     """Whether a kernel is as good as new for another notebook."""
     kernel.first_resident = kernel.first_resident or used["resident"]
     grown = psutil.Process(kernel.pid).memory_info().rss - kernel.first_resident
@@ -232,13 +229,11 @@ def _is_fit(kernel: Kernel, used: Mapping[str, Any]) -> bool:
 @atexit.register
 def release() -> None:
     """End the warm kernel of this thread, if it has one."""
-    kernel = getattr(_mine, "kernel", None)
-    _mine.kernel = None
-    if kernel is not None:
+    if (kernel := _take_kernel()) is not None:
         kernel.close()
 
 
 def write(notebook: Any, path: Path, redaction: Redaction) -> None:
-    """Write a notebook in one step, without the secrets."""
-    with replacing(path) as beside:
-        beside.write_text(nbformat.writes(redaction.notebook(notebook)), encoding="utf-8")
+    """Write a notebook atomically, without the secrets."""
+    with replacing(path) as temporary:
+        temporary.write_text(nbformat.writes(redaction.notebook(notebook)), encoding="utf-8")

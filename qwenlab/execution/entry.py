@@ -1,7 +1,7 @@
-"""What papermill is told of when it is imported: the engine `qwenlab`, which is itself imported only to be used.
+"""The entry point that papermill loads for its engine `qwenlab`; it imports the engine when it is first used.
 
-Papermill loads entry points while it is being imported, and so, where qwenlab imports papermill, before
-`qwenlab.execution.engine` has got as far as its class.
+Papermill loads entry points while it is being imported. Where qwenlab imports papermill, that is before the module
+`qwenlab.execution.engine` has defined its class.
 """
 
 from __future__ import annotations
@@ -9,22 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 
-class LazyEngine:
-    """Stands for `qwenlab.execution.engine.Engine`."""
+class _Forward(type):
+    def __getattr__(cls, name: str) -> Any:
+        from qwenlab.execution.engine import Engine
 
-    @staticmethod
-    def execute_notebook(*words: Any, **settings: Any) -> Any:
-        return _engine().execute_notebook(*words, **settings)
-
-    @staticmethod
-    def nb_kernel_name(*words: Any, **settings: Any) -> Any:
-        return _engine().nb_kernel_name(*words, **settings)
-
-    @staticmethod
-    def nb_language(*words: Any, **settings: Any) -> Any:
-        return _engine().nb_language(*words, **settings)
+        return getattr(Engine, name)
 
 
-def _engine() -> Any:
-
-    return LazyEngine
+class LazyEngine(metaclass=_Forward):
+    """Has the attributes of `qwenlab.execution.engine.Engine`."""

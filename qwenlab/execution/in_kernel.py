@@ -1,4 +1,4 @@
-"""What goes on inside a kernel before and after each notebook. Imported there; the other side is `kernel.Kernel`."""
+"""Reset and inspect a kernel from the inside, before and after each notebook. `kernel.Kernel` calls it."""
 
 from __future__ import annotations
 
@@ -22,47 +22,48 @@ from qwenlab.execution.pristine.process import Pristine
 
 _pristine: Pristine | None = None
 _threads: set[int] = set()
-_given: set[str] = set()
-"""The environment variables that were set for the notebook."""
+_environment: set[str] = set()
+"""Names of the environment variables that were set for the notebook."""
 
 
 def begin(settings: str) -> str:
-    """Make the process as good as new, and set it up for one notebook; JSON in, JSON out.
+    """Reset the process, and prepare it for one notebook; JSON in, JSON out.
 
-    In:   `seed`, `cwd`, `environment` (variables that are set), `warm` (more notebooks will follow).
-    Out:  `reopened`, the kept checkpoints that the notebook before had changed.
+    In:   `seed`, `cwd`, `environment` (variables to set), `warm` (more notebooks will follow).
+    Out:  `reopened`, the cached checkpoints that the previous notebook had changed.
     """
-    global _pristine, _threads, _given
-    wanted = json.loads(settings)
+    global _pristine, _threads, _environment
+    options = json.loads(settings)
     reopened: list[str] = []
     if _pristine is not None:
         _clear()
         _pristine.settle()
         reopened = kept.check()
-    elif wanted["warm"]:
+    elif options["warm"]:
         _pristine = Pristine()
         kept.keep()
     kept.start()
     _threads = {thread.ident or 0 for thread in threading.enumerate()}
-    os.chdir(wanted["cwd"])
-    os.environ.update(wanted["environment"])
-    _given = set(wanted["environment"])
-    seed_all(wanted["seed"])
+    os.chdir(options["cwd"])
+    os.environ.update(options["environment"])
+    _environment = set(options["environment"])
+    seed_all(options["seed"])
     _reset_peak()
     return json.dumps({"reopened": reopened})
 
 
 def end() -> str:
-    """Put settings back in a warm kernel, and return what the notebook used and left, as JSON.
+    """Restore settings in a warm kernel, and report what the notebook used and left, as JSON.
 
-    `peak_memory` and `peak_gpu_memory` in bytes; `resident` bytes held now; `loads`, checkpoints read from disk;
-    `left_running`, threads and processes that it started and did not end; `changed`, the names of library functions,
-    environment variables and hooks that a warm kernel no longer has as they were before the first notebook.
+    `peak_memory` and `peak_gpu_memory` in bytes; `resident`, the present memory in bytes; `loads`, the number of
+    checkpoints read from disk; `left_running`, the threads and processes that it started and did not end; `changed`,
+    the library functions, environment variables and hooks that differ from those before the first notebook (only in a
+    warm kernel).
     """
     torch = sys.modules.get("torch")
     gpu = torch is not None and torch.cuda.is_available()
     threads = [
-        thread.name for thread in threading.enumerate() if thread.ident not in _threads and not _is_the_kernels(thread)
+        thread.name for thread in threading.enumerate() if thread.ident not in _threads and not _is_of_a_library(thread)
     ]
     children = [f"process {child.pid}" for child in psutil.Process().children()]
     return json.dumps(
@@ -72,18 +73,18 @@ def end() -> str:
             "resident": psutil.Process().memory_info().rss,
             "loads": kept.loads,
             "left_running": threads + children,
-            "changed": _pristine.restore(_given) if _pristine is not None else [],
+            "changed": _pristine.restore(_environment) if _pristine is not None else [],
         }
     )
 
 
-def _is_the_kernels(thread: threading.Thread) -> bool:
-    """Threads of a class of its own that a library starts when it is first needed, and that end with the process."""
+def _is_of_a_library(thread: threading.Thread) -> bool:
+    """Whether a library started a thread, for its own use: a daemon of a class that the library defines."""
     return thread.daemon and type(thread).__module__ not in ("threading", "__main__")
 
 
 def _clear() -> None:
-    """Forget what the notebook defined, imported from its own folder, drew, and held in memory."""
+    """Remove the notebook's variables, its own modules and its figures, and free their memory."""
     shell: Any = get_ipython()
     shell.reset(new_session=True)
     shell.displayhook.flush()
@@ -101,7 +102,7 @@ def _clear() -> None:
 
 
 def _reset_peak() -> None:
-    """Let the peaks begin anew. Where the system has no way to, they are those of the whole process."""
+    """Reset the memory peaks. If the system cannot, they are those of the whole process."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     torch = sys.modules.get("torch")

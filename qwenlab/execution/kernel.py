@@ -1,4 +1,4 @@
-"""One IPython kernel of the Python running now: started, asked, and ended; for one notebook, or kept for many."""
+"""Start, prepare and end an IPython kernel with the current Python interpreter."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from nbclient.exceptions import DeadKernelError
 from qwenlab.errors import NotebookFailed
 
 _SOCKET_PATH = 90
-"""Characters that the path of a socket may have, its number aside; Unix allows 107 in all."""
+"""Longest path of a socket, without its number; Unix allows 107 characters in all."""
 
 
 class _ThisPython(KernelSpecManager):
-    """Knows one kernel, the interpreter running now, whatever "python3" stands for in the user's own kernels."""
+    """Has one kernel spec, the current interpreter, whatever "python3" is among the user's own kernels."""
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
         return KernelSpec(**get_kernel_dict())
@@ -36,20 +36,20 @@ class _ThisPython(KernelSpecManager):
 class Kernel:
     """A kernel that belongs to the thread that started it.
 
-    runs            notebooks begun in it so far
-    first_resident  bytes it held after the first of them
+    runs            number of notebooks begun in it
+    first_resident  its resident memory after the first of them, in bytes
 
-    It is reached over sockets in a folder of its own, where Unix allows, so kernels that start at the same time cannot
-    take each other's ports. It ends when the process that started it does.
+    Where Unix sockets are available, its sockets are in a folder of its own, so kernels that start at the same time
+    cannot take each other's ports. It ends with the process that started it.
     """
 
     def __init__(self, cwd: Path) -> None:
         self.runs, self.first_resident = 0, 0
         self._folder = Path(tempfile.mkdtemp(prefix="qwenlab-"))
-        plain: dict[str, Any] = dict(kernel_name="python3", kernel_spec_manager=_ThisPython())
+        options: dict[str, Any] = dict(kernel_name="python3", kernel_spec_manager=_ThisPython())
         if os.name == "posix" and len(str(self._folder)) < _SOCKET_PATH:
-            plain |= dict(transport="ipc", connection_file=str(self._folder / "kernel.json"))
-        self.manager = AsyncKernelManager(transport_encryption="auto", **plain)
+            options |= dict(transport="ipc", connection_file=str(self._folder / "kernel.json"))
+        self.manager = AsyncKernelManager(transport_encryption="auto", **options)
         try:
             self.client = run_sync(self._start)(cwd)
         except BaseException:
@@ -66,7 +66,7 @@ class Kernel:
 
     @property
     def pid(self) -> int:
-        """Of its process."""
+        """The id of its process."""
         return int(self.manager.provisioner.pid)  # type: ignore[union-attr]
 
     @property
@@ -75,13 +75,13 @@ class Kernel:
         return bool(run_sync(self.manager.is_alive)())
 
     def kill(self) -> None:
-        """End it at once, from any thread: whoever waits for it gets DeadKernelError."""
+        """End it at once, from any thread. A thread that waits for it gets DeadKernelError."""
         with suppress(ProcessLookupError, AttributeError):
             os.kill(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """End it, and remove what it was reached by. Twice does nothing."""
-        with suppress(Exception):  # one that has died already is ended too
+        """End it, and delete its sockets. A second call does nothing."""
+        with suppress(Exception):  # it may be dead already
             run_sync(self._stop)()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -91,26 +91,27 @@ class Kernel:
         await self.manager.shutdown_kernel(now=True)
 
     def begin(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Make the kernel as good as new, and set it up for one notebook: see `inside.begin`."""
+        """Reset the kernel, and prepare it for one notebook: see `in_kernel.begin`."""
         self.runs += 1
-        return self._ask("begin", json.dumps(dict(settings)))
+        return self._call("begin", json.dumps(dict(settings)))
 
     def end(self) -> dict[str, Any]:
-        """What the notebook left and used: see `inside.end`."""
-        return self._ask("end")
+        """Restore settings, and report what the notebook used and left: see `in_kernel.end`."""
+        return self._call("end")
 
-    def _ask(self, name: str, *words: str) -> dict[str, Any]:
-        """Call a function of `inside` in the kernel, leaving no trace in its namespace."""
-        call = f"__import__('qwenlab.execution.in_kernel', fromlist=['inside']).{name}({', '.join(map(repr, words))})"
-        reply = run_sync(self._reply)(call)
-        answer = reply.get("user_expressions", {}).get("answer", reply)
-        if answer["status"] != "ok":
-            raise NotebookFailed(f"the kernel could not be made ready: {answer['ename']}: {answer['evalue']}")
-        found: dict[str, Any] = json.loads(ast.literal_eval(answer["data"]["text/plain"]))
-        return found
+    def _call(self, name: str, *arguments: str) -> dict[str, Any]:
+        """Call a function of `in_kernel` inside the kernel, leaving no trace in its namespace."""
+        module = f"__import__('qwenlab.execution.in_kernel', fromlist=['{name}'])"
+        reply = run_sync(self._evaluate)(f"{module}.{name}({', '.join(map(repr, arguments))})")
+        result = reply.get("user_expressions", {}).get("result", reply)
+        if result["status"] != "ok":
+            raise NotebookFailed(f"the kernel could not be prepared: {result['ename']}: {result['evalue']}")
+        report: dict[str, Any] = json.loads(ast.literal_eval(result["data"]["text/plain"]))
+        return report
 
-    async def _reply(self, expression: str) -> dict[str, Any]:
-        asked = self.client.execute("", silent=True, user_expressions={"answer": expression})
+    async def _evaluate(self, expression: str) -> dict[str, Any]:
+        """The content of the kernel's reply to an expression."""
+        request = self.client.execute("", silent=True, user_expressions={"result": expression})
         while True:
             try:
                 message = await self.client.get_shell_msg(timeout=1)
@@ -118,6 +119,6 @@ class Kernel:
                 if not await self.manager.is_alive():
                     raise DeadKernelError("Kernel died") from None
                 continue
-            if message["parent_header"].get("msg_id") == asked:
+            if message["parent_header"].get("msg_id") == request:
                 content: dict[str, Any] = message["content"]
                 return content

@@ -1,4 +1,4 @@
-"""The parameters cell of a notebook: names, types and defaults, and whether values fit them."""
+"""Read the parameters cell of a notebook: names, types and defaults; check values against it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from qwenlab.errors import BadParameter, MissingParameter, UnknownParameter
 from qwenlab.execution.secrets import HIDDEN, Secret, is_reference
 
 REQUIRED = object()
-"""The default of a parameter that has none: `name: int`, without a value."""
+"""The default of a parameter without a value: `name: int`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One name of the parameters cell: its type, its default (REQUIRED, or None where it is no literal), its line."""
+    """One parameter: its type, its default (REQUIRED if it has none, None if it is not a literal), its line."""
 
     name: str
     type: Any
@@ -34,37 +34,37 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """The parameters of one notebook, by name; `tagged` is False where it has no such cell."""
+    """The parameters of one notebook, by name; `tagged` is False if it has no parameters cell."""
 
     path: Path
     by_name: dict[str, Parameter]
     tagged: bool = True
 
     def require(self, name: str) -> None:
-        """Raise UnknownParameter where the parameters cell does not assign this name."""
+        """Raise UnknownParameter if the parameters cell does not assign this name."""
         if name not in self.by_name:
             raise UnknownParameter(self._unknown(name))
 
     def check(self, values: Mapping[str, Any]) -> None:
-        """Raise UnknownParameter or BadParameter for a value that has no place or another type."""
+        """Raise UnknownParameter for an unknown name, and BadParameter for a value of another type."""
         for name, value in values.items():
             self.check_one(name, value)
 
     def check_one(self, name: str, value: Any) -> None:
-        """The same for one value. The message does not show the value of a Secret."""
+        """Check one value. The message does not show the value of a Secret."""
         self.require(name)
-        plain, written = (value.value, HIDDEN) if isinstance(value, Secret) else (value, repr(value))
-        if complaint := self._complaint(name, plain):
+        plain, text = (value.value, HIDDEN) if isinstance(value, Secret) else (value, repr(value))
+        if problem := self._problem(name, plain):
             raise BadParameter(
-                f"{self.path}: parameter {name!r} cannot be {written}: {complaint}, "
-                f"and this is of type {type(plain).__name__}."
+                f"{self.path}: parameter {name!r} cannot be {text}: {problem}, and this is of type "
+                f"{type(plain).__name__}."
             )
 
     def resolve(self, name: str, value: Any) -> Any:
-        """A value that was checked, as the notebook is to have it: `{env: NAME}` is read from the environment.
+        """Check a value and return it; `{env: NAME}` is read from the environment and returned as a Secret.
 
-        What is read from there is a Secret. A variable is text: it is taken as it is where the parameter's type takes
-        text, else as JSON (`3`, `true`, `["a"]`), else as pydantic converts text to the type.
+        The text of an environment variable is used unchanged if the parameter's type accepts text, else parsed as JSON
+        (`3`, `true`, `["a"]`), else converted to the type by pydantic.
 
         Raises UnknownParameter and BadParameter.
         """
@@ -78,40 +78,45 @@ class Parameters:
             raise BadParameter(f"{name!r}: `env` must name an environment variable: {{env: NAME}}.")
         self.require(name)
         if variable not in os.environ:
-            raise BadParameter(f"{name!r} is to be read from {variable}, which is not set: export it first.")
-        text, reads = os.environ[variable], TypeAdapter(self.by_name[name].type)
+            raise BadParameter(f"{name!r} is read from {variable}, which is not set: export it first.")
+        text, adapter = os.environ[variable], TypeAdapter(self.by_name[name].type)
         read: Callable[[], Any]
         for read in (
-            lambda: reads.validate_python(text, strict=True),
-            lambda: reads.validate_json(text, strict=True),
-            lambda: reads.validate_python(text),
+            lambda: adapter.validate_python(text, strict=True),
+            lambda: adapter.validate_json(text, strict=True),
+            lambda: adapter.validate_python(text),
         ):
             with suppress(ValidationError):
                 return Secret(read(), variable, text)
         return Secret(text, variable, text)
 
-    def _complaint(self, name: str, value: Any) -> str | None:
-        """Why a value does not fit. Papermill writes anything but JSON's types as a string."""
-        wanted: Any
-        for wanted in (JsonValue, self.by_name[name].type):
+    def _problem(self, name: str, value: Any) -> str | None:
+        """Why a value is not valid. It must be JSON too: papermill writes any other type as a string."""
+        required: Any
+        for required in (JsonValue, self.by_name[name].type):
             try:
-                TypeAdapter(wanted).validate_python(value, strict=True)
-            except ValidationError as misfit:
-                return str(misfit.errors()[0]["msg"])
+                TypeAdapter(required).validate_python(value, strict=True)
+            except ValidationError as error:
+                return str(error.errors()[0]["msg"])
         return None
 
     def filled(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """All parameters, with the notebook's defaults where no value is given. Raises MissingParameter."""
-        missing = [name for name, known in self.by_name.items() if known.default is REQUIRED and name not in values]
+        """All parameters: `values`, and the notebook's defaults for the others. Raises MissingParameter."""
+        missing = [
+            name for name, parameter in self.by_name.items() if parameter.default is REQUIRED and name not in values
+        ]
         if missing:
             lines = ", ".join(f"{name} (line {self.by_name[name].line})" for name in missing)
-            raise MissingParameter(f"{self.path} needs values for: {lines}. Its parameters cell gives them none.")
-        return {name: values.get(name, known.default) for name, known in self.by_name.items()}
+            raise MissingParameter(
+                f"{self.path} needs values for: {lines}. Its parameters cell has no defaults for them."
+            )
+        return {name: values.get(name, parameter.default) for name, parameter in self.by_name.items()}
 
     def _unknown(self, name: str) -> str:
         nearest = get_close_matches(name, self.by_name, n=1, cutoff=0.0)
-        mend = f"did you mean {nearest[0]!r}? It has" if nearest else "tag a cell 'parameters' there; now it has"
-        return f"{self.path} has no parameter {name!r}: {mend}: {', '.join(self.by_name) or 'none'}."
+        if not nearest:
+            return f"{self.path} has no parameter {name!r}: tag a cell 'parameters' that assigns it."
+        return f"{self.path} has no parameter {name!r}: did you mean {nearest[0]!r}? It has: {', '.join(self.by_name)}."
 
 
 def parameters_of(notebook: Any, path: Path) -> Parameters:
@@ -120,22 +125,22 @@ def parameters_of(notebook: Any, path: Path) -> Parameters:
     if not cells:
         return Parameters(path, {}, tagged=False)
     first = _first_line(path, cells[0].source)
-    found: dict[str, Parameter] = {}
+    by_name: dict[str, Parameter] = {}
     for statement in ast.parse(cells[0].source, filename=str(path)).body:
         line = first + statement.lineno - 1
         match statement:
             case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation, value=value):
                 default = REQUIRED if value is None else _literal(value)
-                found[name] = Parameter(name, _type_named(ast.unparse(annotation), name, path), default, line)
+                by_name[name] = Parameter(name, _type_named(ast.unparse(annotation), name, path), default, line)
             case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=value)) if value is not None:
-                found[name] = Parameter(name, type(value), value, line)
+                by_name[name] = Parameter(name, type(value), value, line)
             case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                found[name] = Parameter(name, Any, _literal(value), line)
-    return Parameters(path, found)
+                by_name[name] = Parameter(name, Any, _literal(value), line)
+    return Parameters(path, by_name)
 
 
 def _first_line(path: Path, source: str) -> int:
-    """Line of a text notebook on which a cell begins; 1 where the file is JSON and lines say nothing."""
+    """The line of a text notebook at which a cell begins; 1 for a JSON notebook, whose lines nobody edits."""
     at = -1 if path.suffix == ".ipynb" else path.read_text(encoding="utf-8").find(source)
     return 1 if at < 0 else path.read_text(encoding="utf-8").count("\n", 0, at) + 1
 
@@ -152,6 +157,6 @@ def _type_named(annotation: str, name: str, path: Path) -> Any:
         return eval(annotation, vars(typing) | vars(builtins))
     except (NameError, TypeError) as unknown:
         raise BadParameter(
-            f"{path}: parameter {name!r} is annotated `{annotation}`, which is no type: {unknown}.\n"
+            f"{path}: parameter {name!r} is annotated `{annotation}`, which is not a type: {unknown}.\n"
             "Annotate with built-in types and names from `typing`, such as str, int | None, Literal['a', 'b']."
         ) from unknown

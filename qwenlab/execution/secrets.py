@@ -1,4 +1,4 @@
-"""Secret parameters: values that reach the notebook and are written nowhere."""
+"""Secret parameters: values that reach the notebook but are never written to a file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from papermill.translators import PythonTranslator
 
 HIDDEN = "•••"
-"""What is written in the place of a secret."""
+"""The text that replaces a secret."""
 
 _VARIABLE = "QWENLAB_SECRET_"
 _CREDENTIAL = re.compile(
@@ -21,11 +21,11 @@ _CREDENTIAL = re.compile(
 
 @dataclass(frozen=True, repr=False)
 class Secret:
-    """A parameter's value that is written nowhere. Its text is HIDDEN, and the variable that it comes from.
+    """A parameter's value that is never written. Its str and repr are HIDDEN, and its variable.
 
-    value     what the notebook gets
-    variable  the environment variable that it was read from; None for a value given as it is
-    text      what that variable holds
+    value     the value that the notebook gets
+    variable  the environment variable that it was read from; None for a plain value
+    text      the text of that variable
     """
 
     value: Any
@@ -39,22 +39,22 @@ class Secret:
 
 
 def is_reference(value: Any) -> bool:
-    """Whether a parameter's value is `{env: NAME}`, which always means an environment variable."""
+    """Whether a parameter's value is `{env: NAME}`, a reference to an environment variable."""
     return isinstance(value, dict) and set(value) == {"env"}
 
 
 def hide(value: Any) -> Any:
-    """A value that is to be secret, as a Secret. A reference stays one: it shows nothing, and is read later."""
+    """Make a value a Secret. A reference is returned unchanged: it shows nothing, and is read later."""
     return value if is_reference(value) else Secret(value)
 
 
 def looks_secret(name: str, value: Any) -> bool:
-    """Whether a plain value is probably a credential: only to warn, since a name decides nothing."""
+    """Whether a plain value is probably a credential, by its name: only for a warning."""
     return isinstance(value, str) and bool(value) and _CREDENTIAL.fullmatch(name.lower()) is not None
 
 
 def shown(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters as they may be written down: the text of a secret in the place of its value."""
+    """Parameters as files may show them: each Secret is replaced by its text."""
     return {name: str(value) if isinstance(value, Secret) else value for name, value in parameters.items()}
 
 
@@ -64,17 +64,17 @@ def secrets_of(parameters: Mapping[str, Any]) -> dict[str, Secret]:
 
 
 def environment_of(secrets: Mapping[str, Secret]) -> dict[str, str]:
-    """The variables in which a kernel gets its secrets, as JSON."""
+    """The environment variables through which a kernel gets its secrets, as JSON."""
     return {_VARIABLE + name: json.dumps(secret.value) for name, secret in secrets.items()}
 
 
 def inject(notebook: Any, secrets: Mapping[str, Secret]) -> None:
-    """Let the cell that papermill injected read the secrets from the kernel's environment: it then contains none.
+    """Change the cell that papermill injected: it reads the secrets from the kernel's environment.
 
-    Papermill was given `shown(parameters)`, so that the cell assigns the text of each secret.
+    Papermill got `shown(parameters)`, so the injected cell assigns the text of each secret; these lines are replaced.
     """
-    cell = next(each for each in notebook.cells if "injected-parameters" in each.metadata.get("tags", []))
-    texts = {PythonTranslator.assign(name, PythonTranslator.translate(str(each))) for name, each in secrets.items()}
+    cell = next(cell for cell in notebook.cells if "injected-parameters" in cell.metadata.get("tags", []))
+    texts = {PythonTranslator.assign(name, PythonTranslator.translate(str(secrets[name]))) for name in secrets}
     lines = [line for line in cell.source.rstrip("\n").split("\n") if line not in texts]
     for name in secrets:
         variable = json.dumps(_VARIABLE + name, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Edits of what softmax-attention layers may look at."""
+"""Interventions on softmax attention: hide keys from queries."""
 
 from __future__ import annotations
 
@@ -9,114 +9,115 @@ from typing import Any, ClassVar
 
 import torch
 
+from qwenlab.arguments import integer
 from qwenlab.capture.tokens import TokenBatch, key_positions
 from qwenlab.checkpoint.families import ATTENTION
 from qwenlab.errors import CannotIntervene
 from qwenlab.interventions.call_arguments import AttentionArguments
-from qwenlab.interventions.layers import HeadIntervention, whole_number
+from qwenlab.interventions.layers import HeadIntervention
 from qwenlab.interventions.module_sites import InterventionPoints
 
 MASKED = ("sdpa", "eager")
-"""Implementations that take a mask of every query and key."""
+"""Attention implementations that take a mask [query, key]."""
 
 
 @dataclass(frozen=True)
-class _Hiding(HeadIntervention):
-    """Keys hidden from queries; the softmax shares their probability out among those that are left."""
+class _HiddenKeys(HeadIntervention):
+    """Base class: hide keys from queries; the softmax distributes their probability over the keys that remain."""
 
     mixer: ClassVar[str] = ATTENTION
 
-    def place(self, places: InterventionPoints) -> None:
-        """At each attention function. Raises NothingToProbe, UnknownLayer, BadArgument and CannotIntervene."""
-        layers, implementation = self.chosen(places), str(places.decoder.module.config._attn_implementation)
-        change = self._hidden if implementation in MASKED else self.otherwise(implementation)
+    def place(self, points: InterventionPoints) -> None:
+        """Attach to the attention functions. Raises NothingToProbe, UnknownLayer, BadArgument and CannotIntervene."""
+        layers, implementation = self.layers_in(points.decoder), str(points.decoder.module.config._attn_implementation)
+        change = self._mask if implementation in MASKED else self.without_mask(implementation)
         for layer in layers:
-            places.attention(layer, f"layers.{layer}.mixer, its attention function", change)
+            points.calls.attention(layer, f"layers.{layer}.mixer, its attention function", change)
 
-    def otherwise(self, implementation: str) -> Any:
-        """The change for an implementation that takes no such mask. Raises CannotIntervene where there is none."""
+    def without_mask(self, implementation: str) -> Any:
+        """The change for an implementation that takes no mask. Raises CannotIntervene where there is none."""
         raise CannotIntervene(
-            f"{self}: the attention implementation {implementation!r} takes no mask of single queries and keys.\n"
+            f"{self}: the attention implementation {implementation!r} takes no mask per query and key.\n"
             'Choose one that does: model.set_attn_implementation("sdpa").'
         )
 
     @abstractmethod
     def hidden(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        """bool [batch, query, key]: keys not to be seen, by the positions [batch, query, 1] and [batch, 1, key]."""
+        """bool [batch, query, key]: keys to hide, by the positions [batch, query, 1] and [batch, 1, key]."""
 
     @abstractmethod
-    def acts(self, position: torch.Tensor) -> torch.Tensor:
-        """bool: queries at these positions that have a key to be hidden."""
+    def affected(self, position: torch.Tensor) -> torch.Tensor:
+        """bool: whether queries at these positions have a key to hide."""
 
-    def some(self, reading: TokenBatch) -> bool:
-        """Whether it changes anything of what is read."""
-        return reading.once((self, "acts"), lambda: bool((reading.real & self.acts(reading.position)).any()))
+    def affects(self, tokens: TokenBatch) -> bool:
+        """Whether any of these tokens has a key to hide."""
+        return tokens.once((self, "affects"), lambda: bool((tokens.real & self.affected(tokens.position)).any()))
 
-    def _hidden(self, call: AttentionArguments, reading: TokenBatch) -> AttentionArguments | None:
-        if not self.some(reading):
+    def _mask(self, call: AttentionArguments, tokens: TokenBatch) -> AttentionArguments | None:
+        if not self.affects(tokens):
             return None
         columns = call.key.shape[2]
-        hidden = reading.once((self, columns), partial(self._columns, reading, columns))
+        hidden = tokens.once((self, columns), partial(self._columns, tokens, columns))
         if self.heads is not None:
-            hidden = hidden & self.these(call.query.shape[1], call.at)[:, None, None]
+            hidden = hidden & self.head_mask(call.query.shape[1], call.device)[:, None, None]
         if call.mask is None:
-            mask = reading.once((_causal, columns), partial(_causal, reading, columns)) & ~hidden
+            mask = tokens.once((_causal, columns), partial(_causal, tokens, columns)) & ~hidden
         elif call.mask.dtype == torch.bool:
             mask = call.mask & ~hidden
         else:
             mask = call.mask.masked_fill(hidden, torch.finfo(call.mask.dtype).min)
-        return call.but(attention_mask=mask)
+        return call.replaced(attention_mask=mask)
 
-    def _columns(self, reading: TokenBatch, columns: int) -> torch.Tensor:
+    def _columns(self, tokens: TokenBatch, columns: int) -> torch.Tensor:
         """bool [batch, 1, query, column]"""
-        key = key_positions(reading, columns)
-        hidden = self.hidden(reading.position[:, :, None], key[:, None, :])
-        return (hidden & (key >= 0)[:, None, :] & reading.real[:, :, None])[:, None]
+        key = key_positions(tokens, columns)
+        hidden = self.hidden(tokens.position[:, :, None], key[:, None, :])
+        return (hidden & (key >= 0)[:, None, :] & tokens.real[:, :, None])[:, None]
 
 
 @dataclass(frozen=True)
-class Window(_Hiding):
-    """Attention that sees a query's own token and the `tokens` - 1 before it in its sequence, and none further back.
+class Window(_HiddenKeys):
+    """Sliding-window attention: a query sees its own token and the `tokens` - 1 before it in its sequence.
 
-    Site: the mask of the attention function. Cache: the keys and values of all tokens are kept, and hidden when they
-    are further back: nothing is saved.
+    Site: the mask of the attention function. Cache: it still stores the keys and values of all tokens; those outside
+    the window are hidden, and no memory is saved.
 
-    tokens         how many, 1 or more
+    tokens         the width of the window, 1 or more
     layers, heads  only these; heads are those of the queries
 
-    A flash-attention implementation is told of it as its sliding window, which all heads share.
+    A flash-attention implementation gets it as its sliding window, which all heads share.
     """
 
     tokens: int
 
     def __post_init__(self) -> None:
-        """Raises BadArgument for a number of tokens that is none."""
+        """Raises BadArgument unless `tokens` is an integer, 1 or more."""
         super().__post_init__()
-        whole_number(self.tokens, 1, "Window(tokens)")
+        integer("Window", "tokens", self.tokens, least=1, unit="tokens")
 
     def hidden(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        """Those further back."""
+        """Keys before the window."""
         return query - key >= self.tokens
 
-    def acts(self, position: torch.Tensor) -> torch.Tensor:
-        """From the first query on that has so many tokens before it."""
+    def affected(self, position: torch.Tensor) -> torch.Tensor:
+        """Queries with at least `tokens` tokens before them."""
         return position >= self.tokens
 
-    def otherwise(self, implementation: str) -> Any:
+    def without_mask(self, implementation: str) -> Any:
         """A sliding window for flash attention."""
         if implementation.startswith("flash_attention") and self.heads is None:
             return self._sliding
-        return super().otherwise(implementation)
+        return super().without_mask(implementation)
 
-    def _sliding(self, call: AttentionArguments, reading: TokenBatch) -> AttentionArguments | None:
-        return call.but(sliding_window=self.tokens) if self.some(reading) else None
+    def _sliding(self, call: AttentionArguments, tokens: TokenBatch) -> AttentionArguments | None:
+        return call.replaced(sliding_window=self.tokens) if self.affects(tokens) else None
 
 
 @dataclass(frozen=True)
-class NoSink(_Hiding):
-    """Attention without its sink: no query but the first token's own sees the first token of its sequence.
+class NoSink(_HiddenKeys):
+    """Attention without its sink: only the first token of a sequence sees the first token.
 
-    Site: the mask of the attention function. Cache: the first token's key and value are kept, and hidden.
+    Site: the mask of the attention function. Cache: it still stores the first token's key and value.
 
     layers, heads  only these; heads are those of the queries
 
@@ -124,15 +125,15 @@ class NoSink(_Hiding):
     """
 
     def hidden(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        """The first."""
+        """The first key."""
         return (key == 0) & (query > 0)
 
-    def acts(self, position: torch.Tensor) -> torch.Tensor:
-        """From the second token on."""
+    def affected(self, position: torch.Tensor) -> torch.Tensor:
+        """All queries but the first."""
         return position > 0
 
 
-def _causal(reading: TokenBatch, columns: int) -> torch.Tensor:
-    """bool [1, 1, query, column]: columns up to each query's own."""
-    query = reading.past + torch.arange(reading.width, device=reading.position.device)
+def _causal(tokens: TokenBatch, columns: int) -> torch.Tensor:
+    """bool [1, 1, query, column]: the columns up to that of each query."""
+    query = tokens.past + torch.arange(tokens.width, device=tokens.position.device)
     return (torch.arange(columns, device=query.device) <= query[:, None])[None, None]

@@ -1,4 +1,4 @@
-"""What an edit is, and the edits that put another value in the place of the one at a site."""
+"""Base classes of interventions: `Intervention`, and `ValueIntervention` for those that replace the value at a site."""
 
 from __future__ import annotations
 
@@ -15,43 +15,59 @@ from qwenlab.checkpoint.sites import Site, find_sites
 from qwenlab.errors import BadArgument
 from qwenlab.interventions.module_sites import InterventionPoints, heads_of
 
+INDICES = ("layers", "heads", "positions", "experts")
+"""Names of arguments that are lists of indices."""
+
 
 @dataclass(frozen=True)
 class Intervention(ABC):
-    """A change of what happens inside a model. It is a description: `intervene(model, ...)` carries it out.
+    """A change of the computation inside a model. It is a description: `intervene(model, ...)` carries it out.
 
     One that matches nothing in a model raises where the block begins, one that never acted where it ends. `str` and
-    `repr` give it as it is written.
+    `repr` return the expression that creates it. Arguments named in `INDICES` are lists of indices.
     """
 
+    def __post_init__(self) -> None:
+        """Sort the indices. Raises BadArgument for an argument that is not a list of indices."""
+        for name in INDICES:
+            if getattr(self, name, None) is not None:
+                object.__setattr__(self, name, indices(getattr(self, name), f"{type(self).__name__}({name}=...)"))
+
     def __init_subclass__(cls) -> None:
-        """Keep dataclasses from writing out every argument."""
+        """Give dataclasses the short `repr` of this class."""
         super().__init_subclass__()
         cls.__repr__ = Intervention.__str__  # type: ignore[assignment, method-assign]
 
     @abstractmethod
-    def place(self, places: InterventionPoints) -> None:
-        """Ask for the places at which this edit changes something. Raises where the model has none."""
+    def place(self, points: InterventionPoints) -> None:
+        """Attach to the points of a model where this intervention acts. Raises where the model has none."""
 
     def __str__(self) -> str:
-        """As it is written: what it needs by position, the rest by name, arguments left at their defaults left out."""
-        given = [_written(self, each) for each in sorted(fields(self), key=_is_optional) if not _is_default(self, each)]
-        return f"{type(self).__name__}({', '.join(given)})"
+        """The expression that creates it: required arguments by position, others by name, defaults left out."""
+        shown = []
+        for field in sorted(fields(self), key=lambda field: field.default is not MISSING):
+            value = getattr(self, field.name)
+            written = repr(list(value) if isinstance(value, tuple) else value)
+            if field.default is MISSING:
+                shown.append(written)
+            elif value is not field.default and not (isinstance(value, str | int | float) and value == field.default):
+                shown.append(f"{field.name}={written}")
+        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 @dataclass(frozen=True)
 class ValueIntervention(Intervention):
-    """Another value at the sites that a pattern names: what most edits are. One of your own says `new`.
+    """Base class for interventions that replace the value at the sites of a pattern; implement `new`.
 
     pattern    as in `find_sites`: "layers.3.mixer", "layers.*.mixer.heads", "layers.[0-3].mlp"; any site but
                attention's mixer.key
     kind       only layers with this mixer, "linear_attention" or "full_attention"
-    heads      only these heads, at sites that have any: "mixer.heads" ("mixer" is what the heads give together)
+    heads      only these heads, at sites that have heads: "mixer.heads" ("mixer" is the sum over its heads)
     positions  only the tokens at these positions of their sequences; padding does not count
 
     Cache: of DeltaNet's mixer.key, mixer.value, mixer.beta and mixer.decay, and of attention's mixer.value, the layer
-    keeps what came of the change. Every other site lies behind what the layer keeps, which stays as it was. The layers
-    above get what came of the change at any site, and keep that.
+    caches the changed value. Every other site comes after the value that the layer caches, which stays as it was. The
+    layers above read the changed stream, and cache what they compute from it.
     """
 
     pattern: str
@@ -59,34 +75,35 @@ class ValueIntervention(Intervention):
     heads: Sequence[int] | None = None
     positions: Sequence[int] | None = None
 
-    def __post_init__(self) -> None:
-        """Raises BadArgument for heads or positions that are no indices."""
-        for name in ("heads", "positions"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, indices(getattr(self, name), f"{type(self).__name__}({name}=...)"))
-
-    def place(self, places: InterventionPoints) -> None:
-        """At every site that the pattern matches. Raises UnknownSite, BadArgument and CannotIntervene."""
-        for site in find_sites(places.decoder.module, self.pattern, self.kind):
+    def place(self, points: InterventionPoints) -> None:
+        """Attach to every site that the pattern matches. Raises UnknownSite, BadArgument and CannotIntervene."""
+        for site in find_sites(points.decoder.module, self.pattern, self.kind):
             if self.heads is not None:
-                check_heads(self.heads, heads_of(places.decoder, site), f"{self}: {site.name}")
-            places.value(site, partial(self._changed, site, self.prepare(site, places)))
+                check_heads(self.heads, heads_of(points.decoder, site), f"{self}: {site.name}")
+            points.value(site, partial(self._change, site, self.prepare(site, points)))
 
-    def prepare(self, site: Site, places: InterventionPoints) -> Any:
-        """What `new` needs at this site, made when the block begins."""
+    def prepare(self, site: Site, points: InterventionPoints) -> Any:
+        """Whatever `new` needs at this site; called once, when the block begins."""
         return None
 
     @abstractmethod
-    def new(self, value: torch.Tensor, prepared: Any, reading: TokenBatch) -> torch.Tensor:
-        """The new value [batch, position, ...] at a site; of other heads and positions it is thrown away."""
+    def new(self, value: torch.Tensor, prepared: Any, tokens: TokenBatch) -> torch.Tensor:
+        """Return the new value at a site, of the shape of the old one.
 
-    def _changed(self, site: Site, prepared: Any, value: torch.Tensor, reading: TokenBatch) -> torch.Tensor | None:
-        meant = at(reading, self.positions)
-        if meant is not None and not meant.any():
+        value     [batch, position, ...], the old value
+        prepared  the result of `prepare` for this site
+        tokens    the tokens that the pass reads
+
+        Results for other heads and positions than the chosen ones are not used.
+        """
+
+    def _change(self, site: Site, prepared: Any, value: torch.Tensor, tokens: TokenBatch) -> torch.Tensor | None:
+        selected = tokens_at(tokens, self.positions)
+        if selected is not None and not selected.any():
             return None
-        new = self.new(value, prepared, reading)
-        if meant is not None:
-            new = torch.where(meant.reshape(*meant.shape, *[1] * (value.ndim - 2)), new, value)
+        new = self.new(value, prepared, tokens)
+        if selected is not None:
+            new = torch.where(selected.reshape(*selected.shape, *[1] * (value.ndim - 2)), new, value)
         if self.heads is not None:
             chosen = torch.zeros(value.shape[2], dtype=torch.bool, device=value.device)
             chosen[list(self.heads)] = True
@@ -94,45 +111,30 @@ class ValueIntervention(Intervention):
         return new
 
 
-def at(reading: TokenBatch, positions: Sequence[int] | None) -> torch.Tensor | None:
-    """bool [batch, position]: the real tokens at these positions, None for any; None where that is every column."""
+def tokens_at(tokens: TokenBatch, positions: Sequence[int] | None) -> torch.Tensor | None:
+    """bool [batch, position]: the real tokens at these positions (None: at all), or None for every column."""
     if positions is None:
-        return None if reading.whole else reading.real
+        return None if tokens.whole else tokens.real
 
     def find() -> torch.Tensor:
-        return reading.real & torch.isin(reading.position, torch.tensor(positions, device=reading.position.device))
+        return tokens.real & torch.isin(tokens.position, torch.tensor(positions, device=tokens.position.device))
 
-    return reading.once((at, tuple(positions)), find)
-
-
-def indices(given: Iterable[int] | int, asked: str) -> tuple[int, ...]:
-    """Whole numbers, 0 or more, at least one; `asked` says where. Raises BadArgument."""
-    if isinstance(given, int):
-        raise BadArgument(f"{asked}: {given} is one number; give a list of them, [{given}].")
-    found = tuple(given)
-    if not found or not all(isinstance(each, int) and not isinstance(each, bool) and each >= 0 for each in found):
-        raise BadArgument(f"{asked}: give whole numbers, 0 or more, at least one; got {list(found)}.")
-    return tuple(sorted(set(found)))
+    return tokens.once((tokens_at, tuple(positions)), find)
 
 
-def check_heads(heads: Sequence[int], there: int | None, asked: str) -> None:
-    """Raise BadArgument unless a site has these heads; `there` is how many it has, None for none."""
-    if there is None:
-        raise BadArgument(f"{asked} has no heads: they have been added up there.\nName the site mixer.heads for them.")
-    if beyond := [head for head in heads if head >= there]:
-        raise BadArgument(f"{asked} has {there} heads, 0 to {there - 1}; there is no head {beyond[0]}.")
+def indices(values: Iterable[int] | int, where: str) -> tuple[int, ...]:
+    """Sorted indices, each once. Raises BadArgument unless all are integers, 0 or more, and there is at least one."""
+    if isinstance(values, int):
+        raise BadArgument(f"{where}: {values} is one number; give a list of them, [{values}].")
+    values = tuple(values)
+    if not values or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in values):
+        raise BadArgument(f"{where}: give at least one integer, each 0 or more; got {list(values)}.")
+    return tuple(sorted(set(values)))
 
 
-def _is_optional(each: Any) -> bool:
-    return each.default is not MISSING
-
-
-def _is_default(edit: Intervention, each: Any) -> bool:
-    value = getattr(edit, each.name)
-    return value is each.default or (isinstance(value, str | int | float) and value == each.default)
-
-
-def _written(edit: Intervention, each: Any) -> str:
-    value = getattr(edit, each.name)
-    written = repr(list(value) if isinstance(value, tuple) else value)
-    return f"{each.name}={written}" if _is_optional(each) else written
+def check_heads(heads: Sequence[int], count: int | None, where: str) -> None:
+    """Raise BadArgument unless a site has these heads; `count` is its number of heads, None without a head axis."""
+    if count is None:
+        raise BadArgument(f"{where} has no heads: it is the sum over heads.\nName the site mixer.heads instead.")
+    if beyond := [head for head in heads if head >= count]:
+        raise BadArgument(f"{where} has heads 0 to {count - 1}; got head {beyond[0]}.")

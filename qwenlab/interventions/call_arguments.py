@@ -1,4 +1,4 @@
-"""What a layer hands to its kernel, and what a router returns: read by name, changed, and handed on as it came."""
+"""The arguments of delta rules and attention functions, and the results of routers: read and replaced by name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
 
 _OF_RULE = ("query", "key", "value", "g", "beta")
 _OF_ATTENTION = ("module", "query", "key", "value", "attention_mask")
@@ -14,7 +13,7 @@ _OF_ATTENTION = ("module", "query", "key", "value", "attention_mask")
 
 @dataclass(frozen=True)
 class RuleArguments:
-    """What a DeltaNet layer hands to its delta rule.
+    """The arguments with which a DeltaNet layer calls its delta rule.
 
     query, key   [batch, position, key head, channel], before their L2 norm
     value        [batch, position, head, channel]
@@ -30,88 +29,69 @@ class RuleArguments:
     repeated: int = 1
 
     @property
-    def at(self) -> torch.device:
-        """Where the layer runs."""
+    def device(self) -> torch.device:
+        """The device of the layer."""
         return self.g.device
 
-    def but(self, **changed: torch.Tensor) -> RuleArguments:
-        """The same with some tensors in place of others."""
-        return replace(self, **changed)  # type: ignore[arg-type]
+    def replaced(self, **tensors: torch.Tensor) -> RuleArguments:
+        """A copy with some tensors replaced."""
+        return replace(self, **tensors)  # type: ignore[arg-type]
 
-    def of_heads(self, which: torch.Tensor) -> RuleArguments:
-        """Those of some value heads, int [head], each with its own query and key."""
-        own = which // (self.value.shape[2] // self.key.shape[2])
-        query, key = (each.index_select(2, own) for each in (self.query, self.key))
-        value, g, beta = (each.index_select(2, which) for each in (self.value, self.g, self.beta))
+    def of_heads(self, heads: torch.Tensor) -> RuleArguments:
+        """The arguments of some value heads, int [head], each with its own query and key."""
+        key_heads = heads // (self.value.shape[2] // self.key.shape[2])
+        query, key = (tensor.index_select(2, key_heads) for tensor in (self.query, self.key))
+        value, g, beta = (tensor.index_select(2, heads) for tensor in (self.value, self.g, self.beta))
         return RuleArguments(query, key, value, g, beta)
 
     @staticmethod
-    def of(args: tuple[Any, ...], kwargs: dict[str, Any], key_heads: int) -> RuleArguments:
-        """Those of a call by a layer with so many key heads: kernels name them differently, and keep their order."""
+    def from_call(args: tuple[Any, ...], kwargs: dict[str, Any], key_heads: int) -> RuleArguments:
+        """The arguments of a call by a layer with `key_heads` key heads. Kernels differ in names, not in order."""
         query, key, value, g, beta = (*args, *(kwargs[name] for name in _OF_RULE[len(args) :]))[:5]
         repeated = key.shape[2] // key_heads
         return RuleArguments(query[:, :, ::repeated], key[:, :, ::repeated], value, g, beta, repeated)
 
-    def given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The call again, with these."""
+    def to_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments and keyword arguments of the original call, with these tensors."""
         repeated = {name: getattr(self, name).repeat_interleave(self.repeated, dim=2) for name in ("query", "key")}
-        held = [repeated.get(name, getattr(self, name)) for name in _OF_RULE]
+        tensors = [repeated.get(name, getattr(self, name)) for name in _OF_RULE]
         count = min(len(args), len(_OF_RULE))
-        return (*held[:count], *args[count:]), kwargs | dict(zip(_OF_RULE[count:], held[count:], strict=True))
+        return (*tensors[:count], *args[count:]), kwargs | dict(zip(_OF_RULE[count:], tensors[count:], strict=True))
+
+
+def _argument(name: str) -> Any:
+    """Property that reads one argument of an attention function's call."""
+    index = _OF_ATTENTION.index(name)
+    return property(lambda call: call.args[index] if index < len(call.args) else call.kwargs[name])
 
 
 @dataclass(frozen=True)
 class AttentionArguments:
-    """What an attention layer hands to its attention function.
+    """The arguments with which an attention layer calls its attention function.
 
-    module      the layer's mixer
-    query       [batch, head, position, channel], normed and rotated
-    key, value  [batch, key head, past + position, channel]
-    mask        as the implementation takes it; None where it is causal by itself
     args, kwargs  the whole call
+
+    module  the layer's mixer
+    query   [batch, head, position, channel], normed and rotated
+    key     [batch, key head, past + position, channel]
+    mask    as the implementation takes it; None where it is causal by itself
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
-    @staticmethod
-    def of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> AttentionArguments:
-        """Those of a call."""
-        return AttentionArguments(args, kwargs)
-
-    def _get(self, name: str) -> Any:
-        index = _OF_ATTENTION.index(name)
-        return self.args[index] if index < len(self.args) else self.kwargs[name]
+    module, query, key, mask = (_argument(name) for name in ("module", "query", "key", "attention_mask"))
 
     @property
-    def module(self) -> nn.Module:
-        """The mixer that calls."""
-        return self._get("module")
+    def device(self) -> torch.device:
+        """The device of the layer."""
+        device: torch.device = self.query.device
+        return device
 
-    @property
-    def query(self) -> torch.Tensor:
-        """[batch, head, position, channel]"""
-        return self._get("query")
-
-    @property
-    def key(self) -> torch.Tensor:
-        """[batch, key head, past + position, channel]"""
-        return self._get("key")
-
-    @property
-    def mask(self) -> torch.Tensor | None:
-        """As the implementation takes it."""
-        return self._get("attention_mask")
-
-    @property
-    def at(self) -> torch.device:
-        """Where the layer runs."""
-        return self.query.device
-
-    def but(self, **changed: Any) -> AttentionArguments:
-        """The same with some arguments in place of others, by their names in transformers' attention functions."""
+    def replaced(self, **arguments: Any) -> AttentionArguments:
+        """A copy with some arguments replaced, by their names in transformers' attention functions."""
         args, kwargs = list(self.args), dict(self.kwargs)
-        for name, value in changed.items():
+        for name, value in arguments.items():
             index = _OF_ATTENTION.index(name) if name in _OF_ATTENTION else len(args)
             if index < len(args):
                 args[index] = value
@@ -122,11 +102,11 @@ class AttentionArguments:
 
 @dataclass(frozen=True)
 class Routed:
-    """What a router returns, tokens and positions in one axis.
+    """The result of a router, tokens and positions in one axis.
 
     logits   [token, expert], before the softmax
     weights  [token, k]: of the chosen experts
-    chosen   int [token, k]: their numbers
+    chosen   int [token, k]: their indices
     """
 
     logits: torch.Tensor
@@ -134,13 +114,13 @@ class Routed:
     chosen: torch.Tensor
 
     @property
-    def at(self) -> torch.device:
-        """Where the layer runs."""
+    def device(self) -> torch.device:
+        """The device of the layer."""
         return self.logits.device
 
 
 def rerouted(router: Any, logits: torch.Tensor, k: int) -> Routed:
-    """The choice that a router of transformers makes by these logits [token, expert], `k` experts a token.
+    """The result of a transformers router for these logits [token, expert] and `k` experts per token.
 
     Softmax in float32 over all experts, the k largest, renormalised to 1 unless the config's `norm_topk_prob` is false
     (qwen3_next reads it; the others always renormalise).

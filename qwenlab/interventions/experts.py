@@ -1,8 +1,8 @@
-"""Edits of routed experts: which of them a token gets, and with what weights.
+"""Interventions on routed experts: which experts a token gets, and with which weights.
 
 Every router of transformers takes the softmax of its logits over all experts, chooses the k largest and makes their
-weights sum to 1 (unless `norm_topk_prob=False`, which qwen3_next knows). Edits that change the choice make it anew by
-that rule, from changed logits: what is recorded of a router under them is one consistent choice.
+weights sum to 1 (unless `norm_topk_prob=False`, which qwen3_next reads). Interventions that change the choice apply
+that rule to changed logits: a recording of the router then shows one consistent choice.
 """
 
 from __future__ import annotations
@@ -16,31 +16,27 @@ from typing import Any
 
 import torch
 
+from qwenlab.arguments import integer
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.sites import find_sites
 from qwenlab.errors import BadArgument, CannotIntervene, UnknownLayer
-from qwenlab.interventions.base import Intervention, indices
+from qwenlab.interventions.base import Intervention
 from qwenlab.interventions.call_arguments import Routed, rerouted
 from qwenlab.interventions.module_sites import InterventionPoints
 
 
 @dataclass(frozen=True)
 class ExpertIntervention(Intervention):
-    """A change in layers with routed experts.
+    """Base class for interventions on layers with routed experts.
 
-    layers  their indices; by default all that have routed experts, dense layers in between left alone
+    layers  their indices; by default all that have routed experts; dense layers do not change
     """
 
     layers: Sequence[int] | None = field(default=None, kw_only=True)
 
-    def __post_init__(self) -> None:
-        """Raises BadArgument for layers that are no indices."""
-        if self.layers is not None:
-            object.__setattr__(self, "layers", indices(self.layers, f"{type(self).__name__}(layers=...)"))
-
     def layers_in(self, decoder: Decoder) -> Sequence[int]:
-        """The chosen layers. Raises CannotIntervene without routed experts, UnknownLayer for a layer without them."""
+        """The layers that are changed. Raises CannotIntervene for a dense model, UnknownLayer for a dense layer."""
         able = decoder.layers_with("experts")
         if not able:
             raise CannotIntervene(
@@ -53,55 +49,56 @@ class ExpertIntervention(Intervention):
 
 
 @dataclass(frozen=True)
-class RouterEdit(ExpertIntervention):
-    """Another choice by the routers."""
+class RouterIntervention(ExpertIntervention):
+    """Base class for interventions that replace the result of routers; implement `new`."""
 
-    def place(self, places: InterventionPoints) -> None:
-        """At the router of each layer. Raises CannotIntervene, UnknownLayer and BadArgument."""
-        for layer in self.layers_in(places.decoder):
-            where, router = f"layers.{layer}.router", places.decoder.part(layer, "router")
-            places.routed(layer, where, partial(self._changed, where, router, self.prepare(where, router)))
+    def place(self, points: InterventionPoints) -> None:
+        """Attach to the router of each layer. Raises CannotIntervene, UnknownLayer and BadArgument."""
+        for layer in self.layers_in(points.decoder):
+            where, router = f"layers.{layer}.router", points.decoder.part(layer, "router")
+            points.router(layer, where, partial(self._change, where, router, self.prepare(where, router)))
 
     def prepare(self, where: str, router: Any) -> Any:
-        """What `new` needs of this router, made when the block begins. Raises BadArgument for what does not fit it."""
+        """Whatever `new` needs for this router; called once, when the block begins. Raises BadArgument."""
         return None
 
     @abstractmethod
     def new(self, routed: Routed, router: Any, prepared: Any) -> Routed:
-        """What the router returns now."""
+        """Return the new result of the router, given the old one and the result of `prepare`."""
 
-    def _changed(self, where: str, router: Any, prepared: Any, routed: Routed, reading: TokenBatch) -> Routed:
+    def _change(self, where: str, router: Any, prepared: Any, routed: Routed, tokens: TokenBatch) -> Routed:
         new = self.new(routed, router, prepared)
         if new.logits.gather(-1, new.chosen).isneginf().any():
             left, k = int((~new.logits[0].isneginf()).sum()), new.chosen.shape[-1]
             raise CannotIntervene(
-                f"{self}: {where} chooses {k} experts a token, and {left} are left to choose from.\n"
-                f"Leave {k} unmasked at least, or let a token have fewer: TopK(n) before it."
+                f"{self}: {where} chooses {k} experts per token, and only {left} remain.\n"
+                f"Leave at least {k} unmasked, or choose fewer per token: TopK(n) before it."
             )
         return new
 
 
 @dataclass(frozen=True)
-class MaskExperts(RouterEdit):
-    """Experts that are never chosen (knock-out): their logits are -inf before the choice, others take their places.
-
-    Site: the router, whose choice is made anew. Cache: experts come after the mixer, and the layer keeps nothing of
-    them; the layers above keep what comes of the change.
-
-    experts  their numbers; as many as a token is given must be left
-    layers   only these; by default all that have routed experts, dense layers in between left alone
-    """
+class _NamedExperts(RouterIntervention):
+    """Base class for interventions on certain experts."""
 
     experts: Sequence[int]
 
-    def __post_init__(self) -> None:
-        """Raises BadArgument for experts that are no indices."""
-        super().__post_init__()
-        object.__setattr__(self, "experts", indices(self.experts, "MaskExperts(experts)"))
-
     def prepare(self, where: str, router: Any) -> None:
-        """Nothing but a check. Raises BadArgument for experts that are not there."""
-        check_experts(self, self.experts, where, router)
+        """Check the experts. Raises BadArgument for experts that the router does not have."""
+        if beyond := [expert for expert in self.experts if expert >= router.num_experts]:
+            raise BadArgument(f"{self}: {where} has experts 0 to {router.num_experts - 1}; got expert {beyond[0]}.")
+
+
+@dataclass(frozen=True)
+class MaskExperts(_NamedExperts):
+    """Experts that are never chosen (knock-out): their logits are -inf before the choice.
+
+    Site: the router, which chooses among the others. Cache: experts come after the mixer, and the layer caches nothing
+    of them; the layers above cache what they compute from the changed stream.
+
+    experts  their indices; at least as many experts as a token gets must remain
+    layers   only these; by default all that have routed experts; dense layers do not change
+    """
 
     def new(self, routed: Routed, router: Any, prepared: None) -> Routed:
         """The choice among the others."""
@@ -110,8 +107,8 @@ class MaskExperts(RouterEdit):
 
 
 @dataclass(frozen=True)
-class TopK(RouterEdit):
-    """Another number of experts a token than the config's, the same rule: the n of largest probability.
+class TopK(RouterIntervention):
+    """Another number of experts per token than the config's, by the same rule: the n of largest probability.
 
     Site, cache and layers as in `MaskExperts`.
 
@@ -121,13 +118,12 @@ class TopK(RouterEdit):
     n: int
 
     def __post_init__(self) -> None:
-        """Raises BadArgument for what is no number of experts."""
+        """Raises BadArgument unless `n` is an integer, 1 or more."""
         super().__post_init__()
-        if isinstance(self.n, bool) or not isinstance(self.n, int) or self.n < 1:
-            raise BadArgument(f"TopK(n={self.n!r}): give a whole number of experts, 1 or more.")
+        integer("TopK", "n", self.n, least=1, unit="experts")
 
     def prepare(self, where: str, router: Any) -> None:
-        """Nothing but a check. Raises BadArgument for more experts than there are."""
+        """Check `n`. Raises BadArgument for more experts than the router has."""
         if self.n > router.num_experts:
             raise BadArgument(f"{self}: {where} has {router.num_experts} experts to choose from, not {self.n}.")
 
@@ -137,30 +133,19 @@ class TopK(RouterEdit):
 
 
 @dataclass(frozen=True)
-class ForceExperts(RouterEdit):
-    """The same experts for every token, with weights by the token's own logits, made to sum to 1.
+class ForceExperts(_NamedExperts):
+    """The same experts for every token, with weights from the token's own logits that sum to 1.
 
     Site, cache and layers as in `MaskExperts`.
 
-    experts  their numbers, exactly as many as a token is given
+    experts  their indices, exactly as many as a token gets
     """
 
-    experts: Sequence[int]
-
-    def __post_init__(self) -> None:
-        """Raises BadArgument for experts that are no indices."""
-        super().__post_init__()
-        object.__setattr__(self, "experts", indices(self.experts, "ForceExperts(experts)"))
-
-    def prepare(self, where: str, router: Any) -> None:
-        """Nothing but a check. Raises BadArgument for experts that are not there."""
-        check_experts(self, self.experts, where, router)
-
     def new(self, routed: Routed, router: Any, prepared: None) -> Routed:
-        """The choice among these alone. Raises CannotIntervene where a token is given another number of experts."""
+        """The choice of these. Raises CannotIntervene where a token gets another number of experts."""
         if (k := routed.chosen.shape[-1]) != len(self.experts):
             raise CannotIntervene(
-                f"{self} names {len(self.experts)} experts, and a token is given {k}.\n"
+                f"{self} names {len(self.experts)} experts, and a token gets {k}.\n"
                 f"Name {k}, or put TopK({len(self.experts)}) before it."
             )
         others = [expert for expert in range(router.num_experts) if expert not in self.experts]
@@ -169,8 +154,8 @@ class ForceExperts(RouterEdit):
 
 
 @dataclass(frozen=True)
-class UniformRouter(RouterEdit):
-    """The experts chosen stay, each with the weight 1/k: what is left when a router chooses, and does not weigh.
+class UniformRouter(RouterIntervention):
+    """The chosen experts with equal weights 1/k: the router chooses, and does not weigh.
 
     Site: the weights that the router returns. Cache and layers: as in `MaskExperts`.
     """
@@ -181,56 +166,48 @@ class UniformRouter(RouterEdit):
 
 
 @dataclass(frozen=True)
-class ShuffleRouter(RouterEdit):
-    """A token gets other experts than those chosen for it: each layer's experts trade places, none keeps its own.
+class ShuffleRouter(RouterIntervention):
+    """A token gets other experts than the router chose: the experts of each layer are permuted, without fixed points.
 
     Site: what the router returns. Cache and layers: as in `MaskExperts`.
 
     seed  of the permutation, drawn for each layer
 
-    Weights, entropies, how even the loads are, who is chosen together and when a token changes experts all stay as
-    they were; what goes is the match of an expert to its tokens. Not: the choice of another token of the same pass.
-    That would show a token what comes after it, could do nothing to a decode step of one sequence, and would leave
-    the busiest experts with their own tokens as often as they are busy. Where it is wanted, take the router's logits
-    from other texts: `Resample("layers.*.router", of=taken)`.
+    Weights, entropies, load balance, co-activation and switch rate stay the same; only the match of experts to tokens
+    is lost. It does not use the choice of another token of the same pass: that would show a token its future, could
+    not change a decode step of one sequence, and would leave the busiest experts many of their own tokens. For the
+    choices of other tokens, take the router's logits from other texts: `Resample("layers.*.router", of=cache)`.
     """
 
     seed: int = 0
 
     def prepare(self, where: str, router: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """By expert, whose place it takes, and the other way round. Raises CannotIntervene for a single expert."""
+        """The permutation [expert] and its inverse. Raises CannotIntervene for a single expert."""
         if router.num_experts < 2:
-            raise CannotIntervene(f"{self}: {where} has one expert, which cannot trade places.")
+            raise CannotIntervene(f"{self}: {where} has one expert; a permutation needs two.")
         generator = torch.Generator().manual_seed(zlib.crc32(f"{where} {self.seed}".encode()))
         ring = torch.randperm(router.num_experts, generator=generator)
-        place = torch.empty_like(ring).scatter_(0, ring, ring.roll(-1))  # one ring through all: none stays where it was
-        return place, place.argsort()
+        permutation = torch.empty_like(ring).scatter_(0, ring, ring.roll(-1))  # one cycle: no fixed point
+        return permutation, permutation.argsort()
 
     def new(self, routed: Routed, router: Any, prepared: tuple[torch.Tensor, torch.Tensor]) -> Routed:
-        """The same choice under other names."""
-        place, whose = (each.to(routed.at) for each in prepared)
-        return Routed(routed.logits[:, whose], routed.weights, place[routed.chosen])
+        """The same choice with permuted experts."""
+        permutation, inverse = (indices.to(routed.device) for indices in prepared)
+        return Routed(routed.logits[:, inverse], routed.weights, permutation[routed.chosen])
 
 
 @dataclass(frozen=True)
 class NoSharedExpert(ExpertIntervention):
-    """The shared expert adds nothing: its output is zero, and its gate opens on that.
+    """The shared expert adds nothing: its output, which its gate multiplies, is zero.
 
     Site: layers.N.shared_expert. Cache and layers: as in `MaskExperts`.
     """
 
-    def place(self, places: InterventionPoints) -> None:
-        """At the shared expert of each layer. Raises CannotIntervene and UnknownLayer."""
-        for layer in self.layers_in(places.decoder):
-            (site,) = find_sites(places.decoder.module, f"layers.{layer}.shared_expert")
-            places.value(site, lambda value, reading: torch.zeros_like(value))
-
-
-def check_experts(edit: Intervention, experts: Sequence[int], where: str, router: Any) -> None:
-    """Raise BadArgument unless a router has these experts."""
-    if beyond := [expert for expert in experts if expert >= router.num_experts]:
-        last = router.num_experts - 1
-        raise BadArgument(f"{edit}: {where} has experts 0 to {last}; there is no expert {beyond[0]}.")
+    def place(self, points: InterventionPoints) -> None:
+        """Attach to the shared expert of each layer. Raises CannotIntervene and UnknownLayer."""
+        for layer in self.layers_in(points.decoder):
+            (site,) = find_sites(points.decoder.module, f"layers.{layer}.shared_expert")
+            points.value(site, lambda value, tokens: torch.zeros_like(value))
 
 
 def _tensor(experts: Sequence[int], like: torch.Tensor) -> torch.Tensor:

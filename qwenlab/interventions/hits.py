@@ -1,9 +1,8 @@
-"""What became of the changes at the places of one model: whether each was reached, and whether it acted."""
+"""Hit counts: was each intervention point reached, and did the intervention change anything there?"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from threading import get_ident
 from typing import Any
@@ -11,13 +10,17 @@ from typing import Any
 import torch
 
 from qwenlab.capture.tokens import TokenBatch
-from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.errors import CannotIntervene
 
 
 @dataclass
 class HitCount:
-    """What became of one change: how often its place was reached, and how often it acted there."""
+    """Counts at one intervention point.
+
+    where    its name: a site, or a function that a layer calls
+    reached  how often a forward pass reached it
+    acted    how often the intervention changed the value there
+    """
 
     where: str
     reached: int = 0
@@ -25,50 +28,45 @@ class HitCount:
 
 
 @dataclass
-class CountedPoints:
-    """Changes inside one model, told what is read and counted.
+class HitCounter:
+    """Runs the interventions on one model and counts them; outside a forward pass none of them acts.
 
-    A place that is reached while the model is not running is not changed.
-
-    hooks  what holds the changes in their places; closed with the block
-    fired  every change that was asked for
+    counts  one per intervention point, in the order in which they were added
     """
 
-    decoder: Decoder
-    hooks: ExitStack
-    fired: list[HitCount] = field(default_factory=list)
-    _reading: TokenBatch | None = None
+    counts: list[HitCount] = field(default_factory=list)
+    _tokens: TokenBatch | None = None
     _thread: int = 0  # the one that runs the pass; another may be in a pass that began before the block
 
-    def begin(self, reading: TokenBatch) -> None:
-        """The model is about to read this, in the current thread."""
-        self._reading, self._thread = reading, get_ident()
+    def add(self, where: str) -> HitCount:
+        """The count of a new intervention point."""
+        self.counts.append(HitCount(where))
+        return self.counts[-1]
+
+    def begin(self, tokens: TokenBatch) -> None:
+        """Start of a forward pass over these tokens, in the current thread."""
+        self._tokens, self._thread = tokens, get_ident()
 
     def end(self) -> None:
-        """The pass is over."""
-        self._reading = None
+        """End of the forward pass."""
+        self._tokens = None
 
-    def _note(self, where: str) -> HitCount:
-        self.fired.append(HitCount(where))
-        return self.fired[-1]
-
-    def _now(self) -> TokenBatch | None:
+    def tokens(self) -> TokenBatch | None:
         """The tokens that the current thread reads, or None. Raises CannotIntervene in a backward pass."""
-        if self._reading is not None and self._thread != get_ident():
+        if self._tokens is not None and self._thread != get_ident():
             return None
-        if self._reading is None and torch._C._current_graph_task_id() >= 0:
+        if self._tokens is None and torch._C._current_graph_task_id() >= 0:
             raise CannotIntervene(
-                "A layer is run again in the backward pass, where edits no longer know what is read.\n"
-                "Turn checkpointing of its activations off for this block."
+                "A layer runs again in the backward pass, where interventions do not know which tokens it reads.\n"
+                "Turn off activation checkpointing for this block."
             )
-        return self._reading
+        return self._tokens
 
-    def _told(self, fired: HitCount, change: Callable[[Any, TokenBatch], Any], held: Any) -> Any:
-        """What a change makes of what is held, counted."""
-        if (reading := self._now()) is None:
+    def apply(self, count: HitCount, change: Callable[[Any, TokenBatch], Any], value: Any) -> Any:
+        """The changed value, counted; None where nothing changes."""
+        if (tokens := self.tokens()) is None:
             return None
-        fired.reached += 1
-        device = held.device if isinstance(held, torch.Tensor) else held.at
-        new = change(held, reading.on(device))
-        fired.acted += new is not None
+        count.reached += 1
+        new = change(value, tokens.on(value.device))
+        count.acted += new is not None
         return new

@@ -1,4 +1,4 @@
-"""Gated linear attention: the gated delta rule without its removal of keys, called as the rule is."""
+"""Gated linear attention: the gated delta rule without the removal of old values."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def gated_linear_attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """S_t = alpha_t S_(t-1) + beta_t k_t v_t^T,  o_t = S_t^T q_t / sqrt(key channels), in float32.
 
-    Chunk by chunk: with G the running sum of g within a chunk that begins with the state S0,
+    Chunk by chunk: with G the cumulative sum of g within a chunk that starts from the state S0,
 
         o_t = exp(G_t) S0^T q_t + sum over s <= t of exp(G_t - G_s) (q_t . k_s) beta_s v_s
 
-    (Yang et al. 2023, arXiv:2312.06635, section 4, with one decay a head).
+    (Yang et al. 2023, arXiv:2312.06635, section 4, with one decay per head).
 
     state      [batch, head, key channel, channel], the state before; None where it is empty
     normalise  divide queries and keys by their L2 norm, as the rule does
@@ -26,24 +26,24 @@ def gated_linear_attention(
     """
     heads, length = call.value.shape[2], call.value.shape[1]
     query, key = (
-        (normalised(each) if normalise else each.float()).repeat_interleave(heads // each.shape[2], dim=2)
-        for each in (call.query, call.key)
+        (normalised(tensor) if normalise else tensor.float()).repeat_interleave(heads // tensor.shape[2], dim=2)
+        for tensor in (call.query, call.key)
     )
     written = call.value.float() * call.beta.float()[..., None]
     query = query * query.shape[-1] ** -0.5
-    query, key, written, g = (chunked(each) for each in (query, key, written, call.g.float()[..., None]))
+    query, key, written, g = (chunked(tensor) for tensor in (query, key, written, call.g.float()[..., None]))
     elapsed = g.cumsum(dim=3)  # [batch, head, chunk, position, 1]
     width = elapsed.shape[3]
     later = torch.ones(width, width, dtype=torch.bool, device=g.device).triu(1)
     decay = (elapsed - elapsed.transpose(3, 4)).masked_fill(later, -torch.inf).exp()
     within = (query @ key.transpose(3, 4) * decay) @ written
     end = elapsed[..., -1:, :]
-    query, key, kept = query * elapsed.exp(), (key * (end - elapsed).exp()).transpose(3, 4), end.exp()
+    query, key, decayed = query * elapsed.exp(), (key * (end - elapsed).exp()).transpose(3, 4), end.exp()
     if state is None:
         state = written.new_zeros(*written.shape[:2], key.shape[3], written.shape[4])
     state = state.float()
     out = []
     for chunk in range(within.shape[2]):
         out.append(within[:, :, chunk] + query[:, :, chunk] @ state)
-        state = kept[:, :, chunk] * state + key[:, :, chunk] @ written[:, :, chunk]
+        state = decayed[:, :, chunk] * state + key[:, :, chunk] @ written[:, :, chunk]
     return torch.cat(out, dim=2)[:, :, :length].transpose(1, 2).to(call.query.dtype).contiguous(), state

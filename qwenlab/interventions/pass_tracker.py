@@ -1,4 +1,4 @@
-"""Follows the forward passes of a model in a block, so that its places know what is being read."""
+"""Follows the forward passes of a model, so that its intervention points know which tokens are being read."""
 
 from __future__ import annotations
 
@@ -16,60 +16,59 @@ from qwenlab.interventions.module_sites import InterventionPoints
 
 
 class PassTracker:
-    """The forward passes of a model until its places are given up.
+    """The forward passes of a model until the hooks of its intervention points close.
 
-    calls     as in Reader; by default what fills rows that ended is changed as text is
+    calls     as in `SequenceTracker`; by default the fillers of rows that ended are changed as text is
 
-    finished  how many ended; one that raised does not count, nor what it reached
-    reader    what they read
+    finished  number of passes that ended; one that raised does not count, nor do its hits
+    reader    the sequences that the passes read
     """
 
-    def __init__(self, places: InterventionPoints, calls: GenerateCalls | None = None) -> None:
-        self.places, self.finished = places, 0
-        self.reader = SequenceTracker(places.decoder.module, calls)
-        self._threads = BlockThreads(places.decoder.module, "edits", CannotIntervene)
-        places.hooks.enter_context(self._threads.entered())
-        places.hooks.enter_context(outputs(places.decoder.module, around=partial(self._threads.run, self._run)))
+    def __init__(self, points: InterventionPoints, calls: GenerateCalls | None = None) -> None:
+        self.points, self.finished = points, 0
+        self.reader = SequenceTracker(points.decoder.module, calls)
+        self._threads = BlockThreads(points.decoder.module, "intervenes on", CannotIntervene)
+        points.hooks.enter_context(self._threads.entered())
+        points.hooks.enter_context(outputs(points.decoder.module, around=partial(self._threads.run, self._run)))
 
-    def require_read(self, verb: str) -> None:
-        """Raise NothingRead where no pass ended; `verb` is what the model was given to."""
+    def require_read(self, function: str) -> None:
+        """Raise NothingRead where no pass ended; `function` is the one that the user called."""
         if not self.finished:
-            stack = type(self.places.decoder.module).__name__
+            stack = type(self.points.decoder.module).__name__
             raise NothingRead(
-                f"{verb}: this {stack} ran no forward pass inside the `with` block.\n"
-                f"Call the very model that was given to {verb} (or one that contains it) inside the block."
+                f"{function}: this {stack} ran no forward pass inside the `with` block.\n"
+                f"Inside the block, call the same model object that you gave to {function}, or one that contains it."
             )
 
-    def missed(self, fired: Sequence[HitCount]) -> str:
-        """What is to be said where passes did not reach some of these places; "" where all did."""
-        silent = [each for each in fired if each.reached < self.finished]
+    def missed(self, counts: Sequence[HitCount]) -> str:
+        """A message about the points that some pass did not reach; "" if every pass reached all of them."""
+        silent = [count for count in counts if count.reached < self.finished]
         if not silent:
             return ""
         more = len(silent) - 1
-        others = f", and {more} more {'place was' if more == 1 else 'places were'} missed" if more else ""
+        others = f", and {more} more {'point was' if more == 1 else 'points were'} missed" if more else ""
         return (
             f"{silent[0].where} was reached by {silent[0].reached} of {self.finished} forward passes{others}.\n"
-            "A fused whole-layer kernel, a compiled layer or a layer that was skipped hides it: "
-            "turn it off for this block."
+            "A fused whole-layer kernel, a compiled layer or a skipped layer hides it: turn that off for this block."
         )
 
     def _run(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        stack, fired = self.places.decoder.module, self.places.fired
-        if stack.training and any(getattr(each, "gradient_checkpointing", False) for each in stack.modules()):
+        stack, counts = self.points.decoder.module, self.points.hits.counts
+        if stack.training and any(getattr(module, "gradient_checkpointing", False) for module in stack.modules()):
             raise CannotIntervene(
-                "Gradient checkpointing runs the layers again after the forward pass, where edits no longer know what "
-                "is read.\nTurn it off for this block: model.gradient_checkpointing_disable()."
+                "Gradient checkpointing runs the layers again after the forward pass, where interventions do not know "
+                "which tokens they read.\nTurn it off for this block: model.gradient_checkpointing_disable()."
             )
-        before = [(each.reached, each.acted) for each in fired]
-        self.places.begin(self.reader.read([self.reader.open(args, kwargs)]))
+        before = [(count.reached, count.acted) for count in counts]
+        self.points.begin(self.reader.read([self.reader.open(args, kwargs)]))
         try:
             result = run(*args, **kwargs)
         except BaseException:
-            for each, (reached, acted) in zip(fired, before, strict=True):
-                each.reached, each.acted = reached, acted
+            for count, (reached, acted) in zip(counts, before, strict=True):
+                count.reached, count.acted = reached, acted
             raise
         finally:
-            self.places.end()
+            self.points.end()
         self.reader.close(cache_among(args, kwargs, result))
         self.finished += 1
         return result

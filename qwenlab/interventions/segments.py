@@ -1,4 +1,4 @@
-"""The delta rule over segments that each begin with an empty state, side by side: no decay has to forget the others."""
+"""Run the delta rule on segments of a sequence as rows of a batch, so that each starts from an empty state."""
 
 from __future__ import annotations
 
@@ -12,88 +12,88 @@ from qwenlab.capture.prediction import CHUNK
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.interventions.call_arguments import RuleArguments
 
-HELD = 2**26
-"""Elements of states, at most, that are worked out at a time."""
+MOST_ELEMENTS = 2**26
+"""Largest number of state elements to compute at a time."""
 
 
 @dataclass(frozen=True)
 class Segments:
-    """Where tokens come to lie when a sequence is cut at every so many, each segment in a row of its own.
+    """The index of each token when its sequence is split into segments of equal length, one per row.
 
-    length   tokens of a segment;  count: of segments that each sequence has room for
-    place    int [batch, position]: place of a token among those of its sequence's segments; of padding, one beyond
-    begins   bool [batch]: sequences whose first token here begins a segment, and so forgets the state before
+    length   tokens per segment
+    count    segments per sequence
+    index    int [batch, position]: index of a token in the segments of its sequence; of padding, one beyond the last
+    starts   bool [batch]: sequences whose first token here starts a segment, and so forgets the state before
     last     int [batch]: segment of each sequence's last token here
     """
 
     length: int
     count: int
-    place: torch.Tensor
-    begins: torch.Tensor
+    index: torch.Tensor
+    starts: torch.Tensor
     last: torch.Tensor
 
     @staticmethod
-    def of(reading: TokenBatch, length: int) -> Segments:
-        """Segments that begin at multiples of a length in their sequences; places are counted from the first here."""
-        count = (reading.width + length - 2) // length + 1
-        first = torch.where(reading.idle[:, None], 0, reading.begin)
-        place = torch.where(reading.real, reading.position - first // length * length, count * length)
-        last = torch.where(reading.real, place, 0).amax(dim=1) // length
-        begins = (first > 0) & (first % length == 0) & ~reading.idle[:, None]
-        return Segments(length, count, place, begins[:, 0], last)
+    def of(tokens: TokenBatch, length: int) -> Segments:
+        """Segments that start at multiples of `length` in their sequences; indices count from the first one here."""
+        count = (tokens.width + length - 2) // length + 1
+        first = torch.where(tokens.idle[:, None], 0, tokens.begin)
+        index = torch.where(tokens.real, tokens.position - first // length * length, count * length)
+        last = torch.where(tokens.real, index, 0).amax(dim=1) // length
+        starts = (first > 0) & (first % length == 0) & ~tokens.idle[:, None]
+        return Segments(length, count, index, starts[:, 0], last)
 
-    def cut(self, tensor: torch.Tensor) -> torch.Tensor:
-        """[batch, position, ...] as [batch * segment, position in it, ...], zeros where there is no token."""
+    def split(self, tensor: torch.Tensor) -> torch.Tensor:
+        """[batch, position, ...] -> [batch * segment, position in the segment, ...], 0 without a token."""
         batch, rest = tensor.shape[0], tensor.shape[2:]
         rows = torch.arange(batch, device=tensor.device)[:, None]
-        held = tensor.new_zeros(batch, self.count * self.length + 1, *rest)
-        held = held.index_put((rows, self.place), tensor)
-        return held[:, :-1].reshape(batch * self.count, self.length, *rest)
+        padded = tensor.new_zeros(batch, self.count * self.length + 1, *rest)
+        padded = padded.index_put((rows, self.index), tensor)
+        return padded[:, :-1].reshape(batch * self.count, self.length, *rest)
 
-    def joined(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The other way; zeros for padding."""
-        held = tensor.reshape(-1, self.count * self.length, *tensor.shape[2:])
-        rows = torch.arange(held.shape[0], device=held.device)[:, None]
-        held = torch.nn.functional.pad(held, (*[0, 0] * (held.ndim - 2), 0, 1))
-        return held[rows, self.place]
+    def join(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The inverse of `split`; zeros for padding."""
+        padded = tensor.reshape(-1, self.count * self.length, *tensor.shape[2:])
+        rows = torch.arange(padded.shape[0], device=padded.device)[:, None]
+        padded = torch.nn.functional.pad(padded, (*[0, 0] * (padded.ndim - 2), 0, 1))
+        return padded[rows, self.index]
 
 
 def run_in_segments(
     rule: Callable[..., Any], call: RuleArguments, kwargs: dict[str, Any], segments: Segments
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What a rule makes of a call, and its last states, with an empty state at the beginning of each segment.
+    """The output and the last states of a rule, with an empty state at the start of each segment.
 
-    Padding is passed over: it changes no state. `kwargs` are the call's others, `initial_state` among them.
+    Padding is skipped and changes no state. `kwargs` are the other arguments of the call, such as `initial_state`.
     """
-    query, key = (each.repeat_interleave(call.repeated, dim=2) for each in (call.query, call.key))
-    given = {"query": query, "key": key, "value": call.value, "g": call.g, "beta": call.beta}
-    tensors = {name: segments.cut(each) for name, each in given.items()}
-    others = {name: each for name, each in kwargs.items() if name not in (*tensors, "initial_state")}
+    _, tensors = call.to_call((), {})
+    tensors = {name: segments.split(tensor) for name, tensor in tensors.items()}
+    others = {name: value for name, value in kwargs.items() if name not in (*tensors, "initial_state")}
     state = kwargs.get("initial_state")
     if state is not None:
-        before = torch.where(segments.begins[:, None, None, None], 0, state)[:, None]
+        before = torch.where(segments.starts[:, None, None, None], 0, state)[:, None]
         state = torch.cat([before, before.new_zeros(len(before), segments.count - 1, *before.shape[2:])], dim=1)
         state = state.flatten(0, 1)
     size = call.value.shape[2] * call.key.shape[3] * call.value.shape[3]
     outs, states = [], []
-    step = max(1, HELD // size)
+    step = max(1, MOST_ELEMENTS // size)
     for start in range(0, len(tensors["g"]), step):
-        part = {name: each[start : start + step] for name, each in tensors.items()}
+        part = {name: tensor[start : start + step] for name, tensor in tensors.items()}
         query, key, value = (part.pop(name) for name in ("query", "key", "value"))
         initial = None if state is None else state[start : start + step]
         out, after = rule(query, key, value, **part, initial_state=initial, **others)
         outs.append(out)
         states.append(after)
-    out = segments.joined(torch.cat(outs))
+    out = segments.join(torch.cat(outs))
     if states[0] is None:
         return out, None
     after = torch.cat(states).unflatten(0, (-1, segments.count))
     return out, after[torch.arange(len(after), device=after.device), segments.last]
 
 
-def worth_cutting(reading: TokenBatch, length: int) -> bool:
-    """Whether several segments begin within what a kernel sums the decays of: more than one there costs digits."""
-    if length >= CHUNK or reading.width == 1:
+def worth_splitting(tokens: TokenBatch, length: int) -> bool:
+    """Whether several segments start within one chunk, over which kernels sum decays: more than one costs digits."""
+    if length >= CHUNK or tokens.width == 1:
         return False
-    begin = reading.real & (reading.position % length == 0) & (reading.position > 0)
-    return bool((begin.sum(dim=1) > 1).any())
+    starts = tokens.real & (tokens.position % length == 0) & (tokens.position > 0)
+    return bool((starts.sum(dim=1) > 1).any())

@@ -1,4 +1,4 @@
-"""`edit`: changes of what happens inside a plain transformers model for the length of a `with` block."""
+"""`intervene`: change the inside of a plain transformers model for the length of a `with` block."""
 
 from __future__ import annotations
 
@@ -20,34 +20,35 @@ from qwenlab.interventions.module_sites import InterventionPoints
 from qwenlab.interventions.pass_tracker import PassTracker
 
 
-def intervene(model: nn.Module | Any, *edits: Intervention) -> InterventionSession:
+def intervene(model: nn.Module | Any, *interventions: Intervention) -> InterventionSession:
     """Intervene on a model while a `with` block runs: `with intervene(model, Zero("layers.3.mixer")): ...`.
 
-    The model is used as it is, in forward, `generate` and training steps; no weight is touched, and at the block's end,
-    also one that raised or was interrupted, everything is as it was, bit for bit. Edits of one place act in the order
-    given, those of an outer block first. A `watch` inside or around the block sees the edited pass, and its recording
-    names the edits. A cache that was filled in the block keeps what the edits made of its tokens, also after it: each
-    edit says what that is.
+    Use the model as before, in forward, `generate` and training steps. No weight is touched, and when the block ends,
+    also by an exception or an interrupt, everything is as it was, bit for bit. Interventions at one point act in the
+    given order, those of an outer block first. A `watch` inside or outside the block sees the changed pass, and its
+    recording names the interventions. A cache that is filled in the block keeps its tokens as the interventions left
+    them, also after the block; the docstring of each intervention says what the cache keeps.
 
-    model  a transformers model of a known family, anything that contains one, or a Checkpoint
-    edits  zero, mean, resample, noise, scale, identity, patch; those of DeltaNet, attention and experts
+    model          a transformers model of a known family, anything that contains one, or a Checkpoint
+    interventions  Zero, Mean, Resample, Noise, Scale, Identity, Patch; those of DeltaNet, attention and experts
 
-    Raises UnknownSite, UnknownLayer, BadArgument or CannotIntervene where one does not fit the model: when the block
-    begins, or by the first forward pass. At its end, NothingRead without a forward pass, and SilentIntervention
-    when an edit was not reached by every pass, or never acted. A pass that raised does not count.
+    Raises UnknownSite, UnknownLayer, BadArgument or CannotIntervene if one does not fit the model: when the block
+    begins, or in the first forward pass. At the block's end, NothingRead without a forward pass, and SilentIntervention
+    if an intervention was not reached by every pass, or never acted. A pass that raised does not count.
     """
-    return InterventionSession(model, edits)
+    return InterventionSession(model, interventions)
 
 
 class InterventionSession:
-    """A model under edits: a context manager that `edit` makes.
+    """Context manager that `intervene` returns: a model under interventions.
 
-    fired  after the block, by edit: how often each of its places was reached, and how often it acted there
+    interventions  in the order in which they act
+    fired          after the block, by intervention: the hit counts of its points
     """
 
-    def __init__(self, model: nn.Module | Any, edits: Sequence[Intervention]) -> None:
-        _check(edits)
-        self.model, self.edits = model, tuple(edits)
+    def __init__(self, model: nn.Module | Any, interventions: Sequence[Intervention]) -> None:
+        _check(interventions)
+        self.model, self.interventions = model, tuple(interventions)
         self._module = module_of(model)
         self._decoder = decoder_of(self._module)
         self.fired: dict[str, list[HitCount]] = {}
@@ -55,58 +56,56 @@ class InterventionSession:
 
     def __enter__(self) -> InterventionSession:
         if self._hooks is not None:
-            raise BadArgument(
-                "This edit's block has not ended.\nWrite intervene(model, ...) anew for a block inside it."
-            )
+            raise BadArgument("This context manager is already active.\nCreate a new intervene(model, ...) to nest.")
         require_loaded(self._module)
         self._hooks, stack = ExitStack(), self._decoder.module
-        places = InterventionPoints(self._decoder, self._hooks)
+        points = InterventionPoints(self._decoder, self._hooks)
         try:
             self._hooks.enter_context(running_on_cpu(self._decoder.family))
-            for each in self.edits:
-                before = len(places.fired)
-                each.place(places)
-                self.fired[str(each)] = places.fired[before:]
-            self._passes = PassTracker(places)
+            for intervention in self.interventions:
+                before = len(points.hits.counts)
+                intervention.place(points)
+                self.fired[str(intervention)] = points.hits.counts[before:]
+            self._passes = PassTracker(points)
         except BaseException:
-            self._leave()
+            self._close()
             raise
-        self._hooks.enter_context(listed_as_active(stack, [str(each) for each in self.edits]))
+        self._hooks.enter_context(listed_as_active(stack, list(map(str, self.interventions))))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._leave()
+        self._close()
         if kind is None:
-            self._require_all_fired()
+            self._require_hits()
 
-    def _leave(self) -> None:
+    def _close(self) -> None:
         hooks, self._hooks = self._hooks, None
         if hooks is not None:
             hooks.close()
 
-    def _require_all_fired(self) -> None:
+    def _require_hits(self) -> None:
         self._passes.reader.checks.settle()
         self._passes.require_read("intervene")
-        for name, places in self.fired.items():
-            if missed := self._passes.missed(places):
+        for name, counts in self.fired.items():
+            if missed := self._passes.missed(counts):
                 raise SilentIntervention(f"{name}: {missed}")
-            if not any(each.acted for each in places):
+            if not any(count.acted for count in counts):
                 raise SilentIntervention(
-                    f"{name} never acted: none of the tokens read was one that it changes.\n"
+                    f"{name} never acted: the model read none of the tokens that it changes.\n"
                     "Read a text that has such tokens, or give other positions."
                 )
 
 
-def _check(edits: Sequence[Any]) -> None:
-    """Raise BadArgument unless these are edits, none of them twice."""
-    if not edits or not all(isinstance(each, Intervention) for each in edits):
-        found = ", ".join(getattr(each, "__name__", type(each).__name__) for each in edits) or "none"
+def _check(interventions: Sequence[Any]) -> None:
+    """Raise BadArgument unless these are interventions, each only once."""
+    if not interventions or not all(isinstance(item, Intervention) for item in interventions):
+        found = ", ".join(getattr(item, "__name__", type(item).__name__) for item in interventions) or "none"
         raise BadArgument(
             f"intervene(model, *interventions) takes interventions; got {found}.\n"
             'Write for example intervene(model, Zero("layers.3.mixer")).'
         )
-    names = [str(each) for each in edits]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise BadArgument(f"edit got {twice[0]} twice.\nGive each edit once.")
+    names = list(map(str, interventions))
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise BadArgument(f"intervene got {repeated[0]} twice.\nGive each intervention once.")

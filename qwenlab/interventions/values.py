@@ -1,4 +1,4 @@
-"""Edits that put another value in the place of one: nothing, its mean, another token's, or noise."""
+"""Interventions that replace the value at a site: by zero, a multiple, a mean, noise, or the value of another token."""
 
 from __future__ import annotations
 
@@ -12,71 +12,71 @@ from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.sites import Site
 from qwenlab.errors import BadArgument, CannotIntervene, UnknownLayer
 from qwenlab.interventions.activations import ActivationCache
-from qwenlab.interventions.base import Intervention, ValueIntervention, at, indices
+from qwenlab.interventions.base import Intervention, ValueIntervention, tokens_at
 from qwenlab.interventions.module_sites import InterventionPoints
 from qwenlab.interventions.token_rng import gaussian, uniform
 
 
 @dataclass(frozen=True)
 class Zero(ValueIntervention):
-    """Zero in the place of a value: with "layers.3.mixer" the layer's mixer adds nothing to the stream.
+    """Zero instead of the value: with "layers.3.mixer" the layer's mixer adds nothing to the residual stream.
 
     pattern, kind, heads, positions, cache  as in `ValueIntervention`
     """
 
-    def new(self, value: torch.Tensor, prepared: Any, reading: TokenBatch) -> torch.Tensor:
+    def new(self, value: torch.Tensor, prepared: Any, tokens: TokenBatch) -> torch.Tensor:
         """Zeros."""
         return torch.zeros_like(value)
 
 
 @dataclass(frozen=True)
 class Scale(ValueIntervention):
-    """A value times a number: 0 is `Zero`, 1 changes nothing.
+    """The value times a factor: 0 is `Zero`, 1 changes nothing.
 
     pattern, kind, heads, positions, cache  as in `ValueIntervention`
-    by  the number
+    by  the factor
     """
 
     by: float = 1.0
 
     def __post_init__(self) -> None:
-        """Raises BadArgument for what would change nothing."""
+        """Raises BadArgument for a factor of 1, which changes nothing."""
         super().__post_init__()
         if self.by == 1:
             raise BadArgument("Scale(by=1.0) changes nothing.\nGive the factor, for example by=0.5.")
 
-    def new(self, value: torch.Tensor, prepared: Any, reading: TokenBatch) -> torch.Tensor:
+    def new(self, value: torch.Tensor, prepared: Any, tokens: TokenBatch) -> torch.Tensor:
         """The value times the factor."""
         return value * self.by
 
 
 @dataclass(frozen=True)
 class Mean(ValueIntervention):
-    """The mean of a value over all tokens of a reference text, the same for every token: what is left of a part when it
-    no longer tells one token from another.
+    """The mean of the value over all tokens of a reference text, the same for every token: the part no longer
+    distinguishes tokens.
 
     pattern, kind, heads, positions, cache  as in `ValueIntervention`
-    over  `ActivationCache` taken of the same sites
+    over  an `ActivationCache` of the same sites
     """
 
     over: ActivationCache | None = None
 
-    def prepare(self, site: Site, places: InterventionPoints) -> torch.Tensor:
+    def prepare(self, site: Site, points: InterventionPoints) -> torch.Tensor:
         """The mean at this site, [...]."""
         return required(self.over, self, "over").mean(site.name)
 
-    def new(self, value: torch.Tensor, prepared: torch.Tensor, reading: TokenBatch) -> torch.Tensor:
+    def new(self, value: torch.Tensor, prepared: torch.Tensor, tokens: TokenBatch) -> torch.Tensor:
         """The mean, at every token."""
         return prepared.to(value).expand_as(value)
 
 
 @dataclass(frozen=True)
 class Resample(ValueIntervention):
-    """The value that a token of another text had, drawn anew for every token: as likely a value as any, and unrelated.
+    """The value of a random token of another text, drawn for every token: from the same distribution, but unrelated.
 
     pattern, kind, heads, positions, cache  as in `ValueIntervention`
-    of    `ActivationCache` taken of the same sites, of this text (then other positions) or of others
-    seed  of the draw, made for every site by the token's sequence and position: the same however texts are fed
+    of    an `ActivationCache` of the same sites, of this text (then other positions) or of others
+    seed  of the draw, by site and the token's sequence and position: the same however texts are split into passes
 
     Chan et al. 2022 ("Causal scrubbing").
     """
@@ -84,115 +84,111 @@ class Resample(ValueIntervention):
     of: ActivationCache | None = None
     seed: int = 0
 
-    def prepare(self, site: Site, places: InterventionPoints) -> tuple[str, torch.Tensor]:
-        """All values taken at this site, [token, ...]."""
+    def prepare(self, site: Site, points: InterventionPoints) -> tuple[str, torch.Tensor]:
+        """The site's name, and all its cached values [token, ...]."""
         return site.name, required(self.of, self, "of").tokens(site.name)
 
-    def new(self, value: torch.Tensor, prepared: tuple[str, torch.Tensor], reading: TokenBatch) -> torch.Tensor:
+    def new(self, value: torch.Tensor, prepared: tuple[str, torch.Tensor], tokens: TokenBatch) -> torch.Tensor:
         """One of them for each token."""
         name, pool = prepared
-        drawn = (uniform(name, self.seed, reading) * len(pool)).long()
+        drawn = (uniform(name, self.seed, tokens) * len(pool)).long()
         return pool[drawn.to(pool.device)].to(value)
 
 
 @dataclass(frozen=True)
 class Noise(ValueIntervention):
-    """Gaussian noise in the place of a value, of the value's own norm at each token (and head, where there are some).
+    """Gaussian noise instead of the value, with the norm of the value at each token (and head, if the site has heads).
 
     pattern, kind, heads, positions, cache  as in `ValueIntervention`
-    seed  of the draw, made for every site by the token's sequence and position: the same however texts are fed
+    seed  of the draw, by site and the token's sequence and position: the same however texts are split into passes
     """
 
     seed: int = 0
 
-    def prepare(self, site: Site, places: InterventionPoints) -> str:
-        """The site's name. Raises CannotIntervene where a value is one number."""
+    def prepare(self, site: Site, points: InterventionPoints) -> str:
+        """The site's name. Raises CannotIntervene where the value is one number per head."""
         if site.dims[-1] == "head":
             raise CannotIntervene(
-                f"{self}: {site.name} is one number a head, between 0 and 1, with no direction to draw.\n"
-                "Use resample, or set_gate."
+                f"{self}: {site.name} is one number per head, between 0 and 1, without a direction to draw.\n"
+                "Use Resample or SetGate."
             )
         return site.name
 
-    def new(self, value: torch.Tensor, prepared: str, reading: TokenBatch) -> torch.Tensor:
+    def new(self, value: torch.Tensor, prepared: str, tokens: TokenBatch) -> torch.Tensor:
         """Noise of the same norm."""
-        drawn = gaussian(prepared, self.seed, reading, *value.shape[2:]).to(value.device)
+        drawn = gaussian(prepared, self.seed, tokens, *value.shape[2:]).to(value.device)
         norm = torch.linalg.vector_norm(value.double(), dim=-1, keepdim=True)
         return (drawn / torch.linalg.vector_norm(drawn, dim=-1, keepdim=True) * norm).to(value.dtype)
 
 
 @dataclass(frozen=True)
 class Identity(Intervention):
-    """Layers left out: what a layer is given is what comes out of it.
+    """Layers left out: the output of a layer is its input.
 
     layers  their indices
 
-    Site: layers.N.residual. Cache: the layer still runs, and keeps of each token what it makes of the stream that it is
-    given; nothing of that goes further. What is watched inside it is what it does with that stream.
+    Site: layers.N.residual. Cache: the layer still runs, and caches what it computes from its input; nothing of that
+    reaches the next layer. A `watch` inside it shows what it computes from its input.
     """
 
     layers: Sequence[int]
 
-    def __post_init__(self) -> None:
-        """Raises BadArgument for what are no indices."""
-        object.__setattr__(self, "layers", indices(self.layers, "Identity(layers=...)"))
-
-    def place(self, places: InterventionPoints) -> None:
-        """Behind each of the layers. Raises UnknownLayer."""
-        count = len(places.decoder.layers)
+    def place(self, points: InterventionPoints) -> None:
+        """Attach to the output of each layer. Raises UnknownLayer."""
+        count = len(points.decoder.layers)
         for layer in self.layers:
             if layer >= count:
-                raise UnknownLayer(f"{self}: this model has layers 0 to {count - 1}; there is no layer {layer}.")
-            places.layer(layer, f"layers.{layer}.residual", lambda stream, value, reading: stream)
+                raise UnknownLayer(f"{self}: this model has layers 0 to {count - 1}; got layer {layer}.")
+            points.layer(layer, f"layers.{layer}.residual", lambda stream, value, tokens: stream)
 
 
 @dataclass(frozen=True)
 class Patch(ValueIntervention):
-    """A value recorded on one text, put in while another is read (activation patching): token by token, at the same
-    positions.
+    """Activation patching: the value that the same position had in another text, token by token.
 
     pattern, kind, heads, cache  as in `ValueIntervention`
-    of         an `ActivationCache` of the same sites. One cached sequence serves for every sequence that is read.
-               Several must be as many as are read, and are paired in the order in which they were read
-    positions  as in `ValueIntervention`; by default all that the text has
+    of         an `ActivationCache` of the same sites. A single cached sequence is used for every sequence; several must
+               be as many as the model reads, and are paired in reading order
+    positions  as in `ValueIntervention`; by default all of the text
 
     Vig et al. 2020 (arXiv:2004.12265); Meng et al. 2022 (arXiv:2202.05262).
     """
 
     of: ActivationCache | None = None
 
-    def prepare(self, site: Site, places: InterventionPoints) -> tuple[torch.Tensor, torch.Tensor]:
-        """The values taken at this site, [sequence, position, ...], and how long each sequence is."""
-        values = required(self.of, self, "of")
-        return values[site.name], values.lengths
+    def prepare(self, site: Site, points: InterventionPoints) -> tuple[torch.Tensor, torch.Tensor]:
+        """The cached values at this site [sequence, position, ...], and the length of each sequence."""
+        cache = required(self.of, self, "of")
+        return cache[site.name], cache.lengths
 
-    def new(self, value: torch.Tensor, prepared: Any, reading: TokenBatch) -> torch.Tensor:
-        """The value taken at the same position. Raises BadArgument for sequences or lengths that do not fit."""
-        taken, lengths = prepared
-        rows = torch.tensor(list(reading.numbers)) if len(taken) > 1 else torch.zeros(value.shape[0], dtype=torch.int64)
-        meant = at(reading, self.positions)
-        meant = (reading.real if meant is None else meant).cpu()
-        if int(rows.max()) >= len(taken):
+    def new(self, value: torch.Tensor, prepared: Any, tokens: TokenBatch) -> torch.Tensor:
+        """The cached value at the same position. Raises BadArgument for sequences or lengths that do not fit."""
+        cached, lengths = prepared
+        rows = torch.tensor(list(tokens.numbers)) if len(cached) > 1 else torch.zeros(value.shape[0], dtype=torch.int64)
+        selected = tokens_at(tokens, self.positions)
+        selected = (tokens.real if selected is None else selected).cpu()
+        if int(rows.max()) >= len(cached):
             raise BadArgument(
-                f"{self}: sequence {int(rows.max())} is read, and {len(taken)} were taken.\n"
-                "Take one sequence for all, or as many as are read, in the same order."
+                f"{self}: the model reads sequence {int(rows.max())}, but the cache has {len(cached)} sequences.\n"
+                "Cache one sequence for all, or as many as the model reads, in the same order."
             )
-        position = torch.where(meant, reading.position.cpu(), 0)
+        position = torch.where(selected, tokens.position.cpu(), 0)
         if bool((position >= lengths[rows][:, None]).any()):
             longest, row = int(position.max()), int((position - lengths[rows][:, None]).amax(dim=1).argmax())
             raise BadArgument(
-                f"{self}: the text that is read has a token at position {longest}; the one that was taken has "
+                f"{self}: the text has a token at position {longest}; the cached text has "
                 f"{int(lengths[rows][row])} tokens.\nGive texts of one length, or positions=... that both have."
             )
-        return taken[rows[:, None].to(taken.device), position.to(taken.device)].to(value)
+        return cached[rows[:, None].to(cached.device), position.to(cached.device)].to(value)
 
 
-def required(values: ActivationCache | None, edit: ValueIntervention, name: str) -> ActivationCache:
-    """The values that an edit was given. Raises BadArgument for none."""
-    if not isinstance(values, ActivationCache):
+def required(cache: ActivationCache | None, intervention: ValueIntervention, name: str) -> ActivationCache:
+    """The cache that an intervention needs. Raises BadArgument if it is missing."""
+    if not isinstance(cache, ActivationCache):
+        written, pattern = type(intervention).__name__, intervention.pattern
         raise BadArgument(
-            f"{type(edit).__name__}({name}=...): give values taken by `take`:\n"
-            f'with cache_activations(model, "{edit.pattern}") as taken: model(...); '
-            f'then {type(edit).__name__}("{edit.pattern}", {name}=taken).'
+            f"{written}({name}=...): give an ActivationCache:\n"
+            f'with cache_activations(model, "{pattern}") as cache: model(...); '
+            f'then {written}("{pattern}", {name}=cache).'
         )
-    return values
+    return cache

@@ -131,7 +131,7 @@ class WatchSession:
 
     def facts(self) -> dict[str, Any]:
         """Return the provenance of the measurements so far: the root attrs of the recording."""
-        return facts_of(self.model, self._decoder, self._tracker, tuple(self._edits))
+        return facts_of(self.model, self._decoder, self._tracker, tuple(self._interventions))
 
     def _claim(self) -> None:
         """Claim the probes for this session; each serves one `watch` at a time."""
@@ -153,7 +153,7 @@ class WatchSession:
         self._dispatcher = Dispatcher(self.probes, self._tracker.read, timed)
         self._capture = CaptureHooks(self._decoder, self._dispatcher.take)
         self._pass: ForwardPass | None = None
-        self._edits: dict[str, None] = {}  # those active in any pass
+        self._interventions: dict[str, None] = {}  # those active in any pass
         self._recomputed: dict[str, tuple[int, ...]] = {}  # by probe: layers whose delta rule it recomputes
 
     def _place_hooks(self) -> None:
@@ -190,7 +190,7 @@ class WatchSession:
         if replaced_by(self._decoder.module, "states", range(len(self._decoder.layers))):
             self._dispatcher.flush()  # a step does not begin with the state that the one before it ended with
         forward_pass = self._tracker.open(args, kwargs)
-        self._edits |= dict.fromkeys(active_interventions(self._decoder.module))
+        self._interventions |= dict.fromkeys(active_interventions(self._decoder.module))
         goes_on = self._dispatcher.begin(forward_pass)
         self._capture.begin()
         self._capture.rule.captured_states = "" if goes_on else "initial" if forward_pass.is_decode else "both"
@@ -222,9 +222,9 @@ class WatchSession:
     def _reject_replaced_rule(self) -> None:
         """Raise CannotWatch if a probe recomputes a delta rule that an intervention replaced."""
         for probe, layers in self._recomputed.items():
-            if edit := replaced_by(self._decoder.module, "rule", layers):
+            if intervention := replaced_by(self._decoder.module, "rule", layers):
                 raise CannotWatch(
-                    f"{probe} recomputes the delta rule, but {edit} replaced it; the result would be wrong.\n"
+                    f"{probe} recomputes the delta rule, but {intervention} replaced it; the result would be wrong.\n"
                     f"Leave {probe} out, or restrict it with layers=[...] to layers without that intervention"
                     + ("; prediction_heads=0 measures gates and keys alone." if probe == DeltaNet.__name__ else ".")
                 )

@@ -44,7 +44,7 @@ class Ablated(Saved):
 
 
 def ablate(
-    source: inputs.CheckpointSource,
+    source: inputs.CheckpointInput,
     out: inputs.FolderPath,
     *,
     tasks: Sequence[str] | None = None,

@@ -38,7 +38,7 @@ class AcceptanceReport(Saved):
 
 
 def acceptance(
-    source: inputs.CheckpointSource,
+    source: inputs.CheckpointInput,
     texts: inputs.LabelledTexts | None,
     out: inputs.FolderPath,
     *,
@@ -91,7 +91,7 @@ def acceptance(
 
 
 def trace(
-    source: inputs.CheckpointSource,
+    source: inputs.CheckpointInput,
     texts: Mapping[str, str],
     out: inputs.FilePath,
     *,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from qwenlab.checkpoint.open import Checkpoint
 
 # A text after a type is the help text of parameters that recipes share, or of those without one in a docstring.
-CheckpointSource = Annotated[
+CheckpointInput = Annotated[
     "str | Path | Checkpoint", "checkpoint: a shipped toy, a folder, or a name on the hub such as Qwen/Qwen3.6-35B-A3B"
 ]
 LabelledTexts = Mapping[str, str | Sequence[str]]
@@ -29,7 +29,7 @@ Positive = Annotated[int, range(1, 2**63)]
 TwoOrMore = Annotated[int, range(2, 2**63)]
 
 
-def opened(source: CheckpointSource, device: str | None, dtype: str | None) -> Checkpoint:
+def opened(source: CheckpointInput, device: str | None, dtype: str | None) -> Checkpoint:
     """The checkpoint itself if it is open already, else opened with these options."""
     from qwenlab.checkpoint.open import Checkpoint, open  # loads torch, which takes seconds
 

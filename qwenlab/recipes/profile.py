@@ -21,7 +21,7 @@ class Profile(Saved):
 
 
 def profile(
-    source: inputs.CheckpointSource,
+    source: inputs.CheckpointInput,
     texts: inputs.LabelledTexts | None,
     out: inputs.FolderPath,
     *,

@@ -1,4 +1,4 @@
-"""The labelled result of watching: one xarray Dataset a probe, and where it came from. Needs no torch."""
+"""Recordings: the results of probes as one xarray Dataset per probe, with their provenance. Need no torch."""
 
 import lazy_loader
 

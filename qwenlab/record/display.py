@@ -1,4 +1,4 @@
-"""How a Recording looks: in a terminal and in a notebook."""
+"""Text and HTML views of a `Recording`."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ _COUNTED = {
     "token": "token",
     "draft": "draft",
 }
-"""Dims worth counting, and what one of them is called."""
+"""Dims to count, and the name of one item."""
 
 
 def text(tree: xr.DataTree) -> str:
-    """A recording in a few lines: what was watched, how much was read, what each probe holds."""
+    """A recording in a few lines: its model, the tokens read, and the contents of each node."""
     width = max([8, *map(len, tree.children)])
     lines = [f"Recording of {_title(tree.attrs)}"]
     lines += [f"  {name:<{width}}  {value}" for name, value in _head(tree.attrs)]
-    lines += [f"  {name:<{width}}  {_holds(node.to_dataset())}" for name, node in tree.children.items()]
+    lines += [f"  {name:<{width}}  {_contents(node.to_dataset())}" for name, node in tree.children.items()]
     return "\n".join(lines)
 
 
 def html(tree: xr.DataTree) -> str:
-    """A recording as one block of HTML; every text in it is escaped."""
-    rows = _head(tree.attrs) + [(name, _holds(node.to_dataset())) for name, node in tree.children.items()]
+    """A recording as one block of HTML, with all texts escaped."""
+    rows = _head(tree.attrs) + [(name, _contents(node.to_dataset())) for name, node in tree.children.items()]
     facts = [(str(name), str(value)) for name, value in tree.attrs.items()]
     return (
         f'<div class="qwenlab-recording"><b>Recording of {escape(_title(tree.attrs))}</b> {_strip(tree.attrs)}'
-        f"{_table(rows)}<details><summary>where it came from</summary>{_table(facts)}</details></div>"
+        f"{_table(rows)}<details><summary>provenance</summary>{_table(facts)}</details></div>"
     )
 
 
@@ -54,7 +54,7 @@ def _title(attrs: Mapping[Any, Any]) -> str:
 
 
 def _head(attrs: Mapping[Any, Any]) -> list[tuple[str, str]]:
-    """What was read, on what."""
+    """Rows about the tokens, the layers and the run."""
     rows = []
     if "tokens" in attrs:
         sequences = _count(int(attrs.get("sequences", 0)), "sequence")
@@ -65,14 +65,14 @@ def _head(attrs: Mapping[Any, Any]) -> list[tuple[str, str]]:
     kinds = _loads(attrs, "layer_types", [])
     if kinds:
         rows.append(("layers", ", ".join(f"{kinds.count(kind)} {LABELS[kind]}" for kind in KINDS)))
-    on = [str(attrs[name]) for name in ("dtype", "device", "created") if attrs.get(name)]
-    if on:
-        rows.append(("run", ", ".join(on)))
+    run = [str(attrs[name]) for name in ("dtype", "device", "created") if attrs.get(name)]
+    if run:
+        rows.append(("run", ", ".join(run)))
     return rows
 
 
-def _holds(node: xr.Dataset) -> str:
-    """The extent of one node: its layers, heads, experts, and what was left out."""
+def _contents(node: xr.Dataset) -> str:
+    """The contents of one node: its layers, heads and experts, and the sample that a probe took."""
     parts = []
     if "layer" in node.dims:
         parts.append(f"{_count(node.sizes['layer'], 'layer')} ({_runs(node['layer'].values)})")
@@ -83,18 +83,18 @@ def _holds(node: xr.Dataset) -> str:
     return " · ".join(parts)
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _listed(value: Any) -> str:
-    """A value of `sample`; lists of numbers with runs drawn together."""
+    """A value of `sample`, with runs of integers contracted."""
     numbers = isinstance(value, list) and all(isinstance(item, int) for item in value)
     return _runs(np.array(value)) if numbers else str(value)
 
 
 def _runs(numbers: np.ndarray) -> str:
-    """Ascending numbers, runs drawn together: 0-2 4-6 8."""
+    """Ascending integers, with runs contracted: 0-2 4-6 8."""
     runs = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
     return " ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs if len(run))
 
@@ -107,7 +107,7 @@ def _loads(attrs: Mapping[Any, Any], name: str, default: Any) -> Any:
 
 
 def _strip(attrs: Mapping[Any, Any]) -> str:
-    """The layers as one coloured cell each."""
+    """One coloured cell per layer."""
     return "".join(
         f'<span title="layer {layer}: {LABELS.get(kind, escape(str(kind)))}" style="display:inline-block;width:6px;'
         f'height:12px;margin-right:1px;background:{COLOURS.get(kind, "#8A8A8A")}"></span>'

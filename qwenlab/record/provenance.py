@@ -1,4 +1,4 @@
-"""Where a recording came from: what was watched, on what, with which versions."""
+"""Provenance of a recording: model, device, kernels, tokens, and package versions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from qwenlab import __version__
 
 FORMAT = 1
-"""The number of the recording format; a file with a higher one is refused."""
+"""Version of the recording format; files with a later one cannot be opened."""
 
 _PACKAGES = ("torch", "transformers", "numpy", "xarray", "flash-linear-attention", "triton")
 
@@ -32,17 +32,16 @@ def provenance(
     labels: Mapping[str, int],
     prompts_hash: str,
     seed: int | str = "",
-    edits: Sequence[str] = (),
+    interventions: Sequence[str] = (),
 ) -> dict[str, str | int | float]:
-    """The root attrs of a recording: the facts given, the versions installed here, and the time now (UTC).
+    """The root attrs of a recording: these facts, the installed versions, and the current time (UTC).
 
-    layer_types  the kind of each layer of the trunk, in the words of the config
-    labels       tokens read by label
-    seed         of whatever the reader drew at random; "" where nothing was drawn
+    layer_types    the kind of each decoder layer, as in the config
+    labels         number of tokens by label
+    seed           of random draws; "" without any
+    interventions  those that were active while the model was watched, as they are written
 
-    edits        what was changed inside the model while it was watched, as it was written
-
-    Versions are those of the installed packages, read without importing them; one that is not installed is left out.
+    Versions are read from package metadata, without imports; packages that are not installed are left out.
     """
     return {
         "format": str(FORMAT),
@@ -61,7 +60,7 @@ def provenance(
         "labels": json.dumps(dict(labels)),
         "prompts_hash": prompts_hash,
         "seed": seed,
-        "edits": json.dumps(list(edits)),
+        "interventions": json.dumps(list(interventions)),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "qwenlab": __version__,
@@ -70,7 +69,7 @@ def provenance(
 
 
 def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
-    """Versions of those packages that are installed, by name with underscores."""
+    """Versions of the packages that are installed, by name with underscores."""
     found = {}
     for package in packages:
         try:

@@ -1,4 +1,4 @@
-"""`Recording`: what a watched forward pass showed, as a labelled tree of Datasets that can be saved and opened."""
+"""`Recording`: the results of probes as labelled Datasets with their provenance; save, open and merge."""
 
 from __future__ import annotations
 
@@ -43,23 +43,23 @@ DECODED = {
     "ablated_acceptance": "qwenlab.ablations.acceptance(checkpoint, ablations, texts)",
     "patching": "qwenlab.ablations.patching(checkpoint, source, target, answers)",
 }
-"""The nodes that no probe writes, and what writes them."""
+"""The nodes that no probe writes, and the calls that do."""
 
-_COMPRESSED = 64 * 1024  # bytes: smaller variables are stored as they are
+_COMPRESSED = 64 * 1024  # bytes; smaller variables are not compressed
 _DIGEST = "content_sha256"  # the file's attribute with the hash of everything else in it
 
 
 class Recording:
-    """One Dataset a probe, and where they came from.
+    """One Dataset per probe, and their provenance.
 
-        recording["routing"]              the Dataset of the Routing probe: sums and counts, dims and units named
+        recording["routing"]              the Dataset of the Routing probe: sums and counts, with named dims and units
         recording.attrs["checkpoint"]     provenance: versions, dtype, device, kernels, hashes, tokens
         recording.tree                    the xarray DataTree underneath
         recording.save("run.nc")          NetCDF; Recording.open("run.nc") reads it back on any machine
 
     datasets    node name ("deltanet", "attention", "routing", "residual", "timing", "memory" of the probes; "rounds",
                 "trace" of decoding) -> Dataset
-    provenance  root attrs; numbers and strings are kept, anything else becomes JSON
+    provenance  root attrs; numbers and strings stay as they are, other values become JSON
     """
 
     def __init__(self, datasets: Mapping[str, xr.Dataset], provenance: Mapping[str, Any]) -> None:
@@ -70,12 +70,12 @@ class Recording:
 
     @property
     def attrs(self) -> dict[str, Any]:
-        """Where the recording came from: versions, dtype, device, kernels, hashes, tokens read."""
+        """Provenance: versions, dtype, device, kernels, hashes, tokens read."""
         return cast(dict[str, Any], self.tree.attrs)
 
     @property
     def checkpoint(self) -> str:
-        """The name of the checkpoint that was watched."""
+        """The name of the watched checkpoint."""
         return str(self.attrs.get("checkpoint", "an unnamed model"))
 
     def __iter__(self) -> Iterator[str]:
@@ -85,12 +85,12 @@ class Recording:
         return node in self.tree.children
 
     def __getitem__(self, node: str) -> xr.Dataset:
-        """The Dataset of one node; raises NotWatched for a probe that was not there."""
+        """The Dataset of one node. Raises NotWatched if no probe recorded it."""
         if node in self:
             return self.tree[node].to_dataset()
         has = f"This recording of {self.checkpoint} has: {', '.join(self) or 'nothing'}."
         if node in DECODED:
-            raise NotWatched(f"No {node!r} was recorded.\n{has}\nIt is made by {DECODED[node]}.")
+            raise NotWatched(f"No {node!r} was recorded.\n{has}\nIt comes from {DECODED[node]}.")
         if node not in PROBES:
             names = ", ".join([*PROBES, *DECODED])
             raise NotWatched(f"No probe writes a node {node!r}.\n{has}\nNodes are named {names}.")
@@ -100,10 +100,10 @@ class Recording:
         )
 
     def merge(self, *others: Recording) -> Recording:
-        """This recording and others as if one `with` block had read all their texts, in this order.
+        """This recording and others, as if one `with` block had read all their texts in this order.
 
-        Sums, counts and histograms add up. Raises CannotMerge where that would be no sum of like with like: another
-        checkpoint, dtype, set of probes or labels, sample, or other layers or bins.
+        Sums, counts and histograms add up. Raises CannotMerge for recordings that cannot be added: another checkpoint,
+        dtype, set of probes or labels, sample, or other layers or bins.
         """
         result = self
         for other in others:
@@ -112,28 +112,30 @@ class Recording:
         return result
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write NetCDF (through h5netcdf) and return its path; a file already there is replaced in one step.
+        """Write NetCDF (with h5netcdf) and return its path; an existing file is replaced in one step.
 
-        What is written lies beside `path` until it is whole, so a run that is killed never leaves half a recording.
+        The data go to a temporary file first, so a process that is killed never leaves half a recording.
         """
-        with replacing(path) as beside:
+        with replacing(path) as temporary:
             stored = self.tree.copy(deep=False)
             stored.attrs = {**self.attrs, _DIGEST: _digest(self.tree)}
-            stored.to_netcdf(beside, engine="h5netcdf", encoding=self._encoding())
+            stored.to_netcdf(temporary, engine="h5netcdf", encoding=self._encoding())
         return Path(path).absolute()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Recording:
-        """Read a saved recording, whole, into memory.
+        """Read a saved recording into memory.
 
         Raises NotARecording (no such file, or not one of ours), TruncatedRecording (an incomplete or damaged file)
         and NewerRecording (a later format).
         """
         file = Path(path)
         if not file.is_file():
-            raise NotARecording(f"{file}: no such file.\nRecording.open reads what recording.save(path) wrote.")
+            raise NotARecording(f"{file}: no such file.\nRecording.open reads files that recording.save(path) wrote.")
         if not h5py.is_hdf5(file):
-            raise NotARecording(f"{file} is not a NetCDF file.\nRecording.open reads what recording.save(path) wrote.")
+            raise NotARecording(
+                f"{file} is not a NetCDF file.\nRecording.open reads files that recording.save(path) wrote."
+            )
         try:
             with xr.open_datatree(file, engine="h5netcdf", decode_times=False) as stored:
                 tree = stored.load()
@@ -142,7 +144,7 @@ class Recording:
         digest = tree.attrs.pop(_DIGEST, "")
         _check_format(file, tree.attrs)
         if digest != _digest(tree):
-            raise _damaged(file, "its contents are not those that were saved")
+            raise _damaged(file, "its contents do not match its hash")
         attrs = {str(name): value for name, value in tree.attrs.items()}
         return cls({name: node.to_dataset() for name, node in tree.children.items()}, attrs)
 
@@ -167,54 +169,56 @@ def open(path: str | os.PathLike[str]) -> Recording:
 
 
 def merge(first: Recording, *others: Recording) -> Recording:
-    """Recordings as if one `with` block had read all their texts, in this order: `Recording.merge`."""
+    """Merge recordings, as if one `with` block had read all their texts in this order: `Recording.merge`."""
     return first.merge(*others)
 
 
 def _plain(value: Any) -> str | int | float:
-    """A value that NetCDF keeps as it is, or its JSON."""
+    """A value that NetCDF can store, or its JSON."""
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         return value
-    if hasattr(value, "item"):  # a NumPy scalar, as NetCDF gives back
+    if hasattr(value, "item"):  # a NumPy scalar, as read from NetCDF
         return _plain(value.item())
     return json.dumps(value)
 
 
 def _digest(tree: xr.DataTree) -> str:
     """A hash of every name, number, text and attribute of a tree."""
-    seen = hashlib.sha256()
+    digest = hashlib.sha256()
     for node in tree.subtree:
-        seen.update(f"{node.path}{_texts(node.attrs)}".encode())
+        digest.update(f"{node.path}{_texts(node.attrs)}".encode())
         for name in sorted(node.variables, key=str):
             variable = node.variables[name]
-            seen.update(f"{name}{variable.dims}{variable.shape}{_texts(variable.attrs)}".encode())
-            numbers = variable.dtype.kind in "biuf" or not variable.size  # no texts come back as no numbers
-            seen.update(variable.values.tobytes() if numbers else json.dumps(variable.values.tolist()).encode())
-    return seen.hexdigest()
+            digest.update(f"{name}{variable.dims}{variable.shape}{_texts(variable.attrs)}".encode())
+            numbers = (
+                variable.dtype.kind in "biuf" or not variable.size
+            )  # an empty text variable is read back as an empty numeric one
+            digest.update(variable.values.tobytes() if numbers else json.dumps(variable.values.tolist()).encode())
+    return digest.hexdigest()
 
 
 def _texts(attrs: Mapping[Any, Any]) -> str:
-    """Attributes as text that is the same before and after a file has held them."""
+    """Attributes as text, the same before and after a round trip through a file."""
     return json.dumps({str(name): str(np.ravel(value).tolist()) for name, value in attrs.items()}, sort_keys=True)
 
 
 def _damaged(file: Path, why: object) -> TruncatedRecording:
     return TruncatedRecording(
-        f"{file} is damaged or ends too early ({file.stat().st_size:,} bytes are left): {why}.\n"
-        "A recording cannot be mended: make it again, or copy it again from where it is whole."
+        f"{file} is damaged or ends too early ({file.stat().st_size:,} bytes): {why}.\n"
+        "A damaged recording cannot be repaired: record it again, or copy it again from an intact file."
     )
 
 
 def _check_format(file: Path, attrs: Mapping[Any, Any]) -> None:
-    """Refuse a tree that is not a recording or is of a later format."""
+    """Raise NotARecording for another tree, and NewerRecording for a later format."""
     number = str(attrs.get("format", ""))
     if attrs.get("package") != "qwenlab" or not number.isdecimal():
         raise NotARecording(
-            f"{file} is a NetCDF file, but no recording of qwenlab: its root lacks the attributes package and format.\n"
+            f"{file} is a NetCDF file, but not a recording of qwenlab: it has no root attributes package and format.\n"
             "Open it with xarray.open_datatree instead."
         )
     if int(number) > FORMAT:
         raise NewerRecording(
-            f"{file} is in recording format {number}, written by qwenlab {attrs.get('qwenlab', '?')}; "
+            f"{file} has recording format {number}, written by qwenlab {attrs.get('qwenlab', '?')}; "
             f"this is qwenlab {__version__}, which reads up to format {FORMAT}.\nInstall a newer qwenlab."
         )

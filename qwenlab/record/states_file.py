@@ -1,4 +1,4 @@
-"""States of a model, written to a NetCDF file as they come."""
+"""`StatesFile`: write the states of a model to a NetCDF file while it runs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _TEXT = h5py.string_dtype()
 
 
 class StatesFile:
-    """A NetCDF file that grows: `state` [token, layer, head, key_channel, channel], float32; at `path` once whole.
+    """A NetCDF file that grows: `state` [token, layer, head, key_channel, channel], float32; at `path` when complete.
 
-    size  key channels and channels of a head
+    size  key channels and channels per head
 
-    Every state has the number of its `sequence`, its token's `position` and `label`; they are in the order in which
-    they came. `xarray.open_dataset(path)` reads it, piece by piece.
+    Each state has the index of its `sequence`, and the `position` and `label` of its token, in the order of writing.
+    `xarray.open_dataset(path)` reads the file lazily.
     """
 
     def __init__(
@@ -33,37 +33,36 @@ class StatesFile:
         heads: Sequence[int],
         size: tuple[int, int],
     ) -> None:
-        self._place = replacing(path)
-        self._file = h5netcdf.File(self._place.__enter__(), "w")
+        self._replacing = replacing(path)
+        self._file = h5netcdf.File(self._replacing.__enter__(), "w")
         self._rows, self._begin = 0, 0
         self._tokens: list[np.ndarray] = []  # [sequence, position, label] x token
         fixed = {"layer": len(layers), "head": len(heads), "key_channel": size[0], "channel": size[1]}
         self._file.dimensions = {"token": None, **fixed}
-        at_a_time = (1, 1, len(heads), *size)
-        self._file.create_variable("state", ("token", *fixed), np.float32, chunks=at_a_time, fillvalue=np.nan)
+        chunks = (1, 1, len(heads), *size)
+        self._file.create_variable("state", ("token", *fixed), np.float32, chunks=chunks, fillvalue=np.nan)
         self._file.create_variable("layer", ("layer",), np.int64, data=np.array(layers))
         self._file.create_variable("head", ("head",), np.int64, data=np.array(heads))
         self._file.create_variable("kind", ("layer",), _TEXT, data=np.array(kinds, dtype=object))
 
     def extend(self, sequence: np.ndarray, position: np.ndarray, label: np.ndarray) -> None:
-        """Make room for the states after these tokens [token], which come next: numbers all, also of their labels."""
+        """Add rows for the states after these tokens, int [token]; `label` holds indices of labels."""
         self._begin, self._rows = self._rows, self._rows + len(sequence)
         self._file.resize_dimension("token", self._rows)
         self._tokens.append(np.stack([sequence, position, label]))
 
     def write(self, layer: int, which: slice, states: np.ndarray) -> None:
-        """States [token, head, key channel, channel] of the `layer`-th layer: `which` of those with room."""
+        """Write states [token, head, key channel, channel] of the `layer`-th layer, in rows of the last `extend`."""
         self._file["state"][self._begin + which.start : self._begin + which.stop, layer] = states
 
     def close(self, facts: Mapping[str, Any] | None) -> None:
-        """Put the file in its place, with the facts of a recording; or drop it where there are none."""
+        """Close the file and move it to `path`, with the facts of a recording; None deletes it."""
         if facts is None:
             self._file.close()
-            self._place.__exit__(InterruptedError, InterruptedError("nothing to keep"), None)
+            self._replacing.__exit__(InterruptedError, InterruptedError("nothing to keep"), None)
             return
-        facts = {
-            name: value for name, value in facts.items() if name not in ("format", "package")
-        }  # it is no Recording
+        # it is not a Recording: leave out what marks one
+        facts = {name: value for name, value in facts.items() if name not in ("format", "package")}
         names = list(json.loads(facts["labels"]) if isinstance(facts["labels"], str) else facts["labels"])
         sequence, position, label = np.concatenate([np.zeros((3, 0), np.int64), *self._tokens], axis=1)
         self._file.create_variable("sequence", ("token",), np.int64, data=sequence)
@@ -73,4 +72,4 @@ class StatesFile:
         for name, value in facts.items():
             self._file.attrs[name] = value if isinstance(value, str | int | float) else json.dumps(value)
         self._file.close()
-        self._place.__exit__(None, None, None)
+        self._replacing.__exit__(None, None, None)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, and put there in one step."""
+"""Write files atomically: to a temporary file in the same folder, which then replaces the target."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from uuid import uuid4
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path to write to: what was written there is at `path` once the block has ended, and nowhere if it raised.
+    """Context manager that yields a temporary path, and moves it to `path` at the end, or deletes it on an error.
 
-    Its folder is made. A process that is killed in between may leave `.NAME.*.part` behind, never half of `path`.
+    Creates the folder. A process that is killed inside may leave `.NAME.*.part` behind, never half of `path`.
     """
     target = Path(path).absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{uuid4().hex}.part")
+    temporary = target.with_name(f".{target.name}.{uuid4().hex}.part")
     try:
-        yield beside
-        os.replace(beside, target)
+        yield temporary
+        os.replace(temporary, target)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import xarray as xr
 
 from qwenlab.stats.base.source import Source, read, statistic
-from qwenlab.stats.base.sums import QUANTILES, Mean, histogram_quantiles, matching_count, means, share
+from qwenlab.stats.base.sums import QUANTILES, MeanSum, histogram_quantiles, matching_count, means, share
 from qwenlab.stats.base.variables import described, result
 from qwenlab.stats.formulas.quantiles import whole_quantiles
 
 _MEANS = {
-    "distance": Mean("token", "mean attention distance"),
-    "entropy": Mean("nat", "entropy of the attention row"),
-    "first_mass": Mean("1", "attention on the first token", 1),
-    "previous_mass": Mean("1", "attention on the token before", 1),
-    "self_mass": Mean("1", "attention on the token itself", 1),
+    "distance": MeanSum("token", "mean attention distance"),
+    "entropy": MeanSum("nat", "entropy of the attention row"),
+    "first_mass": MeanSum("1", "attention on the first token", 1),
+    "previous_mass": MeanSum("1", "attention on the token before", 1),
+    "self_mass": MeanSum("1", "attention on the token itself", 1),
 }
 
 

@@ -9,17 +9,17 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.stats.base.source import Source, along, ratio, read, statistic
-from qwenlab.stats.base.sums import QUANTILES, Mean, estimated, histogram_quantiles, matching_count, means, share
+from qwenlab.stats.base.sums import QUANTILES, MeanSum, estimated, histogram_quantiles, matching_count, means, share
 from qwenlab.stats.base.variables import described, result
 from qwenlab.stats.formulas.keys import collision
 from qwenlab.stats.formulas.quantiles import log2_quantiles
 
 _LN_HALF = float(np.log(0.5))
 _WRITTEN = {
-    "beta": Mean("1", "write strength", 1),
-    "update_norm": Mean("1", "norm of the update", over="error_tokens"),
-    "error_ratio": Mean("1", "prediction error over value norm", over="error_tokens"),
-    "state_norm": Mean("1", "norm of the state at a sequence's end", over="sequences"),
+    "beta": MeanSum("1", "write strength", 1),
+    "update_norm": MeanSum("1", "norm of the update", over="error_tokens"),
+    "error_ratio": MeanSum("1", "prediction error over value norm", over="error_tokens"),
+    "state_norm": MeanSum("1", "norm of the state at a sequence's end", over="sequences"),
 }
 
 

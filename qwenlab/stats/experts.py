@@ -9,15 +9,15 @@ import xarray as xr
 
 from qwenlab.errors import InconsistentRecording
 from qwenlab.stats.base.source import Source, along, ratio, read, statistic
-from qwenlab.stats.base.sums import Mean, estimated, means
+from qwenlab.stats.base.sums import MeanSum, estimated, means
 from qwenlab.stats.base.variables import described, result
 from qwenlab.stats.formulas import experts as formulas
 from qwenlab.stats.formulas.information import entropy
 
 _CURVE = 32  # points of a rarefaction curve
 _SHARES = {
-    "share": Mean("share of slots", "load", 1, over="slots"),
-    "weight_share": Mean("share of weight", "routing weight", 1, over="weight", counts="slots"),
+    "share": MeanSum("share of slots", "load", 1, over="slots"),
+    "weight_share": MeanSum("share of weight", "routing weight", 1, over="weight", counts="slots"),
 }
 
 

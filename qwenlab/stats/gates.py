@@ -10,7 +10,7 @@ from qwenlab.record.recording import Recording
 from qwenlab.stats.base.source import Source, read, statistic
 from qwenlab.stats.base.sums import (
     QUANTILES,
-    Mean,
+    MeanSum,
     histogram_quantiles,
     join_layers,
     matching_count,
@@ -53,7 +53,7 @@ def _of_mixer(source: Source, node: str, quantiles: Sequence[float], by_label: b
             tokens = matching_count(data["tokens"], histogram, dim)
             at = histogram_quantiles(linear_quantiles, histogram, dim, "equal", quantiles)
             variables |= means(
-                {f"{name}_sum": data[f"{stored}_sum"], "tokens": tokens}, {name: Mean("1", long_name, 1)}, level
+                {f"{name}_sum": data[f"{stored}_sum"], "tokens": tokens}, {name: MeanSum("1", long_name, 1)}, level
             )
             variables[f"{name}_quantile"] = described(at, "1", long_name)
             variables[f"{name}_share"] = described(share(histogram, dim), "share of tokens", f"tokens by {long_name}")

@@ -21,7 +21,7 @@ ALL = "all"
 def losses(
     source: Source, *, by_domain: bool = True, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> xr.Dataset:
-    """Mean loss of the tokens of each class, of what `qwenlab.tasks.losses` returns, by [domain, token_class].
+    """MeanSum loss of the tokens of each class, of what `qwenlab.tasks.losses` returns, by [domain, token_class].
 
     loss           nats per token: sum over the class's tokens / their number
     bits_per_byte  bits: the same sum over ln 2, / the UTF-8 bytes of these tokens. Of "all" it can be compared between

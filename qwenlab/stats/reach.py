@@ -11,7 +11,7 @@ import xarray as xr
 from qwenlab.errors import BadArgument
 from qwenlab.record.recording import Recording
 from qwenlab.stats.base.source import Source, ratio, read, statistic
-from qwenlab.stats.base.sums import Mean, estimated, histogram_quantiles, join_layers, means, share
+from qwenlab.stats.base.sums import MeanSum, estimated, histogram_quantiles, join_layers, means, share
 from qwenlab.stats.base.variables import described, result
 from qwenlab.stats.formulas.quantiles import whole_quantiles
 
@@ -21,28 +21,28 @@ HORIZONS = (0.5, 0.9)
 _NODES = ("implicit_attention", "softmax_attention")
 
 _MEANS = {
-    "first_mass": Mean("1", "mass on the first token", 1),
-    "first_even": Mean("1", "the same of even weights", 1),
-    "previous_mass": Mean("1", "mass on the token before", 1),
-    "self_mass": Mean("1", "mass on the token itself", 1),
-    "distance": Mean("token", "mean distance of the mass"),
-    "entropy": Mean("nat", "entropy of the mass"),
-    "negative": Mean("1", "share of negative weight", 1),
-    "mass": Mean("1", "sum of |weight|"),
-    "openness": Mean("1", "openness of the output gate", 1),
-    "induction": Mean("1", "mass on what came after the same token", 1, over="induction_rows"),
-    "induction_even": Mean("1", "the same of even weights", 1, over="induction_rows"),
-    "induction_lift": Mean(
+    "first_mass": MeanSum("1", "mass on the first token", 1),
+    "first_even": MeanSum("1", "the same of even weights", 1),
+    "previous_mass": MeanSum("1", "mass on the token before", 1),
+    "self_mass": MeanSum("1", "mass on the token itself", 1),
+    "distance": MeanSum("token", "mean distance of the mass"),
+    "entropy": MeanSum("nat", "entropy of the mass"),
+    "negative": MeanSum("1", "share of negative weight", 1),
+    "mass": MeanSum("1", "sum of |weight|"),
+    "openness": MeanSum("1", "openness of the output gate", 1),
+    "induction": MeanSum("1", "mass on what came after the same token", 1, over="induction_rows"),
+    "induction_even": MeanSum("1", "the same of even weights", 1, over="induction_rows"),
+    "induction_lift": MeanSum(
         "1",
         "induction over that of even weights",
         total="induction_sum",
         over="induction_even_sum",
         counts="induction_rows",
     ),
-    "output_first": Mean(
+    "output_first": MeanSum(
         "1", "share of the output from the first token, gate off", 1, over="output_sum", counts="tokens"
     ),
-    "gated_output_first": Mean(
+    "gated_output_first": MeanSum(
         "1", "share of the output from the first token, gate on", 1, over="gated_output_sum", counts="tokens"
     ),
 }

@@ -5,14 +5,14 @@ from __future__ import annotations
 import xarray as xr
 
 from qwenlab.stats.base.source import Source, read, statistic
-from qwenlab.stats.base.sums import Mean, means
+from qwenlab.stats.base.sums import MeanSum, means
 from qwenlab.stats.base.variables import result
 
 _MEANS = {
-    "norm": Mean("1", "norm of what is added"),
-    "stream_norm": Mean("1", "norm of the stream before"),
-    "ratio": Mean("1", "norm of what is added over that of the stream"),
-    "cosine": Mean("1", "cosine of what is added to the stream", 1, least=-1),
+    "norm": MeanSum("1", "norm of what is added"),
+    "stream_norm": MeanSum("1", "norm of the stream before"),
+    "ratio": MeanSum("1", "norm of what is added over that of the stream"),
+    "cosine": MeanSum("1", "cosine of what is added to the stream", 1, least=-1),
 }
 
 

@@ -9,16 +9,16 @@ import xarray as xr
 
 from qwenlab.errors import BadArgument
 from qwenlab.stats.base.source import Source, read, statistic
-from qwenlab.stats.base.sums import Mean, means
+from qwenlab.stats.base.sums import MeanSum, means
 from qwenlab.stats.base.variables import described, result
 
 _MEANS = {
-    "recall": Mean("1", "value returned", least=-np.inf, over="pairs"),
-    "before": Mean("1", "value returned before it was stored", least=-np.inf, over="pairs"),
-    "survival": Mean("1", "part of a stored value that is left", least=-np.inf, over="added", counts="pairs"),
-    "decay_alone": Mean("1", "part of a stored value that decay alone leaves", over="added", counts="pairs"),
-    "overwritten": Mean("1", "overwritten part of a stored value", least=-np.inf, over="added", counts="pairs"),
-    "error": Mean("1", "retrieval error", over="pairs"),
+    "recall": MeanSum("1", "value returned", least=-np.inf, over="pairs"),
+    "before": MeanSum("1", "value returned before it was stored", least=-np.inf, over="pairs"),
+    "survival": MeanSum("1", "part of a stored value that is left", least=-np.inf, over="added", counts="pairs"),
+    "decay_alone": MeanSum("1", "part of a stored value that decay alone leaves", over="added", counts="pairs"),
+    "overwritten": MeanSum("1", "overwritten part of a stored value", least=-np.inf, over="added", counts="pairs"),
+    "error": MeanSum("1", "retrieval error", over="pairs"),
 }
 
 

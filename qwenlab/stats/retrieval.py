@@ -9,18 +9,18 @@ import xarray as xr
 
 from qwenlab.errors import BadArgument, MissingVariable
 from qwenlab.stats.base.source import Source, statistic
-from qwenlab.stats.base.sums import Mean, join_layers, means
+from qwenlab.stats.base.sums import MeanSum, join_layers, means
 from qwenlab.stats.base.variables import result
 from qwenlab.stats.formulas.intervals import by_cluster
 from qwenlab.stats.maps import kept_maps
 
 _MEANS = {
-    "retrieval": Mean("1", "mass on the queried value", 1, over="questions"),
-    "control": Mean("1", "mass on the value of another pair", 1, over="questions"),
-    "advantage": Mean("1", "mass on the queried value, less that on another pair's", 1, least=-1, over="questions"),
-    "picked": Mean("1", "questions in which the queried value has the most weight of all values", 1, over="questions"),
-    "even": Mean("1", "mass on each token of even weights", 1, over="questions"),
-    "chance": Mean("1", "questions in which a pair's value has the most weight by chance", 1, over="questions"),
+    "retrieval": MeanSum("1", "mass on the queried value", 1, over="questions"),
+    "control": MeanSum("1", "mass on the value of another pair", 1, over="questions"),
+    "advantage": MeanSum("1", "mass on the queried value, less that on another pair's", 1, least=-1, over="questions"),
+    "picked": MeanSum("1", "questions in which the queried value has the most weight", 1, over="questions"),
+    "even": MeanSum("1", "mass on each token of even weights", 1, over="questions"),
+    "chance": MeanSum("1", "questions in which a pair's value has the most weight by chance", 1, over="questions"),
 }
 
 

@@ -9,7 +9,7 @@ import xarray as xr
 
 from qwenlab.errors import InconsistentRecording, NothingMeasured
 from qwenlab.stats.base.source import Source, along, ratio, read, statistic
-from qwenlab.stats.base.sums import Mean, estimated, means
+from qwenlab.stats.base.sums import MeanSum, estimated, means
 from qwenlab.stats.base.variables import described, result, variables as described_all
 from qwenlab.stats.experts import checked_load
 from qwenlab.stats.formulas import experts as formulas
@@ -44,13 +44,13 @@ def routing(source: Source, *, by_label: bool = False, level: float = 0.95) -> x
     sums = {**data, "entropy_share_sum": data["entropy_sum"] / most}
     sums["topk_entropy_share_sum"] = data["topk_entropy_sum"] / (least or np.nan)
     table = {
-        "entropy": Mean("nat", "entropy of the router, all experts", most, over="measured"),
-        "entropy_share": Mean("share of ln E", "entropy of the router, all experts", 1, over="measured"),
-        "topk_entropy": Mean("nat", "entropy of the top-k weights", least, over="measured"),
-        "topk_entropy_share": Mean("share of ln k", "entropy of the top-k weights", 1, over="measured"),
-        "margin": Mean("1", "margin of the k-th expert", 1, over="measured"),
-        "shared_gate": Mean("1", "gate of the shared expert", 1, over="measured"),
-        "shared_share": Mean("1", "share of the shared expert", 1, over="measured"),
+        "entropy": MeanSum("nat", "entropy of the router, all experts", most, over="measured"),
+        "entropy_share": MeanSum("share of ln E", "entropy of the router, all experts", 1, over="measured"),
+        "topk_entropy": MeanSum("nat", "entropy of the top-k weights", least, over="measured"),
+        "topk_entropy_share": MeanSum("share of ln k", "entropy of the top-k weights", 1, over="measured"),
+        "margin": MeanSum("1", "margin of the k-th expert", 1, over="measured"),
+        "shared_gate": MeanSum("1", "gate of the shared expert", 1, over="measured"),
+        "shared_share": MeanSum("1", "share of the shared expert", 1, over="measured"),
     }
     how: dict[str, Any] = dict(units="share of experts", level=level, within=(0, 1))
     before, unrelated = "experts the token before did not have", "the same between unrelated tokens"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import xarray as xr
 
 from qwenlab.stats.base.source import Source, read, statistic
-from qwenlab.stats.base.sums import Mean, means
+from qwenlab.stats.base.sums import MeanSum, means
 from qwenlab.stats.base.variables import result
 from qwenlab.stats.states import growth_by_octave
 
@@ -20,5 +20,5 @@ def state_precision(source: Source, *, by_label: bool = False, level: float = 0.
              made, 1/2 where unrelated ones add up; from position 2 on
     """
     data = read(source, "state_precision", "error_sum", "tokens", by_label=by_label)
-    variables = means(data, {"error": Mean("1", "error of the state, of its norm")}, level)
+    variables = means(data, {"error": MeanSum("1", "error of the state, of its norm")}, level)
     return result(data, variables | growth_by_octave(data["error_sum"], data["tokens"], "error", level))

@@ -6,13 +6,13 @@ import xarray as xr
 
 from qwenlab.errors import BadArgument
 from qwenlab.stats.base.source import Source, ratio, read, statistic
-from qwenlab.stats.base.sums import Mean, estimated, means
+from qwenlab.stats.base.sums import MeanSum, estimated, means
 from qwenlab.stats.base.variables import Variables, described, result
 
 _SIZES = {
-    "norm": Mean("1", "norm of the state"),
-    "largest": Mean("1", "largest singular value of the state"),
-    "rewrite": Mean("1", "change of the state by a token, over its norm", over="rewrites"),
+    "norm": MeanSum("1", "norm of the state"),
+    "largest": MeanSum("1", "largest singular value of the state"),
+    "rewrite": MeanSum("1", "change of the state by a token, over its norm", over="rewrites"),
 }
 
 
@@ -30,7 +30,9 @@ def state_rank(source: Source, *, by_position: bool = True, by_label: bool = Fal
     data = read(source, "deltastate", "effective_rank_sum", "stable_rank_sum", "tokens", by_label=by_label)
     data = data if by_position else data.sum("position_bin", keep_attrs=True)
     full = int(data.attrs["full_rank"])
-    table = {f"{name}_rank": Mean("direction", f"{name} rank of the state", full) for name in ("effective", "stable")}
+    table = {
+        f"{name}_rank": MeanSum("direction", f"{name} rank of the state", full) for name in ("effective", "stable")
+    }
     variables = means(data, table, level)
     variables["full_rank"] = described(xr.DataArray(full), "direction", "largest rank that a state can have")
     return result(data, variables)

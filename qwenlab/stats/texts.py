@@ -1,4 +1,4 @@
-"""Mean score of texts, or mean of paired differences, with an interval over the texts."""
+"""MeanSum score of texts, or mean of paired differences, with an interval over the texts."""
 
 from __future__ import annotations
 

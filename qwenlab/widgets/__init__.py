@@ -1,4 +1,4 @@
-"""Statistics in, interactive views out: lists beside a figure that follows them. Needs no torch, runs no model."""
+"""Interactive views of statistics: drop-down lists and a figure that follows them. Need no torch, run no model."""
 
 import lazy_loader
 

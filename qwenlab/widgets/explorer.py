@@ -1,4 +1,4 @@
-"""`Explorer`: drop-down lists beside a figure that follows them, in a live notebook and in its saved copy alike."""
+"""`Explorer`: drop-down lists and a figure that follows them, in a live notebook and in its saved copy."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from qwenlab.plots.style import style
 
 
 class Drawing(NamedTuple):
-    """A figure, and what it shows in words and numbers: its text for those who cannot see it."""
+    """A figure and its caption, which is also its alternative text."""
 
     figure: Figure
     caption: str
 
 
 class Explorer:
-    """Drop-down lists, and the figure of what is chosen in them.
+    """Drop-down lists, and the figure of the current choice.
 
         explorer = explore_layers(recording)
         explorer                            # as the last line of a cell: shows the lists and the figure
-        explorer["layer"].value = 3         # the same as choosing it in the list; explorer.figure has followed
+        explorer["layer"].value = 3         # the same as choosing it in the list; updates explorer.figure
 
-    The figure and the caption below it are plain outputs of the cell. So they stay in the executed notebook, in its
-    HTML and on paper; and choosing, which needs a kernel, replaces them where they stand.
+    The figure and its caption are plain outputs of the cell, so the executed notebook and its HTML and PDF contain
+    them. A new choice, which needs a kernel, replaces them.
 
-    lists  what can be chosen, by name
-    draw   draws what is chosen, from statistics that were made once
+    lists  drop-down lists by name
+    draw   draws the current choice, from statistics that were computed once
     """
 
     def __init__(self, lists: Mapping[str, Dropdown], draw: Callable[[], Drawing]) -> None:
@@ -41,8 +41,8 @@ class Explorer:
         self._outputs: tuple[DisplayHandle, ...] = ()
         self._drawn, self._drawing = self.chosen, self._draw()
         self.controls = HBox(list(self._lists.values()))
-        for each in self._lists.values():
-            each.observe(self._follow, names="value")
+        for dropdown in self._lists.values():
+            dropdown.observe(self._follow, names="value")
 
     def __getitem__(self, name: str) -> Dropdown:
         """The list of this name."""
@@ -50,21 +50,21 @@ class Explorer:
 
     @property
     def chosen(self) -> dict[str, object]:
-        """What is chosen now, by the name of the list."""
-        return {name: each.value for name, each in self._lists.items()}
+        """The current choice, by the name of the list."""
+        return {name: dropdown.value for name, dropdown in self._lists.items()}
 
     @property
     def figure(self) -> Figure:
-        """The figure of what is chosen now."""
+        """The figure of the current choice."""
         return self._drawing.figure
 
     @property
     def caption(self) -> str:
-        """What the figure shows, in words and numbers."""
+        """The caption of the figure, in words and numbers."""
         return self._drawing.caption
 
     def _follow(self, change: object) -> None:
-        """Draw what is chosen, once: a list that changes with another one tells of the same choice again."""
+        """Draw the current choice, once: a list that changes with another one reports the same choice again."""
         if self.chosen == self._drawn:
             return
         self._drawn, self._drawing = self.chosen, self._draw()
@@ -78,7 +78,7 @@ class Explorer:
         )
 
     def _shown(self) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
-        """Data and metadata of the outputs of a cell: the figure, and below it the caption."""
+        """Data and metadata of the cell outputs: the figure, then the caption."""
         picture = io.BytesIO()
         self.figure.savefig(picture, format="png", dpi=self.figure.dpi)
         encoded = base64.b64encode(picture.getvalue()).decode()
@@ -87,10 +87,21 @@ class Explorer:
 
 
 def number_choice(name: str, numbers: Iterable[int], tooltip: str) -> Dropdown:
-    """A list of numbers to choose from."""
+    """A drop-down list of numbers."""
     return choice(name, [(str(number), number) for number in numbers], tooltip)
 
 
+def head_choice(layers: Dropdown, heads_of: Callable[[int], list[int]]) -> Dropdown:
+    """A drop-down list of the heads of the chosen layer, which follows the list of layers."""
+    heads = number_choice("Head", heads_of(layers.value), "the head of this layer's mixer")
+
+    def follow(change: object) -> None:
+        heads.options = [(str(head), head) for head in heads_of(layers.value)]
+
+    layers.observe(follow, names="value")
+    return heads
+
+
 def choice(name: str, options: list[tuple[str, object]], tooltip: str) -> Dropdown:
-    """A list to choose from with its name beside it; an option is what is read, and the value it stands for."""
+    """A drop-down list with its name; an option is a label and its value."""
     return Dropdown(options=options, description=name, tooltip=tooltip)

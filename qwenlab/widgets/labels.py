@@ -1,4 +1,4 @@
-"""What both views share: statistics over all texts and by label, and numbers in words."""
+"""Statistics over all texts and by label, and numbers in words, for the views."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from qwenlab.stats.base.source import Source
 from qwenlab.widgets.explorer import choice
 
 EVERY = "all texts"
-"""The label that stands for all labels together."""
+"""The label of all texts together."""
 
-_READ_AS = {"1": "", "token": "tokens", "nat": "nats"}
+_UNITS = {"1": "", "token": "tokens", "nat": "nats"}
 
 
 def by_label(statistic: Callable[..., xr.Dataset], source: Source) -> xr.Dataset:
-    """A statistic over all texts, and again for each label where there are several: along `label`."""
+    """A statistic along `label`: over all texts, and for each label if there are several."""
     together = statistic(source).expand_dims(label=[EVERY])
     apart = statistic(source, by_label=True)
     if apart.sizes["label"] < 2:
@@ -27,7 +27,7 @@ def by_label(statistic: Callable[..., xr.Dataset], source: Source) -> xr.Dataset
 
 
 def label_choice(statistic: xr.Dataset) -> Dropdown:
-    """The list of the labels of a statistic."""
+    """A drop-down list of the labels of a statistic."""
     options: list[tuple[str, object]] = [(str(label), label) for label in statistic["label"].values]
     return choice("Texts", options, "the texts, by their label")
 
@@ -37,7 +37,7 @@ def in_words(statistic: xr.Dataset, name: str) -> str:
     value, about = float(statistic[name]), statistic[name].attrs
     if math.isnan(value):
         return f"{about['long_name']} not measured"
-    text = f"{about['long_name']} {value:.3g} {_READ_AS.get(about['units'], about['units'])}".rstrip()
+    text = f"{about['long_name']} {value:.3g} {_UNITS.get(about['units'], about['units'])}".rstrip()
     bounds = statistic.get(f"{name}_interval")
     if bounds is None or bool(bounds.isnull().any()):
         return text

@@ -1,4 +1,4 @@
-"""Each mixer by itself: how far it looks back, what it lets out, what it writes."""
+"""`explore_layers`: the distances, gates and writing of one mixer head at a time."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from qwenlab.record.recording import Recording
 from qwenlab.stats.attention import attention_distance
 from qwenlab.stats.deltanet import half_life, writing
 from qwenlab.stats.gates import gates
-from qwenlab.widgets.explorer import Drawing, Explorer, choice, number_choice
+from qwenlab.widgets.explorer import Drawing, Explorer, choice, head_choice
 from qwenlab.widgets.labels import by_label, in_words, label_choice
 
 _MASSES = {"first_mass": "first token", "previous_mass": "token before", "self_mass": "itself"}
 
 
 def explore_layers(recording: Recording) -> Explorer:
-    """Choose a layer, a head and the texts, and see what the head does, from the recording alone.
+    """Choose a layer, a head and the texts, and see statistics of the head; needs only the recording.
 
-    DeltaNet   how its tokens spread over half-lives, write strengths and openness of the output gate
-    attention  how its attention spreads over distances, how open the gate is, and what the usual targets get
+    DeltaNet   shares of tokens by half-life, write strength and openness of the output gate
+    attention  shares of attention by distance, openness of the output gate, and attention to the usual targets
 
-    The other heads of the layer are drawn thin. Raises NotWatched for a recording of neither kind of mixer.
+    The other heads of the layer are thin lines. Raises NotWatched for a recording without either kind of mixer.
     """
     watched = {kind: _STATISTICS[kind] for kind in _NODES if _NODES[kind] in recording}
     if not watched:
@@ -36,28 +36,26 @@ def explore_layers(recording: Recording) -> Explorer:
             f"This recording of {recording.checkpoint} has neither a deltanet nor an attention node.\n"
             "Watch with DeltaNet(), Attention() or both."
         )
-    statistics = {kind: [by_label(each, recording[_NODES[kind]]) for each in made] for kind, made in watched.items()}
+    statistics = {
+        kind: [by_label(one, recording[_NODES[kind]]) for one in several] for kind, several in watched.items()
+    }
     kinds = {layer: kind for kind, (first, *_) in statistics.items() for layer in first["layer"].values.tolist()}
 
     def heads_of(layer: int) -> list[int]:
         return statistics[kinds[layer]][0]["head"].values.tolist()
 
-    named: list[tuple[str, object]] = [(f"{layer} · {LABELS[kinds[layer]]}", layer) for layer in sorted(kinds)]
-    layers = choice("Layer", named, "the layer, by its place in the trunk")
-    heads = number_choice("Head", heads_of(layers.value), "the head of this layer's mixer")
+    options: list[tuple[str, object]] = [(f"{layer} · {LABELS[kinds[layer]]}", layer) for layer in sorted(kinds)]
+    layers = choice("Layer", options, "the index of the layer")
+    heads = head_choice(layers, heads_of)
     texts = label_choice(statistics[kinds[layers.value]][0])
-
-    def offer_heads(change: object) -> None:
-        heads.options = [(str(head), head) for head in heads_of(layers.value)]
 
     def draw() -> Drawing:
         kind = kinds[layers.value]
-        here = [each.sel(layer=layers.value, label=texts.value) for each in statistics[kind]]
-        chosen = xr.merge(here, compat="override")
+        selected = [one.sel(layer=layers.value, label=texts.value) for one in statistics[kind]]
+        chosen = xr.merge(selected, compat="override")
         title = f"layer {layers.value} · {LABELS[kind]} · head {heads.value} · {texts.value}"
         return _DRAW[kind](chosen, heads.value, title)
 
-    layers.observe(offer_heads, names="value")
     return Explorer({"layer": layers, "head": heads, "label": texts}, draw)
 
 
@@ -66,11 +64,11 @@ def _draw_deltanet(layer: xr.Dataset, head: int, title: str) -> Drawing:
     lower = layer["half_life_bin"].values
     lives = np.append(lower, lower[-1] ** 2 / lower[-2])
     _heads(reach, layer["half_life_share"], lives, head, COLOURS[DELTANET])
-    held = np.flatnonzero(layer["half_life_share"].max("head"))
+    filled = np.flatnonzero(layer["half_life_share"].max("head"))
     reach.set_xscale("log", base=2)
     reach.xaxis.set_major_locator(LogLocator(base=2, numticks=7))
     say(reach.xaxis, binary)
-    reach.set_xlim(lives[max(held[0] - 2, 0)], lives[min(held[-1] + 3, len(lives) - 1)])
+    reach.set_xlim(lives[max(filled[0] - 2, 0)], lives[min(filled[-1] + 3, len(lives) - 1)])
     reach.set(xlabel="half-life of a token's decay (tokens)", ylabel="share of tokens")
     _heads(written, layer["beta_share"], _unit(layer["beta_bin"]), head, COLOURS[DELTANET])
     written.set(xlabel="write strength β", xlim=(0, 1))
@@ -102,7 +100,7 @@ def _panels(title: str) -> tuple[Figure, list[Axes]]:
 
 
 def _heads(axes: Axes, share: xr.DataArray, edges: np.ndarray, head: int, colour: str) -> None:
-    """The shares [head, bin] of one head, filled, before those of the others."""
+    """The shares [head, bin] of one head, filled, in front of the other heads."""
     for other in share["head"].values:
         if other != head:
             axes.stairs(share.sel(head=other), edges, color="0.8", linewidth=0.6)
@@ -111,7 +109,7 @@ def _heads(axes: Axes, share: xr.DataArray, edges: np.ndarray, head: int, colour
 
 
 def _bars(axes: Axes, head: xr.Dataset) -> None:
-    """What the usual targets of attention get, with intervals."""
+    """Attention to the usual targets, with intervals."""
     means = np.array([float(head[name]) for name in _MASSES])
     ends = np.array([head[f"{name}_interval"].values for name in _MASSES])
     reach = np.nan_to_num(np.abs(ends.T - means))

@@ -1,4 +1,4 @@
-"""Each head's map of each text, as it was kept."""
+"""`explore_maps`: the stored attention map of one head and text at a time."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from qwenlab.plots.style import LABELS
 from qwenlab.record.recording import Recording
 from qwenlab.stats.maps import attention_map, kept_maps
 from qwenlab.stats.reach import reach
-from qwenlab.widgets.explorer import Drawing, Explorer, choice, number_choice
+from qwenlab.widgets.explorer import Drawing, Explorer, choice, head_choice
 from qwenlab.widgets.labels import in_words
 
-_SAID = ("entropy", "first_mass", "previous_mass", "induction_lift")
-_OPENING = 24  # characters of a text, in the list
+_NAMES = ("entropy", "first_mass", "previous_mass", "induction_lift")
+_MOST = 24  # characters of a text in the list
 
 
 def explore_maps(
@@ -27,33 +27,30 @@ def explore_maps(
     tokens: Mapping[int, Sequence[str]] | None = None,
     marks: Mapping[int, Sequence[tuple[int, int]]] | None = None,
 ) -> Explorer:
-    """Choose a text, a layer and a head of either kind, and see its map of that text, from the recording alone.
+    """Choose a text, a layer and a head of either kind, and see its map; needs only the recording.
 
-    Below it: what `stats.reach` says of the head over all rows that were measured, of all texts.
+    The caption gives `stats.reach` of the head over all measured rows of all texts.
 
-    recording  with maps kept: of ImplicitAttention(queries="all"), SoftmaxAttention(queries="all") or both
-    tokens     what the tokens of a text are called, by its number in reading order
-    marks      positions (query, key) of weights to frame, by the text's number
+    recording  with stored maps: of ImplicitAttention(queries="all"), SoftmaxAttention(queries="all") or both
+    tokens     the tokens of a text as strings, by its number in reading order
+    marks      positions (query, key) of weights to frame, by the number of the text
 
-    Raises NotWatched where no map was kept.
+    Raises NotWatched without stored maps.
     """
-    kept, names, framed = kept_maps(recording), tokens or {}, marks or {}
-    where = {int(layer): data for data in kept for layer in data["layer"].values}
+    stored, names, framed = kept_maps(recording), tokens or {}, marks or {}
+    by_layer = {int(layer): data for data in stored for layer in data["layer"].values}
     statistics = _measured(recording)
-    numbers = np.unique(kept[0]["text"].values).tolist()
+    numbers = np.unique(stored[0]["text"].values).tolist()
     texts = choice("Text", [(_named(number, names.get(number)), number) for number in numbers], "the text, as read")
-    kinds = {layer: str(data["kind"].sel(layer=layer).item()) for layer, data in sorted(where.items())}
+    kinds = {layer: str(data["kind"].sel(layer=layer).item()) for layer, data in sorted(by_layer.items())}
     layers = choice(
-        "Layer", [(f"{layer} · {LABELS[kind]}", layer) for layer, kind in kinds.items()], "the layer, by its place"
+        "Layer", [(f"{layer} · {LABELS[kind]}", layer) for layer, kind in kinds.items()], "the index of the layer"
     )
 
     def heads_of(layer: int) -> list[int]:
-        return [int(head) for head in where[layer]["head"].values]
+        return [int(head) for head in by_layer[layer]["head"].values]
 
-    heads = number_choice("Head", heads_of(layers.value), "the head of this layer's mixer")
-
-    def offer_heads(change: object) -> None:
-        heads.options = [(str(head), head) for head in heads_of(layers.value)]
+    heads = head_choice(layers, heads_of)
 
     def draw() -> Drawing:
         text, layer, head = texts.value, layers.value, heads.value
@@ -62,12 +59,11 @@ def explore_maps(
         title = f"text {text} · layer {layer} · {LABELS[kinds[layer]]} · head {head}"
         return Drawing(figure, _caption(title, statistics, kinds[layer], layer, head))
 
-    layers.observe(offer_heads, names="value")
     return Explorer({"text": texts, "layer": layers, "head": heads}, draw)
 
 
 def _measured(recording: Recording) -> xr.Dataset | None:
-    """Statistics over the rows of all texts, where any was measured beside those kept."""
+    """Statistics over the measured rows of all texts; None without such rows."""
     try:
         return reach(recording)
     except NothingMeasured:
@@ -75,15 +71,15 @@ def _measured(recording: Recording) -> xr.Dataset | None:
 
 
 def _named(number: int, tokens: Sequence[str] | None) -> str:
-    """A text's number and how it begins."""
+    """The number of a text and its first characters."""
     begins = " ".join("".join(tokens or ()).split())
-    short = begins if len(begins) <= _OPENING else f"{begins[: _OPENING - 1]}…"
+    short = begins if len(begins) <= _MOST else f"{begins[: _MOST - 1]}…"
     return f"{number} · {short}" if short else str(number)
 
 
 def _caption(title: str, statistics: xr.Dataset | None, kind: str, layer: int, head: int) -> str:
     if statistics is None:
         return title
-    names = (*_SAID, "negative") if kind == DELTANET else _SAID
+    names = (*_NAMES, "negative") if kind == DELTANET else _NAMES
     one = statistics.sel(layer=layer, head=head)
     return f"{title}. Over all rows measured: {'; '.join(in_words(one, name) for name in names)}."

@@ -1,4 +1,4 @@
-"""Each expert by itself: who sends it work, how much, and beside whom."""
+"""`explore_routing`: the load of one expert at a time, by label, and its co-activation with others."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _PARTNERS = 8
 
 
 def explore_routing(recording: Recording) -> Explorer:
-    """Choose a layer, an expert and the texts, and see the expert's load, by label too, and who is chosen beside it.
+    """Choose a layer, an expert and the texts, and see the expert's load, also by label, and its co-activation.
 
-    From the recording alone. Raises NotWatched for one without routing.
+    Needs only the recording. Raises NotWatched for a recording without routing.
     """
     load, together = by_label(expert_load, recording), coactivation(recording)
     layers = number_choice("Layer", load["layer"].values.tolist(), "the layer of the router")
@@ -31,19 +31,19 @@ def explore_routing(recording: Recording) -> Explorer:
         layer, expert, label = layers.value, experts.value, texts.value
         title = f"layer {layer} · expert {expert} · {label}"
         figure = new_figure(10, 2.8)
-        of_all, of_labels, beside = figure.subplots(1, 3, width_ratios=(2, 1, 1))
+        of_all, of_labels, of_partners = figure.subplots(1, 3, width_ratios=(2, 1, 1))
         of_all.set_title(title)
         here = load.sel(layer=layer)
         _draw_all(of_all, here.sel(label=label), expert)
         _draw_labels(of_labels, here.sel(expert=expert), label)
-        _draw_partners(beside, together["lift"].sel(layer=layer, expert=expert))
+        _draw_partners(of_partners, together["lift"].sel(layer=layer, expert=expert))
         return Drawing(figure, f"{title}: {in_words(here.sel(label=label, expert=expert), 'share')}.")
 
     return Explorer({"layer": layers, "expert": experts, "label": texts}, draw)
 
 
 def _draw_all(axes: Axes, load: xr.Dataset, expert: int) -> None:
-    """The load of every expert, the chosen one in colour."""
+    """The load of every expert, with the chosen one in colour."""
     experts = load["expert"].values
     axes.bar(experts, load["share"], color=np.where(experts == expert, _CHOSEN, _OTHER), width=0.9)
     _even(axes.axhline, load)
@@ -53,7 +53,7 @@ def _draw_all(axes: Axes, load: xr.Dataset, expert: int) -> None:
 
 
 def _draw_labels(axes: Axes, load: xr.Dataset, label: str) -> None:
-    """The load of the chosen expert, label by label, with intervals."""
+    """The load of the chosen expert by label, with intervals."""
     names, share = load["label"].values, load["share"].values
     reach = np.nan_to_num(np.abs(load["share_interval"].transpose("bound", ...).values - share))
     axes.barh(names, share, xerr=reach, color=np.where(names == label, _CHOSEN, _OTHER), error_kw={"linewidth": 1})
@@ -63,7 +63,7 @@ def _draw_labels(axes: Axes, load: xr.Dataset, label: str) -> None:
 
 
 def _draw_partners(axes: Axes, lift: xr.DataArray) -> None:
-    """The experts chosen most beside it, over all texts, against independent choices."""
+    """The experts with the largest co-activation, over all texts, relative to independent choices."""
     best = lift.dropna("expert_2").sortby("expert_2").sortby(lift, ascending=False)[:_PARTNERS]
     axes.barh([f"expert {expert}" for expert in best["expert_2"].values], best, color=_OTHER)
     axes.axvline(1, color="0.3", linewidth=1, linestyle="--")
@@ -72,5 +72,5 @@ def _draw_partners(axes: Axes, lift: xr.DataArray) -> None:
 
 
 def _even(line: object, load: xr.Dataset) -> None:
-    """Where every expert's load would be if all were alike."""
+    """A line at the load of every expert if all were equal."""
     line(float(load["even_share"].values.flat[0]), color="0.3", linewidth=1, linestyle="--")  # type: ignore[operator]

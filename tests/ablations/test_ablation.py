@@ -16,9 +16,9 @@ def of(name, part, layer=0, kind="linear_attention"):
 MIXERS = [of(f"mixer {layer}", f"layers.{layer}.mixer", layer) for layer in range(12)]
 
 
-def test_edits_are_written_as_one():
+def test_interventions_are_written_as_one():
     both = combined(MIXERS[:2], "both")
-    assert both.edit == "Zero('layers.0.mixer'), Zero('layers.1.mixer')"
+    assert both.intervention == "Zero('layers.0.mixer'), Zero('layers.1.mixer')"
     assert both.parts == ("layers.0.mixer", "layers.1.mixer")
 
 
@@ -61,19 +61,21 @@ def test_what_cannot_be_combined():
 
 
 def test_coordinates_say_all_but_the_parts():
-    told = coordinates(MIXERS[:2])
-    assert set(told) == {"ablation", "of", "layer", "kind", "edit", "control_of", "parameters"}
-    assert {dims for dims, _ in told.values()} == {"ablation"}
-    assert told["ablation"][1] == ["mixer 0", "mixer 1"]
-    assert told["edit"][1][1] == "Zero('layers.1.mixer')"
+    coords = coordinates(MIXERS[:2])
+    assert set(coords) == {"ablation", "of", "layer", "kind", "intervention", "control_of", "parameters"}
+    assert {dims for dims, _ in coords.values()} == {"ablation"}
+    assert coords["ablation"][1] == ["mixer 0", "mixer 1"]
+    assert coords["intervention"][1][1] == "Zero('layers.1.mixer')"
 
 
 @pytest.mark.parametrize("given", [[], MIXERS[0], ["mixer 0"], [Zero("layers.0.mixer")], "mixer 0", 3, None])
 def test_what_is_no_list_of_ablations(given):
-    with pytest.raises(BadArgument, match=r"here: give a list of at least one ablation; qwenlab\.ablations\.units"):
+    with pytest.raises(
+        BadArgument, match=r"here: give a list of at least one ablation, for example from qwenlab\.ablations\.units"
+    ):
         check_ablations("here", given)
 
 
 def test_two_of_one_name():
-    with pytest.raises(BadArgument, match=r"here: several ablations are named 'mixer 0'\.\nGive each a name"):
+    with pytest.raises(BadArgument, match=r"here: several ablations are named 'mixer 0'\.\nGive them different names"):
         check_ablations("here", [MIXERS[0], MIXERS[1], MIXERS[0]])

@@ -1,4 +1,4 @@
-"""Acceptance under ablations, against an edit's block and a score by hand."""
+"""Acceptance under ablations, against the score inside a block of interventions and a score computed by hand."""
 
 import json
 from contextlib import ExitStack
@@ -22,7 +22,7 @@ def toy():
     return ql.open("toy-dense")
 
 
-def test_it_is_the_score_inside_an_edit(toy):
+def test_it_is_the_score_inside_an_intervention(toy):
     texts = [text[:120] for text in ql.tasks.texts("code", 3)]
     how = dict(depth=2, labels=["a", "b", "b"])
     ablations = [*units(toy, layers=[0, 3]), *units(toy, "kind")]
@@ -45,8 +45,8 @@ def test_it_is_the_score_inside_an_edit(toy):
     assert json.loads(found.attrs["labels"]) == {"a": tokens[0], "b": tokens[1] + tokens[2]}
 
 
-def test_edits_under_two_names_are_scored_once(toy):
-    """A control is often the same edits as a unit."""
+def test_interventions_under_two_names_are_scored_once(toy):
+    """A control often has the same interventions as a unit."""
     (unit,) = units(toy, layers=[0])
     control = replace(unit, name="control 0 of another", control_of="another")
     texts, calls = ["def f(x):\n    return x"], []

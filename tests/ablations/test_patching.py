@@ -1,4 +1,4 @@
-"""Patching against values that are put in by hand, with hooks of torch."""
+"""Activation patching against values patched in with hooks of torch."""
 
 import numpy as np
 import pytest
@@ -112,8 +112,8 @@ def test_what_is_said_of_it(moe):
     assert found["kind"].values.tolist() == ["linear_attention"] * 3 + ["full_attention"]
     assert found["position"].values.tolist() == [1, 3]
     ids = [moe.tokenizer(text)["input_ids"] for text in texts]
-    told = [[moe.tokenizer.decode([row[position]]) for position in (1, 3)] for row in ids]
-    assert found["source_token"].values.tolist() == told
+    expected = [[moe.tokenizer.decode([row[position]]) for position in (1, 3)] for row in ids]
+    assert found["source_token"].values.tolist() == expected
     assert {found[name].attrs["units"] for name in found} == {"nat"}
     assert found.attrs["checkpoint_hash"] == moe.facts.hash
     assert found.attrs["tokens"] == 2 * sum(map(len, ids))
@@ -131,23 +131,27 @@ def test_pairs_are_read_as_if_each_were_alone(moe):
 def test_what_it_refuses(moe):
     source, target, answers = pairs()
     refused = [
-        ((source, target, answers[:2]), {}, r"3 sources, 3 targets and 2 answers: give as many of each"),
-        ((source, [row[:6] for row in target], answers), {}, r"texts of 6, 7 tokens: positions correspond only"),
+        ((source, target, answers[:2]), {}, r"3 sources, 3 targets and 2 answers\.\nGive as many of each"),
+        ((source, [row[:6] for row in target], answers), {}, r"texts of 6, 7 tokens; positions correspond only"),
         (("text", target, answers), {}, r"patching\(source=\.\.\.\): give a list of texts, at least one"),
         ((source, [], answers), {}, r"patching\(target=\.\.\.\): give a list of texts, at least one"),
         ((source, [*target[:2], source[2]], answers), {}, r"source and target of pair 2 are the same text"),
-        (([1, 2], target, answers), {}, r"patching\(source=\.\.\.\): give token ids in a list, .*; got 1\."),
-        ((source, [[1, 2.5]], answers), {}, r"patching\(target=\.\.\.\): give token ids .*; got \[1, 2\.5\]\."),
-        ((source, target, "abc"), {}, r"patching\(answers=\.\.\.\): give token ids .*; got 'abc'"),
-        ((source, target, 5), {}, r"patching\(answers=\.\.\.\): give token ids .*; got 5"),
-        ((source, target, [1, 2, 999]), {}, r"token 999 is none of the model's, 0 to 287"),
-        ((source, target, answers), dict(positions=[3, 7]), r"have 7 tokens; there is no position 7"),
+        (([1, 2], target, answers), {}, r"patching\(source=\.\.\.\): give a list of token ids, .*; got 1\."),
+        (
+            (source, [[1, 2.5]], answers),
+            {},
+            r"patching\(target=\.\.\.\): give a list of token ids, all integers; got \[1, 2\.5\]\.",
+        ),
+        ((source, target, "abc"), {}, r"patching\(answers=\.\.\.\): give a list of token ids, all integers; got 'abc'"),
+        ((source, target, 5), {}, r"patching\(answers=\.\.\.\): give a list of token ids, all integers; got 5"),
+        ((source, target, [1, 2, 999]), {}, r"the model has tokens 0 to 287; got token 999\."),
+        ((source, target, answers), dict(positions=[3, 7]), r"have 7 tokens; got position 7\."),
         ((source, target, answers), dict(positions=3), r"patching\(positions=\.\.\.\): 3 is one number"),
         ((source, target, answers), dict(heads=[1]), r"layers\.0\.residual has no heads"),
         (
             (source, target, answers),
             dict(sites="layers.*.mixer.heads", heads=[0, 4]),
-            r"patching\(heads=\[0, 4\]\): layers\.0\.mixer\.heads has 4 heads, 0 to 3; there is no head 4",
+            r"patching\(heads=\[0, 4\]\): layers\.0\.mixer\.heads has heads 0 to 3; got head 4\.",
         ),
     ]
     for given, how, message in refused:

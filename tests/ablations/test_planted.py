@@ -41,17 +41,17 @@ def swept(checkpoint, tasks):
 def assert_found(found, layer, score):
     """The planted mixer harms, all others change nothing, and statistics say so."""
     others = [f"mixer {other}" for other in range(4) if other != layer]
-    of, edits = found["control_of"].values, found["edit"].values
-    untouched = np.array([f"layers.{layer}.mixer" not in edit for edit in edits])
+    of, interventions = found["control_of"].values, found["intervention"].values
+    untouched = np.array([f"layers.{layer}.mixer" not in one for one in interventions])
     for name in ("loss", "accuracy"):
         clean = np.broadcast_to(found[f"clean_{name}"], found[name][untouched].shape)
         np.testing.assert_array_equal(found[name][untouched], clean)
     np.testing.assert_array_equal(found["kl"][untouched], 0)
     np.testing.assert_array_equal(found["agreement"][untouched], 1)
     assert untouched[of == f"mixer {layer}"].all() and (of == f"mixer {layer}").sum() == 2
-    told = stats.ablations(found, score=score)
-    for task in told["task"].values:
-        here = told.sel(task=task)
+    effects = stats.ablations(found, score=score)
+    for task in effects["task"].values:
+        here = effects.sel(task=task)
         one, rest = here.sel(ablation=f"mixer {layer}"), here.sel(ablation=others)
         assert (int(one["rank_low"]), int(one["rank_high"])) == (1, 1)
         assert float(one["harm_interval"].sel(bound="low")) > 0
@@ -60,7 +60,7 @@ def assert_found(found, layer, score):
         assert (rest["harm"] == 0).all() and (rest["rank_low"] >= 2).all()
         own = [name for name in here["control"].values if f" of mixer {layer}:" in name]
         assert len(own) == 2 and (here["control_harm"].sel(control=own) == 0).all()
-    return told
+    return effects
 
 
 @pytest.mark.parametrize("layer", [0, 2, 3])
@@ -82,8 +82,8 @@ def recall(count, generator):
     keys = torch.stack([torch.randperm(len(KEYS), generator=generator)[:PAIRS] for _ in range(count)]) + KEYS[0]
     values = torch.randint(VALUES[0], VALUES[-1] + 1, (count, PAIRS), generator=generator)
     order = torch.stack([torch.randperm(PAIRS, generator=generator) for _ in range(count)])
-    told, asked = torch.stack([keys, values], -1), torch.stack([keys.gather(1, order), values.gather(1, order)], -1)
-    return torch.cat([told.flatten(1), asked.flatten(1)], dim=1)
+    pairs, asked = torch.stack([keys, values], -1), torch.stack([keys.gather(1, order), values.gather(1, order)], -1)
+    return torch.cat([pairs.flatten(1), asked.flatten(1)], dim=1)
 
 
 def train(checkpoint, layer, steps=200, rate=5e-3):
@@ -124,6 +124,6 @@ def test_the_layer_that_learnt_to_recall(tmp_path):
     found = swept(checkpoint, [task])
     assert float(found["clean_accuracy"].mean()) > 0.95
     assert float(found["accuracy"].sel(ablation=f"mixer {layer}").mean()) < 0.45  # of four values
-    told = assert_found(found, layer, "accuracy")
-    assert float(told["share_lost"].sel(ablation=f"mixer {layer}").item()) > 0.8
+    effects = assert_found(found, layer, "accuracy")
+    assert float(effects["share_lost"].sel(ablation=f"mixer {layer}").item()) > 0.8
     assert_found(found, layer, "loss")

@@ -1,4 +1,4 @@
-"""Layers that are given back: not one bit of the logits changes, and none of them runs."""
+"""Layers whose outputs are reused: not one bit of the logits changes, and none of them runs."""
 
 import json
 
@@ -7,7 +7,7 @@ import torch
 
 import qwenlab as ql
 from qwenlab import interventions
-from qwenlab.ablations.prefix import given_back, outputs_of_layers
+from qwenlab.ablations.prefix import record_layer_outputs, reuse_outputs
 from qwenlab.ablations.sweep import sweep
 from qwenlab.ablations.units import units
 from qwenlab.checkpoint.decoder import decoder_of
@@ -75,15 +75,15 @@ def test_bit_for_bit(checkpoint, ran, name):
         pytest.skip("a dense family")
     with interventions.cache_activations(model, "layers.2.mixer") as taken:
         model(IDS.flip(1), use_cache=False)
-    lowest, edits = kinds(taken)[name]
+    lowest, changes = kinds(taken)[name]
     how = dict(attention_mask=MASK, use_cache=False)
-    with outputs_of_layers(decoder) as layers:
+    with record_layer_outputs(decoder) as layers:
         clean = model(IDS, **how).logits
-    with intervene(model, *edits):
+    with intervene(model, *changes):
         whole = model(IDS, **how).logits
     assert not torch.equal(whole, clean)
     del ran[:]
-    with intervene(model, *edits) as editing, given_back(decoder, editing, layers) as skipped:
+    with intervene(model, *changes) as session, reuse_outputs(decoder, session, layers) as skipped:
         again = model(IDS, **how).logits
     assert torch.equal(again, whole)
     assert skipped == lowest
@@ -92,13 +92,13 @@ def test_bit_for_bit(checkpoint, ran, name):
     assert not any("_call_impl" in vars(layer) for layer in decoder.layers)
 
 
-def test_an_edit_that_does_not_say_where_it_is_gives_nothing_back(moe):
-    editing = InterventionSession(moe.model, [interventions.Zero("layers.2.mixer")])
-    editing.fired = {"one": [HitCount("layers.2.mixer")], "two": [HitCount("layers.12.mixer, its delta rule")]}
-    with given_back(decoder_of(moe.model), editing, dict.fromkeys(range(4))) as skipped:
+def test_no_output_is_reused_for_an_intervention_without_a_layer(moe):
+    session = InterventionSession(moe.model, [interventions.Zero("layers.2.mixer")])
+    session.fired = {"one": [HitCount("layers.2.mixer")], "two": [HitCount("layers.12.mixer, its delta rule")]}
+    with reuse_outputs(decoder_of(moe.model), session, dict.fromkeys(range(4))) as skipped:
         assert skipped == 2
-    editing.fired["three"] = [HitCount("the cache")]
-    with given_back(decoder_of(moe.model), editing, {}) as skipped:
+    session.fired["three"] = [HitCount("the cache")]
+    with reuse_outputs(decoder_of(moe.model), session, {}) as skipped:
         assert skipped == 0
 
 
@@ -110,7 +110,7 @@ def test_layers_in_which_somebody_listens_run(moe, tasks):
     hook = layer.register_forward_hook(lambda *args: heard.append(1))
     hooked = sweep(moe, units(moe), tasks, progress=False)
     hook.remove()
-    assert len(heard) == 5  # the plain pass, and one under each edit
+    assert len(heard) == 5  # the plain pass, and one under each intervention
     assert (hooked["loss"] == alone["loss"]).all()
     assert hooked.attrs["layers_run"] > alone.attrs["layers_run"] == (4 + 3 + 2 + 1) / 16
 
@@ -118,7 +118,7 @@ def test_layers_in_which_somebody_listens_run(moe, tasks):
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["DeltaNet", "Attention", "Routing", "Residual", "Timing", "SoftmaxAttention"])
 def test_inside_a_watch(moe, tasks, name):
-    """The recording is of every pass, those under edits too."""
+    """The recording is of every pass, those under interventions too."""
     alone = sweep(moe, units(moe, "layer"), tasks, progress=False)
     with ql.watch(moe, getattr(ql.probes, name)()) as seen:
         watched = sweep(moe, units(moe, "layer"), tasks, progress=False)
@@ -128,10 +128,10 @@ def test_inside_a_watch(moe, tasks, name):
 
 @torch.no_grad()
 @pytest.mark.parametrize("outer", [interventions.Scale("layers.1.mlp", by=0.5), interventions.Window(3)], ids=str)
-def test_inside_another_edit(moe, tasks, outer):
+def test_inside_another_intervention(moe, tasks, outer):
     with intervene(moe, outer):
         found = sweep(moe, units(moe), tasks, progress=False)
-    assert found.attrs["edits"] == json.dumps([str(outer)])
+    assert found.attrs["interventions"] == json.dumps([str(outer)])
     batch = next(ql.tasks.task_batches(moe, tasks))
     with intervene(moe, outer, interventions.Zero("layers.3.mixer")):
         scores = ql.tasks.grade(batch, moe.model(**batch.inputs, use_cache=False).logits)

@@ -45,7 +45,7 @@ def test_it_is_saved_now_and_then(tmp_path, monkeypatch):
     kept = ScoreTable(path, "key", 1, 2)
     kept.put(0, [0, 1], SCORES)
     assert not path.exists()
-    monkeypatch.setattr(keeping, "_EVERY", -1.0)
+    monkeypatch.setattr(keeping, "_SAVE_EVERY", -1.0)
     kept.put(0, [0, 1], SCORES)
     assert ScoreTable(path, "key", 1, 2).done.all()
 
@@ -76,7 +76,7 @@ def file(moe, tasks, tmp_path):
 
 def test_a_file_of_another_sweep_is_refused_and_left_alone(moe, opened, tasks, file):
     before = file.read_bytes()
-    of_another = r"kept\.npz'\): this file is of another sweep: another checkpoint, precision, or list"
+    of_another = r"kept\.npz'\): this file is from another sweep: another checkpoint, precision, or list"
     for ckpt, ablations, asked in (
         (moe, units(moe)[2:], tasks[:1]),
         (moe, units(moe)[3:], tasks),
@@ -94,13 +94,13 @@ def test_a_file_of_another_sweep_is_refused_and_left_alone(moe, opened, tasks, f
 @pytest.mark.parametrize("left", [0, 10, 300, 2000, -1])
 def test_half_a_file_is_refused(moe, tasks, file, left):
     file.write_bytes(file.read_bytes()[:left])
-    with pytest.raises(BadArgument, match=r"kept\.npz'\): this is no file of a sweep, or not all of it \(.+\)\.\nGive"):
+    with pytest.raises(BadArgument, match=r"kept\.npz'\): this file is damaged, or not from a sweep \(.+\)\.\nGive"):
         sweep(moe, units(moe)[3:], tasks[:1], keep=file, progress=False)
 
 
 def test_other_files_are_refused(moe, tasks, file):
     def refused():
-        with pytest.raises(BadArgument, match=r"this is no file of a sweep, or not all of it \(.+\)\.\nGive another"):
+        with pytest.raises(BadArgument, match=r"this file is damaged, or not from a sweep \(.+\)\.\nGive another"):
             sweep(moe, units(moe)[3:], tasks[:1], keep=file, progress=False)
 
     file.write_text("loss, accuracy\n1.0, 0.5\n")
@@ -119,5 +119,5 @@ def test_a_flipped_byte_is_noticed(moe, tasks, file):
     at = data.index(b"loss.npy") + 170
     data[at] ^= 0xFF
     file.write_bytes(data)
-    with pytest.raises(BadArgument, match="no file of a sweep, or not all of it"):
+    with pytest.raises(BadArgument, match="this file is damaged, or not from a sweep"):
         sweep(moe, units(moe)[3:], tasks[:1], keep=file, progress=False)

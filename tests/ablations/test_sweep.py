@@ -22,7 +22,7 @@ from qwenlab.interventions.session import intervene
 from qwenlab.tasks import Task
 
 sweeping = sys.modules["qwenlab.ablations.sweep"]  # the package's own name `sweep` is the function
-COORDINATES = {"ablation", "of", "layer", "kind", "edit", "control_of", "parameters", "text", "task"}
+COORDINATES = {"ablation", "of", "layer", "kind", "intervention", "control_of", "parameters", "text", "task"}
 
 
 def some(checkpoint):
@@ -36,7 +36,7 @@ def some(checkpoint):
 
 @torch.no_grad()
 def slow(checkpoint, ablations, tasks):
-    """[ablation, score, text]: edit, forward of one text by itself, float64; the unedited model's in the last place."""
+    """[ablation, score, text]: intervention, forward of one text by itself, float64; the unchanged model's last."""
     texts = [
         (torch.tensor([tokens]), asked) for task in tasks for tokens, asked in zip(task.tokens, task.asked, strict=True)
     ]
@@ -45,7 +45,7 @@ def slow(checkpoint, ablations, tasks):
     for ablation in ablations:
         rows = []
         for (ids, asked), clean in zip(texts, before, strict=True):
-            with intervene(checkpoint.model, *ablation.edits):
+            with intervene(checkpoint.model, *ablation.interventions):
                 logits = checkpoint.model(ids).logits[0].double().numpy()
             rows.append(one_text(ids[0], asked, clean, logits))
         found.append(rows)
@@ -114,7 +114,7 @@ def test_batches_change_nothing_beyond_rounding(swept, moe, tasks, batch_size):
 def test_the_share_of_layers_that_ran(moe, tasks):
     mixers = units(moe)
     assert sweep(moe, mixers, tasks, progress=False).attrs["layers_run"] == (4 + 3 + 2 + 1) / 16
-    both = [*mixers, combined(mixers[2:3], "the same edit as mixer 2")]
+    both = [*mixers, combined(mixers[2:3], "the same intervention as mixer 2")]
     found = sweep(moe, both, tasks, progress=False)
     assert found.attrs["layers_run"] == (4 + 3 + 2 + 1) / 20
     assert (found["loss"][2] == found["loss"][4]).all()
@@ -134,7 +134,7 @@ def test_the_model_is_as_it_was(moe, tasks, swept):
 
 
 def test_texts_that_come_out_as_nan_are_not_left_out(moe, tasks):
-    broken = units(moe, "mixer", edit=lambda name: interventions.Scale(name, by=math.nan), layers=[2])
+    broken = units(moe, "mixer", intervention=lambda name: interventions.Scale(name, by=math.nan), layers=[2])
     found = sweep(moe, [*broken, *units(moe, layers=[3])], tasks, progress=False)
     assert found.sizes["text"] == 5
     assert found["loss"][0].isnull().all() and found["loss"][1].notnull().all()
@@ -145,7 +145,7 @@ class Cut(Exception):
 
 
 def cut_off(monkeypatch, after, error):
-    """Let the sweep fail after so many batches of grades."""
+    """Let the sweep fail after this many graded batches."""
     left, grade = [after], sweeping.grade
 
     def failing(*args):
@@ -158,7 +158,7 @@ def cut_off(monkeypatch, after, error):
 
 
 def test_it_goes_on_from_what_was_kept(moe, tasks, swept, tmp_path, monkeypatch):
-    ablations = swept[0][:-2]  # no two of them are the same edit
+    ablations = swept[0][:-2]  # no two of them are the same intervention
     keep = tmp_path / "deep" / "kept.npz"
     with monkeypatch.context() as patched:
         cut_off(patched, 9, Cut())
@@ -186,7 +186,7 @@ import qwenlab.ablations.resume as kept
 from tests.ablations.conftest import drawn_tasks
 from tests.ablations.test_sweep import some, sweeping
 
-kept._EVERY = -1.0
+kept._SAVE_EVERY = -1.0
 graded, grade = [], sweeping.grade
 
 def killing(*args):
@@ -214,10 +214,10 @@ def test_killed_in_the_middle(moe, tasks, tmp_path, request):
 
 def test_interrupted_it_returns_the_texts_that_are_done(moe, tasks, swept, tmp_path, monkeypatch):
     ablations, whole = swept
-    edits = len({each.edit for each in ablations})
+    different = len({each.intervention for each in ablations})
     with monkeypatch.context() as patched:
-        cut_off(patched, 1 + edits + 4, KeyboardInterrupt())  # in the second batch
-        with pytest.warns(InterruptedWarning, match=r"interrupted after 2 of 5 texts; those are") as warned:
+        cut_off(patched, 1 + different + 4, KeyboardInterrupt())  # in the second batch
+        with pytest.warns(InterruptedWarning, match=r"interrupted after 2 of 5 texts; it returns those") as warned:
             part = sweep(moe, ablations, tasks, batch_size=2, keep=tmp_path / "kept.npz", progress=False)
     assert warned[0].filename == __file__
     assert part["text"].values.tolist() == [0, 3]  # the longest come first
@@ -260,11 +260,14 @@ def test_what_a_sweep_refuses(moe, tasks, tmp_path):
     for size in (0, True, 1.5):
         with pytest.raises(BadArgument, match=rf"batch_size={size!r}\): give a whole number, 1 or more"):
             sweep(moe, mixers, tasks, batch_size=size)
-    with pytest.raises(BadArgument, match=r"sweep\(keep='.+'\): this is no file of a sweep"):
+    with pytest.raises(BadArgument, match=r"sweep\(keep='.+'\): this file is damaged, or not from a sweep"):
         sweep(moe, mixers, tasks, keep=tmp_path)
     with pytest.raises(BadArgument, match=r"Task 'beyond' has tokens from 1 to 999, and the model has rows 0 to 287"):
         sweep(moe, mixers, [Task("beyond", ((1, 999),), ((1,),))])
     with pytest.raises(CannotIntervene, match=r"Noise\('layers\.0\.mixer\.decay'\)"):
         sweep(
-            moe, units(moe, edit=lambda name: interventions.Noise(f"{name}.decay"), layers=[0]), tasks, progress=False
+            moe,
+            units(moe, intervention=lambda name: interventions.Noise(f"{name}.decay"), layers=[0]),
+            tasks,
+            progress=False,
         )

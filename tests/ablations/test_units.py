@@ -1,4 +1,4 @@
-"""The parts of each family: their names, their edits, and that they add up."""
+"""The parts of each family: their names, their interventions, and that they add up."""
 
 from functools import partial
 
@@ -19,25 +19,29 @@ def size(module):
     return sum(weight.numel() for weight in module.parameters())
 
 
-def test_names_and_edits(moe):
-    assert [(each.name, each.edit, each.layer, each.kind) for each in units(moe)] == [
+def test_names_and_interventions(moe):
+    assert [(each.name, each.intervention, each.layer, each.kind) for each in units(moe)] == [
         ("mixer 0", "Zero('layers.0.mixer')", 0, DELTANET),
         ("mixer 1", "Zero('layers.1.mixer')", 1, DELTANET),
         ("mixer 2", "Zero('layers.2.mixer')", 2, DELTANET),
         ("mixer 3", "Zero('layers.3.mixer')", 3, ATTENTION),
     ]
-    assert [(each.name, each.edit) for each in units(moe, "layer", layers=[2])] == [("layer 2", "Identity([2])")]
-    assert [(each.name, each.edit) for each in units(moe, "mlp", layers=[1])] == [("mlp 1", "Zero('layers.1.mlp')")]
+    assert [(each.name, each.intervention) for each in units(moe, "layer", layers=[2])] == [
+        ("layer 2", "Identity([2])")
+    ]
+    assert [(each.name, each.intervention) for each in units(moe, "mlp", layers=[1])] == [
+        ("mlp 1", "Zero('layers.1.mlp')")
+    ]
     heads = units(moe, "head", layers=[3])
     assert [each.name for each in heads] == ["head 3.0", "head 3.1", "head 3.2", "head 3.3"]
-    assert heads[2].edit == "Zero('layers.3.mixer.heads', heads=[2])"
+    assert heads[2].intervention == "Zero('layers.3.mixer.heads', heads=[2])"
     experts = units(moe, "expert")
     assert [each.name for each in experts[:9]] == [*(f"expert 0.{expert}" for expert in range(8)), "expert 1.0"]
-    assert experts[8].edit == "MaskExperts([0], layers=[1])"
-    gates = {each.name: each.edit for each in units(moe, "gate")}
+    assert experts[8].intervention == "MaskExperts([0], layers=[1])"
+    gates = {each.name: each.intervention for each in units(moe, "gate")}
     assert list(gates) == [f"{word} {layer}" for layer in range(3) for word in ("gate", "beta", "decay")] + ["gate 3"]
     assert gates["decay 1"] == "SetGate('layers.1.mixer.decay', to=1.0)"
-    assert [(each.name, each.edit, each.layer) for each in units(moe, "kind")] == [
+    assert [(each.name, each.intervention, each.layer) for each in units(moe, "kind")] == [
         ("all linear_attention", "Zero('layers.*.mixer', kind='linear_attention')", -1),
         ("all full_attention", "Zero('layers.*.mixer', kind='full_attention')", 3),
     ]
@@ -79,23 +83,29 @@ def test_every_unit_can_be_carried_out(checkpoint, of):
         pytest.skip("a dense family")
     ids = torch.arange(1, 8)[None]
     for ablation in units(checkpoint, of)[:: 5 if of in ("head", "expert") else 1]:
-        with torch.no_grad(), intervene(checkpoint.model, *ablation.edits):
+        with torch.no_grad(), intervene(checkpoint.model, *ablation.interventions):
             assert checkpoint.model(ids, use_cache=False).logits.isfinite().all()
 
 
-def test_another_edit_than_zero(moe):
-    (found,) = units(moe, "mlp", edit=partial(Noise, seed=3), layers=[2])
-    assert found.edit == "Noise('layers.2.mlp', seed=3)"
-    assert units(moe.model, "kind", edit=Noise)[1].edit == "Noise('layers.*.mixer', kind='full_attention')"
+def test_another_intervention_than_zero(moe):
+    (found,) = units(moe, "mlp", intervention=partial(Noise, seed=3), layers=[2])
+    assert found.intervention == "Noise('layers.2.mlp', seed=3)"
+    assert (
+        units(moe.model, "kind", intervention=Noise)[1].intervention == "Noise('layers.*.mixer', kind='full_attention')"
+    )
 
 
 def test_what_units_refuses(moe, opened):
-    with pytest.raises(BadArgument, match=r"units\(of='mixers'\): choose among layer, mixer, mlp, head, expert, gate"):
+    with pytest.raises(
+        BadArgument, match=r"units\(of='mixers'\): give one of 'layer', 'mixer', .*; did you mean 'mixer'\?"
+    ):
         units(moe, "mixers")
-    with pytest.raises(BadArgument, match=r"units\(of='layer', edit=\.\.\.\): its edit is Identity\.\nLeave edit out"):
-        units(moe, "layer", edit=Noise)
-    assert units(moe, "layer", edit=Zero) == units(moe, "layer")
-    with pytest.raises(BadArgument, match=r"units\(of='kind', layers=\.\.\.\): a kind is ablated in all of its layers"):
+    with pytest.raises(
+        BadArgument, match=r"units\(of='layer', intervention=\.\.\.\) is always Identity\.\nLeave `intervention` out"
+    ):
+        units(moe, "layer", intervention=Noise)
+    assert units(moe, "layer", intervention=Zero) == units(moe, "layer")
+    with pytest.raises(BadArgument, match=r"units\(of='kind', layers=\.\.\.\) always ablates all layers of a kind"):
         units(moe, "kind", layers=[0])
     with pytest.raises(UnknownLayer, match=r"units\(layers=\.\.\.\) names layers \[4, 9\]; this model has 0 to 3"):
         units(moe, layers=[1, 9, 4])

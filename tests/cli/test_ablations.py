@@ -55,7 +55,7 @@ def test_it_prints_the_ranks_and_findings_and_leaves_what_it_says(run, tmp_path)
     other = ("--task", "prose", "--keep", tmp_path / "kept.npz")
     status, shown, error = run("toy-dense", "--out", out, "--of", "mixer", *other, *SMALL)
     assert (status, shown) == (2, "")
-    assert "this file is of another sweep" in error
+    assert "this file is from another sweep" in error
 
 
 def test_files_are_tasks(run, tmp_path):
@@ -82,7 +82,7 @@ def test_what_has_no_match_is_named(run, tmp_path):
     [
         (("--task", "mqr:8"), "BadArgument: There is no task 'mqr:8'; there are code, prose"),
         (("--task", "mqar:x"), "BadArgument: task 'mqar:x': write mqar:PAIRS, with numbers."),
-        (("--of", "mixxer"), "BadArgument: units(of='mixxer'): choose among layer, mixer"),
+        (("--of", "mixxer"), "BadArgument: units(of='mixxer'): give one of 'layer', 'mixer'"),
         (("--of", "expert"), "NothingToProbe: units(of='expert') finds nothing"),
         (("--layers", "0,x"), "BadArgument: --layers '0,x': give numbers with commas between them"),
         (("--layers", "9"), "UnknownLayer: units(layers=...) names layers [9]"),

@@ -51,7 +51,7 @@ def test_the_options_that_are_not_of_the_recipe_are_of_its_report():
 
 
 def study(
-    source: inputs.CheckpointSource,
+    source: inputs.CheckpointInput,
     texts: inputs.LabelledTexts | None,
     out: inputs.FolderPath,
     *,

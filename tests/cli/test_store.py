@@ -82,4 +82,4 @@ def test_prune_deletes_only_when_told(runs, tmp_path):
 def test_an_error_is_its_message(runs):
     shown = runs("show", "none")
     assert shown.exit_code != 0
-    assert "'none' is none of its runs" in str(shown.exception)
+    assert "'none' is not the name of a run" in str(shown.exception)

@@ -1,4 +1,4 @@
-"""Notebooks written by tests, and run for real."""
+"""Write small notebooks, and run them for real."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import jupytext
 import pytest
 
-from qwenlab.execution.engine import Setting, release
+from qwenlab.execution.engine import RunSettings, release
 from qwenlab.execution.notebook import execute, read_notebook
 
 Run = Callable[..., Any]
@@ -23,12 +23,12 @@ def _no_kernel_is_left():
 def run(tmp_path: Path) -> Run:
     """Run cells of code, by default in the warm kernel of this process, and return the executed notebook."""
 
-    def run(*cells: str, parameters: str = "", name: str = "question", values: Any = None, **setting: Any) -> Any:
+    def run(*cells: str, parameters: str = "", name: str = "question", values: Any = None, **settings: Any) -> Any:
         source = tmp_path / f"{name}.py"
         source.write_text("\n\n".join(['# %% tags=["parameters"]', parameters, *(f"# %%\n{cell}" for cell in cells)]))
         values = values or {}
-        chosen = dict(cwd=tmp_path, source=source, output=tmp_path / f"{name}.ipynb", warm=True)
-        return execute(read_notebook(source)[0], values, Setting(**chosen | setting), bar="")
+        defaults = dict(cwd=tmp_path, source=source, output=tmp_path / f"{name}.ipynb", warm=True)
+        return execute(read_notebook(source)[0], values, RunSettings(**defaults | settings), bar="")
 
     return run
 

@@ -1,4 +1,4 @@
-"""A warm kernel in which a notebook changed a library, the environment or a hook is not given to the next notebook."""
+"""A warm kernel is replaced if a notebook changed a library, the environment or a hook."""
 
 import psutil
 import pytest
@@ -29,8 +29,8 @@ def test_a_patched_function_is_named_and_costs_the_kernel(run):
 
 
 @pytest.mark.slow
-def test_what_is_compared(run, tmp_path):
-    """Each line, with the name under which it is found."""
+def test_each_kind_of_change_is_named(run, tmp_path):
+    """Each line of code, and the name that is reported for it."""
     (tmp_path / "helper.py").write_text(
         "import torch\n"
         "def function(*args): pass\n"
@@ -61,7 +61,7 @@ def test_what_is_compared(run, tmp_path):
         "random.random = functools.partial(max, 1, 2)": "random.random",
         "math.pi = 3": "math.pi",
         "xr.DataArray.mine = Visitor()": "xarray.core.dataarray.DataArray.mine",
-        "kept.CHUNK = 7": "qwenlab.checkpoint.model_cache.CHUNK",
+        "model_cache.CHUNK = 7": "qwenlab.checkpoint.model_cache.CHUNK",
         "ql.watch = function": "qwenlab.watch",
         "ql.intervene = ql.open": "qwenlab.intervene",  # not imported before, so the name is new
         "os.environ['HF_HOME'] = 'elsewhere'": "environment: HF_HOME",
@@ -80,7 +80,7 @@ def test_what_is_compared(run, tmp_path):
         "import transformers.models.qwen3_5.modeling_qwen3_5 as qwen\n"
         "import transformers.models.llama.modeling_llama as llama\n"
         "import qwenlab as ql\n"
-        "from qwenlab.checkpoint import kept\n"
+        "from qwenlab.checkpoint import model_cache\n"
         "from qwenlab.execution.pristine import process\n"
     )
     release()
@@ -149,7 +149,7 @@ def test_figures_are_shown_in_every_notebook(run, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_folder_of_modules_beside_the_notebook_is_read_again(run, tmp_path):
+def test_a_folder_of_modules_of_the_notebook_is_read_again(run, tmp_path):
     (tmp_path / "helpers").mkdir()  # without an __init__.py
     inner = tmp_path / "helpers" / "inner.py"
     inner.write_text("value = 1")
@@ -188,7 +188,7 @@ def test_a_kernel_that_died_after_its_notebook_is_replaced(run):
 
 
 @pytest.mark.slow
-def test_a_kernel_that_cannot_be_made_ready_is_replaced(run):
+def test_a_kernel_that_cannot_be_prepared_is_replaced(run):
     release()
     run("import ctypes; ctypes.CDLL.__init__.__code__ = (lambda *args, **kwargs: 1 / 0).__code__")
     assert used(run("1"))["runs_in_kernel"] == 1

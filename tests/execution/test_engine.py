@@ -1,4 +1,4 @@
-"""The papermill engine: what it writes down of a run is true."""
+"""The papermill engine: its record of a run is exact."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ def test_a_kernel_that_died_completed_nothing_more(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_stop_in_the_middle_is_no_completion(tmp_path):
+def test_an_interrupted_notebook_is_not_completed(tmp_path):
     """Papermill itself writes that every cell completed after Ctrl-C."""
     source = tmp_path / "slow.py"
     source.write_text("# %% tags=['parameters']\na = 1\n\n# %%\nimport time\ntime.sleep(60)\n\n# %%\nb = 2\n")
@@ -50,7 +50,7 @@ def test_a_stop_in_the_middle_is_no_completion(tmp_path):
 
 
 @pytest.mark.slow
-def test_output_is_kept_up_to_a_bound(run, monkeypatch):
+def test_output_is_recorded_up_to_a_limit(run, monkeypatch):
     monkeypatch.setattr(engine, "OUTPUT_LIMIT", 10_000)
     slowly = "import time\nfor n in range(9):\n    print(str(n) * 2_000, flush=True)\n    time.sleep(0.2)"
     done = run(slowly, "print('after')")
@@ -59,7 +59,7 @@ def test_output_is_kept_up_to_a_bound(run, monkeypatch):
     assert "888" not in text
     assert text.endswith("after")
     noted = [each.text for cell in done.cells for each in cell.get("outputs", []) if each.get("name") == "stderr"]
-    assert "".join(noted).count("[qwenlab: what this cell put out beyond 0 MiB was not kept]") == 1
+    assert "".join(noted).count("[qwenlab: output of this cell beyond 0 MiB was dropped]") == 1
 
 
 @pytest.mark.slow
@@ -72,7 +72,7 @@ def test_secrets_are_in_no_file(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_is_written_is_whole_at_every_moment(run, tmp_path):
+def test_the_file_is_complete_at_every_moment(run, tmp_path):
     path = tmp_path / "question.ipynb"
     run(f"import json, pathlib; json.loads(pathlib.Path({str(path)!r}).read_text()); print('whole')", "1")
     nbformat.validate(nbformat.read(path, 4))

@@ -78,7 +78,7 @@ def test_progress_is_shown(notebook, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("seed", "message"), [(10, r"cell \[4\] raised AssertionError: seeds end at nine"), (9, "the kernel stopped")]
 )
-def test_a_run_that_did_not_end_is_named_failed(notebook, tmp_path, seed, message):
+def test_the_copy_of_a_failed_run_is_named_failed(notebook, tmp_path, seed, message):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "question.ipynb").write_text("of an earlier run")
     with pytest.raises(NotebookFailed, match=message) as failure:
@@ -135,7 +135,7 @@ class TestBeforeTheFirstCellRuns:
 
     def test_a_notebook_without_a_parameters_cell_says_so(self, notebook, tmp_path):
         notebook.write_text("# %%\nseed = 1\n")
-        with pytest.raises(UnknownParameter, match="tag a cell 'parameters' there; now it has: none"):
+        with pytest.raises(UnknownParameter, match="no parameter 'seed': tag a cell 'parameters' that assigns it"):
             run_notebook(notebook, tmp_path / "out", seed=2)
 
     @pytest.mark.parametrize(
@@ -158,9 +158,9 @@ class TestBeforeTheFirstCellRuns:
 
     def test_a_type_that_cannot_be_read_is_an_error(self, notebook, tmp_path):
         notebook.write_text(NOTEBOOK.replace("share: float", "share: Flaot"))
-        with pytest.raises(BadParameter, match="'share' is annotated `Flaot`, which is no type: name 'Flaot'"):
+        with pytest.raises(BadParameter, match="'share' is annotated `Flaot`, which is not a type: name 'Flaot'"):
             run_notebook(notebook, tmp_path / "out", share=0.1)
 
-    def test_no_notebook_there_lists_what_is(self, notebook, tmp_path):
+    def test_a_missing_notebook_lists_those_of_its_folder(self, notebook, tmp_path):
         with pytest.raises(UnknownNotebook, match=r"That folder has: question\.py"):
             run_notebook(notebook.with_name("answer.py"), tmp_path / "out")

@@ -1,4 +1,4 @@
-"""What the parameters cell says, and which values fit it."""
+"""The parameters cell of a notebook, and the values that are valid for it."""
 
 import traceback
 from pathlib import Path
@@ -35,15 +35,15 @@ def parameters(tmp_path: Path) -> Parameters:
 
 
 def test_names_types_defaults_and_lines(parameters):
-    found = {name: (known.type, known.default, known.line) for name, known in parameters.by_name.items()}
+    found = {name: (one.type, one.default, one.line) for name, one in parameters.by_name.items()}
     assert found["depth"] == (int | None, None, 7)
     assert found["kinds"] == (list[str], ["a", "b"], 8)
     assert found["source"] == (str, REQUIRED, 9)
     assert found["share"] == (float, 0.5, 11)
-    assert found["made"][1:] == (None, 12)  # what is worked out is not known before the cell runs
+    assert found["made"][1:] == (None, 12)  # a computed value is unknown before the cell runs
 
 
-def test_what_is_not_given_has_the_notebooks_value(parameters):
+def test_missing_values_are_the_notebooks_defaults(parameters):
     filled = parameters.filled({"source": "here", "depth": 3})
     assert filled == {"depth": 3, "kinds": ["a", "b"], "source": "here", "style": "x", "share": 0.5, "made": None}
 
@@ -64,7 +64,7 @@ def test_a_parameter_without_a_value_must_be_given_one(parameters):
         ("share", {1, 2}, "'share' cannot be"),  # nothing that JSON knows
     ],
 )
-def test_what_does_not_fit_is_refused(parameters, name, value, complaint):
+def test_invalid_values_are_errors(parameters, name, value, complaint):
     with pytest.raises((UnknownParameter, BadParameter), match=complaint):
         parameters.check({name: value})
 
@@ -98,7 +98,7 @@ class TestSecrets:
     @pytest.mark.parametrize(
         ("name", "text"), [("b", "918-273-645"), ("c", "SECRETLIST1"), ("c", '{"a": "SECRETLIST1"}'), ("e", "maybe")]
     )
-    def test_no_error_shows_what_a_variable_holds(self, declared, monkeypatch, name, text):
+    def test_no_error_shows_the_text_of_a_variable(self, declared, monkeypatch, name, text):
         monkeypatch.setenv("MINE", text)
         with pytest.raises(BadParameter, match=f"'{name}' cannot be •••: Input should be a valid") as error:
             declared.resolve(name, {"env": "MINE"})
@@ -115,11 +115,11 @@ class TestSecrets:
 
     def test_a_variable_that_is_not_set_is_named(self, declared, monkeypatch):
         monkeypatch.delenv("MINE", raising=False)
-        with pytest.raises(BadParameter, match="'a' is to be read from MINE, which is not set: export it first"):
+        with pytest.raises(BadParameter, match="'a' is read from MINE, which is not set: export it first"):
             declared.resolve("a", {"env": "MINE"})
 
     @pytest.mark.parametrize("variable", [5, "", None, ["MINE"]])
-    def test_what_names_no_variable_is_an_error(self, declared, variable):
+    def test_an_invalid_reference_is_an_error(self, declared, variable):
         with pytest.raises(BadParameter, match=r"'a': `env` must name an environment variable: \{env: NAME\}"):
             declared.resolve("a", {"env": variable})
 
@@ -129,6 +129,6 @@ class TestSecrets:
 
 
 @given(st.integers() | st.none())
-def test_what_fits_passes(value):
+def test_valid_values_pass(value):
     cell = jupytext.reads('# %% tags=["parameters"]\ndepth: int | None = 1\n', "py:percent")
     parameters_of(cell, Path("none.ipynb")).check({"depth": value})

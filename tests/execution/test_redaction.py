@@ -47,7 +47,7 @@ def test_it_is_found_however_it_is_written(write, secret):
     assert not any(part in written for part in ("hf_ab", "abcdef", "p@ss", "p%40ss", "w\\x"))
 
 
-def test_what_colours_interrupt_is_found_each_time():
+def test_every_secret_between_colours_is_found():
     text = "\x1b[1mhf_\x1b[32mabcdef12\x1b[0m, hf_\x1b[mabcdef12 and hf_abcdef1\x1b[0m"
     assert redaction("hf_abcdef12").text(text) == "\x1b[1m•••\x1b[0m, ••• and hf_abcdef1\x1b[0m"
 
@@ -77,7 +77,7 @@ def test_the_text_of_the_variable_is_found_too():
     assert Redaction([Secret(918273645, "PIN", "918_273_645")]).text("918_273_645") == HIDDEN
 
 
-def test_what_is_left_around_a_secret_is_none():
+def test_the_text_around_a_secret_does_not_form_another():
     assert redaction("•" * 8).text("•" * 13) == HIDDEN  # HIDDEN and the five that are left are eight again
 
 
@@ -145,7 +145,7 @@ def test_a_notebook_stays_valid_and_has_none(data, secrets):
     assert not [each for each in long for part in strings(found) if isinstance(part, str) and each in part]
 
 
-def test_every_place_of_a_notebook_is_looked_at():
+def test_every_place_of_a_notebook_is_redacted():
     secret = 918273645
     outputs = [
         v4.new_output("stream", text=["9182", "73645\n"]),

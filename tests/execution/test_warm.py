@@ -9,10 +9,10 @@ from tests.execution.conftest import printed
 
 @pytest.fixture
 def two(run):
-    """Run some code, then other code in the same kernel; what the second prints."""
+    """Run some code, then other code in the same kernel; return the output of the second."""
 
-    def two(first: str, second: str, **setting):
-        before, after = run(first), run(second, **setting)
+    def two(first: str, second: str, **settings):
+        before, after = run(first), run(second, **settings)
         count = [each.metadata.papermill["qwenlab"]["runs_in_kernel"] for each in (before, after)]
         assert count[1] == count[0] + 1
         return printed(after)
@@ -94,7 +94,7 @@ def test_each_has_its_seed(run):
 
 
 @pytest.mark.slow
-def test_a_module_beside_the_notebook_is_read_again(two, tmp_path):
+def test_a_module_in_the_notebooks_folder_is_read_again(two, tmp_path):
     (tmp_path / "helper.py").write_text("value = 1")
     change = f"import helper, pathlib; pathlib.Path({str(tmp_path / 'helper.py')!r}).write_text('value = 22')"
     assert two(change, "import helper; print(helper.value)") == "22"
@@ -112,7 +112,7 @@ def test_what_is_left_running_costs_the_kernel(run):
 
 
 @pytest.mark.slow
-def test_a_kernel_is_replaced_after_so_many_notebooks(run, monkeypatch):
+def test_a_kernel_is_replaced_after_its_lifetime(run, monkeypatch):
     release()
     monkeypatch.setattr(engine, "LIFETIME", 2)
     assert [run("1").metadata.papermill["qwenlab"]["runs_in_kernel"] for _ in range(3)] == [1, 2, 1]

@@ -1,4 +1,4 @@
-"""Small experiments, and runs as `qwenlab run` leaves them."""
+"""Small experiments, and runs in the form that `qwenlab run` writes."""
 
 import json
 from collections.abc import Callable
@@ -73,7 +73,7 @@ Rows = list[tuple[str, dict[str, Any], float, str]]
 
 
 def written(root: Path, number: int, metrics: Rows, *, experiment: str = "small", **changes: Any) -> str:
-    """Write a run as it would be left, and return its name. Keywords replace facts."""
+    """Write a run to a store, and return its name. Keywords replace facts."""
     address = f"{number:016x}"
     facts = {
         "format": 1,

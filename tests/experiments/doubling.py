@@ -1,4 +1,4 @@
-"""A tiny experiment, that doubles a number, for tests that need runs and not results."""
+"""A tiny experiment that doubles a number, for tests that need runs and not results."""
 
 import textwrap
 from pathlib import Path
@@ -27,7 +27,7 @@ metrics:
 
 
 def doubling(folder: Path, more: str = "", notebook: str = NOTEBOOK) -> Path:
-    """An experiment's folder. A point with x = 0 fails; `nap` seconds are slept in each.
+    """Write an experiment. A point with x = 0 fails; each run sleeps `nap` seconds.
 
     more  lines of spec.yaml
     """

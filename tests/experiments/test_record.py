@@ -1,4 +1,4 @@
-"""`record`: at once, whole, declared, and each value once."""
+"""`record` saves at once and atomically, only declared metrics, and each value once."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def by_text(values):
     return xr.DataArray(values, dims="text", coords={"text": [f"t{n}" for n in range(len(values))]})
 
 
-def test_metrics_datasets_and_figures_are_kept(folder):
+def test_metrics_datasets_and_figures_are_saved(folder):
     dataset = xr.Dataset({"a": ("x", [1.0, 2.0])})
     figure, axes = plt.subplots()
     axes.plot([1, 2])
@@ -57,7 +57,7 @@ def test_metrics_datasets_and_figures_are_kept(folder):
     assert list(folder.rglob("*.part")) == []
 
 
-def test_what_was_recorded_is_there_though_the_process_dies_at_the_next_step(folder):
+def test_recorded_values_survive_the_death_of_the_process(folder):
     code = "import os, qwenlab as ql; ql.experiments.record(loss=1.0); os._exit(9)"
     assert subprocess.run([sys.executable, "-c", code], env=os.environ).returncode == 9
     assert list(read_metrics(folder / "metrics.parquet")["value"]) == [1.0]
@@ -74,18 +74,18 @@ def test_what_was_recorded_is_there_though_the_process_dies_at_the_next_step(fol
         ({"loss": by_text([1.0])}, BadMetric, r"'loss' has the dimensions text; spec\.yaml declares none"),
         ({"by_text": 1.0}, BadMetric, r"'by_text' has the dimensions none; spec\.yaml declares text"),
         ({"by_text": xr.DataArray([1.0], dims="text")}, BadMetric, "'by_text' has no labels along text"),
-        ({"by_text": by_text([])}, BadMetric, "'by_text' holds no value"),
-        ({"loss": "2"}, BadMetric, "'loss' must be made of numbers"),
-        ({"loss": None}, BadMetric, "'loss' must be made of numbers"),
-        ({"loss": float("inf")}, BadMetric, "'loss' is infinite at its one value: record NaN"),
+        ({"by_text": by_text([])}, BadMetric, "'by_text' is empty: a metric needs at least one value"),
+        ({"loss": "2"}, BadMetric, "'loss' must be a number or numbers"),
+        ({"loss": None}, BadMetric, "'loss' must be a number or numbers"),
+        ({"loss": float("inf")}, BadMetric, "'loss' is infinite at its only value: record NaN"),
         ({"loss": pd.Series([1.0])}, BadMetric, r"'loss' is a Series; a metric is a number or a DataArray"),
         ({"loss": xr.Dataset()}, BadMetric, "'loss' is a Dataset; a metric is"),
-        ({"datasets": {"d": pd.DataFrame()}}, BadMetric, r"datasets\['d'\] is a DataFrame; keep a Dataset"),
-        ({"datasets": {"../d": xr.Dataset()}}, BadMetric, r"'\.\./d' cannot name a file"),
-        ({"figures": {"f": 1}}, BadMetric, r"figures\['f'\] is a int; keep a matplotlib figure"),
+        ({"datasets": {"d": pd.DataFrame()}}, BadMetric, r"datasets\['d'\] is a DataFrame; give a Dataset"),
+        ({"datasets": {"../d": xr.Dataset()}}, BadMetric, r"'\.\./d' cannot be a file name"),
+        ({"figures": {"f": 1}}, BadMetric, r"figures\['f'\] is a int; give a matplotlib figure"),
     ],
 )
-def test_what_is_wrong_is_refused_and_nothing_kept(folder, arguments, error, complaint):
+def test_invalid_arguments_are_errors_and_nothing_is_saved(folder, arguments, error, complaint):
     with pytest.raises(error, match=complaint):
         ql.experiments.record(**arguments)
     assert [each.name for each in folder.iterdir() if each.is_file()] == ["facts.json"]
@@ -104,10 +104,10 @@ def test_numbers_of_all_kinds_are_numbers(folder):
     assert list(read_metrics(folder / "metrics.parquet")["value"]) == [0.5, 1.0, 0.0]
 
 
-def test_outside_a_run_arguments_are_looked_at_and_nothing_kept(tmp_path, monkeypatch):
+def test_outside_a_run_arguments_are_checked_and_nothing_is_saved(tmp_path, monkeypatch):
     monkeypatch.delenv(RUN, raising=False)
     monkeypatch.chdir(tmp_path)
     ql.experiments.record(anything=1.0, datasets={"d": xr.Dataset()})
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(BadMetric, match="must be made of numbers"):
+    with pytest.raises(BadMetric, match="must be a number or numbers"):
         ql.experiments.record(anything="x")

@@ -1,4 +1,4 @@
-"""`record` from threads and processes at the same time: nothing is lost, and each value is still taken once."""
+"""`record` from threads and processes at the same time: nothing is lost, and each value is still recorded once."""
 
 import json
 import multiprocessing
@@ -32,8 +32,8 @@ def record(number: int) -> None:
     ql.experiments.record(part=part, datasets={f"d{number}": xr.Dataset({"x": number})})
 
 
-def taken(number: int) -> bool:
-    """Whether the value was taken, and was not there before."""
+def is_recorded(number: int) -> bool:
+    """Record the value; False if it was there before."""
     try:
         record(number)
     except RecordedTwice:
@@ -88,22 +88,22 @@ def test_nothing_is_lost(folder, at_once):
 
 
 @pytest.mark.parametrize("pool", [ThreadPoolExecutor, ProcessPoolExecutor])
-def test_of_several_that_record_one_value_one_is_taken(folder, pool):
+def test_of_several_that_record_one_value_one_succeeds(folder, pool):
     context = {"mp_context": multiprocessing.get_context("fork")} if pool is ProcessPoolExecutor else {}
     with pool(COUNT, **context) as several:
-        assert sorted(several.map(taken, [7] * COUNT)) == [False] * (COUNT - 1) + [True]
+        assert sorted(several.map(is_recorded, [7] * COUNT)) == [False] * (COUNT - 1) + [True]
     assert list(read_metrics(folder / METRICS)["value"]) == [7.0]
 
 
-def test_a_process_killed_while_it_writes_holds_up_nobody(folder):
+def test_a_process_killed_while_it_writes_blocks_nobody(folder):
     def hold() -> None:
         with FileLock(folder / LOCK):
-            (folder / "held").touch()
+            (folder / "locked").touch()
             signal.pause()
 
     process = multiprocessing.get_context("fork").Process(target=hold, daemon=True)
     process.start()
-    until((folder / "held").exists)
+    until((folder / "locked").exists)
     waiting = threading.Thread(target=record, args=(1,), daemon=True)
     waiting.start()
     waiting.join(0.3)

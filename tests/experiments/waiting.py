@@ -1,4 +1,4 @@
-"""Waiting for what other processes do."""
+"""Wait for other processes."""
 
 import time
 from contextlib import suppress
@@ -6,19 +6,20 @@ from contextlib import suppress
 import psutil
 
 
-def until(what, seconds=60):
+def until(condition, seconds=60):
+    """Wait until a function returns something true, and return that."""
     end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, "it never came"
+    while not (result := condition()):
+        assert time.monotonic() < end, "the condition never became true"
         time.sleep(0.1)
-    return found
+    return result
 
 
 def processes_with(mark):
     """The processes that are alive and whose variable QWENLAB_TEST holds the mark."""
-    found = []
-    for each in psutil.process_iter():
+    matches = []
+    for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if mark in each.environ().get("QWENLAB_TEST", "") and each.status() != psutil.STATUS_ZOMBIE:
-                found.append(each)
-    return found
+            if mark in process.environ().get("QWENLAB_TEST", "") and process.status() != psutil.STATUS_ZOMBIE:
+                matches.append(process)
+    return matches

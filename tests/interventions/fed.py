@@ -1,4 +1,4 @@
-"""An edited model fed in every way it can be: each must say what one pass over a text alone says."""
+"""A model under interventions, with texts split into passes in many ways: each must agree with one pass per text."""
 
 import numpy as np
 import torch
@@ -12,34 +12,34 @@ LENGTHS = (13, 9)
 
 
 @torch.no_grad()
-def alone(model, edits, tokens):
+def alone(model, interventions, tokens):
     """Logits [token, vocabulary] of one pass over a text."""
-    with intervene(model, *edits):
+    with intervene(model, *interventions):
         return model(tokens[None], use_cache=False).logits[0]
 
 
-def assert_same_however_fed(model, edits, texts, cache=lambda: None):
+def assert_same_however_fed(model, interventions, texts, cache=lambda: None):
     """Two texts in pieces, token by token, padded on either side, one generated on: the logits, and the greedy text."""
-    expected = [alone(model, edits, tokens) for tokens in texts]
+    expected = [alone(model, interventions, tokens) for tokens in texts]
     for tokens, logits, widths in zip(texts, expected, ([4, 1, 3], [1]), strict=True):
-        close(in_pieces(model, edits, tokens, widths, cache()), logits)
+        close(in_pieces(model, interventions, tokens, widths, cache()), logits)
     for side in ("left", "right"):
         ids, mask = batch(texts, side)
-        with torch.no_grad(), intervene(model, *edits):
+        with torch.no_grad(), intervene(model, *interventions):
             found = model(ids, attention_mask=mask, use_cache=False).logits
         for row, real, logits in zip(found, mask, expected, strict=True):
             close(row[real.bool()], logits)
     ids, mask = batch(texts, "left")
-    close(in_pieces(model, edits, ids, [5, 1], cache(), mask, min(map(len, texts))), expected[0])
-    assert_generates(model, edits, texts[0])
+    close(in_pieces(model, interventions, ids, [5, 1], cache(), mask, min(map(len, texts))), expected[0])
+    assert_generates(model, interventions, texts[0])
 
 
 @torch.no_grad()
-def in_pieces(model, edits, tokens, widths, held=None, mask=None, shortest=None):
+def in_pieces(model, interventions, tokens, widths, held=None, mask=None, shortest=None):
     """Logits of the first text, through a cache."""
     ids = tokens if tokens.ndim == 2 else tokens[None]
     found = []
-    with intervene(model, *edits):
+    with intervene(model, *interventions):
         for start, stop in pieces(ids.shape[1], widths, 0 if shortest is None else ids.shape[1] - shortest):
             given = {} if mask is None else {"attention_mask": mask[:, :stop]}
             out = model(ids[:, start:stop], past_key_values=held, use_cache=True, **given)
@@ -49,18 +49,18 @@ def in_pieces(model, edits, tokens, widths, held=None, mask=None, shortest=None)
 
 
 @torch.no_grad()
-def assert_generates(model, edits, prompt, new=4):
+def assert_generates(model, interventions, prompt, new=4):
     """`generate` writes what the logits of whole passes say."""
-    with intervene(model, *edits):
+    with intervene(model, *interventions):
         text = model.generate(prompt[None], max_new_tokens=new, do_sample=False, pad_token_id=0, eos_token_id=None)[0]
-    logits = alone(model, edits, text)
+    logits = alone(model, interventions, text)
     assert torch.equal(logits[len(prompt) - 1 : -1].argmax(-1), text[len(prompt) :])
 
 
-def assert_gradient(model, edits, tokens):
+def assert_gradient(model, interventions, tokens):
     """Backward gives the slope that differences of the loss give, along the gradient with something else mixed in.
 
-    Along a random direction alone the slope would be small beside the noise of float32. The loss bends quickly,
+    Along a random direction alone the slope would be small against the noise of float32. The loss bends quickly,
     and routers change their choice: by steps of 1e-3 of the embeddings' norm its slope is up to 80 per cent off, by
     those taken here less than 0.2.
     """
@@ -69,7 +69,7 @@ def assert_gradient(model, edits, tokens):
     weight = torch.randn(len(tokens), model.config.vocab_size, generator=generator)
 
     def loss(vectors):
-        with intervene(model, *edits):  # a block each: what is drawn for a second text is drawn anew
+        with intervene(model, *interventions):  # a block each: what is drawn for a second text is drawn anew
             return (model(inputs_embeds=vectors, use_cache=False).logits[0].double() * weight).sum()
 
     (gradient,) = torch.autograd.grad(loss(vectors), vectors)
@@ -83,13 +83,13 @@ def assert_gradient(model, edits, tokens):
     torch.testing.assert_close((gradient * along).sum().double(), slope.double(), rtol=1e-2, atol=0)
 
 
-def assert_by_hand(model, edits, tokens, changed):
-    """Every mixer's output under the edits is that worked out in float64 from its own input.
+def assert_by_hand(model, interventions, tokens, changed):
+    """Every mixer's output under the interventions is that worked out in float64 from its own input.
 
     changed  by layer, the keyword arguments of `by_hand.deltanet` or `by_hand.attention`; the other layers are plain
     """
     decoder = decoder_of(model)
-    with intervene(model, *edits):
+    with intervene(model, *interventions):
         inputs = by_hand.inputs_of(model, tokens)
     for layer, given in enumerate(inputs):
         mixer, how = decoder.part(layer, "mixer"), changed.get(layer, {})
@@ -103,13 +103,13 @@ def assert_by_hand(model, edits, tokens, changed):
         )
 
 
-def assert_nothing_left(model, edits, tokens):
+def assert_nothing_left(model, interventions, tokens):
     """After the block, also one that raised, the model is what it was, bit for bit."""
     with torch.no_grad():
         before = model(tokens[None]).logits
-        alone(model, edits, tokens)
+        alone(model, interventions, tokens)
         try:
-            with intervene(model, *edits):
+            with intervene(model, *interventions):
                 model(tokens[None])
                 raise KeyboardInterrupt
         except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""What edits are given to work on."""
+"""Inputs for tests of interventions: logits, cached activations, and one intervention of every class."""
 
 import torch
 
@@ -34,14 +34,14 @@ def logits(model, ids, **given):
 
 
 def taken(model, ids, *patterns):
-    """Values while these ids are read."""
+    """Activations while the model reads these ids."""
     with cache_activations(model, *patterns) as values:
         logits(model, ids)
     return values
 
 
 def one_of_each(model, text):
-    """Every edit there is, each alone fit for this model with routed experts, at layer 0 of DeltaNet where it can."""
+    """One intervention of every class, each valid for this model with routed experts; at layer 0 where possible."""
     values = taken(model, text(20, 9)[None], "layers.0.mixer")
     return (
         Zero("layers.0.mixer"),
@@ -69,12 +69,12 @@ def one_of_each(model, text):
 
 
 def at(model, ids, site):
-    """The value at one site while these ids are read, whatever edits are in force."""
+    """The value at one site while the model reads these ids, under the active interventions."""
     return taken(model, ids, site)[site]
 
 
 def of_every_sort(model, text):
-    """One edit a kind of place, several of some."""
+    """At least one intervention per kind of intervention point."""
     over = taken(
         model, torch.stack([text(12, 7), text(12, 8)]), "layers.*.mlp", "layers.0.mixer", "layers.*.mixer.beta"
     )

@@ -1,4 +1,4 @@
-"""Edits of what attention may look at, held to tables of probabilities made in float64 from what they say they do."""
+"""Interventions on attention, against tables of probabilities computed in float64 from their docstrings."""
 
 from contextlib import nullcontext
 
@@ -37,8 +37,10 @@ CASES = {
         {"sees": lambda head, query, key: query - key < 6 and (key > 0 or query == 0)},
     ),
 }
-cases = pytest.mark.parametrize(("edits", "how"), CASES.values(), ids=CASES)
-whole = pytest.mark.parametrize(("edits", "how"), [CASES[n] for n in ("window", "no sink")], ids=["window", "no sink"])
+cases = pytest.mark.parametrize(("interventions", "how"), CASES.values(), ids=CASES)
+whole = pytest.mark.parametrize(
+    ("interventions", "how"), [CASES[n] for n in ("window", "no sink")], ids=["window", "no sink"]
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,38 +61,38 @@ def texts(text):
 
 
 @whole
-def test_as_by_hand_however_a_text_is_fed(model, texts, edits, how):
-    fed.assert_by_hand(model, edits, texts[0], {3: how})
-    fed.assert_same_however_fed(model, edits, texts)
+def test_as_by_hand_however_a_text_is_fed(model, texts, interventions, how):
+    fed.assert_by_hand(model, interventions, texts[0], {3: how})
+    fed.assert_same_however_fed(model, interventions, texts)
 
 
 @cases
-def test_in_eager_attention_too(quick, eager, texts, edits, how):
+def test_in_eager_attention_too(quick, eager, texts, interventions, how):
     """Whose masks are added to the scores."""
     for model in (quick, eager):
-        fed.assert_by_hand(model, edits, texts[0], {3: how})
-    fed.close(fed.alone(eager, edits, texts[0]), fed.alone(quick, edits, texts[0]))
-    fed.assert_same_however_fed(eager, edits, texts)
+        fed.assert_by_hand(model, interventions, texts[0], {3: how})
+    fed.close(fed.alone(eager, interventions, texts[0]), fed.alone(quick, interventions, texts[0]))
+    fed.assert_same_however_fed(eager, interventions, texts)
 
 
 @cases
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_a_static_cache(quick, eager, texts, edits, how, implementation):
-    """Which has columns that are not written yet, and is told of no mask in its first pass."""
+def test_a_static_cache(quick, eager, texts, interventions, how, implementation):
+    """It has columns that are not written yet, and its first pass gets no mask."""
     model = eager if implementation == "eager" else quick
     held = StaticCache(config=model.config, max_cache_len=20)
-    found = fed.in_pieces(model, edits, texts[0], [5, 1, 2], held)
-    fed.close(found, fed.alone(model, edits, texts[0]))
+    found = fed.in_pieces(model, interventions, texts[0], [5, 1, 2], held)
+    fed.close(found, fed.alone(model, interventions, texts[0]))
 
 
 @cases
-def test_gradient(quick, texts, edits, how):
-    fed.assert_gradient(quick, edits, texts[0])
+def test_gradient(quick, texts, interventions, how):
+    fed.assert_gradient(quick, interventions, texts[0])
 
 
 @cases
-def test_nothing_is_left(quick, texts, edits, how):
-    fed.assert_nothing_left(quick, edits, texts[0])
+def test_nothing_is_left(quick, texts, interventions, how):
+    fed.assert_nothing_left(quick, interventions, texts[0])
 
 
 def test_no_mask_is_kept_after_a_pass(quick, text):
@@ -107,38 +109,39 @@ def test_a_window_as_wide_as_the_text_hides_nothing(quick, text):
             assert torch.equal(quick(text(6)[None], use_cache=False).logits, plain)
         with pytest.raises(SilentIntervention, match=r"^NoSink\(\) never acted"), intervene(quick, NoSink()):
             quick(text(1)[None])
-        with intervene(quick, Window(6)) as edited:
+        with intervene(quick, Window(6)) as session:
             quick(text(7)[None])
-        assert edited.fired["Window(6)"][0].acted == 1
+        assert session.fired["Window(6)"][0].acted == 1
 
 
 class TestFlash:
-    """A flash-attention implementation takes no such mask; a stand-in notes what it would be told."""
+    """A flash-attention implementation takes no such mask; a substitute records the window that it gets."""
 
     @pytest.fixture
     def flash(self, monkeypatch):
         model = tiny_model("qwen3_5", layer_types=["linear_attention", "full_attention"])
         functions = vars(__import__("sys").modules[type(model).__module__])["ALL_ATTENTION_FUNCTIONS"]
-        model.told = []
+        model.windows = []
 
         def stand_in(module, query, key, value, attention_mask, sliding_window=None, **kwargs):
-            model.told.append(sliding_window)
+            model.windows.append(sliding_window)
             return functions["sdpa"](module, query, key, value, attention_mask, **kwargs)
 
         monkeypatch.setitem(functions._local_mapping, "flash_attention_2", stand_in)
         monkeypatch.setattr(model.config, "_attn_implementation_internal", "flash_attention_2")
         return model
 
-    def test_is_told_of_a_sliding_window(self, flash, text):
+    def test_gets_a_sliding_window(self, flash, text):
         with torch.no_grad(), intervene(flash, Window(4)):
             cache = flash(text(4)[None]).past_key_values
             flash(text(1)[None], past_key_values=cache)
-        assert flash.told == [None, 4]
+        assert flash.windows == [None, 4]
 
     @pytest.mark.parametrize("each", [NoSink(), Window(4, heads=[0])], ids=str)
     def test_refuses_other_masks(self, flash, each):
         message = (
-            r"'flash_attention_2' takes no mask .*\nChoose one that does: model\.set_attn_implementation\(\"sdpa\"\)"
+            r"'flash_attention_2' takes no mask per query and key\.\n"
+            r'Choose one that does: model\.set_attn_implementation\("sdpa"\)\.$'
         )
         with pytest.raises(CannotIntervene, match=message), intervene(flash, each):
             pass
@@ -153,9 +156,9 @@ class TestWatching:
     """The probes that work probabilities out again know the mask that is in force."""
 
     @cases
-    def test_at_once_in_pieces_and_padded(self, quick, eager, text, edits, how):
+    def test_at_once_in_pieces_and_padded(self, quick, eager, text, interventions, how):
         tokens = [text(13), text(9, 1)]
-        read = [edited(quick, edits, each, number, how) for number, each in enumerate(tokens)]
+        read = [mixers_under(quick, interventions, each, number, how) for number, each in enumerate(tokens)]
         attention = reference.attention(read, 1)
         maps = reference.maps(read, tokens, "full_attention", 1)
         for model, feed in (
@@ -165,21 +168,21 @@ class TestWatching:
             (quick, in_pieces(tokens, [5, 1, 1])),
             (eager, in_pieces(tokens, [6, 2, 1, 1])),
         ):
-            with intervene(model, *edits):
+            with intervene(model, *interventions):
                 found = recorded(model, feed, Attention(every=1), SoftmaxAttention(every=1))
             assert_says(found["attention"], attention, rtol=1e-3)
             shown = {name: each for name, each in found["softmax_attention"].data_vars.items() if name in maps}
             assert_says(found["softmax_attention"][list(shown)], {name: maps[name] for name in shown}, rtol=1e-3)
             assert {"first_mass_sum", "output_first_sum"} <= set(shown)
 
-    def test_steps_of_which_some_are_edited(self, quick, text):
+    def test_steps_of_which_some_are_changed(self, quick, text):
         """They are reduced together; those before and after the block see everything."""
         tokens, held = text(12), None
 
-        def steps(start, stop, *edits):
+        def steps(start, stop, *interventions):
             def feed(model, seen):
                 nonlocal held
-                with intervene(model, *edits) if edits else nullcontext():
+                with intervene(model, *interventions) if interventions else nullcontext():
                     for column in range(start, stop) if start else [slice(0, stop)]:
                         ids = tokens[column].reshape(1, -1)
                         held = model(ids, past_key_values=held if start else None, use_cache=True).past_key_values
@@ -204,9 +207,9 @@ class TestWatching:
         np.testing.assert_allclose(found["first_mass_sum"].sum(("label", "fold"))[0], even, rtol=1e-5)
 
 
-def edited(model, edits, tokens, number, how):
-    """What a model under edits does with a text, by hand."""
-    with intervene(model, *edits):
+def mixers_under(model, interventions, tokens, number, how):
+    """What a model under interventions does with a text, by hand."""
+    with intervene(model, *interventions):
         given = by_hand.inputs_of(model, tokens)
     mixer = model.model.layers[3].self_attn
     layer = by_hand.Layer("full_attention")
@@ -218,11 +221,11 @@ def edited(model, edits, tokens, number, how):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Window(0), r"^Window\(tokens\): give a whole number of tokens, 1 or more; got 0"),
-        (lambda: Window(-2), r"1 or more; got -2"),
-        (lambda: Window(2.5), r"1 or more; got 2\.5"),
+        (lambda: Window(0), r"^Window\(tokens=0\): give an integer number of tokens, 1 or more\.$"),
+        (lambda: Window(-2), r"^Window\(tokens=-2\): .* 1 or more"),
+        (lambda: Window(2.5), r"^Window\(tokens=2\.5\): .* 1 or more"),
         (lambda: Window(3, heads=2), r"^Window\(heads=\.\.\.\): 2 is one number; give a list of them, \[2\]"),
-        (lambda: NoSink(layers=[]), r"^NoSink\(layers=\.\.\.\): give whole numbers, 0 or more, at least one"),
+        (lambda: NoSink(layers=[]), r"^NoSink\(layers=\.\.\.\): give at least one integer, each 0 or more"),
     ],
 )
 def test_arguments_that_are_none(make, message):
@@ -233,7 +236,7 @@ def test_arguments_that_are_none(make, message):
 def test_models_layers_and_heads_without_that_part(quick):
     with pytest.raises(UnknownLayer, match=r"names layers \[0\]; it changes layers \[3\]"):
         intervene(quick, Window(2, layers=[0, 3])).__enter__()
-    with pytest.raises(BadArgument, match=r"layers\.3\.mixer has 4 heads, 0 to 3; there is no head 4"):
+    with pytest.raises(BadArgument, match=r"layers\.3\.mixer has heads 0 to 3; got head 4\."):
         intervene(quick, NoSink(heads=[4])).__enter__()
     model = tiny_model("qwen3_5", layer_types=["linear_attention"])
     with pytest.raises(NothingToProbe, match="none of this model's 1 layers has a softmax-attention mixer"):

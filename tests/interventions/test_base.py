@@ -1,4 +1,4 @@
-"""What an edit is: how it is written, what it refuses, and where a value edit acts."""
+"""Interventions: how they are written, what they refuse, and where a value intervention acts."""
 
 import re
 from dataclasses import FrozenInstanceError, fields
@@ -29,7 +29,7 @@ from qwenlab.interventions import (
 from tests.interventions.feeding import at, logits, one_of_each, taken
 
 
-def is_edit(found):
+def is_intervention(found):
     return isinstance(found, type) and issubclass(found, Intervention) and not isabstract(found)
 
 
@@ -54,12 +54,12 @@ def refused(error, make):
     (MaskExperts([3, 0], layers=[1]), "MaskExperts([0, 3], layers=[1])"),
     (TopK(1), "TopK(1)"),
 ])  # fmt: skip
-def test_an_edit_reads_as_it_is_written(made, written):
+def test_an_intervention_reads_as_it_is_written(made, written):
     assert str(made) == written
     assert str(eval(written)) == written
 
 
-def test_a_list_of_edits_reads_as_it_is_written():
+def test_a_list_of_interventions_reads_as_it_is_written():
     """In a notebook, and where pytest names its cases."""
     assert repr([Window(4, layers=[3]), SetGate("layers.*.mixer.beta", to=0)]) == (
         "[Window(4, layers=[3]), SetGate('layers.*.mixer.beta', to=0)]"
@@ -69,13 +69,13 @@ def test_a_list_of_edits_reads_as_it_is_written():
 def test_values_are_told_apart_by_the_texts_they_are_of(small, text):
     first, second = (taken(small, text(5, seed)[None], "layers.0.mixer") for seed in (0, 1))
     one, other = (str(Mean("layers.*.mixer", kind="linear_attention", over=values)) for values in (first, second))
-    assert one.startswith("Mean('layers.*.mixer', kind='linear_attention', over=Values(tokens:")
+    assert one.startswith("Mean('layers.*.mixer', kind='linear_attention', over=ActivationCache(tokens:")
     assert one != other
     assert one == str(Mean("layers.*.mixer", kind="linear_attention", over=taken(small, text(5)[None], "layers.1.mlp")))
     assert isinstance(first, ActivationCache)
 
 
-def test_an_edit_is_a_description(small):
+def test_an_intervention_is_a_description(small):
     made = Zero("layers.3.mixer")
     with pytest.raises(FrozenInstanceError):
         made.pattern = "layers.2.mixer"
@@ -84,14 +84,14 @@ def test_an_edit_is_a_description(small):
     )
 
 
-# --- what is said of them ---
+# --- docstrings ---
 
-ROOM = qwenlab.interventions
-PUBLIC = {name: found for name in ROOM.__all__ if is_edit(found := getattr(ROOM, name))}
+PACKAGE = qwenlab.interventions
+PUBLIC = {name: found for name in PACKAGE.__all__ if is_intervention(found := getattr(PACKAGE, name))}
 
 
 @pytest.mark.parametrize("each", PUBLIC.values(), ids=PUBLIC)
-def test_a_docstring_says_where_an_edit_acts_and_what_a_cache_keeps(each):
+def test_a_docstring_says_where_an_intervention_acts_and_what_a_cache_keeps(each):
     said = each.__doc__
     assert "site" in said.lower() or "pattern" in said
     assert "cache" in said.lower()
@@ -109,53 +109,51 @@ def test_each_is_tested_for_what_it_leaves_behind(small, text):
 @pytest.mark.parametrize("name", ["heads", "positions"])
 @pytest.mark.parametrize(("indices", "said"), [
     (3, "3 is one number; give a list of them, [3]."),
-    ([], "give whole numbers, 0 or more, at least one; got []."),
-    ([0, -1], "give whole numbers, 0 or more, at least one; got [0, -1]."),
-    ([1.5], "give whole numbers, 0 or more, at least one; got [1.5]."),
-    ([True], "give whole numbers, 0 or more, at least one; got [True]."),
+    ([], "give at least one integer, each 0 or more; got []."),
+    ([0, -1], "give at least one integer, each 0 or more; got [0, -1]."),
+    ([1.5], "give at least one integer, each 0 or more; got [1.5]."),
+    ([True], "give at least one integer, each 0 or more; got [True]."),
 ])  # fmt: skip
 def test_what_are_no_indices(name, indices, said):
     message = refused(BadArgument, lambda: Zero("layers.0.mixer.heads", **{name: indices}))
     assert message == f"Zero({name}=...): {said}"
 
 
-def test_a_keyword_that_no_edit_has():
+def test_a_keyword_that_no_intervention_has():
     with pytest.raises(TypeError, match="unexpected keyword argument 'position'"):
         Zero("layers.0.mixer", position=[0])
 
 
-def test_an_edit_that_there_is_not():
+def test_an_intervention_that_there_is_not():
     with pytest.raises(AttributeError, match=r"No qwenlab.interventions attribute zeros"):
         qwenlab.interventions.zeros("layers.0.mixer")
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_no_edit_takes_a_keyword_that_it_does_not_know(name):
+def test_no_intervention_takes_a_keyword_that_it_does_not_know(name):
     with pytest.raises(TypeError, match=rf"^{name}\.__init__\(\) got an unexpected keyword argument 'layer'"):
         PUBLIC[name](layer=3)
 
 
-def begin(model, *edits):
-    with intervene(model, *edits):
+def begin(model, *interventions):
+    with intervene(model, *interventions):
         pass
 
 
 def test_a_site_without_heads(small):
     message = refused(BadArgument, lambda: begin(small, Zero("layers.1.mixer", heads=[0])))
     assert message == (
-        "Zero('layers.1.mixer', heads=[0]): layers.1.mixer has no heads: they have been added up there.\n"
-        "Name the site mixer.heads for them."
+        "Zero('layers.1.mixer', heads=[0]): layers.1.mixer has no heads: it is the sum over heads.\n"
+        "Name the site mixer.heads instead."
     )
 
 
-@pytest.mark.parametrize(("site", "there"), [
+@pytest.mark.parametrize(("site", "count"), [
     ("layers.0.mixer.heads", 4), ("layers.0.mixer.key", 2), ("layers.1.mixer.heads", 4), ("layers.1.mixer.value", 2),
 ])  # fmt: skip
-def test_a_head_that_is_not_there(small, site, there):
-    message = refused(BadArgument, lambda: begin(small, Zero(site, heads=[there])))
-    assert message == (
-        f"Zero('{site}', heads=[{there}]): {site} has {there} heads, 0 to {there - 1}; there is no head {there}."
-    )
+def test_a_head_that_is_not_there(small, site, count):
+    message = refused(BadArgument, lambda: begin(small, Zero(site, heads=[count])))
+    assert message == (f"Zero('{site}', heads=[{count}]): {site} has heads 0 to {count - 1}; got head {count}.")
 
 
 def test_a_pattern_that_names_nothing(small):
@@ -166,9 +164,9 @@ def test_a_pattern_that_names_nothing(small):
 
 
 class ones(ValueIntervention):
-    """Ones in the place of a value."""
+    """Ones instead of the value."""
 
-    def new(self, value, prepared, reading):
+    def new(self, value, prepared, tokens):
         return torch.ones_like(value)
 
 
@@ -203,8 +201,8 @@ def test_positions_are_those_in_the_text_padding_not_counted(small, text):
 
 @settings(max_examples=15)
 @given(data=st.data())
-def test_positions_partition_an_edit(small, data):
-    """An edit of some positions and one of the others are together the edit of all."""
+def test_positions_partition_an_intervention(small, data):
+    """An intervention of some positions and one of the others are together the intervention of all."""
     ids = torch.arange(1, 8)[None]
     some = data.draw(st.sets(st.integers(0, 6), min_size=1, max_size=6))
     site = data.draw(
@@ -219,7 +217,7 @@ def test_positions_partition_an_edit(small, data):
 
 @settings(max_examples=15)
 @given(some=st.sets(st.integers(0, 3), min_size=1, max_size=3))
-def test_heads_partition_an_edit(small, some):
+def test_heads_partition_an_intervention(small, some):
     ids = torch.arange(1, 8)[None]
     with intervene(small, Zero("layers.*.mixer.heads")):
         whole = logits(small, ids)
@@ -241,7 +239,7 @@ def test_a_patch_needs_values(small):
         message = refused(BadArgument, lambda made=made: begin(small, made))
         of = type(made).__name__
         assert message == (
-            f"{of}({name}=...): give values taken by `take`:\n"
-            'with cache_activations(model, "layers.0.mlp") as taken: model(...); '
-            f'then {of}("layers.0.mlp", {name}=taken).'
+            f"{of}({name}=...): give an ActivationCache:\n"
+            'with cache_activations(model, "layers.0.mlp") as cache: model(...); '
+            f'then {of}("layers.0.mlp", {name}=cache).'
         )

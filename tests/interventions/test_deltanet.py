@@ -1,4 +1,4 @@
-"""Edits of DeltaNet layers, held to the delta rule written out token by token in float64 from what they say they do."""
+"""Interventions on DeltaNet, against the delta rule computed token by token in float64."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -59,7 +59,9 @@ WHOLE = ("freeze", "reset", "no removal", "no convolution")
 
 
 def parametrised(names):
-    return pytest.mark.parametrize(("edits", "by_layer"), [((CASES[n][0],), CASES[n][1]) for n in names], ids=names)
+    return pytest.mark.parametrize(
+        ("interventions", "by_layer"), [((CASES[n][0],), CASES[n][1]) for n in names], ids=names
+    )
 
 
 @pytest.fixture(scope="module")
@@ -73,38 +75,38 @@ def texts(text):
 
 
 @parametrised(WHOLE)
-def test_as_by_hand_however_a_text_is_fed(model, texts, edits, by_layer):
-    fed.assert_by_hand(model, edits, texts[0], by_layer)
-    fed.assert_same_however_fed(model, edits, texts)
+def test_as_by_hand_however_a_text_is_fed(model, texts, interventions, by_layer):
+    fed.assert_by_hand(model, interventions, texts[0], by_layer)
+    fed.assert_same_however_fed(model, interventions, texts)
 
 
 @parametrised([name for name in CASES if name not in WHOLE])
-def test_some_layers_and_heads(quick, texts, edits, by_layer):
-    fed.assert_by_hand(quick, edits, texts[0], by_layer)
-    fed.assert_same_however_fed(quick, edits, texts)
+def test_some_layers_and_heads(quick, texts, interventions, by_layer):
+    fed.assert_by_hand(quick, interventions, texts[0], by_layer)
+    fed.assert_same_however_fed(quick, interventions, texts)
 
 
 @parametrised([*WHOLE, "reset heads"])
-def test_gradient(quick, texts, edits, by_layer):
-    fed.assert_gradient(quick, edits, texts[0])
+def test_gradient(quick, texts, interventions, by_layer):
+    fed.assert_gradient(quick, interventions, texts[0])
 
 
 @parametrised(CASES)
-def test_nothing_is_left(quick, texts, edits, by_layer):
-    fed.assert_nothing_left(quick, edits, texts[0])
+def test_nothing_is_left(quick, texts, interventions, by_layer):
+    fed.assert_nothing_left(quick, interventions, texts[0])
 
 
 def test_several_at_once(quick, texts):
     """Freezing comes after emptying, so from there on nothing is emptied; both under another rule."""
-    edits = (ResetState(3), FreezeState(7), NoKeyRemoval(), NoConv())
+    interventions = (ResetState(3), FreezeState(7), NoKeyRemoval(), NoConv())
 
     def gated(g, beta):
         g, beta = emptied(3)["gated"](g, beta)
         return frozen(7)["gated"](g, beta)
 
     how = {"gated": gated, "removal": False, "convolve": False}
-    fed.assert_by_hand(quick, edits, texts[0], dict.fromkeys(range(3), how))
-    fed.assert_same_however_fed(quick, edits, texts)
+    fed.assert_by_hand(quick, interventions, texts[0], dict.fromkeys(range(3), how))
+    fed.assert_same_however_fed(quick, interventions, texts)
     nested = (NoKeyRemoval(), ResetState(3))
     with intervene(quick, nested[0]):
         within = fed.alone(quick, nested[1:], texts[0])
@@ -119,7 +121,7 @@ def test_several_at_once(quick, texts):
 @pytest.mark.parametrize("heads", [None, [1, 3]])
 @pytest.mark.parametrize("nested", [False, True])
 def test_emptied_twice(quick, texts, lengths, heads, nested):
-    """By two edits, in one block or in two: before the tokens of either."""
+    """By two interventions, in one block or in two: before the tokens of either."""
     first, second = ResetState(lengths[0]), ResetState(lengths[1], heads=heads, layers=[0, 1, 2])
 
     def both(g, beta):
@@ -136,8 +138,8 @@ def test_a_layer_has_one_rule(quick, texts):
         return {layer: {"removal": False} for layer in layers}
 
     message = (
-        r"^NoKeyRemoval\(layers=\[1, 2\]\): NoKeyRemoval\(layers=\[0, 1\]\) stands in the place of the delta rule "
-        r"already, and a layer has one rule\.\nLeave one of them out, or give them layers of their own\.$"
+        r"^NoKeyRemoval\(layers=\[1, 2\]\): NoKeyRemoval\(layers=\[0, 1\]\) already replaces the delta rule of "
+        r"one of these layers\.\nLeave one of the two out, or choose different layers for them\.$"
     )
     one, other = NoKeyRemoval(layers=[0, 1]), NoKeyRemoval(layers=[1, 2])
     with pytest.raises(CannotIntervene, match=message), intervene(quick, one, other):
@@ -153,10 +155,10 @@ def test_a_layer_has_one_rule(quick, texts):
 @pytest.mark.parametrize("length", [1, 2, 5, 24, 63, 64, 100])
 @pytest.mark.parametrize("heads", [None, [0, 3]])
 def test_emptying_costs_no_digits(quick, text, length, heads):
-    """Of the layer's output, beside float64; with one sum of decays over a chunk it would be 1e-4 at a length of 2."""
+    """Of the layer's output, against float64; with one sum of decays over a chunk it would be 1e-4 at a length of 2."""
     tokens, decoder = text(300), decoder_of(quick)
-    mixer, edits = decoder.mixer(0), (ResetState(length, layers=[0], heads=heads),)
-    with intervene(quick, *edits):
+    mixer, interventions = decoder.mixer(0), (ResetState(length, layers=[0], heads=heads),)
+    with intervene(quick, *interventions):
         given = fed.by_hand.inputs_of(quick, tokens)[0]
     expected = fed.by_hand.deltanet(mixer, given["mixer"], **emptied(length, heads))["out"]
     plain = fed.by_hand.inputs_of(quick, tokens)[0]
@@ -197,9 +199,9 @@ def test_no_state_is_made_where_none_is_asked_for(small, text):
         return seen[-1]
 
     class Listening(NoKeyRemoval):
-        def place(self, places):
-            super().place(places)
-            places.rule_itself(0, "there", listen)
+        def place(self, points):
+            super().place(points)
+            points.calls.replace_rule(0, "there", listen)
 
     half = tiny_model("qwen3_5", layer_types=["linear_attention", "full_attention"]).bfloat16()
     for model, kind in ((small, torch.float32), (half, torch.bfloat16)):
@@ -215,12 +217,12 @@ class TestStateDtype:
     """Its numbers are tested with the formats, in tests/probes/states/test_precision.py."""
 
     def test_only_some_layers(self, moe, text):
-        with torch.no_grad(), intervene(moe, StateDtype("int8", layers=[1])) as edited:
+        with torch.no_grad(), intervene(moe, StateDtype("int8", layers=[1])) as session:
             cache = moe(text(5)[None], use_cache=True).past_key_values
         plain = moe(text(5)[None], use_cache=True).past_key_values
         same = [torch.equal(state_of(cache, layer), state_of(plain, layer)) for layer in range(3)]
         assert same == [True, False, True]
-        assert edited.fired["StateDtype('int8', layers=[1])"][0].acted == 1
+        assert session.fired["StateDtype('int8', layers=[1])"][0].acted == 1
 
     def test_a_pass_without_a_cache_is_none_of_its(self, moe, text):
         with (
@@ -260,13 +262,15 @@ def state_of(cache, layer):
 
 
 class TestWatching:
-    """A watch shows the edited pass, or says that it cannot."""
+    """A watch shows the changed pass, or raises."""
 
-    @pytest.mark.parametrize("edits", [(FreezeState(6),), (ResetState(4),), (ResetState(2, heads=[1]),), (NoConv(),)])
-    def test_states_are_those_of_the_edited_rule(self, small, text, edits):
+    @pytest.mark.parametrize(
+        "interventions", [(FreezeState(6),), (ResetState(4),), (ResetState(2, heads=[1]),), (NoConv(),)]
+    )
+    def test_states_are_those_of_the_changed_rule(self, small, text, interventions):
         """Token by token and at once; each is held to the kernel's own last state and output besides."""
         probes = lambda: (DeltaNet(every=1, prediction_heads=8), DeltaState(every=1), ImplicitAttention(every=1))  # noqa: E731
-        with intervene(small, *edits):
+        with intervene(small, *interventions):
             whole = recorded(small, one_by_one([text(20)]), *probes())
             steps = recorded(small, in_pieces([text(20)], [7, 1, 1, 1]), *probes())
         plain = recorded(small, one_by_one([text(20)]), *probes())
@@ -283,10 +287,10 @@ class TestWatching:
         message = (
             rf"^{type(probe()).__name__} recomputes the delta rule, but NoKeyRemoval\(\) replaced it; the result would"
         )
-        edits = NoKeyRemoval()
-        with pytest.raises(CannotWatch, match=message), intervene(small, edits), watch(small, probe()):
+        interventions = NoKeyRemoval()
+        with pytest.raises(CannotWatch, match=message), intervene(small, interventions), watch(small, probe()):
             small(text(4)[None])
-        with pytest.raises(CannotWatch, match=message), watch(small, probe()), intervene(small, edits):
+        with pytest.raises(CannotWatch, match=message), watch(small, probe()), intervene(small, interventions):
             small(text(4)[None])
         recorded(small, one_by_one([text(20)]), probe())  # and it is over with the block
 
@@ -304,14 +308,14 @@ SHOWN = (("deltanet", "error_ratio_sum"), ("implicit_attention", "mass_sum"))
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: FreezeState(-1), r"^FreezeState\(after=\.\.\.\): give a whole number of tokens, 0 or more; got -1"),
-        (lambda: FreezeState(True), r"whole number of tokens, 0 or more; got True"),
-        (lambda: ResetState(0), r"^ResetState\(every=\.\.\.\): give a whole number of tokens, 1 or more; got 0"),
+        (lambda: FreezeState(-1), r"^FreezeState\(after=-1\): give an integer number of tokens, 0 or more\.$"),
+        (lambda: FreezeState(True), r"^FreezeState\(after=True\): give an integer number of tokens, 0 or more\.$"),
+        (lambda: ResetState(0), r"^ResetState\(every=0\): give an integer number of tokens, 1 or more\.$"),
         (
             lambda: ResetState(2, heads=[]),
-            r"^ResetState\(heads=\.\.\.\): give whole numbers, 0 or more, at least one",
+            r"^ResetState\(heads=\.\.\.\): give at least one integer, each 0 or more",
         ),
-        (lambda: NoConv(layers=[-1]), r"^NoConv\(layers=\.\.\.\): give whole numbers, 0 or more, at least one"),
+        (lambda: NoConv(layers=[-1]), r"^NoConv\(layers=\.\.\.\): give at least one integer, each 0 or more"),
         (lambda: StateDtype("fp4"), r"^StateDtype\('fp4'\): 'fp4' is not a format of a state\.\nChoose among bfloat16"),
     ],
 )
@@ -340,7 +344,7 @@ def test_models_and_layers_without_that_part(small, each):
 
 
 def test_heads_that_there_are_not(small):
-    message = r"^FreezeState\(2, heads=\[4\]\): layers\.0\.mixer has 4 heads, 0 to 3; there is no head 4"
+    message = r"^FreezeState\(2, heads=\[4\]\): layers\.0\.mixer has heads 0 to 3; got head 4\.$"
     with pytest.raises(BadArgument, match=message), intervene(small, FreezeState(2, heads=[4])):
         pass
 
@@ -350,9 +354,9 @@ def test_texts_too_short_are_an_error(small, text, each):
     with torch.no_grad():
         with pytest.raises(SilentIntervention, match="never acted"), intervene(small, each):
             small(text(5)[None])
-        with intervene(small, each) as edited:
+        with intervene(small, each) as session:
             small(text(6)[None])
-    assert [fired.acted for fired in edited.fired[str(each)]] == [1]
+    assert [fired.acted for fired in session.fired[str(each)]] == [1]
 
 
 def test_a_decay_set_by_hand_empties_too(small, text):

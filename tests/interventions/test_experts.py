@@ -1,4 +1,4 @@
-"""Edits of routed experts, held to experts weighed and added up in float64 from what the edits say they do."""
+"""Interventions on routed experts, against weighted sums of experts computed in float64."""
 
 import contextlib
 
@@ -93,9 +93,9 @@ CASES = {
     "one of the unmasked": ((MaskExperts([0, 3]), TopK(1)), lambda at, **how: masked(0, 3)(at, k=1, **how), {}),
     "masked twice": ((MaskExperts([0]), MaskExperts([3])), masked(0, 3), {}),
 }
-cases = pytest.mark.parametrize(("edits", "choose", "how"), CASES.values(), ids=CASES)
+cases = pytest.mark.parametrize(("interventions", "choose", "how"), CASES.values(), ids=CASES)
 ALL = (MaskExperts([0, 3]), TopK(3), ForceExperts([2, 6]), UniformRouter(), ShuffleRouter(), NoSharedExpert())
-each_edit = pytest.mark.parametrize("each", ALL, ids=str)
+each_intervention = pytest.mark.parametrize("each", ALL, ids=str)
 
 
 @pytest.fixture(scope="module", params=["moe", "next"])
@@ -109,10 +109,10 @@ def texts(text):
     return [text(length, seed) for seed, length in enumerate(fed.LENGTHS)]
 
 
-def assert_mixed(model, edits, tokens, choose, layers=None, shared=True):
-    """What the experts of every layer add, under the edits, is that worked out from the layer's own input."""
+def assert_mixed(model, interventions, tokens, choose, layers=None, shared=True):
+    """What the experts of every layer add, under the interventions, is that worked out from the layer's own input."""
     decoder = decoder_of(model)
-    with intervene(model, *edits):
+    with intervene(model, *interventions):
         found = by_hand.inputs_of(model, tokens)
     for layer in decoder.layers_with("router"):
         changed = layers is None or layer in layers
@@ -124,18 +124,18 @@ def assert_mixed(model, edits, tokens, choose, layers=None, shared=True):
 
 
 @cases
-def test_as_by_hand(sparse, texts, edits, choose, how):
-    assert_mixed(sparse, edits, texts[0], choose, **how)
+def test_as_by_hand(sparse, texts, interventions, choose, how):
+    assert_mixed(sparse, interventions, texts[0], choose, **how)
 
 
 @pytest.mark.slow
-@each_edit
+@each_intervention
 def test_however_a_text_is_fed(sparse, texts, each):
     fed.assert_same_however_fed(sparse, [each], texts)
     fed.assert_nothing_left(sparse, [each], texts[0])
 
 
-@each_edit
+@each_intervention
 def test_gradient(small, texts, each):
     fed.assert_gradient(small, [each], texts[0])
 
@@ -144,9 +144,9 @@ def test_what_a_router_learns(text):
     """From its weights, where there are any of its own."""
     model, ids = tiny_model("qwen3_5_moe", layer_types=["linear_attention", "full_attention"]).train(), text(9)[None]
 
-    def learns(*edits):
+    def learns(*interventions):
         model.zero_grad()
-        with intervene(model, *edits):
+        with intervene(model, *interventions):
             model(ids, labels=ids, use_cache=False).loss.backward()
         gate = model.model.layers[0].mlp.gate.weight.grad
         return gate is not None and bool(gate.any())
@@ -179,10 +179,10 @@ def test_forcing_some_is_masking_the_others(small, some):
 
 
 @torch.no_grad()
-def routed(model, ids, layer, *edits):
+def routed(model, ids, layer, *interventions):
     """What a router returns: logits, weights and choice."""
     found = []
-    with intervene(model, *edits) if edits else contextlib.nullcontext():
+    with intervene(model, *interventions) if interventions else contextlib.nullcontext():
         handle = decoder_of(model).part(layer, "router").register_forward_hook(lambda m, a, out: found.extend(out))
         try:
             model(ids, use_cache=False)
@@ -192,7 +192,7 @@ def routed(model, ids, layer, *edits):
 
 
 def permutation(model, ids, layer, seed=0):
-    """By expert, who takes its place in a layer: read from the choices."""
+    """By expert, the expert that replaces it in a layer: read from the choices."""
     _, _, before = routed(model, ids, layer)
     _, _, after = routed(model, ids, layer, ShuffleRouter(seed=seed, layers=[layer]))
     place = {}
@@ -235,8 +235,8 @@ def test_what_a_shuffled_router_returns_is_one_choice(small, text):
 
 
 def test_a_watch_sees_the_choice_that_was_made(moe, text):
-    def seen(*edits):
-        with torch.no_grad(), watch(moe, Routing(every=1)) as found, intervene(moe, *edits):
+    def seen(*interventions):
+        with torch.no_grad(), watch(moe, Routing(every=1)) as found, intervene(moe, *interventions):
             moe(text(20)[None])
         return found.recording()["routing"].sum(("label", "fold"))
 
@@ -266,13 +266,13 @@ def test_tokens_with_unlike_numbers_of_experts_are_not_added_up(moe, text):
 
 
 @pytest.mark.parametrize(("make", "said"), [
-    (lambda: TopK(0), "TopK(n=0): give a whole number of experts, 1 or more."),
-    (lambda: TopK(True), "TopK(n=True): give a whole number of experts, 1 or more."),
-    (lambda: TopK(1.5), "TopK(n=1.5): give a whole number of experts, 1 or more."),
-    (lambda: MaskExperts(3), "MaskExperts(experts): 3 is one number; give a list of them, [3]."),
-    (lambda: MaskExperts([]), "MaskExperts(experts): give whole numbers, 0 or more, at least one; got []."),
-    (lambda: ForceExperts([-1]), "ForceExperts(experts): give whole numbers, 0 or more, at least one; got [-1]."),
-    (lambda: TopK(1, layers=[]), "TopK(layers=...): give whole numbers, 0 or more, at least one; got []."),
+    (lambda: TopK(0), "TopK(n=0): give an integer number of experts, 1 or more."),
+    (lambda: TopK(True), "TopK(n=True): give an integer number of experts, 1 or more."),
+    (lambda: TopK(1.5), "TopK(n=1.5): give an integer number of experts, 1 or more."),
+    (lambda: MaskExperts(3), "MaskExperts(experts=...): 3 is one number; give a list of them, [3]."),
+    (lambda: MaskExperts([]), "MaskExperts(experts=...): give at least one integer, each 0 or more; got []."),
+    (lambda: ForceExperts([-1]), "ForceExperts(experts=...): give at least one integer, each 0 or more; got [-1]."),
+    (lambda: TopK(1, layers=[]), "TopK(layers=...): give at least one integer, each 0 or more; got []."),
 ])  # fmt: skip
 def test_arguments_that_are_none(make, said):
     with pytest.raises(BadArgument) as caught:
@@ -280,15 +280,15 @@ def test_arguments_that_are_none(make, said):
     assert str(caught.value) == said
 
 
-def refused(error, model, ids, *edits):
-    with pytest.raises(error) as caught, intervene(model, *edits):
+def refused(error, model, ids, *interventions):
+    with pytest.raises(error) as caught, intervene(model, *interventions):
         logits(model, ids)
     return str(caught.value)
 
 
 @pytest.mark.parametrize(("each", "said"), [
-    (MaskExperts([0, 8]), "MaskExperts([0, 8]): layers.0.router has experts 0 to 7; there is no expert 8."),
-    (ForceExperts([9, 1]), "ForceExperts([1, 9]): layers.0.router has experts 0 to 7; there is no expert 9."),
+    (MaskExperts([0, 8]), "MaskExperts([0, 8]): layers.0.router has experts 0 to 7; got expert 8."),
+    (ForceExperts([9, 1]), "ForceExperts([1, 9]): layers.0.router has experts 0 to 7; got expert 9."),
     (TopK(9), "TopK(9): layers.0.router has 8 experts to choose from, not 9."),
 ])  # fmt: skip
 def test_experts_that_are_not_there(small, text, each, said):
@@ -308,34 +308,34 @@ def test_a_dense_layer_between(text):
     assert refused(UnknownLayer, model, text(4)[None], NoSharedExpert(layers=[0, 1])) == (
         "NoSharedExpert(layers=[0, 1]) names layers [1]; the layers with routed experts are [0, 2, 3]."
     )
-    with intervene(model, UniformRouter()) as editing:  # by default it is left alone
+    with intervene(model, UniformRouter()) as session:  # by default it is left alone
         logits(model, text(4)[None])
-    assert [each.where for each in editing.fired["UniformRouter()"]] == [f"layers.{n}.router" for n in (0, 2, 3)]
+    assert [each.where for each in session.fired["UniformRouter()"]] == [f"layers.{n}.router" for n in (0, 2, 3)]
 
 
 def test_too_few_experts_left(small, text):
     """Also where only some of those that are left are too few for a larger choice."""
     assert refused(CannotIntervene, small, text(4)[None], MaskExperts(range(7))) == (
-        "MaskExperts([0, 1, 2, 3, 4, 5, 6]): layers.0.router chooses 2 experts a token, and 1 are left to choose from."
-        "\nLeave 2 unmasked at least, or let a token have fewer: TopK(n) before it."
+        "MaskExperts([0, 1, 2, 3, 4, 5, 6]): layers.0.router chooses 2 experts per token, and only 1 remain."
+        "\nLeave at least 2 unmasked, or choose fewer per token: TopK(n) before it."
     )
     with intervene(small, TopK(1), MaskExperts(range(7))):
         logits(small, text(4)[None])
     assert refused(CannotIntervene, small, text(4)[None], MaskExperts([0]), TopK(8)).startswith(
-        "TopK(8): layers.0.router chooses 8 experts a token, and 7 are left to choose from."
+        "TopK(8): layers.0.router chooses 8 experts per token, and only 7 remain."
     )
 
 
 def test_as_many_are_forced_as_a_token_is_given(small, text):
     assert refused(CannotIntervene, small, text(4)[None], ForceExperts([1, 2, 3])) == (
-        "ForceExperts([1, 2, 3]) names 3 experts, and a token is given 2.\nName 2, or put TopK(3) before it."
+        "ForceExperts([1, 2, 3]) names 3 experts, and a token gets 2.\nName 2, or put TopK(3) before it."
     )
 
 
 def test_one_expert_cannot_trade_places(text):
     model = tiny_model("qwen3_5_moe", layer_types=["full_attention"], num_experts=1, num_experts_per_tok=1)
     assert refused(CannotIntervene, model, text(4)[None], ShuffleRouter()) == (
-        "ShuffleRouter(): layers.0.router has one expert, which cannot trade places."
+        "ShuffleRouter(): layers.0.router has one expert; a permutation needs two."
     )
 
 

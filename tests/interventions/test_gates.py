@@ -58,7 +58,7 @@ def test_however_a_text_is_fed(quick, texts, each):
 
 
 @torch.no_grad()
-def gates_used(model, tokens, *edits):
+def gates_used(model, tokens, *interventions):
     """By layer, what the output is multiplied by [token, head, channel]: from what the last function before it gets."""
     found, mixers = {}, [decoder_of(model).mixer(layer) for layer in range(len(decoder_of(model).layers))]
     norms = {id(mixer.norm): number for number, mixer in enumerate(mixers) if hasattr(mixer, "norm")}
@@ -78,7 +78,7 @@ def gates_used(model, tokens, *edits):
     hooks = [after(number, mixer.head_dim) for number, mixer in enumerate(mixers) if hasattr(mixer, "q_proj")]
     try:
         kind.forward = forward
-        with intervene(model, *edits) if edits else nullcontext():
+        with intervene(model, *interventions) if interventions else nullcontext():
             model(tokens[None], use_cache=False)
     finally:
         kind.forward = plain
@@ -151,13 +151,13 @@ def test_the_inverse_has_the_slope_of_an_inverse():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, r"give one of to=\.\.\. \(the gate's value\) and scale=\.\.\. \(a factor\)"),
-        ({"to": 0.5, "scale": 0.5}, r"give one of to=\.\.\."),
-        ({"to": math.nan}, "a gate cannot be set to that"),
-        ({"scale": -1}, "a factor is finite, 0 or more, and not 1"),
-        ({"scale": 1}, "not 1, which changes nothing"),
-        ({"scale": math.inf}, "a factor is finite"),
-        ({"to": 0.5, "heads": [-1]}, r"^SetGate\(heads=\.\.\.\): give whole numbers"),
+        ({}, r"give either to=\.\.\. \(the gate's value\) or scale=\.\.\. \(a factor\)"),
+        ({"to": 0.5, "scale": 0.5}, r"give either to=\.\.\."),
+        ({"to": math.nan}, r"to=nan\): give a finite value\."),
+        ({"scale": -1}, r"give a finite factor, 0 or more; a factor of 1"),
+        ({"scale": 1}, "a factor of 1 changes nothing"),
+        ({"scale": math.inf}, "give a finite factor"),
+        ({"to": 0.5, "heads": [-1]}, r"^SetGate\(heads=\.\.\.\): give at least one integer"),
     ],
 )
 def test_arguments_that_are_none(given, message):
@@ -173,9 +173,9 @@ def test_arguments_that_are_none(given, message):
         (SetGate(BETA, to=-0.1), r"layers\.0\.mixer\.beta has values in \[0, 1\]"),
         (SetGate("layers.3.mixer.gate", to=1.5), r"layers\.3\.mixer\.gate has values in \[0, 1\]"),
         (SetGate("layers.0.mixer.gate", to=-0.1), r"layers\.0\.mixer\.gate has values in \[0, inf\)"),
-        (SetGate("layers.0.mixer", to=0.5), r"layers\.0\.mixer is no gate\.\nName mixer\.decay"),
-        (SetGate("layers.*.mixer.*", to=0.5), r"layers\.0\.mixer\.query is no gate"),
-        (SetGate(DECAY, to=0.5, heads=[9]), r"layers\.0\.mixer\.decay has 4 heads, 0 to 3; there is no head 9"),
+        (SetGate("layers.0.mixer", to=0.5), r"layers\.0\.mixer is not a gate\.\nName mixer\.decay"),
+        (SetGate("layers.*.mixer.*", to=0.5), r"layers\.0\.mixer\.query is not a gate"),
+        (SetGate(DECAY, to=0.5, heads=[9]), r"layers\.0\.mixer\.decay has heads 0 to 3; got head 9\."),
     ],
 )
 def test_sites_and_values_that_are_none(quick, each, message):

@@ -121,8 +121,8 @@ def test_keys_of_attention_cannot_be_changed(model, ids):
     with pytest.raises(CannotIntervene) as caught, intervene(model, Zero(site.name)):
         pass
     assert str(caught.value) == (
-        "layers.3.mixer.key cannot be changed: attention caches its keys after their rotation, those of earlier tokens "
-        "stand beside them in the call.\n"
+        "layers.3.mixer.key cannot be changed: attention caches rotated keys, and each call holds those of earlier "
+        "tokens too.\n"
         "Change mixer.query, mixer.value or mixer.heads, or hide tokens with Window(n)."
     )
 
@@ -143,8 +143,8 @@ def test_every_attention_implementation(moe, ids, implementation):
     torch.testing.assert_close(taken["layers.3.mixer.heads"], even * gate.sigmoid(), rtol=1e-4, atol=1e-5)
 
 
-def test_hidden_states_and_router_logits_that_transformers_returns_are_the_edited_ones(moe, ids):
-    """It keeps them by hooks on the layers: an edit of a layer's output is to be in them."""
+def test_hidden_states_and_router_logits_that_transformers_returns_are_the_changed_ones(moe, ids):
+    """transformers collects them with hooks on the layers: they must contain the changed outputs."""
     with torch.no_grad(), intervene(moe, Zero("layers.1.residual"), Zero("layers.2.router")):
         out = moe(ids, output_hidden_states=True, output_router_logits=True)
     assert not out.hidden_states[2].any() and out.hidden_states[1].any()

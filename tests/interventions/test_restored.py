@@ -1,4 +1,4 @@
-"""After edits everything is as it was, bit for bit: however blocks lie in one another, and however they end."""
+"""After every block the model is unchanged, bit for bit, however blocks nest and however they end."""
 
 import contextlib
 
@@ -21,7 +21,7 @@ def ids():
 
 @pytest.fixture(scope="module")
 def every(small, ids):
-    """One edit of each kind, and two more at a site of others."""
+    """One intervention of each kind, and two more at a site of others."""
 
     def text(tokens, seed=0):
         return torch.randint(1, 280, (tokens,), generator=torch.Generator().manual_seed(seed))
@@ -52,7 +52,7 @@ def passes(model, ids):
     return torch.cat([each.flatten() for each in (logits(model, ids), cached.logits, stepped.logits)])
 
 
-def test_each_edit_alone(small, ids, every, plain):
+def test_each_intervention_alone(small, ids, every, plain):
     def written():
         return small.generate(ids, max_new_tokens=3, do_sample=False, eos_token_id=None, pad_token_id=0)
 
@@ -67,8 +67,8 @@ def test_each_edit_alone(small, ids, every, plain):
 
 def test_all_at_once(small, ids, every, plain):
     """But the layer left out, which hides the others, and the experts forced, of which there are two of one."""
-    edits = [each for each in every if type(each).__name__ not in ("Identity", "ForceExperts")]
-    with intervene(small, *edits):
+    interventions = [each for each in every if type(each).__name__ not in ("Identity", "ForceExperts")]
+    with intervene(small, *interventions):
         passes(small, ids)
     assert plain.is_again(small)
 
@@ -76,7 +76,7 @@ def test_all_at_once(small, ids, every, plain):
 @settings(max_examples=30)
 @given(data=st.data())
 def test_blocks_in_one_another_however_they_end(small, ids, every, plain, data):
-    """Up to three blocks of up to three edits, watches between them; ended in a layer, in a block, or well."""
+    """Up to three blocks of up to three interventions, watches between them; ended in a layer, in a block, or well."""
     known = {str(each): each for each in every if type(each).__name__ != "ForceExperts"}
     groups = data.draw(
         st.lists(st.lists(st.sampled_from(sorted(known)), min_size=1, max_size=3, unique=True), min_size=1, max_size=3)
@@ -104,8 +104,8 @@ def test_blocks_in_one_another_however_they_end(small, ids, every, plain, data):
 
 
 @pytest.mark.parametrize("error", ENDINGS[1:])
-def test_interrupted_in_an_edit_itself(small, ids, plain, error):
-    """The edit at work raises, in the middle of a layer, before and behind others at its place."""
+def test_interrupted_in_an_intervention_itself(small, ids, plain, error):
+    """The intervention at work raises, in the middle of a layer, before and behind others at its place."""
 
     class failing(Zero):
         def new(self, value, prepared, reading):

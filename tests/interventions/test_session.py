@@ -1,4 +1,4 @@
-"""`edit`: what a block changes, for how long, in which order, and what it says when nothing was changed."""
+"""`intervene`: what a block changes, for how long, in which order, and its errors when nothing changed."""
 
 import contextlib
 import copy
@@ -19,7 +19,7 @@ from tests.probes.traces import traces
 
 @pytest.fixture(scope="module")
 def ckpt(tmp_path_factory):
-    return ql.open(tiny_checkpoint(tmp_path_factory.mktemp("edited"), mtp=None))
+    return ql.open(tiny_checkpoint(tmp_path_factory.mktemp("changed"), mtp=None))
 
 
 @pytest.fixture
@@ -31,8 +31,8 @@ def ids(text):
 
 
 def test_nothing_is_left_behind(model, text, ids):
-    edits, bare, before = of_every_sort(model, text), logits(model, ids), traces(model)
-    with intervene(model, *edits):
+    interventions, bare, before = of_every_sort(model, text), logits(model, ids), traces(model)
+    with intervene(model, *interventions):
         assert traces(model) != before
         assert not torch.equal(logits(model, ids), bare)
     assert traces(model) == before
@@ -64,14 +64,14 @@ def test_nothing_is_left_behind_when_the_block_raises(small, text, ids, error, i
     assert traces(small) == before
 
 
-def test_nothing_is_left_behind_when_an_edit_does_not_fit(small, ids):
+def test_nothing_is_left_behind_when_an_intervention_does_not_fit(small, ids):
     before = traces(small)
     with pytest.raises(ql.errors.UnknownSite), intervene(small, Zero("layers.0.mixer"), Zero("layers.7.mixer")):
         pass
     assert traces(small) == before
     with watch(small, Residual()) as seen:
         logits(small, ids)
-    assert json.loads(seen.recording().attrs["edits"]) == []
+    assert json.loads(seen.recording().attrs["interventions"]) == []
 
 
 def test_no_weight_and_no_random_state_is_touched(small, text, ids):
@@ -89,14 +89,14 @@ def test_no_weight_and_no_random_state_is_touched(small, text, ids):
     "site", ["layers.0.mixer", "layers.0.mixer.beta", "layers.1.mixer.query", "layers.0.mixer.heads"]
 )
 @pytest.mark.parametrize("nested", [False, True])
-def test_edits_of_one_place_act_in_the_order_given(small, ids, site, nested):
+def test_interventions_of_one_place_act_in_the_order_given(small, ids, site, nested):
     """x, then half of it, then another text's value; and the other way round."""
     other = taken(small, ids.flip(0), site)
     half, put = Scale(site, by=0.5), Patch(site, of=other)
 
-    def value(*edits):
+    def value(*interventions):
         with contextlib.ExitStack() as blocks:
-            for group in edits if nested else [edits]:
+            for group in interventions if nested else [interventions]:
                 blocks.enter_context(intervene(small, *([group] if nested else group)))
             return at(small, ids, site)
 
@@ -124,9 +124,7 @@ def test_a_block_that_has_not_ended(small, ids):
         with pytest.raises(BadArgument) as caught, block:
             pass
         logits(small, ids)
-    assert (
-        str(caught.value) == "This edit's block has not ended.\nWrite intervene(model, ...) anew for a block inside it."
-    )
+    assert str(caught.value) == "This context manager is already active.\nCreate a new intervene(model, ...) to nest."
     with block:  # and then it may begin again
         logits(small, ids)
 
@@ -134,7 +132,7 @@ def test_a_block_that_has_not_ended(small, ids):
 # --- other models ---
 
 
-def test_a_copy_made_in_a_block_is_not_edited(small, ids):
+def test_a_copy_made_in_a_block_is_not_changed(small, ids):
     bare = logits(small, ids)
     with intervene(small, Zero("layers.*.mixer"), Scale("layers.0.mixer.beta", by=0.5), Zero("layers.1.mixer.query")):
         twin = copy.deepcopy(small)
@@ -187,11 +185,11 @@ def test_a_checkpoint_or_anything_that_holds_a_model(ckpt, ids):
     )
 
 
-# --- what is said of an edit that did nothing ---
+# --- errors for interventions without effect ---
 
 
-def message(error, model, ids, *edits, run=logits):
-    with pytest.raises(error) as caught, intervene(model, *edits):
+def message(error, model, ids, *interventions, run=logits):
+    with pytest.raises(error) as caught, intervene(model, *interventions):
         run(model, ids)
     return str(caught.value)
 
@@ -199,7 +197,7 @@ def message(error, model, ids, *edits, run=logits):
 def test_no_forward_pass(small, ids):
     assert message(NothingRead, small, ids, Zero("layers.0.mixer"), run=lambda model, ids: None) == (
         "intervene: this Qwen3_5MoeTextModel ran no forward pass inside the `with` block.\n"
-        "Call the very model that was given to intervene (or one that contains it) inside the block."
+        "Inside the block, call the same model object that you gave to intervene, or one that contains it."
     )
 
 
@@ -213,7 +211,7 @@ def test_a_skipped_layer_is_named(ids):
     model.model.layers[1].forward = lambda hidden, **kwargs: hidden
     assert message(SilentIntervention, model, ids, Zero("layers.0.mixer"), Zero("layers.*.mixer.heads")) == (
         "Zero('layers.*.mixer.heads'): layers.1.mixer.heads was reached by 0 of 1 forward passes.\n"
-        "A fused whole-layer kernel, a compiled layer or a layer that was skipped hides it: turn it off for this block."
+        "A fused whole-layer kernel, a compiled layer or a skipped layer hides it: turn that off for this block."
     )
     del model.model.layers[1].forward
 
@@ -224,13 +222,13 @@ def test_a_skipped_layer_is_named(ids):
         logits(model, ids)
 
     assert message(SilentIntervention, model, ids, Zero("layers.[12].mlp"), run=half_of_it).startswith(
-        "Zero('layers.[12].mlp'): layers.1.mlp was reached by 1 of 2 forward passes, and 1 more place was missed.\n"
+        "Zero('layers.[12].mlp'): layers.1.mlp was reached by 1 of 2 forward passes, and 1 more point was missed.\n"
     )
 
 
 def test_positions_that_no_text_has(small, ids):
     assert message(SilentIntervention, small, ids, Zero("layers.0.mixer", positions=[9, 10])) == (
-        "Zero('layers.0.mixer', positions=[9, 10]) never acted: none of the tokens read was one that it changes.\n"
+        "Zero('layers.0.mixer', positions=[9, 10]) never acted: the model read none of the tokens that it changes.\n"
         "Read a text that has such tokens, or give other positions."
     )
 
@@ -241,16 +239,16 @@ def test_a_pass_that_broke_off_does_not_count(small, ids):
     def fail(*_):
         raise MemoryError
 
-    with intervene(small, Zero("layers.1.mlp"), Zero("layers.0.mixer")) as editing:
+    with intervene(small, Zero("layers.1.mlp"), Zero("layers.0.mixer")) as session:
         handle = small.model.layers[1].input_layernorm.register_forward_hook(fail)
         with contextlib.suppress(MemoryError):
             logits(small, ids)
         handle.remove()
         logits(small, ids)
-    assert [(each.reached, each.acted) for places in editing.fired.values() for each in places] == [(1, 1), (1, 1)]
+    assert [(each.reached, each.acted) for places in session.fired.values() for each in places] == [(1, 1), (1, 1)]
 
 
-def test_what_are_no_edits(small):
+def test_what_are_no_interventions(small):
     for given, found in (((), "none"), ((Zero,), "Zero"), (("layers.0.mixer",), "str"), ((DeltaNet(),), "DeltaNet")):
         with pytest.raises(BadArgument) as caught:
             intervene(small, *given)
@@ -260,10 +258,10 @@ def test_what_are_no_edits(small):
         )
     with pytest.raises(BadArgument) as caught:
         intervene(small, Zero("layers.0.mixer"), Zero("layers.0.mixer"))
-    assert str(caught.value) == "edit got Zero('layers.0.mixer') twice.\nGive each edit once."
+    assert str(caught.value) == "intervene got Zero('layers.0.mixer') twice.\nGive each intervention once."
 
 
-def test_take_in_a_block_holds_the_edited_values(small, ids):
+def test_take_in_a_block_holds_the_changed_values(small, ids):
     with intervene(small, Zero("layers.0.mlp")), cache_activations(small, "layers.0.mlp") as inside:
         logits(small, ids)
     with cache_activations(small, "layers.0.mlp") as outside, intervene(small, Zero("layers.0.mlp")):

@@ -1,4 +1,4 @@
-"""Gradients in an edited model, and the checkpointing under which they would be wrong."""
+"""Gradients of a model under interventions, and activation checkpointing, which would make them wrong."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ MADE = {
 
 
 @pytest.mark.parametrize("make", MADE.values(), ids=MADE)
-def test_gradients_are_the_slopes_of_the_edited_loss(small, text, make):
+def test_gradients_are_the_slopes_of_the_changed_loss(small, text, make):
     fed.assert_gradient(small, [make(taken(small, text(13, 9)[None], "layers.0.mixer"))], text(13))
 
 
@@ -56,7 +56,7 @@ def gradients(model, ids):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_gradients_reach_through_an_edit(text, ids):
+def test_gradients_reach_through_an_intervention(text, ids):
     """Those of a half are half: scaling what a mixer adds is scaling the weights that make it."""
     model = tiny_model("qwen3_5_moe", layer_types=["linear_attention", "full_attention"], hidden_size=32).train()
     with intervene(model, Scale("layers.0.mixer", by=0.5)):
@@ -86,8 +86,8 @@ def test_gradient_checkpointing_is_refused(ids, reentrant):
     with pytest.raises(CannotIntervene) as caught, intervene(model, Zero("layers.0.mixer")):
         gradients(model, ids)
     assert str(caught.value) == (
-        "Gradient checkpointing runs the layers again after the forward pass, where edits no longer know what is "
-        "read.\n"
+        "Gradient checkpointing runs the layers again after the forward pass, where interventions do not know which "
+        "tokens they read.\n"
         "Turn it off for this block: model.gradient_checkpointing_disable()."
     )
     model.eval()  # transformers leaves it out then
@@ -97,7 +97,7 @@ def test_gradient_checkpointing_is_refused(ids, reentrant):
 
 @pytest.mark.parametrize("site", ["layers.0.mixer", "layers.0.mixer.beta", "layers.1.mixer.query"])
 def test_checkpointing_of_the_users_own_is_refused_in_the_backward_pass(ids, site):
-    """It would be without the edit that the layer runs again, and its gradients would be wrong."""
+    """The layer would run again without the intervention, and its gradients would be wrong."""
     model = tiny_model("qwen3_5", layer_types=["linear_attention", "full_attention"], hidden_size=32).train()
     for layer in model.model.layers:
         plain = layer.forward
@@ -105,6 +105,6 @@ def test_checkpointing_of_the_users_own_is_refused_in_the_backward_pass(ids, sit
     with pytest.raises(CannotIntervene) as caught, intervene(model, Zero(site)):
         gradients(model, ids)
     assert str(caught.value) == (
-        "A layer is run again in the backward pass, where edits no longer know what is read.\n"
-        "Turn checkpointing of its activations off for this block."
+        "A layer runs again in the backward pass, where interventions do not know which tokens it reads.\n"
+        "Turn off activation checkpointing for this block."
     )

@@ -1,4 +1,4 @@
-"""Each value edit against what its docstring says, value by value."""
+"""Each value intervention against what its docstring says, value by value."""
 
 import numpy as np
 import pytest
@@ -18,8 +18,8 @@ def ids(text):
     return torch.stack([text(9), text(9, 1)])
 
 
-def refused(error, model, ids, *edits):
-    with pytest.raises(error) as caught, intervene(model, *edits):
+def refused(error, model, ids, *interventions):
+    with pytest.raises(error) as caught, intervene(model, *interventions):
         logits(model, ids)
     return str(caught.value)
 
@@ -186,8 +186,8 @@ def test_noise_leaves_torchs_own_alone(small, ids):
 @pytest.mark.parametrize("word", ["beta", "decay"])
 def test_noise_for_numbers_without_direction(small, ids, word):
     assert refused(CannotIntervene, small, ids, Noise(f"layers.0.mixer.{word}")) == (
-        f"Noise('layers.0.mixer.{word}'): layers.0.mixer.{word} is one number a head, between 0 and 1, with no "
-        "direction to draw.\nUse resample, or set_gate."
+        f"Noise('layers.0.mixer.{word}'): layers.0.mixer.{word} is one number per head, between 0 and 1, without a "
+        "direction to draw.\nUse Resample or SetGate."
     )
 
 
@@ -217,7 +217,7 @@ def test_identity_of_all_layers(small, ids):
 
 def test_identity_of_a_layer_that_is_not_there(small, ids):
     assert refused(UnknownLayer, small, ids, Identity([2])) == (
-        "Identity([2]): this model has layers 0 to 1; there is no layer 2."
+        "Identity([2]): this model has layers 0 to 1; got layer 2."
     )
 
 
@@ -258,16 +258,16 @@ def test_more_sequences_than_were_taken(small, text):
         BadArgument, small, torch.stack([text(5, each) for each in range(3)]), Patch("layers.0.mlp", of=values)
     )
     assert message == (
-        f"Patch('layers.0.mlp', of={values!r}): sequence 2 is read, and 2 were taken.\n"
-        "Take one sequence for all, or as many as are read, in the same order."
+        f"Patch('layers.0.mlp', of={values!r}): the model reads sequence 2, but the cache has 2 sequences.\n"
+        "Cache one sequence for all, or as many as the model reads, in the same order."
     )
 
 
 def test_a_text_longer_than_the_one_taken(small, text):
     values = taken(small, text(5)[None], "layers.0.mlp")
     assert refused(BadArgument, small, text(7)[None], Patch("layers.0.mlp", of=values)) == (
-        f"Patch('layers.0.mlp', of={values!r}): the text that is read has a token at position 6; "
-        "the one that was taken has 5 tokens.\nGive texts of one length, or positions=... that both have."
+        f"Patch('layers.0.mlp', of={values!r}): the text has a token at position 6; "
+        "the cached text has 5 tokens.\nGive texts of one length, or positions=... that both have."
     )
     with intervene(small, Patch("layers.0.mlp", of=values, positions=[0, 4])):
         logits(small, text(7)[None])
@@ -277,7 +277,7 @@ def test_a_text_longer_than_the_one_taken(small, text):
 
 
 def test_texts_of_unlike_lengths_in_a_padded_batch(small, text):
-    """A row's padding is no token, and asks for no value."""
+    """A row's padding is not a token, and needs no value."""
     ids, mask = torch.stack([text(6), torch.cat([torch.zeros(2, dtype=torch.long), text(4, 1)])]), torch.ones(2, 6)
     mask[1, :2] = 0
     with cache_activations(small, "layers.0.mixer") as values:
@@ -291,7 +291,8 @@ def test_texts_of_unlike_lengths_in_a_padded_batch(small, text):
 def test_a_site_that_was_not_taken(small, text, ids):
     values = taken(small, ids, "layers.0.mlp")
     assert refused(UnknownSite, small, ids, Patch("layers.1.mlp", of=values)) == (
-        "No value was taken at layers.1.mlp; there are those of layers.0.mlp.\nTake the same sites as the edit changes."
+        "This cache has no values at layers.1.mlp, only at layers.0.mlp.\n"
+        "Cache the sites that the intervention changes."
     )
 
 

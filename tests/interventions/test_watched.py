@@ -1,4 +1,4 @@
-"""What probes see under edits, and what recordings say of them."""
+"""What probes record under interventions, and how recordings name them."""
 
 import contextlib
 import json
@@ -19,29 +19,29 @@ def ids(text):
 
 
 @pytest.mark.parametrize("outside", [False, True])
-def test_a_watch_sees_the_edited_pass_wherever_it_stands(model, text, ids, outside):
-    edits = of_every_sort(model, text)
+def test_a_watch_sees_the_changed_pass_wherever_it_stands(model, text, ids, outside):
+    interventions = of_every_sort(model, text)
     routing = (Routing(every=1),) if hasattr(model.config, "num_experts") else ()
 
     def seen_by(outside):
         seen = watch(model, DeltaNet(every=1, prediction_heads="all"), Attention(every=1), Residual(every=1), *routing)
-        editing = intervene(model, *edits)
+        session = intervene(model, *interventions)
         with torch.no_grad():
             if outside:
-                with seen, editing:
+                with seen, session:
                     model(ids)
             else:
-                with editing, seen:
+                with session, seen:
                     model(ids)
         return seen.recording()
 
     found = seen_by(outside)
     assert_same(found, seen_by(not outside))
-    assert json.loads(found.attrs["edits"]) == [str(each) for each in edits]
+    assert json.loads(found.attrs["interventions"]) == [str(each) for each in interventions]
 
 
-def sums(model, ids, probe, *edits):
-    with torch.no_grad(), watch(model, probe) as seen, intervene(model, *edits):
+def sums(model, ids, probe, *interventions):
+    with torch.no_grad(), watch(model, probe) as seen, intervene(model, *interventions):
         model(ids)
     return seen.recording()[probe.name].sum(("label", "fold"))
 
@@ -60,7 +60,7 @@ def test_each_probe_sees_what_was_put_in(moe, ids):
     assert int(load.sel(expert=[2, 5]).sum()) == 0 and int(load.sum()) == 4 * 18 * 2
 
 
-def test_a_recording_names_the_edits_of_the_passes_it_saw(small, ids):
+def test_a_recording_names_the_interventions_of_the_passes_it_saw(small, ids):
     with watch(small, Residual()) as seen:
         logits(small, ids)
         with intervene(small, Zero("layers.0.mixer")), intervene(small, Zero("layers.0.mlp"), Zero("layers.1.mlp")):
@@ -69,7 +69,7 @@ def test_a_recording_names_the_edits_of_the_passes_it_saw(small, ids):
             pass_over = watch(small, Residual())
             with pass_over:
                 logits(small, ids)
-    assert json.loads(seen.recording().attrs["edits"]) == [
+    assert json.loads(seen.recording().attrs["interventions"]) == [
         "Zero('layers.0.mixer')", "Zero('layers.0.mlp')", "Zero('layers.1.mlp')", "Zero('layers.1.mixer')",
     ]  # fmt: skip
-    assert json.loads(pass_over.recording().attrs["edits"]) == ["Zero('layers.1.mixer')"]
+    assert json.loads(pass_over.recording().attrs["interventions"]) == ["Zero('layers.1.mixer')"]

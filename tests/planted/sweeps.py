@@ -149,7 +149,7 @@ def _units(layers: int, of: Sequence[str], slots: int) -> list[dict[str, Any]]:
         for layer, slot in np.ndindex(layers, slots):
             name = f"{part} {layer}" + (f".{slot}" if slots > 1 else "")
             about = {"ablation": name, "of": part, "layer": layer, "kind": kinds[layer], "control_of": ""}
-            found.append(about | {"edit": f"Zero('layers.{layer}.{part}')", "parameters": 1000 + 10 * layer})
+            found.append(about | {"intervention": f"Zero('layers.{layer}.{part}')", "parameters": 1000 + 10 * layer})
     return found
 
 

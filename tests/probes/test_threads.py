@@ -70,9 +70,9 @@ def test_another_model_in_another_thread_is_not_edited(models, text, change):
     ("block", "error", "verb"),
     [
         (lambda model: watch(model, DeltaNet()), CannotWatch, "watches"),
-        (lambda model: intervene(model, Scale("layers.0.mixer", by=0.5)), CannotIntervene, "edits"),
+        (lambda model: intervene(model, Scale("layers.0.mixer", by=0.5)), CannotIntervene, "intervenes on"),
     ],
-    ids=["watch", "edit"],
+    ids=["watch", "intervene"],
 )
 def test_a_thread_from_before_the_block_may_not_run_its_model(models, text, block, error, verb):
     ids = text(5)[None]

@@ -124,7 +124,7 @@ def test_tasks_that_are_none(toy, written, message):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        (dict(of=["mixxer"]), r"units\(of='mixxer'\): choose among layer, mixer"),
+        (dict(of=["mixxer"]), r"units\(of='mixxer'\): give one of 'layer', 'mixer'"),
         (dict(of="mixer"), r"of='mixer': give a list of kinds of parts"),
         (dict(score="los"), r"score='los': choose among loss, accuracy, kl, agreement"),
         (dict(match="size"), r"match='size': choose among number, kind, parameters"),

@@ -48,7 +48,7 @@ def test_in_a_notebook_it_shows_the_layers_and_escapes_every_text():
     assert "&lt;b&gt;" in page
     assert page.count("background:#0072B2") == 6
     assert page.count("background:#E69F00") == 2
-    assert "where it came from" in page
+    assert "<summary>provenance</summary>" in page
 
 
 def test_hostile_layer_types_are_escaped():

@@ -111,7 +111,7 @@ def test_seconds_that_only_one_has_are_dropped():
 
 @pytest.mark.parametrize(("fact", "value"), [("rule", "exact_match"), ("policy", "threshold"), ("temperature", 0.7)])
 def test_rounds_made_otherwise_are_not_joined(fact, value):
-    with pytest.raises(CannotMerge, match=f"The '{fact}' of node 'rounds' differ"):
+    with pytest.raises(CannotMerge, match=f"These recordings differ in attribute '{fact}' of node 'rounds'"):
         decoded(0).merge(decoded(1, **{fact: value}))
 
 
@@ -155,17 +155,27 @@ def drop_probe(r):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (change_hash, "The attribute 'checkpoint_hash' differ: 'made of 16 experts' and 'other'"),
-        (change_dtype, "The attribute 'dtype' differ"),
-        (change_sample, "The 'sample' of node 'deltanet' differ: '{}' and '{\"heads\": \\[0\\]}'"),
-        (change_label, "The 'label' of node 'routing' differ: \\['code', 'prose'\\] and \\['code', 'maths'\\]"),
-        (change_kind, "The 'kind' of node 'routing' differ"),
-        (drop_variable, "The variables of node 'routing' differ"),
-        (drop_probe, "The probes differ"),
+        (
+            change_hash,
+            "These recordings differ in root attribute 'checkpoint_hash': 'made of 16 experts' and 'other'",
+        ),
+        (change_dtype, "These recordings differ in root attribute 'dtype'"),
+        (
+            change_sample,
+            "These recordings differ in attribute 'sample' of node 'deltanet': '{}' and '{\"heads\": \\[0\\]}'",
+        ),
+        (
+            change_label,
+            "These recordings differ in coordinate 'label' of node 'routing': "
+            "\\['code', 'prose'\\] and \\['code', 'maths'\\]",
+        ),
+        (change_kind, "These recordings differ in coordinate 'kind' of node 'routing'"),
+        (drop_variable, "These recordings differ in variables of node 'routing'"),
+        (drop_probe, "These recordings differ in probes"),
     ],
 )
 def test_unlike_recordings_are_refused(change, message):
     other = made_recording(seed=1)
     change(other)
-    with pytest.raises(CannotMerge, match=f"{message}(?s:.*)Only recordings of one checkpoint"):
+    with pytest.raises(CannotMerge, match=f"{message}(?s:.*)Merge only recordings of one checkpoint"):
         made_recording().merge(other)

@@ -26,18 +26,18 @@ FACTS = dict(
 
 
 def test_it_holds_facts_versions_and_the_time():
-    told = provenance(**FACTS, seed=3)
-    assert told["format"] == "1"
-    assert told["package"] == "qwenlab"
-    assert told["qwenlab"] == __version__
-    assert told["xarray"] == version("xarray")
-    assert json.loads(told["labels"]) == FACTS["labels"]
-    assert json.loads(told["layer_types"]) == FACTS["layer_types"]
-    assert told["seed"] == 3
-    written = datetime.fromisoformat(told["created"])
+    facts = provenance(**FACTS, seed=3)
+    assert facts["format"] == "1"
+    assert facts["package"] == "qwenlab"
+    assert facts["qwenlab"] == __version__
+    assert facts["xarray"] == version("xarray")
+    assert json.loads(facts["labels"]) == FACTS["labels"]
+    assert json.loads(facts["layer_types"]) == FACTS["layer_types"]
+    assert facts["seed"] == 3
+    written = datetime.fromisoformat(facts["created"])
     assert written.tzinfo == UTC
     assert abs((datetime.now(UTC) - written).total_seconds()) < 60
-    assert {name: told[name] for name in FACTS if isinstance(FACTS[name], int | str)} == {
+    assert {name: facts[name] for name in FACTS if isinstance(FACTS[name], int | str)} == {
         name: value for name, value in FACTS.items() if isinstance(value, int | str)
     }
 

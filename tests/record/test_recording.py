@@ -56,7 +56,7 @@ def test_a_node_of_decoding_says_what_makes_it(node, maker):
     with pytest.raises(NotWatched) as caught:
         made_recording(probes=["timing"])[node]
     assert str(caught.value) == (
-        f"No {node!r} was recorded.\nThis recording of made-up has: timing.\nIt is made by {maker}."
+        f"No {node!r} was recorded.\nThis recording of made-up has: timing.\nIt comes from {maker}."
     )
 
 
@@ -144,7 +144,7 @@ def test_a_truncated_file_is_said_to_be_one(recording, tmp_path, left):
     if left >= 200 or isinstance(left, float):
         assert isinstance(caught.value, TruncatedRecording)
         assert "ends too early" in str(caught.value)
-        assert "make it again" in str(caught.value)
+        assert "record it again" in str(caught.value)
 
 
 @pytest.mark.parametrize("place", [0.3, 0.5, 0.7, 0.9])
@@ -158,14 +158,14 @@ def test_a_changed_byte_never_gives_other_numbers(tmp_path, place):
         assert open(path).tree.identical(recording.tree)
 
 
-def test_no_file_no_netcdf_and_no_recording_are_told_apart(tmp_path):
+def test_no_file_no_netcdf_and_no_recording_are_distinguished(tmp_path):
     with pytest.raises(NotARecording, match="no such file"):
         open(tmp_path / "missing.nc")
     (tmp_path / "text.nc").write_text("a text")
     with pytest.raises(NotARecording, match="is not a NetCDF file"):
         open(tmp_path / "text.nc")
     xr.Dataset({"x": ("t", [1.0])}).to_netcdf(tmp_path / "other.nc", engine="h5netcdf")
-    with pytest.raises(NotARecording, match="no recording of qwenlab"):
+    with pytest.raises(NotARecording, match="not a recording of qwenlab"):
         open(tmp_path / "other.nc")
 
 

@@ -23,13 +23,13 @@ def explorer(recording):
 
 def test_the_figure_follows_the_lists(explorer, recording):
     explorer["layer"].value, explorer["expert"].value, explorer["label"].value = 5, 7, "code"
-    every, labels, beside = explorer.figure.axes
+    every, labels, partners = explorer.figure.axes
     apart, together = expert_load(recording, by_label=True).sel(layer=5), expert_load(recording).sel(layer=5)
     np.testing.assert_allclose([bar.get_height() for bar in every.patches], apart["share"].sel(label="code"))
     by_label = [together["share"].sel(expert=7), *apart["share"].sel(expert=7)]
     np.testing.assert_allclose([bar.get_width() for bar in labels.patches], by_label)
     lift = coactivation(recording)["lift"].sel(layer=5, expert=7).dropna("expert_2")
-    np.testing.assert_allclose([bar.get_width() for bar in beside.patches], np.sort(lift)[::-1][:8])
+    np.testing.assert_allclose([bar.get_width() for bar in partners.patches], np.sort(lift)[::-1][:8])
     assert explorer.caption.startswith(f"layer 5 · expert 7 · code: load {float(by_label[1]):.3g} share of slots [")
 
 

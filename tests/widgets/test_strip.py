@@ -1,4 +1,4 @@
-"""The strip of tokens: what stood, what was struck out, what came instead; and nothing that a page would run."""
+"""The strip of tokens: accepted, rejected and added tokens, their tooltips, and HTML without scripts."""
 
 import re
 from html.parser import HTMLParser
@@ -58,10 +58,10 @@ def page():
     return Page(strip(ledger(ROUNDS), WORDS.get, prompt=4)._repr_html_())
 
 
-def test_what_stood_what_was_struck_out_and_what_came_instead(page):
+def test_accepted_rejected_and_added_tokens(page):
     assert [(kind, text) for kind, text, _ in page.tokens] == [
         ("accepted", " a"),
-        ("rejected", "b↵"),  # what was not emitted ends no line
+        ("rejected", "b↵"),  # what was not emitted does not end a line
         ("added", "<script>alert(1)</script>"),
         ("accepted", "b↵\n"),
         ("accepted", "'\"&"),
@@ -72,12 +72,12 @@ def test_what_stood_what_was_struck_out_and_what_came_instead(page):
     ]
 
 
-def test_pointing_at_a_token_tells_of_it(page):
+def test_a_tooltip_describes_its_token(page):
     titles = [title for _, _, title in page.tokens]
     first = "round 0: 1 of 2 drafts accepted; a draft was rejected"
-    assert titles[0] == f"draft 1, accepted: token 1; probability by head 0.500, main model 0.750\n{first}"
-    assert titles[1] == f"draft 2, rejected: token 2; probability by head 0.250, main model 0.125\n{first}"
-    assert titles[2] == f"added by the main model: token 3\n{first}"
+    assert titles[0] == f"draft 1, accepted: token 1; probability by draft head 0.500, target model 0.750\n{first}"
+    assert titles[1] == f"draft 2, rejected: token 2; probability by draft head 0.250, target model 0.125\n{first}"
+    assert titles[2] == f"added by the target model: token 3\n{first}"
     assert titles[-1].endswith("round 3: 2 of 3 drafts accepted; the text ended")
 
 
@@ -91,14 +91,14 @@ def test_the_page_runs_and_fetches_nothing(page):
 
 
 def test_there_is_a_legend_and_a_caption_with_rule_depth_and_counts(page):
-    for means in ("draft, accepted", "draft, rejected", "added by the main model"):
+    for means in ("draft, accepted", "draft, rejected", "added by the target model"):
         assert means in page.text
     assert page.text.endswith(
         "prompt 4 (<b>), 4 rounds: 7 tokens drafted, 5 accepted, 8 emitted (rule greedy, depth 3, policy fixed, online)"
     )
 
 
-def test_kinds_are_told_apart_without_colours():
+def test_kinds_differ_without_colours():
     html = strip(ledger(ROUNDS), WORDS.get, prompt=4)._repr_html_()
     looks = {
         kind: re.sub("#[0-9A-Fa-f]+", "", re.search(f'class="{kind}"[^>]*style="([^"]*)"', html)[1])
@@ -110,9 +110,9 @@ def test_kinds_are_told_apart_without_colours():
 
 
 def test_as_text():
-    told = repr(strip(ledger(ROUNDS[:1] + ROUNDS[3:]), WORDS.get, prompt=4)).splitlines()
-    assert told[0].startswith("prompt 4 (<b>), 2 rounds")
-    assert told[1] == "[ a]-b↵-+<script>alert(1)</script>+ | [ a][<|end|>]"
+    lines = repr(strip(ledger(ROUNDS[:1] + ROUNDS[3:]), WORDS.get, prompt=4)).splitlines()
+    assert lines[0].startswith("prompt 4 (<b>), 2 rounds")
+    assert lines[1] == "[ a]-b↵-+<script>alert(1)</script>+ | [ a][<|end|>]"
 
 
 def test_tokens_that_would_not_be_seen_have_a_mark():
@@ -125,8 +125,8 @@ def test_rounds_can_be_chosen():
     data = made_ledger(length=400, texts=3)
     shown = strip(data, str, prompt=1, rounds=range(3, 9, 2))
     assert len(shown.rounds) == 3
-    assert shown.rounds[0][0].told.endswith(shown.rounds[0][-1].told.splitlines()[1])
-    assert "round 3:" in shown.rounds[0][0].told
+    assert shown.rounds[0][0].tooltip.endswith(shown.rounds[0][-1].tooltip.splitlines()[1])
+    assert "round 3:" in shown.rounds[0][0].tooltip
     assert len(strip(data, str, prompt=1, rounds=slice(-2, None)).rounds) == 2
     first = strip(data, str, prompt=1)
     many = int((data["prompt"] == 1).sum())
@@ -152,8 +152,8 @@ def test_what_is_not_there_is_named(options, message):
         strip(made_ledger(), str, **options)
 
 
-def test_what_decodes_to_no_text_is_named():
-    with pytest.raises(BadArgument, match=r"decode\(1\) is a int, no text"):
+def test_decode_must_return_text():
+    with pytest.raises(BadArgument, match=r"decode\(1\) returned int, not text\.\nGive tokenizer\.decode"):
         strip(ledger(ROUNDS), lambda token: token, prompt=4)
 
 
@@ -161,4 +161,4 @@ def test_strange_probabilities_are_left_out():
     data = ledger(ROUNDS[:1])
     data["draft_probability"] = data["draft_probability"] * float("nan")
     data["target_probability"] = data["target_probability"] * float("nan")
-    assert "probability" not in strip(data, WORDS.get, prompt=4).rounds[0][0].told
+    assert "probability" not in strip(data, WORDS.get, prompt=4).rounds[0][0].tooltip

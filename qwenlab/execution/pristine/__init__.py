@@ -1,1 +1,1 @@
-"""What a warm kernel was like before its first notebook: settings are put back, and all else is compared."""
+"""Reset a warm kernel to its state before the first notebook: restore settings, and detect all other changes."""

@@ -1,4 +1,4 @@
-"""Watch the imports of libraries, to tell what an import changes from what a notebook changes."""
+"""Watch imports of libraries, to distinguish changes by an import from changes by a notebook."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from qwenlab.execution.pristine.origin import is_installed
 
 
 class ImportWatch(threading.local):
-    """A finder, first in `sys.meta_path`, that finds what the others find, and calls two functions around an import.
+    """A finder, first in `sys.meta_path`, that returns the specs of the other finders and watches their imports.
 
-    before, after  called around the import of a library module, with all that it imports in turn
+    before, after  called before and after the import of a library module, including all modules that it imports
     """
 
     def __init__(self, before: Callable[[], None], after: Callable[[], None]) -> None:
@@ -24,9 +24,9 @@ class ImportWatch(threading.local):
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """What the next finder that knows the module returns, watched if it is a library's first import."""
-        finders = [each for each in sys.meta_path if each is not self and hasattr(each, "find_spec")]
-        spec = next(filter(None, (each.find_spec(name, path, target) for each in finders)), None)
+        """The spec from the next finder that has the module; watched unless another watched import is running."""
+        finders = [finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec")]
+        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in finders)), None)
         if spec is not None and target is None and not self._is_importing:
             self._watch(spec)
         return spec
@@ -37,7 +37,7 @@ class ImportWatch(threading.local):
             return
 
         def exec_module(module: ModuleType) -> None:
-            del loader.exec_module  # from here on, the loader is as it was found
+            del loader.exec_module  # from here on, the loader is as it was before
             self._before()
             self._is_importing = True
             try:

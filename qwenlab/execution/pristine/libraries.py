@@ -1,4 +1,4 @@
-"""What the libraries of a process were like before the first notebook, and what a notebook has changed of them."""
+"""Detect what a notebook changed in the libraries of a process: names, functions, and registries."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _IMMUTABLE = 1 << 8
 """The flag of a class whose attributes cannot be set, such as int."""
 
 _PARTS = tuple(map(attrgetter, ("__code__", "__defaults__", "__kwdefaults__")))
-"""What can be replaced inside a function."""
+"""The parts of a function that can be replaced."""
 
 _REGISTRIES = ("transformers.", "qwenlab.")
-"""Libraries that keep registries of functions in the attributes of objects, beside those in plain dicts."""
+"""Libraries with registries of functions in the attributes of objects, and not only in plain dicts."""
 
-_LOOKED_INSIDE = ("qwenlab", "transformers", "torch.nn", "numpy", "scipy", "pandas", "xarray")
-"""Packages whose functions are compared inside too, for what was replaced without giving the name another value."""
+_DEEPLY_COMPARED = ("qwenlab", "transformers", "torch.nn", "numpy", "scipy", "pandas", "xarray")
+"""Packages whose functions are compared by their parts too, which can change while the name has the same value."""
 
 
 class Libraries:
-    """The names and functions of all library modules and their classes, and the code in their tables.
+    """A snapshot of the names and functions of all library modules and their classes, and of the code in their tables.
 
-    What an import of a library changes is the library's own: `before_import`, `after_import`.
+    Changes by the import of a library become part of the snapshot: `before_import`, `after_import`.
     """
 
     def __init__(self) -> None:
@@ -36,34 +36,35 @@ class Libraries:
         self._tables: list[Table] = []
         self._functions: list[FunctionType] = []
         self._parts: list[list[Any]] = [[] for _ in _PARTS]
-        self._seen: dict[int, Any] = {id(sys.modules): sys.modules}
-        self._earlier: dict[int, dict[str, Any]] = {}
+        self._added: dict[int, Any] = {id(sys.modules): sys.modules}
+        self._before_import: dict[int, dict[str, Any]] = {}
         self._different: list[Namespace | Table] = []
         self._add_modules()
 
     def changes(self) -> list[str]:
         """The names of functions, classes, constants and registry entries of libraries that a notebook changed."""
         self._different = [*_changed(self._namespaces), *_changed(self._tables)]
-        return sorted({*self._in_functions(), *(name for each in self._different for name in each.changes())})
+        names = {name for namespace in self._different for name in namespace.changes()}
+        return sorted({*self._changed_functions(), *names})
 
     def before_import(self) -> None:
-        """Note what is different already, and so is not changed by the import of a library that follows."""
-        self._earlier = {id(each): dict(each.names) for each in _changed(self._namespaces)}
+        """Store the namespaces that differ already: the import that follows does not cause these changes."""
+        self._before_import = {id(space): dict(space.names) for space in _changed(self._namespaces)}
 
     def after_import(self) -> None:
-        """Take as the libraries' own what has changed since `before_import`, and the modules that are new."""
-        for each in _changed(self._namespaces):
-            each.absorb(self._earlier.get(id(each)))
+        """Add to the snapshot what has changed since `before_import`, and the new modules."""
+        for namespace in _changed(self._namespaces):
+            namespace.absorb(self._before_import.get(id(namespace)))
         self._add_modules()
 
     def settle(self) -> None:
-        """Take as the libraries' own all that `changes` passed over: caches, and names that were looked up lazily."""
-        for each in self._different:
-            each.absorb()
+        """Add to the snapshot what `changes` did not report: caches, and names that were looked up lazily."""
+        for namespace in self._different:
+            namespace.absorb()
         self._different = []
         self._add_modules()
 
-    def _in_functions(self) -> Iterator[str]:
+    def _changed_functions(self) -> Iterator[str]:
         for part, before in zip(_PARTS, self._parts, strict=True):
             now = [*map(part, self._functions)]
             with suppress(Exception):  # a new default, an array perhaps, cannot be compared
@@ -74,13 +75,13 @@ class Libraries:
                     yield f"{function.__module__}.{function.__qualname__}"
 
     def _add_modules(self) -> None:
-        """Add the library modules that are not there yet."""
-        known = len(self._functions)
+        """Add the library modules that are not in the snapshot yet."""
+        count = len(self._functions)
         for name, module in [*sys.modules.items()]:
-            if isinstance(module, ModuleType) and id(vars(module)) not in self._seen and is_library(module):
+            if isinstance(module, ModuleType) and id(vars(module)) not in self._added and is_library(module):
                 self._add(name, module)
         for part, before in zip(_PARTS, self._parts, strict=True):
-            before.extend(map(part, self._functions[known:]))
+            before.extend(map(part, self._functions[count:]))
 
     def _add(self, name: str, module: ModuleType) -> None:
         """Add a module, the classes in it and in those, their bases, and the functions and tables of all of them."""
@@ -94,12 +95,12 @@ class Libraries:
             for attribute, value in [*names.items()]:
                 if not issubclass(type(value), type):
                     self._add_value(name, attribute, value)
-                elif id(value) not in self._seen:
-                    waiting += [(f"{each.__module__}.{each.__qualname__}", each) for each in _patchable(value)]
+                elif id(value) not in self._added:
+                    waiting += [(f"{kind.__module__}.{kind.__qualname__}", kind) for kind in _patchable(value)]
 
     def _add_value(self, owner: str, name: str, value: Any) -> None:
-        """Add the functions that a value is made of, and the tables that it is or has."""
-        if owner.startswith(_LOOKED_INSIDE):
+        """Add the functions of a value, and its tables: itself if it is one, or its attributes."""
+        if owner.startswith(_DEEPLY_COMPARED):
             self._functions += filter(self._is_new, functions_in(value))
         if name.startswith("__"):
             return
@@ -117,18 +118,18 @@ class Libraries:
             self._tables.append(Table(name, value))
 
     def _is_new(self, thing: Any) -> bool:
-        """Whether it is seen for the first time."""
-        is_new = id(thing) not in self._seen
-        self._seen[id(thing)] = thing
+        """Whether this is the first call with this object."""
+        is_new = id(thing) not in self._added
+        self._added[id(thing)] = thing
         return is_new
 
 
 def _patchable(kind: type) -> Iterator[type]:
     """A class and its bases, without those whose attributes cannot be set and those of a notebook."""
-    for each in kind.__mro__:
-        if not each.__flags__ & _IMMUTABLE and is_library(sys.modules.get(each.__module__)):
-            yield each
+    for base in kind.__mro__:
+        if not base.__flags__ & _IMMUTABLE and is_library(sys.modules.get(base.__module__)):
+            yield base
 
 
-def _changed(those: list[Any]) -> list[Any]:
-    return [each for each in those if not each.is_as_it_was()]
+def _changed(snapshots: list[Any]) -> list[Any]:
+    return [snapshot for snapshot in snapshots if not snapshot.is_unchanged()]

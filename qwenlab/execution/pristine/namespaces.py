@@ -1,4 +1,4 @@
-"""What the names of a module, a class or a table stood for at one time, and which of them a notebook changed since."""
+"""Snapshots of a module, a class or a table of functions, and the names in it that a notebook changed."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from typing import Any
 from qwenlab.execution.pristine.origin import is_code, is_foreign
 
 _GONE: Any = object()
-"""Stands for the value of a name that is no longer there."""
+"""Replaces the value of a missing name."""
 
 _PLAIN = (bool, int, float, complex, str, bytes, tuple, frozenset)
-"""Types of constants. They cannot change in place, so they are compared by value."""
+"""Types of constants: immutable, so they are compared by value."""
 
 _VARYING = {"torch.utils.hooks.RemovableHandle.next_id", "matplotlib.pyplot._backend_mod", "warnings.filters"}
-"""Names that change in ordinary use: a count, and two that `Surroundings` puts back."""
+"""Names that change in ordinary use: a counter, and two that `Surroundings` restores."""
 
 
 class Namespace:
-    """The names of one module or class, and the values that libraries gave them.
+    """A snapshot of the names of one module or class, with the values from its library.
 
-    name   of the module or class, with its module
+    name   full name of the module or class
     names  its `__dict__`
     owner  the module or class
     """
@@ -35,20 +35,20 @@ class Namespace:
 
     def __init__(self, name: str, names: Mapping[str, Any], owner: ModuleType | type) -> None:
         self.name, self.names, self.owner = name, names, owner
-        self._keep(dict(names))
+        self._store(dict(names))
 
-    def _keep(self, names: dict[str, Any]) -> None:
+    def _store(self, names: dict[str, Any]) -> None:
         self._keys, self._values = [*names], [*names.values()]
 
-    def is_as_it_was(self) -> bool:
-        """Whether every name has its value and none was added. Compares two lists, which takes a microsecond."""
+    def is_unchanged(self) -> bool:
+        """Whether every name has its old value and none was added. Compares two lists, which takes a microsecond."""
         try:
             return [*self.names.values()] == self._values
         except Exception:  # the new value, an array perhaps, cannot be compared
             return False
 
     def absorb(self, earlier: Mapping[str, Any] | None = None) -> None:
-        """Take as the library's own what changed since `earlier`, a copy of `names`; by default, all that changed."""
+        """Add to the snapshot what changed since `earlier`, a copy of `names`; by default, all changes."""
         now, base = dict(self.names), self._base()
         since = dict(base) if earlier is None else earlier
         for name in {*since, *now}:
@@ -58,20 +58,20 @@ class Namespace:
                 base[name] = now[name]
             else:
                 base.pop(name, None)
-        self._keep({name: base[name] for name in (*now, *base) if name in base})
+        self._store({name: base[name] for name in (*now, *base) if name in base})
 
     def changes(self) -> Iterator[str]:
-        """The names that a notebook changed, each with its module or class."""
+        """Full names of what a notebook changed."""
         now, base = dict(self.names), self._base()
         patched = (name for name, old in base.items() if self._is_patched(name, old, now.get(name, _GONE)))
         added = (name for name in now.keys() - base.keys() if self._is_planted(name, now[name]))
-        return (f"{self.name}.{name}" for each in (patched, added) for name in each)
+        return (f"{self.name}.{name}" for name in (*patched, *added))
 
     def _base(self) -> dict[str, Any]:
         return dict(zip(self._keys, self._values, strict=True))
 
     def _is_patched(self, name: str, old: Any, new: Any) -> bool:
-        """Whether a name no longer stands for what it did. A library may fill what it left empty, and keeps counts."""
+        """Whether a name was patched. A library itself may set a name that was None, and update its private state."""
         if new is old or f"{self.name}.{name}" in _VARYING or _is_profiled_step(new):
             return False
         if isinstance(new, ModuleType) and new is sys.modules.get(f"{self.name}.{name}"):
@@ -85,7 +85,7 @@ class Namespace:
         return self.name.startswith("qwenlab.") and isinstance(old, _PLAIN) and _are_unequal(new, old)
 
     def _is_planted(self, name: str, new: Any) -> bool:
-        """Whether a new name runs a notebook's code, or hides what the name stood for."""
+        """Whether a new name runs a notebook's code, or hides an inherited or built-in name."""
         if not is_code(new) or _is_profiled_step(new):
             return False
         if is_foreign(new):
@@ -97,41 +97,43 @@ class Namespace:
         return hasattr(builtins, name)
 
     def _looked_up(self, name: str) -> Any:
-        """What the `__getattr__` of a module, or of its type, returns for a name."""
+        """The value that the `__getattr__` of a module, or of its type, returns for a name."""
         module: Any = self.owner
         return self.names["__getattr__"](name) if "__getattr__" in self.names else module.__getattr__(name)
 
 
 class Table:
-    """The code that a library keeps in a dict: a registry of functions, of classes, of hooks.
+    """A snapshot of the code in a dict: a registry of functions, classes or hooks.
 
-    name  under which a module or class has it
-    held  the dict
+    name      full name of the dict
+    registry  the dict
     """
 
-    __slots__ = ("_keys", "_length", "_values", "held", "name")
+    __slots__ = ("_keys", "_length", "_values", "name", "registry")
 
-    def __init__(self, name: str, held: dict[Any, Any]) -> None:
-        self.name, self.held = name, held
+    def __init__(self, name: str, registry: dict[Any, Any]) -> None:
+        self.name, self.registry = name, registry
         self.absorb()
 
     def absorb(self) -> None:
-        """Take what it has now as the library's own."""
-        # by the methods of dict itself: a subclass may make its values when they are asked for
-        code = {key: value for key, value in dict.items(self.held) if isinstance(value, ModuleType) or is_code(value)}
-        self._keys, self._values, self._length = [*code], [*code.values()], dict.__len__(self.held)
+        """Replace the snapshot by the present content."""
+        # By the methods of dict itself: a subclass may compute its values on access.
+        code = {
+            key: value for key, value in dict.items(self.registry) if isinstance(value, ModuleType) or is_code(value)
+        }
+        self._keys, self._values, self._length = [*code], [*code.values()], dict.__len__(self.registry)
 
-    def is_as_it_was(self) -> bool:
-        """Whether the code in it is the same, and it has not grown or shrunk."""
+    def is_unchanged(self) -> bool:
+        """Whether it has the same code and the same number of entries."""
         try:
-            length, get = dict.__len__(self.held), partial(dict.get, self.held)
+            length, get = dict.__len__(self.registry), partial(dict.get, self.registry)
             return length == self._length and [*map(get, self._keys)] == self._values
         except Exception:  # a new value cannot be compared
             return False
 
     def changes(self) -> Iterator[str]:
-        """Its entries that a notebook replaced, removed or added."""
-        now, base = dict(dict.items(self.held)), dict(zip(self._keys, self._values, strict=True))
+        """Names of the entries that a notebook replaced, removed or added."""
+        now, base = dict(dict.items(self.registry)), dict(zip(self._keys, self._values, strict=True))
         for key in {**base, **now}:
             old, new = base.get(key, _GONE), now.get(key, _GONE)
             if (key in base and _are_unequal(new, old)) or (key not in base and is_code(new) and is_foreign(new)):
@@ -139,7 +141,7 @@ class Table:
 
 
 def _are_unequal(one: Any, other: Any) -> bool:
-    """Two bound methods of one object are equal. Values that cannot be compared are not."""
+    """Whether two values differ; values that cannot be compared do. Bound methods of one object are equal."""
     try:
         return one is not other and bool(one != other)
     except Exception:
@@ -147,5 +149,5 @@ def _are_unequal(one: Any, other: Any) -> bool:
 
 
 def _is_profiled_step(value: Any) -> bool:
-    """Whether it is the `step` of an optimizer, which torch wraps when the first optimizer of a class is made."""
+    """Whether it is the `step` of an optimizer, which torch wraps at the first use of the optimizer's class."""
     return getattr_static(value, "hooked", False) is True and not is_foreign(value)

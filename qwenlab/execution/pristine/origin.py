@@ -1,4 +1,4 @@
-"""Which modules and which code belong to an installed library, and which to a notebook."""
+"""Decide whether a module or code belongs to an installed library or to a notebook."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _libraries = {
         str(Path(__file__).parents[2]),
     }
 }
-"""Folders and files of this Python, of installed packages and of qwenlab."""
+"""Folders and files of this Python, of installed packages, and of qwenlab."""
 
 
 def add_libraries() -> None:
-    """Count as libraries all modules that are imported now, wherever they are: those before the first notebook."""
+    """Count all modules that are imported now as libraries, wherever they are. Called before the first notebook."""
     for name, module in [*sys.modules.items()]:
         if "." not in name and name not in _MAIN and not is_library(module):
             names = _names_of(module)
-            _libraries.update(Path(each).resolve() for each in names.get("__path__") or [names["__file__"]])
+            _libraries.update(Path(path).resolve() for path in names.get("__path__") or [names["__file__"]])
     is_installed.cache_clear()
 
 
@@ -57,12 +57,12 @@ def is_library(module: Any) -> bool:
 def is_code(value: Any) -> bool:
     """Whether a value can run: a function, a class, a descriptor such as a property, an object with `__call__`."""
     kind: Any = type(value)
-    return _makes_code(kind)
+    return _is_code_type(kind)
 
 
 @lru_cache(maxsize=4096)
-def _makes_code(kind: type) -> bool:
-    return any("__call__" in vars(each) or "__get__" in vars(each) for each in kind.__mro__)
+def _is_code_type(kind: type) -> bool:
+    return any("__call__" in vars(base) or "__get__" in vars(base) for base in kind.__mro__)
 
 
 def functions_in(value: Any) -> list[FunctionType]:
@@ -73,12 +73,12 @@ def functions_in(value: Any) -> list[FunctionType]:
         case staticmethod() | classmethod():
             return functions_in(value.__func__)
         case property():
-            return [each for each in (value.fget, value.fset, value.fdel) if isinstance(each, FunctionType)]
+            return [part for part in (value.fget, value.fset, value.fdel) if isinstance(part, FunctionType)]
     return []
 
 
 def is_foreign(value: Any) -> bool:
-    """Whether code comes from a notebook or from a module beside it, not from a library."""
+    """Whether code comes from a notebook or from a module in its folder, not from a library."""
     match value:
         case FunctionType() if _is_foreign_namespace(value.__globals__):
             return True
@@ -95,7 +95,7 @@ def is_foreign(value: Any) -> bool:
 
 
 def _is_foreign_namespace(names: dict[str, Any]) -> bool:
-    """Code that a library generates has names that belong to no module, and counts as the library's."""
+    """Whether globals are a notebook's. Globals without a module are those of code that a library generated."""
     if names.get("__name__") in _MAIN:
         return True
     file = names.get("__file__")

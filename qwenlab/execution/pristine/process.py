@@ -1,4 +1,4 @@
-"""A process as it was before its first notebook: settings are put back, and all else is compared."""
+"""Restore a process to its state before the first notebook, and report what cannot be restored."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from qwenlab.execution.pristine.readings import Readings
 from qwenlab.execution.pristine.surroundings import Surroundings
 
 _NAMED = 20
-"""Differences that are named; more are counted."""
+"""Number of differences to name; further ones are counted."""
 
 
 class Pristine:
-    """What a warm kernel was like before its first notebook."""
+    """The state of a warm kernel before its first notebook."""
 
     def __init__(self) -> None:
         self._surroundings = Surroundings.capture()
         add_libraries()
-        self._surroundings.restore()  # some settings have two values that mean the same
+        self._surroundings.restore()  # some settings have two equivalent values
         sys.meta_path.insert(0, ImportWatch(self._before_import, self._after_import))
         gc.collect()
-        gc.freeze()  # libraries stay: collecting after each notebook need not walk through them
+        gc.freeze()  # libraries stay: garbage collection after a notebook can skip them
         self._readings, self._libraries = Readings(), Libraries()
         gc.freeze()
 
-    def restore(self, given: Iterable[str]) -> list[str]:
-        """Put the settings and the environment back, and return the names of all else that is different.
+    def restore(self, environment: Iterable[str]) -> list[str]:
+        """Restore the settings and the environment, and return the names of everything else that differs.
 
-        given  the variables that were set for the notebook: what became of them does not count
+        environment  names of the variables that were set for the notebook; changes of these are not reported
         """
         changed = []
         try:
             self._surroundings.restore()
-            changed += self._readings.changes(given)
+            changed += self._readings.changes(environment)
             self._readings.restore_environment()
         except Exception as error:  # a function that this needs was patched
-            changed.append(f"settings, which could not be put back ({type(error).__name__}: {error})")
+            changed.append(f"settings, which could not be restored ({type(error).__name__}: {error})")
         try:
             changed += self._libraries.changes()
         except Exception as error:
@@ -50,10 +50,11 @@ class Pristine:
         return [*changed[:_NAMED], f"{more} more"] if more > 0 else changed
 
     def settle(self) -> None:
-        """Take as the libraries' own what they have cached and looked up so far."""
+        """Accept what libraries have cached and looked up so far."""
         self._libraries.settle()
 
-    # These run inside an import of the notebook, which must not fail because of them. What they miss costs the kernel.
+    # These run inside an import of the notebook, which must not fail because of them. If they fail, the changes of that
+    # import are reported, and the kernel is replaced.
 
     def _before_import(self) -> None:
         with suppress(Exception):

@@ -1,4 +1,4 @@
-"""Environment variables, hooks and settings that a notebook can change and that `Surroundings` does not put back."""
+"""Detect changes of environment variables, hooks and settings that `Surroundings` does not restore."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SET_BY_LIBRARIES = {
     *("CUDA_MODULE_LOADING", "DISABLE_CUPTI_LAZY_REINIT", "NCCL_GRAPH_MIXING_SUPPORT", "TEARDOWN_CUPTI"),
     *("TOKENIZERS_PARALLELISM", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"),
 }
-"""Variables that torch and transformers set while they run. They change no result."""
+"""Variables that torch and transformers set while they run. They do not change results."""
 
 _BACKENDS = (
     *("fp32_precision", "cudnn.enabled", "cudnn.benchmark", "cudnn.deterministic", "cudnn.fp32_precision"),
@@ -28,7 +28,7 @@ _BACKENDS = (
     *("cuda.matmul.allow_fp16_accumulation", "mkldnn.enabled", "mkldnn.deterministic", "mkldnn.matmul.fp32_precision"),
     *("mkldnn.conv.fp32_precision", "opt_einsum.enabled"),
 )
-"""Settings in torch.backends that a calculation depends on."""
+"""Settings in torch.backends that change results."""
 
 _VARIABLE = "environment: "
 
@@ -36,32 +36,34 @@ _GONE = object()
 
 
 class Readings:
-    """What was read of the process, by name. What an import of a library changes is the library's own."""
+    """Values read from the process, by name. Changes by the import of a library are accepted."""
 
     def __init__(self) -> None:
         self._base = self._earlier = _read()
 
     def before_import(self) -> None:
-        """Note what is different already, and so is not changed by the import of a library that follows."""
+        """Read the values before the import of a library."""
         self._earlier = _read()
 
     def after_import(self) -> None:
-        """Take as the libraries' own what has changed since `before_import`."""
+        """Accept what has changed since `before_import`."""
         now = _read()
         changed = {name for name in {*self._earlier, *now} if _differ(self._earlier, now, name)}
-        kept = {name: value for name, value in self._base.items() if name not in changed}
-        self._base = kept | {name: now[name] for name in changed if name in now}
+        unchanged = {name: value for name, value in self._base.items() if name not in changed}
+        self._base = unchanged | {name: now[name] for name in changed if name in now}
 
-    def changes(self, given: Iterable[str]) -> list[str]:
-        """The names of what is different; `given` are the variables that were set for the notebook."""
-        now, ours = _read(), {f"{_VARIABLE}{name}" for name in {*given, *_SET_BY_LIBRARIES}}
-        return sorted(name for name in {*self._base, *now} - ours if _differ(self._base, now, name))
+    def changes(self, environment: Iterable[str]) -> list[str]:
+        """The names of values that differ, without `environment`, the variables that were set for the notebook."""
+        now, ignored = _read(), {f"{_VARIABLE}{name}" for name in {*environment, *_SET_BY_LIBRARIES}}
+        return sorted(name for name in {*self._base, *now} - ignored if _differ(self._base, now, name))
 
     def restore_environment(self) -> None:
-        """Put every variable back."""
-        kept = {name.removeprefix(_VARIABLE): value for name, value in self._base.items() if name.startswith(_VARIABLE)}
+        """Restore every environment variable."""
+        variables = {
+            name.removeprefix(_VARIABLE): value for name, value in self._base.items() if name.startswith(_VARIABLE)
+        }
         os.environ.clear()
-        os.environ.update(kept)
+        os.environ.update(variables)
 
 
 def _differ(one: dict[str, Any], other: dict[str, Any], name: str) -> bool:
@@ -79,7 +81,7 @@ def _read() -> dict[str, Any]:
 def _hooks() -> dict[str, list[Any]]:
     shell: Any = get_ipython()
     torch: Any = sys.modules["torch"]
-    found: dict[str, list[Any]] = {
+    hooks: dict[str, list[Any]] = {
         "sys.meta_path": [*sys.meta_path],
         "sys.path_hooks": [*sys.path_hooks],
         "sys.settrace": [sys.gettrace()],
@@ -98,8 +100,8 @@ def _hooks() -> dict[str, list[Any]]:
     for name in ("torch.nn.modules.module", "torch.optim.optimizer"):
         for attribute, value in vars(sys.modules[name]).items():
             if attribute.startswith("_global_") and isinstance(value, dict):
-                found[f"{name}.{attribute}"] = [*value.values()]
-    return found
+                hooks[f"{name}.{attribute}"] = [*value.values()]
+    return hooks
 
 
 def _of_the_process() -> dict[str, Any]:
@@ -114,7 +116,7 @@ def _of_the_process() -> dict[str, Any]:
 
 def _of_torch() -> dict[str, Any]:
     torch: Any = sys.modules["torch"]
-    found = {
+    settings = {
         "torch.inference_mode": torch.is_inference_mode_enabled(),
         "torch.autograd.set_detect_anomaly": torch.is_anomaly_enabled(),
         "torch.utils.deterministic": torch.utils.deterministic.fill_uninitialized_memory,
@@ -124,8 +126,8 @@ def _of_torch() -> dict[str, Any]:
         ],
     }
     for device in ("cpu", "cuda"):
-        found[f"torch.autocast({device!r})"] = [torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)]
+        settings[f"torch.autocast({device!r})"] = [torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)]
     for name in _BACKENDS:
         with suppress(AttributeError, RuntimeError):  # torch has no such setting, or two ways to set it were mixed
-            found[f"torch.backends.{name}"] = attrgetter(name)(torch.backends)
-    return found
+            settings[f"torch.backends.{name}"] = attrgetter(name)(torch.backends)
+    return settings

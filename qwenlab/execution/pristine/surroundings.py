@@ -1,4 +1,4 @@
-"""What a process holds beside a notebook's names, and what a notebook may have changed: captured, and put back."""
+"""Capture and restore settings of the process and of libraries that a notebook may change."""
 
 from __future__ import annotations
 
@@ -21,45 +21,45 @@ COMMON = (
     *("torch", "transformers", "numpy", "scipy.stats", "pandas", "xarray", "matplotlib.pyplot"),
     "qwenlab.experiments.record",
 )
-"""Imported before the first notebook of a warm kernel, so that every one finds them as they were."""
+"""Imported before the first notebook of a warm kernel, so that no notebook changes how they are imported."""
 
-ROOMS = ("checkpoint", "tasks", "record", "probes", "interventions", "speculative", "ablations", "stats", "plots")
-"""Folders of qwenlab that are imported with them, file by file."""
+PACKAGES = ("checkpoint", "tasks", "record", "probes", "interventions", "speculative", "ablations", "stats", "plots")
+"""Packages of qwenlab that are imported with them, file by file."""
 
 _PANDAS = ("compute", "display", "io", "mode", "plotting", "styler")
 
 
 class Surroundings:
-    """The settings of the process and of the libraries that notebooks use, as they were when captured."""
+    """The captured settings of the process and of the libraries that notebooks use."""
 
-    def __init__(self, back: list[Callable[[], object]]) -> None:
-        self._back = back
+    def __init__(self, restorers: list[Callable[[], object]]) -> None:
+        self._restorers = restorers
 
     @classmethod
     def capture(cls) -> Surroundings:
-        """Import the common libraries, and note every setting that `restore` puts back."""
-        for name in (*COMMON, *_files_of_qwenlab()):
+        """Import the common libraries, and capture every setting that `restore` restores."""
+        for name in (*COMMON, *_modules_to_import()):
             with suppress(ImportError):
                 importlib.import_module(name)
         _use_once()
         return cls([*_of_the_process(), *_of_torch(), *_of_the_libraries(), *_of_the_shell()])
 
     def restore(self) -> None:
-        """Put everything back that was captured."""
-        for put_back in self._back:
-            put_back()
+        """Restore everything that was captured."""
+        for restore in self._restorers:
+            restore()
 
 
-def _files_of_qwenlab() -> Iterator[str]:
-    """Its modules, and those of transformers with the models that it opens."""
-    for room in ROOMS:
-        package = importlib.import_module(f"qwenlab.{room}")
-        yield from (each.name for each in pkgutil.walk_packages(package.__path__, f"{package.__name__}."))
+def _modules_to_import() -> Iterator[str]:
+    """The modules of qwenlab's packages, and the modeling modules of transformers that it supports."""
+    for name in PACKAGES:
+        package = importlib.import_module(f"qwenlab.{name}")
+        yield from (module.name for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."))
     yield from (family.modeling for family in FAMILIES.values())
 
 
 def _use_once() -> None:
-    """Let libraries do now what they would do, once, in the first notebook that draws or uses a GPU."""
+    """Trigger the one-time initialisation of matplotlib's backend and of CUDA before the first notebook."""
     torch, pyplot = sys.modules["torch"], sys.modules["matplotlib.pyplot"]
     pyplot.switch_backend(sys.modules["matplotlib"].get_backend())
     if torch.cuda.is_available():
@@ -88,7 +88,7 @@ def _of_torch() -> list[Callable[[], object]]:
         (torch.set_float32_matmul_precision, torch.get_float32_matmul_precision()),
         (torch.set_default_device, None),
     )
-    return [partial(put, value) for put, value in pairs]
+    return [partial(setter, value) for setter, value in pairs]
 
 
 def _of_the_libraries() -> list[Callable[[], object]]:
@@ -98,7 +98,7 @@ def _of_the_libraries() -> list[Callable[[], object]]:
     rc, verbosity, backend = copy(matplotlib.rcParams), logs.get_verbosity(), matplotlib.get_backend()
 
     def restore_pandas() -> None:
-        with warnings.catch_warnings():  # some options warn that they will go
+        with warnings.catch_warnings():  # some options are deprecated
             warnings.simplefilter("ignore")
             for group in _PANDAS:
                 pandas.reset_option(rf"^{group}\.")

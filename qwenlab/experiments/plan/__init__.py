@@ -1,1 +1,1 @@
-"""From a spec file to a plan: the parameter combinations that will be run."""
+"""Read a spec file, check it, and list the points that it asks to run."""

@@ -1,9 +1,10 @@
-"""A spec: the question an experiment asks, with which notebook, over which parameters, and what it must answer with."""
+"""The schema of spec.yaml: an experiment's question, notebook, parameters, sweep, needs and metrics."""
 
 from __future__ import annotations
 
 import re
 from difflib import get_close_matches
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,10 +21,12 @@ _UNITS_OF_SIZE = {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 def _quantity(value: Any, units: dict[str, int], example: str) -> float:
-    words = re.fullmatch(r"([0-9.]+) *([A-Za-z]+)", str(value))
-    if words is None or words[2] not in units:
-        raise ValueError(f"{value!r} is no quantity: write a number and one of {', '.join(units)}, such as {example}")
-    return float(words[1]) * units[words[2]]
+    parts = re.fullmatch(r"([0-9.]+) *([A-Za-z]+)", str(value))
+    if parts is None or parts[2] not in units:
+        raise ValueError(
+            f"{value!r} is not a quantity: write a number and one of {', '.join(units)}, such as {example}"
+        )
+    return float(parts[1]) * units[parts[2]]
 
 
 Seconds = Annotated[float, BeforeValidator(lambda value: _quantity(value, _UNITS_OF_TIME, "20 min"))]
@@ -31,12 +34,12 @@ Bytes = Annotated[float, BeforeValidator(lambda value: _quantity(value, _UNITS_O
 
 
 class _Strict(BaseModel):
-    # Pydantic's own errors quote what they were given, which may be a secret; ours name file and line.
+    # Pydantic's own errors quote the input, which may contain a secret; ours name file and line.
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, hide_input_in_errors=True)
 
 
 class Range(_Strict):
-    """Numbers from one to another, both included where they are met: by a step, or each `times` the one before."""
+    """Numbers `from` ... `to`, spaced by a `step` or by a factor `times`. `to` is included if the spacing meets it."""
 
     start: float | int = Field(alias="from")
     stop: float | int = Field(alias="to")
@@ -44,7 +47,7 @@ class Range(_Strict):
     times: float | int | None = None
 
     @model_validator(mode="after")
-    def _one_way_up(self) -> Range:
+    def _check_rising(self) -> Range:
         rising = (self.step is not None and self.step > 0) or (self.times is not None and self.times > 1)
         if (self.step is None) == (self.times is None) or not rising or self.start > self.stop:
             raise ValueError("give `from`, a larger `to`, and either `step` (above 0) or `times` (above 1)")
@@ -53,12 +56,9 @@ class Range(_Strict):
         return self
 
     def values(self) -> list[float | int]:
-        """The numbers; whole ones stay whole."""
-        found, index = [], 0
-        while (number := self._number(index)) <= self.stop + 1e-9 * abs(self.stop):
-            found.append(number)
-            index += 1
-        return found
+        """The numbers; integers stay integers."""
+        limit = self.stop + 1e-9 * abs(self.stop)
+        return [*takewhile(lambda number: number <= limit, map(self._number, count()))]
 
     def _number(self, index: int) -> float | int:
         if self.step is not None:
@@ -66,7 +66,7 @@ class Range(_Strict):
         return self.start * self.times**index  # type: ignore[operator]
 
 
-_RANGE, _LIST = "(range)", "(list)"  # no key of a spec can be called so
+_RANGE, _LIST = "(range)", "(list)"  # no key of a spec can have these names
 AxisValues = Annotated[
     Annotated[Range, Tag(_RANGE)] | Annotated[list[Any], Tag(_LIST)],
     Discriminator(lambda value: _RANGE if isinstance(value, (dict, Range)) else _LIST),
@@ -74,7 +74,7 @@ AxisValues = Annotated[
 
 
 class SweepAxes(_Strict):
-    """Parameters that take several values: every combination of `grid`, of one place in `zip`, of one in `list`."""
+    """Parameters with several values: all combinations of the `grid` axes, the `zip` rows and the `list` entries."""
 
     grid: dict[str, AxisValues] = {}
     zipped: dict[str, AxisValues] = Field(default={}, alias="zip")
@@ -82,7 +82,7 @@ class SweepAxes(_Strict):
 
 
 class Needs(_Strict):
-    """What a machine must have for one run."""
+    """Resources and extras that a machine must have for one run."""
 
     gpus: int = Field(default=0, ge=0)
     cores: int = Field(default=1, ge=1)
@@ -91,16 +91,16 @@ class Needs(_Strict):
 
 
 COLUMNS = {"name", "seed", "metric", "value", "units", "folder"}
-"""What tables of metrics call their own columns."""
+"""The columns of metric tables; a dimension cannot have one of these names."""
 
 
 class Metric(_Strict):
     """A number that each run must record.
 
     units   of its values, "1" for a share or a ratio
-    over    names of the dimensions that it has; a plain number has none
-    pairs   the one of those dimensions over which two runs are compared value by value: texts, prompts
-    better  which way is better, for the regression report
+    over    names of its dimensions; a plain number has none
+    pairs   the dimension along which two runs are compared value by value, such as texts or prompts
+    better  the better direction, for the regression report
     """
 
     units: str
@@ -110,9 +110,11 @@ class Metric(_Strict):
     meaning: str = ""
 
     @model_validator(mode="after")
-    def _dimensions_are_named_well(self) -> Metric:
+    def _check_dimensions(self) -> Metric:
         if taken := set(self.over) & COLUMNS:
-            raise ValueError(f"no dimension in `over` can be called {', '.join(sorted(taken))}: tables use the name")
+            raise ValueError(
+                f"no dimension in `over` can have the name {', '.join(sorted(taken))}: it is a column of the tables"
+            )
         if self.pairs is not None and self.pairs not in self.over:
             raise ValueError(f"`pairs: {self.pairs}` must be one of `over`: {self.over}")
         return self
@@ -121,13 +123,14 @@ class Metric(_Strict):
 class Spec(_Strict):
     """One checked spec.yaml.
 
-    question    what the experiment asks
-    notebook    path of its notebook, from the spec's folder
+    question    the question that the experiment asks
+    notebook    path of its notebook, relative to the spec's folder
     parameters  values that are the same in every run
-    secrets     names of parameters whose values are written nowhere, as are those given as `{env: NAME}`
-    sweep       values that differ; seeds: each point is run with each of them
+    secrets     names of parameters whose values are never written; those that are `{env: NAME}` are secret anyway
+    sweep       values that differ between runs
+    seeds       each point is run with each seed
     needs, timeout, retries   of each run
-    metrics     what each run must record with `ql.experiments.record`
+    metrics     the numbers that each run must record with `ql.experiments.record`
     """
 
     question: str
@@ -143,66 +146,68 @@ class Spec(_Strict):
 
 
 def read_spec(folder: Path) -> tuple[Spec, YamlSource]:
-    """The spec of an experiment's folder (or the spec.yaml itself), and where each thing in it is said.
+    """Read and check the spec in an experiment's folder (or at the path of a spec.yaml), with the lines of its keys.
 
-    Raises UnknownExperiment, and BadSpec naming file and line.
+    Raises UnknownExperiment, and BadSpec with file and line.
     """
     path = folder / FILE if folder.is_dir() else folder
     if not path.is_file():
-        around = [each.parent.name for each in sorted(folder.parent.glob(f"*/{FILE}"))]
-        near = get_close_matches(folder.name, around, n=1)
-        mend = f"Did you mean {near[0]}?" if near else f"Beside it: {', '.join(around) or 'no experiment'}."
-        raise UnknownExperiment(f"no {FILE} in {folder}. {mend}")
+        others = [spec.parent.name for spec in sorted(folder.parent.glob(f"*/{FILE}"))]
+        near = get_close_matches(folder.name, others, n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"Experiments there: {', '.join(others) or 'none'}."
+        raise UnknownExperiment(f"no {FILE} in {folder}. {hint}")
     source = read_yaml(path.resolve())
     if not isinstance(source.content, dict):
         raise BadSpec(f"{path}:1: a spec is a mapping: question, notebook, parameters, ...")
     name = source.path.parent.name
     if not NAME.fullmatch(name):
-        raise BadSpec(f"{path}: an experiment's folder is named with a-z, 0-9, dot, dash and underscore; not {name!r}.")
+        raise BadSpec(
+            f"{path}: the name of an experiment's folder has only a-z, 0-9, dot, dash and underscore, not {name!r}."
+        )
     try:
         return _hide(Spec.model_validate(source.content)), source
     except ValidationError as error:
-        raise BadSpec("\n".join(dict.fromkeys(_line(each, source) for each in error.errors()))) from error
+        raise BadSpec("\n".join(dict.fromkeys(_message(detail, source) for detail in error.errors()))) from error
 
 
 def _hide(spec: Spec) -> Spec:
-    """The spec with a Secret in the place of each value that `secrets` lists: so its repr does not show it either."""
+    """Replace the value of each parameter in `secrets` by a Secret, so that no repr shows it."""
 
-    def given(values: dict[str, Any]) -> dict[str, Any]:
+    def hidden(values: dict[str, Any]) -> dict[str, Any]:
         return {name: hide(value) if name in spec.secrets else value for name, value in values.items()}
 
-    def swept(values: dict[str, AxisValues]) -> dict[str, AxisValues]:
-        listed = {name: each for name, each in values.items() if name in spec.secrets}
-        return values | {
-            name: [hide(value) for value in (each.values() if isinstance(each, Range) else each)]
-            for name, each in listed.items()
+    def hidden_axes(axes: dict[str, AxisValues]) -> dict[str, AxisValues]:
+        return axes | {
+            name: [hide(value) for value in (axis.values() if isinstance(axis, Range) else axis)]
+            for name, axis in axes.items()
+            if name in spec.secrets
         }
 
     sweep = spec.sweep.model_copy(
         update={
-            "grid": swept(spec.sweep.grid),
-            "zipped": swept(spec.sweep.zipped),
-            "listed": [given(each) for each in spec.sweep.listed],
+            "grid": hidden_axes(spec.sweep.grid),
+            "zipped": hidden_axes(spec.sweep.zipped),
+            "listed": [hidden(values) for values in spec.sweep.listed],
         }
     )
-    return spec.model_copy(update={"parameters": given(spec.parameters), "sweep": sweep})
+    return spec.model_copy(update={"parameters": hidden(spec.parameters), "sweep": sweep})
 
 
-def _line(error: Any, source: YamlSource) -> str:
-    """One complaint of pydantic's in our words."""
+def _message(error: Any, source: YamlSource) -> str:
+    """The message of one pydantic error, with file and line."""
     key = tuple(part for part in error["loc"] if part not in (_RANGE, _LIST))
     name, where = ".".join(map(str, key)), source.at(*key)
     if error["type"] == "extra_forbidden":
-        known = _fields_beside(key)
+        known = _fields_near(key)
         near = get_close_matches(str(key[-1]), known, n=1, cutoff=0.0)
-        return f"{where}: {name!r} is not known: did you mean {near[0]!r}? Known: {', '.join(known)}."
+        return f"{where}: {name!r} is not a known key: did you mean {near[0]!r}? Known keys: {', '.join(known)}."
     if error["type"] == "missing":
         return f"{where}: {name!r} is missing."
     return f"{where}: {name}: {error['msg'].removeprefix('Value error, ')}."
 
 
-def _fields_beside(key: tuple[Any, ...]) -> list[str]:
-    """The names that could stand where this key does."""
+def _fields_near(key: tuple[Any, ...]) -> list[str]:
+    """The names that are valid in place of this key."""
     model: Any = Spec
     inner = {"sweep": SweepAxes, "needs": Needs, "metrics": Metric}
     if len(key) > 1 and key[0] in inner:

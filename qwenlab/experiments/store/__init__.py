@@ -1,1 +1,1 @@
-"""What was run: kept, found and compared."""
+"""Store finished runs, find them, and compare them."""

@@ -1,4 +1,4 @@
-"""What a store holds, as two tables: its runs and their metrics. Kept beside the runs, and brought up to date."""
+"""Two tables of a store, its runs and their metrics: cached in the store, and updated when runs change."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qwenlab.experiments.store.object_store import ObjectStore
 from qwenlab.experiments.store.store import FACTS, FolderStore, Store
 
 INDEX = ".index"
-"""Folder of the store with both tables. It may be deleted: it is made again from the runs."""
+"""Folder of the store with both tables. It may be deleted: it is rebuilt from the runs."""
 
 RUN_COLUMNS = ("folder", "stamp", "name", "experiment", "state", "seed", "began", "seconds", "facts")
 METRIC_COLUMNS = ("folder", "metric", "labels", "value", "units")
@@ -29,8 +29,8 @@ METRIC_COLUMNS = ("folder", "metric", "labels", "value", "units")
 class Catalogue:
     """The runs of a store, finished or not, and their metrics.
 
-    runs     a row a folder: `name` is experiment/address; `facts` its facts.json
-    metrics  a row a value: `folder` says whose
+    runs     one row per run folder: `name` is experiment/address, `facts` the text of facts.json
+    metrics  one row per value: `folder` is that of its run
     """
 
     runs: pd.DataFrame
@@ -38,32 +38,32 @@ class Catalogue:
 
 
 def catalogue(store: Store) -> Catalogue:
-    """What the store holds now."""
+    """The catalogue of a store as it is now."""
     if isinstance(store, ObjectStore):
-        with tempfile.TemporaryDirectory() as here:
-            return _update(_empty(), _fetched(store, Path(here)))
+        with tempfile.TemporaryDirectory() as folder:
+            return _update(_empty(), _download(store, Path(folder)))
     assert isinstance(store, FolderStore)
-    known = _read(store.root / INDEX)
-    fresh = _update(known, _found(store.root))
-    if fresh is not known:
-        with suppress(OSError):  # a store that may only be read is asked without being noted
-            write_table(fresh.runs, store.root / INDEX / "runs.parquet")
-            write_table(fresh.metrics, store.root / INDEX / "metrics.parquet")
-    return fresh
+    cached = _read(store.root / INDEX)
+    current = _update(cached, _scan(store.root))
+    if current is not cached:
+        with suppress(OSError):  # a read-only store has no cache
+            write_table(current.runs, store.root / INDEX / "runs.parquet")
+            write_table(current.metrics, store.root / INDEX / "metrics.parquet")
+    return current
 
 
 RunStamps = dict[str, tuple[str, str]]
-"""Folder of each run in the store -> a stamp that changes when its facts do, and where it can be read."""
+"""Folder of each run in the store -> a stamp that changes when its facts change, and the path to read it from."""
 
 
-def _found(root: Path) -> RunStamps:
-    seen: RunStamps = {}
+def _scan(root: Path) -> RunStamps:
+    stamps: RunStamps = {}
     for experiment in _folders(root):
         for run in _folders(experiment.path):
             with suppress(FileNotFoundError):
                 stat = os.stat(f"{run.path}/{FACTS}")
-                seen[f"{experiment.name}/{run.name}"] = (f"{stat.st_mtime_ns} {stat.st_ino}", run.path)
-    return seen
+                stamps[f"{experiment.name}/{run.name}"] = (f"{stat.st_mtime_ns} {stat.st_ino}", run.path)
+    return stamps
 
 
 def _folders(path: str | Path) -> list[os.DirEntry[str]]:
@@ -73,17 +73,17 @@ def _folders(path: str | Path) -> list[os.DirEntry[str]]:
         return [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
 
 
-def _fetched(store: ObjectStore, here: Path) -> RunStamps:
-    """The tables of every run of an object store, brought here."""
-    seen: RunStamps = {}
+def _download(store: ObjectStore, target: Path) -> RunStamps:
+    """Download facts and metrics of every run of an object store."""
+    stamps: RunStamps = {}
     for folder, facts in store.all_facts():
         name = "/".join(folder.split("/")[-2:])
-        (here / name).mkdir(parents=True)
-        (here / name / FACTS).write_text(json.dumps(facts), encoding="utf-8")
+        (target / name).mkdir(parents=True)
+        (target / name / FACTS).write_text(json.dumps(facts), encoding="utf-8")
         if store.files.exists(f"{folder}/{METRICS}"):
-            store.files.get_file(f"{folder}/{METRICS}", str(here / name / METRICS))
-        seen[name] = ("", str(here / name))
-    return seen
+            store.files.get_file(f"{folder}/{METRICS}", str(target / name / METRICS))
+        stamps[name] = ("", str(target / name))
+    return stamps
 
 
 def _empty() -> Catalogue:
@@ -94,33 +94,32 @@ def _read(index: Path) -> Catalogue:
     try:
         with duckdb.connect() as database:
             tables = [database.read_parquet(str(index / f"{name}.parquet")).df() for name in ("runs", "metrics")]
-    except (duckdb.Error, OSError):  # none yet, or one that is no table any more
+    except (duckdb.Error, OSError):  # no cache yet, or a damaged one
         return _empty()
     if [list(table.columns) for table in tables] != [list(RUN_COLUMNS), list(METRIC_COLUMNS)]:
         return _empty()
     return Catalogue(*tables)
 
 
-def _update(known: Catalogue, seen: RunStamps) -> Catalogue:
-    """The tables brought up to date: folders that are gone or have changed go, new ones come."""
-    stamps = dict(zip(known.runs["folder"], known.runs["stamp"], strict=True))
-    new = {folder: Path(path) for folder, (stamp, path) in seen.items() if stamps.get(folder) != stamp}
-    if not new and stamps.keys() == seen.keys():
-        return known
-    stay = stamps.keys() & (seen.keys() - new.keys())
-    rows = [row for folder, path in new.items() if (row := _row(folder, seen[folder][0], path)) is not None]
-    runs = _joined(known.runs, stay, pd.DataFrame(rows, columns=list(RUN_COLUMNS)))
-    metrics = _joined(known.metrics, stay, _metrics(new))
-    return Catalogue(runs, metrics)
+def _update(cached: Catalogue, stamps: RunStamps) -> Catalogue:
+    """Drop the rows of folders that are gone or have changed, and add those of new and changed ones."""
+    before = dict(zip(cached.runs["folder"], cached.runs["stamp"], strict=True))
+    new = {folder: Path(path) for folder, (stamp, path) in stamps.items() if before.get(folder) != stamp}
+    if not new and before.keys() == stamps.keys():
+        return cached
+    unchanged = before.keys() & (stamps.keys() - new.keys())
+    rows = [row for folder, path in new.items() if (row := _row(folder, stamps[folder][0], path)) is not None]
+    runs = _joined(cached.runs, unchanged, pd.DataFrame(rows, columns=list(RUN_COLUMNS)))
+    return Catalogue(runs, _joined(cached.metrics, unchanged, _metrics(new)))
 
 
-def _joined(old: pd.DataFrame, stay: Iterable[str], new: pd.DataFrame) -> pd.DataFrame:
-    parts = [part for part in (old[old["folder"].isin(list(stay))], new) if len(part)]
+def _joined(old: pd.DataFrame, unchanged: Iterable[str], new: pd.DataFrame) -> pd.DataFrame:
+    parts = [part for part in (old[old["folder"].isin(list(unchanged))], new) if len(part)]
     return pd.concat(parts, ignore_index=True) if parts else new
 
 
 def _row(folder: str, stamp: str, path: Path) -> tuple[Any, ...] | None:
-    """The row of one run; None where its facts are no facts: a folder that something else made, or half of one."""
+    """The row of one run; None if its facts cannot be read: a foreign folder, or a half-written file."""
     try:
         text = (path / FACTS).read_text(encoding="utf-8")
         facts = json.loads(text)
@@ -132,12 +131,12 @@ def _row(folder: str, stamp: str, path: Path) -> tuple[Any, ...] | None:
 
 
 def _metrics(folders: dict[str, Path]) -> pd.DataFrame:
-    """The metrics of these folders, read in one go."""
+    """The metrics of these folders, read by one query."""
     files = {str(path / METRICS): folder for folder, path in folders.items() if (path / METRICS).is_file()}
     if not files:
         return pd.DataFrame(columns=list(METRIC_COLUMNS))
     with duckdb.connect() as database:
-        found = database.execute(
+        values = database.execute(
             "SELECT filename AS folder, metric, labels, value, units FROM read_parquet(?, filename=true)", [list(files)]
         ).df()
-    return found.assign(folder=found["folder"].map(files))
+    return values.assign(folder=values["folder"].map(files))

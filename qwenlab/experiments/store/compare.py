@@ -1,4 +1,4 @@
-"""Two runs, or two stores, side by side: what was different, and what moved beyond noise."""
+"""Compare two runs or two stores: the facts that differ, and the metrics that changed beyond noise."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from qwenlab.stats.formulas.intervals import bootstrap
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
-"""Of all intervals of one comparison together: each gets its share of what is left (Bonferroni)."""
+"""Joint confidence of all intervals of one comparison; each has an equal share of the error rate (Bonferroni)."""
 
 _DIFFERENT = ("parameters", "seed", "checkpoints", "code", "versions", "machine", "notebook")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Old beside new.
+    """The differences between an old and a new run, or store.
 
-    facts    what is not the same in both, one a row: `what`, `old`, `new`
-    metrics  one a row: `metric`, `units`, `old` and `new` (means over what both have), `difference` (new - old), its
-             interval `low` to `high`, `n` of the `unit` that was resampled, and `moved`: True, False, or None where
-             there is no second value to tell noise by; `better` as the spec has it
-    points   how many runs stand beside each other
+    facts    one row per fact that differs: `what`, `old`, `new`
+    metrics  one row per metric: `metric`, `units`, `old` and `new` (means over the values that both have),
+             `difference` (new - old), its interval `low` to `high`, `n` of the `unit` that was resampled; `moved`:
+             True, False, or None if a single value leaves the noise unknown; `better` from the spec
+    points   number of pairs of runs that were compared
     """
 
     facts: pd.DataFrame
@@ -39,61 +39,58 @@ class Comparison:
 
     @property
     def moved(self) -> bool:
-        """Whether any metric moved beyond noise, or by anything where noise is not known."""
-        known = self.metrics["moved"]
-        return bool((known.eq(True) | (known.isna() & self.metrics["difference"].ne(0))).any())
+        """Whether any metric moved beyond noise, or at all if its noise is unknown."""
+        moved = self.metrics["moved"]
+        return bool((moved.eq(True) | (moved.isna() & self.metrics["difference"].ne(0))).any())
 
     @property
     def worse(self) -> list[str]:
-        """The metrics that moved beyond noise in the direction that their spec calls worse."""
+        """The metrics that moved beyond noise in the worse direction according to their spec."""
         sign = self.metrics["better"].map({"lower": 1, "higher": -1}).fillna(0)
         return list(self.metrics["metric"][self.metrics["moved"].eq(True) & (sign * self.metrics["difference"]).gt(0)])
 
 
 def compare(old: str, new: str, *, store: StoreLike = None, new_store: StoreLike = None) -> Comparison:
-    """Two runs by their names, of one store or of two.
+    """Compare two runs by their names, of one store or of two.
 
-    Where a metric has a dimension of pairs (texts, prompts), the interval is `stats.formulas.intervals.bootstrap` over
-    the differences pair by pair: 10,000 resamples, seed 0, at 95 % over all metrics together. Else there is one
-    difference and no interval. Raises UnknownRun, and CannotCompare where labels or units are not the same.
+    If a metric has a dimension of pairs (texts, prompts), its interval is `stats.formulas.intervals.bootstrap`
+    over the paired differences: 10,000 resamples, seed 0, at 95 % over all metrics together. Else there is one
+    difference and no interval. Raises UnknownRun, and CannotCompare if labels or units differ.
     """
     rows = run_row(old, store=store), run_row(new, store=new_store or store)
-    values = [
-        _values(catalogue(opened(each)), row) for each, row in zip((store, new_store or store), rows, strict=True)
-    ]
-    facts = [json.loads(row["facts"]) for row in rows]
-    return Comparison(_differences(*facts), _compared([(values[0], values[1], facts[1])]), 1)
+    before = _values(catalogue(opened(store)), rows[0])
+    after = _values(catalogue(opened(new_store or store)), rows[1])
+    facts = [_facts(row) for row in rows]
+    return Comparison(_differences(*facts), _compared([(before, after, facts[1])]), 1)
 
 
 def compare_stores(old: StoreLike, new: StoreLike, experiment: str | None = None) -> Comparison:
-    """The finished runs of two stores, those of the same parameters and seed beside each other.
+    """Compare the finished runs of two stores, in pairs with the same experiment, parameters and seed.
 
-    For a nightly check: where a metric has pairs the bootstrap resamples them, each with its differences in all runs;
-    else it resamples the runs. Raises CannotCompare where no run has a counterpart.
+    For a nightly check: if a metric has pairs, the bootstrap resamples them, each with its differences in all runs;
+    else it resamples the runs. Raises CannotCompare if no run has a counterpart.
     """
-    found = [catalogue(opened(each)) for each in (old, new)]
-    tables = [_finished(each, experiment) for each in found]
-    both = [key for key in tables[0] if key in tables[1]]
+    before, after = catalogue(opened(old)), catalogue(opened(new))
+    old_runs, new_runs = _finished(before, experiment), _finished(after, experiment)
+    both = [key for key in old_runs if key in new_runs]
     if not both:
         raise CannotCompare(
             f"No run in {opened(new).url} has the parameters and the seed of one in {opened(old).url}.\n"
-            f"They have {len(tables[1])} and {len(tables[0])} finished runs."
+            f"They have {len(new_runs)} and {len(old_runs)} finished runs."
         )
-    pairs = [
-        (_values(found[0], tables[0][key]), _values(found[1], tables[1][key]), _facts(tables[1][key])) for key in both
-    ]
-    facts = [_differences(_facts(tables[0][key]), _facts(tables[1][key])) for key in both]
+    pairs = [(_values(before, old_runs[key]), _values(after, new_runs[key]), _facts(new_runs[key])) for key in both]
+    facts = [_differences(_facts(old_runs[key]), _facts(new_runs[key])) for key in both]
     return Comparison(pd.concat(facts).drop_duplicates().reset_index(drop=True), _compared(pairs), len(both))
 
 
 def _finished(catalogue: Catalogue, experiment: str | None) -> dict[str, pd.Series]:
-    """The finished runs of a store by what they were asked: experiment, parameters, seed."""
-    runs, found = catalogue.runs, {}
+    """The finished runs of a store, by JSON of experiment, parameters and seed."""
+    runs, finished = catalogue.runs, {}
     for _, row in runs[runs["state"] == "finished"].iterrows():
         if experiment in (None, row["experiment"]):
-            asked = [row["experiment"], _facts(row)["parameters"], row["seed"]]
-            found[json.dumps(asked, sort_keys=True)] = row
-    return found
+            question = [row["experiment"], _facts(row)["parameters"], row["seed"]]
+            finished[json.dumps(question, sort_keys=True)] = row
+    return finished
 
 
 def _facts(row: pd.Series) -> dict[str, Any]:
@@ -101,24 +98,24 @@ def _facts(row: pd.Series) -> dict[str, Any]:
 
 
 def _values(catalogue: Catalogue, row: pd.Series) -> pd.DataFrame:
-    found = catalogue.metrics
-    return found[found["folder"] == row["folder"]].set_index(["metric", "labels"])[["value", "units"]]
+    metrics = catalogue.metrics
+    return metrics[metrics["folder"] == row["folder"]].set_index(["metric", "labels"])[["value", "units"]]
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> pd.DataFrame:
-    """What two runs' facts say differently, flattened: `parameters.max_tokens`."""
-    flat = [dict(_flat({name: each.get(name) for name in _DIFFERENT})) for each in (old, new)]
-    names = [name for name in dict.fromkeys([*flat[0], *flat[1]]) if flat[0].get(name) != flat[1].get(name)]
-    rows = [(name, flat[0].get(name), flat[1].get(name)) for name in names]
+    """The facts that differ between two runs, with flattened names: `parameters.max_tokens`."""
+    one, other = (dict(_flat({name: facts.get(name) for name in _DIFFERENT})) for facts in (old, new))
+    names = [name for name in dict.fromkeys([*one, *other]) if one.get(name) != other.get(name)]
+    rows = [(name, one.get(name), other.get(name)) for name in names]
     return pd.DataFrame(rows, columns=["what", "old", "new"]).astype(object)
 
 
-def _flat(what: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in what.items():
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in facts.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{before}{name}.")
+            yield from _flat(value, f"{prefix}{name}.")
         else:
-            yield f"{before}{name}", json.dumps(value) if isinstance(value, list) else value
+            yield f"{prefix}{name}", json.dumps(value) if isinstance(value, list) else value
 
 
 Pair = tuple[pd.DataFrame, pd.DataFrame, Mapping[str, Any]]
@@ -126,7 +123,7 @@ _COLUMNS = ["metric", "units", "old", "new", "difference", "low", "high", "n", "
 
 
 def _compared(pairs: Sequence[Pair]) -> pd.DataFrame:
-    """A row a metric that both sides recorded."""
+    """One row per metric that both sides recorded."""
     declared: dict[str, Any] = {name: metric for pair in pairs for name, metric in pair[2]["metrics"].items()}
     shared = [name for name in declared if any(_has(old, name) and _has(new, name) for old, new, _ in pairs)]
     confidence = 1 - (1 - CONFIDENCE) / max(1, len(shared))
@@ -140,39 +137,36 @@ def _has(values: pd.DataFrame, name: str) -> bool:
 
 def _row(name: str, metric: Mapping[str, Any], pairs: Sequence[Pair], confidence: float) -> dict[str, Any]:
     matched = pd.concat([_matched(name, metric["pairs"], n, old, new) for n, (old, new, _) in enumerate(pairs)])
-    unit = metric["pairs"] or "run"
     difference = (matched["value_new"] - matched["value_old"]).groupby(matched["unit_label"]).mean()
-    values, mean = difference.to_numpy(), float((matched["value_new"] - matched["value_old"]).mean())
-    low, high = _interval(values, confidence)
-    moved = None if np.isnan(low) else bool(low > 0 or high < 0)
+    low, high = _interval(difference.to_numpy(), confidence)
     return {
         "metric": name,
         "units": matched["units"].iloc[0] if len(matched) else metric["units"],
         "old": matched["value_old"].mean(),
         "new": matched["value_new"].mean(),
-        "difference": mean,
+        "difference": float((matched["value_new"] - matched["value_old"]).mean()),
         "low": low,
         "high": high,
-        "n": len(values),
-        "unit": unit,
-        "moved": moved,
+        "n": len(difference),
+        "unit": metric["pairs"] or "run",
+        "moved": None if np.isnan(low) else bool(low > 0 or high < 0),
         "better": metric["better"],
     }
 
 
 def _matched(name: str, pairs: str | None, point: int, old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
-    """The values of one metric in two runs, by label, where neither is NaN; `unit_label` is what is resampled."""
+    """The values of one metric in two runs, joined by label and without NaN; `unit_label` is the unit to resample."""
     if not (_has(old, name) and _has(new, name)):
         return pd.DataFrame(columns=["value_old", "value_new", "units", "unit_label"])
     one, other = old.loc[[name]].reset_index(), new.loc[[name]].reset_index()
     if set(one["units"]) != set(other["units"]):
         raise CannotCompare(
-            f"{name!r} is in {one['units'].iloc[0]} in one run and {other['units'].iloc[0]} in the other."
+            f"{name!r} has the units {one['units'].iloc[0]} in one run and {other['units'].iloc[0]} in the other."
         )
     if set(one["labels"]) != set(other["labels"]):
         odd = sorted(set(one["labels"]) ^ set(other["labels"]))
         raise CannotCompare(
-            f"{name!r} has other labels in the two runs: {len(odd)} are in one alone, such as {odd[0]}."
+            f"{name!r} has different labels in the two runs: {len(odd)} are in only one, such as {odd[0]}."
         )
     both = one.merge(other[["labels", "value"]], on="labels", suffixes=("_old", "_new")).dropna()
     units = [str(point) if pairs is None else str(json.loads(labels)[pairs]) for labels in both["labels"]]

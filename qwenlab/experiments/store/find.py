@@ -1,4 +1,4 @@
-"""Ask the store: runs as a table, their metrics as a table, their datasets joined on their labels."""
+"""Query a store: its runs and their metrics as tables, and a dataset of all runs joined on its labels."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import duckdb
 import pandas as pd
 import xarray as xr
 
+from qwenlab.arguments import choice
 from qwenlab.errors import BadArgument, CannotCompare, UnknownRun
 from qwenlab.experiments.store.catalogue import catalogue
-from qwenlab.experiments.store.store import FolderStore, Store, store_at
+from qwenlab.experiments.store.location import store_at
+from qwenlab.experiments.store.store import FolderStore, Store
 from qwenlab.experiments.store.table import STATES, of_experiment, runs_table, scalar
 
 if TYPE_CHECKING:
@@ -28,29 +30,26 @@ def find(
     state: str | None = "finished",
     store: StoreLike = None,
 ) -> pd.DataFrame:
-    """The runs of a store, one a row, the oldest first.
+    """Find runs of a store: a table with one row per run, the oldest first.
 
-    experiment  only those of this one; of a Plan, only those of its points: none that an earlier spec had asked for
-    where       only those for which this SQL expression holds (DuckDB): `"params.checkpoint" = 'toy-moe' AND seed < 3`
+    experiment  only runs of this experiment; for a Plan, only runs of its points, not those of an earlier spec
+    where       only runs for which this SQL expression is true (DuckDB): `"params.checkpoint" = 'toy-moe' AND seed < 3`
     state       finished (each point at most once), running, broken_off, failed, interrupted; None for all
 
     Columns: `name` (experiment/address), `experiment`, `state`, `seed`, `began`, `seconds`, `peak_memory` (bytes),
     `commit`, `qwenlab` (its version), `source` (a hash of its code), `checkpoint_hash`, `exit`, `folder`;
-    `params.NAME` of every parameter; `metrics.NAME (UNITS)` of every metric, the mean over its labels and values that
-    are not NaN: `metrics` has them one by one.
+    `params.NAME` of every parameter; `metrics.NAME (UNITS)` of every metric, the mean over its labels without NaN
+    (`metrics` returns the single values).
 
-    Raises BadArgument for a state or an expression that cannot be, and UnknownRun for an experiment with no runs.
+    Raises BadArgument for an unknown state or an invalid expression, and UnknownRun for an experiment with no runs.
     """
-    if state is not None and state not in STATES:
-        raise BadArgument(f"state={state!r} is none that a run can be in: {', '.join(STATES)}, or None for all.")
-    kept = opened(store)
-    found = of_experiment(catalogue(kept), experiment, kept)
-    table = runs_table(found, kept)
+    choice("find", "state", state, (*STATES, None))
+    store = opened(store)
+    table = runs_table(of_experiment(catalogue(store), experiment, store), store)
     if state is not None:
         table = table[table["state"] == state]
     empty = [name for name in table if len(table) and name.startswith("metrics.") and table[name].isna().all()]
-    table = table.drop(columns=empty)
-    table = table.sort_values(["began", "name"], kind="stable").reset_index(drop=True)
+    table = table.drop(columns=empty).sort_values(["began", "name"], kind="stable").reset_index(drop=True)
     return table if where is None else _where(table, where)
 
 
@@ -62,84 +61,85 @@ def metrics(
     state: str | None = "finished",
     store: StoreLike = None,
 ) -> pd.DataFrame:
-    """The values of metrics, one a row: `metric`, its labels a column each, `value`, `units`; and whose they are.
+    """The recorded values of metrics: a table with one row per value.
 
-    The columns of `find` that tell the runs apart come first: `name`, `seed`, and the parameters that differ. Other
-    arguments are those of `find`. Raises UnknownRun for a metric that none of the runs recorded.
+    Columns: those of `find` that distinguish the runs, `name`, `seed` and the parameters that differ; then `metric`,
+    one column per label, `value` and `units`. Other arguments are those of `find`.
+
+    Raises UnknownRun for a metric that none of the runs recorded.
     """
-    kept = opened(store)
-    runs = find(experiment, where=where, state=state, store=kept)
-    found = catalogue(kept).metrics
-    found = found[found["folder"].isin(runs["folder"])]
+    store = opened(store)
+    runs = find(experiment, where=where, state=state, store=store)
+    values = catalogue(store).metrics
+    values = values[values["folder"].isin(runs["folder"])]
     if metric is not None:
-        if metric not in set(found["metric"]):
-            has = ", ".join(sorted(set(found["metric"]))) or "none"
+        if metric not in set(values["metric"]):
+            has = ", ".join(sorted(set(values["metric"]))) or "none"
             raise UnknownRun(f"None of these {len(runs)} runs recorded {metric!r}. Their metrics: {has}.")
-        found = found[found["metric"] == metric]
-    labels = pd.DataFrame([json.loads(each) for each in found["labels"]], index=found.index)
-    varied = _varied(runs)
-    whose = runs[["folder", "name", "seed", *varied]]
-    tidy = pd.concat([found[["folder", "metric"]], labels, found[["value", "units"]]], axis="columns")
-    return whose.merge(tidy, on="folder").drop(columns="folder")
+        values = values[values["metric"] == metric]
+    labels = pd.DataFrame([json.loads(text) for text in values["labels"]], index=values.index)
+    tidy = pd.concat([values[["folder", "metric"]], labels, values[["value", "units"]]], axis="columns")
+    return runs[["folder", "name", "seed", *_varied(runs)]].merge(tidy, on="folder").drop(columns="folder")
 
 
 def datasets(
     name: str, experiment: str | Plan | None = None, *, where: str | None = None, store: StoreLike = None
 ) -> xr.Dataset:
-    """One dataset of every finished run, joined along a new dimension `run`, whose labels are the runs' names.
+    """Join one dataset of every finished run along a new dimension `run`, whose labels are the runs' names.
 
-    The runs must have the same labels in every dimension: raises CannotCompare where they do not, and UnknownRun where
-    a run has no dataset of that name. Coordinates along `run` say seed and parameters, where those differ.
+    Coordinates along `run` are the seed and the parameters that differ between runs.
+
+    Raises CannotCompare if the runs have different labels in a dimension, UnknownRun if a run has no dataset of that
+    name or no run matches, and BadArgument for an object store.
     """
-    kept = opened(store)
-    if not isinstance(kept, FolderStore):
-        raise BadArgument(f"Datasets are read from a folder, not from {kept.url}: copy the store here first.")
-    runs = find(experiment, where=where, store=kept)
+    store = opened(store)
+    if not isinstance(store, FolderStore):
+        raise BadArgument(f"Datasets are read from a folder, not from {store.url}: copy the store here first.")
+    runs = find(experiment, where=where, store=store)
     if runs.empty:
-        raise UnknownRun(f"{kept.url} has no such runs.")
-    paths = [kept.root / folder / "datasets" / f"{name}.nc" for folder in runs["folder"]]
+        raise UnknownRun(f"{store.url} has no such runs.")
+    paths = [store.root / folder / "datasets" / f"{name}.nc" for folder in runs["folder"]]
     for path in paths:
         if not path.is_file():
-            has = ", ".join(sorted(each.stem for each in path.parent.glob("*.nc"))) or "none"
+            has = ", ".join(sorted(file.stem for file in path.parent.glob("*.nc"))) or "none"
             raise UnknownRun(f"The run {path.parent.parent} has no dataset {name!r}. Its datasets: {has}.")
     loaded = [xr.load_dataset(path, engine="h5netcdf") for path in paths]
-    names = pd.Index([str(each) for each in runs["name"]], name="run")
+    names = pd.Index(runs["name"].map(str).tolist(), name="run")
     try:
         joined = xr.concat(loaded, names, join="exact", combine_attrs="drop_conflicts")
     except ValueError as error:
-        raise CannotCompare(f"The runs' {name!r} do not have the same labels: {error}") from error
-    told = [*_varied(runs), *(["seed"] if runs["seed"].nunique() > 1 else [])]
-    plain = {each: ("run", [scalar(value) for value in runs[each]]) for each in told}
-    return joined.assign_coords(plain)
+        raise CannotCompare(f"The datasets {name!r} of the runs do not have the same labels: {error}") from error
+    columns = [*_varied(runs), *(["seed"] if runs["seed"].nunique() > 1 else [])]
+    return joined.assign_coords({column: ("run", [scalar(value) for value in runs[column]]) for column in columns})
 
 
 def facts(name: str, *, store: StoreLike = None) -> dict[str, Any]:
-    """The facts of one run by its name, or as much of it as names one run; `folder` says where in the store it is.
+    """The facts of one run, by its name or the beginning of its name; `folder` is its place in the store.
 
-    Raises UnknownRun.
+    Raises UnknownRun if no run has this name, or several begin with it.
     """
     row = run_row(name, store=store)
     return json.loads(row["facts"]) | {"folder": row["folder"]}
 
 
 def run_row(name: str, *, store: StoreLike = None) -> pd.Series:
-    """The row of the catalogue of one run: a finished one before an attempt."""
-    kept = opened(store)
-    runs = catalogue(kept).runs
+    """The catalogue row of one run; a finished run takes precedence over attempts."""
+    store = opened(store)
+    runs = catalogue(store).runs
     exact = runs[runs["folder"] == name]
     begins = runs["name"].str.startswith(name) | runs["name"].str.contains(f"/{name}", regex=False)
-    found = exact if len(exact) else runs[begins]
-    finished = found[found["state"] == "finished"]
-    found = finished if len(finished) else found
-    if found["name"].nunique() != 1:
-        several = ", ".join(sorted(found["folder"])[:5])
-        what = f"is the beginning of several: {several}" if len(found) else "is none of its runs"
-        raise UnknownRun(f"{name!r} {what}, in the store {kept.url}. `qwenlab runs list` prints their names.")
-    return found.iloc[-1]
+    matches = exact if len(exact) else runs[begins]
+    finished = matches[matches["state"] == "finished"]
+    matches = finished if len(finished) else matches
+    if matches["name"].nunique() != 1:
+        several = ", ".join(sorted(matches["folder"])[:5])
+        problem = f"is the beginning of several names: {several}" if len(matches) else "is not the name of a run"
+        raise UnknownRun(f"{name!r} {problem}, in the store {store.url}. `qwenlab runs list` prints the names.")
+    return matches.iloc[-1]
 
 
 def opened(store: StoreLike) -> Store:
-    """The store itself, or the one at that address."""
+    """Return a store unchanged, and open the store at an address."""
     return store_at(store) if store is None or isinstance(store, (str, os.PathLike)) else store
 
 

@@ -1,4 +1,4 @@
-"""Thin a store out: what did not finish goes."""
+"""Delete from a store the attempts that did not finish."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from qwenlab.experiments.store.table import UNFINISHED
 
 
 def prune(experiment: str | None = None, *, store: StoreLike = None, delete: bool = False) -> list[Path]:
-    """The folders of attempts that failed, were interrupted or broke off, and, if asked, delete them.
+    """The folders of attempts that failed, were interrupted or broke off. With `delete`, delete them.
 
-    Those that are running stay, and so does all that finished.
+    Attempts that are running and finished runs are not among them.
     """
-    kept = opened(store)
-    if not isinstance(kept, FolderStore):
-        raise BadArgument(f"{kept.url} is not a folder: delete there with the store's own tools.")
-    found = find(experiment, state=None, store=kept)
-    folders = [kept.root / folder for folder in found["folder"][found["state"].isin(set(UNFINISHED) - {"running"})]]
+    store = opened(store)
+    if not isinstance(store, FolderStore):
+        raise BadArgument(f"{store.url} is not a folder: delete there with the object store's own tools.")
+    runs = find(experiment, state=None, store=store)
+    folders = [store.root / folder for folder in runs["folder"][runs["state"].isin(set(UNFINISHED) - {"running"})]]
     if delete:
         for folder in folders:
             shutil.rmtree(folder)

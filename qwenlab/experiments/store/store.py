@@ -1,4 +1,4 @@
-"""The store: a folder of runs, here or on an object store, in which each point is at most once."""
+"""The store of runs: its interface, and its form as a folder. Each point is in a store at most once."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
@@ -19,77 +18,61 @@ from qwenlab.experiments.plan.spec import NAME
 from qwenlab.record.whole_files import replacing
 
 FORMAT = 1
-"""The number of the store's format; a store with a higher one is refused."""
+"""The store's format number; a store with a higher number is refused."""
 
-DEFAULT = "runs"
 FACTS = "facts.json"
 _RUN = re.compile(r"[0-9a-f]{16}")
 
 
 class Store(Protocol):
-    """Where runs are kept. A run is named `experiment/address`.
+    """Interface of a store. A run's name is `experiment/address`.
 
-    What is in `experiment/address` is finished, and came there whole. What did not finish is beside it, in
+    The folder `experiment/address` has the finished run, complete. Attempts that did not finish are in the folders
     `experiment/address.1`, `.2` and so on.
     """
 
     url: str
 
     def is_finished(self, name: str) -> bool:
-        """Whether the run is in the store, whole."""
+        """Whether the finished run is in the store."""
 
     def facts(self, name: str) -> dict[str, Any]:
         """The facts of a finished run."""
 
     def claim(self, name: str) -> Any:
-        """A context manager that yields False where another runner has the run in hand."""
+        """A context manager that claims the run; it yields False if another runner has claimed it."""
 
     def new_attempt(self, name: str) -> Path:
-        """An empty folder on this machine to work in."""
+        """Create an empty folder on this machine for an attempt."""
 
     def keep(self, attempt: Path, name: str, *, finished: bool) -> str:
-        """Keep what is in the folder, and return where it is."""
-
-
-def store_at(url: str | os.PathLike[str] | None = None) -> Store:
-    """The store in a folder, or at an address that fsspec knows ("s3://bucket/runs").
-
-    url  by default the environment's QWENLAB_STORE, or else the folder `runs` in the one we are in
-
-    Raises NewerStore, and MissingExtra where the address needs a package that is not installed.
-    """
-    where = str(url or os.environ.get("QWENLAB_STORE") or DEFAULT)
-    if "://" in where and not where.startswith("file://"):
-        from qwenlab.experiments.store.object_store import ObjectStore
-
-        return ObjectStore(where)
-    return FolderStore(Path(where.removeprefix("file://")))
+        """Store the attempt's folder, and return its new location."""
 
 
 def checked(name: str) -> str:
-    """A run's name, if it is one. Raises BadArgument for what would lead out of the store."""
+    """Return a valid run name. Raises BadArgument for others, which could lead out of the store."""
     experiment, slash, run = name.partition("/")
     if not (slash and NAME.fullmatch(experiment) and _RUN.fullmatch(run)):
         raise BadArgument(
-            f"{name!r} is no run's name.\nOne is `experiment/address`: a-z, 0-9, dot, dash and underscore; then 16 "
-            "hexadecimal digits, as `qwenlab runs list` prints them."
+            f"{name!r} is not the name of a run.\nA name is `experiment/address`: a-z, 0-9, dot, dash and underscore; "
+            "then 16 hexadecimal digits, as `qwenlab runs list` prints them."
         )
     return name
 
 
-def check_format(text: str | None, where: str) -> None:
-    """Raise NewerStore for a store of a later format."""
-    found = json.loads(text)["format"] if text else FORMAT
-    if found > FORMAT:
+def check_format(text: str | None, url: str) -> None:
+    """Raise NewerStore if store.json has a later format. `text` is its content, None for a new store."""
+    number = json.loads(text)["format"] if text else FORMAT
+    if number > FORMAT:
         raise NewerStore(
-            f"The store {where} has format {found}; this qwenlab reads up to {FORMAT}.\nUpdate qwenlab, or use another "
+            f"The store {url} has format {number}; this qwenlab reads up to {FORMAT}.\nUpdate qwenlab, or use another "
             "store: nothing here was changed."
         )
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON in one step: a reader sees the old file or the new one, whole."""
-    with replacing(path) as beside, beside.open("w", encoding="utf-8") as file:
+    """Write JSON atomically: a reader sees the whole old file or the whole new one."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=1, ensure_ascii=False, default=str)
         file.write("\n")
         file.flush()
@@ -97,7 +80,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 class FolderStore:
-    """A store in a folder of this machine, or of a file system that several share."""
+    """A store in a folder, on this machine or on a file system that several machines share."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
@@ -114,9 +97,9 @@ class FolderStore:
 
     @contextmanager
     def claim(self, name: str) -> Iterator[bool]:
-        """Held by the operating system, and so released when this process dies however it dies."""
+        """Claim the run with a file lock, which the operating system releases when this process dies."""
         experiment, address = checked(name).split("/")
-        self._make(self.root / experiment)
+        self._create(self.root / experiment)
         lock = FileLock(self.root / experiment / f".{address}.lock", thread_local=False)
         try:
             lock.acquire(blocking=False)
@@ -129,12 +112,12 @@ class FolderStore:
             lock.release()
 
     def is_claimed(self, name: str) -> bool:
-        """Whether a runner has the run in hand."""
+        """Whether a runner has claimed the run."""
         experiment, address = checked(name).split("/")
         if not (self.root / experiment / f".{address}.lock").exists():
             return False
-        with self.claim(name) as ours:
-            return not ours
+        with self.claim(name) as is_ours:
+            return not is_ours
 
     def new_attempt(self, name: str) -> Path:
         number = 1
@@ -151,7 +134,7 @@ class FolderStore:
         if not finished:
             return str(attempt)
         target = self.root / checked(name)
-        if target.exists():  # it was run again on purpose: the older one goes once the newer is in its place
+        if target.exists():  # run again with force: delete the older run once the newer is in place
             older = self.new_attempt(name)
             os.replace(target, older)
             os.replace(attempt, target)
@@ -161,35 +144,23 @@ class FolderStore:
         return str(target)
 
     def _recover(self, name: str) -> None:
-        """A runner that was killed between its last two steps leaves a finished run beside its place."""
+        """Move a finished run to its place, if its runner was killed just before it did so."""
         target = self.root / name
         if target.exists():
             return
-        for beside in sorted(target.parent.glob(f"{target.name}.[0-9]*")):
-            facts = beside / FACTS
+        for attempt in sorted(target.parent.glob(f"{target.name}.[0-9]*")):
+            facts = attempt / FACTS
             if facts.is_file() and json.loads(facts.read_text()).get("state") == "finished":
-                os.replace(beside, target)
+                os.replace(attempt, target)
                 return
 
-    def _make(self, folder: Path) -> None:
+    def _create(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         mark = self.root / "store.json"
         if not mark.exists():
             write_json(mark, {"package": "qwenlab", "format": FORMAT})
 
 
-def files_of(folder: Path) -> list[PurePosixPath]:
-    """Every whole file in a run's folder, its facts last: where they are, all is."""
-    found = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
-    whole = [PurePosixPath(path.as_posix()) for path in found if not path.name.endswith(".part")]
-    return sorted(whole, key=lambda path: str(path) == FACTS)
-
-
-def scratch() -> Path:
-    """An empty folder of this machine's, for runs that go elsewhere."""
-    return Path(tempfile.mkdtemp(prefix="qwenlab-run-"))
-
-
-def missing_extra(extra: str, what: str) -> MissingExtra:
-    """The error for what needs an extra that is not installed."""
-    return MissingExtra(f"{what} needs packages that are not installed.\nRun: pip install 'qwenlab[{extra}]'")
+def missing_extra(extra: str, subject: str) -> MissingExtra:
+    """The error for a feature (the message's subject) whose extra is not installed."""
+    return MissingExtra(f"{subject} needs packages that are not installed.\nRun: pip install 'qwenlab[{extra}]'")

@@ -1,1 +1,1 @@
-"""The points of a spec run: here, in many kernels, on many machines."""
+"""Run the points of a spec: in kernels of this machine, or on a Ray cluster."""

@@ -1,4 +1,4 @@
-"""One point run: attempts, each in a folder of its own, until one finishes; the facts say how each ended."""
+"""Run one point: attempt it, with retries, and record in each attempt's facts how it ended."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qwenlab.errors import CellFailed, NotebookKernelDied, QwenlabError
-from qwenlab.execution.engine import Setting
+from qwenlab.execution.engine import RunSettings
 from qwenlab.execution.kernel import Kernel
 from qwenlab.execution.notebook import execute, failed_cell, read_notebook
 from qwenlab.execution.redaction import Redaction
@@ -22,27 +22,31 @@ from qwenlab.experiments.store.store import FACTS, Store, write_json
 from qwenlab.experiments.sweep import provenance
 
 LOG, NOTEBOOK = "log.txt", "notebook.ipynb"
+CLAIM_SECONDS = 2.0
+"""Seconds between two tries to claim a point that another runner has claimed."""
+
 State = Literal["finished", "failed", "interrupted", "elsewhere", "known"]
 
 
 @dataclass(frozen=True)
 class Job:
-    """What has to be known to run one point, anywhere."""
+    """Everything that a worker needs to run one point, on any machine."""
 
     point: Point
-    spec: dict[str, Any]  # as JSON has it, without the values of parameters: the point has its own
+    spec: dict[str, Any]  # as JSON, without `parameters` and `sweep`: the point has its values
     notebook: Path
     force: bool = False
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a point's run ended.
+    """How the run of a point ended.
 
     state    finished; failed; interrupted; elsewhere (another runner has it); known (it was finished before)
-    seconds  it took, by a clock that does not jump
+    seconds  its duration, by a monotonic clock
     where    its folder
-    reason   in a line, why it did not finish
+    reason   one line: why it did not finish
+    used     what the kernel reports at its end: memory, checkpoints read, processes and changes left behind
     """
 
     point: Point
@@ -53,36 +57,39 @@ class Outcome:
     used: dict[str, Any] = field(default_factory=dict)
 
 
-class Stop:
-    """The wish to stop, and the kernels that have to be ended for it."""
+class Cancellation:
+    """Cancellation token that also kills running kernels."""
 
     def __init__(self) -> None:
-        self.wanted = threading.Event()
+        self.requested = threading.Event()
         self._kernels: set[Kernel] = set()
         self._lock = threading.Lock()
 
-    def now(self) -> None:
-        """Stop: no new attempt, and the running kernels end."""
-        self.wanted.set()
+    def cancel(self) -> None:
+        """Start no new attempt, and end the running kernels."""
+        self.requested.set()
         with self._lock:
             for kernel in self._kernels:
                 kernel.kill()
 
     @contextmanager
-    def watching(self, seconds: float | None) -> Iterator[tuple[Callable[[Kernel], None], threading.Event]]:
-        """A function that takes the kernel once it is there, and an event that is set where its time ran out."""
-        late, taken = threading.Event(), []
+    def limit(self, seconds: float | None) -> Iterator[tuple[Callable[[Kernel], None], threading.Event]]:
+        """Kill a kernel on cancellation, and after `seconds`.
 
-        def take(kernel: Kernel) -> None:
-            taken.append(kernel)
+        Yields a function that registers the kernel, and an event that is set when its time is over.
+        """
+        timed_out, registered = threading.Event(), []
+
+        def register(kernel: Kernel) -> None:
+            registered.append(kernel)
             with self._lock:
                 self._kernels.add(kernel)
-            if self.wanted.is_set():
+            if self.requested.is_set():
                 kernel.kill()
 
         def expire() -> None:
-            late.set()
-            for kernel in taken:
+            timed_out.set()
+            for kernel in registered:
                 kernel.kill()
 
         timer = threading.Timer(seconds, expire) if seconds else None
@@ -90,41 +97,44 @@ class Stop:
             timer.daemon = True
             timer.start()
         try:
-            yield take, late
+            yield register, timed_out
         finally:
             if timer:
                 timer.cancel()
             with self._lock:
-                self._kernels.difference_update(taken)
+                self._kernels.difference_update(registered)
 
 
-def run_job(job: Job, store: Store, *, warm: bool, bar: str = "", stop: Stop | None = None) -> Outcome:
-    """Run a point to its end, with the retries that its spec allows, unless the store has it or another runner does."""
-    stop, name = stop or Stop(), job.point.name
-    with store.claim(name) as ours:
-        if not ours:
+def run_job(job: Job, store: Store, *, warm: bool, bar: str = "", cancellation: Cancellation | None = None) -> Outcome:
+    """Run a point, with the retries that its spec allows, unless it is in the store or claimed by another runner.
+
+    bar  label of the progress bar; "" for none
+    """
+    cancellation, name = cancellation or Cancellation(), job.point.name
+    with store.claim(name) as is_ours:
+        if not is_ours:
             return Outcome(job.point, "elsewhere")
         if store.is_finished(name) and not job.force:
             return Outcome(job.point, "known")
         for number in range(1, job.spec["retries"] + 2):
-            outcome = _Attempt(job, store, number, stop).run(warm=warm, bar=bar)
-            if outcome.state != "failed" or stop.wanted.is_set():
+            outcome = _Attempt(job, store, number, cancellation).run(warm=warm, bar=bar)
+            if outcome.state != "failed" or cancellation.requested.is_set():
                 break
     return outcome
 
 
 class _Attempt:
-    """One attempt, and what is written about it."""
+    """One attempt, its folder, and the facts that are recorded about it."""
 
-    def __init__(self, job: Job, store: Store, number: int, stop: Stop) -> None:
-        self.job, self.store, self.stop = job, store, stop
+    def __init__(self, job: Job, store: Store, number: int, cancellation: Cancellation) -> None:
+        self.job, self.store, self.cancellation = job, store, cancellation
         self.folder = store.new_attempt(job.point.name)
-        self.redaction = Redaction.of(job.point.given)
-        self.facts = provenance.begun(job.point, job.spec, job.notebook, number)
+        self.redaction = Redaction.of(job.point.arguments)
+        self.facts = provenance.initial_facts(job.point, job.spec, job.notebook, number)
         self.began = time.monotonic()
 
     def run(self, *, warm: bool, bar: str) -> Outcome:
-        """Run the notebook, and keep what it leaves."""
+        """Run the notebook, and keep the folder in the store."""
         write_json(self.folder / FACTS, self.facts)
         self.log(f"attempt {self.facts['attempt']} of {self.job.point.name} on {self.facts['machine']['host']}")
         state: State = "failed"
@@ -133,8 +143,8 @@ class _Attempt:
             used = self._execute(warm, bar)
             self._require_metrics()
             state, ended = "finished", {"kind": "finished", "message": ""}
-        except _Ended as end:
-            ended = end.account
+        except _Unfinished as unfinished:
+            ended = unfinished.exit
             state = "interrupted" if ended["kind"] == "interrupted" else "failed"
         except (QwenlabError, OSError) as error:
             self.log(traceback.format_exc())
@@ -154,33 +164,33 @@ class _Attempt:
         return Outcome(self.job.point, state, self.facts["seconds"], where, reason, used)
 
     def _execute(self, warm: bool, bar: str) -> dict[str, Any]:
-        """Run the cells. Raises _Ended where they did not come to their end."""
+        """Run the cells. Raises _Unfinished if the notebook did not run to its end."""
         notebook, _ = read_notebook(self.job.notebook)
-        with self.stop.watching(self.job.spec["timeout"]) as (take, late):
-            setting = Setting(
+        with self.cancellation.limit(self.job.spec["timeout"]) as (register, timed_out):
+            settings = RunSettings(
                 cwd=self.job.notebook.parent,
                 source=self.job.notebook,
                 output=self.folder / NOTEBOOK,
                 seed=self.job.point.seed,
                 environment={RUN: str(self.folder)},
                 warm=warm,
-                started=take,
+                on_kernel_start=register,
             )
             try:
-                done = execute(notebook, self.job.point.given, setting, bar=bar)
+                done = execute(notebook, self.job.point.arguments, settings, bar=bar)
             except CellFailed as failure:
-                account = failed_cell(failure)
-                self.log(account.pop("traceback"))
-                raise _Ended("cell failed", **account) from failure
+                cell = failed_cell(failure)
+                self.log(cell.pop("traceback"))
+                raise _Unfinished("cell failed", **cell) from failure
             except NotebookKernelDied as death:
-                if self.stop.wanted.is_set():
-                    raise _Ended("interrupted", "stopped by the user") from death
-                if late.is_set():
-                    raise _Ended("timeout", f"it took longer than {self.job.spec['timeout']:g} s") from death
-                raise _Ended("kernel died", "the kernel died; the usual cause is memory") from death
+                if self.cancellation.requested.is_set():
+                    raise _Unfinished("interrupted", "stopped by the user") from death
+                if timed_out.is_set():
+                    raise _Unfinished("timeout", f"it took longer than {self.job.spec['timeout']:g} s") from death
+                raise _Unfinished("kernel died", "the kernel died; the usual cause is memory") from death
         used: dict[str, Any] = done.metadata.papermill["qwenlab"]
         for source in used["reopened"]:
-            self.log(f"{source} was changed by the run before, and is opened again")
+            self.log(f"{source} was changed by the previous run, and is opened again")
         if used["left_running"]:
             self.log(f"left running: {', '.join(used['left_running'])}; the kernel is replaced")
         if used["changed"]:
@@ -188,15 +198,15 @@ class _Attempt:
         return used
 
     def _require_metrics(self) -> None:
-        """A run that has not recorded all it should is not finished."""
+        """Raise _Unfinished if the run did not record every metric of the spec."""
         path = self.folder / METRICS
         recorded = set(read_metrics(path)["metric"]) if path.exists() else set()
         missing = [name for name in self.job.spec["metrics"] if name not in recorded]
         if missing:
-            raise _Ended("metrics missing", f"the notebook ended without recording {', '.join(missing)}")
+            raise _Unfinished("metrics missing", f"the notebook ended without recording {', '.join(missing)}")
 
     def log(self, line: str) -> None:
-        """Add to log.txt. A disk that is full has no log."""
+        """Add a line to log.txt; a full disk is ignored."""
         try:
             with (self.folder / LOG).open("a", encoding="utf-8") as file:
                 file.write(self.redaction.text(f"{provenance.now()} {line}\n"))
@@ -204,9 +214,9 @@ class _Attempt:
             return
 
 
-class _Ended(Exception):
-    """An attempt that did not come to its end, and why."""
+class _Unfinished(Exception):
+    """An attempt that did not run to its end; `exit` is what its facts say about that."""
 
     def __init__(self, kind: str, message: str, **more: Any) -> None:
         super().__init__(message)
-        self.account: dict[str, Any] = {"kind": kind, "message": message, **more}
+        self.exit: dict[str, Any] = {"kind": kind, "message": message, **more}

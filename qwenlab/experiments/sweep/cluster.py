@@ -1,4 +1,4 @@
-"""Points run on a Ray cluster. Where they run, and what is done again when a node dies, is Ray's to decide."""
+"""Run points on a Ray cluster. Ray decides where they run, and runs them again when a node dies."""
 
 from __future__ import annotations
 
@@ -17,33 +17,35 @@ from qwenlab.errors import BadArgument, ClusterFailed
 from qwenlab.experiments.plan.points import Plan
 from qwenlab.experiments.store.store import FolderStore, Store, missing_extra
 from qwenlab.experiments.sweep.actors import RemoteSweep
-from qwenlab.experiments.sweep.attempt import Job, Outcome, Stop
-from qwenlab.experiments.sweep.run import EXTRAS
-from qwenlab.experiments.sweep.worker import Folder, Terms, folder_of
+from qwenlab.experiments.sweep.attempt import Cancellation, Job, Outcome
+from qwenlab.experiments.sweep.needs import required_modules
+from qwenlab.experiments.sweep.worker import WorkerSettings, folder_of
 
 LOCAL = "local-cluster"
 
 PATIENCE = 300.0
-"""Seconds that a node which meets the needs is waited for: one that an autoscaler starts takes minutes."""
+"""Seconds to wait for a node that meets the needs: an autoscaler takes minutes to start one."""
 
 
-def run_on(on: str, planned: Plan, wanted: list[Job], store: Store, *, warm: bool, stop: Stop) -> Iterator[Outcome]:
-    """Run these points on a Ray cluster, and yield how each ended, as it ends.
+def run_on(
+    on: str, planned: Plan, pending: list[Job], store: Store, *, warm: bool, cancellation: Cancellation
+) -> Iterator[Outcome]:
+    """Run the pending jobs on a Ray cluster, and yield outcomes as runs end.
 
     on     "ray://HOST:PORT", a cluster with Ray's client server; or "local-cluster", the Ray that this process is
-           connected to already, else one that is started here and ended afterwards
+           connected to, else one that is started here and ended afterwards
     store  a folder must be on a file system that every node shares; an object store must be one that every node can
-           reach, with credentials of its own: environment variables are not sent along
+           reach with its own credentials: environment variables are not sent to the nodes
 
-    Each worker holds one warm kernel and what `spec.needs` says; there are as many as nodes have room for, and points
-    are handed to them as they come free. Files beside the notebook are sent along. Secrets are read here, and travel
-    with the point.
+    Each worker holds one warm kernel and the resources in `spec.needs`. There are as many workers as the nodes have
+    resources for; a worker that ends a point takes the next one. The files of the notebook's folder are sent to the
+    nodes. Secrets are read here and sent with the point.
 
-    Raises BadArgument, MissingExtra, ClusterFailed, and NeedsNotMet where no node has what a run needs.
+    Raises BadArgument, MissingExtra, ClusterFailed, and NeedsNotMet if no node has what a run needs.
     """
     if on != LOCAL and not re.fullmatch(r"ray://[^/]+:\d+", on):
         raise BadArgument(
-            f"on={on!r} is no place to run. Give 'ray://HOST:PORT' for a Ray cluster, or {LOCAL!r} for Ray on this "
+            f"on={on!r} is not a place to run. Give 'ray://HOST:PORT' for a Ray cluster, or {LOCAL!r} for Ray on this "
             "machine; leave it out to run without Ray."
         )
     if store.url.startswith("memory:"):
@@ -51,47 +53,48 @@ def run_on(on: str, planned: Plan, wanted: list[Job], store: Store, *, warm: boo
     for package in ("ray",) if on == LOCAL else ("ray", "grpc"):  # Ray's client speaks gRPC, Ray itself does not
         if importlib.util.find_spec(package) is None:
             raise missing_extra("ray", f"on={on!r}")
-    return _outcomes(on, planned, wanted, store, folder_of(planned.notebook_path), warm, stop)
+    folder = folder_of(planned.notebook_path)
 
+    def outcomes() -> Iterator[Outcome]:
+        with _connection(on) as is_ours, _marker(store) as marker:
+            settings = WorkerSettings(__version__, store.url, marker, warm, required_modules(planned))
+            patience = 0 if is_ours and on == LOCAL else PATIENCE
+            sweep = RemoteSweep(planned, pending, settings, folder, cancellation, patience=patience)
+            try:
+                yield from sweep.outcomes()
+            except ConnectionError as error:
+                raise ClusterFailed(
+                    f"The connection to {on} broke off: {error}\n"
+                    "Finished runs are in the store; run again for the rest."
+                ) from error
+            finally:
+                sweep.end()
 
-def _outcomes(
-    on: str, planned: Plan, wanted: list[Job], store: Store, folder: Folder, warm: bool, stop: Stop
-) -> Iterator[Outcome]:
-    with _connected(on) as ours, _witness(store) as witness:
-        terms = Terms(__version__, store.url, witness, warm, _needed(planned))
-        sweep = RemoteSweep(planned, wanted, terms, folder, stop, patience=0 if ours and on == LOCAL else PATIENCE)
-        try:
-            yield from sweep.outcomes()
-        except ConnectionError as error:
-            raise ClusterFailed(
-                f"The connection to {on} broke off: {error}\nWhat has finished is in the store; run again for the rest."
-            ) from error
-        finally:
-            sweep.end()
+    return outcomes()
 
 
 @contextmanager
-def _connected(on: str) -> Iterator[bool]:
-    """Connected to Ray; yields whether by us."""
+def _connection(on: str) -> Iterator[bool]:
+    """Connect to Ray, and disconnect afterwards. Yields False if this process was connected before."""
     import ray
 
     if ray.is_initialized():
         if on != LOCAL:
             raise BadArgument(
-                f"This process is connected to Ray already. Call ray.shutdown() first to connect to {on}, or say "
-                f"on={LOCAL!r} to use the connection that there is."
+                f"This process is connected to Ray already. Call ray.shutdown() first to connect to {on}, or pass "
+                f"on={LOCAL!r} to use the present connection."
             )
         yield False
         return
-    plain: dict[str, Any] = dict(address="local", include_dashboard=False) if on == LOCAL else dict(address=on)
-    main = threading.current_thread() is threading.main_thread()
+    arguments: dict[str, Any] = dict(address="local", include_dashboard=False) if on == LOCAL else dict(address=on)
+    in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     try:
         try:
-            ray.init(**plain, log_to_driver=False, logging_level=logging.WARNING)
+            ray.init(**arguments, log_to_driver=False, logging_level=logging.WARNING)
         except (OSError, RuntimeError, ValueError) as error:
-            raise ClusterFailed(f"No connection to {on}: {error}\nHere it is Ray {ray.__version__}.") from error
-        if main:  # Ray puts a handler of its own in the place of `qwenlab.cli`'s
+            raise ClusterFailed(f"No connection to {on}: {error}\nThis machine has Ray {ray.__version__}.") from error
+        if in_main_thread:  # Ray replaces the handler of `qwenlab.cli`
             signal.signal(signal.SIGTERM, before)
         yield True
     finally:
@@ -99,21 +102,11 @@ def _connected(on: str) -> Iterator[bool]:
 
 
 @contextmanager
-def _witness(store: Store) -> Iterator[str | None]:
-    """A file in the store's folder, by which a node can tell that it sees the same folder."""
+def _marker(store: Store) -> Iterator[str | None]:
+    """A temporary file in the store's folder: a node that sees the file sees the same folder."""
     if not isinstance(store, FolderStore):
         yield None
         return
     store.root.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=store.root, prefix=".witness-") as file:
+    with tempfile.NamedTemporaryFile(dir=store.root, prefix=".marker-") as file:
         yield file.name
-
-
-def _needed(planned: Plan) -> dict[str, str]:
-    """Modules that the spec's extras install, and what to say where one is not there."""
-    where = planned.source.at("needs", "extras")
-    return {
-        module: f"{where}: {module} is not installed: pip install 'qwenlab[{extra}]'"
-        for extra in planned.spec.needs.extras
-        for module in EXTRAS.get(extra, (extra,))
-    }

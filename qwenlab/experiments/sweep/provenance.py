@@ -1,4 +1,4 @@
-"""The facts of a run: what was run, on what, with which code, and how it ended."""
+"""The facts of a run: its parameters, machine, code and versions."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ from qwenlab.experiments.store.store import FORMAT
 from qwenlab.record.provenance import versions as versions_of
 
 PACKAGE = Path(__file__).parents[2]
-STATES = ("running", "finished", "failed", "interrupted")
 _VERSIONS = ("torch", "transformers", "numpy", "xarray", "papermill", "flash-linear-attention", "triton")
 
 
-def begun(point: Point, spec: dict[str, Any], notebook: Path, attempt: int) -> dict[str, Any]:
-    """What is known of a run when it begins: of the spec, what is not the point's own."""
+def initial_facts(point: Point, spec: dict[str, Any], notebook: Path, attempt: int) -> dict[str, Any]:
+    """The facts of a run when it starts."""
     return {
         "format": FORMAT,
         "state": "running",
@@ -48,13 +47,13 @@ def begun(point: Point, spec: dict[str, Any], notebook: Path, attempt: int) -> d
 
 
 def now() -> str:
-    """The time, for people to read. Nothing is decided by it: clocks jump."""
+    """The present time, as text for people. No decision depends on it, because clocks jump."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @cache
 def code() -> dict[str, Any]:
-    """The version of qwenlab, a hash of its source, and the commit where it lies in a git checkout."""
+    """The version of qwenlab, a hash of its source, and the commit if it is in a git checkout."""
     digest = hashlib.sha256()
     for file in sorted(PACKAGE.rglob("*.py")):
         digest.update(f"{file.relative_to(PACKAGE)}\0".encode() + file.read_bytes())
@@ -63,9 +62,9 @@ def code() -> dict[str, Any]:
     )
 
 
-def _git(*words: str) -> str | None:
+def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(("git", *words), cwd=PACKAGE, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(("git", *arguments), cwd=PACKAGE, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
@@ -73,7 +72,7 @@ def _git(*words: str) -> str | None:
 
 @cache
 def machine() -> dict[str, Any]:
-    """Where it ran."""
+    """The machine: host, processor, memory in bytes, GPUs, operating system."""
     return {
         "host": socket.gethostname(),
         "processor": processor(),
@@ -86,17 +85,17 @@ def machine() -> dict[str, Any]:
 
 @cache
 def gpus() -> list[str]:
-    """Names of the NVIDIA GPUs here, asked of the driver, so that torch need not be imported."""
+    """Names of the NVIDIA GPUs, from the driver: importing torch would take seconds."""
     try:
-        asked = ("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
-        done = subprocess.run(asked, capture_output=True, text=True, timeout=20)
+        query = ("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return []
     return [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
 
 
 def processor() -> str:
-    """The processor's name, as the system tells it."""
+    """The processor's name, as the operating system reports it."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
@@ -104,5 +103,5 @@ def processor() -> str:
 
 @cache
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that numbers depend on."""
+    """Versions of Python and of the packages that results depend on."""
     return {"python": platform.python_version(), **versions_of(_VERSIONS)}

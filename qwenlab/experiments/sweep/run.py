@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import queue
 import sys
 import threading
@@ -12,23 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 from tqdm.auto import tqdm
 
-from qwenlab.errors import NeedsNotMet
 from qwenlab.execution.engine import release
 from qwenlab.experiments.plan.points import Plan, Point, plan
-from qwenlab.experiments.store.store import Store, store_at
+from qwenlab.experiments.store.location import store_at
+from qwenlab.experiments.store.store import Store
 from qwenlab.experiments.sweep import provenance
-from qwenlab.experiments.sweep.attempt import Job, Outcome, Stop, run_job
-
-WAIT = 2.0
-"""Seconds between two looks at a point that another runner has in hand."""
+from qwenlab.experiments.sweep.attempt import CLAIM_SECONDS, Cancellation, Job, Outcome, run_job
+from qwenlab.experiments.sweep.needs import check_needs
 
 
 @dataclass(frozen=True)
 class Result:
-    """How every point of an experiment stands after a run.
+    """The outcome of every point of an experiment.
 
     of_other_code  names of runs that were finished before, by other source of the same version of qwenlab
     """
@@ -43,11 +39,11 @@ class Result:
     @property
     def complete(self) -> bool:
         """Whether the store now has every point."""
-        return not self.stopped and all(each.state in ("finished", "known") for each in self.outcomes)
+        return not self.stopped and all(outcome.state in ("finished", "known") for outcome in self.outcomes)
 
     def of(self, state: str) -> list[Outcome]:
-        """The outcomes of one state."""
-        return [each for each in self.outcomes if each.state == state]
+        """The outcomes with this state."""
+        return [outcome for outcome in self.outcomes if outcome.state == state]
 
 
 def run(
@@ -64,90 +60,69 @@ def run(
     """Run the points of an experiment that the store does not have yet.
 
     experiment  its folder, with a spec.yaml
-    settings    parameters that every point takes, in place of the spec's; only: leave out points with other values
+    settings    parameter values for every point; they replace those of the spec
+    only        parameter values; points with other values are left out
     store       a folder, or an address such as "s3://bucket/runs"; by default QWENLAB_STORE, or else ./runs
-    jobs        runs that go on at a time, each in a kernel of its own
-    force       run again what is finished; the new run takes the place of the old one once it has finished too
+    jobs        runs at a time, each in its own kernel
+    force       run finished points again; the new run replaces the old one once it has finished too
     warm        keep kernels and checkpoints from run to run; False: a fresh kernel for each
     on          "ray://HOST:PORT", "local-cluster", or None for this machine alone: see `cluster`
 
-    A run that fails is noted, and the others go on. Ctrl-C ends the kernels and leaves what was recorded. Everything is
-    checked before the first run starts: raises what `points.plan` does, and NeedsNotMet.
+    A failed run is recorded, and the others go on. Ctrl-C ends the kernels and keeps what was recorded. Everything is
+    checked before the first run starts: raises the errors of `plan`, and NeedsNotMet.
     """
-    planned, where, began = plan(experiment, settings=settings, only=only), store_at(store), time.monotonic()
-    known = [point for point in planned.points if not force and where.is_finished(point.name)]
-    wanted = [job(planned, point, force) for point in planned.points if point not in known]
-    stop = Stop()
-    if on is not None and wanted:
+    planned, target, began = plan(experiment, settings=settings, only=only), store_at(store), time.monotonic()
+    known = [point for point in planned.points if not force and target.is_finished(point.name)]
+    pending = [job(planned, point, force) for point in planned.points if point not in known]
+    cancellation = Cancellation()
+    if on is not None and pending:
         from qwenlab.experiments.sweep.cluster import run_on
 
-        results = run_on(on, planned, wanted, where, warm=warm, stop=stop)
-    elif wanted:
+        results = run_on(on, planned, pending, target, warm=warm, cancellation=cancellation)
+    elif pending:
         check_needs(planned, jobs)
-        results = _run_here(planned, wanted, where, jobs, warm=warm, stop=stop)
+        results = _run_here(planned, pending, target, jobs, warm=warm, cancellation=cancellation)
     else:
         results = iter(())
-    done = {point.address: Outcome(point, "known") for point in known}
-    done |= {outcome.point.address: outcome for outcome in _shown(results, planned, len(wanted))}
-    outcomes = tuple(
-        done.get(point.address, Outcome(point, "interrupted", reason="not begun")) for point in planned.points
+    outcomes = {point.address: Outcome(point, "known") for point in known}
+    outcomes |= {outcome.point.address: outcome for outcome in _with_progress(results, planned, len(pending))}
+    ordered = tuple(
+        outcomes.get(point.address, Outcome(point, "interrupted", reason="not begun")) for point in planned.points
     )
     source = provenance.code()["source"]
-    others = tuple(point.name for point in known if where.facts(point.name)["code"]["source"] != source)
-    return Result(planned, where.url, outcomes, time.monotonic() - began, stop.wanted.is_set(), others)
+    others = tuple(point.name for point in known if target.facts(point.name)["code"]["source"] != source)
+    return Result(planned, target.url, ordered, time.monotonic() - began, cancellation.requested.is_set(), others)
 
 
 def job(planned: Plan, point: Point, force: bool) -> Job:
-    """What a worker has to know of one point."""
+    """The job of one point."""
     spec = planned.spec.model_dump(mode="json", by_alias=True, exclude={"parameters", "sweep"})
     return Job(point, spec, planned.notebook_path, force)
 
 
-def check_needs(planned: Plan, jobs: int) -> None:
-    """Raise NeedsNotMet where this machine lacks what the spec says a run needs."""
-    needs, at = planned.spec.needs, planned.source.at
-    found, free = len(provenance.gpus()), psutil.virtual_memory().available
-    if needs.gpus * jobs > found:
-        raise NeedsNotMet(
-            f"{at('needs', 'gpus')}: {jobs} x {needs.gpus} GPUs are needed, and this machine has {found}."
-        )
-    if needs.memory is not None and needs.memory * jobs > free:
-        raise NeedsNotMet(
-            f"{at('needs', 'memory')}: {jobs} x {needs.memory / 2**30:.1f} GiB are needed, and {free / 2**30:.1f} GiB "
-            "are free here. Ask for fewer jobs at a time."
-        )
-    for extra in needs.extras:
-        missing = [name for name in EXTRAS.get(extra, (extra,)) if importlib.util.find_spec(name) is None]
-        if missing:
-            raise NeedsNotMet(f"{at('needs', 'extras')}: {missing[0]} is not installed: pip install 'qwenlab[{extra}]'")
-
-
-EXTRAS = {"cuda": ("fla", "triton"), "ray": ("ray",), "s3": ("s3fs",), "mlflow": ("mlflow",)}
-"""What each extra installs, as it is imported."""
-
-
 def _run_here(
-    planned: Plan, wanted: list[Job], store: Store, jobs: int, *, warm: bool, stop: Stop
+    planned: Plan, pending: list[Job], store: Store, jobs: int, *, warm: bool, cancellation: Cancellation
 ) -> Iterator[Outcome]:
-    """Run these with so many threads, each with a kernel of its own, and yield each outcome as it comes."""
+    """Run the pending jobs in `jobs` threads, each with its own kernel, and yield outcomes as runs end."""
     waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
     outcomes: queue.SimpleQueue[Outcome | BaseException | None] = queue.SimpleQueue()
-    # One worker's points follow one another by checkpoint, so that it is read once.
-    for each in sorted(wanted, key=lambda job: str(job.point.checkpoints)):
-        waiting.put(each)
-    one = min(jobs, len(wanted)) == 1
+    # Jobs with the same checkpoint follow one another, so that a worker reads it once.
+    for one in sorted(pending, key=lambda job: str(job.point.checkpoints)):
+        waiting.put(one)
+    number = min(jobs, len(pending))
 
     def work() -> None:
         try:
-            while not stop.wanted.is_set():
+            while not cancellation.requested.is_set():
                 try:
-                    each = waiting.get_nowait()
+                    one = waiting.get_nowait()
                 except queue.Empty:
                     break
-                outcome = run_job(each, store, warm=warm, bar=planned.describe(each.point) if one else "", stop=stop)
+                bar = planned.describe(one.point) if number == 1 else ""
+                outcome = run_job(one, store, warm=warm, bar=bar, cancellation=cancellation)
                 if outcome.state == "elsewhere":
-                    waiting.put(each)
-                    stop.wanted.wait(WAIT)
+                    waiting.put(one)
+                    cancellation.requested.wait(CLAIM_SECONDS)
                 else:
                     outcomes.put(outcome)
         except BaseException as error:
@@ -156,34 +131,34 @@ def _run_here(
             release()
             outcomes.put(None)
 
-    threads = [threading.Thread(target=work, name=f"qwenlab {n}", daemon=True) for n in range(min(jobs, len(wanted)))]
+    threads = [threading.Thread(target=work, name=f"qwenlab {n}", daemon=True) for n in range(number)]
     for thread in threads:
         thread.start()
-    left = len(threads)
+    running = number
     try:
-        while left:
+        while running:
             try:
-                found = outcomes.get()
+                received = outcomes.get()
             except KeyboardInterrupt:
-                if stop.wanted.is_set():  # asked a second time
+                if cancellation.requested.is_set():  # the second Ctrl-C
                     raise
-                stop.now()
+                cancellation.cancel()
                 continue
-            if isinstance(found, BaseException):
-                raise found
-            if found is None:
-                left -= 1
+            if isinstance(received, BaseException):
+                raise received
+            if received is None:
+                running -= 1
             else:
-                yield found
+                yield received
     finally:
-        if left:  # nobody listens any more: end the kernels, and let every thread write how its run ended
-            stop.now()
+        if running:  # the caller stopped iterating: end the kernels, and let every thread record how its run ended
+            cancellation.cancel()
             for thread in threads:
                 thread.join(timeout=30)
 
 
-def _shown(results: Iterator[Outcome], planned: Plan, total: int) -> Iterator[Outcome]:
-    """The outcomes, with a bar over the whole sweep, and a line for each that failed."""
+def _with_progress(results: Iterator[Outcome], planned: Plan, total: int) -> Iterator[Outcome]:
+    """Yield the outcomes, with a progress bar over the whole sweep and one line on stderr per failed run."""
     failed = 0
     with tqdm(total=total, desc=planned.experiment, unit="run", disable=not total) as bar:
         for outcome in results:

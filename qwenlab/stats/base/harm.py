@@ -14,7 +14,7 @@ from qwenlab.stats.base.variables import Bootstrap, variable, with_interval
 from qwenlab.stats.formulas import paired
 from qwenlab.stats.formulas.intervals import mean_reach, widened
 
-ABOUT = ("of", "layer", "kind", "edit", "control_of", "parameters")
+ABOUT = ("of", "layer", "kind", "intervention", "control_of", "parameters")
 """Variables of a dataset of ablations that describe each of them, besides its name."""
 
 FACTS = ("checkpoint", "checkpoint_hash", "dtype", "device")

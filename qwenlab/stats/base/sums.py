@@ -21,7 +21,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Default quantiles of a distribution."""
 
 
-class Mean(NamedTuple):
+class MeanSum(NamedTuple):
     """How a mean is made of two sums, and what it means.
 
     over   the sum to divide by: "tokens" for a mean over tokens
@@ -38,7 +38,7 @@ class Mean(NamedTuple):
     counts: str = ""
 
 
-def means(sums: Mapping[Any, xr.DataArray], table: Mapping[str, Mean], level: float) -> Variables:
+def means(sums: Mapping[Any, xr.DataArray], table: Mapping[str, MeanSum], level: float) -> Variables:
     """The means of a table and their intervals, those whose sums there are."""
     out: Variables = {}
     for name, (units, long_name, most, least, over, total, counts) in table.items():

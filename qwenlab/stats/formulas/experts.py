@@ -45,7 +45,7 @@ def distinct_if_independent(share: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def distinct_in_blocks(chosen: np.ndarray, text: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Mean number of distinct experts that n tokens in a row of one text choose, over all such n: [size].
+    """MeanSum number of distinct experts that n tokens in a row of one text choose, over all such n: [size].
 
     chosen  int [token, slot];  text [token]: the number of its text;  sizes [size]: n, each with one such block
     """

@@ -4,7 +4,7 @@ import numpy as np
 
 
 def collision(moment: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Mean squared cosine of two different ones of N unit vectors k.
+    """MeanSum squared cosine of two different ones of N unit vectors k.
 
     moment   [..., d, d]  M, the sum of k k^T
     tokens   [...]        N

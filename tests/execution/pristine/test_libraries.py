@@ -14,16 +14,16 @@ from qwenlab.execution.pristine.libraries import Libraries
 
 
 @pytest.fixture(scope="module")
-def taken():
+def libraries():
     return Libraries()
 
 
 @pytest.fixture
-def changes(taken):
-    """What has been changed since this test began; pytest and hypothesis change themselves for each test."""
-    before = {*taken.changes()}
+def changes(libraries):
+    """Names changed since this test began, without those of pytest and hypothesis, which change in every test."""
+    before = {*libraries.changes()}
     own = ("_pytest.", "pytest.", "hypothesis.")
-    return lambda: sorted(name for name in {*taken.changes()} - before if not name.startswith(own))
+    return lambda: sorted(name for name in {*libraries.changes()} - before if not name.startswith(own))
 
 
 def mine(*args):
@@ -81,7 +81,7 @@ def watched():
     sys.meta_path.remove(watches[0])
 
 
-def test_an_import_is_told_from_a_patch(package, watched):
+def test_an_import_is_distinguished_from_a_patch(package, watched):
     """One library patches another when it is imported, between two patches that are a notebook's."""
     package("patched", "def one(): pass\ndef two(): pass\ndef three(): pass\n")
     package("inner", "import patched\npatched.one = lambda: 1\n")

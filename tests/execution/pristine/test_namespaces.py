@@ -1,4 +1,4 @@
-"""What counts as a change of a library, and what a library may do to itself."""
+"""Which changes of a library are reported, and which a library may do itself."""
 
 import functools
 from types import ModuleType
@@ -10,14 +10,14 @@ from qwenlab.execution.pristine.namespaces import Namespace, Table
 from qwenlab.execution.pristine.origin import is_code, is_foreign, is_library
 
 
-def made(code: str, name: str = "lib") -> ModuleType:
-    """A module without a file, which is a library's unless it is `__main__`."""
+def module_from(code: str, name: str = "lib") -> ModuleType:
+    """A module without a file, which counts as a library unless it is `__main__`."""
     module = ModuleType(name)
     exec(code, vars(module))
     return module
 
 
-NOTEBOOK = made(
+NOTEBOOK = module_from(
     "import functools\n"
     "def function(*args): pass\n"
     "class Callable:\n"
@@ -66,20 +66,20 @@ def test_code_of_a_library_is_not_a_notebooks(value):
 
 
 def test_modules_of_libraries_are_known(tmp_path):
-    beside, folder = ModuleType("beside"), ModuleType("folder")
-    beside.__file__, folder.__path__ = str(tmp_path / "beside.py"), [str(tmp_path)]
-    assert [is_library(each) for each in (np, __import__("sys"), beside, folder, NOTEBOOK)] == [
+    file, folder = ModuleType("file"), ModuleType("folder")
+    file.__file__, folder.__path__ = str(tmp_path / "file.py"), [str(tmp_path)]
+    assert [is_library(each) for each in (np, __import__("sys"), file, folder, NOTEBOOK)] == [
         *(True, True, False, False, False)
     ]
 
 
 def changes(change, owner: str | None = None) -> list[str]:
-    module = made(LIBRARY)
+    module = module_from(LIBRARY)
     thing = getattr(module, owner) if owner else module
     space = Namespace(thing.__name__, vars(thing), thing)
-    assert space.is_as_it_was()
+    assert space.is_unchanged()
     change(thing)
-    assert not space.is_as_it_was()
+    assert not space.is_unchanged()
     return sorted(space.changes())
 
 
@@ -108,11 +108,11 @@ def test_what_is_a_change(name, value):
     ("name", "value"),
     [("empty", 1), ("empty", len), ("_private", 2), ("new", 3), ("new", len), ("new", NOTEBOOK)],
 )
-def test_what_a_library_does_to_itself_is_no_change(name, value):
+def test_changes_by_the_library_itself_are_not_reported(name, value):
     assert changes(lambda module: setattr(module, name, value)) == []
 
 
-def test_what_is_gone_is_a_change():
+def test_a_deleted_name_is_a_change():
     assert changes(lambda module: delattr(module, "one")) == ["lib.one"]
 
 
@@ -127,8 +127,8 @@ def test_a_method_that_hides_an_inherited_one_is_a_change():
     assert changes(lambda layer: setattr(layer, "run", len), "Layer") == ["Layer.run"]
 
 
-def test_a_name_that_a_package_looks_up_when_it_is_used_is_no_change():
-    lazy = made("def __getattr__(name): return {'open': len}[name]")
+def test_a_lazily_imported_name_is_not_a_change():
+    lazy = module_from("def __getattr__(name): return {'open': len}[name]")
     space = Namespace("lazy", vars(lazy), lazy)
     lazy.open = len
     assert list(space.changes()) == []
@@ -137,14 +137,14 @@ def test_a_name_that_a_package_looks_up_when_it_is_used_is_no_change():
 
 
 def test_a_private_constant_of_qwenlab_is_compared():
-    module = made(LIBRARY)
+    module = module_from(LIBRARY)
     space = Namespace("qwenlab.made", vars(module), module)
     module._private = 2
     assert list(space.changes()) == ["qwenlab.made._private"]
 
 
-def test_what_an_import_changed_is_the_librarys_own():
-    module = made(LIBRARY)
+def test_changes_by_an_import_are_accepted():
+    module = module_from(LIBRARY)
     space = Namespace("lib", vars(module), module)
     module.two = NOTEBOOK.function  # by the notebook
     earlier = dict(vars(module))
@@ -155,7 +155,7 @@ def test_what_an_import_changed_is_the_librarys_own():
     module.one = max
     assert sorted(space.changes()) == ["lib.one", "lib.two"]
     space.absorb()
-    assert space.is_as_it_was()
+    assert space.is_unchanged()
 
 
 def test_a_table_is_compared_by_the_code_in_it():
@@ -166,14 +166,14 @@ def test_a_table_is_compared_by_the_code_in_it():
     entries["a"] = max
     assert list(table.changes()) == ["lib.table['a']"]
     table.absorb()
-    assert table.is_as_it_was()
+    assert table.is_unchanged()
     entries["d"] = NOTEBOOK.function
     assert list(table.changes()) == ["lib.table['d']"]
     entries.clear()
     assert list(table.changes()) == ["lib.table['a']", "lib.table['c']"]
 
 
-def test_a_table_that_makes_its_values_is_not_asked_for_them():
+def test_a_table_that_computes_its_values_is_not_triggered():
     class Lazy(dict):
         def values(self):
             raise ImportError
@@ -181,5 +181,5 @@ def test_a_table_that_makes_its_values_is_not_asked_for_them():
         items = __getitem__ = get = __iter__ = __len__ = values
 
     table = Table("lib.table", Lazy(a=len))
-    assert table.is_as_it_was()
+    assert table.is_unchanged()
     assert list(table.changes()) == []

@@ -1,4 +1,4 @@
-"""The points of an experiment, and what is found wrong before any of them runs."""
+"""The points of an experiment, and the errors found before any of them runs."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def test_every_combination_and_every_seed(experiment):
     assert planned.describe(planned.points[0]) == "x=1 y=1 z=3 w=5 mode=well seed=0"
 
 
-def test_set_takes_the_place_of_the_specs_values(experiment):
+def test_set_replaces_the_specs_values(experiment):
     folder = experiment(parameters={"mode": "well"}, sweep={"grid": {"x": [1, 2]}})
     assert values(plan(folder, settings={"x": 5}), "x", "mode") == [(5, "well")]
     assert values(plan(folder, settings={"mode": "raise"}), "x", "mode") == [(1, "raise"), (2, "raise")]
@@ -37,7 +37,7 @@ def test_set_takes_the_place_of_the_specs_values(experiment):
 def test_only_leaves_points_out(experiment):
     folder = experiment(sweep={"grid": {"x": [1, 2]}}, seeds=[0, 1])
     assert [(point.parameters["x"], point.seed) for point in plan(folder, only={"x": 2, "seed": 1}).points] == [(2, 1)]
-    with pytest.raises(BadParameter, match=r"--only leaves no point. They have x: \['1', '2'\]"):
+    with pytest.raises(BadParameter, match=r"--only selects no point\. The points have x: \['1', '2'\]"):
         plan(folder, only={"x": 3})
     with pytest.raises(UnknownParameter, match="no parameter 'xx': did you mean 'x'"):
         plan(folder, only={"xx": 3})
@@ -53,16 +53,20 @@ def test_only_leaves_points_out(experiment):
         ),
         ({"parameters": {"x": "one"}}, BadParameter, r"spec\.yaml:\d+: .*'x' cannot be 'one'"),
         ({"sweep": {"grid": {"x": [1, "two"]}}}, BadParameter, r"spec\.yaml:\d+: .*'x' cannot be 'two'"),
-        ({"sweep": {"grid": {"x": []}}}, BadSpec, r"spec\.yaml:\d+: 'x' is swept over no value"),
-        ({"sweep": {"zip": {"x": [1], "mode": ["a", "b"]}}}, BadSpec, "must be of one length, not x: 1, mode: 2"),
+        ({"sweep": {"grid": {"x": []}}}, BadSpec, r"spec\.yaml:\d+: 'x' is swept over an empty list"),
+        (
+            {"sweep": {"zip": {"x": [1], "mode": ["a", "b"]}}},
+            BadSpec,
+            "the axes of a zip must have one length, not x: 1, mode: 2",
+        ),
         (
             {"parameters": {"x": 1}, "sweep": {"grid": {"x": [2]}}},
             BadSpec,
             r"'x' already has values at .*spec\.yaml:\d+",
         ),
-        ({"sweep": {"list": [{"x": 1}, {"x": 1}]}}, BadSpec, "1 of 2 points are asked for more than once"),
-        ({"parameters": {"seed": 3}}, BadSpec, "give `seeds:`, not a parameter `seed`"),
-        ({"notebook": "none.py"}, BadSpec, r"spec\.yaml:2: there is no notebook at .*none\.py"),
+        ({"sweep": {"list": [{"x": 1}, {"x": 1}]}}, BadSpec, "1 of 2 points repeat another one"),
+        ({"parameters": {"seed": 3}}, BadSpec, "use `seeds:` instead of a parameter `seed`"),
+        ({"notebook": "none.py"}, BadSpec, r"spec\.yaml:2: no notebook at .*none\.py"),
         ({"metrics": {}}, BadSpec, r"small\.py, cell 3, line \d+ records 'loss', which is not declared: declare it"),
         ({"metrics": {"los": {"units": "nat"}}}, BadSpec, "records 'loss', which is not declared: did you mean 'los'"),
         (
@@ -84,7 +88,7 @@ def test_a_notebook_without_a_parameters_cell_is_refused(experiment):
 
 def test_several_seeds_need_a_notebook_that_takes_one(experiment):
     with pytest.raises(
-        BadSpec, match=r"spec\.yaml:\d+: the notebook has no parameter `seed`, so its runs would be alike"
+        BadSpec, match=r"spec\.yaml:\d+: the notebook has no parameter `seed`, so all seeds would give the same run"
     ):
         plan(experiment(NOTEBOOK.replace("seed: int = 0", ""), seeds=[0, 1]))
 
@@ -113,7 +117,7 @@ class TestTheAddress:
         before = plan(experiment()).points[0].address
         assert plan(experiment("# %% [markdown]\n# Prose.\n\n" + NOTEBOOK)).points[0].address == before
 
-    def test_holds_the_files_beside_the_notebook_that_it_imports(self, experiment):
+    def test_depends_on_the_files_that_the_notebook_imports(self, experiment):
         folder = experiment(NOTEBOOK.replace("import numpy", "def later():\n    import first\n\n\nimport numpy"))
         (folder / "first.py").write_text("from second import y")
         (folder / "second.py").write_text("y = 1")
@@ -138,7 +142,7 @@ class TestTheAddress:
         notebook = changes.pop("notebook", NOTEBOOK)
         assert plan(experiment(notebook, **changes)).points[0].address != before
 
-    def test_holds_the_checkpoints_weights(self, experiment):
+    def test_depends_on_the_checkpoints_weights(self, experiment):
         notebook = NOTEBOOK.replace("x: int = 1", 'x: int = 1\ncheckpoint: str = "toy-moe"')
         (point,) = plan(experiment(notebook)).points
         assert re.fullmatch(r"sha256:[0-9a-f]{64}", point.checkpoints["checkpoint"]["hash"])
@@ -148,6 +152,6 @@ class TestTheAddress:
             plan(experiment(notebook, parameters={"checkpoint": "toy-moi"}))
 
     @given(st.dictionaries(st.text(), st.integers() | st.text() | st.none() | st.lists(st.floats(allow_nan=False))))
-    def test_does_not_hang_on_the_order_of_names(self, what):
-        assert address_of(what) == address_of(dict(reversed(what.items())))
-        assert re.fullmatch("[0-9a-f]{16}", address_of(json.loads(json.dumps(what))))
+    def test_does_not_depend_on_the_order_of_names(self, identity):
+        assert address_of(identity) == address_of(dict(reversed(identity.items())))
+        assert re.fullmatch("[0-9a-f]{16}", address_of(json.loads(json.dumps(identity))))

@@ -1,4 +1,4 @@
-"""A spec.yaml is checked whole, and what is wrong is said with its line."""
+"""The schema of spec.yaml: every error names file and line."""
 
 import pytest
 from hypothesis import given, strategies as st
@@ -49,37 +49,45 @@ def test_units_are_read(spec):
 @pytest.mark.parametrize(
     ("old", "new", "complaint"),
     [
-        ("seeds:", "seed:", r"spec\.yaml:11: 'seed' is not known: did you mean 'seeds'\? Known: question, notebook"),
-        ("gpus:", "gpu:", r"spec\.yaml:12: 'needs\.gpu' is not known: did you mean 'gpus'"),
-        ("units:", "unit:", r"spec\.yaml:16: 'metrics\.loss\.unit' is not known: did you mean 'units'"),
-        ("times: 2", "time: 2", r"spec\.yaml:7: 'sweep\.grid\.y\.time' is not known"),
+        (
+            "seeds:",
+            "seed:",
+            r"spec\.yaml:11: 'seed' is not a known key: did you mean 'seeds'\? Known keys: question, notebook",
+        ),
+        ("gpus:", "gpu:", r"spec\.yaml:12: 'needs\.gpu' is not a known key: did you mean 'gpus'"),
+        ("units:", "unit:", r"spec\.yaml:16: 'metrics\.loss\.unit' is not a known key: did you mean 'units'"),
+        ("times: 2", "time: 2", r"spec\.yaml:7: 'sweep\.grid\.y\.time' is not a known key"),
         ("notebook: small.py\n", "", r"spec\.yaml:1: 'notebook' is missing"),
-        ("8 GiB", "8 GB", r"spec\.yaml:12: needs\.memory: '8 GB' is no quantity: write a number and one of MiB, GiB"),
-        ("20 min", "20", r"spec\.yaml:13: timeout: 20 is no quantity"),
+        (
+            "8 GiB",
+            "8 GB",
+            r"spec\.yaml:12: needs\.memory: '8 GB' is not a quantity: write a number and one of MiB, GiB",
+        ),
+        ("20 min", "20", r"spec\.yaml:13: timeout: 20 is not a quantity"),
         ("retries: 2", "retries: -1", r"spec\.yaml:14: retries: Input should be greater than or equal to 0"),
         ("pairs: text", "pairs: prompt", r"spec\.yaml:16: metrics\.loss: `pairs: prompt` must be one of `over`"),
         ("times: 2", "times: 1", r"spec\.yaml:7: sweep\.grid\.y: give `from`, a larger `to`, and either"),
-        ("[text]", "[text, seed]", r"spec\.yaml:16: metrics\.loss: no dimension in `over` can be called seed"),
-        ("a: [1, 2]", "a: [1, 2", r"spec\.yaml:\d+: no YAML"),
-        ("retries: 2", "question: x", r"spec\.yaml:14: 'question' is given a second time; line 1 has it too"),
+        ("[text]", "[text, seed]", r"spec\.yaml:16: metrics\.loss: no dimension in `over` can have the name seed"),
+        ("a: [1, 2]", "a: [1, 2", r"spec\.yaml:\d+: not YAML"),
+        ("retries: 2", "question: x", r"spec\.yaml:14: 'question' appears twice; it is also on line 1"),
         ("seeds: [0, 1]", "seeds: []", r"spec\.yaml:11: seeds: List should have at least 1 item"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_line(spec, old, new, complaint):
+def test_errors_name_the_line(spec, old, new, complaint):
     assert old in GOOD
     with pytest.raises(BadSpec, match=complaint):
         spec(GOOD.replace(old, new))
 
 
-def test_a_list_is_no_spec(spec):
+def test_a_list_is_not_a_spec(spec):
     with pytest.raises(BadSpec, match=r"spec\.yaml:1: a spec is a mapping"):
         spec("- question")
 
 
-def test_no_text_is_no_spec(spec, tmp_path):
+def test_bytes_are_not_a_spec(spec, tmp_path):
     spec(GOOD)
     (tmp_path / "small" / "spec.yaml").write_bytes(b"question: \xff")
-    with pytest.raises(BadSpec, match=r"spec\.yaml: no UTF-8 text"):
+    with pytest.raises(BadSpec, match=r"spec\.yaml: not UTF-8 text"):
         read_spec(tmp_path / "small")
 
 
@@ -92,7 +100,7 @@ def test_an_unknown_experiment_names_the_nearest(spec, tmp_path):
 def test_the_folders_name_is_a_plain_one(spec, tmp_path):
     spec(GOOD)
     (tmp_path / "small").rename(tmp_path / "Has Spaces")
-    with pytest.raises(BadSpec, match="an experiment's folder is named with a-z, 0-9"):
+    with pytest.raises(BadSpec, match="the name of an experiment's folder has only a-z, 0-9"):
         read_spec(tmp_path / "Has Spaces")
 
 

@@ -1,4 +1,4 @@
-"""The values that a spec gives: those that are secret, and those that are not whatever their names."""
+"""The parameter values of a spec: which are secret, and which are not whatever their names."""
 
 import json
 import pickle
@@ -33,7 +33,7 @@ def addresses(planned):
 
 
 class TestAName:
-    """By itself it decides nothing."""
+    """A name alone does not make a parameter secret."""
 
     @pytest.mark.parametrize("name", ORDINARY)
     def test_is_part_of_the_address_with_its_value(self, planned, name):
@@ -63,7 +63,7 @@ class TestAName:
     params=["variable", "variable set", "listed", "listed set", "listed default", "swept", "zipped", "points"]
 )
 def secretly(request, planned, monkeypatch):
-    """A plan of points for whom api_key is 918273645, however the spec says it."""
+    """A plan whose points have api_key 918273645, given in each way that a spec allows."""
     monkeypatch.setenv("MINE", "918273645")
     reference, value = {"env": "MINE"}, 918273645
     changes = {
@@ -85,7 +85,7 @@ def secretly(request, planned, monkeypatch):
 class TestASecret:
     def test_reaches_the_notebook(self, secretly):
         for point in secretly.points:
-            assert point.given["api_key"].value == 918273645
+            assert point.arguments["api_key"].value == 918273645
 
     def test_is_shown_nowhere(self, secretly):
         sent = job(secretly, secretly.points[0], force=False)
@@ -96,11 +96,11 @@ class TestASecret:
 
     def test_travels_to_other_processes(self, secretly):
         sent = pickle.loads(pickle.dumps(job(secretly, secretly.points[0], force=False)))
-        assert sent.point.given["api_key"].value == 918273645
+        assert sent.point.arguments["api_key"].value == 918273645
 
 
 @pytest.mark.parametrize("values", ["hf_abcdef", [["hf_abcdef"]], {"from": "hf_abcdef"}])
-def test_a_sweep_that_is_none_does_not_show_its_values(planned, values):
+def test_an_invalid_sweep_does_not_show_its_values(planned, values):
     with pytest.raises((BadSpec, BadParameter)) as error:
         planned(sweep={"grid": {"hf_token": values}}, secrets=["hf_token"])
     assert "hf_abcdef" not in "".join(traceback.format_exception(error.value))
@@ -129,7 +129,7 @@ class TestTheAddressOfASecret:
         found = planned(sweep={"grid": {"hf_token": [{"env": "ONE"}, {"env": "TWO"}]}})
         assert [found.describe(point) for point in found.points] == ["hf_token=••• ($ONE)", "hf_token=••• ($TWO)"]
         with pytest.raises(
-            BadSpec, match=r"1 of 2 points .* cannot differ in the value of a secret alone: give each as"
+            BadSpec, match=r"1 of 2 points .* cannot differ only in the value of a secret: write each as"
         ):
             planned(sweep={"grid": {"hf_token": ["hf_one", "hf_two"]}}, secrets=["hf_token"])
 
@@ -137,12 +137,12 @@ class TestTheAddressOfASecret:
 @pytest.mark.parametrize(
     ("changes", "error", "complaint"),
     [
-        ({"parameters": {"hf_token": {"env": "UNSET"}}}, BadParameter, "'hf_token' is to be read from UNSET, which is"),
-        ({"parameters": {"x": {"env": "UNSET"}}}, BadParameter, "'x' is to be read from UNSET, which is not set"),
+        ({"parameters": {"hf_token": {"env": "UNSET"}}}, BadParameter, "'hf_token' is read from UNSET, which is"),
+        ({"parameters": {"x": {"env": "UNSET"}}}, BadParameter, "'x' is read from UNSET, which is not set"),
         ({"parameters": {"x": {"env": 5}}}, BadParameter, "'x': `env` must name an environment variable"),
         ({"secrets": ["x", "hf_tokn"]}, UnknownParameter, "no parameter 'hf_tokn': did you mean 'hf_token'"),
-        ({"secrets": ["seed"]}, BadSpec, "'seed' cannot be secret: it is part of what a run is"),
-        ({"secrets": ["checkpoint"]}, BadSpec, "'checkpoint' cannot be secret: it is part of what a run is"),
+        ({"secrets": ["seed"]}, BadSpec, "'seed' cannot be secret: it is part of a run's identity"),
+        ({"secrets": ["checkpoint"]}, BadSpec, "'checkpoint' cannot be secret: it is part of a run's identity"),
         ({"parameters": {"checkpoint": {"env": "HOME"}}}, BadSpec, "'checkpoint' cannot be secret"),
         ({"secrets": "hf_token"}, BadSpec, "secrets: Input should be a valid list"),
     ],
@@ -178,7 +178,7 @@ class TestAWrongType:
         assert "hf_abcdef" not in "".join(traceback.format_exception(error.value))
 
     @pytest.mark.parametrize("value", ["*hf_abcdef", "[hf_abcdef", "hf_abcdef\0", "2001-99-99"])
-    def test_of_what_is_no_yaml(self, value):
+    def test_of_what_is_not_yaml(self, value):
         with pytest.raises(
             BadSpec, match=r"--set hf_token: the value is not YAML\. Put it into quotes: hf_token="
         ) as error:
@@ -189,4 +189,4 @@ class TestAWrongType:
 
 def test_another_value_of_a_listed_parameter_is_still_the_same_secret(planned):
     (point,) = planned(parameters={"hf_token": "one"}, settings={"hf_token": "two"}, secrets=["hf_token"]).points
-    assert point.given["hf_token"] == Secret("two")
+    assert point.arguments["hf_token"] == Secret("two")

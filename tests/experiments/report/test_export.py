@@ -18,7 +18,8 @@ from qwenlab import cli
 from qwenlab.errors import ExportFailed, MissingExtra, UnknownRun
 from qwenlab.execution.secrets import HIDDEN
 from qwenlab.experiments.record import COLUMNS, write_table
-from qwenlab.experiments.store.store import store_at, write_json
+from qwenlab.experiments.store.location import store_at
+from qwenlab.experiments.store.store import write_json
 
 ADDRESS = "0123456789abcdef"
 LOSSES = [

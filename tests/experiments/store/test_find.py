@@ -1,4 +1,4 @@
-"""The store is asked: runs, metrics, datasets; each finished point once."""
+"""Queries of a store: runs, metrics, datasets; each finished point once."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def store(tmp_path):
     return tmp_path
 
 
-def test_finished_runs_a_row_each(store):
+def test_one_row_per_finished_run(store):
     table = experiments.find("small", store=store)
     assert list(table["params.x"]) == [1, 2, 3, 4]
     assert list(table["metrics.loss (nat)"]) == pytest.approx([1.05, 2.05, 3.05, 4.05])
@@ -44,7 +44,7 @@ def test_of_a_plan_only_the_runs_of_its_points(experiment, tmp_path):
     assert list(experiments.metrics(now, "loss", store=tmp_path)["name"]) == [now.points[0].name]
 
 
-def test_what_did_not_finish_is_asked_for_by_its_state(store):
+def test_unfinished_runs_are_found_by_their_state(store):
     assert list(experiments.find(state="failed", store=store)["exit"]) == ["cell failed"]
     assert list(experiments.find(state="broken_off", store=store)["name"]) == [f"small/{8:016x}"]
     assert len(experiments.find(state=None, store=store)) == 7
@@ -56,7 +56,7 @@ def test_questions_are_sql(store):
     assert list(experiments.find("small", where='"params.x" > 2 AND seed = 0', store=store)["params.x"]) == [4]
     with pytest.raises(BadArgument, match=r'where=\'x > 2\': Binder Error.*\nThe columns are: name, .*"params\.x"'):
         experiments.find(where="x > 2", store=store)
-    with pytest.raises(BadArgument, match="state='done' is none that a run can be in: finished"):
+    with pytest.raises(BadArgument, match=r"find\(state='done'\): give one of 'finished', 'running', .*None"):
         experiments.find(state="done", store=store)
     with pytest.raises(UnknownRun, match=r"has no runs of 'smal'\. It has: other, small"):
         experiments.find("smal", store=store)
@@ -76,7 +76,7 @@ def test_metrics_are_tidy(store):
         experiments.metrics("small", "lost", store=store)
 
 
-def test_what_changes_in_the_store_is_seen(store):
+def test_changes_in_the_store_are_found(store):
     assert len(experiments.find("small", store=store)) == 4
     assert (store / INDEX / "runs.parquet").is_file()
     written(store, 5, [("loss", {"text": 0}, 5.0, "nat")], parameters={"x": 5})
@@ -91,14 +91,14 @@ def test_what_changes_in_the_store_is_seen(store):
 
 
 @pytest.mark.parametrize("damage", ["not parquet", ""])
-def test_a_damaged_index_is_made_again(store, damage):
+def test_a_damaged_index_is_rebuilt(store, damage):
     experiments.find(store=store)
     (store / INDEX / "runs.parquet").write_text(damage)
     assert len(experiments.find("small", store=store)) == 4
 
 
 @pytest.mark.parametrize("facts", ["", "{", "[]", '{"format": 1}'])
-def test_a_half_written_run_is_left_aside(store, facts):
+def test_a_half_written_run_is_skipped(store, facts):
     folder = store / "small" / f"{6:016x}.1"
     folder.mkdir()
     (folder / "facts.json").write_text(facts)
@@ -110,11 +110,11 @@ def test_a_half_written_run_is_left_aside(store, facts):
 def test_one_run_by_the_beginning_of_its_name(store):
     assert experiments.facts("other", store=store)["address"] == f"{7:016x}"
     assert experiments.facts(f"small/{3:016x}", store=store)["folder"] == f"small/{3:016x}"
-    with pytest.raises(UnknownRun, match="'small' is the beginning of several: small/"):
+    with pytest.raises(UnknownRun, match="'small' is the beginning of several names: small/"):
         experiments.facts("small", store=store)
-    with pytest.raises(UnknownRun, match=r"'a\(' is none of its runs"):
+    with pytest.raises(UnknownRun, match=r"'a\(' is not the name of a run"):
         experiments.facts("a(", store=store)
-    with pytest.raises(UnknownRun, match=r"'none' is none of its runs.*\n?.*qwenlab runs list"):
+    with pytest.raises(UnknownRun, match=r"'none' is not the name of a run.*\n?.*qwenlab runs list"):
         experiments.facts("none", store=store)
 
 
@@ -136,7 +136,7 @@ class TestDatasets:
     def test_with_other_labels_are_not_joined(self, store):
         for number in range(1, 5):
             self.save(store, number, [0, 1, 3 if number == 2 else 2])
-        with pytest.raises(CannotCompare, match="'half_life' do not have the same labels"):
+        with pytest.raises(CannotCompare, match="The datasets 'half_life' of the runs do not have the same labels"):
             experiments.datasets("half_life", "small", store=store)
 
     def test_that_are_missing_are_named(self, store):

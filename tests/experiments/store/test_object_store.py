@@ -1,4 +1,4 @@
-"""Stores that are no folder: in memory, and on a server that speaks S3."""
+"""Stores on object stores: in memory, and on a server that speaks S3."""
 
 import gc
 import json
@@ -16,7 +16,7 @@ from qwenlab.experiments import store_at
 from qwenlab.experiments.plan.points import plan
 from qwenlab.experiments.record import COLUMNS, write_table
 from qwenlab.experiments.store.object_store import ObjectStore
-from qwenlab.experiments.sweep.provenance import begun
+from qwenlab.experiments.sweep.provenance import initial_facts
 from tests.experiments.doubling import doubling
 
 NAME = "doubling/0123456789abcdef"
@@ -69,7 +69,7 @@ def test_facts_come_last_and_half_written_files_not_at_all(memory):
     assert [Path(path).name for path in came] == ["a.txt", "zz.txt", "facts.json"]
 
 
-def test_what_did_not_finish_is_kept_beside(memory):
+def test_unfinished_attempts_have_folders_of_their_own(memory):
     store = store_at(memory)
     kept = [store.keep(attempt(store, log=str(number)), NAME, finished=False) for number in range(2)]
     assert kept == [f"{memory}/{NAME}.1", f"{memory}/{NAME}.2"] and not store.is_finished(NAME)
@@ -77,7 +77,7 @@ def test_what_did_not_finish_is_kept_beside(memory):
     assert store.keep(attempt(store), NAME, finished=False) == f"{memory}/{NAME}.3"
 
 
-def test_a_newer_run_takes_the_whole_place_of_an_older_one(memory):
+def test_a_newer_run_replaces_all_of_an_older_one(memory):
     store = store_at(memory)
     store.keep(attempt(store, **{"old.svg": "old", "both.svg": "old"}), NAME, finished=True)
     store.keep(attempt(store, **{"both.svg": "new", "facts.json": '{"new": 1}'}), NAME, finished=True)
@@ -85,7 +85,7 @@ def test_a_newer_run_takes_the_whole_place_of_an_older_one(memory):
     assert store.files.cat_file(f"{store.root}/{NAME}/both.svg") == b"new" and store.facts(NAME) == {"new": 1}
 
 
-def test_an_attempt_that_nobody_kept_goes_with_the_store(memory, here):
+def test_an_attempt_that_was_not_stored_is_deleted_with_the_store(memory, here):
     store = store_at(memory)
     folder = attempt(store)
     assert folder.parent == here
@@ -103,14 +103,21 @@ def test_a_newer_format_is_refused(memory):
 @pytest.mark.parametrize("name", ["../0123456789abcdef", "a/../../etc", "a/b/0123456789abcdef", "doubling", "/etc"])
 def test_a_name_that_would_lead_out_is_refused(memory, name):
     store = store_at(memory)
-    asks = (store.is_finished, store.facts, store.new_attempt, lambda name: store.keep(Path("x"), name, finished=True))
-    for ask in (*asks, lambda name: store.claim(name).__enter__()):
-        with pytest.raises(BadArgument, match="is no run's name"):
-            ask(name)
+    methods = (
+        store.is_finished,
+        store.facts,
+        store.new_attempt,
+        lambda name: store.keep(Path("x"), name, finished=True),
+    )
+    for method in (*methods, lambda name: store.claim(name).__enter__()):
+        with pytest.raises(BadArgument, match="is not the name of a run"):
+            method(name)
 
 
-def test_an_address_that_is_none_is_an_error(monkeypatch):
-    with pytest.raises(BadArgument, match="The store nowhere://x is no folder, and no address that fsspec knows"):
+def test_an_invalid_address_is_an_error(monkeypatch):
+    with pytest.raises(
+        BadArgument, match="The store nowhere://x is not a folder, and not an address that fsspec knows"
+    ):
         store_at("nowhere://x")
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(MissingExtra, match="The store gs://x needs a package that is not installed"):
@@ -120,20 +127,20 @@ def test_an_address_that_is_none_is_an_error(monkeypatch):
         store_at("s3://x")
 
 
-def finished(store, folder, double):
+def finished(store, experiment, double):
     """A finished run of each point, as a notebook would have left it."""
-    planned = plan(folder)
+    planned = plan(experiment)
     for point in planned.points:
         spec = planned.spec.model_dump(mode="json", by_alias=True)
-        facts = begun(point, spec, planned.notebook_path, 1) | {"state": "finished", "seconds": 1.0}
-        made = attempt(store, point.name, **{"facts.json": json.dumps(facts)})
+        facts = initial_facts(point, spec, planned.notebook_path, 1) | {"state": "finished", "seconds": 1.0}
+        folder = attempt(store, point.name, **{"facts.json": json.dumps(facts)})
         rows = [("double", "{}", double * point.parameters["x"], "1")]
-        write_table(pd.DataFrame(rows, columns=list(COLUMNS)), made / "metrics.parquet")
-        store.keep(made, point.name, finished=True)
+        write_table(pd.DataFrame(rows, columns=list(COLUMNS)), folder / "metrics.parquet")
+        store.keep(folder, point.name, finished=True)
     return planned.points
 
 
-def test_it_can_be_asked_and_compared_as_a_folder_can(memory, tmp_path):
+def test_it_can_be_queried_and_compared_like_a_folder(memory, tmp_path):
     folder = doubling(tmp_path / "doubling", "sweep: {grid: {x: [1, 2]}}")
     old, new = store_at(f"{memory}/old"), store_at(f"{memory}/new")
     points = finished(old, folder, 2.0)
@@ -200,7 +207,7 @@ def test_a_sweep_on_ray_runs_into_s3(server, tmp_path):
 
 @pytest.mark.remote
 def test_a_store_in_a_bucket_that_is_not_there_is_an_error_before_anything_runs(server, here, tmp_path):
-    with pytest.raises(StoreFailed, match=r"The store s3://nobucket/runs failed: .*bucket.*\nLook at its address"):
+    with pytest.raises(StoreFailed, match=r"The store s3://nobucket/runs failed: .*bucket.*\nCheck its address"):
         experiments.run(doubling(tmp_path / "doubling"), store="s3://nobucket/runs")
     assert not list(here.glob("qwenlab-run-*"))
 

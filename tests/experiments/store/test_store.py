@@ -1,4 +1,4 @@
-"""The store: each point at most once, whole, and nothing outside."""
+"""The store: each point at most once, complete, and nothing outside."""
 
 import json
 import threading
@@ -6,7 +6,8 @@ import threading
 import pytest
 
 from qwenlab.errors import BadArgument, MissingExtra, NewerStore
-from qwenlab.experiments.store.store import FolderStore, checked, store_at, write_json
+from qwenlab.experiments.store.location import store_at
+from qwenlab.experiments.store.store import FolderStore, checked, write_json
 
 NAME = "small/0123456789abcdef"
 
@@ -23,21 +24,21 @@ def attempt(store, state="finished", text="a"):
     return folder
 
 
-def test_what_finished_is_in_its_place_and_nothing_beside(store):
+def test_a_finished_run_is_in_its_place_and_nothing_else_is_there(store):
     assert not store.is_finished(NAME)
     store.keep(attempt(store), NAME, finished=True)
     assert store.is_finished(NAME)
     assert [each.name for each in (store.root / "small").iterdir()] == ["0123456789abcdef"]
 
 
-def test_what_did_not_stays_beside(store):
+def test_unfinished_attempts_have_folders_of_their_own(store):
     store.keep(attempt(store, "failed"), NAME, finished=False)
     store.keep(attempt(store, "failed"), NAME, finished=False)
     assert not store.is_finished(NAME)
     assert sorted(each.name for each in (store.root / "small").iterdir()) == [f"0123456789abcdef.{n}" for n in (1, 2)]
 
 
-def test_a_run_made_again_takes_the_old_ones_place(store):
+def test_a_repeated_run_replaces_the_old_one(store):
     store.keep(attempt(store, text="old"), NAME, finished=True)
     store.keep(attempt(store, text="new"), NAME, finished=True)
     assert (store.root / NAME / "text").read_text() == "new"
@@ -59,8 +60,8 @@ def test_one_runner_at_a_time(store):
         assert again
 
 
-def test_threads_that_begin_at_once_do_not_meet(tmp_path):
-    """A race over the store's own file was seen once."""
+def test_threads_that_begin_at_once_do_not_interfere(tmp_path):
+    """They raced for store.json once."""
     store, errors = store_at(tmp_path / "store"), []
     barrier = threading.Barrier(8)
 
@@ -86,7 +87,7 @@ def test_threads_that_begin_at_once_do_not_meet(tmp_path):
 )
 def test_a_name_that_leads_elsewhere_is_refused(store, name):
     for use in (checked, store.new_attempt, store.is_finished):
-        with pytest.raises(BadArgument, match="is no run's name"):
+        with pytest.raises(BadArgument, match="is not the name of a run"):
             use(name)
 
 

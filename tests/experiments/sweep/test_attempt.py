@@ -1,4 +1,4 @@
-"""One point run for real: however it ends, the facts say how, and what was recorded stays."""
+"""Run one point for real: however it ends, the facts say how, and recorded metrics stay."""
 
 import json
 import threading
@@ -10,9 +10,9 @@ import pytest
 from qwenlab.errors import NotebookFailed
 from qwenlab.experiments import plan
 from qwenlab.experiments.record import read_metrics
-from qwenlab.experiments.store.store import store_at
+from qwenlab.experiments.store.location import store_at
 from qwenlab.experiments.sweep import provenance
-from qwenlab.experiments.sweep.attempt import Outcome, Stop, run_job
+from qwenlab.experiments.sweep.attempt import Cancellation, Outcome, run_job
 from qwenlab.experiments.sweep.run import job
 from tests.experiments.conftest import NOTEBOOK
 
@@ -21,10 +21,10 @@ from tests.experiments.conftest import NOTEBOOK
 def run(experiment, tmp_path):
     """Run an experiment of one point in this thread's warm kernel."""
 
-    def run(cells=NOTEBOOK, stop=None, force=False, **changes) -> Outcome:
+    def run(cells=NOTEBOOK, cancellation=None, force=False, **changes) -> Outcome:
         planned = plan(experiment(cells, **changes))
         (point,) = planned.points
-        return run_job(job(planned, point, force), store_at(tmp_path / "store"), warm=True, stop=stop)
+        return run_job(job(planned, point, force), store_at(tmp_path / "store"), warm=True, cancellation=cancellation)
 
     return run
 
@@ -102,7 +102,7 @@ def test_a_retry_is_another_attempt(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_does_not_record_all_it_should_is_not_finished(run):
+def test_a_run_without_all_its_metrics_is_not_finished(run):
     cells = NOTEBOOK.replace("ql.experiments.record(loss", "if x > 5: ql.experiments.record(loss")
     outcome = run(cells)
     assert outcome.reason == "the notebook ended without recording loss"
@@ -117,11 +117,11 @@ def test_what_is_finished_is_not_run_again_unless_forced(run):
     assert loss(forced) == loss(first)  # the seed is part of the run
 
 
-def test_a_stop_ends_the_kernel_and_is_no_failure(run):
+def test_cancellation_ends_the_kernel_and_is_not_a_failure(run):
     run()
-    stop = Stop()
-    threading.Timer(3, stop.now).start()
-    outcome = run(stop=stop, parameters={"mode": "slow"}, retries=3)
+    cancellation = Cancellation()
+    threading.Timer(3, cancellation.cancel).start()
+    outcome = run(cancellation=cancellation, parameters={"mode": "slow"}, retries=3)
     assert outcome.state == "interrupted"
     assert facts(outcome)["exit"]["message"] == "stopped by the user"
     assert len(loss(outcome)) == 1
@@ -152,22 +152,22 @@ def test_a_clock_that_jumps_back_changes_no_decision(run, monkeypatch):
     assert run(parameters={"x": 3}).state == "known"
 
 
-def test_the_clock_on_the_wall_is_read_in_one_place():
-    """Everything else is measured by one that does not jump."""
+def test_the_wall_clock_is_read_in_one_place():
+    """All durations come from a monotonic clock."""
     package = Path(provenance.__file__).parents[2]
     read = ("time.time(", "datetime.now", "datetime.today", "st_ctime")
     places = {
         file.relative_to(package).as_posix()
-        for room in ("experiments", "execution")
-        for file in (package / room).rglob("*.py")
+        for folder in ("experiments", "execution")
+        for file in (package / folder).rglob("*.py")
         if any(word in file.read_text() for word in read)
     }
     assert places == {"experiments/sweep/provenance.py"}
 
 
-def test_the_kernels_own_failure_is_told(run, monkeypatch):
+def test_a_kernel_that_cannot_start_is_in_the_facts(run, monkeypatch):
     def unready(*words):
-        raise NotebookFailed("the kernel could not be made ready: ValueError: x")
+        raise NotebookFailed("the kernel could not be prepared: ValueError: x")
 
     monkeypatch.setattr("qwenlab.execution.kernel.Kernel.begin", unready)
     outcome = run()

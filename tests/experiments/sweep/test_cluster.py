@@ -19,9 +19,9 @@ from qwenlab import experiments
 from qwenlab.errors import BadArgument, MissingExtra, NeedsNotMet
 from qwenlab.experiments import store_at
 from qwenlab.experiments.plan.points import plan
-from qwenlab.experiments.sweep import cluster as of_cluster
-from qwenlab.experiments.sweep.actors import LAST
-from qwenlab.experiments.sweep.attempt import Stop
+from qwenlab.experiments.sweep import cluster as cluster_module
+from qwenlab.experiments.sweep.actors import SHUTDOWN_SECONDS
+from qwenlab.experiments.sweep.attempt import Cancellation
 from qwenlab.experiments.sweep.cluster import run_on
 from qwenlab.experiments.sweep.run import job
 from tests.experiments.doubling import doubling
@@ -50,18 +50,18 @@ def quiet():
 
 @pytest.fixture(scope="module")
 def cluster(quiet):
-    """A head on which nothing runs, and two nodes with a core each; this process is connected to it."""
-    made = cluster_utils.Cluster()
-    made.client = free_port() if find_spec("grpc") else None
+    """A head node without cores, and two nodes with one core each; this process is connected to it."""
+    started = cluster_utils.Cluster()
+    started.client = free_port() if find_spec("grpc") else None
     soon_dead = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}
-    head = dict(ray_client_server_port=made.client, include_dashboard=False, _system_config=soon_dead)
-    made.add_node(num_cpus=0, **head, **SMALL)
-    made.two = [made.add_node(num_cpus=1, **SMALL) for _ in range(2)]
-    made.wait_for_nodes()
-    ray.init(address=made.address, log_to_driver=False)
-    yield made
+    head = dict(ray_client_server_port=started.client, include_dashboard=False, _system_config=soon_dead)
+    started.add_node(num_cpus=0, **head, **SMALL)
+    started.two = [started.add_node(num_cpus=1, **SMALL) for _ in range(2)]
+    started.wait_for_nodes()
+    ray.init(address=started.address, log_to_driver=False)
+    yield started
     ray.shutdown()
-    made.shutdown()
+    started.shutdown()
 
 
 def attempts(store):
@@ -100,11 +100,11 @@ def test_a_point_that_fails_does_not_stop_the_others_and_kernels_stay_warm(clust
     assert len(set(pids)) == 2 and os.getpid() not in pids
     assert max(each.used["runs_in_kernel"] for each in result.of("finished")) > 1
     assert [each.state for each in experiments.run(folder, store=store, on=LOCAL, only={"x": 2}).outcomes] == ["known"]
-    assert not list(store.glob(".witness*"))
+    assert not list(store.glob(".marker*"))
 
 
 def test_needs_that_no_node_meets_are_an_error_that_names_the_line(cluster, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(of_cluster, "PATIENCE", 1.0)
+    monkeypatch.setattr(cluster_module, "PATIENCE", 1.0)
     folder = doubling(tmp_path / "doubling", "needs: {cores: 1, gpus: 2}")
     line = (folder / "spec.yaml").read_text().splitlines().index("needs: {cores: 1, gpus: 2}") + 1
     with pytest.raises(
@@ -116,7 +116,7 @@ def test_needs_that_no_node_meets_are_an_error_that_names_the_line(cluster, tmp_
 
 
 def test_a_node_that_comes_later_is_waited_for(cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr(of_cluster, "PATIENCE", 60.0)
+    monkeypatch.setattr(cluster_module, "PATIENCE", 60.0)
     folder = doubling(tmp_path / "doubling", "needs: {cores: 2, memory: 50 MiB}")
     with ThreadPoolExecutor(1) as thread:
         running = thread.submit(experiments.run, folder, store=tmp_path / "runs", on=LOCAL)
@@ -146,7 +146,7 @@ def test_a_node_without_the_notebook_is_sent_its_folder(cluster, tmp_path):
     (folder / "data" / "half.txt").write_text("0.5")
     planned = plan(folder)
     jobs = [job(planned, point, force=False) for point in planned.points]
-    outcomes = run_on(LOCAL, planned, jobs, store, warm=True, stop=Stop())
+    outcomes = run_on(LOCAL, planned, jobs, store, warm=True, cancellation=Cancellation())
     folder.rename(tmp_path / "gone")
     assert {each.state: each.reason for each in outcomes} == {"finished": ""}
     assert sorted(experiments.metrics("doubling", "double", store=store)["value"]) == [2, 4, 6]
@@ -213,17 +213,18 @@ def test_ctrl_c_ends_the_kernels_and_says_so_in_the_store(tmp_path, number):
         until(lambda: len(attempts(store)) == min(4, os.cpu_count() or 1))
         until(lambda: any("ipykernel_launcher" in each.cmdline() for each in processes_with(str(tmp_path))))
         os.killpg(driver.pid, number)
-        said, _ = driver.communicate(timeout=LAST - 5)  # the workers are told; they are not only given up in the end
+        # Shorter than the shutdown time: the workers answer the interrupt, the driver does not just give them up.
+        printed, _ = driver.communicate(timeout=SHUTDOWN_SECONDS - 5)
     finally:
         driver.kill()
-    assert driver.returncode == 130 and "4 not run" in said, said
+    assert driver.returncode == 130 and "4 not run" in printed, printed
     assert set(experiments.find("doubling", state=None, store=store)["state"]) == {"interrupted"}
     until(lambda: not processes_with(str(tmp_path)), seconds=15)
 
 
 @pytest.mark.parametrize("on", ["ray", "ray://host", "slurm"])
-def test_a_place_that_is_none_is_an_error(tmp_path, on):
-    with pytest.raises(BadArgument, match=rf"on='{on}' is no place to run\. Give 'ray://HOST:PORT'"):
+def test_an_invalid_place_is_an_error(tmp_path, on):
+    with pytest.raises(BadArgument, match=rf"on='{on}' is not a place to run\. Give 'ray://HOST:PORT'"):
         experiments.run(doubling(tmp_path / "doubling"), store=tmp_path / "runs", on=on)
 
 

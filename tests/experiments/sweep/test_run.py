@@ -1,4 +1,4 @@
-"""A sweep run for real: what fails, is killed, is run twice at once or has no disk left, and is run again."""
+"""Sweeps run for real: failures, killed runners, two runners at once, a full disk, and runs that continue them."""
 
 import json
 import os
@@ -60,15 +60,15 @@ def test_a_failing_point_does_not_stop_the_others(experiment, tmp_path, capfd):
     shown = capfd.readouterr().err
     assert "x=2: cell [5] raised ValueError: boom" in shown
     assert re.search(r"small: 100%.*3/3 .*1 failed", shown)
-    # A run that failed costs its kernel.
+    # The kernel of a failed run is replaced.
     assert [outcome.used.get("runs_in_kernel") for outcome in result.outcomes] == [1, None, 1]
 
-    mended = experiment(NOTEBOOK, **SWEEP)
-    again = run(mended, store=tmp_path / "store")
+    fixed = experiment(NOTEBOOK, **SWEEP)
+    again = run(fixed, store=tmp_path / "store")
     assert again.complete
     assert len(again.of("finished")) == 3  # the notebook is another, so all its runs are
 
-    third = run(mended, store=tmp_path / "store")
+    third = run(fixed, store=tmp_path / "store")
     assert len(third.of("known")) == 3
     assert states(tmp_path / "store")[2, "failed"] == 1
 
@@ -126,10 +126,10 @@ def test_a_runner_that_is_killed_leaves_nothing_half_done(experiment, tmp_path):
 def test_two_runners_share_the_work(experiment, tmp_path):
     folder, store = experiment(sweep={"grid": {"x": [1, 2, 3, 4, 5]}}), tmp_path / "store"
     both = [start("run", folder, "--store", store) for _ in range(2)]
-    said = [process.communicate(timeout=180)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
+    printed = [process.communicate(timeout=180)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
     assert states(store) == {(x, "finished"): 1 for x in range(1, 6)}
-    assert sum(int(count) for out in said for count in re.findall(r"(\d+) finished(?! before)", out)) == 5
+    assert sum(int(count) for out in printed for count in re.findall(r"(\d+) finished(?! before)", out)) == 5
 
 
 @pytest.mark.slow
@@ -159,7 +159,7 @@ def test_a_full_disk_loses_nothing_that_was_there(experiment, tmp_path):
     assert run(folder, store=kept).complete
 
 
-def test_what_a_machine_must_have_is_looked_at_first(experiment, tmp_path):
+def test_the_needs_are_checked_first(experiment, tmp_path):
     store = tmp_path / "store"
     for needs, complaint in (
         ({"gpus": 64}, r"spec\.yaml:\d+: 1 x 64 GPUs are needed, and this machine has \d"),

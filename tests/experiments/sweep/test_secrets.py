@@ -11,7 +11,7 @@ import pytest
 
 from qwenlab import experiments
 from qwenlab.experiments.store.catalogue import catalogue
-from qwenlab.experiments.store.store import store_at
+from qwenlab.experiments.store.location import store_at
 from tests.experiments.conftest import NOTEBOOK
 
 TRICKY = "p@ss\"w\\x<é>'"
@@ -74,9 +74,16 @@ def test_a_secret_is_in_no_file_of_a_store_and_in_no_message(experiment, tmp_pat
 
     table = experiments.find("small", state=None, store=store)
     page = experiments.report("small", store=store)
-    said = capfd.readouterr()
+    printed = capfd.readouterr()
     index = catalogue(store_at(store)).runs
-    shown = [said.out, said.err, str(result), table.to_csv(), index.to_csv(), *(e.reason for e in result.outcomes)]
+    shown = [
+        printed.out,
+        printed.err,
+        str(result),
+        table.to_csv(),
+        index.to_csv(),
+        *(e.reason for e in result.outcomes),
+    ]
     files = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
     assert page in files and any(path.suffix == ".parquet" for path in files)
     assert not [path for path, content in files.items() for part in LEFT if part in content]
@@ -87,8 +94,8 @@ def test_a_secret_is_in_no_file_of_a_store_and_in_no_message(experiment, tmp_pat
         assert {str(value)[:3] for name, value in facts(outcome)["parameters"].items() if name in SECRETS} == {"•••"}
         executed = nbformat.read(Path(outcome.where) / "notebook.ipynb", 4)
         nbformat.validate(executed)
-        printed = executed.cells[5].outputs[0].text
-        assert " True e [" in printed and "'HOME'" in printed  # what is short is a part of ordinary text
+        text = executed.cells[5].outputs[0].text
+        assert " True e [" in text and "'HOME'" in text  # short values are parts of ordinary text
 
 
 def facts(outcome) -> dict:

@@ -1,4 +1,4 @@
-"""What a node must have before it runs a point, and what is sent to it."""
+"""A worker checks its node before it runs a point, and gets the notebook's folder."""
 
 import asyncio
 from functools import partial
@@ -9,35 +9,37 @@ import qwenlab as ql
 from qwenlab.errors import ClusterFailed, NeedsNotMet
 from qwenlab.experiments.plan.points import plan
 from qwenlab.experiments.sweep.run import job
-from qwenlab.experiments.sweep.worker import Folder, Terms, Worker, folder_of
+from qwenlab.experiments.sweep.worker import NotebookFolder, Worker, WorkerSettings, folder_of
 from tests.experiments.doubling import doubling
 
 
-def ask(worker, folder):
+def run_one(worker, folder):
     planned = plan(folder)
     return asyncio.run(worker.run(job(planned, planned.points[0], force=False)))
 
 
 def test_a_node_that_does_not_see_the_store_is_an_error(tmp_path):
     folder = doubling(tmp_path / "doubling")
-    worker = Worker(Terms(ql.__version__, "/there", "/there/.witness-1"), partial(folder_of, folder / "notebook.py"))
+    settings = WorkerSettings(ql.__version__, "/there", "/there/.marker-1")
+    worker = Worker(settings, partial(folder_of, folder / "notebook.py"))
     with pytest.raises(ClusterFailed, match=r"does not see the store /there\.\nGive a folder on a file system"):
-        ask(worker, folder)
+        run_one(worker, folder)
 
 
 def test_a_node_without_an_extra_is_an_error(tmp_path):
     folder = doubling(tmp_path / "doubling")
-    terms = Terms(ql.__version__, str(tmp_path), needed={"no_such_module": "spec.yaml:3: it is not installed"})
+    modules = {"no_such_module": "spec.yaml:3: it is not installed"}
+    settings = WorkerSettings(ql.__version__, str(tmp_path), required_modules=modules)
     with pytest.raises(NeedsNotMet, match=r"spec.yaml:3: it is not installed\nThe node .* lacks it\."):
-        ask(Worker(terms, partial(folder_of, folder / "notebook.py")), folder)
+        run_one(Worker(settings, partial(folder_of, folder / "notebook.py")), folder)
 
 
 def test_a_notebook_that_differs_on_the_node_and_is_too_large_to_send_is_an_error(tmp_path):
     folder = doubling(tmp_path / "doubling")
-    sent = Folder({"notebook.py": b"other"}, whole=False)
-    worker = Worker(Terms(ql.__version__, str(tmp_path)), lambda: sent)
+    sent = NotebookFolder({"notebook.py": b"other"}, complete=False)
+    worker = Worker(WorkerSettings(ql.__version__, str(tmp_path)), lambda: sent)
     with pytest.raises(ClusterFailed, match=r"does not have .*notebook.py as the driver has it"):
-        ask(worker, folder)
+        run_one(worker, folder)
 
 
 def test_what_is_sent_leaves_out_caches_hidden_files_and_stores(tmp_path, monkeypatch):
@@ -46,6 +48,7 @@ def test_what_is_sent_leaves_out_caches_hidden_files_and_stores(tmp_path, monkey
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("x" * 100)
     sent = folder_of(folder / "notebook.py")
-    assert sorted(sent.files) == ["data/a.txt", "helper.py", "notebook.py", "spec.yaml"] and sent.whole
+    assert sorted(sent.files) == ["data/a.txt", "helper.py", "notebook.py", "spec.yaml"] and sent.complete
     monkeypatch.setattr("qwenlab.experiments.sweep.worker.LARGEST", 300)
-    assert folder_of(folder / "notebook.py") == Folder({"notebook.py": sent.files["notebook.py"]}, whole=False)
+    alone = NotebookFolder({"notebook.py": sent.files["notebook.py"]}, complete=False)
+    assert folder_of(folder / "notebook.py") == alone

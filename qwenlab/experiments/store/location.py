@@ -1,0 +1,24 @@
+"""Open the store at a folder's path or an object store's address."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from qwenlab.experiments.store.object_store import ObjectStore
+from qwenlab.experiments.store.store import FolderStore, Store
+
+DEFAULT = "runs"
+
+
+def store_at(url: str | os.PathLike[str] | None = None) -> Store:
+    """Open the store in a folder, or at an address that fsspec knows ("s3://bucket/runs").
+
+    url  by default the environment variable QWENLAB_STORE, or else the folder `runs` in the working directory
+
+    Raises NewerStore, and MissingExtra if the address needs a package that is not installed.
+    """
+    address = str(url or os.environ.get("QWENLAB_STORE") or DEFAULT)
+    if "://" in address and not address.startswith("file://"):
+        return ObjectStore(address)
+    return FolderStore(Path(address.removeprefix("file://")))
