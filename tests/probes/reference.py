@@ -1,6 +1,6 @@
-"""What each probe must say of some texts, added up in plain loops over tokens from what `by_hand` works out.
+"""Reference values of each probe, summed in plain loops over tokens from the float64 layers of `by_hand`.
 
-A dict of arrays by probe, with the names and dims of the recording.
+Each function returns a dict of arrays, with the names and dims of the recording.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ WINDOWS = (2, 4, 8, 16, 32, 64, 128)
 
 @dataclass
 class Text:
-    """A text that was read, from token `first` to the last, its tokens called `label` (a number for each)."""
+    """A text that was read from token `first` on; `label` has the label of each token, as an integer."""
 
     layers: list[Layer]
     number: int  # in reading order
@@ -45,7 +45,7 @@ def layers_where(texts, wanted):
 
 
 def measured(token, every, text):
-    """Whether it is the token that stands for its block of so many, in this text of those read."""
+    """Return whether a token is the sampled one of its block of `every` tokens in this text."""
     block = token // every
     place = (0x80000000 + block * 0x9E3779B9 + text.number * 0x6A09E667) % 2**32
     return token == every * block + place * every // 2**32
