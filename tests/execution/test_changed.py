@@ -61,7 +61,7 @@ def test_what_is_compared(run, tmp_path):
         "random.random = functools.partial(max, 1, 2)": "random.random",
         "math.pi = 3": "math.pi",
         "xr.DataArray.mine = Visitor()": "xarray.core.dataarray.DataArray.mine",
-        "kept.CHUNK = 7": "qwenlab.checkpoint.model_cache.CHUNK",
+        "model_cache.CHUNK = 7": "qwenlab.checkpoint.model_cache.CHUNK",
         "ql.watch = function": "qwenlab.watch",
         "ql.intervene = ql.open": "qwenlab.intervene",  # not imported before, so the name is new
         "os.environ['HF_HOME'] = 'elsewhere'": "environment: HF_HOME",
@@ -80,7 +80,7 @@ def test_what_is_compared(run, tmp_path):
         "import transformers.models.qwen3_5.modeling_qwen3_5 as qwen\n"
         "import transformers.models.llama.modeling_llama as llama\n"
         "import qwenlab as ql\n"
-        "from qwenlab.checkpoint import kept\n"
+        "from qwenlab.checkpoint import model_cache\n"
         "from qwenlab.execution.pristine import process\n"
     )
     release()
