@@ -39,9 +39,9 @@ def test_arguments_that_are_not_probes(small):
         BadArgument, match=r"two probes of the same kind: DeltaNet, Routing, DeltaNet.\nGive each kind once."
     ):
         watch(small, DeltaNet(), Routing(), DeltaNet(layers=[0]))
-    with pytest.raises(BadArgument, match=r"This is a str, which is no model and holds none.\nGive a transformers"):
+    with pytest.raises(BadArgument, match=r"Expected a model or a Checkpoint, got a str.\nPass a transformers"):
         watch("toy-moe", DeltaNet())
-    with pytest.raises(BadArgument, match=r"This is a str, which is no model"):
+    with pytest.raises(BadArgument, match=r"Expected a model or a Checkpoint, got a str"):
         defaults("toy-moe")
     with pytest.raises(TypeError, match="prediction_head"):
         DeltaNet(prediction_head=3)
