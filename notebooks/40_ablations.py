@@ -153,7 +153,7 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# ## The harm of each ablation
+# ## The effect of each ablation
 #
 # The rise of the loss, by part and task. Each row has its own scale, with its maximum at the right: compare within a
 # row, not within a column. Filled cells *stand*; the others are underlined, however large.
@@ -180,9 +180,9 @@ notebook.show(
 # %% [markdown]
 # ## Ranking, with its uncertainty
 #
-# Parts ranked by their harm on the hardest recall task. Grey strokes are the controls of each part: a mark among them
-# means no more harm than removing any other part. The right panel has simultaneous 95 % intervals of the ranks: parts
-# with overlapping bars are tied.
+# Parts ranked by their effect on the hardest recall task. Grey strokes are the controls of each part: a mark among them
+# means no larger effect than removing any other part. The right panel has simultaneous 95 % intervals of the ranks:
+# parts with overlapping bars are tied.
 
 # %%
 hardest = recall[-1].name
@@ -194,16 +194,17 @@ notebook.show(
 
 # %%
 table = ql.stats.ablation_table(accuracy, hardest).isel(ablation=slice(6))
-effects = ["harm", "harm_interval", "beyond_controls", "beyond_controls_interval"]
+effects = ["effect", "effect_interval", "effect_above_controls", "effect_above_controls_interval"]
 table[effects].to_dataframe()[effects].unstack("bound")
 
 # %%
 table[["p_holm", "rank_low", "rank_high", "stands"]].to_dataframe()[["p_holm", "rank_low", "rank_high", "stands"]]
 
 # %% [markdown]
-# * `harm`: fall of the accuracy (unedited minus edited), paired by text; `low` and `high` are the ends of its interval.
-# * `beyond_controls`: the harm minus the mean harm of its controls. Its interval is wider, because the controls are few
-#   and random.
+# * `effect`: fall of the accuracy (unedited minus edited), paired by text; `low` and `high` are the ends of its
+#   interval.
+# * `effect_above_controls`: the effect minus the mean effect of its controls. Its interval is wider, because the
+#   controls are few and random.
 # * `p_holm`: p-value of a sign-flip test over texts, corrected for all parts and tasks. With *n* texts it cannot be
 #   below 2 to the power of 1 - *n* times the correction: with few texts nothing can stand.
 # * `rank_low`, `rank_high`: the interval of the rank.
@@ -226,7 +227,7 @@ mean_loss = ql.stats.ablations(mean_sweep)
 names = [each.name for each in mixers]
 pd.DataFrame(
     {
-        f"{task.name}, {how} (nat/token)": ql.notebook.intervals(found.sel(task=task.name, ablation=names), "harm")
+        f"{task.name}, {how} (nat/token)": ql.notebook.intervals(found.sel(task=task.name, ablation=names), "effect")
         for task in both
         for how, found in (("zero", loss), ("mean", mean_loss))
     },

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import NothingMeasured
-from qwenlab.stats.base.harm import ABOUT, Harms, Meaning, dataset_of, harms, stacked
+from qwenlab.stats.base.ablation_effects import ABOUT, AblationEffects, Meaning, ablation_effects, dataset_of, stacked
 from qwenlab.stats.base.source import Source, read, statistic
 from qwenlab.stats.base.variables import Bootstrap
 
@@ -24,7 +24,7 @@ def ablated_acceptance(
 ) -> xr.Dataset:
     """How much each ablation shortens the acceptance length of the draft head, by [task, ablation].
 
-    harm  mean over texts of clean_acceptance_length - acceptance_length on the same text, tokens per round: positive
+    effect  mean over texts of clean_acceptance_length - acceptance_length on the same text, tokens per round: positive
           where fewer drafts are accepted
 
     The other variables, intervals, p, ranks and `stands` are as in `stats.ablations`; its table, findings and plots
@@ -48,15 +48,15 @@ def ablated_acceptance(
             f"Each text of {lost[0]!r} has no round under some ablation, or none at all.\n"
             "Give longer texts, or leave out what makes the model end at once."
         )
-    sweep = Harms.of(data, "acceptance_length", (clean - lengths)[:, known], task[known])
-    values = harms(sweep, how)
+    sweep = AblationEffects.of(data, "acceptance_length", (clean - lengths)[:, known], task[known])
+    values = ablation_effects(sweep, how)
     values |= stacked([_of_clean(sweep, name, clean[known], how) for name in sweep.tasks])
     values["left_out"] = np.array([(~known[task == name]).sum() for name in sweep.tasks])
     facts = {name: data.attrs[name] for name in _FACTS if name in data.attrs}
     return dataset_of(sweep, values, "token", "fall of the acceptance length", _OF_CLEAN, how).assign_attrs(facts)
 
 
-def _of_clean(sweep: Harms, task: str, clean: np.ndarray, how: Bootstrap) -> dict[str, np.ndarray]:
+def _of_clean(sweep: AblationEffects, task: str, clean: np.ndarray, how: Bootstrap) -> dict[str, np.ndarray]:
     """The unedited model's acceptance length on one task."""
     here = sweep.in_task(task)
     values = clean[here]

@@ -16,10 +16,10 @@ _NAMED = 5
 
 _KINDS = {DELTANET: "DeltaNet", ATTENTION: "attention"}
 _NEEDS = (
-    "harm",
-    "harm_interval",
-    "beyond_controls",
-    "beyond_controls_interval",
+    "effect",
+    "effect_interval",
+    "effect_above_controls",
+    "effect_above_controls_interval",
     "p_holm",
     "p_beyond_holm",
     "rank_low",
@@ -31,18 +31,18 @@ _NEEDS = (
 def ablation_table(source: xr.Dataset, task: str) -> xr.Dataset:
     """One row per ablation, of one task of `ablations` or `ablated_acceptance`, the most harmful first.
 
-    harm, beyond_controls and, of accuracy, share_lost, with their intervals <name>_interval [.., bound]; controls,
-    their number; p_holm, p_beyond_holm, rank_low, rank_high and stands.
+    effect, effect_above_controls and, of accuracy, share_lost, with their intervals <name>_interval [.., bound];
+    controls, their number; p_holm, p_beyond_holm, rank_low, rank_high and stands.
 
     Raises MissingVariable for other statistics, and BadArgument for a task that they do not have.
     """
     here = _checked(source, task).sel(task=task)
     columns: dict[str, xr.DataArray] = {}
-    for name in ("harm", "beyond_controls", "share_lost"):
+    for name in ("effect", "effect_above_controls", "share_lost"):
         if name in here:
             columns |= {each: here[each] for each in (name, f"{name}_interval")}
     columns |= {name: here[name] for name in ("controls", "p_holm", "p_beyond_holm", "rank_low", "rank_high", "stands")}
-    order = np.argsort(-here["harm"].values, kind="stable")
+    order = np.argsort(-here["effect"].values, kind="stable")
     return xr.Dataset(columns).drop_vars("task").isel(ablation=order).assign_attrs(source.attrs | {"task": task})
 
 
@@ -62,7 +62,7 @@ def ablation_findings(statistics: xr.Dataset) -> str:
         else "nothing stands"
     )
     lines = [
-        f"**{name}, {_number_of(count, 'ablation')}, {data['harm'].attrs['long_name']}: {total}.** "
+        f"**{name}, {_number_of(count, 'ablation')}, {data['effect'].attrs['long_name']}: {total}.** "
         "To stand, an ablation must differ from 0 (signs of texts flipped) and go beyond its random controls (Welch's "
         f"t), both with p < {alpha:.2g} after Holm's correction over {tests} tests. "
         f"Brackets: {data.attrs['level']:.0%} intervals over texts.{_of_what(data)}",
@@ -135,7 +135,7 @@ def _of_task(here: xr.Dataset, score: str, alpha: float, tests: int) -> Iterator
             f"{_number_of(int(here['texts']), 'text')} are too few: p cannot be less than {least:.2g}, and {tests} "
             f"tests need p < {alpha / tests:.2g} for the first to stand; read {enough} texts or more."
         )
-    order = np.argsort(-np.abs(here["harm"].values), kind="stable")
+    order = np.argsort(-np.abs(here["effect"].values), kind="stable")
     here = here.isel(ablation=order)
     stands = here["stands"].values
     differs = (here["p_holm"].values < alpha) & ~stands
@@ -154,7 +154,7 @@ def _of_task(here: xr.Dataset, score: str, alpha: float, tests: int) -> Iterator
         first = here.isel(ablation=int(rest.argmax()))
         yield (
             f"Of the other {rest.sum()} none surely differs from 0; the largest is {_name(first)}, "
-            f"{_estimate(first, 'harm')}, p {float(first['p_holm']):.2g}."
+            f"{_estimate(first, 'effect')}, p {float(first['p_holm']):.2g}."
         )
 
 
@@ -165,14 +165,15 @@ def _told(here: xr.Dataset, which: np.ndarray) -> str:
 
 
 def _one(one: xr.Dataset) -> str:
-    """An ablation: its harm, what goes beyond its controls, its ranks."""
-    words = [f"{_name(one)} {_estimate(one, 'harm')}"]
-    if float(one["harm"]) < 0:
+    """An ablation: its effect, what goes beyond its controls, its ranks."""
+    words = [f"{_name(one)} {_estimate(one, 'effect')}"]
+    if float(one["effect"]) < 0:
         words.append("the model does better without it")
     if int(one["controls"]):
         p = float(one["p_beyond_holm"])
         sure = "" if np.isnan(p) else f" (p {p:.2g})"
-        words.append(f"beyond {_number_of(int(one['controls']), 'control')} {_estimate(one, 'beyond_controls')}{sure}")
+        above = _estimate(one, "effect_above_controls")
+        words.append(f"beyond {_number_of(int(one['controls']), 'control')} {above}{sure}")
     if "share_lost" in one and np.isfinite(one["share_lost"]):
         low, high = one["share_lost_interval"].values
         words.append(f"{float(one['share_lost']):.0%} [{low:.0%}, {high:.0%}] of what there is to lose")

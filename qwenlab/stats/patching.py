@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import NothingMeasured
-from qwenlab.stats.base.harm import FACTS, as_objects
+from qwenlab.stats.base.ablation_effects import FACTS, as_objects
 from qwenlab.stats.base.source import Source, read, statistic
 from qwenlab.stats.base.variables import Bootstrap, variable, with_interval
 from qwenlab.stats.formulas import paired

@@ -31,12 +31,12 @@ def test_by_loops(seed, missing):
         assert_allclose(one["clean_acceptance_length"], np.mean(clean))
         for row, (name, of) in enumerate(zip(made["ablation"].values, made["control_of"].values, strict=True)):
             lengths = [float(made["acceptance_length"][row, text]) for text in texts]
-            harm = [before - after for before, after in zip(clean, lengths, strict=True)]
+            effect = [before - after for before, after in zip(clean, lengths, strict=True)]
             if of:
-                assert_allclose(one["control_harm"].sel(control=name), np.mean(harm), atol=1e-12)
+                assert_allclose(one["control_effect"].sel(control=name), np.mean(effect), atol=1e-12)
             else:
-                assert_allclose(one["harm"].sel(ablation=name), np.mean(harm), atol=1e-12)
-                assert_allclose(one["p"].sel(ablation=name), slow_flip_p(harm))
+                assert_allclose(one["effect"].sel(ablation=name), np.mean(effect), atol=1e-12)
+                assert_allclose(one["p"].sel(ablation=name), slow_flip_p(effect))
 
 
 def test_the_clean_length_has_an_interval_over_texts():
@@ -57,8 +57,8 @@ def test_the_planted_mixer_stands_alone():
         "mixer 3": 2
     }
     assert (told["rank_high"].sel(ablation="mixer 3") == 1).all()
-    assert (told["harm_interval"].sel(ablation="mixer 3", bound="low") > 0).all()
-    assert told["harm"].attrs["units"] == "token"
+    assert (told["effect_interval"].sel(ablation="mixer 3", bound="low") > 0).all()
+    assert told["effect"].attrs["units"] == "token"
 
 
 def test_all_texts_as_one():
@@ -67,7 +67,7 @@ def test_all_texts_as_one():
     assert told["task"].values.tolist() == ["all texts"] and int(told["texts"][0]) == 9
     lengths = made["clean_acceptance_length"] - made["acceptance_length"]
     units = made["control_of"].values == ""
-    assert_allclose(told["harm"][0], lengths.mean("text")[units])
+    assert_allclose(told["effect"][0], lengths.mean("text")[units])
 
 
 def test_the_rule_is_part_of_it_and_a_recording_gives_the_same():

@@ -16,15 +16,15 @@ def told():
     return stats.ablations(made_sweep(planted={"mixer 3": 0.4, "mlp 6": -0.3}, seed=4))
 
 
-def test_the_table_is_in_the_order_of_the_harm(told):
+def test_the_table_is_in_the_order_of_the_effect(told):
     table = stats.ablation_table(told, "recall")
     here = told.sel(task="recall")
-    assert (np.diff(table["harm"]) <= 0).all()
+    assert (np.diff(table["effect"]) <= 0).all()
     assert table["ablation"].values[0] == "mixer 3" and table["ablation"].values[-1] == "mlp 6"
     assert sorted(table["ablation"].values) == sorted(told["ablation"].values)
-    for name in ("harm", "beyond_controls", "p_holm", "rank_low", "rank_high", "stands"):
+    for name in ("effect", "effect_above_controls", "p_holm", "rank_low", "rank_high", "stands"):
         assert_allclose(table[name].astype(float), here[name].sel(ablation=table["ablation"]).astype(float))
-    for name in ("harm", "beyond_controls"):
+    for name in ("effect", "effect_above_controls"):
         low, high = (here[f"{name}_interval"].sel(ablation=table["ablation"], bound=end) for end in ("low", "high"))
         assert_allclose(table[f"{name}_interval"].sel(bound="low"), low)
         assert_allclose(table[f"{name}_interval"].sel(bound="high"), high)
@@ -33,7 +33,7 @@ def test_the_table_is_in_the_order_of_the_harm(told):
     assert frame.index.tolist() == table["ablation"].values.tolist()
     assert {"of", "layer", "kind", "edit", "parameters", "controls"} <= set(frame)
     assert "share_lost" not in frame
-    effects = ("harm", "harm_interval", "beyond_controls_interval")
+    effects = ("effect", "effect_interval", "effect_above_controls_interval")
     assert {table[name].attrs["units"] for name in effects} == {"nat/token"}
 
 
@@ -55,13 +55,17 @@ def test_what_stands_is_told_with_every_number(told):
         here = told.sel(task=name)
         assert line.startswith(f"- **{name}**, 16 texts: 2 of 16 stand: `mixer 3` (attention) ")
         one = here.sel(ablation="mixer 3")
-        ends = [*one["harm_interval"].values, float(one["beyond_controls"]), *one["beyond_controls_interval"].values]
-        assert_allclose(numbers(line)[:6], [float(one["harm"]), *ends], rtol=6e-3)
+        ends = [
+            *one["effect_interval"].values,
+            float(one["effect_above_controls"]),
+            *one["effect_above_controls_interval"].values,
+        ]
+        assert_allclose(numbers(line)[:6], [float(one["effect"]), *ends], rtol=6e-3)
         assert f"] nat/token (p {float(one['p_beyond_holm']):.2g}), rank 1;" in line
         assert "`mlp 6` (DeltaNet) -0." in line and "the model does better without it" in line
         assert ", rank 16." in line
         rest = here.drop_sel(ablation=["mixer 3", "mlp 6"])
-        largest = rest.isel(ablation=int(np.abs(rest["harm"].values).argmax()))
+        largest = rest.isel(ablation=int(np.abs(rest["effect"].values).argmax()))
         assert f"Of the other 14 none surely differs from 0; the largest is `{largest['ablation'].item()}`" in line
         assert f"p {float(largest['p_holm']):.2g}." in line
 

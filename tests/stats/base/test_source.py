@@ -240,7 +240,7 @@ def test_a_quantity_has_one_unit(name, recording):
 def test_scores_of_a_sweep_have_the_units_of_what_is_made_of_them(score, recording):
     sweep = recording["ablations"]
     assert wrong_units(sweep) == {}
-    assert stats.ablations(sweep, score=score)["harm"].attrs["units"] == sweep[score].attrs["units"]
+    assert stats.ablations(sweep, score=score)["effect"].attrs["units"] == sweep[score].attrs["units"]
 
 
 def test_measures_have_those_units(tmp_path):

@@ -24,40 +24,40 @@ Meaning: TypeAlias = tuple[Sequence[str], str, str]
 
 
 @dataclass(frozen=True)
-class Harms:
+class AblationEffects:
     """Differences of ablations to the unedited model, checked.
 
     data   the dataset of the ablations
     score  the name of the compared score in that dataset
-    harm   [ablation, text], positive for the worse
+    effect   [ablation, text], positive for the worse
     units  rows of ablations other than controls;  owned: for each unit, the rows of its controls
     task   of each text;  tasks: each once
     """
 
     data: xr.Dataset
     score: str
-    harm: np.ndarray
+    effect: np.ndarray
     units: np.ndarray
     owned: tuple[np.ndarray, ...]
     task: np.ndarray
     tasks: tuple[str, ...]
 
     @staticmethod
-    def of(data: xr.Dataset, score: str, harm: np.ndarray, task: np.ndarray) -> Harms:
+    def of(data: xr.Dataset, score: str, effect: np.ndarray, task: np.ndarray) -> AblationEffects:
         """Raises InconsistentRecording for controls without their ablation, NothingMeasured without texts, ablations or
         finite numbers."""
         names, control_of = (data[name].values.astype(str) for name in ("ablation", "control_of"))
         units = np.flatnonzero(control_of == "")
-        if not harm.shape[1] or not len(units):
+        if not effect.shape[1] or not len(units):
             raise NothingMeasured(
-                f"This sweep has {len(units)} ablations besides controls, and {harm.shape[1]} texts.\n"
+                f"This sweep has {len(units)} ablations besides controls, and {effect.shape[1]} texts.\n"
                 "Sweep at least one ablation over at least two texts."
             )
-        if not np.isfinite(harm).all():
-            row, text = np.argwhere(~np.isfinite(harm))[0]
+        if not np.isfinite(effect).all():
+            row, text = np.argwhere(~np.isfinite(effect))[0]
             raise NothingMeasured(
-                f"{int((~np.isfinite(harm)).sum()):,} of {harm.size:,} values of {score} are NaN or infinite, first "
-                f"of {str(names[row])!r} on text {text} ({task[text]}).\n"
+                f"{int((~np.isfinite(effect)).sum()):,} of {effect.size:,} values of {score} are NaN or infinite, "
+                f"first of {str(names[row])!r} on text {text} ({task[text]}).\n"
                 "Look at what that ablation does, or leave it out."
             )
         if lost := sorted(set(control_of) - {""} - set(names[units])):
@@ -65,7 +65,7 @@ class Harms:
                 f"This sweep has controls of {str(lost[0])!r} but not that ablation.\nSweep both together."
             )
         owned = tuple(np.flatnonzero(control_of == name) for name in names[units])
-        return Harms(data, score, harm, units, owned, task, tuple(dict.fromkeys(task.tolist())))
+        return AblationEffects(data, score, effect, units, owned, task, tuple(dict.fromkeys(task.tolist())))
 
     @property
     def controls(self) -> np.ndarray:
@@ -77,14 +77,14 @@ class Harms:
         return self.task == name
 
 
-def harms(of: Harms, how: Bootstrap) -> dict[str, np.ndarray]:
-    """harm, beyond_controls, control_harm and their intervals, texts, p-values, ranks, stands: [task, ...] each."""
+def ablation_effects(of: AblationEffects, how: Bootstrap) -> dict[str, np.ndarray]:
+    """Effects, effects above controls, effects of controls, their intervals, p-values and ranks, all as [task, ...]."""
     # so that p can be small enough for Holm's correction
     draws = max(how.resamples, int(np.ceil(10 * len(of.units) * len(of.tasks) / (1 - how.level))))
     out = stacked([_of_task(of, name, draws, how) for name in of.tasks])
     out["p_holm"] = paired.holm(out["p"])
     out["p_beyond_holm"] = paired.holm(out["p_beyond"])
-    alpha, same_side = 1 - how.level, np.sign(out["beyond_controls"]) == np.sign(out["harm"])
+    alpha, same_side = 1 - how.level, np.sign(out["effect_above_controls"]) == np.sign(out["effect"])
     beyond = (out["p_beyond_holm"] < alpha) & same_side
     out["stands"] = (out["p_holm"] < alpha) & ((of.controls == 0) | beyond)
     return out
@@ -96,12 +96,17 @@ def stacked(parts: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
 
 
 def dataset_of(
-    of: Harms, values: Mapping[str, np.ndarray], units: str, means: str, more: Mapping[str, Meaning], how: Bootstrap
+    of: AblationEffects,
+    values: Mapping[str, np.ndarray],
+    units: str,
+    means: str,
+    more: Mapping[str, Meaning],
+    how: Bootstrap,
 ) -> xr.Dataset:
     """The variables with their coordinates.
 
-    values        by name, as `harms` makes them
-    units, means  of the harm;  more: the other variables
+    values        by name, as `ablation_effects` returns them
+    units, means  of the effect;  more: the other variables
     """
     variables: dict[str, xr.DataArray] = {}
     for name, (dims, unit, meaning) in {**more, **_meanings(units, means)}.items():
@@ -126,27 +131,27 @@ def as_objects(values: np.ndarray) -> np.ndarray:
     return values if values.dtype.kind in "iuf" else values.astype(object)
 
 
-def _of_task(of: Harms, task: str, draws: int, how: Bootstrap) -> dict[str, Any]:
+def _of_task(of: AblationEffects, task: str, draws: int, how: Bootstrap) -> dict[str, Any]:
     """All numbers of one task that do not depend on the other tasks."""
     here = of.in_task(task)
-    harm, texts, units = of.harm[:, here], int(here.sum()), of.units
-    own = np.stack([harm[rows].mean(axis=0) if len(rows) else np.full(texts, np.nan) for rows in of.owned])
-    beyond = harm[units] - own
-    ends = how.interval(np.concatenate([beyond, harm]).T, lambda sums: sums / texts)
-    of_beyond, of_harm = np.split(ends, [len(units)])
-    drawn = [harm[rows].mean(axis=1) for rows in of.owned]
+    effect, texts, units = of.effect[:, here], int(here.sum()), of.units
+    own = np.stack([effect[rows].mean(axis=0) if len(rows) else np.full(texts, np.nan) for rows in of.owned])
+    beyond = effect[units] - own
+    ends = how.interval(np.concatenate([beyond, effect]).T, lambda sums: sums / texts)
+    of_beyond, of_effect = np.split(ends, [len(units)])
+    drawn = [effect[rows].mean(axis=1) for rows in of.owned]
     reach = np.array([mean_reach(means, how.level) for means in drawn])
-    first, last = paired.rank_bounds(paired.larger(harm[units], level=how.level, draws=how.resamples, seed=how.seed))
+    first, last = paired.rank_bounds(paired.larger(effect[units], level=how.level, draws=how.resamples, seed=how.seed))
     controls = np.flatnonzero(of.data["control_of"].values.astype(str) != "")
     return {
         "texts": texts,
-        "harm": harm[units].mean(axis=1),
-        "harm_interval": of_harm[units],
-        "control_harm": harm[controls].mean(axis=1),
-        "control_harm_interval": of_harm[controls],
-        "beyond_controls": beyond.mean(axis=1),
-        "beyond_controls_interval": widened(beyond.mean(axis=1), of_beyond, reach),
-        "p": paired.flip_p(harm[units], draws=draws, seed=how.seed),
+        "effect": effect[units].mean(axis=1),
+        "effect_interval": of_effect[units],
+        "control_effect": effect[controls].mean(axis=1),
+        "control_effect_interval": of_effect[controls],
+        "effect_above_controls": beyond.mean(axis=1),
+        "effect_above_controls_interval": widened(beyond.mean(axis=1), of_beyond, reach),
+        "p": paired.flip_p(effect[units], draws=draws, seed=how.seed),
         "p_beyond": np.array([paired.beyond_p(*each) for each in zip(beyond, drawn, strict=True)]),
         "rank_low": first,
         "rank_high": last,
@@ -157,8 +162,8 @@ def _meanings(units: str, means: str) -> dict[str, Meaning]:
     both = ("task", "ablation")
     return {
         "texts": (("task",), "text", "texts"),
-        "harm": (both, units, means),
-        "beyond_controls": (both, units, f"{means}, beyond that of random controls"),
+        "effect": (both, units, means),
+        "effect_above_controls": (both, units, f"{means}, beyond that of random controls"),
         "p": (both, "1", "p, by flipping the signs of texts"),
         "p_holm": (both, "1", "p, corrected for all ablations and tasks"),
         "p_beyond": (both, "1", "p of going beyond the controls, by Welch's t"),
@@ -166,5 +171,5 @@ def _meanings(units: str, means: str) -> dict[str, Meaning]:
         "rank_low": (both, "1", "first rank that the data allow"),
         "rank_high": (both, "1", "last rank that the data allow"),
         "stands": (both, "1", "differs from 0 and goes beyond the controls"),
-        "control_harm": (("task", "control"), units, f"{means}, of a control"),
+        "control_effect": (("task", "control"), units, f"{means}, of a control"),
     }
