@@ -41,9 +41,9 @@ class Run:
     def fall(self, ablation: str, *, own: bool = False) -> str:
         """The fall of the acceptance length over all domains, in words."""
         here = (self.own if own else self.pooled).isel(task=0).sel(ablation=ablation)
-        stands = "stands" if bool(here["stands"]) else "does not stand"
+        verdict = "significant" if bool(here["significant"]) else "not significant"
         above = number(here, "effect_above_controls")
-        return f"{number(here, 'effect').strip('*')} ({above} beyond its controls: {stands})"
+        return f"{number(here, 'effect').strip('*')} ({above} above its controls: {verdict})"
 
     def most(self, of: str) -> str:
         """The single part of a sort that costs most along given texts."""
@@ -61,11 +61,11 @@ def clean(data: xr.Dataset) -> str:
     return number(data.isel(ablation=0), "clean_acceptance_length")
 
 
-def standing(data: xr.Dataset) -> str:
-    """The ablations that stand, with the domains in which they do where there are several."""
+def significant(data: xr.Dataset) -> str:
+    """The ablations with a significant effect, with the domains in which it is, where there are several."""
     found = []
     for name in data["ablation"].values:
-        tasks = data["task"].values[data["stands"].sel(ablation=name).values]
+        tasks = data["task"].values[data["significant"].sel(ablation=name).values]
         if len(tasks):
             found.append(f"{name}" + (f" ({', '.join(tasks)})" if data.sizes["task"] > 1 else ""))
     return "; ".join(found) or "nothing"
@@ -92,10 +92,12 @@ if __name__ == "__main__":
     domains = {str(task): ("by_domain", at, "effect") for at, task in enumerate(every[0].by_domain["task"].values)}
     both = {
         "given texts: fall": ("pooled", 0, "effect"),
-        "beyond controls": ("pooled", 0, "effect_above_controls"),
+        "above controls": ("pooled", 0, "effect_above_controls"),
         "the model's own text: fall": ("own", 0, "effect"),
-        "beyond its controls": ("own", 0, "effect_above_controls"),
+        "above its controls": ("own", 0, "effect_above_controls"),
     }
     for run in every:
         REPORT.figure(run.name.replace("/", "--"), ql.plots.ablated_acceptance(run.by_domain), dpi=110)
-    REPORT.write(every=every, domains=table(domains, every), both=table(both, every), standing=standing, clean=clean)
+    REPORT.write(
+        every=every, domains=table(domains, every), both=table(both, every), significant=significant, clean=clean
+    )

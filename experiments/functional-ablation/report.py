@@ -71,9 +71,9 @@ class Run:
         """Of the loss, for a sentence."""
         return self.cell("loss", task, ablation, beyond).replace("**", "")
 
-    def pairs_at_which_stands(self, ablation: str) -> str:
-        stands = self.accuracy["stands"].sel(ablation=ablation)
-        return ", ".join(task.split()[2] for task in self.recall if bool(stands.sel(task=task))) or "no number of"
+    def pairs_with_significance(self, ablation: str) -> str:
+        significant = self.accuracy["significant"].sel(ablation=ablation)
+        return ", ".join(task.split()[2] for task in self.recall if bool(significant.sel(task=task))) or "no number of"
 
     def clean_accuracy(self, task: str) -> str:
         """Of the unedited model, with its interval."""
@@ -111,7 +111,7 @@ def recall_table(every: list[Run]) -> pd.DataFrame:
         rows[run.name, "accuracy, unedited"] = [run.clean_accuracy(task) for task in tasks]
         for name in ("all attention mixers", all_deltanet, run.most("mixer", hardest), run.most("mlp", hardest)):
             rows[run.name, f"fall without {name}"] = [run.cell("accuracy", task, name) for task in tasks]
-        rows[run.name, f"the same beyond its controls: {all_deltanet}"] = [
+        rows[run.name, f"the same above its controls: {all_deltanet}"] = [
             run.cell("accuracy", task, all_deltanet, beyond=True) for task in tasks
         ]
     return labelled(rows, ["checkpoint", ""], [task.removeprefix("recall of ") for task in every[0].recall])
@@ -124,9 +124,7 @@ def table(every: list[Run], of: Callable[[Run], list[str]], tasks: list[str], sc
         for run in every
         for name in of(run)
     }
-    return labelled(
-        rows, ["checkpoint", "without"], [f"{t}{more}" for t in tasks for more in ("", ", beyond controls")]
-    )
+    return labelled(rows, ["checkpoint", "without"], [f"{t}{more}" for t in tasks for more in ("", ", above controls")])
 
 
 def contributions(every: list[Run]) -> pd.DataFrame:

@@ -46,9 +46,9 @@ def _print_effects(statistics: xr.Dataset, task: str, limit: int) -> None:
             estimate(float(one[name]), *map(float, one[f"{name}_interval"].values), form="+.3g")
             for name in ("effect", "effect_above_controls")
         ]
-        ranks, stands = str(low) if low == high else f"{low} to {high}", "yes" if one["stands"] else "no"
+        ranks, significant = str(low) if low == high else f"{low} to {high}", "yes" if one["significant"] else "no"
         mixer = Text(LABELS.get(kind, "–"), COLOURS.get(kind, ""))
-        rows.append([str(one["ablation"].values), mixer, *effects, f"{float(one['p_holm']):.2g}", ranks, stands])
+        rows.append([str(one["ablation"].values), mixer, *effects, f"{float(one['p_holm']):.2g}", ranks, significant])
     shown = "" if count <= limit else f", the first {limit} of {count}"
     title = f"{task}: {int(here['texts'])} texts, intervals {level:.0%}, p by Holm{shown}"
-    print_table(("ablation", "mixer", effect, f"beyond controls{in_units}", "p", "rank", "stands"), rows, title)
+    print_table(("ablation", "mixer", effect, f"above controls{in_units}", "p", "rank", "significant"), rows, title)

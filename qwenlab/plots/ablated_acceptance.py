@@ -21,11 +21,12 @@ _OF_ALL = "0.25"  # of what has no kind
 def ablated_acceptance(statistics: xr.Dataset) -> Figure:
     """By how much each ablation shortens the acceptance length: a column a layer, a panel a label of texts.
 
-    statistics  of stats.ablated_acceptance. Bars are intervals; filled marks stand, hollow ones do not; grey strokes
-                are controls. A mark a sort of part (mixer, mlp, ...); parts of one layer stand side by side, and what
-                is of several layers at the right, under its name. Raises BadArgument for more sorts than marks.
+    statistics  of stats.ablated_acceptance. Bars are intervals; filled marks are significant, hollow ones are not; grey
+                strokes are controls. One mark per kind of part (mixer, mlp, ...); parts of one layer are side by side,
+                and ablations of several layers at the right, under their names. Raises BadArgument for more kinds of
+                parts than marks.
     """
-    names = ("effect", "effect_interval", "control_effect", "stands", "clean_acceptance_length")
+    names = ("effect", "effect_interval", "control_effect", "significant", "clean_acceptance_length")
     data = need(statistics, "ablated_acceptance", *names)
     sorts = list(dict.fromkeys(data["of"].values.tolist()))
     if len(sorts) > len(_MARKS):
@@ -75,7 +76,7 @@ def _points(ax: Axes, here: xr.Dataset, place: np.ndarray, sorts: list[str]) -> 
     ax.scatter(whose, here["control_effect"], s=40, color=GREY, marker="_", linewidths=1.1, zorder=2)
     low, high = (here["effect_interval"].sel(bound=bound).values for bound in ("low", "high"))
     ax.vlines(place, low, high, colors=colours.tolist(), linewidth=1.3)
-    faces = np.where(here["stands"].values, colours, "white")
+    faces = np.where(here["significant"].values, colours, "white")
     for row, of in enumerate(sorts):
         own = here["of"].values == of
         how = dict(s=24, marker=_MARKS[row], linewidths=1.2, zorder=3)

@@ -32,11 +32,11 @@ def ablation_map(statistics: xr.Dataset) -> Figure:
 
     statistics  of stats.ablations or stats.ablated_acceptance. Purple: worse without the part, green: better; the
                 strongest colour is the largest change in the task, which stands at the right of its row with its units,
-                and colours go with the root of the change, so that small ones are seen beside it. Cells that are filled
-                stand; of those that are underlined it is not sure that they differ from 0 and from their controls.
+                and colours go with the root of the change, so that small ones are seen beside it. Filled cells are
+                significant; underlined cells do not differ significantly from 0 and from their controls.
                 Where a layer has several such parts (heads, experts, gates) a task has a row for each, in their order.
     """
-    data = need(statistics, "ablations", "effect", "stands")
+    data = need(statistics, "ablations", "effect", "significant")
     panels = [_Panel.of(data, of) for of in dict.fromkeys(data["of"].values.tolist())]
     largest = np.abs(data["effect"].values).max(axis=1)
     columns, rows = max(panel.columns for panel in panels), [panel.rows for panel in panels]
@@ -164,13 +164,13 @@ def _beside(ax: Axes, words: str, at: tuple[float, float], shift: tuple[float, f
 
 
 def _of_task(ax: Axes, panel: _Panel, task: int, largest: float, few: bool) -> None:
-    """The cells of one task: filled where the ablation stands, underlined where not."""
-    effect, stands = (panel.data[name].isel(task=task).values for name in ("effect", "stands"))
+    """The cells of one task: filled where the effect is significant, underlined where not."""
+    effect, significant = (panel.data[name].isel(task=task).values for name in ("effect", "significant"))
     share = effect / largest if largest > 0 else np.zeros(len(effect))
     x, y = panel.column, panel.row(task, panel.slot)
-    cells(ax, x, y, mpl.colormaps[_COLOURMAP](_roots()(share)), stands)
+    cells(ax, x, y, mpl.colormaps[_COLOURMAP](_roots()(share)), significant)
     if few:
-        for column, row, value, filled, strength in zip(x, y, effect, stands, np.abs(share), strict=True):
+        for column, row, value, filled, strength in zip(x, y, effect, significant, np.abs(share), strict=True):
             colour = ("white" if strength > 0.36 else "0.1") if filled else "0.45"
             weight = "bold" if filled else "normal"
             shift = 0 if filled else -0.1

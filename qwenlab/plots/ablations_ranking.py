@@ -23,10 +23,10 @@ def ablation_ranking(statistics: xr.Dataset, task: str | None = None, *, most: i
     task        by default the only one
     most        how many are shown: the most harmful
 
-    Filled marks stand, hollow ones do not. Ranks at the right are simultaneous: ablations whose bars overlap are tied.
-    Raises BadArgument for a task that is not there, or none of several.
+    Filled marks are significant, hollow ones are not. Ranks at the right are simultaneous: ablations whose bars overlap
+    are tied. Raises BadArgument for a task that is not there, or none of several.
     """
-    names = ("effect", "effect_interval", "control_effect", "rank_low", "rank_high", "stands")
+    names = ("effect", "effect_interval", "control_effect", "rank_low", "rank_high", "significant")
     data = need(statistics, "ablations", *names)
     if most < 1:
         raise BadArgument(f"ablation_ranking(most={most!r}): give how many to show, 1 or more.")
@@ -40,7 +40,10 @@ def ablation_ranking(statistics: xr.Dataset, task: str | None = None, *, most: i
     colours = [COLOURS.get(str(kind), _OF_ALL) for kind in here["kind"].values]
     _controls(left, here)
     left.hlines(y, *(here["effect_interval"].sel(bound=bound) for bound in ("low", "high")), colors=colours)
-    faces = [colour if stands else "white" for colour, stands in zip(colours, here["stands"].values, strict=True)]
+    faces = [
+        colour if significant else "white"
+        for colour, significant in zip(colours, here["significant"].values, strict=True)
+    ]
     left.scatter(here["effect"], y, s=22, c=faces, edgecolors=colours, linewidths=1.2, zorder=3)
     left.axvline(0, color="0.4", linewidth=0.7)
     bars = right.hlines(y, here["rank_low"] - 0.4, here["rank_high"] + 0.4, colors=colours, linewidth=4)
@@ -65,8 +68,8 @@ def ablation_ranking(statistics: xr.Dataset, task: str | None = None, *, most: i
 def verdicts(data: xr.Dataset, *, stroke: str) -> list[Line2D]:
     """Entries of a legend: what filled and hollow marks mean, and grey strokes, as they are drawn, of controls."""
     marks = [
-        Line2D([], [], color="0.25", marker="o", linestyle="", label="stands"),
-        Line2D([], [], color="0.25", marker="o", markerfacecolor="white", linestyle="", label="does not"),
+        Line2D([], [], color="0.25", marker="o", linestyle="", label="significant"),
+        Line2D([], [], color="0.25", marker="o", markerfacecolor="white", linestyle="", label="not significant"),
     ]
     if data.sizes["control"]:
         marks.append(Line2D([], [], color=GREY, marker=stroke, linestyle="", label="controls"))

@@ -29,7 +29,7 @@ def patching(source: Source, *, level: float = 0.95, resamples: int = 2000, seed
               not surely above 0: the source's answer is no likelier after the source, and there is nothing to restore
     p_max     two-sided, by flipping the signs of whole pairs, corrected for all sites and positions by the largest of
               them (`formulas.paired.max_p`); 2^(1 - pairs) at least
-    stands    p_max < 1 - level
+    significant    p_max < 1 - level
 
     Coordinates: layer, kind and part (mixer, residual, ...) by site; source_token and target_token by position, where
     all pairs have the same there, else ""; differs, whether they differ in any pair.
@@ -61,7 +61,7 @@ def patching(source: Source, *, level: float = 0.95, resamples: int = 2000, seed
             "share restored",
         ),
         "p_max": (p, None, "1", "p, by flipping the signs of pairs, corrected for all sites and positions"),
-        "stands": (p < 1 - level, None, "1", "differs from the target"),
+        "significant": (p < 1 - level, None, "1", "differs from the target"),
     }
     variables = with_interval("total", total, ends[-1], (), "nat", f"{_EFFECT}, of the whole source", {}, how.attrs)
     for name, (values, interval, units, means) in table.items():

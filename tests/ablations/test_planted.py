@@ -56,7 +56,7 @@ def assert_found(found, layer, score):
         assert (int(one["rank_low"]), int(one["rank_high"])) == (1, 1)
         assert float(one["effect_interval"].sel(bound="low")) > 0
         assert float(one["effect_above_controls_interval"].sel(bound="low")) > 0
-        assert bool(one["stands"]) and not rest["stands"].any()
+        assert bool(one["significant"]) and not rest["significant"].any()
         assert (rest["effect"] == 0).all() and (rest["rank_low"] >= 2).all()
         own = [name for name in here["control"].values if f" of mixer {layer}:" in name]
         assert len(own) == 2 and (here["control_effect"].sel(control=own) == 0).all()

@@ -1,4 +1,4 @@
-"""The map of ablations: each cell is in its place, in the colour of its effect, filled where it stands."""
+"""The map of ablations: each cell is in its place, in the colour of its effect, filled where it is significant."""
 
 import matplotlib as mpl
 import numpy as np
@@ -51,13 +51,13 @@ def test_cells_are_the_harm_of_each_layer_and_task(told):
             one, largest = here.isel(task=row), float(np.abs(told["effect"].isel(task=row)).max())
             assert_allclose(middles[:, 0], range(8))
             assert (np.round(middles[:, 1]) == row).all()
-            assert_allclose(heights, np.where(one["stands"], 0.88, 0.18))
+            assert_allclose(heights, np.where(one["significant"], 0.88, 0.18))
             share = one["effect"].values / largest
             expected = mpl.colormaps["PRGn_r"](0.5 + np.sign(share) * np.sqrt(np.abs(share)) / 2)
             assert_allclose(colours, expected, atol=0.01)
             assert f"{largest:.3g}" in words(ax)
         assert "largest\n(nat/token)" in words(ax)
-    assert legend(figure) == ["DeltaNet", "attention", "stands", "does not"]
+    assert legend(figure) == ["DeltaNet", "attention", "significant", "not significant"]
     assert figure.axes[-1].get_ylabel() == "rise of the loss\n(share of the task's largest)"
 
 

@@ -38,7 +38,7 @@ def test_values_intervals_and_ranks(told, task):
     colours = [BLUE if kind == "linear_attention" else ORANGE for kind in here["kind"].values]
     assert [to_hex(each) for each in marks.get_edgecolors()] == colours
     white = [to_hex(each) == "#ffffff" for each in marks.get_facecolors()]
-    assert white == [not stands for stands in here["stands"].values]
+    assert white == [not significant for significant in here["significant"].values]
     rows = {name: row for row, name in enumerate(here["ablation"].values)}
     expected = [(float(here["control_effect"][at]), rows[of]) for at, of in enumerate(here["control_of"].values)]
     assert_allclose(controls.get_offsets(), expected)
@@ -47,7 +47,7 @@ def test_values_intervals_and_ranks(told, task):
     assert left.get_title(loc="left") == task
     assert left.get_xlabel() == "rise of the loss (nat/token)"
     assert right.get_xlabel() == "ranks that the data allow"
-    assert legend(figure) == ["DeltaNet", "attention", "stands", "does not", "controls"]
+    assert legend(figure) == ["DeltaNet", "attention", "significant", "not significant", "controls"]
     assert figure._supxlabel.get_text() == "n = 16 texts · bars: 95% intervals"
 
 

@@ -53,7 +53,7 @@ def test_the_clean_length_has_an_interval_over_texts():
 
 def test_the_planted_mixer_stands_alone():
     told = stats.ablated_acceptance(made_ablated_acceptance(seed=1, controls=5))
-    assert told["stands"].sum("task").to_series().to_dict() == dict.fromkeys(told["ablation"].values, 0) | {
+    assert told["significant"].sum("task").to_series().to_dict() == dict.fromkeys(told["ablation"].values, 0) | {
         "mixer 3": 2
     }
     assert (told["rank_high"].sel(ablation="mixer 3") == 1).all()

@@ -133,7 +133,7 @@ def test_the_planted_ablation_is_first_and_stands_alone():
         for task in told["task"].values:
             here = told.sel(task=task)
             one, rest = here.sel(ablation="mixer 3"), here.drop_sel(ablation="mixer 3")
-            assert bool(one["stands"]) and not rest["stands"].any()
+            assert bool(one["significant"]) and not rest["significant"].any()
             assert int(one["rank_low"]) == 1
             assert float(one["effect_interval"].sel(bound="low")) > 0
             assert int(one["rank_high"]) == 1 and (rest["rank_low"] >= 2).all()
@@ -141,7 +141,7 @@ def test_the_planted_ablation_is_first_and_stands_alone():
 
 def test_what_helps_stands_on_its_own_side():
     told = stats.ablations(made_sweep(planted={"mlp 5": -0.4}, seed=2, controls=6))
-    assert told["stands"].sum("task").to_series().to_dict()["mlp 5"] == 2
+    assert told["significant"].sum("task").to_series().to_dict()["mlp 5"] == 2
     assert (told["effect"].sel(ablation="mlp 5") < 0).all()
     assert (told["rank_low"].sel(ablation="mlp 5") == told.sizes["ablation"]).all()
 
@@ -149,14 +149,14 @@ def test_what_helps_stands_on_its_own_side():
 def test_as_much_elsewhere_is_no_finding():
     """Where all ablations have the same effect, all differ from 0, and none exceeds its controls."""
     names = [f"{part} {layer}" for part in ("mixer", "mlp") for layer in range(8)]
-    stand = []
+    significant = []
     for seed in range(25):
         sweep = made_sweep(planted=dict.fromkeys(names, 0.4), seed=seed, controls=5)
         told = stats.ablations(sweep, resamples=50)
         assert (told["p_holm"] < 0.05).all()
-        stand.append(bool(told["stands"].any()))
+        significant.append(bool(told["significant"].any()))
         assert (told["rank_low"] == 1).mean() > 0.8
-    assert np.mean(stand) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 25)
+    assert np.mean(significant) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 25)
 
 
 def test_going_beyond_controls_is_welchs_t_corrected_for_all():
@@ -172,20 +172,20 @@ def test_going_beyond_controls_is_welchs_t_corrected_for_all():
         p[task, name] = 2 * student.sf(abs(np.mean(apart)) / np.sqrt(texts + controls), freedom)
         assert_allclose(told["p_beyond"].sel(task=task, ablation=name), p[task, name])
     assert_allclose(told["p_beyond_holm"].values.ravel(), slow_holm(list(p.values())))
-    stands = (
+    significant = (
         (told["p_holm"] < 0.05) & (told["p_beyond_holm"] < 0.05) & (told["effect"] * told["effect_above_controls"] > 0)
     )
-    assert_array_equal(told["stands"], stands)
+    assert_array_equal(told["significant"], significant)
 
 
 def test_one_control_says_nothing_of_how_controls_differ():
     told = stats.ablations(made_sweep(planted={"mixer 3": 0.4}, controls=1))
     assert told["effect_above_controls"].notnull().all()
     assert told["effect_above_controls_interval"].isnull().all()
-    assert not told["stands"].any()
+    assert not told["significant"].any()
     alone = stats.ablations(made_sweep(planted={"mixer 3": 0.4}, controls=0))
     assert alone["effect_above_controls"].isnull().all() and alone.sizes["control"] == 0
-    assert alone["stands"].sel(ablation="mixer 3").all()
+    assert alone["significant"].sel(ablation="mixer 3").all()
 
 
 @settings(max_examples=8)
@@ -242,12 +242,12 @@ def test_one_text_has_no_interval_and_nothing_stands():
     told = stats.ablations(made_sweep(tasks={"code": 1}, layers=2, planted={"mixer 0": 9}))
     assert told["effect"].notnull().all()
     assert told["effect_interval"].isnull().all() and told["effect_above_controls_interval"].isnull().all()
-    assert (told["p"] == 1).all() and not told["stands"].any()
+    assert (told["p"] == 1).all() and not told["significant"].any()
 
 
 def test_p_can_be_small_enough_for_its_correction():
     told = stats.ablations(made_sweep(layers=32, tasks={"code": 40}, planted={"mixer 3": 1}, controls=2), resamples=50)
-    assert bool(told["stands"].sel(ablation="mixer 3").all())
+    assert bool(told["significant"].sel(ablation="mixer 3").all())
     assert float(told["p"].min()) < 0.05 / 64
 
 
@@ -277,7 +277,7 @@ def test_what_is_said_of_the_tests():
 
 def test_what_it_refuses():
     sweep = made_sweep(**SMALL)
-    with pytest.raises(BadArgument, match=r"score='los': choose among loss, accuracy, kl, agreement"):
+    with pytest.raises(BadArgument, match=r"score='los'\): give one of 'loss', 'accuracy', 'kl', 'agreement'"):
         stats.ablations(sweep, score="los")
     with pytest.raises(BadArgument, match=r"level=95"):
         stats.ablations(sweep, level=95)
@@ -307,6 +307,6 @@ def test_what_it_refuses():
     ):
         stats.ablations(broken)
     several = sweep.assign(chance=("text", np.arange(9) / 10))
-    with pytest.raises(InconsistentRecording, match=r"Task 'code' has several chances: \[0\.0, 0\.1"):
+    with pytest.raises(InconsistentRecording, match=r"Task 'code' has more than one chance level: \[0\.0, 0\.1"):
         stats.ablations(several)
     assert_array_equal(sweep["loss"], made_sweep(**SMALL)["loss"])

@@ -35,7 +35,7 @@ def test_by_loops(seed, pairs, layers):
         own = scaled(np.round(row, 12), [1] * pairs)
         p = np.mean([each >= own - 1e-9 for each in largest])
         assert_allclose(one["p_max"], p)
-        assert bool(one["stands"]) == (p < 0.05)
+        assert bool(one["significant"]) == (p < 0.05)
 
 
 def test_intervals_draw_whole_pairs():
@@ -58,7 +58,7 @@ def test_the_planted_value_is_found():
     told = stats.patching(made_patching(pairs=10, seed=2))
     assert told["restored"].argmax(...) == {"site": 3, "position": 2}
     assert abs(float(told["restored"][3, 2]) - 0.8) < 0.1
-    assert int(told["stands"].sum()) == 1 and bool(told["stands"][3, 2])
+    assert int(told["significant"].sum()) == 1 and bool(told["significant"][3, 2])
     low, high = told["restored_interval"][3, 2].values
     assert 0.6 < low < high < 1
     before = told.isel(position=slice(2))  # source and target are the same there
@@ -100,7 +100,7 @@ def test_one_pair_has_a_share_and_no_interval():
     told = stats.patching(made_patching(pairs=1))
     assert told["restored"].notnull().all()
     assert told["restored_interval"].isnull().all() and told["total_interval"].isnull().all()
-    assert not told["stands"].any()
+    assert not told["significant"].any()
 
 
 def test_a_recording_and_a_file_give_the_same(tmp_path):

@@ -1,4 +1,4 @@
-"""Effects of ablations and their controls, from differences to the unedited model paired by text, task by task."""
+"""Effects of ablations and of their controls, from differences to the unedited model, paired by text, task by task."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qwenlab.stats.formulas import paired
 from qwenlab.stats.formulas.intervals import mean_reach, widened
 
 ABOUT = ("of", "layer", "kind", "edit", "control_of", "parameters")
-"""Variables of a dataset of ablations that describe each of them, besides its name."""
+"""Variables of a dataset of ablations that describe one ablation, besides its name."""
 
 FACTS = ("checkpoint", "checkpoint_hash", "dtype", "device")
 
@@ -25,27 +25,31 @@ Meaning: TypeAlias = tuple[Sequence[str], str, str]
 
 @dataclass(frozen=True)
 class AblationEffects:
-    """Differences of ablations to the unedited model, checked.
+    """Checked differences between ablations and the unedited model.
 
-    data   the dataset of the ablations
-    score  the name of the compared score in that dataset
-    effect   [ablation, text], positive for the worse
-    units  rows of ablations other than controls;  owned: for each unit, the rows of its controls
-    task   of each text;  tasks: each once
+    data      the dataset of the ablations
+    score     name of the compared score in that dataset
+    effect    [ablation, text], positive if worse
+    units     rows of ablations other than controls
+    controls  for each unit, the rows of its controls
+    task      task of each text;  tasks: without duplicates
     """
 
     data: xr.Dataset
     score: str
     effect: np.ndarray
     units: np.ndarray
-    owned: tuple[np.ndarray, ...]
+    controls: tuple[np.ndarray, ...]
     task: np.ndarray
     tasks: tuple[str, ...]
 
     @staticmethod
     def of(data: xr.Dataset, score: str, effect: np.ndarray, task: np.ndarray) -> AblationEffects:
-        """Raises InconsistentRecording for controls without their ablation, NothingMeasured without texts, ablations or
-        finite numbers."""
+        """Check and group a sweep.
+
+        Raises InconsistentRecording for controls without their ablation, and NothingMeasured without texts, ablations
+        or finite numbers.
+        """
         names, control_of = (data[name].values.astype(str) for name in ("ablation", "control_of"))
         units = np.flatnonzero(control_of == "")
         if not effect.shape[1] or not len(units):
@@ -60,38 +64,33 @@ class AblationEffects:
                 f"first of {str(names[row])!r} on text {text} ({task[text]}).\n"
                 "Look at what that ablation does, or leave it out."
             )
-        if lost := sorted(set(control_of) - {""} - set(names[units])):
+        if missing := sorted(set(control_of) - {""} - set(names[units])):
             raise InconsistentRecording(
-                f"This sweep has controls of {str(lost[0])!r} but not that ablation.\nSweep both together."
+                f"This sweep has controls of {str(missing[0])!r} but not that ablation.\nSweep both together."
             )
-        owned = tuple(np.flatnonzero(control_of == name) for name in names[units])
-        return AblationEffects(data, score, effect, units, owned, task, tuple(dict.fromkeys(task.tolist())))
+        controls = tuple(np.flatnonzero(control_of == name) for name in names[units])
+        return AblationEffects(data, score, effect, units, controls, task, tuple(dict.fromkeys(task.tolist())))
 
     @property
-    def controls(self) -> np.ndarray:
-        """Number of controls of each unit."""
-        return np.array([len(own) for own in self.owned])
-
-    def in_task(self, name: str) -> np.ndarray:
-        """Which texts belong to a task: bool [text]."""
-        return self.task == name
+    def controls_per_unit(self) -> np.ndarray:
+        return np.array([len(rows) for rows in self.controls])
 
 
 def ablation_effects(of: AblationEffects, how: Bootstrap) -> dict[str, np.ndarray]:
     """Effects, effects above controls, effects of controls, their intervals, p-values and ranks, all as [task, ...]."""
-    # so that p can be small enough for Holm's correction
+    # enough draws for p-values that survive Holm's correction
     draws = max(how.resamples, int(np.ceil(10 * len(of.units) * len(of.tasks) / (1 - how.level))))
     out = stacked([_of_task(of, name, draws, how) for name in of.tasks])
     out["p_holm"] = paired.holm(out["p"])
     out["p_beyond_holm"] = paired.holm(out["p_beyond"])
-    alpha, same_side = 1 - how.level, np.sign(out["effect_above_controls"]) == np.sign(out["effect"])
-    beyond = (out["p_beyond_holm"] < alpha) & same_side
-    out["stands"] = (out["p_holm"] < alpha) & ((of.controls == 0) | beyond)
+    alpha, same_sign = 1 - how.level, np.sign(out["effect_above_controls"]) == np.sign(out["effect"])
+    beyond = (out["p_beyond_holm"] < alpha) & same_sign
+    out["significant"] = (out["p_holm"] < alpha) & ((of.controls_per_unit == 0) | beyond)
     return out
 
 
 def stacked(parts: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """The numbers of all tasks, as [task, ...]."""
+    """Stack the numbers of all tasks along a first axis: [task, ...]."""
     return {name: np.stack([np.asarray(part[name]) for part in parts]) for name in parts[0]}
 
 
@@ -103,10 +102,11 @@ def dataset_of(
     more: Mapping[str, Meaning],
     how: Bootstrap,
 ) -> xr.Dataset:
-    """The variables with their coordinates.
+    """Return the variables with their coordinates.
 
     values        by name, as `ablation_effects` returns them
-    units, means  of the effect;  more: the other variables
+    units, means  units and meaning of the effect
+    more          dims, units and meaning of the variables that are not in every statistic of ablations
     """
     variables: dict[str, xr.DataArray] = {}
     for name, (dims, unit, meaning) in {**more, **_meanings(units, means)}.items():
@@ -114,7 +114,7 @@ def dataset_of(
             variables |= with_interval(name, values[name], ends, dims, unit, meaning, {}, how.attrs)
         else:
             variables[name] = variable(values[name], dims, unit, meaning)
-    variables["controls"] = variable(of.controls, ("ablation",), "control", "controls")
+    variables["controls"] = variable(of.controls_per_unit, ("ablation",), "control", "controls")
     data, control_of = of.data, of.data["control_of"].values.astype(str)
     at: dict[str, Any] = {"task": np.array(of.tasks, object)}
     for name in ("ablation", *(name for name in ABOUT if name != "control_of")):
@@ -127,19 +127,19 @@ def dataset_of(
 
 
 def as_objects(values: np.ndarray) -> np.ndarray:
-    """Text of any length, as objects; numbers as they are."""
+    """Convert fixed-width text to objects; leave numbers as they are."""
     return values if values.dtype.kind in "iuf" else values.astype(object)
 
 
 def _of_task(of: AblationEffects, task: str, draws: int, how: Bootstrap) -> dict[str, Any]:
-    """All numbers of one task that do not depend on the other tasks."""
-    here = of.in_task(task)
+    """The numbers of one task that do not depend on other tasks."""
+    here = of.task == task
     effect, texts, units = of.effect[:, here], int(here.sum()), of.units
-    own = np.stack([effect[rows].mean(axis=0) if len(rows) else np.full(texts, np.nan) for rows in of.owned])
+    own = np.stack([effect[rows].mean(axis=0) if len(rows) else np.full(texts, np.nan) for rows in of.controls])
     beyond = effect[units] - own
     ends = how.interval(np.concatenate([beyond, effect]).T, lambda sums: sums / texts)
     of_beyond, of_effect = np.split(ends, [len(units)])
-    drawn = [effect[rows].mean(axis=1) for rows in of.owned]
+    drawn = [effect[rows].mean(axis=1) for rows in of.controls]
     reach = np.array([mean_reach(means, how.level) for means in drawn])
     first, last = paired.rank_bounds(paired.larger(effect[units], level=how.level, draws=how.resamples, seed=how.seed))
     controls = np.flatnonzero(of.data["control_of"].values.astype(str) != "")
@@ -152,7 +152,7 @@ def _of_task(of: AblationEffects, task: str, draws: int, how: Bootstrap) -> dict
         "effect_above_controls": beyond.mean(axis=1),
         "effect_above_controls_interval": widened(beyond.mean(axis=1), of_beyond, reach),
         "p": paired.flip_p(effect[units], draws=draws, seed=how.seed),
-        "p_beyond": np.array([paired.beyond_p(*each) for each in zip(beyond, drawn, strict=True)]),
+        "p_beyond": np.array([paired.beyond_p(*pair) for pair in zip(beyond, drawn, strict=True)]),
         "rank_low": first,
         "rank_high": last,
     }
@@ -163,13 +163,13 @@ def _meanings(units: str, means: str) -> dict[str, Meaning]:
     return {
         "texts": (("task",), "text", "texts"),
         "effect": (both, units, means),
-        "effect_above_controls": (both, units, f"{means}, beyond that of random controls"),
+        "effect_above_controls": (both, units, f"{means}, above that of random controls"),
         "p": (both, "1", "p, by flipping the signs of texts"),
         "p_holm": (both, "1", "p, corrected for all ablations and tasks"),
-        "p_beyond": (both, "1", "p of going beyond the controls, by Welch's t"),
-        "p_beyond_holm": (both, "1", "p of going beyond the controls, corrected for all ablations and tasks"),
+        "p_beyond": (both, "1", "p of the effect above controls, by Welch's t"),
+        "p_beyond_holm": (both, "1", "p of the effect above controls, corrected for all ablations and tasks"),
         "rank_low": (both, "1", "first rank that the data allow"),
         "rank_high": (both, "1", "last rank that the data allow"),
-        "stands": (both, "1", "differs from 0 and goes beyond the controls"),
+        "significant": (both, "1", "differs from 0 and exceeds the controls"),
         "control_effect": (("task", "control"), units, f"{means}, of a control"),
     }

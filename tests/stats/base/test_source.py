@@ -208,7 +208,7 @@ ONE_UNIT = {
     r".*entropy(_independent)?": "nat",
     r"context": "token",
     r".*(_length|distance|half_life(_mean_\w+)?|horizon)": "token",
-    r"(clean_)?accuracy|chance|.*_p_holm|p|p_\w+|stands": "1",
+    r"(clean_)?accuracy|chance|.*_p_holm|p|p_\w+|significant": "1",
     r".*seconds_per_token": "s/token",
     r".*bytes": "B",
 }
