@@ -21,7 +21,7 @@ from qwenlab.stats.base.variables import Variables, described, result
 from qwenlab.stats.formulas.quantiles import linear_quantiles
 
 _MIXERS = ("deltanet", "attention")
-_GATES = {"openness": ("gate", "openness of the output gate"), "beta": ("beta", "write strength")}
+_GATES = {"mean_gate": ("gate", "mean value of the output gate"), "beta": ("beta", "write strength")}
 
 
 @statistic
@@ -30,7 +30,7 @@ def gates(
 ) -> xr.Dataset:
     """Gates over tokens by [layer, head], of both kinds of mixer, the layers in the model's order.
 
-    openness   mean gate value: sigmoid of the output gate's input, averaged over the head's channels. Attention
+    mean_gate  sigmoid of the output gate's input, averaged over the head's channels, mean over tokens. Attention
                multiplies by it, DeltaNet by z sigmoid(z)
     beta       write strength of DeltaNet (NaN for attention, which has none)
 

@@ -26,7 +26,7 @@ def layer_table(source: Recording) -> xr.Dataset:
     time_share            of the time of all layers, prefill and decode together
     half_life             DeltaNet: tokens, the median head's median token
     attention_distance    attention: tokens, mean over heads and queries
-    openness              mean gate value of the output gate, mean over heads
+    mean_gate             value of the output gate, mean over channels, heads and tokens
     beta                  DeltaNet: write strength, mean over heads
     router_entropy        nats, over all experts;  load_entropy: how evenly the experts are used, 1 for even
     switch_rate           share of a token's experts that the token before did not have
@@ -44,7 +44,7 @@ def layer_table(source: Recording) -> xr.Dataset:
         if node in source:
             columns |= make(source)
     if "deltanet" in source or "attention" in source:
-        columns["openness"] = gates(source)["openness"].mean("head")
+        columns["mean_gate"] = gates(source)["mean_gate"].mean("head")
     if not columns:
         raise NothingMeasured(
             f"Nothing by layer in this recording of {source.checkpoint}: it has {', '.join(source) or 'nothing'}.\n"
@@ -99,7 +99,7 @@ _MEANING = {
     "time_share": ("share of layer time", "time", "linear"),
     "half_life": ("token", "half-life", "log2"),
     "attention_distance": ("token", "attention distance", "log2"),
-    "openness": ("1", "output gate", "linear"),
+    "mean_gate": ("1", "output gate", "linear"),
     "beta": ("1", "write strength", "linear"),
     "router_entropy": ("nat", "router entropy", "linear"),
     "load_entropy": ("share of ln E", "load entropy", "linear"),

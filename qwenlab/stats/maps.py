@@ -22,7 +22,7 @@ def attention_map(source: Source, *, layer: int, head: int, text: int = 0) -> xr
     weight    [query, key]: with which the key's value enters the query's output; NaN for later keys. Signed in a
               DeltaNet layer (its implicit attention), a probability in an attention layer. Where the probe kept means
               over blocks, those, with the position of each block's first token
-    openness  [query] of the head's output gate, where rows were kept
+    mean_gate  [query] value of the head's output gate, mean over channels, where rows were kept
 
     layer, head, text  of the trunk, of the layer, and the text's number in reading order
 
@@ -41,9 +41,9 @@ def attention_map(source: Source, *, layer: int, head: int, text: int = 0) -> xr
     coords = {"query": position, "key": block * np.arange(keys)}
     weight = xr.DataArray(here["weight"].values[:, :keys], coords, dims=("query", "key"))
     variables = {"weight": described(weight, "1", str(here["weight"].attrs.get("long_name", "weight")))}
-    if "openness" in here:
-        gate = xr.DataArray(here["openness"].values, {"query": position}, dims="query")
-        variables["openness"] = described(gate, "1", "openness of the output gate")
+    if "mean_gate" in here:
+        gate = xr.DataArray(here["mean_gate"].values, {"query": position}, dims="query")
+        variables["mean_gate"] = described(gate, "1", "mean value of the output gate")
     return result(data, variables).assign_attrs(layer=layer, head=head, kind=kind, text=text, block=block)
 
 

@@ -29,7 +29,7 @@ _MEANS = {
     "entropy": Mean("nat", "entropy of the mass"),
     "negative": Mean("1", "share of negative weight", 1),
     "mass": Mean("1", "sum of |weight|"),
-    "openness": Mean("1", "openness of the output gate", 1),
+    "mean_gate": Mean("1", "mean value of the output gate", 1),
     "induction": Mean("1", "mass on what came after the same token", 1, over="induction_rows"),
     "induction_even": Mean("1", "the same of even weights", 1, over="induction_rows"),
     "induction_lift": Mean(
@@ -78,7 +78,7 @@ def reach(
     output_first      the first token's share of the norms |w(t, s)| ||v_s||, summed over rows: how much of the output
                       comes from the sink
     gated_output_first  the same of |w(t, s)| ||sigmoid(gate_t) * v_s||: with the output gate on (attention only)
-    openness          of attention's output gate, mean over tokens
+    mean_gate         value of attention's output gate, mean over channels and tokens
     mass_share        [.., distance_bin] share of the mass by distance
     reconstruction_error  ||sum of w v - o|| / ||o|| over rows: o is the DeltaNet head's output as the kernel gave it
     without_removal_error  the same of weights with decay but without the removal of keys, where the probe made those

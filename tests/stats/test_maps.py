@@ -23,7 +23,7 @@ def test_it_is_the_rows_of_that_head(case, kind, place, layer):
     length = int(rows.sum())
     weight = case.rows[kind].weight[rows][:, place, 2, :length]
     assert_allclose(told["weight"], np.where(np.tri(length) > 0, weight, np.nan), rtol=1e-6)
-    assert_allclose(told["openness"], case.rows[kind].openness[rows][:, place, 2], rtol=1e-6)
+    assert_allclose(told["mean_gate"], case.rows[kind].openness[rows][:, place, 2], rtol=1e-6)
     assert told["weight"].dims == ("query", "key")
     assert (told.attrs["kind"], told.attrs["layer"], told.attrs["head"], told.attrs["block"]) == (kind, layer, 2, 1)
     assert stats.attention_map(case.recording[NODES[kind]], layer=layer, head=2)["weight"].equals(told["weight"])

@@ -26,7 +26,7 @@ def slow_head(case, kind, layer, head):
             "entropy": -sum(m * np.log(m) for m in mass if m > 0),
             "mass": abs(weight).sum(),
             **({"negative": mass[weight < 0].sum()} if kind == DELTANET else {}),
-            **({"openness": rows.openness[token, layer, head]} if kind == ATTENTION else {}),
+            **({"mean_gate": rows.openness[token, layer, head]} if kind == ATTENTION else {}),
         }
         for name, value in said.items():
             sums[name] = sums.get(name, 0) + value
@@ -72,7 +72,7 @@ def test_the_kinds_stand_side_by_side_in_the_trunks_order():
     assert told["kind"].values.tolist() == [DELTANET, DELTANET, DELTANET, ATTENTION] * 2
     of_attention = told["kind"] == ATTENTION
     assert told["first_mass"].isnull().sel(head=3).values.tolist() == of_attention.values.tolist()
-    for name, kind in (("negative", DELTANET), ("reconstruction_error", DELTANET), ("openness", ATTENTION)):
+    for name, kind in (("negative", DELTANET), ("reconstruction_error", DELTANET), ("mean_gate", ATTENTION)):
         assert (told[name].notnull().any("head") == (told["kind"] == kind)).all()
 
 

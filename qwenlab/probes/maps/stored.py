@@ -26,7 +26,7 @@ class StoredRows(NamedTuple):
     numbers          [batch] of the sequences, in reading order
     position, real   [batch, row]: of the rows, and whether they are to be kept
     weight           [batch, head, row, column];  key_position  int [batch, column], -1 for padding
-    openness         [batch, row, head], where it is known
+    openness         [batch, row, head], mean gate value, where it is known
     """
 
     place: int
@@ -71,7 +71,7 @@ class WholeMaps(MapStore):
             self.nbytes += held.nbytes
 
     def variables(self, heads: int) -> dict[str, Variable]:
-        """Weights, openness of the output gate, and which token of which text each row is."""
+        """Weights, mean value of the output gate, and which token of which text each row is."""
         first = [(number, where) for number, which, where, *_ in self._rows[0] if which.start == 0]
         text = np.array([number for number, where in first for _ in where], np.int64)
         position = np.array([each for _, where in first for each in where], np.int64)
@@ -92,7 +92,7 @@ class WholeMaps(MapStore):
         by_row = ("layer", "head", "row")
         return {
             "weight": ((*by_row, "key"), weight, "1", "weight of a token's value in a row's output"),
-            "openness": (by_row, openness, "1", "openness of the output gate"),
+            "mean_gate": (by_row, openness, "1", "mean value of the output gate"),
             "text": (("row",), text, "1", "text of the row"),
             "position": (("row",), position, "token", "position of the row's token"),
         }
