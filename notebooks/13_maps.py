@@ -448,8 +448,8 @@ explorer
 # %% [markdown]
 # ## Output gates, and the sink
 #
-# A gate scales each channel of an attention head's output: *o* ∘ sigmoid(gate). Its mean value is the mean of the sigmoid
-# over channels. The figure shows it at every token of the prose, one row per head:
+# A gate scales each channel of an attention head's output: *o* ∘ sigmoid(gate). Its mean value is the mean of the
+# sigmoid over channels. The figure shows it at every token of the prose, one row per head:
 
 # %%
 layers_of_attention = [int(layer) for layer in reach["layer"].values if reach["kind"].sel(layer=layer) == ATTENTION]

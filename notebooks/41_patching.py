@@ -192,7 +192,7 @@ def stream(found, position):
 
 kinds = stream(value, MARK).set_index(site="layer")["kind"].to_series()
 names = {int(layer): ql.plots.LABELS[str(kind)] for layer, kind in kinds.items()}
-handover = pd.DataFrame(
+by_layer = pd.DataFrame(
     {
         "kind": names.values(),
         "residual at the value (restored)": [restored(stream(value, TOLD).isel(site=row)) for row in range(len(names))],
@@ -202,7 +202,7 @@ handover = pd.DataFrame(
     },
     index=pd.Index(names, name="layer"),
 )
-handover
+by_layer
 
 
 # %%

@@ -117,14 +117,14 @@ def layer_overlap(source: Source, *, draws: int = 20, seed: int = 0) -> xr.Datas
     The last routed layer has no next one and is left out; `layer_next` names the next. Tokens of a text resemble one
     another, so a small adjusted overlap is not yet a finding.
     """
-    data = read(source, "routing", "handover", "tokens", by_label=False)
+    data = read(source, "routing", "transition", "tokens", by_label=False)
     if data.sizes["layer"] < 2:
         raise NothingMeasured("Overlap needs two routed layers, and one was watched.\nLeave out Routing's `layers`.")
     first = {"layer": slice(None, -1)}
-    counts, tokens = data["handover"].isel(first), data["tokens"].sum("fold").isel(first)
+    counts, tokens = data["transition"].isel(first), data["tokens"].sum("fold").isel(first)
     if not bool((counts.sum(["expert", "expert_next"]) == tokens).all()):
         raise InconsistentRecording(
-            "handover does not hold every token once a layer.\n"
+            "transition does not count every token once per layer.\n"
             "Make the recording again; do not edit or cut one of its variables."
         )
     tables = counts.transpose("layer", "expert", "expert_next").values

@@ -51,7 +51,7 @@ def made(
     specialisation: float = 1.0,
     text_effect: float = 0.3,
     repeat: float = 0.3,
-    handover: float = 0.5,
+    correlation: float = 0.5,
     probes: Sequence[str] = MADE,
 ) -> Made:
     """A random recording, the values of tokens that it sums, and the planted half-lives.
@@ -61,7 +61,7 @@ def made(
     layers                        layers of the trunk, every fourth of them attention
     labels, sequences, length     `sequences` texts of up to `length` tokens; each label has one block of them
     heads, key_heads, channels    sizes of the DeltaNet layers
-    never_used .. handover        planted effects on the routing, see `testing.samples.routing`
+    never_used .. correlation     planted effects on the routing, see `testing.samples.routing`
     probes                        names of the nodes to write
 
     The same arguments give the same recording. Raises BadArgument for sizes that no model has.
@@ -87,7 +87,7 @@ def made(
     half_life = np.exp2(rng.uniform(-1, 8, (len(linear), heads)))
     read = samples.texts(rng, tuple(labels), sequences, length)
     reach = np.exp2(rng.uniform(0, 5, (len(full), attention_heads)))
-    effects = dict(specialisation=specialisation, text_effect=text_effect, repeat=repeat, handover=handover)
+    effects = dict(specialisation=specialisation, text_effect=text_effect, repeat=repeat, correlation=correlation)
     deltanet = samples.deltanet(rng, read, linear, half_life, key_heads, channels)
     attention = samples.attention(rng, read, full, reach)
     routing = samples.routing(rng, read, layers, experts, top_k, never_used=never_used, **effects)

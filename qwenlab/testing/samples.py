@@ -148,7 +148,7 @@ def routing(
     specialisation: float,
     text_effect: float,
     repeat: float,
-    handover: float,
+    correlation: float,
 ) -> RoutingSamples:
     """Router probabilities of `depth` layers, from logits that are the sum of these effects.
 
@@ -156,12 +156,12 @@ def routing(
     specialisation  standard deviation of a label's effect on the logit of each expert; 0: routing ignores labels
     text_effect     the same for each text, which a test of specialisation must not mistake for an effect of labels
     repeat          probability that a token is routed as the token before it
-    handover        correlation of a token's logits in one layer with those in the layer before
+    correlation     correlation of a token's logits in one layer with those in the layer before
     """
     tokens = len(read.sequence)
     noise = rng.normal(size=(tokens, depth, experts))
     for layer in range(1, depth):
-        noise[:, layer] = handover * noise[:, layer - 1] + np.sqrt(1 - handover**2) * noise[:, layer]
+        noise[:, layer] = correlation * noise[:, layer - 1] + np.sqrt(1 - correlation**2) * noise[:, layer]
     logits = noise + rng.normal(0, 0.5, (depth, experts))
     logits += specialisation * rng.normal(size=(len(read.labels), depth, experts))[read.label]
     logits += text_effect * rng.normal(size=(read.sequences, depth, experts))[read.sequence]

@@ -136,7 +136,7 @@ def routing(texts, every=1):
     }
     out |= {name: np.zeros((*grouped, experts)) for name in ("load", "weight_sum")}
     out |= {name: np.zeros((*grouped, len(WINDOWS))) for name in ("distinct_sum", "windows")}
-    out |= {name: np.zeros((len(where), experts, experts)) for name in ("coactivation", "handover")}
+    out |= {name: np.zeros((len(where), experts, experts)) for name in ("coactivation", "transition")}
     for text in texts:
         for index, layer in enumerate(where):
             mlp = text.layers[layer].mlp
@@ -160,7 +160,7 @@ def routing(texts, every=1):
                         out["coactivation"][index, expert, other] += 1
                 if index + 1 < len(where):
                     after = text.layers[where[index + 1]].mlp["chosen"][token]
-                    out["handover"][index, top[0], after[0]] += 1
+                    out["transition"][index, top[0], after[0]] += 1
                 if token > text.first:
                     out["pairs"][place] += 1
                     out["kept_sum"][place] += len(chosen[token] & chosen[token - 1])

@@ -122,8 +122,8 @@ def test_overlap_names_the_next_layer_and_leaves_out_the_last():
 
 def test_overlap_beyond_chance_is_zero_for_unrelated_layers_only():
     alone = dict(labels=["all"], sequences=32, length=48, specialisation=0.0, text_effect=0.0, repeat=0.0)
-    loose = stats.layer_overlap(made(handover=0.0, **alone).recording)
-    tied = stats.layer_overlap(made(handover=0.9, **alone).recording)
+    loose = stats.layer_overlap(made(correlation=0.0, **alone).recording)
+    tied = stats.layer_overlap(made(correlation=0.9, **alone).recording)
     assert_allclose(loose["adjusted_overlap"], 0, atol=0.01)
     assert (loose["overlap"] > 0.01).all()  # what plug-in says of nothing: the bias that is taken out
     assert (tied["adjusted_overlap"] > 0.1).all()
@@ -133,7 +133,7 @@ def test_overlap_beyond_chance_is_zero_for_unrelated_layers_only():
     ("function", "variable", "message"),
     [
         (stats.coactivation, "coactivation", "rows of coactivation do not add up"),
-        (stats.layer_overlap, "handover", "handover does not hold every token"),
+        (stats.layer_overlap, "transition", "transition does not count every token"),
         (stats.routing, "load", "do not add up to top_k=4"),
     ],
 )

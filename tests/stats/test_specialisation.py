@@ -37,7 +37,7 @@ def p_values(texts, **planted):
 
 @pytest.mark.slow
 def test_p_values_are_evenly_spread_where_labels_mean_nothing_though_texts_differ():
-    p = p_values(32, specialisation=0.0, text_effect=0.7, handover=0.0)
+    p = p_values(32, specialisation=0.0, text_effect=0.7, correlation=0.0)
     assert 0.4 < p.mean() < 0.6
     assert (p <= 0.1).mean() < 0.2
     assert (p >= 0.9).mean() < 0.2

@@ -47,8 +47,10 @@ def test_counts_agree_with_each_other(case):
     assert (routing["load"].sum("expert") == case.routing.top_k * routing["tokens"]).all()
     totals = routing["load"].sum(["label", "fold"])
     assert_array_equal(np.einsum("lee->le", routing["coactivation"]), totals)
-    assert (routing["handover"].isel(layer=slice(-1)).sum(["expert", "expert_next"]) == len(case.texts.position)).all()
-    assert (routing["handover"].isel(layer=-1) == 0).all()
+    assert (
+        routing["transition"].isel(layer=slice(-1)).sum(["expert", "expert_next"]) == len(case.texts.position)
+    ).all()
+    assert (routing["transition"].isel(layer=-1) == 0).all()
     trace = np.einsum("blkcc->blk", deltanet["key_moment"])
     assert_allclose(trace, np.broadcast_to(tokens.values[..., None], trace.shape), rtol=1e-5)
     assert int(deltanet["sequences"].isel(layer=0).sum()) == case.texts.sequences

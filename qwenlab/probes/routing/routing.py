@@ -36,7 +36,7 @@ class Routing(Probe):
     entropy              of p, and of w, in nats;  margin: p of the k-th choice minus p of the (k+1)-th
     shared gate, share   sigmoid(shared_expert_gate); ||gated shared output|| / (that + ||routed output||)
     co-activation        tokens that chose both of two experts
-    handover             top choice here and in the next of the layers watched
+    transition           top choice here and in the next of the layers watched
     kept                 experts of a token that its predecessor also chose
     distinct             experts met in aligned windows of 2 to 128 tokens (complete windows only)
 
@@ -182,7 +182,7 @@ class Routing(Probe):
             "distinct_sum": (by_window, distinct, "expert", "distinct experts, summed over windows"),
             "windows": (by_window, windows, "window", "complete windows"),
             "coactivation": (("layer", "expert", "expert_2"), together, "token", "tokens that chose both experts"),
-            "handover": (
+            "transition": (
                 ("layer", "expert", "expert_next"),
                 following,
                 "token",
