@@ -11,7 +11,7 @@ from qwenlab.stats.base.variables import Bootstrap, described, with_interval
 
 
 @statistic
-def over_texts(
+def mean_over_texts(
     score: xr.DataArray,
     *,
     less: xr.DataArray | None = None,
@@ -36,17 +36,19 @@ def over_texts(
     how = Bootstrap(level, resamples, seed)
     for name, each in (("score", score), ("less", less)):
         if each is not None and not (isinstance(each, xr.DataArray) and "text" in each.dims):
-            raise BadArgument(f"over_texts({name}=...): give a DataArray with the dimension 'text', one value a text.")
+            raise BadArgument(
+                f"mean_over_texts({name}=...): give a DataArray with the dimension 'text', one value a text."
+            )
     if less is not None and less.sizes["text"] != score.sizes["text"]:
         raise BadArgument(
-            f"over_texts(less=...) is of {less.sizes['text']} texts, the score of {score.sizes['text']}: "
+            f"mean_over_texts(less=...) is of {less.sizes['text']} texts, the score of {score.sizes['text']}: "
             "give scores of the same texts, in the same order."
         )
     values = (score if less is None else score - less).transpose(..., "text")
     texts, flat = values.sizes["text"], values.values.reshape(-1, values.sizes["text"]).T
     if np.isnan(flat).any():
         raise BadArgument(
-            f"over_texts: {int(np.isnan(flat).sum())} scores are NaN.\nLeave those texts out of all scores."
+            f"mean_over_texts: {int(np.isnan(flat).sum())} scores are NaN.\nLeave those texts out of all scores."
         )
     ends = how.interval(flat, lambda sums: sums / texts)
     mean = values.mean("text")

@@ -73,7 +73,7 @@ OF_OTHERS = (
     "ablation_findings",
     "ablation_table",
     "losses",
-    "over_texts",
+    "mean_over_texts",
 )  # not of a recording's nodes
 CASES = [(node, name) for node, names in BY_NODE.items() for name in names]
 
