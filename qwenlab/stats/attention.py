@@ -9,7 +9,7 @@ import xarray as xr
 from qwenlab.stats.base.source import Source, read, statistic
 from qwenlab.stats.base.sums import QUANTILES, Mean, histogram_quantiles, matching_count, means, share
 from qwenlab.stats.base.variables import described, result
-from qwenlab.stats.formulas.quantiles import whole_quantiles
+from qwenlab.stats.formulas.quantiles import integer_quantiles
 
 _MEANS = {
     "distance": Mean("token", "mean attention distance"),
@@ -40,7 +40,7 @@ def attention_distance(
     data = read(source, "attention", "tokens", "distance_mass", *sums, by_label=by_label)
     mass = data["distance_mass"]
     tokens = matching_count(data["tokens"], mass, "distance_bin")
-    within = histogram_quantiles(whole_quantiles, mass, "distance_bin", "octave", quantiles)
+    within = histogram_quantiles(integer_quantiles, mass, "distance_bin", "octave", quantiles)
     by_distance = share(mass, "distance_bin")
     variables = {
         **means({**data, "tokens": tokens}, _MEANS, level),

@@ -13,7 +13,7 @@ from qwenlab.record.recording import Recording
 from qwenlab.stats.base.source import Source, ratio, read, statistic
 from qwenlab.stats.base.sums import Mean, estimated, histogram_quantiles, join_layers, means, share
 from qwenlab.stats.base.variables import described, result
-from qwenlab.stats.formulas.quantiles import whole_quantiles
+from qwenlab.stats.formulas.quantiles import integer_quantiles
 
 HORIZONS = (0.5, 0.9)
 """Default shares of the mass whose distance is a head's horizon."""
@@ -102,7 +102,7 @@ def _of_kind(source: Source, node: str, horizons: Sequence[float], by_label: boo
     mass = data["distance_mass"]
 
     def horizon(by_distance: xr.DataArray) -> xr.DataArray:
-        at = histogram_quantiles(whole_quantiles, by_distance, "distance_bin", "octave", horizons)
+        at = histogram_quantiles(integer_quantiles, by_distance, "distance_bin", "octave", horizons)
         return at.rename(quantile="share")
 
     how: dict[str, Any] = dict(

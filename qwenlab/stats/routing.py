@@ -38,7 +38,7 @@ def routing(source: Source, *, by_label: bool = False, level: float = 0.95) -> x
     top_k = _top_k(data)
 
     def by_chance(chosen: xr.DataArray, n: xr.DataArray) -> xr.DataArray:
-        return 1 - along(["expert"], formulas.kept_if_independent, ratio(chosen, n)) / top_k
+        return 1 - along(["expert"], formulas.repeated_if_independent, ratio(chosen, n)) / top_k
 
     least, most = np.log(top_k), np.log(data.sizes["expert"])
     sums = {**data, "entropy_share_sum": data["entropy_sum"] / most}

@@ -292,7 +292,7 @@ def test_by_depth_and_label():
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (lambda: made_ledger(depth=2), r"depths \[2, 2\]: one each"),
+        (lambda: made_ledger(depth=2), r"depths \[2, 2\]: give one ledger per depth"),
         (lambda: made_ledger(depth=3).assign_attrs(rule="exact_match"), "differ in their rule: exact_match, greedy"),
         (lambda: made_ledger(depth=3).assign_attrs(text="teacher_forced"), "differ in their text"),
         (lambda: made_ledger(depth=3).assign_attrs(temperature=0.7), "differ in their temperature: 0.0, 0.7"),

@@ -15,7 +15,7 @@ from qwenlab.testing.traces import made_trace
 
 
 def by_hand(end: str) -> xr.Dataset:
-    """One text of four tokens, the first of them the prompt; the main model would say 10, 20, 30, 40 after them."""
+    """One text of four tokens, the first one the prompt; the target model would choose 10, 20, 30, 40 after them."""
     return xr.Dataset(
         {
             "text": ("token", [0, 0, 0, 0]),
@@ -134,7 +134,7 @@ def test_a_trace_without_a_chain_is_nothing_measured():
 
 
 def test_a_trace_says_its_depth_and_text():
-    with pytest.raises(InconsistentRecording, match="does not say its depth, text"):
+    with pytest.raises(InconsistentRecording, match="lacks the attributes depth, text"):
         stats.agreement(by_hand("eos").drop_attrs())
 
 

@@ -191,7 +191,7 @@ def test_where_the_costs_come_from_stays_with_the_numbers():
         ),
         (lambda: costs().drop_vars("width"), BadArgument, "has no coordinate width"),
         (lambda: costs().assign(verify_step=3.0), BadArgument, "has no coordinate width"),
-        (lambda: costs().assign(plain_step=0.0), BadArgument, r"plain_step'\] is 0.0: no time that a step takes"),
+        (lambda: costs().assign(plain_step=0.0), BadArgument, r"plain_step'\] is 0.0, not a time in seconds"),
         (lambda: costs().assign(rollback=-1.0), BadArgument, r"rollback'\] is -1.0"),
         (lambda: costs().assign(draft_step=np.nan), BadArgument, r"draft_step'\] is nan"),
         (

@@ -39,11 +39,14 @@ def spoilt(**values):
         (dict(agreed=(0, 4)), "agreed is neither"),
         (dict(emitted=(0, 4)), r"emitted is not 1 to accepted \+ 1"),
         (dict(emitted=(2, 0)), r"emitted is not 1 to accepted \+ 1"),
-        (dict(ended=(0, "stopped")), "ended is none of rejected, full, eos, length"),
+        (dict(ended=(0, "stopped")), "ended is not one of rejected, full, eos, length"),
         (dict(ended=(1, "rejected")), "ended 'rejected', yet no draft was tested and not accepted"),
         (dict(ended=(0, "full")), "ended 'full', yet not every draft was accepted"),
-        (dict(draft_token=((0, 2), -1)), "a draft given to the main model has no token"),
-        (dict(target_token=((1, 0), 7)), "accepted a draft that is not the main model's token, under the rule greedy"),
+        (dict(draft_token=((0, 2), -1)), "a draft given to the target model has no token"),
+        (
+            dict(target_token=((1, 0), 7)),
+            "accepted a draft that is not the target model's token, under the rule greedy",
+        ),
     ],
 )
 def test_counts_that_cannot_be_are_refused(values, message):
@@ -76,7 +79,7 @@ def test_another_rule_may_accept_what_is_not_the_first_choice():
 def test_a_ledger_says_what_its_rates_depend_on(fact):
     data = ledger(ROUNDS)
     del data.attrs[fact]
-    with pytest.raises(InconsistentRecording, match=f"does not say its {fact}, and its rates depend on that"):
+    with pytest.raises(InconsistentRecording, match=f"lacks the attributes {fact}, on which its rates depend"):
         stats.acceptance(data)
 
 

@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 from qwenlab.stats.formulas.experts import (
     distinct_if_independent,
     independent_pairs,
-    kept_if_independent,
+    repeated_if_independent,
     unused,
     variation,
 )
@@ -48,7 +48,7 @@ def test_distinct_and_kept_are_what_independent_tokens_do():
     sizes = np.array([2, 4, 8])
     distinct = [chose[:, :n].any(axis=1).sum(axis=1).mean() for n in sizes]
     assert_allclose(distinct_if_independent(share, sizes), distinct, rtol=0.01)
-    assert_allclose(kept_if_independent(share), (chose[:, 0] & chose[:, 1]).sum(axis=1).mean(), rtol=0.01)
+    assert_allclose(repeated_if_independent(share), (chose[:, 0] & chose[:, 1]).sum(axis=1).mean(), rtol=0.01)
 
 
 def test_variation_of_an_even_load_is_zero():

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from qwenlab.stats.formulas.quantiles import linear_quantiles, log2_quantiles, shares, whole_quantiles
+from qwenlab.stats.formulas.quantiles import integer_quantiles, linear_quantiles, log2_quantiles, shares
 
 Q = np.array([0.05, 0.25, 0.5, 0.75, 0.95])
 UNIT = np.linspace(0, 1, 129)
@@ -33,7 +33,7 @@ def test_log2_is_within_one_bin_of_the_sample_quantile(values):
 def test_whole_is_exact_up_to_four_and_in_the_bin_beyond(values):
     counts, _ = np.histogram(values, DISTANCES)
     truth = np.quantile(values, Q, method="inverted_cdf")
-    told = whole_quantiles(counts, DISTANCES, Q)
+    told = integer_quantiles(counts, DISTANCES, Q)
     assert_array_equal(np.searchsorted(DISTANCES, told, "right"), np.searchsorted(DISTANCES, truth, "right"))
     assert_array_equal(told[truth < 4], truth[truth < 4])
 
