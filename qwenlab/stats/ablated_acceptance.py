@@ -7,10 +7,10 @@ import xarray as xr
 
 from qwenlab.errors import NothingMeasured
 from qwenlab.stats.base.ablation_effects import ABOUT, AblationEffects, Meaning, ablation_effects, dataset_of, stacked
+from qwenlab.stats.base.rounds import FACTS
 from qwenlab.stats.base.source import Source, read, statistic
 from qwenlab.stats.base.variables import Bootstrap
 
-_FACTS = ("rule", "depth", "policy", "text", "origin")
 _NEEDS = ("acceptance_length", "clean_acceptance_length", "label", *ABOUT)
 _OF_CLEAN: dict[str, Meaning] = {
     "clean_acceptance_length": (("task",), "token", "acceptance length of the unedited model"),
@@ -43,16 +43,16 @@ def ablated_acceptance(
     clean = data["clean_acceptance_length"].values.astype(np.float64)
     task = data["label"].values.astype(str) if by_label else np.full(len(clean), "all texts")
     known = ~np.isnan(clean) & ~np.isnan(lengths).any(axis=0)
-    if lost := [name for name in dict.fromkeys(task.tolist()) if not known[task == name].any()]:
+    if empty := [name for name in dict.fromkeys(task.tolist()) if not known[task == name].any()]:
         raise NothingMeasured(
-            f"Each text of {lost[0]!r} has no round under some ablation, or none at all.\n"
-            "Give longer texts, or leave out what makes the model end at once."
+            f"Each text of {empty[0]!r} has no round under some ablation, or under the unedited model.\n"
+            "Give longer texts, or leave out ablations under which the model ends at once."
         )
     sweep = AblationEffects.of(data, "acceptance_length", (clean - lengths)[:, known], task[known])
     values = ablation_effects(sweep, how)
     values |= stacked([_of_clean(sweep, name, clean[known], how) for name in sweep.tasks])
     values["left_out"] = np.array([(~known[task == name]).sum() for name in sweep.tasks])
-    facts = {name: data.attrs[name] for name in _FACTS if name in data.attrs}
+    facts = {name: data.attrs[name] for name in FACTS if name in data.attrs}
     return dataset_of(sweep, values, "token", "fall of the acceptance length", _OF_CLEAN, how).assign_attrs(facts)
 
 

@@ -26,7 +26,7 @@ _OF_CLEAN: dict[str, Meaning] = {
     "clean_accuracy": (("task",), "1", "accuracy of the unedited model"),
     "chance": (("task",), "1", "accuracy by chance"),
     "above_chance": (("task",), "1", "accuracy of the unedited model above chance"),
-    "at_chance": (("task",), "1", "accuracy of the unedited model is not surely above chance"),
+    "at_chance": (("task",), "1", "accuracy of the unedited model is not significantly above chance"),
 }
 _SHARE_LOST: dict[str, Meaning] = {"share_lost": (("task", "ablation"), "1", "share lost of the accuracy above chance")}
 

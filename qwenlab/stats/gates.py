@@ -28,13 +28,13 @@ _GATES = {"mean_gate": ("gate", "mean value of the output gate"), "beta": ("beta
 def gates(
     source: Source, *, quantiles: Sequence[float] = QUANTILES, by_label: bool = False, level: float = 0.95
 ) -> xr.Dataset:
-    """Gates over tokens by [layer, head], of both kinds of mixer, the layers in the model's order.
+    """Gates over tokens by [layer, head], of both kinds of mixer, in the model's order of layers.
 
     mean_gate  sigmoid of the output gate's input, averaged over the head's channels, mean over tokens. Attention
                multiplies by it, DeltaNet by z sigmoid(z)
     beta       write strength of DeltaNet (NaN for attention, which has none)
 
-    Each as the mean with its interval, `_quantile` [.., quantile] from 128 equal bins, and `_share` of tokens by bin.
+    For each, the mean with its interval, `_quantile` [.., quantile] from 128 equal bins, and `_share` of tokens by bin.
     """
     nodes = [name for name in _MIXERS if name in source] if isinstance(source, Recording) else [_node_of(source)]
     return join_layers([_of_mixer(source, name, quantiles, by_label, level) for name in nodes or _MIXERS[:1]])

@@ -1,4 +1,4 @@
-"""How far back heads of both kinds reach, by the same statistics for implicit and softmax attention."""
+"""Reach of heads of both kinds of mixer: the same statistics for implicit and softmax attention."""
 
 from __future__ import annotations
 
@@ -57,22 +57,22 @@ _ERRORS = {
 def reach(
     source: Source, *, horizons: Sequence[float] = HORIZONS, by_label: bool = False, level: float = 0.95
 ) -> xr.Dataset:
-    """How far back every head reaches: DeltaNet heads by their implicit attention, attention heads by their softmax.
+    """Distances and shares of the mass of every head's attention rows, implicit for DeltaNet, softmax for attention.
 
-    A row of a head has weights w(t, s), s <= t: of DeltaNet the signed ones of `probe.ImplicitAttention`, of attention
-    the probabilities. Its mass is |w(t, s)| / sum over s of |w(t, s)|. Means over rows by [layer, head], the layers of
-    both kinds in the model's order, each with its interval; NaN for heads that a layer does not have.
+    A row of a head has weights w(t, s), s <= t: in DeltaNet the signed ones of `probes.ImplicitAttention`, in attention
+    the probabilities. Its mass is |w(t, s)| / sum over s of |w(t, s)|. Means over rows by [layer, head], layers of both
+    kinds in the model's order, each with its interval; NaN for heads that a layer does not have.
 
-    horizon           [.., share] distance, in tokens, within which that share of the mass lies, over all rows; exact
-                      up to 4 tokens, then within a bin of half an octave
+    horizon           [.., share] distance, in tokens, that contains that share of the mass, over all rows; exact up to
+                      4 tokens, then within a bin of half an octave
     first_mass        mass on the sequence's first token;  previous_mass on the token before;  self_mass on its own
-    first_even        mean of 1 / (t + 1): the first token's mass if all weights of a row were even
+    first_even        mean of 1 / (t + 1): the first token's mass for even weights
     distance          mean distance of the mass, tokens
     entropy           -sum of m ln m over a row's mass m, nats: ln of its effective number of tokens
     induction         mass on the tokens s < t whose own predecessor is the same token as t, over the rows that have
                       such tokens: attention to what followed earlier occurrences (Olsson et al. 2022, arXiv:2209.11895)
-    induction_even    the share of such tokens among the tokens of the row: the same for even weights
-    induction_lift    induction over induction_even: 1 where the head treats such tokens as any others
+    induction_even    share of such tokens among the tokens of the row: the same for even weights
+    induction_lift    induction over induction_even: 1 if the head treats such tokens like any others
     negative          mass of negative weight (NaN for attention, which has none)
     mass              sum of |w|: 1 for attention
     output_first      the first token's share of the norms |w(t, s)| ||v_s||, summed over rows: how much of the output
@@ -80,13 +80,13 @@ def reach(
     gated_output_first  the same of |w(t, s)| ||sigmoid(gate_t) * v_s||: with the output gate on (attention only)
     mean_gate         value of attention's output gate, mean over channels and tokens
     mass_share        [.., distance_bin] share of the mass by distance
-    reconstruction_error  ||sum of w v - o|| / ||o|| over rows: o is the DeltaNet head's output as the kernel gave it
-    without_removal_error  the same of weights with decay but without the removal of keys, where the probe made those
+    reconstruction_error  ||sum of w v - o|| / ||o|| over rows: o is the DeltaNet head's output from the kernel
+    without_removal_error  the same for weights with decay but without the removal of keys, if the probe computed them
 
     All of these depend on context length: compare only over the same texts.
     """
-    wanted = np.asarray(horizons, np.float64)
-    if wanted.ndim != 1 or not ((wanted > 0) & (wanted < 1)).all():
+    shares = np.asarray(horizons, np.float64)
+    if shares.ndim != 1 or not ((shares > 0) & (shares < 1)).all():
         raise BadArgument(f"horizons={horizons!r}: give shares between 0 and 1, both excluded, such as {HORIZONS}.")
     nodes = [name for name in _NODES if name in source] if isinstance(source, Recording) else [_node_of(source)]
     return join_layers([_of_kind(source, name, horizons, by_label, level) for name in nodes or _NODES[:1]])

@@ -296,7 +296,7 @@ def test_by_depth_and_label():
         (lambda: made_ledger(depth=3).assign_attrs(rule="exact_match"), "differ in their rule: exact_match, greedy"),
         (lambda: made_ledger(depth=3).assign_attrs(text="teacher_forced"), "differ in their text"),
         (lambda: made_ledger(depth=3).assign_attrs(temperature=0.7), "differ in their temperature: 0.0, 0.7"),
-        (lambda: made_ledger(depth=3, labels=["code"]), "other labels"),
+        (lambda: made_ledger(depth=3, labels=["code"]), "different labels"),
     ],
 )
 def test_unlike_ledgers_are_not_compared(other, message):

@@ -129,7 +129,7 @@ def test_one_text_has_no_interval():
 def test_a_trace_without_a_chain_is_nothing_measured():
     trace = by_hand("length")
     trace["begin"] = ("text", [4])
-    with pytest.raises(NothingMeasured, match="No draft of this trace has a place"):
+    with pytest.raises(NothingMeasured, match="No draft of this trace can be compared"):
         stats.agreement(trace)
 
 

@@ -78,5 +78,5 @@ def test_what_it_is_of_is_said():
 
 
 def test_no_bins_are_refused():
-    with pytest.raises(BadArgument, match="bins=0: give the number of bins"):
+    with pytest.raises(BadArgument, match=r"bins=0\): give an integer number of bins of \[0, 1\], 1 or more"):
         stats.calibration(made_ledger(), bins=0)

@@ -62,8 +62,8 @@ def test_it_is_what_costs_take():
         (np.zeros((5, 2, 1)), {}, BadArgument, "choices is float64"),
         (np.full((5, 2, 1), -1), {}, BadArgument, "choices is int64"),
         (np.zeros((0, 2, 1), int), {}, BadArgument, "choices is int64"),
-        (np.zeros((5, 2, 1), int), {"widths": [0]}, BadArgument, r"widths=\[0\]: give the tokens a block has"),
-        (np.zeros((5, 2, 1), int), {"widths": [2, 6]}, NothingMeasured, "No text has 6 tokens, which a block needs"),
+        (np.zeros((5, 2, 1), int), {"widths": [0]}, BadArgument, r"widths=\[0\]: give the numbers of tokens per block"),
+        (np.zeros((5, 2, 1), int), {"widths": [2, 6]}, NothingMeasured, "No text has 6 tokens, the size of a block"),
     ],
 )
 def test_what_cannot_be_counted_is_named(chosen, options, error, message):

@@ -125,7 +125,7 @@ def test_the_interval_of_the_curve_covers_other_texts_of_the_same_sort():
 def test_loads_that_do_not_add_up_are_refused():
     node = made().recording["routing"]
     node["load"] = node["load"] + 1
-    with pytest.raises(InconsistentRecording, match="do not add up to top_k=4 slots a token"):
+    with pytest.raises(InconsistentRecording, match="do not add up to top_k=4 slots per token"):
         stats.expert_load(node)
 
 

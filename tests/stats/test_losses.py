@@ -111,7 +111,7 @@ def test_it_is_read_from_a_recording_too(tmp_path):
 
 def test_what_cannot_be_a_mean_is_refused():
     data = made([("code", 5), ("prose", 6)])
-    with pytest.raises(NothingMeasured, match="There is no token"):
+    with pytest.raises(NothingMeasured, match="There are no tokens"):
         stats.losses(data.isel(token=slice(0)))
     data["loss"][7] = np.nan
     with pytest.raises(NothingMeasured, match="1 of 11 losses are NaN or infinite, the first in text 1"):

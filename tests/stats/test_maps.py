@@ -43,6 +43,6 @@ def test_rows_that_were_kept_need_no_others_that_were_measured(case):
 def test_a_recording_without_maps(case):
     bare = {name: case.recording[name].drop_dims("row") for name in case.recording}
     with pytest.raises(
-        NotWatched, match=r"No map was kept.*\nWatch with qwenlab\.probes\.ImplicitAttention\(queries='all'"
+        NotWatched, match=r"No map was stored.*\nWatch with qwenlab\.probes\.ImplicitAttention\(queries='all'"
     ):
         stats.attention_map(Recording(bare, {}), layer=0, head=0)

@@ -132,14 +132,14 @@ def test_some_questions_of_all_that_were_kept():
 
 def test_of_one_pair_there_is_no_other():
     questions = asking([3, 1])
-    with pytest.raises(BadArgument, match=r"Text 1 lists one pair: .*\nAsk for two pairs or more"):
+    with pytest.raises(BadArgument, match=r"Text 1 lists one pair: .*\nUse texts of two pairs or more"):
         stats.retrieval(recorded(questions), questions)
 
 
 def test_rows_that_were_not_kept():
     questions = asking([3, 3])
     recording = recorded(questions.isel(question=slice(0, 4)))
-    message = r"The rows of 2 of 6 questions were not kept; the first is that of the token at position 14 of text 1\."
+    message = r"The rows of 2 of 6 questions were not stored; the first is that of the token at position 14 of text 1\."
     with pytest.raises(BadArgument, match=message):
         stats.retrieval(recording, questions)
 
@@ -147,10 +147,12 @@ def test_rows_that_were_not_kept():
 def test_what_it_cannot_read():
     questions = asking([3])
     blocks = kept(DELTANET, questions).assign_attrs(sample='{"block": 4}')
-    with pytest.raises(BadArgument, match=r"means over blocks\.\nKeep the rows"):
+    with pytest.raises(BadArgument, match=r"means over blocks\.\nStore the rows"):
         stats.retrieval(blocks, questions)
-    with pytest.raises(MissingVariable, match=r"No asked in `questions`\.\nGive what qwenlab\.tasks\.recall_questions"):
+    with pytest.raises(
+        MissingVariable, match=r"No asked in `questions`\.\nGive the result of qwenlab\.tasks\.recall_questions"
+    ):
         stats.retrieval(recorded(questions), questions.drop_vars("asked"))
     bare = Recording({"implicit_attention": kept(DELTANET, questions).drop_dims("row")}, {})
-    with pytest.raises(NotWatched, match="No map was kept"):
+    with pytest.raises(NotWatched, match="No map was stored"):
         stats.retrieval(bare, questions)

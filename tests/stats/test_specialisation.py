@@ -82,10 +82,10 @@ def test_the_seed_decides_and_is_kept():
 
 
 def test_one_label_cannot_be_compared():
-    with pytest.raises(NothingMeasured, match="all tokens read have one \\('code'\\)"):
+    with pytest.raises(NothingMeasured, match="all tokens have the same one \\('code'\\)"):
         stats.specialisation(made(labels=["code"]).recording)
 
 
 def test_one_text_a_label_cannot_be_shuffled():
-    with pytest.raises(NothingMeasured, match="at least two texts a label"):
+    with pytest.raises(NothingMeasured, match="at least two texts per label"):
         stats.specialisation(made(labels=["code", "prose"], sequences=2).recording)

@@ -72,7 +72,7 @@ def test_what_is_refused():
         ):
             stats.mean_over_texts(wrong)
     with pytest.raises(
-        BadArgument, match=r"^mean_over_texts\(less=\.\.\.\) is of 4 texts, the score of 3: give scores of"
+        BadArgument, match=r"^mean_over_texts\(less=\.\.\.\) has 4 texts, the score has 3: give scores of"
     ):
         stats.mean_over_texts(made(3), less=made(4))
     with pytest.raises(

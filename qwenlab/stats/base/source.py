@@ -60,7 +60,7 @@ def read(source: Source, node: str, *needs: str, by_label: bool = True) -> xr.Da
         )
     if "tokens" in data and not data["tokens"].sum() > 0:
         every = json.loads(data.attrs.get("sample", "{}")).get("every", 1)
-        short = f", or, if texts are short, with {PROBES[node]}(every=1): it measures one token of every {every}"
+        short = f", or, if texts are short, with {PROBES[node]}(every=1): it measured one token of every {every}"
         raise NothingMeasured(
             f"The {PROBES[node]} probe measured no token.\n"
             f"Run the model on some text inside the `with` of qwenlab.watch{short if every > 1 else ''}."
