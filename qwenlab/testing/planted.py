@@ -1,4 +1,4 @@
-"""Nodes of a recording from planted values of tokens: the probes themselves sum the values, and no model runs."""
+"""Nodes of a recording from planted values of tokens: the probes reduce the values, and no model runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CALLS = (16, 64)
 
 @cache
 def decoder_without_weights(layers: int, **sizes: Any) -> Decoder:
-    """The decoder of a tiny sparse model on torch's meta device. It tells probes the sizes; it cannot run.
+    """Decoder of a tiny sparse model on torch's meta device: probes read its sizes; it cannot run.
 
     sizes  fields of the text config, as in `tiny_config`
     """
@@ -35,7 +35,7 @@ def decoder_without_weights(layers: int, **sizes: Any) -> Decoder:
 
 
 def reading_of(read: Texts, tokens: np.ndarray | None = None) -> TokenBatch:
-    """One forward pass over all texts, a text to a row, padded on the right. `tokens`: ids [token], if known."""
+    """One forward pass over all texts, one row per text, padded on the right. `tokens`: ids [token], if known."""
     real = in_rows(read, np.ones(len(read.sequence), bool))
     label = in_rows(read, read.label)
     fold = torch.arange(len(real))[:, None] % FOLDS
@@ -75,7 +75,7 @@ def deltanet(read: Texts, values: DeltaNetSamples, decoder: Decoder) -> xr.Datas
 
 
 def attention(read: Texts, values: AttentionSamples, decoder: Decoder) -> xr.Dataset:
-    """Node "attention". The queries are log-probabilities and the keys unit vectors: their softmax is what we plant."""
+    """Node "attention". Queries are log-probabilities and keys unit vectors: their softmax is the planted one."""
     probe, reading = Attention(every=1), reading_of(read)
     probe.start(decoder)
     score = in_rows(read, values.probability).clamp_min(torch.finfo(torch.float32).tiny).log()
@@ -141,7 +141,7 @@ def timing(rng: np.random.Generator, read: Texts, decoder: Decoder) -> xr.Datase
 
 
 def memory(read: Texts, decoder: Decoder) -> xr.Dataset:
-    """Node "memory": caches of one sequence at eight contexts. A KV cache has 256 B a layer more than predicted."""
+    """Node "memory": caches of one sequence at eight contexts. A KV cache has 256 B per layer more than predicted."""
     probe = Memory()
     probe.start(decoder)
     known, overhead = anatomy(decoder.module), 256 * len(decoder.layers_of(ATTENTION))

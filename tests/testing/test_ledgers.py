@@ -38,7 +38,7 @@ def test_a_round_told_by_hand(played, counts):
 
 
 def test_too_few_tokens_of_the_main_model_are_refused():
-    with pytest.raises(BadArgument, match=r"2 drafts need 3 tokens of the main model, not \[5, 6\]"):
+    with pytest.raises(BadArgument, match=r"2 drafts need 3 tokens of the target model, not \[5, 6\]"):
         ledger([Played((5, 6), (5, 6))])
 
 

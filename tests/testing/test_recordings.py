@@ -92,10 +92,10 @@ def test_what_is_planted_is_there():
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        (dict(top_k=16), "too few are left to choose from"),
-        (dict(top_k=0), "too few are left to choose from"),
+        (dict(top_k=16), "too few remain to choose from"),
+        (dict(top_k=0), "too few remain to choose from"),
         (dict(heads=3, key_heads=2), "heads=3 is not a multiple of key_heads=2"),
-        (dict(probes=["routing", "router"]), r"probes=\['router'\]: a made recording's nodes are deltanet"),
+        (dict(probes=["routing", "router"]), r"probes=\['router'\]: the nodes of a random recording are deltanet"),
     ],
 )
 def test_sizes_that_fit_no_model_are_refused(sizes, message):
