@@ -35,7 +35,7 @@ def losses(
     level      of the intervals <name>_interval: `formulas.intervals.bootstrap` over whole texts, separately for each
                domain; NaN below two texts
 
-    Raises BadArgument, MissingVariable, and NothingMeasured if there are no tokens or a loss is NaN or infinite.
+    Raises BadArgument, MissingVariable, and NothingMeasured without tokens or if a loss is NaN or infinite.
     """
     how = Bootstrap(level, resamples, seed)
     data = read(source, "losses", "loss", "bytes", "text", "domain")
@@ -90,7 +90,7 @@ def _dataset(
 def _check(loss: np.ndarray, text: np.ndarray) -> None:
     """Raise NothingMeasured if a mean does not exist."""
     if not len(loss):
-        raise NothingMeasured("There are no tokens in these losses.\nRead at least one text of two tokens.")
+        raise NothingMeasured("These losses have no tokens.\nRead at least one text of two tokens.")
     if not np.isfinite(loss).all():
         where = text[~np.isfinite(loss)]
         raise NothingMeasured(

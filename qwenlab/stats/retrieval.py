@@ -56,7 +56,7 @@ def retrieval(source: Source, questions: xr.Dataset, *, level: float = 0.95) -> 
         )
     if (alone := ((questions["value"] >= 0).sum("pair") < 2).values).any():
         raise BadArgument(
-            f"Text {int(questions['text'][alone][0])} lists one pair: there is no other value to compare with.\n"
+            f"Text {int(questions['text'][alone][0])} lists one pair, and so has no other value to compare with.\n"
             "Use texts of two pairs or more."
         )
     nodes = [_of_kind(data, questions, level) for data in stored_maps(source)]

@@ -83,7 +83,7 @@ def _blocks(load: xr.DataArray) -> tuple[np.ndarray, np.ndarray]:
         )
     if folds.max() < 2:
         raise NothingMeasured(
-            f"Each label ({', '.join(names)}) was read in one fold only: there are no texts to shuffle among labels.\n"
+            f"Each label ({', '.join(names)}) was read in one fold only, so texts cannot be shuffled among labels.\n"
             "Read at least two texts per label; use eight or more for a useful control."
         )
     return values[:, label, fold], label

@@ -86,7 +86,7 @@ def _text(
         probability[:, step] = 1 / (1 + np.exp(-odds - rng.normal(0, 0.7, tokens)))
         sure = np.exp(-entropy[np.minimum(place, tokens - 1)])
         main[:, step] = np.where(place < tokens, np.where(correct, sure, (1 - sure) / 2), np.nan)
-    draft[0], probability[0], main[0] = -1, np.nan, np.nan  # there are no drafts before the first token
+    draft[0], probability[0], main[0] = -1, np.nan, np.nan  # nothing to draft from before the first token
     return {
         "token": word,
         "target_token": target,

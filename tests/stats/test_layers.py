@@ -45,7 +45,7 @@ def test_columns_are_those_of_the_probes_that_watched(probe, columns):
     assert set(stats.layer_table(made_recording(probes=[probe]))) == columns
 
 
-def test_some_layers_in_one_probe_and_others_in_another_are_kept():
+def test_probes_of_different_layers_are_joined():
     recording = made_recording(probes=["deltanet", "attention"])
     assert stats.layer_table(recording)["layer"].values.tolist() == list(range(8))
     assert np.isfinite(stats.layer_table(recording)["mean_gate"]).all()

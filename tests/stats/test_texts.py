@@ -18,8 +18,8 @@ def made(*shape, seed=0, **attrs):
 
 def test_the_interval_is_that_of_texts_drawn_one_by_one():
     score = made(2, 9, units="nat", long_name="loss")
-    told = stats.mean_over_texts(score, level=0.9, resamples=500, seed=3)
-    assert_allclose(told["mean"], score.values.mean(axis=1))
+    result = stats.mean_over_texts(score, level=0.9, resamples=500, seed=3)
+    assert_allclose(result["mean"], score.values.mean(axis=1))
     rng = np.random.default_rng(3)
     draws = []
     for _ in range(2):  # in blocks, as they are drawn
@@ -29,9 +29,9 @@ def test_the_interval_is_that_of_texts_drawn_one_by_one():
     # Of 9 texts: as far in percentiles as Student's interval, with the unbiased spread, is in errors.
     reach = np.sqrt(9 / 8) * scipy_stats.t.ppf(0.95, 8)
     ends = [scipy_stats.norm.cdf(-reach), scipy_stats.norm.cdf(reach)]
-    assert_allclose(told["mean_interval"], np.quantile(draws, ends, axis=0).T)
-    assert told["mean_interval"].attrs["interval"] == "bootstrap of whole texts, expanded percentiles"
-    assert (told["mean"].attrs["units"], int(told["texts"])) == ("nat", 9)
+    assert_allclose(result["mean_interval"], np.quantile(draws, ends, axis=0).T)
+    assert result["mean_interval"].attrs["interval"] == "bootstrap of whole texts, expanded percentiles"
+    assert (result["mean"].attrs["units"], int(result["texts"])) == ("nat", 9)
 
 
 @given(seed=st.integers(0, 1000), hard=st.lists(st.floats(-100, 100), min_size=6, max_size=6))
@@ -46,9 +46,9 @@ def test_how_hard_a_text_is_has_no_part_in_a_difference(seed, hard):
 
 def test_a_base_for_all_of_a_dimension():
     base = made(6, seed=1)
-    told = stats.mean_over_texts(made(2, 6), less=base)
-    assert_allclose(told["mean"], made(2, 6).mean("text") - base.mean("text"))
-    assert told["mean"].attrs["long_name"].startswith("difference of")
+    result = stats.mean_over_texts(made(2, 6), less=base)
+    assert_allclose(result["mean"], made(2, 6).mean("text") - base.mean("text"))
+    assert result["mean"].attrs["long_name"].startswith("difference of")
 
 
 def test_a_score_keeps_its_chance_and_a_difference_has_none():
@@ -60,12 +60,12 @@ def test_a_score_keeps_its_chance_and_a_difference_has_none():
 
 
 def test_one_text_has_no_interval():
-    told = stats.mean_over_texts(made(2, 1))
-    assert told["mean"].notnull().all()
-    assert told["mean_interval"].isnull().all()
+    result = stats.mean_over_texts(made(2, 1))
+    assert result["mean"].notnull().all()
+    assert result["mean_interval"].isnull().all()
 
 
-def test_what_is_refused():
+def test_errors():
     for wrong in (made(3).rename(text="seed"), made(3).values, made(3).to_dataset(name="loss")):
         with pytest.raises(
             BadArgument, match=r"^mean_over_texts\(score=\.\.\.\): give a DataArray with the dimension 'text'"

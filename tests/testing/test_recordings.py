@@ -81,7 +81,7 @@ def test_the_same_seed_makes_the_same_recording():
     assert not first["routing"].equals(other["routing"])
 
 
-def test_what_is_planted_is_there():
+def test_planted_effects_are_present():
     case = made(never_used=2, experts=8, top_k=3, labels=["a", "b", "c"], sequences=9)
     assert (case.recording["routing"]["load"].isel(expert=[6, 7]) == 0).all()
     assert case.texts.labels == ("a", "b", "c")
