@@ -15,16 +15,8 @@ _NAMED = 5
 """Maximum number of ablations that a sentence names."""
 
 _KINDS = {DELTANET: "DeltaNet", ATTENTION: "attention"}
-_NEEDS = (
-    "effect",
-    "effect_interval",
-    "effect_above_controls",
-    "effect_above_controls_interval",
-    "p_holm",
-    "p_beyond_holm",
-    "rank_low",
-    "significant",
-)
+_EFFECTS = ("effect", "effect_above_controls")
+_NEEDS = (*_EFFECTS, *(f"{name}_interval" for name in _EFFECTS), "p_holm", "p_beyond_holm", "rank_low", "significant")
 
 
 @statistic
@@ -37,7 +29,7 @@ def ablation_table(source: xr.Dataset, task: str) -> xr.Dataset:
     Raises MissingVariable for other statistics, and BadArgument for a task that they do not have.
     """
     here = _checked(source, task).sel(task=task)
-    names = [name for name in ("effect", "effect_above_controls", "share_lost") if name in here]
+    names = [name for name in (*_EFFECTS, "share_lost") if name in here]
     columns = [column for name in names for column in (name, f"{name}_interval")]
     columns += ["controls", "p_holm", "p_beyond_holm", "rank_low", "rank_high", "significant"]
     order = np.argsort(-here["effect"].values, kind="stable")

@@ -82,12 +82,7 @@ def acceptance(source: Source, *, by: By | None = None, level: float = 0.95) -> 
 
 
 @statistic
-def by_depth(
-    sources: Sequence[Source],
-    *,
-    by: Literal["label"] | None = None,
-    level: float = 0.95,
-) -> xr.Dataset:
+def by_depth(sources: Sequence[Source], *, by: Literal["label"] | None = None, level: float = 0.95) -> xr.Dataset:
     """Compute `acceptance` of several ledgers along `depth`: one ledger per depth, under one rule.
 
     Places beyond a ledger's depth have count 0 and no rate. Raises BadArgument if two ledgers have the same depth, or

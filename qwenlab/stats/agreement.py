@@ -60,7 +60,9 @@ def agreement(source: Source, *, by_label: bool = False, level: float = 0.95) ->
     sums = np.stack([rows.sum(axis=0) for rows in clusters])
     ends = np.stack([share_of_sums(rows, _rates, _trials(rows), level) for rows in clusters])
     group = ("label",) if by_label else ()
-    facts, number = _about(data, int(some.sum()), len(np.unique(text[some]))), [len(rows) for rows in clusters]
+    facts = {"rule": "greedy"} | {name: data.attrs[name] for name in ("depth", "text", "hidden") if name in data.attrs}
+    facts |= {"origin": "trace", "chains": int(some.sum()), "texts": len(np.unique(text[some]))}
+    number = [len(rows) for rows in clusters]
     dims = (*group, "draft")
     variables = {
         "chains": variable(sums[:, :depth].astype(np.int64), dims, "chain", "chains compared", facts),
@@ -103,9 +105,3 @@ def _trials(sums: np.ndarray) -> np.ndarray:
     """Number of chains that each of the rates is a mean over: [..., 3 depth]."""
     compared, _, _, before = np.split(sums, 4, axis=-1)
     return np.concatenate([compared, compared, before], axis=-1)
-
-
-def _about(data: xr.Dataset, chains: int, texts: int) -> dict[str, Any]:
-    """Attrs of every rate."""
-    facts = {name: data.attrs[name] for name in ("depth", "text", "hidden") if name in data.attrs} | {"origin": "trace"}
-    return {"rule": "greedy"} | facts | {"chains": chains, "texts": texts}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,15 +40,12 @@ def expert_load(source: Source, *, by_label: bool = False, level: float = 0.95) 
     variables = means(sums, _SHARES, level)
     how: dict[str, Any] = dict(units="1", level=level, within=(0, np.inf))
     name = "coefficient of variation of the loads"
-    variables |= estimated("variation", _variation, (load,), slots, long_name=name, **how)
+    variation = partial(along, ["expert"], formulas.variation)
+    variables |= estimated("variation", variation, (load,), slots, long_name=name, **how)
     how |= dict(units="share of ln E", within=(0, 1))
     variables |= estimated("normalised_entropy", _entropy, (load,), slots, long_name="entropy of the load", **how)
     variables["even_share"] = described(xr.DataArray(1 / data.sizes["expert"]), "share of slots", "even spread")
     return result(data, variables)
-
-
-def _variation(load: xr.DataArray) -> xr.DataArray:
-    return along(["expert"], formulas.variation, load)
 
 
 def _entropy(load: xr.DataArray) -> xr.DataArray:

@@ -6,21 +6,11 @@ from collections.abc import Sequence
 
 import xarray as xr
 
-from qwenlab.record.recording import Recording
-from qwenlab.stats.base.source import Source, read, statistic
-from qwenlab.stats.base.sums import (
-    QUANTILES,
-    Mean,
-    histogram_quantiles,
-    join_layers,
-    matching_count,
-    means,
-    share,
-)
+from qwenlab.stats.base.source import Source, mixer_nodes, read, statistic
+from qwenlab.stats.base.sums import QUANTILES, Mean, histogram_quantiles, join_layers, matching_count, means, share
 from qwenlab.stats.base.variables import Variables, described, result
 from qwenlab.stats.formulas.quantiles import linear_quantiles
 
-_MIXERS = ("deltanet", "attention")
 _GATES = {"mean_gate": ("gate", "mean value of the output gate"), "beta": ("beta", "write strength")}
 
 
@@ -36,12 +26,8 @@ def gates(
 
     For each, the mean with its interval, `_quantile` [.., quantile] from 128 equal bins, and `_share` of tokens by bin.
     """
-    nodes = [name for name in _MIXERS if name in source] if isinstance(source, Recording) else [_node_of(source)]
-    return join_layers([_of_mixer(source, name, quantiles, by_label, level) for name in nodes or _MIXERS[:1]])
-
-
-def _node_of(data: xr.Dataset) -> str:
-    return "attention" if "distance_mass" in data else "deltanet"
+    nodes = mixer_nodes(source, ("deltanet", "attention"), "distance_mass")
+    return join_layers([_of_mixer(source, name, quantiles, by_label, level) for name in nodes])
 
 
 def _of_mixer(source: Source, node: str, quantiles: Sequence[float], by_label: bool, level: float) -> xr.Dataset:

@@ -49,17 +49,12 @@ def patching(source: Source, *, level: float = 0.95, resamples: int = 2000, seed
     total = apart.mean()
     rows = np.concatenate([effects, apart[None]]).T
     ends = how.interval(rows, lambda sums: sums / pairs)
-    known = total > 0 and not ends[-1, 0] <= 0
+    known, restored = total > 0 and not ends[-1, 0] <= 0, effects.mean(axis=1) / total
     ratio = how.interval(rows, lambda sums: sums[..., :-1] / sums[..., -1:])
     p = paired.max_p(effects, draws=max(resamples, int(np.ceil(20 / (1 - level)))), seed=seed)
     table: dict[str, tuple[np.ndarray, np.ndarray | None, str, str]] = {
         "effect": (effects.mean(axis=1), ends[:-1], "nat", _EFFECT),
-        "restored": (
-            np.where(known, effects.mean(axis=1) / total, np.nan),
-            np.where(known, ratio, np.nan),
-            "1",
-            "share restored",
-        ),
+        "restored": (np.where(known, restored, np.nan), np.where(known, ratio, np.nan), "1", "share restored"),
         "p_max": (p, None, "1", "p, by flipping the signs of pairs, corrected for all sites and positions"),
         "significant": (p < 1 - level, None, "1", "differs from the target"),
     }

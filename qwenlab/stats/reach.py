@@ -9,8 +9,7 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import BadArgument
-from qwenlab.record.recording import Recording
-from qwenlab.stats.base.source import Source, ratio, read, statistic
+from qwenlab.stats.base.source import Source, mixer_nodes, ratio, read, statistic
 from qwenlab.stats.base.sums import Mean, estimated, histogram_quantiles, join_layers, means, share
 from qwenlab.stats.base.variables import described, result
 from qwenlab.stats.formulas.quantiles import integer_quantiles
@@ -18,7 +17,6 @@ from qwenlab.stats.formulas.quantiles import integer_quantiles
 HORIZONS = (0.5, 0.9)
 """Default shares of the mass whose distance is a head's horizon."""
 
-_NODES = ("implicit_attention", "softmax_attention")
 
 _MEANS = {
     "first_mass": Mean("1", "mass on the first token", 1),
@@ -88,12 +86,8 @@ def reach(
     shares = np.asarray(horizons, np.float64)
     if shares.ndim != 1 or not ((shares > 0) & (shares < 1)).all():
         raise BadArgument(f"horizons={horizons!r}: give shares between 0 and 1, both excluded, such as {HORIZONS}.")
-    nodes = [name for name in _NODES if name in source] if isinstance(source, Recording) else [_node_of(source)]
-    return join_layers([_of_kind(source, name, horizons, by_label, level) for name in nodes or _NODES[:1]])
-
-
-def _node_of(data: xr.Dataset) -> str:
-    return _NODES[1] if "gated_output_sum" in data else _NODES[0]
+    nodes = mixer_nodes(source, ("implicit_attention", "softmax_attention"), "gated_output_sum")
+    return join_layers([_of_kind(source, name, horizons, by_label, level) for name in nodes])
 
 
 def _of_kind(source: Source, node: str, horizons: Sequence[float], by_label: bool, level: float) -> xr.Dataset:

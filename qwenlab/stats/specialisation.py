@@ -45,6 +45,7 @@ def specialisation(source: Source, *, permutations: int = 1000, level: float = 0
     information = mutual_information(counts)
     of_labels = entropy(counts.sum(axis=-1))
     bias = shuffled.mean(axis=-1)
+    excess = information - bias
     as_informative = (shuffled >= information[:, None] - 1e-12).sum(axis=-1)
     of, same = ("layer",), "the same with shuffled labels"
     variables = described_all(
@@ -52,12 +53,7 @@ def specialisation(source: Source, *, permutations: int = 1000, level: float = 0
             "information": (information * _BITS, of, "bit", "information of an expert on the label"),
             "shuffled": (bias * _BITS, of, "bit", same),
             "p_value": ((1 + as_informative) / (1 + permutations), of, "1", "probability by shuffling alone"),
-            "specialisation": (
-                (information - bias) / (of_labels - bias),
-                of,
-                "share of label entropy",
-                "specialisation",
-            ),
+            "specialisation": (excess / (of_labels - bias), of, "share of label entropy", "specialisation"),
             "label_entropy": (of_labels * _BITS, of, "bit", "entropy of the labels"),
         }
     )

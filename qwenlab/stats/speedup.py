@@ -29,12 +29,7 @@ _AS_RUN = {
 
 
 @statistic
-def speedup(
-    sources: Source | Sequence[Source],
-    costs: xr.Dataset,
-    *,
-    level: float = 0.95,
-) -> xr.Dataset:
+def speedup(sources: Source | Sequence[Source], costs: xr.Dataset, *, level: float = 0.95) -> xr.Dataset:
     """Predicted speed-up of drafting at each fixed [depth], and the measured speed-up if ledgers have times.
 
     Predicted from the deepest ledger's conditional rates c and the costs:

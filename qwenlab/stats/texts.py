@@ -12,12 +12,7 @@ from qwenlab.stats.base.variables import Bootstrap, described, with_interval
 
 @statistic
 def mean_over_texts(
-    score: xr.DataArray,
-    *,
-    less: xr.DataArray | None = None,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
+    score: xr.DataArray, *, less: xr.DataArray | None = None, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> xr.Dataset:
     """Mean over texts of a score, or of its paired difference to another score of the same texts.
 
@@ -34,8 +29,8 @@ def mean_over_texts(
     Raises BadArgument for a score without the dimension text, for `less` of other texts, and for a score that is NaN.
     """
     how = Bootstrap(level, resamples, seed)
-    for name, each in (("score", score), ("less", less)):
-        if each is not None and not (isinstance(each, xr.DataArray) and "text" in each.dims):
+    for name, array in (("score", score), ("less", less)):
+        if array is not None and not (isinstance(array, xr.DataArray) and "text" in array.dims):
             raise BadArgument(f"mean_over_texts({name}=...): give a DataArray with the dimension 'text'.")
     if less is not None and less.sizes["text"] != score.sizes["text"]:
         raise BadArgument(

@@ -103,7 +103,7 @@ def routing(read: Texts, values: RoutingSamples, decoder: Decoder) -> xr.Dataset
         "shared_gate": values.shared_gate,
         "shared_share": values.shared_share,
     }
-    kept = {name: in_rows(read, each).movedim(2, 0) for name, each in arrays.items()}
+    kept = {name: in_rows(read, array).movedim(2, 0) for name, array in arrays.items()}
     probe.look(slice(0, len(decoder.layers)), "mlp", kept, reading_of(read))
     return probe.dataset(list(read.labels))
 
@@ -118,7 +118,7 @@ def residual(read: Texts, values: ResidualSamples, decoder: Decoder) -> xr.Datas
         "product": values.cosine * values.norm * values.stream_norm,
     }
     for number, part in enumerate(PARTS):
-        kept = {name: in_rows(read, each[..., number]).movedim(2, 0) for name, each in arrays.items()}
+        kept = {name: in_rows(read, array[..., number]).movedim(2, 0) for name, array in arrays.items()}
         probe.look(slice(0, len(decoder.layers)), part, kept, reading)
     return probe.dataset(list(read.labels))
 

@@ -32,7 +32,7 @@ def statistic(function: Callable[P, xr.Dataset]) -> Callable[P, xr.Dataset]:
             out = function(*args, **kwargs)
         source = args[0] if args else kwargs.get("source", kwargs.get("sources"))
         sources = source if isinstance(source, list | tuple) else [source]
-        if names := {each.checkpoint: None for each in sources if isinstance(each, Recording)}:
+        if names := {data.checkpoint: None for data in sources if isinstance(data, Recording)}:
             out = out.assign_attrs(checkpoint=", ".join(names))
         return out.assign_attrs(statistic=function.__name__)
 
@@ -67,6 +67,13 @@ def read(source: Source, node: str, *needs: str, by_label: bool = True) -> xr.Da
         )
     numbered = data.assign_coords({dim: np.arange(n) for dim, n in data.sizes.items() if dim not in data.coords})
     return numbered if by_label or "label" not in data.dims else numbered.sum("label", keep_attrs=True)
+
+
+def mixer_nodes(source: Source, names: tuple[str, str], marker: str) -> list[str]:
+    """Names of the nodes of DeltaNet and attention to read; a Dataset with the variable `marker` is of attention."""
+    if isinstance(source, Recording):
+        return [name for name in names if name in source] or [names[0]]
+    return [names[marker in source]]
 
 
 def along(
