@@ -33,7 +33,8 @@ def ablation_table(source: xr.Dataset, task: str) -> xr.Dataset:
     columns = [column for name in names for column in (name, f"{name}_interval")]
     columns += ["controls", "p_holm", "p_beyond_holm", "rank_low", "rank_high", "significant"]
     order = np.argsort(-here["effect"].values, kind="stable")
-    return here[columns].drop_vars("task").isel(ablation=order).assign_attrs(source.attrs | {"task": task})
+    table = xr.Dataset({name: here[name] for name in columns}).drop_vars("task")
+    return table.isel(ablation=order).assign_attrs(source.attrs | {"task": task})
 
 
 def ablation_findings(statistics: xr.Dataset) -> str:
@@ -160,8 +161,8 @@ def _details(one: xr.Dataset) -> str:
         words.append("the model does better without it")
     if controls := int(one["controls"]):
         p = float(one["p_beyond_holm"])
-        above = _estimate(one, "effect_above_controls") + ("" if np.isnan(p) else f" (p {p:.2g})")
-        words.append(f"above {_number_of(controls, 'control')} {above}")
+        above = f"{_estimate(one, 'effect_above_controls')} above {_number_of(controls, 'control')}"
+        words.append(above + ("" if np.isnan(p) else f" (p {p:.2g})"))
     if "share_lost" in one and np.isfinite(one["share_lost"]):
         low, high = one["share_lost_interval"].values
         words.append(f"{float(one['share_lost']):.0%} [{low:.0%}, {high:.0%}] of the accuracy above chance")
