@@ -29,7 +29,7 @@ _PER_HEAD = {
     "previous_mass": ("1", "probability on the token before, summed over tokens"),
     "self_mass": ("1", "probability on the query's own token, summed over tokens"),
     "distance": ("token", "mean distance of the row, summed over tokens"),
-    "gate": ("1", "openness of the output gate, sigmoid(gate) averaged over channels, summed over tokens"),
+    "gate": ("1", "mean value of the output gate, sigmoid(gate) averaged over channels, summed over tokens"),
 }
 
 
@@ -113,7 +113,7 @@ class Attention(Probe):
         gates = self._gates.array(count, heads)
         mass = stacked("distance_mass", heads, len(DISTANCE_EDGES)).sum(axis=1)
         by_head = ("label", "layer", "head")
-        variables["gate_hist"] = ((*by_head, "gate_bin"), gates, "token", "tokens by openness of the output gate")
+        variables["gate_hist"] = ((*by_head, "gate_bin"), gates, "token", "tokens by mean value of the output gate")
         meaning = "attention mass by distance, summed over tokens"
         variables["distance_mass"] = ((*by_head, "distance_bin"), mass, "1", meaning)
         edges = ("distance_bin", np.array(DISTANCE_EDGES), {"units": "token", "long_name": "lower edge"})

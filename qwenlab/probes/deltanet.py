@@ -24,14 +24,14 @@ from qwenlab.probes.kernel_agreement import StateDeviation
 _HISTOGRAMS = {
     "beta": (GATE_BINS, "write strength"),
     "half_life": (HALF_LIFE_BINS, "half-life"),
-    "gate": (GATE_BINS, "openness of the output gate"),
+    "gate": (GATE_BINS, "mean value of the output gate"),
 }
 
 _PER_HEAD = {
     "beta": ("1", "write strength beta, summed over tokens"),
     "alpha": ("1", "decay alpha, summed over tokens"),
     "log_alpha": ("nat", "ln of the decay, summed over tokens"),
-    "gate": ("1", "openness of the output gate, sigmoid(z) averaged over channels, summed over tokens"),
+    "gate": ("1", "mean value of the output gate, sigmoid(z) averaged over channels, summed over tokens"),
     "update_norm": ("1", "norm of the written update ||beta (v - S^T k)||, summed over tokens"),
     "error_ratio": ("1", "prediction error ||v - S^T k|| / ||v||, summed over tokens"),
     "state_norm": ("1", "norm of the state at the end, summed over sequences"),

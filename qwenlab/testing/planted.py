@@ -1,4 +1,4 @@
-"""Nodes of a recording from planted values of tokens: the probes themselves sum the values, and no model runs."""
+"""Nodes of a recording from planted values of tokens: the probes reduce the values, and no model runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CALLS = (16, 64)
 
 @cache
 def decoder_without_weights(layers: int, **sizes: Any) -> Decoder:
-    """The decoder of a tiny sparse model on torch's meta device. It tells probes the sizes; it cannot run.
+    """Decoder of a tiny sparse model on torch's meta device: probes read its sizes; it cannot run.
 
     sizes  fields of the text config, as in `tiny_config`
     """
@@ -141,7 +141,7 @@ def timing(rng: np.random.Generator, read: Texts, decoder: Decoder) -> xr.Datase
 
 
 def memory(read: Texts, decoder: Decoder) -> xr.Dataset:
-    """Node "memory": caches of one sequence at eight contexts. A KV cache has 256 B a layer more than predicted."""
+    """Node "memory": caches of one sequence at eight contexts. A KV cache has 256 B per layer more than predicted."""
     probe = Memory()
     probe.start(decoder)
     known, overhead = anatomy(decoder.module), 256 * len(decoder.layers_of(ATTENTION))

@@ -130,7 +130,7 @@ class PlantedRows:
         else:
             contribution = size * gated
             further = {"gated_output": contribution.sum(dim=-1), "gated_output_first": contribution[..., 0]}
-            further["openness"] = self.openness(sample)[:, :, heads]
+            further["mean_gate"] = self.openness(sample)[:, :, heads]
         return weight.transpose(1, 2), further
 
     def value_norm(self, heads):

@@ -140,7 +140,7 @@ def deltanet(mixer, x, *, convolve=True, gated=None, removal=True):
     return {
         "beta": beta,
         "g": g,
-        "openness": sigmoid(z).mean(-1),
+        "mean_gate": sigmoid(z).mean(-1),
         "key": k,
         "value": v,
         "state": states,
@@ -176,7 +176,7 @@ def attention(mixer, x, cos, sin, *, sees=lambda head, query, key: True):
     gated = np.linalg.norm(sigmoid(gate)[:, None] * values[None], axis=-1).transpose(0, 2, 1)
     return {
         "probability": p,
-        "openness": sigmoid(gate).mean(-1),
+        "mean_gate": sigmoid(gate).mean(-1),
         "out": out,
         "value_norm": np.linalg.norm(values, axis=-1),
         "gated_norm": gated,  # [query, head, key]: of the key's value behind the query's gate

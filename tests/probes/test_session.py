@@ -215,7 +215,7 @@ def test_layers_are_taken_in_order_whatever_the_probes_and_their_order(moe, text
     feed = in_pieces([text(9)], (3, 1))
     expected = recorded(moe, feed, Routing(every=1))["routing"]
     result = recorded(moe, feed, Residual(layers=[2]), DeltaNet(layers=[1]), Routing(every=1))["routing"]
-    assert (result["handover"] == expected["handover"]).all()
-    assert int(result["handover"].sum()) == 3 * 9
+    assert (result["transition"] == expected["transition"]).all()
+    assert int(result["transition"].sum()) == 3 * 9
     few = recorded(moe, feed, Residual(layers=[2]), Routing(layers=[0, 2, 3]))["routing"]
-    assert (few["handover"].sel(layer=2) == expected["handover"].sel(layer=2)).all()
+    assert (few["transition"].sel(layer=2) == expected["transition"].sel(layer=2)).all()

@@ -34,7 +34,7 @@ class SoftmaxAttention(MapProbe):
     extra: ClassVar[dict[str, tuple[str, str]]] = {
         "gated_output": ("1", "sum of |weight| x ||gate x value||, summed over tokens"),
         "gated_output_first": ("1", "|weight| x ||gate x value|| of the first token, summed over tokens"),
-        "openness": ("1", "openness of the output gate, summed over tokens"),
+        "mean_gate": ("1", "mean value of the output gate, summed over tokens"),
     }
     omitted = ("negative",)
 
@@ -79,7 +79,7 @@ class _Probabilities:
         gated = weight * (gate.square() @ value.float().square().transpose(2, 3)).sqrt()
         first = where.rows.first[:, None, None, None].expand(*gated.shape[:3], 1)
         extra = {"gated_output": gated.sum(dim=-1), "gated_output_first": gated.gather(3, first)[..., 0]}
-        extra["openness"] = gate.mean(dim=-1)
+        extra["mean_gate"] = gate.mean(dim=-1)
         return weight, {name: value.transpose(1, 2) for name, value in extra.items()}
 
     def value_norm(self, heads: slice) -> torch.Tensor:

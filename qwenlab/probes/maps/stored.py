@@ -26,7 +26,7 @@ class StoredRows(NamedTuple):
     position, real   [batch, row]: position of each row, and whether to store it
     weight           [batch, head, row, column]
     key_position     int [batch, column], -1 for padding
-    openness         [batch, row, head], or None if not known
+    openness         [batch, row, head], mean gate value, or None if not known
     """
 
     place: int
@@ -57,7 +57,7 @@ class WholeMaps:
             self.nbytes += weight.nbytes
 
     def variables(self, heads: int) -> dict[str, Variable]:
-        """Return weights and openness of the output gate, with the text and position of each row."""
+        """Return weights and mean value of the output gate, with the text and position of each row."""
         first = [(number, where) for number, which, where, *_ in self._rows[0] if which.start == 0]
         text = np.array([number for number, where in first for _ in where], np.int64)
         position = np.array([each for _, where in first for each in where], np.int64)
@@ -78,7 +78,7 @@ class WholeMaps:
         by_row = ("layer", "head", "row")
         return {
             "weight": ((*by_row, "key"), weight, "1", "weight of a token's value in a row's output"),
-            "openness": (by_row, openness, "1", "openness of the output gate"),
+            "mean_gate": (by_row, openness, "1", "mean value of the output gate"),
             "text": (("row",), text, "1", "text of the row"),
             "position": (("row",), position, "token", "position of the row's token"),
         }

@@ -36,7 +36,7 @@ class Routing(Probe):
     entropy              of p, and of w, in nats;  margin: p of the k-th choice minus p of the (k+1)-th
     shared gate, share   sigmoid(shared_expert_gate); ||gated shared output|| / (that + ||routed output||)
     co-activation        tokens that chose both of two experts
-    handover             tokens by their top choice in this layer and in the next watched layer
+    transition           tokens by their top choice in this layer and in the next watched layer
     kept                 experts of a token that its predecessor also chose
     distinct             number of experts chosen in aligned windows of 2 to 128 tokens (complete windows only)
 
@@ -64,7 +64,7 @@ class Routing(Probe):
         count = len(self.layers)
         self._sums, self._certain, self._windows = Sums(count), Sums(count), Windows(count)
         self._coactivation: torch.Tensor | None = None
-        self._handover: torch.Tensor | None = None
+        self._transition: torch.Tensor | None = None
         self._previous: tuple[int, torch.Tensor] | None = None
 
     def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
@@ -103,7 +103,7 @@ class Routing(Probe):
         self._add_certainty(where, reduced, weights, hot, tokens)
         flat = hot.flatten(1, 2)
         self._coactivation = self._added(self._coactivation, where, flat.transpose(1, 2) @ flat)
-        self._add_handover(where, chosen, weights, tokens)
+        self._add_transition(where, chosen, weights, tokens)
         self._windows.add(where, hot > 0, tokens)
 
     def _add_certainty(
@@ -122,7 +122,9 @@ class Routing(Probe):
         } | {name: reduced[name] for name in ("shared_gate", "shared_share") if name in reduced}
         self._certain.add(where, sample.tokens, measured=torch.ones_like(rest), **certain)
 
-    def _add_handover(self, where: LayerSlice, chosen: torch.Tensor, weights: torch.Tensor, tokens: TokenBatch) -> None:
+    def _add_transition(
+        self, where: LayerSlice, chosen: torch.Tensor, weights: torch.Tensor, tokens: TokenBatch
+    ) -> None:
         """Count pairs of the top choice in a layer and in the next watched layer."""
         top = chosen.gather(-1, weights.argmax(dim=-1, keepdim=True))[..., 0]
         layers = slice(where.start, where.stop - 1)
@@ -134,7 +136,7 @@ class Routing(Probe):
             counts = torch.zeros(len(pair), self.experts**2, device=top.device)
             counts.scatter_add_(1, pair, tokens.real.flatten().float().expand_as(pair))
             counts = counts.unflatten(1, (self.experts, self.experts))
-            self._handover = self._added(self._handover, layers, counts)
+            self._transition = self._added(self._transition, layers, counts)
 
     def _repeats(
         self, where: LayerSlice, chosen: torch.Tensor, hot: torch.Tensor, tokens: TokenBatch
@@ -171,8 +173,8 @@ class Routing(Probe):
         by_expert, by_window, by_pair = (*grouped, "expert"), (*grouped, "window"), ("layer", "expert")
         load, weight = counted(stacked("load", self.experts)), stacked("weight", self.experts)
         distinct, windows = self._windows.arrays(count)
-        handover = "tokens by their top choice in this and in the next layer watched"
-        together, following = (self._pairs(counts) for counts in (self._coactivation, self._handover))
+        transition = "tokens by their top choice in this and in the next layer watched"
+        together, following = (self._pairs(counts) for counts in (self._coactivation, self._transition))
         variables |= {
             "tokens": (grouped, counted(stacked("tokens")), "token", "tokens read"),
             "measured": (grouped, counted(stacked("measured")), "token", "tokens whose certainty was measured"),
@@ -182,7 +184,7 @@ class Routing(Probe):
             "distinct_sum": (by_window, distinct, "expert", "distinct experts, summed over windows"),
             "windows": (by_window, windows, "window", "complete windows"),
             "coactivation": ((*by_pair, "expert_2"), together, "token", "tokens that chose both experts"),
-            "handover": ((*by_pair, "expert_next"), following, "token", handover),
+            "transition": ((*by_pair, "expert_next"), following, "token", transition),
         }
         dataset = self._dataset(labels, variables, window=("window", np.array(WINDOWS), {"units": "token"}))
         return dataset.assign_attrs(top_k=self.top_k, experts=self.experts)
