@@ -1,85 +1,85 @@
-"""Heads on the texts of one label against those of another."""
+"""Statistics of heads on texts of one label against texts of another."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from qwenlab.checkpoint.families import KINDS
 from qwenlab.errors import BadArgument
-from qwenlab.plots.base.drawing import binary, kinds_of, need, say
-from qwenlab.plots.style import COLOURS, GREY, LABELS, new_figure, styled
+from qwenlab.plots.base.drawing import binary_scale, ends, kinds_of, need_labels
+from qwenlab.plots.base.legends import kind_marks
+from qwenlab.plots.base.panels import ManyAxes, panels
+from qwenlab.plots.style import COLOURS, GREY, styled
 
-_COMPARED = (
-    ("horizon", "horizon (tokens)"),
-    ("entropy", "entropy (nats)"),
-    ("first_mass", "first token (share)"),
-    ("previous_mass", "token before (share)"),
-    ("induction_lift", "induction / even"),
-    ("negative", "negative (share)"),
-)
+_COMPARED = {
+    "horizon": "horizon (tokens)",
+    "entropy": "entropy (nat)",
+    "first_mass": "first token (share)",
+    "previous_mass": "previous token (share)",
+    "induction_lift": "induction / uniform",
+    "negative": "negative (share)",
+}
 
 
 @styled
-def reach_by_label(statistics: xr.Dataset, *, against: str) -> Figure:
-    """What heads do on one label's texts against what they do on another's: a mark a head, a column a statistic.
+def reach_by_label(statistics: xr.Dataset, *, against: str, axes: ManyAxes = None) -> Figure:
+    """Statistics of heads on texts of one label against texts of another: one mark per head, one column per statistic.
 
     statistics  of stats.reach(recording, by_label=True). The horizon is that of the largest share (90 %), on log2 axes
-    against     the label along the x axes; each other label has a row. On the grey line a head does the same on both;
-                thin lines are intervals, cut at the axes
+    against     the label of the x axes; every other label has a row
+    axes        one for each other label and statistic, row by row; by default those of a new figure
+
+    On the grey line, a head is equal on both labels. Thin lines are intervals, cut at the axes. Raises MissingVariable
+    for other statistics, and BadArgument if there are not two labels or `against` is not one of them.
     """
-    data = _labelled(statistics, against)
-    farthest = data["share"].values.max()
-    data = data.assign({name: data[name].sel(share=farthest, drop=True) for name in ("horizon", "horizon_interval")})
-    shown = [(name, title) for name, title in _COMPARED if name in data and data[name].notnull().any()]
-    others = [str(label) for label in data["label"].values if label != against]
-    figure = new_figure(0.4 + 1.75 * len(shown), 0.45 + 1.75 * len(others))
-    for row, other in zip(figure.subplots(len(others), len(shown), squeeze=False), others, strict=True):
-        for ax, (name, title) in zip(row, shown, strict=True):
-            _head_by_head(ax, data, name, against, other)
-            title = f"{100 * farthest:.0f} % {title}" if name == "horizon" else title
-            ax.set_title(title if other == others[0] else "", fontsize=8.5)
-            ax.set_xlabel(f"on {against}" if other == others[-1] else "")
-        row[0].set_ylabel(f"on {other}")
-    kinds = [kind for kind in KINDS if kind in kinds_of(data)]
-    marks = [Line2D([], [], color=COLOURS[kind], marker="o", linestyle="", label=LABELS[kind]) for kind in kinds]
-    figure.legend(handles=marks, loc="outside upper right", ncols=len(marks))
-    return figure
-
-
-def _labelled(statistics: xr.Dataset, against: str) -> xr.Dataset:
-    """Statistics by label. Raises MissingVariable for others, and BadArgument where a label is not there."""
-    made = "Draw what qwenlab.stats.reach(recording, by_label=True) returns."
-    labelled = isinstance(statistics, xr.Dataset) and "label" in statistics.dims
-    need(statistics.isel(label=0) if labelled else statistics, "reach", "horizon", "first_mass")
-    labels = [str(label) for label in statistics["label"].values] if labelled else []
+    labels = need_labels(statistics, "reach", "horizon", "first_mass")
     if against not in labels or len(labels) < 2:
-        said = f"has the labels {', '.join(labels)}" if labels else "is not by label"
-        raise BadArgument(f"against={against!r}: this {said}; two are needed, that one among them.\n{made}")
-    return statistics
+        found = f"these statistics have the labels {', '.join(labels)}" if labels else "these statistics have no labels"
+        raise BadArgument(
+            f"reach_by_label(against={against!r}): {found}.\nDraw what qwenlab.stats.reach(recording, by_label=True) "
+            "returns for two labels or more, and give one of them."
+        )
+    largest = statistics["share"].values.max()
+    horizon = {name: statistics[name].sel(share=largest, drop=True) for name in ("horizon", "horizon_interval")}
+    data = statistics.assign(horizon)
+    names = [name for name in _COMPARED if name in data and data[name].notnull().any()]
+    others = [label for label in labels if label != against]
+    shape = len(others), len(names)
+    shown = panels(axes, shape, 0.4 + 1.85 * len(names), 0.55 + 1.85 * len(others))
+    for row, other in zip(shown.grid, others, strict=True):
+        for ax, name in zip(row, names, strict=True):
+            _scatter(ax, data, name, against, other)
+            if other == others[0] or not shown.new:
+                title = f"{100 * largest:.0f} % {_COMPARED[name]}" if name == "horizon" else _COMPARED[name]
+                ax.set_title(title, fontsize=8, fontweight="normal")
+            ax.set_xlabel(f"on {against}" if other == others[-1] or not shown.new else "")
+        row[0].set_ylabel(f"on {other}")
+    shown.legend(kind_marks(kinds_of(data), "o"))
+    return shown.figure
 
 
-def _head_by_head(ax: Axes, data: xr.Dataset, name: str, against: str, other: str) -> None:
-    """One statistic of every head: along x of the texts of one label, along y of those of another."""
+def _scatter(ax: Axes, data: xr.Dataset, name: str, against: str, other: str) -> None:
+    """Draw one statistic of every head: x on texts of one label, y on those of another."""
     low, high = float(data[name].min()), float(data[name].max())
     for kind in KINDS:
         here = data.sel(layer=data["kind"].values == kind)
         x, y = (here[name].sel(label=label).values.ravel() for label in (against, other))
-        (left, right), (bottom, top) = (_ends(here[f"{name}_interval"].sel(label=label)) for label in (against, other))
+        (left, right), (bottom, top) = (
+            (end.values.ravel() for end in ends(here[f"{name}_interval"].sel(label=label)))
+            for label in (against, other)
+        )
         thin: dict[str, Any] = {"color": COLOURS[kind], "linewidth": 0.6, "alpha": 0.35}
         ax.hlines(y, left, right, **thin)
         ax.vlines(x, bottom, top, **thin)
         ax.scatter(x, y, s=7, color=COLOURS[kind], linewidths=0, zorder=3)
     if name == "horizon":
-        for scale, axis in ((ax.set_xscale, ax.xaxis), (ax.set_yscale, ax.yaxis)):
-            scale("symlog", base=2, linthresh=1, linscale=0.5)
+        for axis in (ax.xaxis, ax.yaxis):
+            binary_scale(axis, zero=True)
             axis.set_ticks([0, *(float(8 ** (power if high < 2**10 else 2 * power)) for power in range(7))])
-            say(axis, binary)
         low, high = -0.2, 1.5 * max(high, 1)
     else:
         ax.locator_params(nbins=3)
@@ -87,8 +87,3 @@ def _head_by_head(ax: Axes, data: xr.Dataset, name: str, against: str, other: st
     ax.plot([low, high], [low, high], color=GREY, linewidth=0.7, zorder=0)
     ax.set(xlim=(low, high), ylim=(low, high))
     ax.set_box_aspect(1)
-
-
-def _ends(interval: xr.DataArray) -> tuple[np.ndarray, np.ndarray]:
-    """Low and high of every head."""
-    return interval.sel(bound="low").values.ravel(), interval.sel(bound="high").values.ravel()

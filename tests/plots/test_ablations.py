@@ -57,7 +57,7 @@ def test_cells_are_the_harm_of_each_layer_and_task(told):
             assert_allclose(colours, expected, atol=0.01)
             assert f"{largest:.3g}" in words(ax)
         assert "largest\n(nat/token)" in words(ax)
-    assert legend(figure) == ["DeltaNet", "attention", "stands", "does not"]
+    assert legend(figure) == ["DeltaNet", "attention", "significant", "not significant"]
     assert figure.axes[-1].get_ylabel() == "rise of the loss\n(share of the task's largest)"
 
 

@@ -1,4 +1,4 @@
-"""Bins by octave along an axis."""
+"""Axes of octave bins: 0, 1, 2 to 3, 4 to 7, ..."""
 
 from __future__ import annotations
 
@@ -7,35 +7,33 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from qwenlab.errors import BadArgument
-from qwenlab.plots.base.drawing import binary, say
+from qwenlab.plots.base.drawing import binary_scale
 
 
 def positions(values: xr.DataArray | xr.Dataset, dim: str = "position_bin") -> np.ndarray:
-    """Where bins by octave are drawn: 0, 1, and the middle of each octave."""
+    """Return where each bin is drawn: 0, 1, and the middle of each octave."""
     edges = values[dim].values.astype(float)
     return np.where(edges > 1, edges * 2**0.5, edges)
 
 
 def octaves(ax: Axes, x: np.ndarray, label: str, ticks: int = 8) -> None:
-    """An axis of whole numbers by octave, with a place for 0 where there is one among these."""
+    """Format an x axis of integers by octave; it includes 0 if one of the integers is 0."""
     powers = 2.0 ** np.arange(np.floor(np.log2(max(x.max(initial=1), 1))) + 1)
     powers = powers[powers >= x.min()] if x.size else powers
     powers = powers[:: max(1, -(-len(powers) // ticks))]
-    if (x < 1).any():
-        ax.set_xscale("symlog", base=2, linthresh=1, linscale=0.5)
+    zero = bool((x < 1).any())
+    binary_scale(ax.xaxis, zero=zero)
+    if zero:
         ax.set_xlim(left=-0.2)
         powers = np.append(0, powers)
-    else:
-        ax.set_xscale("log", base=2)
     ax.set_xticks(powers)
-    say(ax.xaxis, binary)
     ax.set_xlabel(label)
     ax.grid(axis="y")
 
 
 def octave_of(statistics: xr.Dataset) -> xr.Dataset:
-    """Statistics that are of one octave of position. Raises BadArgument for several."""
+    """Return statistics of one octave of position. Raises BadArgument for several."""
     if statistics.sizes.get("position_bin", 1) == 1:
         return statistics.squeeze("position_bin", drop=True) if "position_bin" in statistics.dims else statistics
-    told = [int(edge) for edge in statistics.dropna("position_bin", how="all")["position_bin"].values]
-    raise BadArgument(f"The statistics are of {len(told)} octaves.\nPick one: .sel(position_bin={told[-1]}).")
+    edges = [int(edge) for edge in statistics.dropna("position_bin", how="all")["position_bin"].values]
+    raise BadArgument(f"The statistics are of {len(edges)} octaves.\nSelect one: .sel(position_bin={edges[-1]}).")
