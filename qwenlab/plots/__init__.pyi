@@ -15,16 +15,15 @@ from .experts import (
 from .gates import gates as gates
 from .layers import layer_table as layer_table
 from .losses import losses as losses
-from .maps import attention_map as attention_map
-from .maps_openness import openness_by_token as openness_by_token
+from .maps import attention_map as attention_map, openness_by_token as openness_by_token
 from .patching import patching as patching
 from .reach import (
     mass_by_distance as mass_by_distance,
     reach as reach,
+    reach_by_label as reach_by_label,
     reconstruction as reconstruction,
     sink as sink,
 )
-from .reach_by_label import reach_by_label as reach_by_label
 from .residual import residual as residual
 from .retention import (
     capacity as capacity,

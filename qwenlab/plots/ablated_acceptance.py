@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from qwenlab.errors import BadArgument
 from qwenlab.plots.ablations_ranking import verdicts
-from qwenlab.plots.base.drawing import ends, kinds_of, names_of, need, quantity
-from qwenlab.plots.base.legends import kind_marks, mark
-from qwenlab.plots.base.panels import ManyAxes, panels
+from qwenlab.plots.base.drawing import ends, kinds_of, need, quantity
+from qwenlab.plots.base.panels import ManyAxes, kind_marks, mark, panels
+from qwenlab.plots.base.ticks import names_of
 from qwenlab.plots.style import COLOURS, GREY, MARKERS, NO_KIND, styled
 
 

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from qwenlab.plots.base.cells import LEGEND, cells
-from qwenlab.plots.base.drawing import kinds_of, layer_ticks, names_of, need, strip_axes, write_right
-from qwenlab.plots.base.legends import kind_marks
-from qwenlab.plots.base.panels import ManyAxes, panels
+from qwenlab.plots.base.drawing import kinds_of, need, strip_axes, write_right
+from qwenlab.plots.base.panels import ManyAxes, kind_marks, panels
+from qwenlab.plots.base.ticks import layer_ticks, names_of
 from qwenlab.plots.style import COLOURS, DIVERGING, NO_KIND, styled
 
 _FEW = 16  # columns: values are written into the cells

@@ -10,9 +10,9 @@ from matplotlib.lines import Line2D
 
 from qwenlab.arguments import choice, integer
 from qwenlab.errors import BadArgument
-from qwenlab.plots.base.drawing import ends, kinds_of, names_of, need, quantity
-from qwenlab.plots.base.legends import kind_marks, mark
-from qwenlab.plots.base.panels import ManyAxes, panels
+from qwenlab.plots.base.drawing import ends, kinds_of, need, quantity
+from qwenlab.plots.base.panels import ManyAxes, kind_marks, mark, panels
+from qwenlab.plots.base.ticks import names_of
 from qwenlab.plots.style import COLOURS, GREY, NO_KIND, styled
 
 

@@ -7,10 +7,10 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from qwenlab.plots.base.drawing import binary, need, need_colours, quantity
-from qwenlab.plots.base.legends import legend_right
-from qwenlab.plots.base.panels import ManyAxes, Panels, panels
+from qwenlab.plots.base.drawing import need, need_colours, quantity
+from qwenlab.plots.base.panels import ManyAxes, Panels, legend_right, panels
 from qwenlab.plots.base.rates import draft_ticks, rate_notes, rate_points, share_axis, shifts
+from qwenlab.plots.base.ticks import binary
 from qwenlab.plots.style import MARKERS, PALETTE, styled
 
 _RATES = ("unconditional", "conditional")

@@ -6,8 +6,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from qwenlab.plots.base.drawing import need
-from qwenlab.plots.base.legends import legend_right
-from qwenlab.plots.base.panels import ManyAxes, panels
+from qwenlab.plots.base.panels import ManyAxes, legend_right, panels
 from qwenlab.plots.base.rates import MEASURED, ONLINE, draft_ticks, rate_notes, rate_points, shifts
 from qwenlab.plots.style import styled
 

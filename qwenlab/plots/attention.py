@@ -6,9 +6,9 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from qwenlab.plots.base.drawing import binary_scale, kinds_of, layer_width, need, quantiles_by_head
-from qwenlab.plots.base.legends import name_kinds
-from qwenlab.plots.base.panels import ManyAxes, panels
+from qwenlab.plots.base.drawing import kinds_of, need, quantiles_by_head
+from qwenlab.plots.base.panels import ManyAxes, name_kinds, panels
+from qwenlab.plots.base.ticks import binary_scale, layer_width
 from qwenlab.plots.style import GREY, PALETTE, styled
 
 _TARGETS = (("first_mass", PALETTE[0], "o"), ("previous_mass", PALETTE[1], "^"), ("self_mass", GREY, "s"))

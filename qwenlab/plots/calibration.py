@@ -6,10 +6,10 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from qwenlab.plots.base.drawing import ends, need, say
-from qwenlab.plots.base.legends import DASHED
-from qwenlab.plots.base.panels import ManyAxes, panels
+from qwenlab.plots.base.drawing import ends, need
+from qwenlab.plots.base.panels import DASHED, ManyAxes, panels
 from qwenlab.plots.base.rates import ONLINE, rate_notes, share_axis
+from qwenlab.plots.base.ticks import say
 from qwenlab.plots.style import GREY, styled
 
 

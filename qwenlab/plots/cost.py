@@ -10,20 +10,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
-from qwenlab.plots.base.drawing import (
-    binary_scale,
-    end_labels,
-    kinds_of,
-    layer_ticks,
-    layer_width,
-    names_of,
-    need,
-    quantity,
-    say,
-    strip_axes,
-)
-from qwenlab.plots.base.legends import legend_above
-from qwenlab.plots.base.panels import ManyAxes, axes_of, panels
+from qwenlab.plots.base.drawing import end_labels, kinds_of, need, quantity, strip_axes
+from qwenlab.plots.base.panels import ManyAxes, axes_of, legend_above, panels
+from qwenlab.plots.base.ticks import binary_scale, layer_ticks, layer_width, names_of, say
 from qwenlab.plots.style import COLOURS, GREY, LABELS, styled
 
 _STRENGTH = {"mixer": 1.0, "mlp": 0.5, "rest": 0.22}

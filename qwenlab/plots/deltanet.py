@@ -6,17 +6,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from qwenlab.plots.base.drawing import (
-    binary_scale,
-    kinds_of,
-    layer_ticks,
-    layer_width,
-    need,
-    quantiles_by_head,
-    quantity,
-)
-from qwenlab.plots.base.legends import name_kinds
-from qwenlab.plots.base.panels import axes_of
+from qwenlab.plots.base.drawing import kinds_of, need, quantiles_by_head, quantity
+from qwenlab.plots.base.panels import axes_of, name_kinds
+from qwenlab.plots.base.ticks import binary_scale, layer_ticks, layer_width
 from qwenlab.plots.style import styled
 
 

@@ -8,18 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from qwenlab.plots.base.drawing import (
-    binary_scale,
-    end_labels,
-    ends,
-    kinds_of,
-    layer_ticks,
-    need,
-    quantity,
-    times_bar,
-)
-from qwenlab.plots.base.legends import DASHED, name_kinds
-from qwenlab.plots.base.panels import ManyAxes, axes_of, panels
+from qwenlab.plots.base.drawing import end_labels, ends, kinds_of, need, quantity, times_bar
+from qwenlab.plots.base.panels import DASHED, ManyAxes, axes_of, name_kinds, panels
+from qwenlab.plots.base.ticks import binary_scale, layer_ticks
 from qwenlab.plots.style import COLOURS, DIVERGING, GREY, PALETTE, styled
 
 _NAMED = 5  # lines named at their ends

@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from qwenlab.plots.base.drawing import kinds_of, layer_width, need
-from qwenlab.plots.base.legends import name_kinds
-from qwenlab.plots.base.panels import ManyAxes, panels
+from qwenlab.plots.base.drawing import kinds_of, need
+from qwenlab.plots.base.panels import ManyAxes, name_kinds, panels
+from qwenlab.plots.base.ticks import layer_width
 from qwenlab.plots.style import shades, styled
 
 _COARSE = 4  # adjacent bins of 128 are drawn as one

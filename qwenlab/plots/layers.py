@@ -11,9 +11,9 @@ from matplotlib.patches import Rectangle
 
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import MissingVariable
-from qwenlab.plots.base.drawing import kinds_of, layer_ticks, need, quantity, strip_axes, write_right
-from qwenlab.plots.base.legends import name_kinds
-from qwenlab.plots.base.panels import axes_of
+from qwenlab.plots.base.drawing import kinds_of, need, quantity, strip_axes, write_right
+from qwenlab.plots.base.panels import axes_of, name_kinds
+from qwenlab.plots.base.ticks import layer_ticks
 from qwenlab.plots.style import COLOURS, PALE, shades, styled
 
 _FEW = 16  # layers: values are written into the cells

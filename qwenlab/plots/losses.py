@@ -6,8 +6,9 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from qwenlab.plots.base.drawing import interval_points, names_of, need, need_colours, quantity
+from qwenlab.plots.base.drawing import interval_points, need, need_colours, quantity
 from qwenlab.plots.base.panels import ManyAxes, panels
+from qwenlab.plots.base.ticks import names_of
 from qwenlab.plots.style import styled
 
 

@@ -13,9 +13,9 @@ from matplotlib.patches import Rectangle
 
 from qwenlab.errors import NothingMeasured
 from qwenlab.plots.base.cells import LEGEND, cells
-from qwenlab.plots.base.drawing import kinds_of, layer_ticks, names_of, need, quantity, strip_axes
-from qwenlab.plots.base.legends import kind_marks
-from qwenlab.plots.base.panels import ManyAxes, panels
+from qwenlab.plots.base.drawing import kinds_of, need, quantity, strip_axes
+from qwenlab.plots.base.panels import ManyAxes, kind_marks, panels
+from qwenlab.plots.base.ticks import layer_ticks, names_of
 from qwenlab.plots.style import COLOURS, DIVERGING, styled
 
 _NAMED = 48  # positions: up to here, tokens are written

@@ -7,9 +7,9 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from qwenlab.plots.base.drawing import ends, kinds_of, layer_width, need, say
-from qwenlab.plots.base.legends import mark, name_kinds
-from qwenlab.plots.base.panels import ManyAxes, panels
+from qwenlab.plots.base.drawing import ends, kinds_of, need
+from qwenlab.plots.base.panels import ManyAxes, mark, name_kinds, panels
+from qwenlab.plots.base.ticks import layer_width, say
 from qwenlab.plots.style import COLOURS, GREY, styled
 
 _MARKS = {"mixer": ("o", -0.15), "mlp": ("D", 0.15)}

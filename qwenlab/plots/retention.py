@@ -12,10 +12,9 @@ from matplotlib.figure import Figure
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import BadArgument, MissingVariable
 from qwenlab.plots.base.depth import layer_bar, layer_shades
-from qwenlab.plots.base.drawing import binary_scale, chosen_layers, ends, need, need_colours, need_labels
-from qwenlab.plots.base.legends import legend_above, mark, stroke
-from qwenlab.plots.base.octaves import octaves, positions
-from qwenlab.plots.base.panels import ManyAxes, panels
+from qwenlab.plots.base.drawing import chosen_layers, ends, need, need_colours, need_labels
+from qwenlab.plots.base.panels import ManyAxes, legend_above, mark, panels, stroke
+from qwenlab.plots.base.ticks import binary_scale, octaves, positions
 from qwenlab.plots.style import COLOURS, GREY, PALETTE, shades, styled
 
 SINCE = {"distance_bin": "tokens since storage", "writes_bin": "pairs written since storage (sum of β)"}

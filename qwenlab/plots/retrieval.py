@@ -5,10 +5,10 @@ from __future__ import annotations
 import xarray as xr
 from matplotlib.figure import Figure
 
-from qwenlab.plots.base.drawing import kinds_of, layer_width, need
+from qwenlab.plots.base.drawing import kinds_of, need
 from qwenlab.plots.base.heads import draw_heads
-from qwenlab.plots.base.legends import dash, name_kinds
-from qwenlab.plots.base.panels import ManyAxes, panels
+from qwenlab.plots.base.panels import ManyAxes, dash, name_kinds, panels
+from qwenlab.plots.base.ticks import layer_width
 from qwenlab.plots.style import styled
 
 _PANELS = (

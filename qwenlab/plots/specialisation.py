@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qwenlab.arguments import choice
-from qwenlab.plots.base.drawing import ends, kinds_of, layer_ticks, layer_width, names_of, need
-from qwenlab.plots.base.legends import figure_of, name_kinds, stroke
-from qwenlab.plots.base.panels import ManyAxes, panels
+from qwenlab.plots.base.drawing import ends, kinds_of, need
+from qwenlab.plots.base.panels import ManyAxes, figure_of, name_kinds, panels, stroke
+from qwenlab.plots.base.ticks import layer_ticks, layer_width, names_of
 from qwenlab.plots.style import COLOURS, DIVERGING, GREY, styled
 
 _SIGNIFICANT = 0.05

@@ -9,8 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from qwenlab.plots.base.drawing import ends, need
-from qwenlab.plots.base.legends import DASHED, legend_right
-from qwenlab.plots.base.panels import ManyAxes, panels
+from qwenlab.plots.base.panels import DASHED, ManyAxes, legend_right, panels
 from qwenlab.plots.base.rates import MEASURED, ONLINE, rate_notes
 from qwenlab.plots.style import GREY, styled
 

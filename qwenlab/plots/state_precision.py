@@ -6,11 +6,10 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from qwenlab.plots.base.drawing import binary_scale, layer_width, names_of, need
+from qwenlab.plots.base.drawing import need
 from qwenlab.plots.base.heads import draw_heads, fit_log
-from qwenlab.plots.base.legends import legend_above
-from qwenlab.plots.base.octaves import octave_of, octaves, positions
-from qwenlab.plots.base.panels import ManyAxes, axes_of, panels
+from qwenlab.plots.base.panels import ManyAxes, axes_of, legend_above, panels
+from qwenlab.plots.base.ticks import binary_scale, layer_width, names_of, octave_of, octaves, positions
 from qwenlab.plots.style import PALETTE, styled
 
 _ERROR = "error / norm of the state"

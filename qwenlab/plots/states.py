@@ -8,11 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from qwenlab.plots.base.depth import layer_bar, layer_shades
-from qwenlab.plots.base.drawing import binary_scale, need, two_ticks
+from qwenlab.plots.base.drawing import need
 from qwenlab.plots.base.heads import draw_heads, fit_log
-from qwenlab.plots.base.legends import legend_above, stroke
-from qwenlab.plots.base.octaves import octave_of, octaves, positions
-from qwenlab.plots.base.panels import ManyAxes, panels
+from qwenlab.plots.base.panels import ManyAxes, legend_above, panels, stroke
+from qwenlab.plots.base.ticks import binary_scale, octave_of, octaves, positions, two_ticks
 from qwenlab.plots.style import GREY, styled
 
 _PANELS = {

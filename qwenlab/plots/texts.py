@@ -8,8 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qwenlab.errors import BadArgument
-from qwenlab.plots.base.drawing import interval_points, names_of, need, quantity
+from qwenlab.plots.base.drawing import interval_points, need, quantity
 from qwenlab.plots.base.panels import panel
+from qwenlab.plots.base.ticks import names_of
 from qwenlab.plots.style import GREY, PALETTE, styled
 
 

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.patches import Patch
 
-from qwenlab.plots.base.legends import stroke
+from qwenlab.plots.base.panels import stroke
 from qwenlab.plots.style import PALE
 
 FILLED, LINE = 0.88, 0.18  # heights, in cells

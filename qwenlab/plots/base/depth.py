@@ -11,7 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 
 from qwenlab.checkpoint.families import DELTANET
-from qwenlab.plots.base.legends import figure_of
+from qwenlab.plots.base.panels import figure_of
 from qwenlab.plots.style import shades
 
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis, XAxis
 from matplotlib.collections import QuadMesh
 from matplotlib.colorbar import Colorbar
-from matplotlib.ticker import FuncFormatter, NullLocator
 
 from qwenlab.errors import BadArgument, MissingVariable
-from qwenlab.plots.base.legends import figure_of
+from qwenlab.plots.base.panels import figure_of
+from qwenlab.plots.base.ticks import names_of
 from qwenlab.plots.style import COLOURS, MARKERS, PALETTE
-
-_MANY = 20  # ticks
 
 
 def need(statistics: xr.Dataset, name: str, *variables: str) -> xr.Dataset:
@@ -73,11 +70,6 @@ def quantity(array: xr.DataArray) -> str:
     return f"{name} ({units})" if units and units not in name else name
 
 
-def names_of(statistics: xr.Dataset | xr.DataArray, coordinate: str) -> list[str]:
-    """Return the values of a coordinate as text."""
-    return [str(name) for name in statistics[coordinate].values]
-
-
 def kinds_of(statistics: xr.Dataset | xr.DataArray) -> list[str]:
     """Return the kind of mixer of each layer."""
     return names_of(statistics, "kind")
@@ -92,21 +84,6 @@ def interval_points(ax: Axes, values: xr.DataArray, interval: xr.DataArray, y: A
     """Draw values and their intervals along x at heights y, with the colour and marker of a group."""
     ax.hlines(y, *ends(interval), colors=PALETTE[group], linewidth=1.2)
     ax.plot(values, y, color=PALETTE[group], marker=MARKERS[group], linestyle="", label=label)
-
-
-def layer_ticks(axis: Axis, statistics: xr.Dataset) -> None:
-    """Name the layers on an axis where they are at 0, 1, 2, ...: all, or every fourth, eighth, ..."""
-    layers = names_of(statistics, "layer")
-    step = 1
-    while len(layers) / step > _MANY:
-        step = 4 if step == 1 else 2 * step
-    axis.set_ticks(range(0, len(layers), step), labels=layers[::step])
-    axis.set_label_text("layer")
-
-
-def layer_width(statistics: xr.Dataset, least: float = 4.5, most: float = 11.0) -> float:
-    """Return a figure's width in inches for layers side by side."""
-    return float(np.clip(2.5 + 0.32 * statistics.sizes["layer"], least, most))
 
 
 def quantiles_by_head(ax: Axes, quantiles: xr.DataArray) -> None:
@@ -126,43 +103,6 @@ def quantiles_by_head(ax: Axes, quantiles: xr.DataArray) -> None:
             ax.vlines(x, *both, color=COLOURS[kind], alpha=strength, linewidth=width)
         middle = here.sel(quantile=at[len(at) // 2])
         ax.scatter(x, middle, s=min(9.0, 3 * width), color="black", linewidths=0, zorder=3)
-
-
-def say(axis: Axis, words: Callable[[float], str]) -> None:
-    """Format the major ticks of an axis with `words(value)`, and remove its minor ticks."""
-    axis.set_major_formatter(FuncFormatter(lambda value, _: words(value)))
-    axis.set_minor_locator(NullLocator())
-
-
-def binary(value: float) -> str:
-    """Format a number with binary prefixes: 1/8, 1, 64, 4 k."""
-    if value == 0:
-        return "0"
-    if abs(value) < 1:
-        return f"1/{1 / value:,.6g}"
-    for size, unit in ((2**30, "G"), (2**20, "M"), (2**10, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.3g}"
-
-
-def binary_scale(axis: Axis, *, zero: bool = False) -> None:
-    """Scale an axis by log2; with `zero`, linearly from 0 to 1 and by log2 from there."""
-    how: dict[str, Any] = {"linthresh": 1, "linscale": 0.5} if zero else {}
-    set_scale = axis.axes.set_xscale if isinstance(axis, XAxis) else axis.axes.set_yscale
-    set_scale("symlog" if zero else "log", base=2, **how)
-    say(axis, binary)
-
-
-def two_ticks(ax: Axes) -> None:
-    """Widen a log2 y axis until it has two powers of two, which the ticks are."""
-    low, high = np.log2(ax.get_ylim())
-    while np.floor(high) - np.ceil(low) < 1:
-        if low - np.ceil(low - 1) < np.floor(high + 1) - high:
-            low = np.ceil(low - 1)
-        else:
-            high = np.floor(high + 1)
-    ax.set_ylim(2**low, 2**high)
 
 
 def times_bar(mesh: QuadMesh, axes: Any, **where: Any) -> Colorbar:

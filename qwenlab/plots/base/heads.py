@@ -8,7 +8,8 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from qwenlab.plots.base.drawing import binary_scale, ends, kinds_of, two_ticks
+from qwenlab.plots.base.drawing import ends, kinds_of
+from qwenlab.plots.base.ticks import binary_scale, two_ticks
 from qwenlab.plots.style import COLOURS, GREY
 
 Draw = Callable[[xr.Dataset, np.ndarray, str, float], None]

@@ -1,4 +1,4 @@
-"""The axes that a plot draws in: a new figure's, or the caller's, with the legend and notes that belong to them."""
+"""The axes that a plot draws in, a new figure's or the caller's, and their legends and notes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ import xarray as xr
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
+from qwenlab.checkpoint.families import KINDS
 from qwenlab.errors import BadArgument
-from qwenlab.plots.base.drawing import layer_ticks
-from qwenlab.plots.base.legends import figure_of, legend_above
-from qwenlab.plots.style import new_figure
+from qwenlab.plots.base.ticks import layer_ticks
+from qwenlab.plots.style import COLOURS, GREY, LABELS, new_figure
 
 ManyAxes = Sequence[Axes] | np.ndarray | None
 """The `axes` argument of a plot with several panels."""
 
+DASHED = (0, (3, 2))
 _LETTERS = 15  # of a note, per inch
 
 
@@ -147,3 +149,51 @@ def axes_of(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]
     """Return the figure and axes of a plot with one panel: the caller's, or new ones."""
     one = panel(ax, width, height)
     return one.figure, one.axes[0]
+
+
+def mark(label: str, colour: str, marker: str = "o", **style: Any) -> Line2D:
+    """Return the legend entry of a marker."""
+    return Line2D([], [], color=colour, marker=marker, linestyle="", label=label, **style)
+
+
+def ring(label: str, colour: str) -> Line2D:
+    """Return the legend entry of a ring."""
+    return mark(label, colour, markerfacecolor="none")
+
+
+def dash(label: str) -> Line2D:
+    """Return the legend entry of grey dashes, which mark a baseline."""
+    return mark(label, GREY, "_")
+
+
+def stroke(label: str, colour: Any, width: float = 0.8, style: Any = "-", alpha: float = 1.0) -> Line2D:
+    """Return the legend entry of a line."""
+    return Line2D([], [], color=colour, linewidth=width, linestyle=style, alpha=alpha, label=label)
+
+
+def kind_marks(kinds: Sequence[str], marker: str = "s") -> list[Line2D]:
+    """Return the legend entries of those kinds of mixer that occur."""
+    return [mark(LABELS[kind], COLOURS[kind], marker) for kind in KINDS if kind in kinds]
+
+
+def name_kinds(ax: Axes, kinds: Sequence[str], *more: Artist) -> None:
+    """Add a legend above the axes: the colours of the kinds of mixer, and `more` entries."""
+    legend_above(ax, [*kind_marks(kinds), *more])
+
+
+def legend_above(ax: Axes, handles: Sequence[Artist]) -> None:
+    """Add a legend in one line above the right end of the axes."""
+    where: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1.0), "borderaxespad": 0.3}
+    ax.legend(handles=handles, ncols=len(handles), columnspacing=1.2, handletextpad=0.4, **where)
+
+
+def legend_right(ax: Axes) -> None:
+    """Add a legend of what is labelled, right of the axes."""
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def figure_of(ax: Axes) -> Figure:
+    """Return the figure of axes."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None, "axes that were removed from their figure"
+    return figure
