@@ -15,19 +15,22 @@ from .experts import (
 from .gates import gates as gates
 from .layers import layer_table as layer_table
 from .losses import losses as losses
-from .maps import attention_map as attention_map
-from .maps_openness import openness_by_token as openness_by_token
+from .maps import attention_map as attention_map, openness_by_token as openness_by_token
 from .patching import patching as patching
-from .reach import reach as reach
-from .reach_by_distance import mass_by_distance as mass_by_distance
-from .reach_by_label import reach_by_label as reach_by_label
-from .reach_reconstruction import reconstruction as reconstruction
-from .reach_sink import sink as sink
+from .reach import (
+    mass_by_distance as mass_by_distance,
+    reach as reach,
+    reach_by_label as reach_by_label,
+    reconstruction as reconstruction,
+    sink as sink,
+)
 from .residual import residual as residual
-from .retention import retention as retention
-from .retention_by_label import retention_by_label as retention_by_label
-from .retention_capacity import capacity as capacity
-from .retention_interference import interference as interference
+from .retention import (
+    capacity as capacity,
+    interference as interference,
+    retention as retention,
+    retention_by_label as retention_by_label,
+)
 from .retrieval import retrieval as retrieval
 from .routing import coactivation as coactivation
 from .specialisation import specialisation as specialisation

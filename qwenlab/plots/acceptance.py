@@ -1,96 +1,71 @@
-"""Acceptance rates by place in the draft, and by other groups."""
+"""Acceptance rates by draft position and by group."""
 
 from __future__ import annotations
 
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from qwenlab.errors import BadArgument
-from qwenlab.plots.base.drawing import binary, interval_lines, need, quantity
-from qwenlab.plots.base.rates import (
-    MARKS,
-    ONLINE,
-    draft_ticks,
-    legend_right,
-    rate_points,
-    share_axis,
-    shifts,
-    small_print,
-)
-from qwenlab.plots.style import PALETTE, new_figure, styled
+from qwenlab.plots.base.drawing import need, need_colours, quantity
+from qwenlab.plots.base.panels import ManyAxes, Panels, legend_right, panels
+from qwenlab.plots.base.rates import draft_ticks, rate_notes, rate_points, share_axis, shifts
+from qwenlab.plots.base.ticks import binary
+from qwenlab.plots.style import MARKERS, PALETTE, styled
+
+_RATES = ("unconditional", "conditional")
 
 
 @styled
-def acceptance(statistics: xr.Dataset) -> Figure:
-    """Rates of acceptance by place in the draft, with intervals: unconditional and conditional.
+def acceptance(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
+    """Acceptance rates by draft position, with intervals: unconditional and conditional.
 
-    statistics  of stats.acceptance: as it is; by label, or by depth (stats.by_depth), a colour each; by position in the
-                text or by target entropy, the conditional rate of each place in the draft against it. Raises
-                BadArgument where groups are more than there are colours.
+    statistics  of stats.acceptance: without groups; by label or by depth (stats.by_depth), one colour per group; by
+                position in the text or by target entropy, which draws the conditional rate of each draft against it
+    axes        two for statistics by label or by depth, otherwise one; by default those of a new figure
+
+    Raises BadArgument for more groups than there are colours.
     """
     data = need(statistics, "acceptance", "draft", "conditional", "conditional_interval")
-    for along in ("position", "entropy"):
-        if along in data["conditional"].dims:
-            return _along(data, along)
-    group = next((dim for dim in ("label", "depth") if dim in data["conditional"].dims), None)
-    if group is None:
-        return _both_rates(data)
-    names = data[group].values.tolist()
-    if len(names) > len(PALETTE):
-        raise BadArgument(
-            f"{len(names)} groups along {group}, {len(PALETTE)} colours.\nPick some: .sel({group}={names[:2]})."
-        )
-    figure = new_figure(7.5, 3.3)
-    axes = figure.subplots(1, 2, sharey=True)
-    for ax, rate in zip(axes, ("unconditional", "conditional"), strict=True):
-        for place, (name, shift) in enumerate(zip(names, shifts(len(names)), strict=True)):
+    group = next((dim for dim in data["conditional"].dims if dim in ("position", "entropy", "label", "depth")), None)
+    if group in ("label", "depth"):
+        need_colours(str(group), data[group].values.tolist())
+        shown = panels(axes, (1, 2), 7.5, 3.3, sharey=True)
+        _by_group(shown, data, str(group))
+    else:
+        shown = panels(axes, (1, 1), 6.0, 3.3)
+        _both_rates(shown.axes[0], data) if group is None else _along(shown.axes[0], data, str(group))
+    shown.axes[0].set_ylabel("share accepted")
+    legend_right(shown.axes[-1])
+    return rate_notes(shown, data.attrs)
+
+
+def _by_group(shown: Panels, data: xr.Dataset, group: str) -> None:
+    """Draw each rate in a panel, one colour and marker per group."""
+    names = data[group].values
+    for ax, rate in zip(shown.axes, _RATES, strict=True):
+        for name, shift, colour, marker in zip(names, shifts(len(names)), PALETTE, MARKERS, strict=False):
             text = f"depth {name}" if group == "depth" else str(name)
-            rate_points(ax, data.sel({group: name}), rate, PALETTE[place], MARKS[place], shift, text)
+            rate_points(ax, data["draft"].values + shift, data.sel({group: name}), rate, colour, marker, text)
         draft_ticks(ax, data)
         ax.set_title(f"{rate.capitalize()} rate")
-    axes[0].set_ylabel("share accepted")
-    legend_right(axes[1])
-    return small_print(figure, data.attrs)
 
 
-def _both_rates(data: xr.Dataset) -> Figure:
-    figure = new_figure(6.0, 3.3)
-    ax = figure.subplots()
-    rates = ("unconditional", "conditional")
-    for rate, colour, mark, shift in zip(rates, (ONLINE, PALETTE[1]), "os", shifts(2, 0.16), strict=True):
-        rate_points(ax, data, rate, colour, mark, shift, f"{rate} rate")
+def _both_rates(ax: Axes, data: xr.Dataset) -> None:
+    """Draw both rates in one panel."""
+    for rate, colour, marker, shift in zip(_RATES, PALETTE, MARKERS, shifts(2, 0.16), strict=False):
+        rate_points(ax, data["draft"].values + shift, data, rate, colour, marker, f"{rate} rate")
     draft_ticks(ax, data)
-    ax.set_ylabel("share accepted")
-    ax.set_title("Acceptance by place in the draft")
-    legend_right(ax)
-    return small_print(figure, data.attrs)
+    ax.set_title("Acceptance by draft position")
 
 
-def _along(data: xr.Dataset, along: str) -> Figure:
-    """The conditional rate of each place in the draft against a binned quantity."""
-    figure = new_figure(6.0, 3.3)
-    ax = figure.subplots()
-    drafts = data["draft"].values[: len(PALETTE)]
-    for place, (draft, shift) in enumerate(zip(drafts, shifts(len(drafts)), strict=True)):
-        x = np.arange(data.sizes[along]) + shift
-        here = data.sel(draft=draft)
-        colour = PALETTE[place]
-        interval_lines(ax, x, here["conditional_interval"], [colour])
-        ax.plot(
-            x,
-            here["conditional"],
-            color=colour,
-            marker=MARKS[place],
-            linewidth=0.8,
-            label=f"draft {draft}",
-            clip_on=False,
-        )
-    edges = data[along].values
+def _along(ax: Axes, data: xr.Dataset, along: str) -> None:
+    """Draw the conditional rate of each draft position against a binned quantity."""
+    drafts, edges = data["draft"].values[: len(PALETTE)], data[along].values
+    for draft, shift, colour, marker in zip(drafts, shifts(len(drafts)), PALETTE, MARKERS, strict=False):
+        x = np.arange(len(edges)) + shift
+        rate_points(ax, x, data.sel(draft=draft), "conditional", colour, marker, f"draft {draft}")
     ax.set_xticks(range(len(edges)), labels=[binary(edge) if along == "position" else f"{edge:g}" for edge in edges])
     share_axis(ax)
     ax.set_xlabel(quantity(data[along]))
-    ax.set_ylabel("share accepted")
     ax.set_title("Conditional rate")
-    legend_right(ax)
-    return small_print(figure, data.attrs)

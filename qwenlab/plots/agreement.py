@@ -6,35 +6,29 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from qwenlab.plots.base.drawing import need
-from qwenlab.plots.base.rates import (
-    MEASURED,
-    ONLINE,
-    draft_ticks,
-    legend_right,
-    rate_points,
-    shifts,
-    small_print,
-)
-from qwenlab.plots.style import new_figure, styled
+from qwenlab.plots.base.panels import ManyAxes, legend_right, panels
+from qwenlab.plots.base.rates import MEASURED, ONLINE, draft_ticks, rate_notes, rate_points, shifts
+from qwenlab.plots.style import styled
 
 
 @styled
-def agreement(statistics: xr.Dataset, acceptance: xr.Dataset) -> Figure:
-    """Teacher-forced agreement next to acceptance online, by place in the draft: the effect of selection.
+def agreement(statistics: xr.Dataset, acceptance: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
+    """Teacher-forced agreement and online acceptance by draft position; their difference is the effect of selection.
 
-    statistics  of stats.agreement: every emitted token begins a chain of drafts
-    acceptance  of stats.acceptance: only those that end a round do, where drafts had just failed or run out
+    statistics  of stats.agreement: every emitted token starts a chain of drafts
+    acceptance  of stats.acceptance: only tokens that end a round do, where drafts have just failed or run out
+    axes        two, side by side; by default those of a new figure
     """
     forced = need(statistics, "agreement", "teacher_forced_unconditional", "teacher_forced_conditional")
     online = need(acceptance, "acceptance", "unconditional", "conditional")
-    figure = new_figure(8.4, 3.5)
-    axes = figure.subplots(1, 2, sharey=True)
+    shown = panels(axes, (1, 2), 8.4, 3.5, sharey=True)
     first, second = shifts(2, 0.16)
-    for ax, rate in zip(axes, ("unconditional", "conditional"), strict=True):
-        rate_points(ax, forced, f"teacher_forced_{rate}", MEASURED, "s", first, "teacher-forced\nagreement")
-        rate_points(ax, online, rate, ONLINE, "o", second, "acceptance\nonline")
+    for ax, rate in zip(shown.axes, ("unconditional", "conditional"), strict=True):
+        name, x = f"teacher_forced_{rate}", forced["draft"].values
+        rate_points(ax, x + first, forced, name, MEASURED, "s", "teacher-forced\nagreement")
+        rate_points(ax, online["draft"].values + second, online, rate, ONLINE, "o", "acceptance\nonline")
         draft_ticks(ax, forced if forced.sizes["draft"] > online.sizes["draft"] else online)
-        ax.set_title(rate.capitalize())
-    axes[0].set_ylabel("share")
-    legend_right(axes[1])
-    return small_print(figure, online.attrs, forced.attrs)
+        ax.set_title(f"{rate.capitalize()} rate")
+    shown.axes[0].set_ylabel("share")
+    legend_right(shown.axes[-1])
+    return rate_notes(shown, online.attrs, forced.attrs)

@@ -1,4 +1,4 @@
-"""Where time and memory go."""
+"""Time and memory of layers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
-from qwenlab.plots.base.drawing import binary, end_labels, kinds_of, layer_ticks, layer_width, need, quantity, say
-from qwenlab.plots.style import COLOURS, GREY, LABELS, axes_of, legend_above, new_figure, styled
+from qwenlab.plots.base.drawing import end_labels, kinds_of, need, quantity, strip_axes
+from qwenlab.plots.base.panels import ManyAxes, axes_of, legend_above, panels
+from qwenlab.plots.base.ticks import binary_scale, layer_ticks, layer_width, names_of, say
+from qwenlab.plots.style import COLOURS, GREY, LABELS, styled
 
 _STRENGTH = {"mixer": 1.0, "mlp": 0.5, "rest": 0.22}
 _PARTS = {"mixer": "mixer", "mlp": "MLP", "rest": "rest"}
-_LETTER = 0.0108  # of the bar's length that a letter needs
+_LETTER = 0.0108  # width, as a share of the bar
 _STORES = {
     "kv": ("KV cache", COLOURS[ATTENTION], "o"),
     "recurrent": ("recurrent state", COLOURS[DELTANET], "s"),
@@ -24,37 +26,38 @@ _STORES = {
 
 
 @styled
-def time_by_kind(statistics: xr.Dataset) -> Figure:
-    """Where the layers' time goes: by kind and part of layer, and layer by layer, each phase that was seen by itself.
+def time_by_kind(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
+    """Shares of the layers' time: by kind of mixer and part of layer, and by layer for each measured phase.
 
-    statistics  of stats.time_by_kind. The colour is the kind's; the paler, the further from the mixer: MLP, rest.
+    statistics  of stats.time_by_kind. Colours are those of the kinds; mixer, MLP and rest are ever paler
+    axes        one, and one more for each measured phase, above each other; by default those of a new figure
     """
     data = need(statistics, "time_by_kind", "kind_share", "part_share")
     data = data.dropna("phase", how="all", subset=["kind_share"])
-    phases = [str(phase) for phase in data["phase"].values]
-    figure = new_figure(layer_width(data, least=7.5), 0.9 + 0.4 * len(phases) + 1.5 * len(phases))
-    above, *below = figure.subplots(1 + len(phases), 1, height_ratios=[0.3 + 0.4 * len(phases), *[1.5] * len(phases)])
+    phases = names_of(data, "phase")
+    ratios = [0.3 + 0.4 * len(phases), *[1.5] * len(phases)]
+    shown = panels(axes, (len(ratios), 1), layer_width(data, least=7.5), 0.6 + sum(ratios), height_ratios=ratios)
+    above, *below = shown.axes
     for row, phase in enumerate(phases):
         _stacked_bar(above, row, data["kind_share"].sel(phase=phase))
     above.set_yticks(range(len(phases)), labels=phases)
     above.invert_yaxis()
     above.set_xlim(0, 1)
     above.xaxis.set_major_formatter(PercentFormatter(1))
-    above.spines[["left", "bottom"]].set_visible(False)
-    above.tick_params(left=False)
+    strip_axes(above)
     above.set_title("Share of layer time")
     for ax, phase in zip(below, phases, strict=True):
         _by_layer(ax, data["part_share"].sel(phase=phase), kinds_of(data))
         ax.set_ylabel(f"{phase}\n(share)")
     layer_ticks(below[-1].xaxis, data)
     parts = [Patch(color="black", alpha=alpha, linewidth=0, label=_PARTS[part]) for part, alpha in _STRENGTH.items()]
-    kinds = [Patch(color=COLOURS[str(kind)], label=LABELS[str(kind)]) for kind in data["mixer_kind"].values]
+    kinds = [Patch(color=COLOURS[kind], label=LABELS[kind]) for kind in names_of(data, "mixer_kind")]
     legend_above(below[0], kinds + parts)
-    return figure
+    return shown.figure
 
 
 def _stacked_bar(ax: Axes, row: int, share: xr.DataArray) -> None:
-    """Shares [mixer_kind, part] end to end, those with room for it named."""
+    """Draw shares [mixer_kind, part] end to end, with their names where these fit."""
     start = 0.0
     for kind in share["mixer_kind"].values.tolist():
         for part, alpha in _STRENGTH.items():
@@ -68,7 +71,7 @@ def _stacked_bar(ax: Axes, row: int, share: xr.DataArray) -> None:
 
 
 def _by_layer(ax: Axes, share: xr.DataArray, kinds: list[str]) -> None:
-    """Shares [layer, part] as stacked columns in the colours of the kinds."""
+    """Draw shares [layer, part] as stacked columns in the colours of the kinds."""
     base = np.zeros(share.sizes["layer"])
     colours = [COLOURS[kind] for kind in kinds]
     for part, alpha in _STRENGTH.items():
@@ -82,22 +85,22 @@ def _by_layer(ax: Axes, share: xr.DataArray, kinds: list[str]) -> None:
 
 @styled
 def memory(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
-    """Bytes of KV cache and states against the context: lines as predicted, marks as measured.
+    """Bytes of KV cache and states by context length: lines are predicted, marks are measured.
 
-    statistics  of stats.memory.
+    statistics  of stats.memory
+    ax          axes to draw in; by default those of a new figure
     """
     data = need(statistics, "memory", "predicted", "measured")
     figure, ax = axes_of(ax, 6.0, 3.4)
     context = data["context"]
-    stores = [str(store) for store in data["store"].values]
+    stores = names_of(data, "store")
     for store in stores:
         _, colour, marker = _STORES[store]
         here = data.sel(store=store)
         ax.plot(context, here["predicted"].where(here["predicted"] > 0), color=colour)
         ax.scatter(context, here["measured"].where(here["measured"] > 0), color=colour, marker=marker, s=16, zorder=3)
-    ax.set_xscale("log", base=2)
-    ax.set_yscale("log", base=2)
-    say(ax.xaxis, binary)
+    binary_scale(ax.xaxis)
+    binary_scale(ax.yaxis)
     say(ax.yaxis, _bytes)
     ax.set_xlabel(quantity(context))
     ax.set_ylabel("memory (bytes)")
@@ -110,7 +113,7 @@ def memory(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
 
 
 def _bytes(value: float) -> str:
-    """A number of bytes in the unit that fits: 64 KiB, 1.5 GiB."""
+    """Format a number of bytes: 64 KiB, 1.5 GiB."""
     for size, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if value >= size:
             return f"{value / size:.3g} {unit}"

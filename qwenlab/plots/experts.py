@@ -1,4 +1,4 @@
-"""How evenly experts are used, how many at a time, and which never."""
+"""Load of experts: how uniform it is, how many experts a window of tokens uses, and which are unused."""
 
 from __future__ import annotations
 
@@ -8,98 +8,92 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from qwenlab.plots.base.drawing import (
-    binary,
-    end_labels,
-    kinds_of,
-    layer_ticks,
-    need,
-    quantity,
-    say,
-    times_bar,
-)
-from qwenlab.plots.style import COLOURS, DIVERGING, GREY, PALETTE, axes_of, name_kinds, new_figure, styled
+from qwenlab.plots.base.drawing import end_labels, ends, kinds_of, need, quantity, times_bar
+from qwenlab.plots.base.panels import DASHED, ManyAxes, axes_of, name_kinds, panels
+from qwenlab.plots.base.ticks import binary_scale, layer_ticks
+from qwenlab.plots.style import COLOURS, DIVERGING, GREY, PALETTE, styled
 
 _NAMED = 5  # lines named at their ends
-_NEVER = PALETTE[4]
-_DASHED = (0, (3, 2))
+_UNUSED = PALETTE[4]
 
 
 @styled
-def expert_load(statistics: xr.Dataset) -> Figure:
-    """The load of each expert over an even spread, layer by layer, and how uneven each layer is.
+def expert_load(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
+    """Load of each expert relative to a uniform load, by layer, and its variation over experts.
 
-    statistics  of stats.expert_load. Left: green above the even share, purple below it, yellow never used. Right:
-    coefficient of variation over experts with its interval.
+    statistics  of stats.expert_load
+    axes        two, side by side; by default those of a new figure
+
+    Left: green above the uniform load, purple below it, yellow unused. Right: coefficient of variation over experts
+    with its interval.
     """
     data = need(statistics, "expert_load", "share", "even_share", "variation", "variation_interval")
     layers, kinds = np.arange(data.sizes["layer"]), kinds_of(data)
-    figure = new_figure(float(np.clip(6 + 0.03 * data.sizes["expert"], 6.5, 11)), min(9.0, 2.0 + 0.2 * len(layers)))
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=[3, 1])
+    width, height = float(np.clip(6 + 0.03 * data.sizes["expert"], 6.5, 11)), min(9.0, 2.0 + 0.2 * len(layers))
+    shown = panels(axes, (1, 2), width, height, sharey=True, width_ratios=[3, 1])
+    left, right = shown.axes
     relative = (data["share"] / data["even_share"]).transpose("layer", "expert")
-    left.set_facecolor(_NEVER)
-    mesh = left.pcolormesh(
-        np.arange(data.sizes["expert"] + 1) - 0.5,
-        np.arange(len(layers) + 1) - 0.5,
-        relative.where(relative > 0),
-        cmap=DIVERGING,
-        norm=LogNorm(1 / 8, 8),
-        rasterized=True,
-    )
-    bar = times_bar(figure, mesh, left, location="bottom", aspect=40, shrink=0.8, pad=0.02)
-    bar.set_label(f"load over an even spread (1/{data.sizes['expert']} of the slots); yellow: never used")
+    left.set_facecolor(_UNUSED)
+    edges = [np.arange(size + 1) - 0.5 for size in (data.sizes["expert"], len(layers))]
+    norm = LogNorm(1 / 8, 8)
+    mesh = left.pcolormesh(*edges, relative.where(relative > 0), cmap=DIVERGING, norm=norm, rasterized=True)
+    bar = times_bar(mesh, left, location="bottom", aspect=40, shrink=0.8, pad=0.02)
+    bar.set_label(f"load / uniform load (1/{data.sizes['expert']} of slots); yellow: unused")
     left.set_xlabel("expert")
     left.set_title("Load of the experts")
-    layer_ticks(left.yaxis, data)
-    left.invert_yaxis()
+    for ax in (right, left):
+        layer_ticks(ax.yaxis, data)
+        ax.set_ylim(len(layers) - 0.5, -0.5)
+    right.set_ylabel("")
     colours = [COLOURS[kind] for kind in kinds]
-    interval = data["variation_interval"]
-    right.hlines(layers, interval.sel(bound="low"), interval.sel(bound="high"), colors=colours, linewidth=1.2)
+    right.hlines(layers, *ends(data["variation_interval"]), colors=colours, linewidth=1.2)
     right.scatter(data["variation"], layers, color=colours, s=14, zorder=3)
     right.set_xlim(left=0)
     right.set_xlabel("coefficient of variation\nover experts")
     right.grid(axis="x")
     name_kinds(left, kinds)
-    return figure
+    return shown.figure
 
 
 @styled
-def distinct_experts(statistics: xr.Dataset) -> Figure:
-    """How many experts a window of tokens needs, by layer, beside what unrelated tokens would need.
+def distinct_experts(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
+    """Number of distinct experts per window of tokens, by layer, compared with unrelated tokens.
 
-    statistics  of stats.distinct_experts. Left: their number (dashes: unrelated tokens). Right: seen over unrelated.
+    statistics  of stats.distinct_experts. Left: the number (dashed: unrelated tokens). Right: the ratio of the two
+    axes        two, side by side; by default those of a new figure
     """
     data = need(statistics, "distinct_experts", "distinct", "independent", "relative")
     data = data.dropna("window", how="all", subset=["distinct"])
     kinds = kinds_of(data)
-    figure = new_figure(7.5, 3.2)
-    left, right = figure.subplots(1, 2)
+    shown = panels(axes, (1, 2), 7.5, 3.2)
+    left, right = shown.axes
     alpha = float(np.clip(12 / len(kinds), 0.25, 0.9))
     for place, kind in enumerate(kinds):
         here = data.isel(layer=place)
-        left.plot(data["window"], here["independent"], color=GREY, linestyle=_DASHED, linewidth=0.8, alpha=alpha)
+        left.plot(data["window"], here["independent"], color=GREY, linestyle=DASHED, linewidth=0.8, alpha=alpha)
         for ax, name in ((left, "distinct"), (right, "relative")):
             ax.plot(data["window"], here[name], color=COLOURS[kind], marker="o", markersize=3, alpha=alpha)
-    for ax in (left, right):
-        ax.set_xscale("log", base=2)
+    for ax in shown.axes:
+        binary_scale(ax.xaxis)
         ax.set_xticks(data["window"].values, labels=[f"{n}" for n in data["window"].values])
         ax.set_xlabel("window (tokens)")
     left.set_ylim(bottom=0)
     left.set_ylabel("distinct experts")
-    left.set_title("Experts a window needs")
-    right.axhline(1, color=GREY, linestyle=_DASHED, linewidth=0.8)
+    left.set_title("Distinct experts per window")
+    right.axhline(1, color=GREY, linestyle=DASHED, linewidth=0.8)
     right.text(1, 1, "unrelated tokens", transform=right.get_yaxis_transform(), ha="right", va="bottom", color=GREY)
     right.margins(y=0.12)
-    right.set_ylabel("over those of unrelated tokens")
+    right.set_ylabel("ratio to unrelated tokens")
     name_kinds(right, kinds)
-    return figure
+    return shown.figure
 
 
 @styled
 def unused_experts(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
-    """Experts not yet used against the tokens read, a line a layer, with intervals; where most are left is named.
+    """Number of unused experts by tokens read, one line per layer, with intervals.
 
-    statistics  of stats.unused_experts.
+    statistics  of stats.unused_experts. The layers with most unused experts are named
+    ax          axes to draw in; by default those of a new figure
     """
     data = need(statistics, "unused_experts", "unused", "unused_interval", "unused_final")
     kinds, sizes = kinds_of(data), data["sample_size"]
@@ -107,17 +101,15 @@ def unused_experts(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
     faint, strong = float(np.clip(0.6 / len(kinds), 0.04, 1)), float(np.clip(10 / len(kinds), 0.35, 0.9))
     for place, kind in enumerate(kinds):
         here = data.isel(layer=place)
-        low, high = (here["unused_interval"].sel(bound=end) for end in ("low", "high"))
-        ax.fill_between(sizes, low, high, color=COLOURS[kind], alpha=faint, linewidth=0)
+        ax.fill_between(sizes, *ends(here["unused_interval"]), color=COLOURS[kind], alpha=faint, linewidth=0)
         ax.plot(sizes, here["unused"], color=COLOURS[kind], alpha=strong, linewidth=1.0)
-    ax.set_xscale("log", base=2)
-    say(ax.xaxis, binary)
+    binary_scale(ax.xaxis)
     ax.set_xlim(1, float(sizes[-1]))
     ax.set_ylim(bottom=0)
     ax.set_xlabel(quantity(sizes))
     ax.set_ylabel(quantity(data["unused"]))
     ax.grid(axis="y")
-    ax.set_title("Experts not yet used")
+    ax.set_title("Unused experts")
     name_kinds(ax, kinds)
     left = sorted(zip(data["unused_final"].values, data["layer"].values, kinds, strict=True), reverse=True)
     named = [(float(n), f"layer {layer}: {n}", COLOURS[kind]) for n, layer, kind in left[:_NAMED] if n]

@@ -1,4 +1,4 @@
-"""How far the gates are open."""
+"""Histograms of output gates and write strengths, by head."""
 
 from __future__ import annotations
 
@@ -8,37 +8,38 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from qwenlab.plots.base.drawing import kinds_of, layer_ticks, layer_width, need
-from qwenlab.plots.style import name_kinds, new_figure, shades, styled
+from qwenlab.plots.base.drawing import kinds_of, need
+from qwenlab.plots.base.panels import ManyAxes, name_kinds, panels
+from qwenlab.plots.base.ticks import layer_width
+from qwenlab.plots.style import shades, styled
 
-_COARSE = 4  # of the 128 bins, drawn as one
+_COARSE = 4  # adjacent bins of 128 are drawn as one
 
 
 @styled
-def gates(statistics: xr.Dataset) -> Figure:
-    """Histograms over tokens of the output gates of both kinds and of DeltaNet's write strength, a column a head.
+def gates(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
+    """Histograms over tokens of the output gates of both kinds and of DeltaNet's write strength, one column per head.
 
-    statistics  of stats.gates. The heads of a layer stand side by side; the darker, the more of the head's tokens.
+    statistics  of stats.gates. Heads of a layer are side by side; darker means a larger share of the head's tokens
+    axes        two, above each other, or one if there is no write strength; by default those of a new figure
     """
     data = need(statistics, "gates", "mean_gate_share")
     rows = [("mean_gate", "gate_bin", "Mean value of the output gate"), ("beta", "beta_bin", "Write strength")]
     rows = [row for row in rows if f"{row[0]}_share" in data]
-    figure = new_figure(layer_width(data, least=5.5), 0.5 + 2.1 * len(rows))
-    for ax, (name, dim, title) in zip(np.atleast_1d(figure.subplots(len(rows), 1, sharex=True)), rows, strict=True):
+    shown = panels(axes, (len(rows), 1), layer_width(data, least=5.5), 0.5 + 2.1 * len(rows), sharex=True)
+    for ax, (name, dim, title) in zip(shown.axes, rows, strict=True):
         _columns(ax, data[f"{name}_share"].coarsen({dim: _COARSE}).mean().transpose("layer", dim, "head"))
         ax.set_ylabel(data[name].attrs["long_name"].removesuffix(" of the output gate"))
         ax.set_title(title)
         ax.set_ylim(0, 1)
         ax.set_xlim(-0.55, data.sizes["layer"] - 0.45)
-        if name == rows[0][0]:
-            name_kinds(ax, kinds_of(data))
-        if name == rows[-1][0]:
-            layer_ticks(ax.xaxis, data)
-    return figure
+    name_kinds(shown.axes[0], kinds_of(data))
+    shown.layers(data)
+    return shown.figure
 
 
 def _columns(ax: Axes, share: xr.DataArray) -> None:
-    """Shares [layer, bin, head] as columns of shades; heads and layers without any are left blank."""
+    """Draw shares [layer, bin, head] as columns of shades; heads and layers without values stay blank."""
     norm = PowerNorm(0.5, vmin=0, vmax=float(share.max()))
     edges = np.linspace(0, 1, share.shape[1] + 1)
     for place, kind in enumerate(kinds_of(share)):

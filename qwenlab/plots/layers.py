@@ -1,4 +1,4 @@
-"""All layers at a glance."""
+"""All layers in one table."""
 
 from __future__ import annotations
 
@@ -11,23 +11,30 @@ from matplotlib.patches import Rectangle
 
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import MissingVariable
-from qwenlab.plots.base.drawing import kinds_of, layer_ticks, need, quantity
-from qwenlab.plots.style import COLOURS, PALE, axes_of, name_kinds, shades, styled
+from qwenlab.plots.base.drawing import kinds_of, need, quantity, strip_axes, write_right
+from qwenlab.plots.base.panels import axes_of, name_kinds
+from qwenlab.plots.base.ticks import layer_ticks
+from qwenlab.plots.style import COLOURS, PALE, shades, styled
 
 _FEW = 16  # layers: values are written into the cells
 
 
 @styled
 def layer_table(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
-    """The layers in their order, one column each in the colour of its kind, and a row for each statistic.
+    """Table of the layers: one column per layer in the colour of its kind, one row per statistic.
 
-    statistics  of stats.layer_table. Each row is shaded from its own least to its own greatest value, which stand at
-                its right; grey where a layer has no such number.
+    statistics  of stats.layer_table. Shades span the range of each row, which is written at its right; grey means that
+                the layer has no such value
+    ax          axes to draw in; by default those of a new figure
+
+    Raises MissingVariable without a statistic by layer.
     """
     data = need(statistics, "layer_table", *map(str, list(statistics)[:1]))
     rows = [str(name) for name in data if data[name].dims == ("layer",)]
     if not rows:
-        raise MissingVariable("No statistic by layer here.\nDraw what qwenlab.stats.layer_table(recording) returns.")
+        raise MissingVariable(
+            "No variable of this Dataset is by layer.\nDraw what qwenlab.stats.layer_table(recording) returns."
+        )
     kinds = kinds_of(data)
     few = len(kinds) <= _FEW
     figure, ax = axes_of(ax, min(11.5, 3.4 + (0.52 if few else 0.13) * len(kinds)), 0.9 + 0.29 * len(rows))
@@ -39,15 +46,14 @@ def layer_table(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
     ax.set_xlim(-0.5, len(kinds) - 0.5)
     ax.set_ylim(len(rows) - 0.5, -0.95)
     ax.set_yticks(range(len(rows)), labels=[quantity(data[name]) for name in rows])
-    ax.tick_params(left=False)
-    ax.spines[["left", "bottom"]].set_visible(False)
+    strip_axes(ax)
     layer_ticks(ax.xaxis, data)
     name_kinds(ax, kinds)
     return figure
 
 
 def _row(ax: Axes, row: int, values: xr.DataArray, kinds: list[str], few: bool) -> None:
-    """One statistic as shaded cells, its range at the right end."""
+    """Draw one statistic as shaded cells, with its range at the right."""
     numbers = values.values.astype(float)
     low, high = np.nanmin(numbers), np.nanmax(numbers)
     norm = LogNorm(low, high) if values.attrs.get("scale") == "log2" and 0 < low < high else Normalize(low, high)
@@ -59,12 +65,4 @@ def _row(ax: Axes, row: int, values: xr.DataArray, kinds: list[str], few: bool) 
         if few:
             colour = "white" if strength > (0.34 if kind == DELTANET else 0.6) else "0.1"
             ax.text(place, row, f"{number:.2g}", ha="center", va="center", fontsize=7.5, color=colour)
-    ax.annotate(
-        f"{low:.3g} to {high:.3g}",
-        (1, row),
-        xycoords=("axes fraction", "data"),
-        xytext=(4, 0),
-        textcoords="offset points",
-        va="center",
-        fontsize=8,
-    )
+    write_right(ax, f"{low:.3g} to {high:.3g}", row)

@@ -1,4 +1,4 @@
-"""Maps of heads: which earlier tokens' values the output at each token is made of."""
+"""Attention maps of heads: the weight of each earlier token's value in the output at each token."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from matplotlib.patches import Rectangle
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import BadArgument
 from qwenlab.plots.base.drawing import need
-from qwenlab.plots.style import LABELS, PALE, figure_of, new_figure, shades, styled
+from qwenlab.plots.base.panels import ManyAxes, figure_of, panel, panels
+from qwenlab.plots.style import LABELS, PALE, shades, styled
 
 _NEGATIVE = ("#B2182B", "#67001F")
-"""Less and less: a red that no eye takes for either kind's colour."""
+"""Colours of negative weights: a red unlike the colour of either kind, colour-blind safe."""
 
-_MANY = 2**14  # cells that a vector format holds one by one
-_SIDE = (3.2, 5.6)  # inches of a map's side, at least and at most
-_LETTER, _LINE = 6.0, 6.6  # points of a token's label, and from one to the next
+_MANY = 2**14  # cells: larger maps are rasterized in vector formats
+_SIDE = (3.2, 5.6)  # inches of a map's side, least and most
+_LETTER, _LINE = 6.0, 6.6  # points: size of a token's label, and distance to the next
 
 
 @styled
@@ -33,33 +34,38 @@ def attention_map(
     begin: int = 0,
     end: int | None = None,
     marks: Sequence[tuple[int, int]] = (),
+    axes: ManyAxes = None,
 ) -> Figure:
-    """Maps of one text side by side, each in the shades of its kind; negative weights of DeltaNet in red.
+    """Attention maps of one text, side by side, each in the shades of its kind; negative weights of DeltaNet are red.
 
     maps        of stats.attention_map, one or several
-    tokens      what the text's tokens are called; as many names are written as can be read
-    begin, end  only these positions
-    marks       positions (query, key) of weights to draw a frame around, such as those from questions to their answers
+    tokens      names of the text's tokens; as many are written as are legible
+    begin, end  positions of the first query and key, and after the last
+    marks       positions (query, key) of weights to frame, such as those from questions to their answers
+    axes        one for each map; by default those of a new figure
 
-    Shades follow the square root of |weight|, so that small ones can be seen, and end at the largest of the later half
-    of the rows: the first rows have few weights, and those of softmax add up to 1. Larger ones look like that one.
+    Shades follow the square root of |weight|, so that small weights are visible, and end at the largest weight in the
+    second half of the rows: the first rows have few weights, and those of softmax sum to 1. Larger weights look like
+    that one. Raises BadArgument without maps, and for positions outside the map.
     """
-    shown = [maps] if isinstance(maps, xr.Dataset) else list(maps)
-    if not shown:
-        raise BadArgument("attention_map draws one map or several, and was given none.")
-    checked = [need(each, "attention_map", "weight") for each in shown]
-    cut = [each.where(_inside(each, begin, end), drop=True) for each in checked]
+    listed = [maps] if isinstance(maps, xr.Dataset) else list(maps)
+    if not listed:
+        raise BadArgument("attention_map(maps=[]): give at least one map of stats.attention_map.")
+    checked = [need(one, "attention_map", "weight") for one in listed]
+    cut = [one.where(_inside(one, begin, end), drop=True) for one in checked]
     side = _SIDE[0] if tokens is None else float(np.clip(max(c.sizes["key"] for c in cut) * _LINE / 72, *_SIDE))
-    figure = new_figure((side + 1.35) * len(cut), side + (0.75 if tokens is None else 0.95))
-    for number, (ax, each) in enumerate(zip(np.atleast_1d(figure.subplots(1, len(cut))), cut, strict=True)):
-        _one(ax, each)
-        _mark(ax, each, marks)
-        _name(ax, each, tokens, side, first=number == 0)
-    return figure
+    shown = panels(axes, (1, len(cut)), (side + 1.35) * len(cut), side + (0.75 if tokens is None else 0.95))
+    for number, (ax, data) in enumerate(zip(shown.axes, cut, strict=True)):
+        if not shown.new:
+            side = min(ax.get_position().size * shown.figure.get_size_inches())
+        _draw(ax, data)
+        _frame(ax, data, marks)
+        _label(ax, data, tokens, side, first=number == 0)
+    return shown.figure
 
 
 def _inside(data: xr.Dataset, begin: int, end: int | None) -> xr.DataArray:
-    """Which queries and keys are between these positions. Raises BadArgument where none is."""
+    """Return which queries and keys are in these positions. Raises BadArgument if none is."""
     last = np.inf if end is None else end
     query, key = ((data[dim] >= begin) & (data[dim] < last) for dim in ("query", "key"))
     if not query.any() or not key.any():
@@ -70,15 +76,15 @@ def _inside(data: xr.Dataset, begin: int, end: int | None) -> xr.DataArray:
     return query & key
 
 
-def _one(ax: Axes, data: xr.Dataset) -> None:
-    """One map and its colour bar."""
+def _draw(ax: Axes, data: xr.Dataset) -> None:
+    """Draw one map and its colour bar."""
     weight, kind = data["weight"].transpose("query", "key"), str(data.attrs["kind"])
     size, signed = abs(weight), kind == DELTANET
     most = float(size[size.sizes["query"] // 2 :].max()) or 1.0
     beyond = float(size.max()) > most
     norm = FuncNorm((_root, _square), vmin=-most if signed else 0.0, vmax=most)
-    seen = np.ma.masked_invalid(weight.values)
-    mesh = ax.pcolormesh(seen, cmap=_colours(kind), norm=norm, rasterized=seen.size > _MANY)
+    cells = np.ma.masked_invalid(weight.values)
+    mesh = ax.pcolormesh(cells, cmap=_colours(kind), norm=norm, rasterized=cells.size > _MANY)
     ax.invert_yaxis()
     ax.set_facecolor(PALE)
     ax.set_box_aspect(float(np.clip(weight.sizes["query"] / weight.sizes["key"], 0.25, 1)))
@@ -91,17 +97,17 @@ def _one(ax: Axes, data: xr.Dataset) -> None:
     bar.set_label("weight" if signed else "weight (probability)")
 
 
-def _mark(ax: Axes, data: xr.Dataset, marks: Sequence[tuple[int, int]]) -> None:
-    """A frame around each of these weights that is shown."""
-    places = [{int(at): number for number, at in enumerate(data[dim].values)} for dim in ("query", "key")]
+def _frame(ax: Axes, data: xr.Dataset, marks: Sequence[tuple[int, int]]) -> None:
+    """Draw a frame around those of these weights that are shown."""
+    rows, columns = ({int(at): number for number, at in enumerate(data[dim].values)} for dim in ("query", "key"))
     for query, key in marks:
-        if query in places[0] and key in places[1]:
-            corner = places[1][key], places[0][query]
+        if query in rows and key in columns:
+            corner = columns[key], rows[query]
             ax.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="black", linewidth=0.9, clip_on=False))
 
 
-def _name(ax: Axes, data: xr.Dataset, tokens: Sequence[str] | None, side: float, *, first: bool) -> None:
-    """Name queries and keys, by their tokens or by their positions."""
+def _label(ax: Axes, data: xr.Dataset, tokens: Sequence[str] | None, side: float, *, first: bool) -> None:
+    """Label queries and keys with their tokens or positions."""
     block = int(data.attrs.get("block", 1))
     for dim, axis in (("key", ax.xaxis), ("query", ax.yaxis)):
         length = side if dim == "key" else side * min(1.0, data.sizes["query"] / data.sizes["key"])
@@ -111,14 +117,16 @@ def _name(ax: Axes, data: xr.Dataset, tokens: Sequence[str] | None, side: float,
 
 
 def name_tokens(axis: Axis, positions: np.ndarray, tokens: Sequence[str] | None, length: float) -> None:
-    """Name as many of the tokens at these positions as can be read along an axis of so many inches, each a unit wide.
+    """Label as many tokens at these positions as are legible along an axis.
 
-    By their names, or by their positions where there are none.
+    positions  of the tokens, each one unit wide
+    tokens     their names; None writes the positions
+    length     of the axis, in inches
     """
     count = len(positions)
     step = max(1, int(np.ceil(count * (_LINE if tokens else 28.0) / (72 * length) - 0.05)))
-    named = [_word(tokens, int(each)) for each in positions[::step]]
-    axis.set_ticks(np.arange(0, count, step) + 0.5, labels=named)
+    labels = [_word(tokens, int(position)) for position in positions[::step]]
+    axis.set_ticks(np.arange(0, count, step) + 0.5, labels=labels)
     if tokens is not None:
         axis.set_tick_params(labelsize=_LETTER, length=1.5, pad=1.5)
         if isinstance(axis, XAxis):
@@ -126,22 +134,25 @@ def name_tokens(axis: Axis, positions: np.ndarray, tokens: Sequence[str] | None,
 
 
 def _word(tokens: Sequence[str] | None, position: int) -> str:
-    """A token as it can be seen: spaces and ends of lines as marks, long ones cut."""
+    """Return a token with visible spaces and ends of lines, and at most 10 characters."""
     if tokens is None:
         return str(position)
     if position >= len(tokens):
-        raise BadArgument(f"tokens: {len(tokens)} names for a text of at least {position + 1} tokens.")
-    seen = str(tokens[position]).replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·")
-    return seen if len(seen) <= 10 else f"{seen[:9]}…"
+        raise BadArgument(
+            f"tokens: {len(tokens)} names for a text of at least {position + 1} tokens.\nGive one name per token."
+        )
+    word = str(tokens[position]).replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·")
+    return word if len(word) <= 10 else f"{word[:9]}…"
 
 
 def _colours(kind: str) -> Colormap:
+    """Return the colour map of a kind: DeltaNet's has negative weights too."""
     if kind != DELTANET:
         return shades(kind)
-    more = shades(kind)
-    less = LinearSegmentedColormap.from_list("qwenlab-negative", ["white", *_NEGATIVE])
+    negative = LinearSegmentedColormap.from_list("qwenlab-negative", ["white", *_NEGATIVE])
     steps = np.linspace(0, 1, 129)
-    return LinearSegmentedColormap.from_list("qwenlab-signed", [*less(steps[::-1]), *more(steps[1:])], N=257)
+    both = [*negative(steps[::-1]), *shades(kind)(steps[1:])]
+    return LinearSegmentedColormap.from_list("qwenlab-signed", both, N=257)
 
 
 def _root(weight: np.ndarray) -> np.ndarray:
@@ -150,3 +161,37 @@ def _root(weight: np.ndarray) -> np.ndarray:
 
 def _square(root: np.ndarray) -> np.ndarray:
     return np.sign(root) * np.square(root)
+
+
+@styled
+def openness_by_token(
+    maps: Sequence[xr.Dataset], *, tokens: Sequence[str] | None = None, ax: Axes | None = None
+) -> Figure:
+    """Output gates of heads at each token of one text: one row per head; darker is more open.
+
+    maps    of stats.attention_map, recorded by row, of heads of one kind over the same text
+    tokens  names of the text's tokens; as many are written as are legible
+    ax      axes to draw in; by default those of a new figure
+
+    Raises BadArgument for heads of several kinds or texts, and without maps.
+    """
+    checked = [need(one, "attention_map", "mean_gate") for one in maps]
+    if not checked or len({(str(one.attrs["kind"]), one.attrs["text"]) for one in checked}) > 1:
+        raise BadArgument("openness_by_token draws heads of one kind over one text.\nGive one or several such maps.")
+    values = np.stack([one["mean_gate"].values for one in checked])
+    heads = len(values)
+    shown = panel(ax, 8.0, 1.3 + float(np.clip(0.16 * heads, 0.5, 6)))
+    ax, figure = shown.axes[0], shown.figure
+    length = 6.6 if shown.new else ax.get_position().width * figure.get_figwidth()
+    mesh = ax.pcolormesh(values, cmap=shades(str(checked[0].attrs["kind"])), rasterized=values.size > 2**14)
+    ax.invert_yaxis()
+    step = max(1, -(-heads // 36))
+    names = [f"{one.attrs['layer']}.{one.attrs['head']}" for one in checked]
+    ax.set_yticks(np.arange(0, heads, step) + 0.5, names[::step])
+    ax.set_ylabel("layer.head")
+    name_tokens(ax.xaxis, checked[0]["query"].values, tokens, length)
+    if tokens is None:
+        ax.set_xlabel("position (tokens)")
+    figure.colorbar(mesh, ax=ax, pad=0.01, aspect=12, label="mean_gate")
+    ax.set_title("Openness of the output gate")
+    return figure

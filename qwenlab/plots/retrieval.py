@@ -1,46 +1,40 @@
-"""Which heads point from a question to its answer."""
+"""Retrieval heads: mass from a question to its answer."""
 
 from __future__ import annotations
 
-from functools import partial
-
-import numpy as np
 import xarray as xr
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from qwenlab.plots.base.drawing import kinds_of, layer_ticks, layer_width, need
-from qwenlab.plots.base.heads import dash, dashes, dots, side_by_side
-from qwenlab.plots.style import name_kinds, new_figure, styled
+from qwenlab.plots.base.drawing import kinds_of, need
+from qwenlab.plots.base.heads import draw_heads
+from qwenlab.plots.base.panels import ManyAxes, dash, name_kinds, panels
+from qwenlab.plots.base.ticks import layer_width
+from qwenlab.plots.style import styled
 
-_CONTROLS = {"retrieval": ("control", "on another pair's value"), "picked": ("chance", "by chance")}
+_PANELS = (
+    ("retrieval", "control", "another pair's value", "mass on the\nqueried value (share)"),
+    ("picked", "chance", "chance", "queried value has the\nlargest mass (share)"),
+)
 
 
 @styled
-def retrieval(statistics: xr.Dataset) -> Figure:
-    """What each head puts on the value that is asked for, and how often it is the one of most weight among the pairs'.
+def retrieval(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
+    """Mass of each head on the queried value, and how often that value has the largest mass of all pairs' values.
 
-    statistics  of stats.retrieval. A layer's heads stand side by side, those that give the value least first, with
-    intervals. Grey: the controls, another pair's value above, and chance below.
+    statistics  of stats.retrieval. Heads of a layer are side by side, smallest mass first, with intervals. Grey: the
+                controls, another pair's value above, and chance below
+    axes        two, above each other; by default those of a new figure
     """
-    data = need(statistics, "retrieval", *_CONTROLS, "control", "chance")
-    figure = new_figure(layer_width(data, least=6.4), 4.4)
-    axes = figure.subplots(2, 1, sharex=True)
-    labels = ("mass on the value\nasked for (share)", "it has most weight of\nall values (share)")
-    for ax, (name, (control, meaning)), label in zip(axes, _CONTROLS.items(), labels, strict=True):
-        draw = partial(_heads, ax, name, control)
-        side_by_side(data, data["retrieval"], draw)
+    data = need(statistics, "retrieval", "retrieval", "picked", "control", "chance")
+    shown = panels(axes, (2, 1), layer_width(data, least=6.4), 4.4, sharex=True)
+    for ax, (name, control, meaning, label) in zip(shown.axes, _PANELS, strict=True):
+        draw_heads(ax, data, data["retrieval"], name, baseline=control)
         ax.set_ylabel(label)
         ax.grid(axis="y")
-        name_kinds(ax, kinds_of(data) if ax is axes[0] else [], dash(meaning))
-    axes[0].set_ylim(bottom=0)
-    axes[1].set_ylim(0, 1.05)
-    axes[0].set_title("Retrieval by head")
-    figure.align_ylabels(list(axes))
-    layer_ticks(axes[-1].xaxis, data)
-    return figure
-
-
-def _heads(ax: Axes, name: str, control: str, here: xr.Dataset, x: np.ndarray, colour: str, width: float) -> None:
-    dashes(ax, here, control, x, width)
-    dots(ax, here, name, x, colour, width)
+        name_kinds(ax, kinds_of(data) if name == "retrieval" else [], dash(meaning))
+    above, below = shown.axes
+    above.set_ylim(bottom=0)
+    below.set_ylim(0, 1.05)
+    above.set_title("Retrieval by head")
+    shown.layers(data)
+    return shown.figure

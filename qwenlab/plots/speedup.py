@@ -8,52 +8,44 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from qwenlab.plots.base.drawing import interval_lines, need
-from qwenlab.plots.base.rates import (
-    DASHED,
-    MEASURED,
-    ONLINE,
-    legend_right,
-    small_print,
-)
-from qwenlab.plots.style import GREY, new_figure, styled
+from qwenlab.plots.base.drawing import ends, need
+from qwenlab.plots.base.panels import DASHED, ManyAxes, legend_right, panels
+from qwenlab.plots.base.rates import MEASURED, ONLINE, rate_notes
+from qwenlab.plots.style import GREY, styled
 
 
 @styled
-def speedup(statistics: xr.Dataset) -> Figure:
-    """Acceptance length and speed-up by depth: predicted, as counted and measured, and where drafting breaks even.
+def speedup(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
+    """Acceptance length and speed-up by depth: predicted, measured, and the break-even line.
 
-    statistics  of stats.speedup. Lines, with their intervals, are predicted from the deepest ledger; filled marks were
-                counted or measured; open ones are what the costs say of those rounds.
+    statistics  of stats.speedup. Lines, with their intervals, are predicted from the deepest ledger; filled marks are
+                counted (length) or measured (speed-up); open marks are predicted from the costs of the measured rounds
+    axes        two, side by side; by default those of a new figure
     """
     names = ("expected_length", "break_even_length", "acceptance_length", "speedup", "as_run_speedup", "best_speedup")
     data = need(statistics, "speedup", *names, "measured_speedup")
-    figure = new_figure(8.4, 3.7)
-    left, right = figure.subplots(1, 2)
+    shown = panels(axes, (1, 2), 8.4, 3.7)
+    left, right = shown.axes
     depth, best = data["depth"].values, int(data["best_depth"])
     for ax, name in ((left, "expected_length"), (right, "speedup")):
-        low, high = (data[f"{name}_interval"].sel(bound=end) for end in ("low", "high"))
-        ax.fill_between(depth, low, high, color=ONLINE, alpha=0.2, linewidth=0)
+        ax.fill_between(depth, *ends(data[f"{name}_interval"]), color=ONLINE, alpha=0.2, linewidth=0)
         ax.plot(depth, data[name], color=ONLINE, marker="o", markersize=3, label="predicted")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         ax.set_xlim(depth[0] - 0.4, depth[-1] + 0.4)
         ax.margins(y=0.1)
-        ax.set_xlabel("depth (drafts a round)")
+        ax.set_xlabel("depth (drafts per round)")
         ax.grid(axis="y")
-    for ax, even, text in ((left, data["break_even_length"], "breaks even"), (right, 0 * depth + 1, "plain decoding")):
+    for ax, even, text in ((left, data["break_even_length"], "break-even"), (right, 0 * depth + 1, "plain decoding")):
         ax.plot(depth, even, color=GREY, linestyle=DASHED)
-        ax.annotate(
-            text, (depth[-1], even[-1]), (0, 4), textcoords="offset points", ha="right", color="0.35", fontsize=8
-        )
-    interval_lines(right, depth, data["measured_speedup_interval"], [MEASURED])
+        where: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "color": "0.35", "fontsize": 8}
+        ax.annotate(text, (depth[-1], even[-1]), (0, 4), **where)
+    right.vlines(depth, *ends(data["measured_speedup_interval"]), colors=MEASURED, linewidth=1.2)
     mark: dict[str, Any] = {"edgecolor": MEASURED, "marker": "D", "s": 24, "zorder": 3}
     left.scatter(depth, data["acceptance_length"], color=MEASURED, **mark)
-    right.scatter(depth, data["as_run_speedup"], facecolor="white", label="predicted of\nthe rounds run", **mark)
-    right.scatter(depth, data["measured_speedup"], color=MEASURED, label="counted,\nmeasured", **mark)
-    left.set_ylabel("acceptance length (tokens)")
-    left.set_title("Tokens a round")
-    right.set_ylabel("speed-up (times)")
+    right.scatter(depth, data["as_run_speedup"], facecolor="white", label="predicted for\nthese rounds", **mark)
+    right.scatter(depth, data["measured_speedup"], color=MEASURED, label="measured", **mark)
+    left.set(title="Tokens per round", ylabel="acceptance length (tokens)")
     largest = f"{float(data['best_speedup']):.2f} at depth {best}" if best else "none"
-    right.set_title(f"Speed-up (best: {largest})")
+    right.set(title=f"Speed-up (best: {largest})", ylabel="speed-up (times)")
     legend_right(right)
-    return small_print(figure, data.attrs, data.attrs | data["acceptance_length"].attrs)
+    return rate_notes(shown, data.attrs, data.attrs | data["acceptance_length"].attrs)

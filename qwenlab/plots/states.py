@@ -1,101 +1,93 @@
-"""States of DeltaNet heads along their texts."""
+"""Size, rank and change of DeltaNet states along their texts."""
 
 from __future__ import annotations
 
-import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from qwenlab.plots.base.depth import layer_bar, layer_shades
-from qwenlab.plots.base.drawing import binary, layer_ticks, need, quantity, say
-from qwenlab.plots.base.heads import dots, fit_log, side_by_side
-from qwenlab.plots.base.octaves import octave_of, octaves, positions
-from qwenlab.plots.style import GREY, new_figure, styled
+from qwenlab.plots.base.drawing import need
+from qwenlab.plots.base.heads import draw_heads, fit_log
+from qwenlab.plots.base.panels import ManyAxes, legend_above, panels, stroke
+from qwenlab.plots.base.ticks import binary_scale, octave_of, octaves, positions, two_ticks
+from qwenlab.plots.style import GREY, styled
+
+_PANELS = {
+    "effective_rank": ("Effective rank", "directions"),
+    "stable_rank": ("Stable rank", "directions"),
+    "norm": ("Norm of the state", "norm"),
+    "rewrite": ("Change per token", "change / norm"),
+}
 
 
 @styled
-def state_growth(statistics: xr.Dataset) -> Figure:
-    """How large states get along a text, and how much of them a token rewrites: a line a layer, over position.
+def state_growth(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
+    """Norm of states along a text, and its relative change per token: one line per layer, by position.
 
     statistics  of stats.state_growth. Lines: the median over a layer's heads, light for the first layers, dark for the
-    last; grey: the middle half of all heads.
+                last; grey: the middle half of all heads
+    axes        two, side by side; by default those of a new figure
     """
     data = need(statistics, "state_growth", "norm", "rewrite")
-    figure = new_figure(7.2, 2.9)
-    left, right = figure.subplots(1, 2)
-    for ax, name, title in ((left, "norm", "Size of the state"), (right, "rewrite", "Rewritten by a token")):
+    shown = panels(axes, (1, 2), 7.2, 2.9)
+    for ax, name in zip(shown.axes, ("norm", "rewrite"), strict=True):
         _by_layer(ax, data[name])
-        ax.set_yscale("log", base=2)
-        say(ax.yaxis, binary)
-        ax.set_ylabel(quantity(data[name]))
-        ax.set_title(title)
-    left.set_ylabel("norm of the state")
-    right.set_ylabel("change over norm, a token")
-    layer_bar(figure, [left, right], data)
-    return figure
+        two_ticks(ax)
+        ax.set(title=_PANELS[name][0], ylabel=_PANELS[name][1])
+    layer_bar(shown.axes, data)
+    return shown.figure
 
 
 @styled
-def state_rank(statistics: xr.Dataset) -> Figure:
-    """Over how many directions states spread along a text: a line a layer, over position.
+def state_rank(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
+    """Rank of states along a text: one line per layer, by position.
 
-    statistics  of stats.state_rank, by position. Lines and grey as in `state_growth`; dashed: the rank of a full state.
+    statistics  of stats.state_rank, by position. Lines and grey as in `state_growth`; dashed: the rank of a full state
+    axes        two, side by side; by default those of a new figure
     """
     data = need(statistics, "state_rank", "effective_rank", "stable_rank", "position_bin")
-    figure = new_figure(7.2, 2.9)
-    axes = figure.subplots(1, 2, sharey=True)
+    shown = panels(axes, (1, 2), 7.2, 2.9, sharey=True)
     full = int(data["full_rank"])
-    for ax, name, title in zip(axes, ("effective_rank", "stable_rank"), ("Effective rank", "Stable rank"), strict=True):
+    for ax, name in zip(shown.axes, ("effective_rank", "stable_rank"), strict=True):
         _by_layer(ax, data[name])
         ax.axhline(full, color="black", linewidth=0.8, linestyle="--")
-        ax.set_yscale("log", base=2)
         ax.set_ylim(0.9, 1.25 * full)
-        say(ax.yaxis, binary)
-        ax.set_title(title)
-    axes[0].set_ylabel("rank of the state (directions)")
-    axes[0].legend(handles=[_full(data)], loc="lower right", bbox_to_anchor=(1, 1.0), borderaxespad=0.3)
-    layer_bar(figure, list(axes), data)
-    return figure
+        ax.set_title(_PANELS[name][0])
+    shown.axes[0].set_ylabel("rank of the state (directions)")
+    legend_above(shown.axes[0], [_full(full)])
+    layer_bar(shown.axes, data)
+    return shown.figure
 
 
 @styled
-def state_by_head(statistics: xr.Dataset) -> Figure:
-    """What the states of heads are like: a mark a head with its interval, a panel each for ranks, norm and rewriting.
+def state_by_head(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
+    """States of heads: one mark per head with its interval, one panel each for both ranks, norm and relative change.
 
-    statistics  of stats.state_rank and stats.state_growth, merged, at one octave of position. Heads stand in each layer
-                by their effective rank; dashed: the rank of a full state. Raises BadArgument for several octaves.
+    statistics  of stats.state_rank and stats.state_growth, merged, at one octave of position. Raises BadArgument for
+                several octaves
+    axes        four, row by row; by default those of a new figure
+
+    Heads of a layer are sorted by their effective rank. Dashed: the rank of a full state.
     """
-    names = ("effective_rank", "stable_rank", "norm", "rewrite")
-    data = need(statistics, "state_rank", *names, "full_rank")
-    data = octave_of(data)
-    figure = new_figure(8.4, 4.4)
-    axes = figure.subplots(2, 2, sharex=True)
-    titles = ("Effective rank", "Stable rank", "Norm of the state", "Rewritten by a token")
-    for ax, name, title in zip(axes.flat, names, titles, strict=True):
-
-        def draw(here: xr.Dataset, x: np.ndarray, colour: str, width: float, ax: Axes = ax, name: str = name) -> None:
-            dots(ax, here, name, x, colour, width)
-
-        side_by_side(data, data["effective_rank"], draw)
-        fit_log(ax, data, name, *([int(data["full_rank"])] if name.endswith("rank") else []))
-        ax.set_title(title)
+    data = octave_of(need(statistics, "state_rank", *_PANELS, "full_rank"))
+    shown = panels(axes, (2, 2), 8.4, 4.4, sharex=True)
+    full = int(data["full_rank"])
+    for ax, (name, (title, label)) in zip(shown.axes, _PANELS.items(), strict=True):
+        draw_heads(ax, data, data["effective_rank"], name)
+        fit_log(ax, data, name, *([full] if name.endswith("rank") else []))
+        ax.set(title=title, ylabel=label)
         ax.grid(axis="y")
-    for ax in axes[0]:
-        ax.axhline(int(data["full_rank"]), color="black", linewidth=0.8, linestyle="--")
-        ax.set_ylabel("directions")
-    axes[1, 0].set_ylabel("norm")
-    axes[1, 1].set_ylabel("change over norm, a token")
-    for ax in axes[1]:
-        layer_ticks(ax.xaxis, data)
-        ax.set_xlabel("DeltaNet layer")
-    axes[0, 1].legend(handles=[_full(data)], loc="lower right", bbox_to_anchor=(1, 1.0), borderaxespad=0.3)
-    return figure
+    for ax in shown.axes[:2]:
+        ax.axhline(full, color="black", linewidth=0.8, linestyle="--")
+    shown.layers(data, "DeltaNet layer")
+    legend_above(shown.axes[1], [_full(full)])
+    return shown.figure
 
 
 def _by_layer(ax: Axes, values: xr.DataArray) -> None:
-    """The median over heads of values [layer, head, position_bin], a line a layer; and the middle half of all heads."""
+    """Draw values [layer, head, position_bin]: the median head of each layer, and the middle half of all heads."""
     values = values.dropna("position_bin", how="all")
     x = positions(values)
     low, high = values.quantile([0.25, 0.75], ["layer", "head"]).transpose("quantile", "position_bin")
@@ -103,8 +95,9 @@ def _by_layer(ax: Axes, values: xr.DataArray) -> None:
     for colour, layer in zip(layer_shades(values), values["layer"].values, strict=True):
         ax.plot(x, values.sel(layer=layer).median("head"), color=colour, marker="o", markersize=2.5, linewidth=1.2)
     octaves(ax, x, "position in the text (tokens)")
+    binary_scale(ax.yaxis)
 
 
-def _full(data: xr.Dataset) -> Line2D:
-    """The entry of a legend for the rank of a full state."""
-    return Line2D([], [], color="black", linewidth=0.8, linestyle="--", label=f"full: {int(data['full_rank'])}")
+def _full(rank: int) -> Line2D:
+    """Return the legend entry of a full state's rank."""
+    return stroke(f"full: {rank}", "black", style="--")

@@ -10,7 +10,7 @@ from matplotlib.ticker import LogLocator
 
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
 from qwenlab.errors import NotWatched
-from qwenlab.plots.base.drawing import binary, say
+from qwenlab.plots.base.ticks import binary, say
 from qwenlab.plots.style import COLOURS, LABELS, new_figure
 from qwenlab.record.recording import Recording
 from qwenlab.stats.attention import attention_distance

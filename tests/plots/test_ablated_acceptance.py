@@ -39,7 +39,7 @@ def test_points_intervals_and_controls(told):
         assert_allclose(controls.get_offsets(), np.stack([whose, here["control_effect"]], axis=1))
         low, high = here["clean_acceptance_length_interval"].values
         said = f"{float(here['clean_acceptance_length']):.2f} [{low:.2f}, {high:.2f}]"
-        assert ax.get_title(loc="left") == f"{task}, n = 16 texts; unedited {said} tokens a round"
+        assert ax.get_title(loc="left") == f"{task}, n = 16 texts; without ablation {said} tokens per round"
     assert [label.get_text() for label in figure.axes[-1].get_xticklabels()] == list(map(str, range(8)))
     assert figure.axes[-1].get_xlabel() == "layer"
     assert figure._supylabel.get_text() == "fall of the acceptance length (tokens)"
@@ -69,7 +69,7 @@ def test_nothing_is_cut_off_however_many(layers):
 
 def test_what_it_refuses(told):
     many = made_ablated_acceptance(layers=2, of=tuple("abcdefg"), tasks={"code": 3}, controls=0)
-    with pytest.raises(BadArgument, match="7 sorts of parts, 6 marks"):
+    with pytest.raises(BadArgument, match="7 sorts of parts, but only 6 markers"):
         plots.ablated_acceptance(stats.ablated_acceptance(many, resamples=20))
     with pytest.raises(MissingVariable, match=r"Draw what qwenlab\.stats\.ablated_acceptance"):
         plots.ablated_acceptance(stats.ablations(made_sweep(layers=2), resamples=20))

@@ -55,7 +55,7 @@ def test_only_the_most_harmful_are_shown_and_their_controls(told):
     figure = plots.ablation_ranking(told, "code", most=3)
     left, right = figure.axes
     assert len(left.get_yticklabels()) == 3
-    assert left.get_title(loc="left") == "code; the first 3 of 16"
+    assert left.get_title(loc="left") == "code; top 3 of 16"
     assert len(next(one for one in left.collections if isinstance(one, PathCollection)).get_offsets()) == 9
     assert right.get_xlim()[1] > 16  # ranks are among all
 
@@ -78,9 +78,9 @@ def test_of_acceptance_too():
 
 
 def test_what_it_refuses(told):
-    with pytest.raises(BadArgument, match=r"several tasks: code, recall\.\nPick one: task='code'"):
+    with pytest.raises(BadArgument, match=r"several tasks: code, recall\.\nSelect one: task='code'"):
         plots.ablation_ranking(told)
-    with pytest.raises(BadArgument, match=r"task='cod': these statistics have code, recall"):
+    with pytest.raises(BadArgument, match=r"task='cod'\): give one of 'code', 'recall'; did you mean 'code'"):
         plots.ablation_ranking(told, "cod")
     with pytest.raises(BadArgument, match=r"most=0"):
         plots.ablation_ranking(told, "code", most=0)

@@ -122,7 +122,7 @@ def test_both_rates_with_their_intervals(told):
         assert_allclose(drawn[f"{rate} rate"], data[rate])
     expected = np.concatenate([data[f"{rate}_interval"] for rate in ("unconditional", "conditional")])
     assert_allclose(segments(ax), expected)
-    assert ax.get_xlabel() == "place in the draft"
+    assert ax.get_xlabel() == "draft position"
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "2", "3", "4"]
 
 
@@ -167,7 +167,7 @@ def test_speed_up_draws_predicted_run_and_measured(told):
     assert len(segments(right)) == 3
     best = int(data["best_depth"])
     assert right.get_title(loc="left") == f"Speed-up (best: {float(data['speedup'].max()):.2f} at depth {best})"
-    assert {text.get_text() for ax in (left, right) for text in ax.texts} == {"breaks even", "plain decoding"}
+    assert {text.get_text() for ax in (left, right) for text in ax.texts} == {"break-even", "plain decoding"}
 
 
 def test_what_never_pays_is_said_to(told):
@@ -198,7 +198,7 @@ def test_calibration_draws_the_rate_over_the_probability(told):
 def test_more_groups_than_colours_are_refused():
     labels = list("abcdefg")
     data = stats.acceptance(made_ledger(labels=labels, texts=14), by="label")
-    with pytest.raises(BadArgument, match=r"7 groups along label, 6 colours\.\nPick some: \.sel\(label=\['a', 'b'\]\)"):
+    with pytest.raises(BadArgument, match=r"7 labels, but only 6 colours\.\nSelect some: \.sel\(label=\['a', 'b'\]\)"):
         plots.acceptance(data)
     assert plots.acceptance(data.sel(label=["a", "b"])).axes
 
@@ -216,5 +216,5 @@ def test_another_dataset_is_refused_by_what_it_lacks(plot, statistic, told):
 
 
 def test_by_label_must_be_narrowed_to_one_beside_another(told):
-    with pytest.raises(BadArgument, match=r"by label: code, prose, .*\nPick one: \.sel\(label='code'\)"):
+    with pytest.raises(BadArgument, match=r"by label: code, prose, .*\nSelect one: \.sel\(label='code'\)"):
         plots.agreement(told["agreement"], told["label"])

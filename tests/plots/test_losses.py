@@ -67,7 +67,7 @@ def test_below_stands_what_it_is_of(told):
 
 def test_more_domains_than_colours_are_refused():
     seven = stats.losses(made([(f"domain {number}", 3) for number in range(7)]))
-    with pytest.raises(BadArgument, match="7 domains, 6 colours"):
+    with pytest.raises(BadArgument, match="7 domains, but only 6 colours"):
         plots.losses(seven)
 
 

@@ -45,7 +45,7 @@ def test_cells_are_the_share_of_each_layer_and_position(told):
     assert figure.axes[-1].get_ylabel() == "share restored"
     assert legend(figure) == ["DeltaNet", "attention", "significant", "not significant"]
     low, high = told["total_interval"].values
-    said = f"n = 10 pairs · 1 is the whole source: {float(told['total']):+.2f} [{low:.2f}, {high:.2f}] nat"
+    said = f"n = 10 pairs · 1 = full effect of the source: {float(told['total']):+.2f} [{low:.2f}, {high:.2f}] nat"
     assert figure._supxlabel.get_text() == said
 
 

@@ -138,7 +138,7 @@ def test_a_recording_is_no_statistic(recording):
 
 def test_statistics_by_label_must_be_narrowed_to_one(recording):
     by_label = stats.half_life(recording, by_label=True)
-    with pytest.raises(BadArgument, match=r"by label: code, prose\.\nPick one: \.sel\(label='code'\)"):
+    with pytest.raises(BadArgument, match=r"by label: code, prose\.\nSelect one: \.sel\(label='code'\)"):
         plots.half_life(by_label)
     assert plots.half_life(by_label.sel(label=["code"])).axes
     assert plots.half_life(by_label.sel(label="prose")).axes
@@ -254,7 +254,7 @@ def test_specialisation_draws_information_control_and_one_layers_experts(told):
     assert [label.get_text() for label in below.get_yticklabels()] == ["code", "prose"]
     assert above.get_ylabel() == "information (bit)"
     assert plots.specialisation(data, layer=2).axes[1].get_xlabel() == "expert of layer 2"
-    with pytest.raises(BadArgument, match="layer=11: these statistics have layers"):
+    with pytest.raises(BadArgument, match=r"specialisation\(layer=11\): give one of 0, 1, 2"):
         plots.specialisation(data, layer=11)
 
 

@@ -47,7 +47,7 @@ def test_reach_draws_each_heads_horizon_least_far_first(told):
         here = here.isel(head=np.argsort(here.sel(share=0.9).values, kind="stable"))
         assert_allclose([segment[:, 1] for segment in line.get_segments()], here)
         assert_allclose([segment[0, 0] for segment in line.get_segments()], place, atol=0.5)
-    assert ax.get_ylabel() == "50 to 90 %\nof the mass within (tokens)"
+    assert ax.get_ylabel() == "50 to 90 % horizon\n(tokens)"
 
 
 def test_reach_draws_every_share_with_its_interval(told):
@@ -144,7 +144,7 @@ def test_larger_weights_than_those_of_the_later_half_are_told_by_the_bar(maps):
 
 
 def test_what_cannot_be_drawn(maps, told):
-    with pytest.raises(BadArgument, match="draws one map or several, and was given none"):
+    with pytest.raises(BadArgument, match=r"attention_map\(maps=\[\]\): give at least one map"):
         plots.attention_map([])
     with pytest.raises(MissingVariable, match=r"Draw what qwenlab\.stats\.attention_map\(recording\) returns"):
         plots.attention_map(told)

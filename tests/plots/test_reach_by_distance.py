@@ -13,10 +13,10 @@ from tests.planted.maps import made_maps
 BLUE, ORANGE = "#0072b2", "#e69f00"
 TITLES = {
     "horizon": "90 % horizon (tokens)",
-    "entropy": "entropy (nats)",
+    "entropy": "entropy (nat)",
     "first_mass": "first token (share)",
-    "previous_mass": "token before (share)",
-    "induction_lift": "induction / even",
+    "previous_mass": "previous token (share)",
+    "induction_lift": "induction / uniform",
     "negative": "negative (share)",
 }
 
@@ -90,11 +90,13 @@ def test_intervals_are_drawn_along_both_axes(by_label):
 
 
 def test_what_cannot_be_compared(told, by_label):
-    with pytest.raises(BadArgument, match=r"against='verse': this has the labels code, prose, recall; two are needed"):
+    with pytest.raises(BadArgument, match=r"against='verse'\): .* have the labels code, prose, recall\.\n.* for two"):
         plots.reach_by_label(by_label, against="verse")
-    with pytest.raises(BadArgument, match=r"this is not by label; .*\nDraw what qwenlab\.stats\.reach\(recording, by"):
+    with pytest.raises(
+        BadArgument, match=r"these statistics have no labels\.\nDraw what qwenlab\.stats\.reach\(recording, by"
+    ):
         plots.reach_by_label(told, against="prose")
-    with pytest.raises(BadArgument, match="two are needed"):
+    with pytest.raises(BadArgument, match=r"have the labels prose\.\n.* for two labels or more"):
         plots.reach_by_label(by_label.sel(label=["prose"]), against="prose")
     with pytest.raises(MissingVariable, match="No horizon"):
         plots.reach_by_label(by_label.drop_vars("horizon"), against="prose")

@@ -53,7 +53,7 @@ def test_capacity_needs_numbers_of_pairs(lists):
         stats.retention(made, by=None),
         stats.retention(made_states(labels=["4"], length=60).recording, by_label=True),
     ):
-        with pytest.raises(BadArgument, match=r"should be numbers of pairs, without further bins\.\nRead lists of 4"):
+        with pytest.raises(BadArgument, match=r"must be numbers of pairs, without further bins\.\nRead lists of 4"):
             plots.capacity(wrong)
     with pytest.raises(MissingVariable, match="No error"):
         plots.capacity(lists.drop_vars("error"))

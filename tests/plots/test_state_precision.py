@@ -42,7 +42,7 @@ def test_every_head_in_a_panel_a_format(told):
 
 
 def test_what_cannot_be_drawn(told):
-    with pytest.raises(BadArgument, match=r"octaves\.\nPick one: \.sel\(position_bin=256\)\.$"):
+    with pytest.raises(BadArgument, match=r"octaves\.\nSelect one: \.sel\(position_bin=256\)\.$"):
         plots.state_precision_by_head(told)
     for draw in (plots.state_precision, plots.state_precision_by_head):
         with pytest.raises(MissingVariable, match=r"Draw what qwenlab\.stats\.state_precision\(recording\) returns"):

@@ -77,7 +77,9 @@ def test_a_head_has_one_mark_in_each_panel(recording):
         ]
         interval = np.take_along_axis(data[f"{name}_interval"].values, order[..., None], axis=1)
         assert_allclose(ends, interval.reshape(-1, 2))
-    with pytest.raises(BadArgument, match=r"^The statistics are of 10 octaves\.\nPick one: \.sel\(position_bin=256\)"):
+    with pytest.raises(
+        BadArgument, match=r"^The statistics are of 10 octaves\.\nSelect one: \.sel\(position_bin=256\)"
+    ):
         plots.state_by_head(stats.state_rank(recording).assign(stats.state_growth(recording).data_vars))
 
 

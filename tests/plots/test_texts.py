@@ -46,15 +46,15 @@ def test_only_of_a_difference_nothing_is_drawn(score):
     assert [0, 0] in at_zero
     figure = plots.mean_over_texts(stats.mean_over_texts(base))
     assert [0, 0] not in [list(line.get_xdata()) for line in figure.axes[0].get_lines()]
-    assert figure.get_supxlabel() == "n = 10 texts a row · bars: 95 % intervals"
+    assert figure.get_supxlabel() == "n = 10 texts per row · bars: 95 % intervals"
 
 
 def test_what_cannot_be_drawn(score):
     for wrong in (score.isel(domain=0, format=0), score.expand_dims("layer")):
-        with pytest.raises(BadArgument, match=r"one dimension or two, the second of at most 6; these have:"):
+        with pytest.raises(BadArgument, match=r"one or two dimensions, the second of at most 6; these have:"):
             plots.mean_over_texts(stats.mean_over_texts(wrong))
     wide = xr.concat([score.isel(format=0, drop=True)] * 7, "format").transpose("domain", "format", "text")
-    with pytest.raises(BadArgument, match=r"these have: domain 3, format 7\.\nPick a part with \.sel"):
+    with pytest.raises(BadArgument, match=r"these have: domain 3, format 7\.\nSelect a part with \.sel"):
         plots.mean_over_texts(stats.mean_over_texts(wide))
     with pytest.raises(MissingVariable, match="No mean_interval"):
         plots.mean_over_texts(stats.mean_over_texts(score).drop_vars("mean_interval"))

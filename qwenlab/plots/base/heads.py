@@ -1,4 +1,4 @@
-"""Heads side by side over their layers: what the figures that have a mark for every head draw alike."""
+"""Heads side by side in their layers: marks, rings and baselines, one per head."""
 
 from __future__ import annotations
 
@@ -7,75 +7,61 @@ from collections.abc import Callable
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 
-from qwenlab.plots.base.drawing import binary, kinds_of, say
+from qwenlab.plots.base.drawing import ends, kinds_of
+from qwenlab.plots.base.ticks import binary_scale, two_ticks
 from qwenlab.plots.style import COLOURS, GREY
 
 Draw = Callable[[xr.Dataset, np.ndarray, str, float], None]
-"""Draws the heads of one layer: their statistics, where they stand, their colour, and the width of a line."""
+"""Draws the heads of one layer: their statistics, their x positions, their colour, and a line width."""
 
 
 def side_by_side(data: xr.Dataset, order: xr.DataArray, draw: Draw) -> None:
-    """Draw the heads of each layer around its place 0, 1, 2, ..., those of the lowest `order` [layer, head] first.
+    """Draw the heads of each layer at x = 0, 1, 2, ..., sorted by `order` [layer, head].
 
-    Heads that a layer does not have are left out: those of which `order` is NaN.
+    Heads whose `order` is NaN do not exist in that layer and are not drawn.
     """
     width = float(np.clip(160 / data.sizes["head"] / data.sizes["layer"], 0.6, 4.0))
     for place, kind in enumerate(kinds_of(data)):
         by = order.isel(layer=place).dropna("head")
         here = data.isel(layer=place).sel(head=by["head"].values[np.argsort(by.values, kind="stable")])
-        heads = max(1, here.sizes["head"])
-        x = place + 0.8 * ((np.arange(here.sizes["head"]) + 0.5) / heads - 0.5)
+        x = place + 0.8 * ((np.arange(here.sizes["head"]) + 0.5) / max(1, here.sizes["head"]) - 0.5)
         draw(here, x, COLOURS[kind], width)
 
 
-def dot_size(width: float) -> float:
-    """The size of a head's mark where lines have this width."""
-    return float(np.clip(4 * width, 4, 14))
+def draw_heads(
+    ax: Axes, data: xr.Dataset, order: xr.DataArray, name: str, *, ring: str = "", baseline: str = ""
+) -> None:
+    """Draw one statistic per head, side by side: a mark with its interval, a ring, and a grey dash.
 
+    name            variable of the marks
+    ring, baseline  variables of the rings and dashes; a variable that is not in `data` is not drawn
+    """
 
-def dots(ax: Axes, here: xr.Dataset, name: str, x: np.ndarray, colour: str, width: float) -> None:
-    """A mark a head and its interval; none where the layer has no such statistic."""
-    if here[name].isnull().all():
-        return
-    if f"{name}_interval" in here:
-        interval = here[f"{name}_interval"]
-        ax.vlines(x, interval.sel(bound="low"), interval.sel(bound="high"), color=colour, linewidth=0.8, alpha=0.6)
-    ax.scatter(x, here[name], s=dot_size(width), color=colour, linewidths=0, zorder=3)
+    def draw(here: xr.Dataset, x: np.ndarray, colour: str, width: float) -> None:
+        size = float(np.clip(4 * width, 4, 14))
+        if baseline in here:
+            ax.scatter(x, here[baseline], s=2 * size, color=GREY, marker="_", linewidths=1)
+        if ring in here and here[ring].notnull().any():
+            ax.scatter(x, here[ring], s=2 * size, facecolors="none", edgecolors=colour, linewidths=0.8)
+        if name not in here or here[name].isnull().all():
+            return
+        if f"{name}_interval" in here:
+            ax.vlines(x, *ends(here[f"{name}_interval"]), color=colour, linewidth=0.8, alpha=0.6)
+        ax.scatter(x, here[name], s=size, color=colour, linewidths=0, zorder=3)
+
+    side_by_side(data, order, draw)
 
 
 def fit_log(ax: Axes, data: xr.Dataset, name: str, *more: float) -> None:
-    """A log2 axis that has all marks, the upper ends of their intervals, and `more`.
+    """Scale the y axis by log2, with limits that include all values, the upper ends of their intervals, and `more`.
 
-    Not the lower ends: an interval of something positive may end at 0, which such an axis does not have.
+    The lower end of an interval of a positive quantity may be 0, which a log axis cannot show.
     """
-    marks = data[name].values[data[name].values > 0]
-    most = [data[f"{name}_interval"].max().item()] if f"{name}_interval" in data else []
-    found = np.array([*marks, *most, *more])
-    found = found[np.isfinite(found) & (found > 0)]
-    ax.set_yscale("log", base=2)
-    if found.size:
-        ax.set_ylim(found.min() / 1.4, found.max() * 1.25)
-    say(ax.yaxis, binary)
-
-
-def rings(ax: Axes, here: xr.Dataset, name: str, x: np.ndarray, colour: str, width: float) -> None:
-    """A ring a head; none where the layer has no such statistic."""
-    if not here[name].isnull().all():
-        ax.scatter(x, here[name], s=2 * dot_size(width), facecolors="none", edgecolors=colour, linewidths=0.8)
-
-
-def dashes(ax: Axes, here: xr.Dataset, name: str, x: np.ndarray, width: float) -> None:
-    """A grey dash a head: what it is held against."""
-    ax.scatter(x, here[name], s=2 * dot_size(width), color=GREY, marker="_", linewidths=1)
-
-
-def dash(meaning: str) -> Line2D:
-    """The entry of a legend for such dashes."""
-    return Line2D([], [], color=GREY, marker="_", linestyle="", label=meaning)
-
-
-def ring(colour: str, meaning: str) -> Line2D:
-    """The entry of a legend for rings."""
-    return Line2D([], [], color=colour, marker="o", linestyle="", markerfacecolor="none", label=meaning)
+    upper = [data[f"{name}_interval"].max().item()] if f"{name}_interval" in data else []
+    values = np.array([*data[name].values.ravel(), *upper, *more])
+    values = values[np.isfinite(values) & (values > 0)]
+    binary_scale(ax.yaxis)
+    if values.size:
+        ax.set_ylim(values.min() / 1.4, values.max() * 1.25)
+        two_ticks(ax)

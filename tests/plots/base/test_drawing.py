@@ -7,7 +7,8 @@ import pytest
 import xarray as xr
 from matplotlib.figure import Figure
 
-from qwenlab.plots.base.drawing import binary, end_labels, layer_ticks, quantity
+from qwenlab.plots.base.drawing import end_labels, quantity
+from qwenlab.plots.base.ticks import binary, layer_ticks
 
 
 @pytest.mark.parametrize(
