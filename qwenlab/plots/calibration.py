@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from qwenlab.plots.base.drawing import ends, need
 from qwenlab.plots.base.panels import DASHED, ManyAxes, panels
 from qwenlab.plots.base.rates import ONLINE, rate_notes, share_axis
-from qwenlab.plots.base.ticks import say
+from qwenlab.plots.base.ticks import format_ticks
 from qwenlab.plots.style import GREY, styled
 
 
@@ -34,7 +34,7 @@ def calibration(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     for ax in shown.axes:
         ax.set_xlim(0, 1)
         ax.xaxis.set_major_formatter(PercentFormatter(1))
-    say(below.yaxis, lambda value: f"{value:,.0f}")
+    format_ticks(below.yaxis, lambda value: f"{value:,.0f}")
     below.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     below.set_ylabel("drafts")
     below.set_xlabel("probability under the draft head")

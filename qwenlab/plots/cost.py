@@ -12,7 +12,7 @@ from matplotlib.ticker import PercentFormatter
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
 from qwenlab.plots.base.drawing import end_labels, kinds_of, need, quantity, strip_axes
 from qwenlab.plots.base.panels import ManyAxes, axes_of, legend_above, panels
-from qwenlab.plots.base.ticks import binary_scale, layer_ticks, layer_width, names_of, say
+from qwenlab.plots.base.ticks import binary_scale, format_ticks, layer_ticks, layer_width, names_of
 from qwenlab.plots.style import COLOURS, GREY, LABELS, styled
 
 _STRENGTH = {"mixer": 1.0, "mlp": 0.5, "rest": 0.22}
@@ -101,7 +101,7 @@ def memory(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
         ax.scatter(context, here["measured"].where(here["measured"] > 0), color=colour, marker=marker, s=16, zorder=3)
     binary_scale(ax.xaxis)
     binary_scale(ax.yaxis)
-    say(ax.yaxis, _bytes)
+    format_ticks(ax.yaxis, _bytes)
     ax.set_xlabel(quantity(context))
     ax.set_ylabel("memory (bytes)")
     ax.grid(axis="y")

@@ -9,7 +9,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from qwenlab.plots.base.drawing import ends, kinds_of, need
 from qwenlab.plots.base.panels import ManyAxes, mark, name_kinds, panels
-from qwenlab.plots.base.ticks import layer_width, say
+from qwenlab.plots.base.ticks import format_ticks, layer_width
 from qwenlab.plots.style import COLOURS, GREY, styled
 
 _MARKS = {"mixer": ("o", -0.15), "mlp": ("D", 0.15)}
@@ -35,7 +35,7 @@ def residual(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     above.set_yscale("log")
     low, high = above.get_ylim()
     above.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(4))
-    say(above.yaxis, "{:g}".format)
+    format_ticks(above.yaxis, "{:g}".format)
     above.set_ylabel("norm of the update\n/ norm of the stream")
     above.set_title("Residual updates")
     below.axhline(0, color="black", linewidth=0.6)

@@ -10,7 +10,7 @@ from matplotlib.ticker import LogLocator
 
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
 from qwenlab.errors import NotWatched
-from qwenlab.plots.base.ticks import binary, say
+from qwenlab.plots.base.ticks import binary, format_ticks
 from qwenlab.plots.style import COLOURS, LABELS, new_figure
 from qwenlab.record.recording import Recording
 from qwenlab.stats.attention import attention_distance
@@ -67,7 +67,7 @@ def _draw_deltanet(layer: xr.Dataset, head: int, title: str) -> Drawing:
     filled = np.flatnonzero(layer["half_life_share"].max("head"))
     reach.set_xscale("log", base=2)
     reach.xaxis.set_major_locator(LogLocator(base=2, numticks=7))
-    say(reach.xaxis, binary)
+    format_ticks(reach.xaxis, binary)
     reach.set_xlim(lives[max(filled[0] - 2, 0)], lives[min(filled[-1] + 3, len(lives) - 1)])
     reach.set(xlabel="half-life of a token's decay (tokens)", ylabel="share of tokens")
     _heads(written, layer["beta_share"], _unit(layer["beta_bin"]), head, COLOURS[DELTANET])

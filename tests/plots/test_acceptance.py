@@ -1,4 +1,4 @@
-"""Figures of acceptance: what is drawn is what the statistic says, and under each stands what it is of."""
+"""Figures of acceptance: what is drawn is what the statistic says, and below each is a note."""
 
 import matplotlib as mpl
 import numpy as np
@@ -30,7 +30,7 @@ def timed(depth):
 
 
 @pytest.fixture(scope="module")
-def told():
+def statistics():
     trace = made_trace(texts=20)
     data = replayed(trace, origin="online")
     four = made_ledger(texts=20, labels=["code", "prose", "arithmetic", "recall"])
@@ -55,10 +55,10 @@ DRAWS = {
 }
 
 
-def draw(name, told):
+def draw(name, statistics):
     if name == "agreement":
-        return plots.agreement(told["agreement"], told["plain"])
-    return DRAWS[name](told[name])
+        return plots.agreement(statistics["agreement"], statistics["plain"])
+    return DRAWS[name](statistics[name])
 
 
 EVERY = [*DRAWS, "agreement"]
@@ -86,10 +86,10 @@ def heights(ax):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
-def test_no_text_is_cut_off_and_settings_stay(name, told):
+def test_no_text_is_cut_off_and_settings_stay(name, statistics):
     with mpl.rc_context({"font.size": 17.0, "text.parse_math": True}):
         before = dict(mpl.rcParams)
-        figure = draw(name, told)
+        figure = draw(name, statistics)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         assert dict(mpl.rcParams) == before
@@ -102,9 +102,9 @@ def test_no_text_is_cut_off_and_settings_stay(name, told):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_under_each_figure_stands_the_rule_the_depth_and_the_number(name, told):
-    facts = draw(name, told).get_supxlabel().replace("\n", " · ")
-    data = told["plain"] if name == "agreement" else told[name]
+def test_the_note_has_rule_depth_and_counts(name, statistics):
+    facts = draw(name, statistics).get_supxlabel().replace("\n", " · ")
+    data = statistics["plain"] if name == "agreement" else statistics[name]
     assert "rule greedy · depth " in facts
     assert f"depth {data.attrs['depth']} · policy fixed · own text · online" in facts
     rounds = data.attrs["rounds"]
@@ -114,9 +114,9 @@ def test_under_each_figure_stands_the_rule_the_depth_and_the_number(name, told):
     assert facts.endswith("bars: 95% intervals")
 
 
-def test_both_rates_with_their_intervals(told):
-    data = told["plain"]
-    (ax,) = draw("plain", told).axes
+def test_both_rates_with_their_intervals(statistics):
+    data = statistics["plain"]
+    (ax,) = draw("plain", statistics).axes
     drawn = heights(ax)
     for rate in ("unconditional", "conditional"):
         assert_allclose(drawn[f"{rate} rate"], data[rate])
@@ -127,9 +127,9 @@ def test_both_rates_with_their_intervals(told):
 
 
 @pytest.mark.parametrize("group", ["label", "depth"])
-def test_groups_have_a_colour_and_a_mark_each(group, told):
-    data = told[group]
-    axes = draw(group, told).axes
+def test_groups_have_a_colour_and_a_mark_each(group, statistics):
+    data = statistics[group]
+    axes = draw(group, statistics).axes
     for ax, rate in zip(axes, ("unconditional", "conditional"), strict=True):
         lines = ax.get_lines()
         for place, name in enumerate(data[group].values):
@@ -142,9 +142,9 @@ def test_groups_have_a_colour_and_a_mark_each(group, told):
 
 
 @pytest.mark.parametrize("along", ["position", "entropy"])
-def test_along_the_text_or_the_entropy_a_line_a_place(along, told):
-    data = told[along]
-    (ax,) = draw(along, told).axes
+def test_along_the_text_or_the_entropy_a_line_a_place(along, statistics):
+    data = statistics[along]
+    (ax,) = draw(along, statistics).axes
     for draft, line in zip(data["draft"].values, ax.get_lines(), strict=True):
         assert_allclose(line.get_ydata(), data["conditional"].sel(draft=draft))
         assert line.get_label() == f"draft {draft}"
@@ -152,9 +152,9 @@ def test_along_the_text_or_the_entropy_a_line_a_place(along, told):
     assert ticks == [f"{edge:g}" for edge in data[along].values]
 
 
-def test_speed_up_draws_predicted_run_and_measured(told):
-    data = told["speedup"]
-    left, right = draw("speedup", told).axes
+def test_speed_up_draws_predicted_run_and_measured(statistics):
+    data = statistics["speedup"]
+    left, right = draw("speedup", statistics).axes
     assert_allclose(heights(left)["predicted"], data["expected_length"])
     assert_allclose(heights(right)["predicted"], data["speedup"])
     even = [line for line in left.get_lines() if line.get_label() != "predicted"]
@@ -170,23 +170,23 @@ def test_speed_up_draws_predicted_run_and_measured(told):
     assert {text.get_text() for ax in (left, right) for text in ax.texts} == {"break-even", "plain decoding"}
 
 
-def test_what_never_pays_is_said_to(told):
-    assert draw("slow", told).axes[1].get_title(loc="left") == "Speed-up (best: none)"
+def test_without_a_speed_up_the_title_says_none(statistics):
+    assert draw("slow", statistics).axes[1].get_title(loc="left") == "Speed-up (best: none)"
 
 
-def test_teacher_forced_beside_online(told):
-    for ax, rate in zip(draw("agreement", told).axes, ("unconditional", "conditional"), strict=True):
+def test_teacher_forced_next_to_online(statistics):
+    for ax, rate in zip(draw("agreement", statistics).axes, ("unconditional", "conditional"), strict=True):
         drawn = heights(ax)
-        assert_allclose(drawn["teacher-forced\nagreement"], told["agreement"][f"teacher_forced_{rate}"])
-        assert_allclose(drawn["acceptance\nonline"], told["plain"][rate])
-    facts = draw("agreement", told).get_supxlabel()
-    chains = told["agreement"].attrs["chains"]
+        assert_allclose(drawn["teacher-forced\nagreement"], statistics["agreement"][f"teacher_forced_{rate}"])
+        assert_allclose(drawn["acceptance\nonline"], statistics["plain"][rate])
+    facts = draw("agreement", statistics).get_supxlabel()
+    chains = statistics["agreement"].attrs["chains"]
     assert f"own text · trace · n = {chains:,} chains of 20 texts" in facts.replace("\n", " · ")
 
 
-def test_calibration_draws_the_rate_over_the_probability(told):
-    data = told["calibration"]
-    above, below = draw("calibration", told).axes
+def test_calibration_draws_the_rate_over_the_probability(statistics):
+    data = statistics["calibration"]
+    above, below = draw("calibration", statistics).axes
     diagonal, line = above.get_lines()
     assert_allclose(diagonal.get_xdata(), diagonal.get_ydata())
     assert_allclose(line.get_xdata(), data["mean_probability"])
@@ -206,15 +206,15 @@ def test_more_groups_than_colours_are_refused():
 @pytest.mark.parametrize(
     ("plot", "statistic"), [("acceptance", "acceptance"), ("speedup", "speedup"), ("calibration", "calibration")]
 )
-def test_another_dataset_is_refused_by_what_it_lacks(plot, statistic, told):
+def test_another_dataset_is_refused_by_what_it_lacks(plot, statistic, statistics):
     with pytest.raises(MissingVariable, match=rf"Draw what qwenlab\.stats\.{statistic}\(recording\) returns"):
-        getattr(plots, plot)(told["agreement"])
+        getattr(plots, plot)(statistics["agreement"])
     with pytest.raises(MissingVariable, match=r"Draw what qwenlab\.stats\.agreement"):
-        plots.agreement(told["plain"], told["plain"])
+        plots.agreement(statistics["plain"], statistics["plain"])
     with pytest.raises(MissingVariable, match=r"Draw what qwenlab\.stats\.acceptance"):
-        plots.agreement(told["agreement"], told["calibration"])
+        plots.agreement(statistics["agreement"], statistics["calibration"])
 
 
-def test_by_label_must_be_narrowed_to_one_beside_another(told):
+def test_by_label_must_be_narrowed_to_one(statistics):
     with pytest.raises(BadArgument, match=r"by label: code, prose, .*\nSelect one: \.sel\(label='code'\)"):
-        plots.agreement(told["agreement"], told["label"])
+        plots.agreement(statistics["agreement"], statistics["label"])

@@ -22,7 +22,7 @@ def recording():
 
 
 @pytest.fixture(scope="module")
-def told(recording):
+def statistics(recording):
     return stats.reach(recording)
 
 
@@ -52,17 +52,17 @@ def rings(ax):
     return np.concatenate([each.get_offsets()[:, 1] for each in found])
 
 
-def test_retrieval_beside_its_controls(retrieval):
+def test_retrieval_and_its_controls(retrieval):
     axes = plots.retrieval(retrieval).axes
     for ax, name, control in zip(axes, ("retrieval", "picked"), ("control", "chance"), strict=True):
         drawn = [*marks(ax, BLUE), *marks(ax, ORANGE)]
         grey = marks(ax, GREY)
-        for layer, here, beside in zip((0, 2, 1), drawn, (grey[0], grey[2], grey[1]), strict=True):
+        for layer, here, baseline in zip((0, 2, 1), drawn, (grey[0], grey[2], grey[1]), strict=True):
             one = retrieval.sel(layer=layer).dropna("head", subset=["retrieval"])
             one = one.isel(head=np.argsort(one["retrieval"].values))  # in both panels
             assert_allclose(here[:, 1], one[name])
-            assert_allclose(beside[:, 1], one[control])
-            assert_allclose(beside[:, 0], here[:, 0])
+            assert_allclose(baseline[:, 1], one[control])
+            assert_allclose(baseline[:, 0], here[:, 0])
             assert_allclose(here[:, 0], layer, atol=0.5)
         ends = [np.sort(s[:, 1]) for c in ax.collections if isinstance(c, LineCollection) for s in c.get_segments()]
         interval = retrieval[f"{name}_interval"].values.reshape(-1, 2)
@@ -70,31 +70,32 @@ def test_retrieval_beside_its_controls(retrieval):
     assert axes[1].get_xlabel() == "layer"
 
 
-def test_reconstruction_with_and_without_the_removal(told):
-    ax = plots.reconstruction(told).axes[0]
+def test_reconstruction_with_and_without_the_removal(statistics):
+    ax = plots.reconstruction(statistics).axes[0]
     exact, without = (
-        told[name].values[~told[name].isnull()] for name in ("reconstruction_error", "without_removal_error")
+        statistics[name].values[~statistics[name].isnull()]
+        for name in ("reconstruction_error", "without_removal_error")
     )
     assert_allclose(np.sort(np.concatenate(marks(ax, BLUE))[:, 1]), np.sort(exact))
     assert_allclose(np.sort(rings(ax)), np.sort(without))
     assert ax.get_yscale() == "log"
     assert [text.get_text() for text in ax.get_xticklabels()] == ["0", "1", "2", "4", "5", "6"]  # those of DeltaNet
-    alone = plots.reconstruction(told.drop_vars("without_removal_error")).axes[0]
+    alone = plots.reconstruction(statistics.drop_vars("without_removal_error")).axes[0]
     assert [text.get_text() for text in alone.get_legend().get_texts()] == ["with key removal"]
     with pytest.raises(MissingVariable, match="No reconstruction_error"):
-        plots.reconstruction(told.drop_vars("reconstruction_error"))
+        plots.reconstruction(statistics.drop_vars("reconstruction_error"))
 
 
-def test_the_sink_with_the_gate_off_and_on(told):
-    axes = plots.sink(told).axes
+def test_the_sink_with_the_gate_off_and_on(statistics):
+    axes = plots.sink(statistics).axes
     for ax, name in zip(axes, ("first_mass", "output_first", "gated_output_first"), strict=True):
         for layer, here in zip((3, 7), marks(ax, ORANGE), strict=True):
-            one = told.sel(layer=layer).dropna("head", subset=["first_mass"])
+            one = statistics.sel(layer=layer).dropna("head", subset=["first_mass"])
             assert_allclose(here[:, 1], one[name][np.argsort(one["first_mass"].values)])
         assert not marks(ax, BLUE)
-        most = told[f"{name}_interval"].where(told["kind"] == "full_attention").max()
+        most = statistics[f"{name}_interval"].where(statistics["kind"] == "full_attention").max()
         assert ax.get_ylim()[1] >= most  # nothing is cut off, in any panel
-    assert_allclose(np.concatenate(marks(axes[0], GREY))[:, 1], told["first_even"].sel(layer=3, head=0))
+    assert_allclose(np.concatenate(marks(axes[0], GREY))[:, 1], statistics["first_even"].sel(layer=3, head=0))
 
 
 def test_openness_is_a_row_a_head(recording):
@@ -109,7 +110,7 @@ def test_openness_is_a_row_a_head(recording):
     assert plots.openness_by_token(maps).axes[0].get_xlabel() == "position (tokens)"
 
 
-def test_gates_that_cannot_stand_together(recording):
+def test_gates_of_several_kinds_or_texts_are_refused(recording):
     attention, deltanet = (stats.attention_map(recording, layer=layer, head=0) for layer in (3, 0))
     for maps in ([attention, deltanet], [attention, attention.assign_attrs(text=1)], []):
         with pytest.raises(BadArgument, match="draws heads of one kind over one text"):
@@ -119,7 +120,7 @@ def test_gates_that_cannot_stand_together(recording):
 
 
 @pytest.mark.parametrize("draw", ["retrieval", "reconstruction", "sink"])
-def test_they_are_saved_for_print(draw, told, retrieval):
-    figure = getattr(plots, draw)(retrieval if draw == "retrieval" else told)
+def test_they_are_saved_for_print(draw, statistics, retrieval):
+    figure = getattr(plots, draw)(retrieval if draw == "retrieval" else statistics)
     for suffix in ("pdf", "svg"):
         figure.savefig(io.BytesIO(), format=suffix)

@@ -17,13 +17,13 @@ DOMAINS = ("code", "prose", "arithmetic", "recall", "$x_1$", "own")
 
 
 @pytest.fixture(scope="module")
-def told():
+def statistics():
     return stats.losses(made([(domain, 20) for domain in DOMAINS for _ in range(3)]))
 
 
 @pytest.mark.parametrize("domains", [1, 2, 6])
-def test_values_intervals_and_colours_are_the_statistics(told, domains):
-    some = told.isel(domain=slice(domains))
+def test_values_intervals_and_colours_are_the_statistics(statistics, domains):
+    some = statistics.isel(domain=slice(domains))
     left, right = plots.losses(some).axes
     for place in range(domains):
         line, bits = left.lines[place], right.lines[place]
@@ -38,7 +38,7 @@ def test_values_intervals_and_colours_are_the_statistics(told, domains):
     assert [text.get_text() for text in left.get_yticklabels()] == ["all", "repeated", "first"]
 
 
-def test_all_texts_together(told):
+def test_all_texts_together(statistics):
     whole = stats.losses(made([("code", 20), ("prose", 30)]), by_domain=False)
     left, right = plots.losses(whole).axes
     assert_allclose(left.lines[0].get_xdata(), whole["loss"])
@@ -46,10 +46,10 @@ def test_all_texts_together(told):
 
 
 @pytest.mark.parametrize("domains", [1, 6])
-def test_nothing_is_cut_off_and_settings_stay(told, domains):
+def test_nothing_is_cut_off_and_settings_stay(statistics, domains):
     with mpl.rc_context({"font.size": 17.0}):
         before = dict(mpl.rcParams)
-        figure = plots.losses(told.isel(domain=slice(domains)))
+        figure = plots.losses(statistics.isel(domain=slice(domains)))
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         assert dict(mpl.rcParams) == before
@@ -60,8 +60,8 @@ def test_nothing_is_cut_off_and_settings_stay(told, domains):
     assert [ax.get_xlabel() for ax in figure.axes] == ["next-token loss (nat/token)", "bits per byte (bit/byte)"]
 
 
-def test_below_stands_what_it_is_of(told):
-    words = plots.losses(told)._supxlabel.get_text()
+def test_the_note_has_the_counts(statistics):
+    words = plots.losses(statistics)._supxlabel.get_text()
     assert words == "n = 360 tokens of 18 texts · bars: 95% intervals"
 
 

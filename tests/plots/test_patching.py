@@ -17,15 +17,15 @@ BLUE, ORANGE = "#0072b2", "#e69f00"
 
 
 @pytest.fixture(scope="module")
-def told():
+def statistics():
     return stats.patching(made_patching(parts=("residual", "mixer"), pairs=10, seed=2))
 
 
-def test_cells_are_the_share_of_each_layer_and_position(told):
-    figure = checked(lambda: plots.patching(told))
-    limit = max(1, float(np.abs(told["restored"]).max()))
+def test_cells_are_the_share_of_each_layer_and_position(statistics):
+    figure = checked(lambda: plots.patching(statistics))
+    limit = max(1, float(np.abs(statistics["restored"]).max()))
     for ax, part in zip(figure.axes, ("residual", "mixer"), strict=False):
-        here = told.isel(site=np.flatnonzero(told["part"].values == part))
+        here = statistics.isel(site=np.flatnonzero(statistics["part"].values == part))
         assert ax.get_title(loc="left") == part
         _, marks = [one for one in ax.collections if isinstance(one, PolyCollection)]
         boxes = [path.get_extents() for path in marks.get_paths()]
@@ -44,12 +44,14 @@ def test_cells_are_the_share_of_each_layer_and_position(told):
     assert figure.axes[1].get_xlabel() == "token and position (tokens)"
     assert figure.axes[-1].get_ylabel() == "share restored"
     assert legend(figure) == ["DeltaNet", "attention", "significant", "not significant"]
-    low, high = told["total_interval"].values
-    said = f"n = 10 pairs · 1 = full effect of the source: {float(told['total']):+.2f} [{low:.2f}, {high:.2f}] nat"
+    low, high = statistics["total_interval"].values
+    said = (
+        f"n = 10 pairs · 1 = full effect of the source: {float(statistics['total']):+.2f} [{low:.2f}, {high:.2f}] nat"
+    )
     assert figure._supxlabel.get_text() == said
 
 
-def test_tokens_that_differ_alike_in_all_pairs_stand_beside_each_other():
+def test_tokens_that_differ_in_all_pairs_are_next_to_each_other():
     made = made_patching()
     made["source_token"][:, 2], made["target_token"][:, 2] = "Rome\n", "Paris"
     figure = checked(lambda: plots.patching(stats.patching(made)))

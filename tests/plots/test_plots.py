@@ -42,7 +42,7 @@ def recording():
 
 
 @pytest.fixture(scope="module")
-def told(recording):
+def statistics(recording):
     return {plot: getattr(stats, statistic)(recording) for plot, statistic in DRAWS.items()}
 
 
@@ -78,11 +78,11 @@ def test_the_two_kinds_have_their_two_colours():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWS)
-def test_a_plot_leaves_settings_and_pyplot_as_they_were(name, told):
+def test_a_plot_leaves_settings_and_pyplot_as_they_were(name, statistics):
     mine = {"font.size": 17.0, "axes.spines.top": True, "text.parse_math": True}
     with mpl.rc_context(mine):
         before = dict(mpl.rcParams)
-        figure = getattr(plots, name)(told[name])
+        figure = getattr(plots, name)(statistics[name])
         figure.draw_without_rendering()
         assert dict(mpl.rcParams) == before
     assert isinstance(figure, Figure)
@@ -94,8 +94,8 @@ def test_a_plot_leaves_settings_and_pyplot_as_they_were(name, told):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWS)
 @pytest.mark.parametrize("size", ["eight layers", "many layers"])
-def test_no_text_is_cut_off_and_every_axis_is_named(name, size, told):
-    data = told[name] if size == "eight layers" else getattr(stats, DRAWS[name])(large())
+def test_no_text_is_cut_off_and_every_axis_is_named(name, size, statistics):
+    data = statistics[name] if size == "eight layers" else getattr(stats, DRAWS[name])(large())
     figure = getattr(plots, name)(data)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -125,13 +125,13 @@ def test_labels_that_look_like_mathematics_are_drawn_as_they_are():
 
 
 @pytest.mark.parametrize("name", DRAWS)
-def test_another_dataset_is_refused_by_what_it_lacks(name, told):
-    wrong = told["memory" if name != "memory" else "half_life"]
+def test_another_dataset_is_refused_by_what_it_lacks(name, statistics):
+    wrong = statistics["memory" if name != "memory" else "half_life"]
     with pytest.raises(MissingVariable, match=rf"Draw what qwenlab\.stats\.{DRAWS[name]}\(recording\) returns"):
         getattr(plots, name)(wrong)
 
 
-def test_a_recording_is_no_statistic(recording):
+def test_a_recording_is_refused(recording):
     with pytest.raises(MissingVariable, match="This is a Recording, not a Dataset of statistics"):
         plots.half_life(recording)
 
@@ -145,17 +145,17 @@ def test_statistics_by_label_must_be_narrowed_to_one(recording):
 
 
 @pytest.mark.parametrize("name", ON_ONE_AXES)
-def test_it_draws_in_axes_that_are_given(name, told):
+def test_it_draws_in_axes_that_are_given(name, statistics):
     mine = Figure()
     ax = mine.subplots()
-    assert getattr(plots, name)(told[name], ax=ax) is mine
+    assert getattr(plots, name)(statistics[name], ax=ax) is mine
     assert ax.has_data()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWS)
-def test_a_notebook_without_pyplot_shows_a_picture(name, told):
-    assert getattr(plots, name)(told[name])._repr_png_().startswith(b"\x89PNG")
+def test_a_notebook_without_pyplot_shows_a_picture(name, statistics):
+    assert getattr(plots, name)(statistics[name])._repr_png_().startswith(b"\x89PNG")
 
 
 def lines(ax):
@@ -171,9 +171,9 @@ def mesh(ax):
     return one.get_array()
 
 
-def test_half_life_draws_the_quantiles_of_each_head_lowest_median_first(told):
-    ax = plots.half_life(told["half_life"]).axes[0]
-    life = told["half_life"]["half_life"]
+def test_half_life_draws_the_quantiles_of_each_head_lowest_median_first(statistics):
+    ax = plots.half_life(statistics["half_life"]).axes[0]
+    life = statistics["half_life"]["half_life"]
     for place, dots in enumerate(points(ax)):
         medians = np.sort(life.isel(layer=place).sel(quantile=0.5))
         assert_allclose(dots.get_offsets()[:, 1], medians)
@@ -188,8 +188,8 @@ def test_half_life_draws_the_quantiles_of_each_head_lowest_median_first(told):
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "1", "2", "4", "5", "6"]
 
 
-def test_attention_distance_draws_quantiles_and_targets(told):
-    data = told["attention_distance"]
+def test_attention_distance_draws_quantiles_and_targets(statistics):
+    data = statistics["attention_distance"]
     above, below = plots.attention_distance(data).axes
     medians = data["distance_quantile"].isel(layer=1).sel(quantile=0.5)
     assert_allclose(points(above)[1].get_offsets()[:, 1], np.sort(medians))
@@ -200,8 +200,8 @@ def test_attention_distance_draws_quantiles_and_targets(told):
     assert above.get_ylabel() == "distance back (tokens)"
 
 
-def test_gates_hold_every_head_in_the_shades_of_its_kind(told):
-    openness, beta = plots.gates(told["gates"]).axes
+def test_gates_hold_every_head_in_the_shades_of_its_kind(statistics):
+    openness, beta = plots.gates(statistics["gates"]).axes
     meshes = openness.findobj(QuadMesh)
     assert len(meshes) == 8
     assert len(beta.findobj(QuadMesh)) == 6
@@ -210,8 +210,8 @@ def test_gates_hold_every_head_in_the_shades_of_its_kind(told):
         assert_allclose(meshes[place].get_cmap()(0.5), to_rgba(colour), atol=0.01)
 
 
-def test_expert_load_draws_load_over_even_and_the_variation(told):
-    data = told["expert_load"]
+def test_expert_load_draws_load_over_even_and_the_variation(statistics):
+    data = statistics["expert_load"]
     left, right = plots.expert_load(data).axes[:2]
     share = data["share"] / data["even_share"]
     assert_allclose(mesh(left).filled(0), share)
@@ -220,8 +220,8 @@ def test_expert_load_draws_load_over_even_and_the_variation(told):
     assert_allclose([s[:, 0] for s in lines(right)[0].get_segments()], data["variation_interval"])
 
 
-def test_coactivation_draws_a_square_a_layer(told):
-    data = told["coactivation"]
+def test_coactivation_draws_a_square_a_layer(statistics):
+    data = statistics["coactivation"]
     figure = plots.coactivation(data)
     titles = [ax.get_title(loc="left") for ax in figure.axes if ax.get_title(loc="left")]
     assert titles[3] == "layer 3 · attention"
@@ -232,15 +232,15 @@ def test_coactivation_draws_a_square_a_layer(told):
     assert_allclose(drawn.filled(np.nan), expected.clip(1e-3))
 
 
-def test_coactivation_of_chosen_layers_only(told):
-    figure = plots.coactivation(told["coactivation"], layers=[5, 7])
+def test_coactivation_of_chosen_layers_only(statistics):
+    figure = plots.coactivation(statistics["coactivation"], layers=[5, 7])
     assert [ax.get_title(loc="left") for ax in figure.axes[:2]] == ["layer 5 · DeltaNet", "layer 7 · attention"]
     with pytest.raises(BadArgument, match=r"layers=\[9\]: these statistics have layers"):
-        plots.coactivation(told["coactivation"], layers=[5, 9])
+        plots.coactivation(statistics["coactivation"], layers=[5, 9])
 
 
-def test_specialisation_draws_information_control_and_one_layers_experts(told):
-    data = told["specialisation"]
+def test_specialisation_draws_information_control_and_one_layers_experts(statistics):
+    data = statistics["specialisation"]
     figure = plots.specialisation(data)
     above, below = figure.axes[:2]
     (dots,) = points(above)
@@ -258,8 +258,8 @@ def test_specialisation_draws_information_control_and_one_layers_experts(told):
         plots.specialisation(data, layer=11)
 
 
-def test_unused_experts_draws_a_curve_a_layer_and_names_where_most_are_left(told):
-    data = told["unused_experts"]
+def test_unused_experts_draws_a_curve_a_layer_and_names_where_most_are_left(statistics):
+    data = statistics["unused_experts"]
     ax = plots.unused_experts(data).axes[0]
     assert_allclose([line.get_ydata() for line in ax.get_lines()], data["unused"])
     assert_allclose(ax.get_lines()[0].get_xdata(), data["sample_size"])
@@ -271,17 +271,17 @@ def test_unused_experts_draws_a_curve_a_layer_and_names_where_most_are_left(told
     assert ax.get_ylabel() == "experts not yet used"
 
 
-def test_distinct_experts_draws_seen_and_unrelated(told):
-    data = told["distinct_experts"].dropna("window", how="all", subset=["distinct"])
-    left, right = plots.distinct_experts(told["distinct_experts"]).axes
+def test_distinct_experts_draws_seen_and_unrelated(statistics):
+    data = statistics["distinct_experts"].dropna("window", how="all", subset=["distinct"])
+    left, right = plots.distinct_experts(statistics["distinct_experts"]).axes
     assert_allclose(left.get_lines()[0].get_ydata(), data["independent"].isel(layer=0))
     assert_allclose(left.get_lines()[1].get_ydata(), data["distinct"].isel(layer=0))
     assert_allclose(right.get_lines()[7].get_ydata(), data["relative"].isel(layer=7))
     assert right.get_lines()[7].get_color().lower() == ORANGE
 
 
-def test_time_by_kind_draws_shares_that_add_up(told):
-    data = told["time_by_kind"]
+def test_time_by_kind_draws_shares_that_add_up(statistics):
+    data = statistics["time_by_kind"]
     above, prefill, decode = plots.time_by_kind(data).axes
     widths = [patch.get_width() for patch in above.patches]
     assert_allclose(widths, data["kind_share"].transpose("phase", "mixer_kind", "part").values.ravel())
@@ -302,8 +302,8 @@ def test_a_phase_that_was_not_seen_is_not_drawn():
     assert len(figure.axes) == 2
 
 
-def test_memory_draws_predicted_lines_and_measured_marks(told):
-    data = told["memory"]
+def test_memory_draws_predicted_lines_and_measured_marks(statistics):
+    data = statistics["memory"]
     ax = plots.memory(data).axes[0]
     assert_allclose([line.get_ydata() for line in ax.get_lines()], data["predicted"].T)
     assert_allclose([dots.get_offsets()[:, 1] for dots in points(ax)], data["measured"].T)
@@ -313,8 +313,8 @@ def test_memory_draws_predicted_lines_and_measured_marks(told):
     assert ax.get_xlabel() == "context (tokens)"
 
 
-def test_residual_draws_both_parts_with_intervals(told):
-    data = told["residual"]
+def test_residual_draws_both_parts_with_intervals(statistics):
+    data = statistics["residual"]
     above, below = plots.residual(data).axes
     for ax, name in ((above, "ratio"), (below, "cosine")):
         assert_allclose([dots.get_offsets()[:, 1] for dots in points(ax)], data[name].transpose("part", "layer"))
@@ -324,8 +324,8 @@ def test_residual_draws_both_parts_with_intervals(told):
     assert [to_hex(colour) for colour in mixers.get_facecolors()] == [BLUE, BLUE, BLUE, ORANGE] * 2
 
 
-def test_layer_table_has_a_cell_for_every_number_and_its_range(told):
-    table = told["layer_table"]
+def test_layer_table_has_a_cell_for_every_number_and_its_range(statistics):
+    table = statistics["layer_table"]
     ax = plots.layer_table(table).axes[0]
     numbers = sum(int(table[name].notnull().sum()) for name in table)
     assert len(ax.patches) == numbers + 8  # and a head for each layer

@@ -25,7 +25,7 @@ def recording():
 
 
 @pytest.fixture(scope="module")
-def told(recording):
+def statistics(recording):
     return stats.reach(recording)
 
 
@@ -38,37 +38,37 @@ def of(ax, kind):
     return [each for each in ax.collections if isinstance(each, kind)]
 
 
-def test_reach_draws_each_heads_horizon_least_far_first(told):
-    ax = plots.reach(told).axes[0]
+def test_reach_draws_each_heads_horizon_least_far_first(statistics):
+    ax = plots.reach(statistics).axes[0]
     lines = of(ax, LineCollection)
     assert [to_hex(line.get_color()[0]) for line in lines] == [BLUE, BLUE, BLUE, ORANGE] * 2
     for place, line in enumerate(lines):
-        here = told["horizon"].isel(layer=place).dropna("head")
+        here = statistics["horizon"].isel(layer=place).dropna("head")
         here = here.isel(head=np.argsort(here.sel(share=0.9).values, kind="stable"))
         assert_allclose([segment[:, 1] for segment in line.get_segments()], here)
         assert_allclose([segment[0, 0] for segment in line.get_segments()], place, atol=0.5)
     assert ax.get_ylabel() == "50 to 90 % horizon\n(tokens)"
 
 
-def test_reach_draws_every_share_with_its_interval(told):
-    axes = plots.reach(told).axes
+def test_reach_draws_every_share_with_its_interval(statistics):
+    axes = plots.reach(statistics).axes
     names = ["entropy", "first_mass", "output_first", "previous_mass", "induction", "negative"]
     assert len(axes) == 1 + len(names)
     for ax, name in zip(axes[1:], names, strict=True):
         drawn = np.concatenate([dots.get_offsets()[:, 1] for dots in of(ax, PathCollection)])
         more = {"induction": "induction_even", "first_mass": "first_even", "output_first": "gated_output_first"}
-        wanted = [told[name], *([told[more[name]]] if name in more else [])]
+        wanted = [statistics[name], *([statistics[more[name]]] if name in more else [])]
         values = np.concatenate([each.values[~np.isnan(each.values)] for each in wanted])
         assert_allclose(np.sort(drawn), np.sort(values))
         ends = np.concatenate([segment[:, 1] for line in of(ax, LineCollection) for segment in line.get_segments()])
-        interval = told[f"{name}_interval"].values
+        interval = statistics[f"{name}_interval"].values
         assert_allclose(np.sort(ends), np.sort(interval[~np.isnan(interval)]))
     assert axes[-1].get_xlabel() == "layer"
 
 
 def test_reach_of_one_kind_leaves_out_what_it_has_not():
-    told = stats.reach(made_maps(kinds=["full_attention"]).recording)
-    assert [ax.get_ylabel().split("\n")[0] for ax in plots.reach(told).axes][-1] == "induction"
+    statistics = stats.reach(made_maps(kinds=["full_attention"]).recording)
+    assert [ax.get_ylabel().split("\n")[0] for ax in plots.reach(statistics).axes][-1] == "induction"
 
 
 def test_a_map_has_the_shades_of_its_kind_and_red_for_less_than_nothing(maps):
@@ -106,7 +106,7 @@ def test_tokens_are_named_so_that_they_can_be_read(maps):
         assert all(one.x1 <= other.x0 + 1 for one, other in pairwise(boxes))
 
 
-def test_of_many_tokens_every_so_many_are_named():
+def test_of_many_tokens_only_legible_ones_are_named():
     recording = made_maps(sequences=2, length=160, layers=4, labels=["a"], kinds=["linear_attention"]).recording
     one = stats.attention_map(recording, layer=0, head=0)
     figure = plots.attention_map(one, tokens=["word"] * one.sizes["key"])
@@ -143,11 +143,11 @@ def test_larger_weights_than_those_of_the_later_half_are_told_by_the_bar(maps):
     assert len(bar.patches) > 0  # the triangle
 
 
-def test_what_cannot_be_drawn(maps, told):
+def test_what_cannot_be_drawn(maps, statistics):
     with pytest.raises(BadArgument, match=r"attention_map\(maps=\[\]\): give at least one map"):
         plots.attention_map([])
     with pytest.raises(MissingVariable, match=r"Draw what qwenlab\.stats\.attention_map\(recording\) returns"):
-        plots.attention_map(told)
+        plots.attention_map(statistics)
     with pytest.raises(MissingVariable, match=r"Draw what qwenlab\.stats\.reach\(recording\) returns"):
         plots.reach(maps[0])
     with pytest.raises(BadArgument, match="tokens: 2 names for a text of at least 3 tokens"):
@@ -156,11 +156,11 @@ def test_what_cannot_be_drawn(maps, told):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("draw", ["reach", "maps", "named maps"])
-def test_no_text_is_cut_off_and_settings_stay(draw, told, maps):
+def test_no_text_is_cut_off_and_settings_stay(draw, statistics, maps):
     before = dict(mpl.rcParams)
     names = ["token"] * maps[0].sizes["key"]
     figure = {
-        "reach": lambda: plots.reach(told),
+        "reach": lambda: plots.reach(statistics),
         "maps": lambda: plots.attention_map(maps),
         "named maps": lambda: plots.attention_map(maps, tokens=names),
     }[draw]()

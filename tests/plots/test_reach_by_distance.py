@@ -27,7 +27,7 @@ def recording():
 
 
 @pytest.fixture(scope="module")
-def told(recording):
+def statistics(recording):
     return stats.reach(recording)
 
 
@@ -36,14 +36,19 @@ def by_label(recording):
     return stats.reach(recording, by_label=True)
 
 
-def test_a_line_a_head_and_the_median_of_each_kind(told):
-    figure = plots.mass_by_distance(told)
+def test_a_line_a_head_and_the_median_of_each_kind(statistics):
+    figure = plots.mass_by_distance(statistics)
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["DeltaNet", "attention"]
     for ax, colour, kind, count in zip(
         figure.axes, (BLUE, ORANGE), ("linear_attention", "full_attention"), (24, 6), strict=True
     ):
         heads = [line for line in ax.lines if to_hex(line.get_color()) == colour]
-        share = told["mass_share"].sel(layer=told["kind"].values == kind).stack(one=("layer", "head")).dropna("one")
+        share = (
+            statistics["mass_share"]
+            .sel(layer=statistics["kind"].values == kind)
+            .stack(one=("layer", "head"))
+            .dropna("one")
+        )
         within = share.transpose("one", "distance_bin").values.cumsum(axis=1)
         drawn = np.array([line.get_ydata() for line in heads])
         assert len(heads) == count
@@ -56,8 +61,8 @@ def test_a_line_a_head_and_the_median_of_each_kind(told):
 
 
 def test_one_kind_has_one_panel():
-    told = stats.reach(made_maps(kinds=["full_attention"]).recording)
-    assert [ax.get_title(loc="left") for ax in plots.mass_by_distance(told).axes] == ["attention"]
+    statistics = stats.reach(made_maps(kinds=["full_attention"]).recording)
+    assert [ax.get_title(loc="left") for ax in plots.mass_by_distance(statistics).axes] == ["attention"]
 
 
 def test_a_mark_a_head_for_every_other_label(by_label):
@@ -89,13 +94,13 @@ def test_intervals_are_drawn_along_both_axes(by_label):
         assert_allclose(ends, wanted)
 
 
-def test_what_cannot_be_compared(told, by_label):
+def test_what_cannot_be_compared(statistics, by_label):
     with pytest.raises(BadArgument, match=r"against='verse'\): .* have the labels code, prose, recall\.\n.* for two"):
         plots.reach_by_label(by_label, against="verse")
     with pytest.raises(
         BadArgument, match=r"these statistics have no labels\.\nDraw what qwenlab\.stats\.reach\(recording, by"
     ):
-        plots.reach_by_label(told, against="prose")
+        plots.reach_by_label(statistics, against="prose")
     with pytest.raises(BadArgument, match=r"have the labels prose\.\n.* for two labels or more"):
         plots.reach_by_label(by_label.sel(label=["prose"]), against="prose")
     with pytest.raises(MissingVariable, match="No horizon"):

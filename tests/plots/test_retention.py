@@ -20,7 +20,7 @@ def recording():
 
 
 def curves(ax, points):
-    """What is drawn through so many points."""
+    """Return the lines with this number of points."""
     return [line.get_ydata() for line in ax.get_lines() if len(line.get_xdata()) == points]
 
 
@@ -54,7 +54,7 @@ def test_a_colour_a_label(recording):
 
 
 def test_labels_of_other_lengths_have_lines_of_other_lengths(recording):
-    """A bin that one label does not have is no gap, and no warning, in that label's line."""
+    """A bin that a label does not have makes neither a gap nor a warning in its line."""
     data = stats.retention(recording, by_label=True).copy(deep=True)
     for name in ("survival", "error"):
         data[name][dict(label=0, distance_bin=slice(4, None))] = np.nan

@@ -12,13 +12,13 @@ from tests.plots.drawn import checked
 
 
 @pytest.fixture(scope="module")
-def told():
+def statistics():
     return stats.state_precision(made_states().recording)
 
 
-def test_median_and_worst_head_of_each_format(told):
-    data = told["error"].dropna("position_bin", how="all")
-    ax = plots.state_precision(told).axes[0]
+def test_median_and_worst_head_of_each_format(statistics):
+    data = statistics["error"].dropna("position_bin", how="all")
+    ax = plots.state_precision(statistics).axes[0]
     drawn = [line.get_ydata() for line in ax.get_lines()]
     for index, format in enumerate(["bfloat16", "int8"]):
         here = data.sel(format=format)
@@ -27,8 +27,8 @@ def test_median_and_worst_head_of_each_format(told):
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["bfloat16", "int8"]
 
 
-def test_every_head_in_a_panel_a_format(told):
-    data = told.sel(position_bin=64)
+def test_every_head_in_a_panel_a_format(statistics):
+    data = statistics.sel(position_bin=64)
     axes = plots.state_precision_by_head(data).axes
     order = np.argsort(data["error"].sel(format="bfloat16").values, axis=1)  # in both panels
     for ax, format in zip(axes, ["bfloat16", "int8"], strict=True):
@@ -41,17 +41,17 @@ def test_every_head_in_a_panel_a_format(told):
         assert ax.get_title(loc="left") == format
 
 
-def test_what_cannot_be_drawn(told):
+def test_what_cannot_be_drawn(statistics):
     with pytest.raises(BadArgument, match=r"octaves\.\nSelect one: \.sel\(position_bin=256\)\.$"):
-        plots.state_precision_by_head(told)
+        plots.state_precision_by_head(statistics)
     for draw in (plots.state_precision, plots.state_precision_by_head):
         with pytest.raises(MissingVariable, match=r"Draw what qwenlab\.stats\.state_precision\(recording\) returns"):
-            draw(told.drop_vars("error"))
+            draw(statistics.drop_vars("error"))
 
 
-def test_an_interval_that_ends_at_0_does_not_stretch_the_axis(told):
+def test_an_interval_that_ends_at_0_does_not_stretch_the_axis(statistics):
     """Where texts differ much, the lower end of something positive is cut to 0, which a log axis does not have."""
-    data = told.sel(position_bin=64).copy(deep=True)
+    data = statistics.sel(position_bin=64).copy(deep=True)
     data["error_interval"].loc[{"bound": "low"}] = 0
     low, high = plots.state_precision_by_head(data).axes[0].get_ylim()
     assert float(data["error"].min()) / 2 < low < float(data["error"].min())

@@ -26,20 +26,20 @@ def recording():
 
 
 @pytest.fixture(scope="module")
-def told(recording):
+def statistics(recording):
     return {name: getattr(stats, name)(recording) for name in DRAWS}
 
 
 def curves(ax, points):
-    """What is drawn through so many points."""
+    """Return the lines with this number of points."""
     return [line.get_ydata() for line in ax.get_lines() if len(line.get_xdata()) == points]
 
 
-def test_growth_draws_the_median_head_of_every_layer(told):
-    data = told["state_growth"].dropna("position_bin", how="all", subset=["norm"])
-    left, right = plots.state_growth(told["state_growth"]).axes[:2]
+def test_growth_draws_the_median_head_of_every_layer(statistics):
+    data = statistics["state_growth"].dropna("position_bin", how="all", subset=["norm"])
+    left, right = plots.state_growth(statistics["state_growth"]).axes[:2]
     assert_allclose(curves(left, data.sizes["position_bin"]), data["norm"].median("head"))
-    rewrite = told["state_growth"]["rewrite"].dropna("position_bin", how="all")
+    rewrite = statistics["state_growth"]["rewrite"].dropna("position_bin", how="all")
     assert_allclose(curves(right, rewrite.sizes["position_bin"]), rewrite.median("head"))
     colours = [to_hex(line.get_color()) for line in left.get_lines()]
     assert len(set(colours)) == data.sizes["layer"]
@@ -50,9 +50,9 @@ def test_growth_draws_the_median_head_of_every_layer(told):
     )
 
 
-def test_rank_draws_both_ranks_and_the_full_one(told):
-    data = told["state_rank"].dropna("position_bin", how="all", subset=["stable_rank"])
-    axes = plots.state_rank(told["state_rank"]).axes[:2]
+def test_rank_draws_both_ranks_and_the_full_one(statistics):
+    data = statistics["state_rank"].dropna("position_bin", how="all", subset=["stable_rank"])
+    axes = plots.state_rank(statistics["state_rank"]).axes[:2]
     for ax, name in zip(axes, ("effective_rank", "stable_rank"), strict=True):
         assert_allclose(curves(ax, data.sizes["position_bin"]), data[name].median("head"))
         assert [8, 8] in [list(line.get_ydata()) for line in ax.get_lines()]
@@ -84,7 +84,7 @@ def test_a_head_has_one_mark_in_each_panel(recording):
 
 
 @pytest.mark.parametrize("name", DRAWS)
-def test_what_is_no_such_statistic(name, told, recording):
+def test_other_statistics_are_refused(name, statistics, recording):
     wrong = stats.retention(recording)
     with pytest.raises(MissingVariable, match=rf"Draw what qwenlab\.stats\.{name}\(recording\) returns"):
         getattr(plots, name)(wrong)

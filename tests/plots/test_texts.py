@@ -22,12 +22,12 @@ def score():
 
 
 def test_a_row_and_a_colour_each(score):
-    told = stats.mean_over_texts(score)
-    ax = plots.mean_over_texts(told).axes[0]
+    statistics = stats.mean_over_texts(score)
+    ax = plots.mean_over_texts(statistics).axes[0]
     assert [text.get_text() for text in ax.get_yticklabels()] == DOMAINS
     lines = [each for each in ax.collections if isinstance(each, LineCollection)]
     for format, marks, ends in zip(FORMATS, ax.get_lines(), lines, strict=True):
-        here = told.sel(format=format)
+        here = statistics.sel(format=format)
         assert marks.get_label() == format
         assert_allclose(marks.get_xdata(), here["mean"])
         assert_allclose(marks.get_ydata(), range(3), atol=0.4)

@@ -36,7 +36,7 @@ def layer_width(statistics: xr.Dataset, least: float = 4.5, most: float = 11.0) 
     return float(np.clip(2.5 + 0.32 * statistics.sizes["layer"], least, most))
 
 
-def say(axis: Axis, words: Callable[[float], str]) -> None:
+def format_ticks(axis: Axis, words: Callable[[float], str]) -> None:
     """Format the major ticks of an axis with `words(value)`, and remove its minor ticks."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: words(value)))
     axis.set_minor_locator(NullLocator())
@@ -59,7 +59,7 @@ def binary_scale(axis: Axis, *, zero: bool = False) -> None:
     how: dict[str, Any] = {"linthresh": 1, "linscale": 0.5} if zero else {}
     set_scale = axis.axes.set_xscale if isinstance(axis, XAxis) else axis.axes.set_yscale
     set_scale("symlog" if zero else "log", base=2, **how)
-    say(axis, binary)
+    format_ticks(axis, binary)
 
 
 def two_ticks(ax: Axes) -> None:
