@@ -17,7 +17,13 @@ NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]\d+)?")
 def test_the_readme_shows_code():
     shown = {title: [bool(output) for _, output in CODE.findall(section)] for title, section in SECTIONS.items()}
     assert shown["# qwenlab"] == [False, True, True, True, True]
-    assert list(shown)[1:] == ["Look inside a model", "Intervene", "Watch a training loop", "Draft and verify", "Experiments"]
+    assert list(shown)[1:] == [
+        "Look inside a model",
+        "Intervene",
+        "Watch a training loop",
+        "Draft and verify",
+        "Experiments",
+    ]
     assert README.count("```python") == 10
 
 
