@@ -14,7 +14,7 @@ INSTALLED := .venv/installed
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow remote lint oldest newest fla evidence bench lab wheel docs clean
+.PHONY: help demo test slow remote lint oldest newest fla evidence reference bench lab wheel docs clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ fla: .venv-fla/installed ## the tests with flash-linear-attention installed: its
 
 evidence: $(INSTALLED) ## error rates of our own checks, by simulation (about 15 minutes); results in evidence/results
 	OMP_NUM_THREADS=1 $(RUN) -m evidence.lossless
+
+reference: $(INSTALLED) ## results of two checkouts, compared bit for bit: make reference BEFORE=path AFTER=path (10 minutes)
+	$(RUN) -m evidence.reference --before $(BEFORE) --after $(AFTER)
 
 bench: $(INSTALLED) ## what watching costs, as ratios to the bare forward
 	$(RUN) -m pip install --quiet -c constraints.txt -e '.[bench]'

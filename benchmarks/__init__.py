@@ -1,1 +1,1 @@
-"""What watching costs: ratios to the bare forward pass, from paired runs in one process."""
+"""Benchmarks: the cost of watching, decoding, ablating and sweeping, as ratios of paired runs in one process."""

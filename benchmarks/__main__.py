@@ -1,4 +1,4 @@
-"""`make bench`: print what watching costs, and write it to benchmarks/results with the machine it was measured on."""
+"""`make bench`: measure the cost of watching, print it, and write it with the machine to benchmarks/results."""
 
 from __future__ import annotations
 
@@ -28,13 +28,11 @@ def main(
     rounds: int = 9,
     out: Path = Path("benchmarks/results"),
 ) -> None:
-    """Paired ratios to the bare call by model and case, and peak memory."""
+    """Measure paired ratios to the bare call by model and case, and peak memory."""
     torch.set_num_threads(1)
     chosen = models or ["toy-moe", "medium", *(["35B-A3B"] if torch.cuda.is_available() else [])]
     results: dict[str, Any] = {"machine": machine(), "time": {}, "memory": {}}
-    out.mkdir(parents=True, exist_ok=True)
-    kind = "gpu" if torch.cuda.is_available() else "cpu"
-    file = out / f"{kind}-{datetime.now(UTC):%Y-%m-%d}.json"
+    file = results_file(out)
     for name in chosen:
         model = build(name)
         results["time"][name] = {case: measure(model, case, _rounds(case, rounds)) for case in CASES}
@@ -42,17 +40,24 @@ def main(
         del model
         results["memory"][name] = memory(name)
         show_memory(name, results["memory"][name])
-        file.write_text(json.dumps(results, indent=1) + "\n")  # after each model: interrupted, it keeps what it has
+        file.write_text(json.dumps(results, indent=1) + "\n")  # after each model, in case of interruption
     console.print(f"written to {file}")
 
 
+def results_file(out: Path, name: str = "") -> Path:
+    """The file for the results of today on this kind of device; creates its folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    kind = "gpu" if torch.cuda.is_available() else "cpu"
+    return out / f"{name}{kind}-{datetime.now(UTC):%Y-%m-%d}.json"
+
+
 def _rounds(case: str, rounds: int) -> int:
-    """Long cases get fewer rounds."""
+    """Fewer rounds for long cases."""
     return max(3, rounds // 2) if "4096" in case else rounds
 
 
 def memory(name: str) -> dict[str, Any]:
-    """Peak bytes above those before the call, at 2,048 tokens; and of the default probes as more texts are read."""
+    """Peak bytes in excess of those before the call, at 2,048 tokens, and for the default probes by number of texts."""
     names = ("bare", "default probes", "thorough probes", "cache every activation")
     return {
         "one text of 2,048 tokens": {variant: extra_bytes(name, variant, 2048) for variant in names},
@@ -63,7 +68,7 @@ def memory(name: str) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """The hardware and software of this machine."""
     packages = {}
     for package in ("torch", "transformers", "triton", "flash-linear-attention", "innards", "qwenlab"):
         try:
@@ -83,7 +88,7 @@ def machine() -> dict[str, Any]:
 
 
 def show_times(name: str, cases: dict[str, Any]) -> None:
-    """A table of ratios to the bare call."""
+    """Print a table of ratios to the bare call."""
     table = Table(title=f"{name}: time over the bare call, median of paired rounds [quartiles]")
     for column in ("variant", *cases):
         table.add_column(column)
@@ -100,9 +105,9 @@ def show_times(name: str, cases: dict[str, Any]) -> None:
     console.print(table)
 
 
-def show_memory(name: str, found: dict[str, dict[str, int]]) -> None:
-    """Peak memory above that before the call."""
-    for title, values in found.items():
+def show_memory(name: str, peaks: dict[str, dict[str, int]]) -> None:
+    """Print the peak memory in excess of that before the call."""
+    for title, values in peaks.items():
         shown = "  ".join(f"{variant}: {value / 2**20:.0f} MiB" for variant, value in values.items())
         console.print(f"{name}, {title}: {shown}")
 

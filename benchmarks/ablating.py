@@ -1,4 +1,4 @@
-"""`python -m benchmarks.ablating`: what a sweep and a patching save by not running the layers below an edit again."""
+"""`python -m benchmarks.ablating`: time saved by not rerunning the layers below an intervention."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 from unittest import mock
@@ -22,7 +21,7 @@ from rich.table import Table
 from tqdm.auto import tqdm
 
 import qwenlab as ql
-from benchmarks.__main__ import machine
+from benchmarks.__main__ import machine, results_file
 from benchmarks.models import MEDIUM
 from benchmarks.timing import quartiles
 from qwenlab.ablations.prefix import given_back
@@ -30,15 +29,15 @@ from qwenlab.checkpoint.decoder import decoder_of
 from qwenlab.testing.checkpoints import tiny_checkpoint
 
 console = Console(width=120)
-ROOMS = tuple(importlib.import_module(f"qwenlab.ablations.{name}") for name in ("sweep", "patching"))
+MODULES = tuple(importlib.import_module(f"qwenlab.ablations.{name}") for name in ("sweep", "patching"))
 TEXTS, TOKENS = 2, 64
 MEANING = f"""\
-layers run: of the passes under edits, layers that ran over those of as many whole passes; counted, not timed.
-time: seconds of the whole call (the unedited pass, grading and entering each edit included) over those of the same call
-in which every layer runs under every edit, in turns; 1 saves nothing. CPU seconds of this process, of one thread.
-Median of the rounds, with the quartiles. "mixer 0 alone" has nothing below it to save: how far that is from 1 is what
-keeping the outputs costs, and what the machine alone does to a ratio.
-bytes held: what all layers returned for one batch of {TEXTS} texts of {TOKENS} tokens."""
+layers run: layers that ran in the passes under interventions, over those of full passes; counted, not timed.
+time: seconds of the call (with the pass without interventions, grading, and entering each intervention) over those of
+the same call in which every layer runs under every intervention; 1 saves nothing. CPU seconds of this process, of one
+thread. Median of the rounds, with the quartiles. "mixer 0 alone" has no layer below it: its difference from 1 is the
+cost of storing the outputs, and the noise of the machine.
+bytes held: the outputs of all layers for one batch of {TEXTS} texts of {TOKENS} tokens."""
 
 
 def main(
@@ -46,17 +45,15 @@ def main(
     rounds: int = 5,
     out: Path = Path("benchmarks/results"),
 ) -> None:
-    """Layers run and paired ratios of time, by what is ablated."""
+    """Measure the layers run and paired ratios of time, by ablated part."""
     torch.set_num_threads(1)
-    kind = "gpu" if torch.cuda.is_available() else "cpu"
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / f"ablating-{kind}-{datetime.now(UTC):%Y-%m-%d}.json"
+    file = results_file(out, "ablating-")
     results: dict[str, Any] = {"machine": machine(), "meaning": MEANING, "models": {}}
     for name in models or ["toy-moe", "medium"]:
         with tempfile.TemporaryDirectory() as folder:
             results["models"][name] = measured(opened(name, folder), rounds)
         show(name, results["models"][name])
-        file.write_text(json.dumps(results, indent=1) + "\n")  # after each model: interrupted, it keeps what it has
+        file.write_text(json.dumps(results, indent=1) + "\n")  # after each model, in case of interruption
     print(MEANING)
     console.print(f"written to {file}")
 
@@ -69,25 +66,25 @@ def opened(name: str, folder: str) -> ql.checkpoint.Checkpoint:
 
 
 def measured(checkpoint: ql.checkpoint.Checkpoint, rounds: int) -> dict[str, Any]:
-    """By case: edited passes, the share of layers that ran, and the ratios of time."""
-    decoder, found = decoder_of(checkpoint.model), {}
+    """By case: passes under interventions, the share of layers that ran, and the ratios of time."""
+    decoder, cases = decoder_of(checkpoint.model), {}
     for case, call in calls(checkpoint).items():
         with counting() as skipped:
             call()
         passes, layers = len(skipped), len(decoder.layers)
         seconds = paired(call, {"every": every_layer, "saved": nullcontext}, rounds, case)
-        found[case] = {
+        cases[case] = {
             "edited passes": passes,
             "layers run": 1 - sum(skipped) / (passes * layers),
             "rounds": rounds,
             "every layer's seconds, median": float(np.median(seconds["every"])),
             "time": quartiles(seconds["saved"] / seconds["every"]),
         }
-    return {"layers": len(decoder.layers), "bytes held": held(checkpoint), "cases": found}
+    return {"layers": len(decoder.layers), "bytes held": output_bytes(checkpoint), "cases": cases}
 
 
 def calls(checkpoint: ql.checkpoint.Checkpoint) -> dict[str, Callable[[], Any]]:
-    """What is timed, by name."""
+    """The calls to time, by name."""
     mixers, half = ql.ablations.units(checkpoint), len(decoder_of(checkpoint.model).layers) // 2
     rows = tokens(checkpoint).tolist()
     other = [[*row[: TOKENS // 2], row[TOKENS // 2] - 1, *row[TOKENS // 2 + 1 :]] for row in rows]
@@ -107,13 +104,13 @@ def calls(checkpoint: ql.checkpoint.Checkpoint) -> dict[str, Callable[[], Any]]:
     }
 
 
-def paired(call: Callable[[], Any], around: Mapping[str, Any], rounds: int, case: str) -> dict[str, np.ndarray]:
-    """CPU seconds of each round [round] by variant, in random order, after the call that counted and warmed up."""
-    seconds: dict[str, list[float]] = {name: [] for name in around}
+def paired(call: Callable[[], Any], variants: Mapping[str, Any], rounds: int, case: str) -> dict[str, np.ndarray]:
+    """CPU seconds [round] by variant, in random order; an earlier call has warmed up."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     rng = random.Random(0)
     for _ in tqdm(range(rounds), desc=case, unit="round"):
-        for name in rng.sample(list(around), len(around)):
-            with around[name]():
+        for name in rng.sample(list(variants), len(variants)):
+            with variants[name]():
                 began = _now()
                 call()
                 seconds[name].append(_now() - began)
@@ -122,41 +119,41 @@ def paired(call: Callable[[], Any], around: Mapping[str, Any], rounds: int, case
 
 @contextmanager
 def every_layer() -> Iterator[None]:
-    """In the block no layer's output is kept, and all layers run under every edit."""
-    with _instead(outputs_of_layers=lambda decoder: nullcontext({}), given_back=lambda *of: nullcontext(0)):
+    """Context manager: store no outputs, and run all layers under every intervention."""
+    with _patched(outputs_of_layers=lambda decoder: nullcontext({}), given_back=lambda *of: nullcontext(0)):
         yield
 
 
 @contextmanager
 def counting() -> Iterator[list[int]]:
-    """How many layers did not run, of every pass under an edit."""
-    found: list[int] = []
+    """Context manager: the number of skipped layers of every pass under an intervention."""
+    skipped_layers: list[int] = []
 
     @contextmanager
     def counted(*of: Any) -> Iterator[int]:
         with given_back(*of) as skipped:
-            found.append(skipped)
+            skipped_layers.append(skipped)
             yield skipped
 
-    with _instead(given_back=counted):
-        yield found
+    with _patched(given_back=counted):
+        yield skipped_layers
 
 
 @contextmanager
-def _instead(**functions: Callable[..., Any]) -> Iterator[None]:
-    with mock.patch.multiple(ROOMS[0], **functions), mock.patch.multiple(ROOMS[1], **functions):
+def _patched(**functions: Callable[..., Any]) -> Iterator[None]:
+    with mock.patch.multiple(MODULES[0], **functions), mock.patch.multiple(MODULES[1], **functions):
         yield
 
 
-def held(checkpoint: ql.checkpoint.Checkpoint) -> int:
-    """Bytes of what all layers return for one batch."""
-    with torch.no_grad(), ROOMS[0].outputs_of_layers(decoder_of(checkpoint.model)) as layers:
+def output_bytes(checkpoint: ql.checkpoint.Checkpoint) -> int:
+    """Bytes of the outputs of all layers for one batch."""
+    with torch.no_grad(), MODULES[0].outputs_of_layers(decoder_of(checkpoint.model)) as layers:
         checkpoint.model(tokens(checkpoint), use_cache=False)
-    return sum((each[0] if isinstance(each, tuple) else each).nbytes for each in layers.values())
+    return sum((output[0] if isinstance(output, tuple) else output).nbytes for output in layers.values())
 
 
 def tokens(checkpoint: ql.checkpoint.Checkpoint) -> torch.Tensor:
-    """int [TEXTS, TOKENS]: drawn from a seed."""
+    """Random tokens with a fixed seed, int [TEXTS, TOKENS]."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(3, checkpoint.model.config.vocab_size, (TEXTS, TOKENS), generator=generator)
     return drawn.to(checkpoint.model.device)
@@ -169,13 +166,13 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def show(name: str, found: dict[str, Any]) -> None:
-    """The saving of one model, case by case."""
-    title = f"{name}: {found['layers']} layers, {found['bytes held'] / 2**20:.2f} MiB held"
+def show(name: str, results: dict[str, Any]) -> None:
+    """Print the savings of one model by case."""
+    title = f"{name}: {results['layers']} layers, {results['bytes held'] / 2**20:.2f} MiB of outputs"
     table = Table("case", "edited passes", "layers run", "time", title=title, title_justify="left")
-    for case, each in found["cases"].items():
-        ratio = "{:.2f} [{:.2f} to {:.2f}]".format(each["time"]["median"], *each["time"]["quartiles"])
-        table.add_row(case, str(each["edited passes"]), f"{each['layers run']:.3f}", ratio)
+    for case, row in results["cases"].items():
+        ratio = "{:.2f} [{:.2f} to {:.2f}]".format(row["time"]["median"], *row["time"]["quartiles"])
+        table.add_row(case, str(row["edited passes"]), f"{row['layers run']:.3f}", ratio)
     console.print(table)
 
 

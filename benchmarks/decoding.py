@@ -1,4 +1,4 @@
-"""`python -m benchmarks.decoding`: what drafting, rolling back and tracing cost, as ratios of paired runs."""
+"""`python -m benchmarks.decoding`: cost of drafting, rolling back and tracing, as ratios of paired runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import random
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 import qwenlab as ql
-from benchmarks.__main__ import machine
+from benchmarks.__main__ import machine, results_file
 from benchmarks.models import build
 from benchmarks.timing import quartiles
 from qwenlab.checkpoint.open import Checkpoint
@@ -40,17 +39,16 @@ def main(
     rounds: int = 7,
     out: Path = Path("benchmarks/results"),
 ) -> None:
-    """Drafted decoding over plain `generate` by depth, replay over rerun, trace over the online loop, and the costs."""
+    """Measure decoding with drafts over plain `generate`, replay over rerun, trace over online decoding, and costs."""
     torch.set_num_threads(1)
     results: dict[str, Any] = {"machine": machine(), "prompt tokens": PROMPT, "new tokens": NEW, "models": {}}
-    kind = "gpu" if torch.cuda.is_available() else "cpu"
-    file = out / f"decoding-{kind}-{datetime.now(UTC):%Y-%m-%d}.json"
+    file = results_file(out, "decoding-")
     for name in models or ["toy-dense", "toy-moe"]:
         checkpoint = ql.open(name, device="cuda" if torch.cuda.is_available() else None)
         found = {"decoding": decoding(checkpoint, rounds), "costs": costs(checkpoint), "trace": tracing(checkpoint)}
         results["models"][name] = found
         show(name, found)
-        file.write_text(json.dumps(results, indent=1) + "\n")  # after each model: interrupted, it keeps what it has
+        file.write_text(json.dumps(results, indent=1) + "\n")  # after each model, in case of interruption
     for name in ["medium", *(["35B-A3B"] if torch.cuda.is_available() else [])]:
         results["models"][name] = {"scripted acceptance": scripted(name, rounds)}
         file.write_text(json.dumps(results, indent=1) + "\n")
@@ -58,7 +56,7 @@ def main(
 
 
 def decoding(checkpoint: Checkpoint, rounds: int) -> dict[str, Any]:
-    """Tokens a second over those of plain greedy `generate`, the same prompt in each round; median and quartiles."""
+    """Tokens per second over those of plain greedy `generate`, with one prompt per round; median and quartiles."""
     texts = [checkpoint.tokenizer(text)["input_ids"][:PROMPT] for text in ql.tasks.texts("code", rounds + 1)]
     ways: dict[str, Callable[[list[int]], int]] = {"generate": lambda prompt: plain(checkpoint, prompt)}
     for depth in DEPTHS:
@@ -69,9 +67,9 @@ def decoding(checkpoint: Checkpoint, rounds: int) -> dict[str, Any]:
     for number, prompt in enumerate(tqdm(texts, desc="decoding", unit="round")):
         for name in rng.sample(list(ways), len(ways)):
             began = _now(checkpoint.model)
-            made = ways[name](prompt)
+            new = ways[name](prompt)
             if number:  # the first round warms up
-                speeds[name].append(made / (_now(checkpoint.model) - began))
+                speeds[name].append(new / (_now(checkpoint.model) - began))
     base = np.array(speeds["generate"])
     return {
         "generate, tokens a second, median": float(np.median(base)),
@@ -80,13 +78,13 @@ def decoding(checkpoint: Checkpoint, rounds: int) -> dict[str, Any]:
 
 
 def plain(checkpoint: Checkpoint, prompt: list[int]) -> int:
-    """New tokens of transformers' own greedy decoding."""
+    """Number of new tokens of transformers' greedy decoding."""
     inputs = torch.tensor([prompt], device=checkpoint.model.device)
     return int(checkpoint.model.generate(inputs, max_new_tokens=NEW, do_sample=False).shape[1]) - len(prompt)
 
 
 def drafted(checkpoint: Checkpoint, depth: int, rollback: type[ql.speculative.Rollback]) -> Callable[[list[int]], int]:
-    """Decoding with drafts: new tokens."""
+    """Function that decodes with drafts and returns the number of new tokens."""
 
     def run(prompt: list[int]) -> int:
         how = dict(depth=depth, max_new_tokens=NEW, rollback=rollback, progress=False)
@@ -96,26 +94,26 @@ def drafted(checkpoint: Checkpoint, depth: int, rollback: type[ql.speculative.Ro
 
 
 def costs(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Steps in units of a plain step, by both rollbacks, and the loop's share of a round of four drafts."""
-    text, found = "\n".join(ql.tasks.texts("code", 4)), {}
+    """Step times in units of a plain step, for both rollbacks, and the overhead as a share of a round of 8 drafts."""
+    text, ratios = "\n".join(ql.tasks.texts("code", 4)), {}
     for rollback in (ql.speculative.ReplayRollback, ql.speculative.RerunRollback):
         measured = step_times(checkpoint, text, depth=8, rollback=rollback, progress=False)
         step = float(measured["plain_step"])
         verify = measured["verify_step"].values
         whole = 8 * float(measured["draft_step"]) + float(verify[-1]) + float(measured["rollback"])
-        found[rollback.name] = {
+        ratios[rollback.name] = {
             "plain step, seconds": step,
             "draft step / plain step": float(measured["draft_step"]) / step,
             "verify step / plain step, by width": {str(w + 1): float(v) / step for w, v in enumerate(verify)},
             "rollback / plain step": float(measured["rollback"]) / step,
             "overhead / round of 8 drafts": float(measured["overhead"]) / (whole + float(measured["overhead"])),
         }
-    replay, rerun = (each["rollback / plain step"] for each in found.values())
-    return {**found, "rollback, replay / snapshot-and-rerun": replay / rerun}
+    replay, rerun = (times["rollback / plain step"] for times in ratios.values())
+    return {**ratios, "rollback, replay / snapshot-and-rerun": replay / rerun}
 
 
 def tracing(checkpoint: Checkpoint, depth: int = 3, rounds: int = 3) -> dict[str, Any]:
-    """Tokens a second of the trace of a text over those of the loop that writes one, in turns."""
+    """Tokens per second of tracing a text over those of online decoding, alternately."""
     text = checkpoint.tokenizer("\n".join(ql.tasks.texts("code", 8)))["input_ids"][: 8 * 512]
     ratios, speeds = [], []
     for _ in range(rounds):
@@ -123,8 +121,8 @@ def tracing(checkpoint: Checkpoint, depth: int = 3, rounds: int = 3) -> dict[str
         ql.speculative.trace(checkpoint, [text], depth=depth, window=512, progress=False)
         speeds.append(len(text) / (_now(checkpoint.model) - began))
         began = _now(checkpoint.model)
-        made = drafted(checkpoint, depth, ql.speculative.ReplayRollback)(text[:PROMPT])
-        ratios.append(speeds[-1] / (made / (_now(checkpoint.model) - began)))
+        new = drafted(checkpoint, depth, ql.speculative.ReplayRollback)(text[:PROMPT])
+        ratios.append(speeds[-1] / (new / (_now(checkpoint.model) - began)))
     return {
         "depth": depth,
         "trace, tokens a second, median": float(np.median(speeds)),
@@ -133,7 +131,7 @@ def tracing(checkpoint: Checkpoint, depth: int = 3, rounds: int = 3) -> dict[str
 
 
 class Scripted(Greedy):
-    """Accepts each draft with a given chance, whatever it is: random weights then cost what trained ones would."""
+    """Accepts each draft with a fixed probability, so that random weights cost as much as trained ones."""
 
     name = "scripted"
 
@@ -150,7 +148,7 @@ class Scripted(Greedy):
 
 
 def scripted(name: str, rounds: int, depths: tuple[int, ...] = (1, 3)) -> dict[str, Any]:
-    """Tokens a second over rounds without drafts, by depth and by the chance that a draft is accepted."""
+    """Tokens per second over those without drafts, by depth and by acceptance probability."""
     model = build(name)
     head = tiny_head(model)
     text = torch.randint(3, model.config.vocab_size, (512,), generator=torch.Generator().manual_seed(0))
@@ -163,31 +161,31 @@ def scripted(name: str, rounds: int, depths: tuple[int, ...] = (1, 3)) -> dict[s
             depth, rate, policy = ways[way]
             generator = torch.Generator(model.device).manual_seed(number)
             settings = Settings(depth, Scripted(rate), policy)
-            made = Decoding(
+            decoding = Decoding(
                 head, text.to(model.device), settings, ReplayRollback(), max_new_tokens=NEW, generator=generator
             )
-            made.start()
+            decoding.start()
             began = _now(model)
-            while not made.ended:
-                made.step()
+            while not decoding.ended:
+                decoding.step()
             if number:
                 speeds[way].append((NEW - 1) / (_now(model) - began))
     plain = np.array(speeds["plain"])
     return {way: quartiles(np.array(values) / plain) for way, values in speeds.items()}
 
 
-def show(name: str, found: dict[str, Any]) -> None:
-    """The ratios of one model."""
-    table = Table("way", "over plain generate", "quartiles", title=f"{name}: tokens a second", title_justify="left")
-    for way, ratio in found["decoding"]["ratios"].items():
+def show(name: str, results: dict[str, Any]) -> None:
+    """Print the ratios of one model."""
+    table = Table("way", "over plain generate", "quartiles", title=f"{name}: tokens per second", title_justify="left")
+    for way, ratio in results["decoding"]["ratios"].items():
         table.add_row(way, f"{ratio['median']:.2f}", "{:.2f} to {:.2f}".format(*ratio["quartiles"]))
     console.print(table)
-    replay = found["costs"]["replay"]
+    replay = results["costs"]["replay"]
     loop = replay["overhead / round of 8 drafts"]
-    rollback = found["costs"]["rollback, replay / snapshot-and-rerun"]
+    rollback = results["costs"]["rollback, replay / snapshot-and-rerun"]
     console.print(
         f"draft step {replay['draft step / plain step']:.2f} plain steps; loop {loop:.1%} of a round; replay "
-        f"{rollback:.2f} of a snapshot-and-rerun; trace {found['trace']['trace / online']['median']:.0f} times online"
+        f"{rollback:.2f} of a snapshot-and-rerun; trace {results['trace']['trace / online']['median']:.0f} times online"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a sweep of short runs takes, and a store of many runs: `python -m benchmarks.experiments`."""
+"""`python -m benchmarks.experiments`: time of a sweep of short runs, and of queries to a store of many runs."""
 
 from __future__ import annotations
 
@@ -52,22 +52,22 @@ console = Console(width=120)
 
 
 def sweep(folder: Path) -> dict[str, Any]:
-    """Twelve runs on a toy, by papermill alone, in cold kernels and in a warm one: seconds and loads of weights."""
+    """Seconds and weight loads of twelve runs on a toy: with papermill alone, in cold kernels, and in a warm kernel."""
     experiment = folder / "short"
     experiment.mkdir()
     (experiment / "short.py").write_text(NOTEBOOK)
     (experiment / "spec.yaml").write_text(SPEC)
     points = experiments.plan(experiment).points
-    taken = {"papermill alone": _papermill_alone(experiment, points, folder)}
+    seconds = {"papermill alone": _papermill_alone(experiment, points, folder)}
     loads = {"papermill alone": len(points)}
     for name, warm in (("cold kernels", False), ("one warm kernel", True)):
         began = time.perf_counter()
         done = experiments.run(experiment, store=folder / name, warm=warm)
-        taken[name] = time.perf_counter() - began
+        seconds[name] = time.perf_counter() - began
         assert done.complete, done
         loads[name] = sum(outcome.used["loads"] for outcome in done.outcomes)
-    ratio = taken["papermill alone"] / taken["one warm kernel"]
-    return {"runs": len(points), "seconds": taken, "loads of weights": loads, "papermill alone over warm": ratio}
+    ratio = seconds["papermill alone"] / seconds["one warm kernel"]
+    return {"runs": len(points), "seconds": seconds, "loads of weights": loads, "papermill alone over warm": ratio}
 
 
 def _papermill_alone(experiment: Path, points: Any, folder: Path) -> float:
@@ -87,7 +87,7 @@ def _papermill_alone(experiment: Path, points: Any, folder: Path) -> float:
 
 
 def main(many: int = 10_000, out: Path = Path("benchmarks/results")) -> None:
-    """Print both, and write them with the machine they were measured on."""
+    """Measure both, print them, and write them with the machine."""
     with tempfile.TemporaryDirectory() as here:
         results = {"machine": machine(), "sweep": sweep(Path(here))}
         console.print_json(data=results["sweep"])

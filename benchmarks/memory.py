@@ -1,4 +1,4 @@
-"""Peak memory of a variant, above that before the call: `python -m benchmarks.memory MODEL VARIANT TEXTS TOKENS...`."""
+"""`python -m benchmarks.memory MODEL VARIANT TEXTS TOKENS...`: extra peak memory of a variant."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ PAGE = 4096
 
 
 def extra_bytes(model: str, variant: str, tokens: int, texts: int = 1) -> int:
-    """The same, measured in a fresh process."""
+    """Peak bytes of a variant in excess of those before the call, measured in a fresh process."""
     return extra_bytes_by_length(model, variant, [tokens], texts)[0]
 
 
 def extra_bytes_by_length(model: str, variant: str, lengths: Sequence[int], texts: int = 1) -> list[int]:
-    """The same for several lengths, one after the other in one fresh process, the shortest first.
+    """Extra peak bytes for several lengths, one after the other in one fresh process, the shortest first.
 
-    glibc would take ever larger blocks from its heap as it goes, and what is resident then is how it lays them out; the
-    threshold is fixed for every variant, so that what is freed is given back.
+    By default, glibc raises its mmap threshold at run time, so that resident memory depends on the layout of its heap.
+    The threshold is fixed for every variant, so that freed memory is returned to the system.
     """
     command = [sys.executable, "-m", "benchmarks.memory", model, variant, str(texts), *map(str, sorted(lengths))]
     others = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     fixed = others | {"MALLOC_MMAP_THRESHOLD_": str(2**17)}
-    found = subprocess.run(command, capture_output=True, text=True, check=True, env=fixed)
-    return list(json.loads(found.stdout.splitlines()[-1]))
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=fixed)
+    return list(json.loads(done.stdout.splitlines()[-1]))
 
 
 def resident() -> int:
-    """Bytes this process holds in memory now."""
+    """Resident memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
 
 
 class Peak(threading.Thread):
-    """Watches the resident memory every millisecond."""
+    """Thread that records the peak of the resident memory, sampled every millisecond."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -58,22 +58,22 @@ class Peak(threading.Thread):
 
 
 def main(name: str, variant: str, texts: int, lengths: Sequence[int]) -> None:
-    """Print them as a list."""
+    """Print the extra peak bytes of each length as a list."""
     model = build(name)
-    around = (variants("prefill") | remembering())[variant]
+    context = (variants("prefill") | remembering())[variant]
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        with around(model):  # what is loaded once is nobody's
+        with context(model):  # memory that is allocated only once does not count
             model(torch.zeros(1, 64, dtype=torch.long, device=model.device))
-        found = []
+        peaks = []
         for tokens in lengths:
             ids = torch.randint(3, model.config.vocab_size, (texts, 1, tokens), generator=generator).to(model.device)
-            found.append(peak(model, around, ids))
-    print(json.dumps(found))
+            peaks.append(peak(model, context, ids))
+    print(json.dumps(peaks))
 
 
-def peak(model: PreTrainedModel, around: Callable[..., Any], ids: torch.Tensor) -> int:
-    """Bytes at the worst moment of reading these texts [text, 1, position], above those held before."""
+def peak(model: PreTrainedModel, context: Callable[..., Any], ids: torch.Tensor) -> int:
+    """Peak bytes while reading texts [text, 1, position], in excess of those before."""
     gc.collect()
     on_gpu = model.device.type == "cuda"
     if on_gpu:
@@ -81,18 +81,18 @@ def peak(model: PreTrainedModel, around: Callable[..., Any], ids: torch.Tensor) 
         before = torch.cuda.memory_allocated()
     else:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-        before, watched = resident(), Peak()
-        watched.start()
-    with around(model):
+        before, monitor = resident(), Peak()
+        monitor.start()
+    with context(model):
         for text in ids:
             model(text, logits_to_keep=1)
     if on_gpu:
         return torch.cuda.max_memory_allocated() - before
-    watched.ended.set()
-    watched.join()
-    return max(watched.bytes, resident()) - before
+    monitor.ended.set()
+    monitor.join()
+    return max(monitor.bytes, resident()) - before
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), [int(each) for each in sys.argv[4:]])
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), [int(tokens) for tokens in sys.argv[4:]])

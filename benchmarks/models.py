@@ -1,4 +1,4 @@
-"""The models that are timed: a shipped toy, medium random ones, and on a GPU the geometries of the published ones."""
+"""Models for the benchmarks: a shipped toy, medium random models, and on a GPU the shapes of published models."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ HEADS_OF_128 = dict(
     linear_value_head_dim=128,
     max_position_embeddings=16384,
 )
-"""What `medium-128` has otherwise than `medium`: few heads, of the size that published checkpoints have."""
+"""Differences of `medium-128` from `medium`: few heads, of the size in published checkpoints."""
 
 GROUPS = {"group-35B-A3B": "Qwen3.6-35B-A3B", "group-27B": "Qwen3.6-27B"}
-"""One group of four layers, three of them DeltaNet: of 16 key heads and 32 or 48 value heads, of 128 channels."""
+"""One group of four layers, three of them DeltaNet, with 16 key heads and 32 or 48 value heads of 128 channels."""
 
 _SIZES = (
     "vocab_size",
@@ -68,9 +68,9 @@ _SIZES = (
 
 
 def build(name: str) -> PreTrainedModel:
-    """`toy-moe`, `medium`, `medium-128`, a name in GROUPS, or `35B-A3B` with as many layers as fit.
+    """Build `toy-moe`, `medium`, `medium-128`, a name in GROUPS, or `35B-A3B` with as many layers as fit.
 
-    Those of GROUPS and 35B-A3B have random weights in bfloat16, on the GPU.
+    Models of GROUPS and 35B-A3B have random weights in bfloat16, on the GPU.
     """
     if name == "toy-moe":
         return ql.open(name).model
@@ -84,26 +84,26 @@ def build(name: str) -> PreTrainedModel:
 
 
 def published_config(name: str, *, layers: int) -> PreTrainedConfig:
-    """The config of a published model's text stack, with its first layers only."""
+    """The config of a published model's text stack, with only its first layers."""
     shape = read_config(ql.checkpoint.catalogue()[name])
     config = AutoConfig.for_model(shape.family.text_type)
     for size in _SIZES:
-        if value := getattr(shape, size):  # 0: the family has no such part
+        if value := getattr(shape, size):  # 0 if the family lacks the part
             setattr(config, size, value)
     config.num_hidden_layers, config.layer_types = layers, list(shape.layer_types[:layers])
     return config
 
 
 def layers_that_fit(name: str, share: float = 0.6) -> int:
-    """Whole groups of four layers, within this share of the GPU's free memory."""
-    known = ql.anatomy(name)
+    """Number of layers, in groups of four, that fit in this share of the GPU's free memory."""
+    anatomy = ql.anatomy(name)
     free, _ = torch.cuda.mem_get_info()
-    groups = int(free * share / 2 / (known.total / len(known.layer_types)) / 4)
-    return min(len(known.layer_types), 4 * groups)
+    groups = int(free * share / 2 / (anatomy.total / len(anatomy.layer_types)) / 4)
+    return min(len(anatomy.layer_types), 4 * groups)
 
 
 def on_the_gpu(config: PreTrainedConfig) -> PreTrainedModel:
-    """Random weights in bfloat16."""
+    """A model with random weights in bfloat16 on the GPU."""
     with torch.device("cuda"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     spread(model)

@@ -1,4 +1,4 @@
-"""A store of many small runs, written as `qwenlab run` leaves them, and how long it takes to ask it."""
+"""Time of queries to a store of many small runs, in the format that `qwenlab run` writes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qwenlab.experiments.store.store import FACTS
 
 
 def fill(root: Path, runs: int) -> None:
-    """Write so many finished runs of one experiment."""
+    """Write `runs` finished runs of one experiment."""
     rng = np.random.default_rng(0)
     for number in range(runs):
         folder = root / "many" / f"{number:016x}"
@@ -42,17 +42,17 @@ def fill(root: Path, runs: int) -> None:
 
 
 def measure(root: Path, runs: int) -> dict[str, Any]:
-    """Seconds of the first question, which reads every run, and of later ones."""
+    """Seconds of the first query, which reads every run, and of later queries."""
     fill(root, runs)
     question = '"params.max_tokens" = 64 AND seed < 5'
-    taken = {}
+    seconds = {}
     for name in ("the first question", "the same again", "one run later"):
         if name == "one run later":
             (root / "many" / f"{0:016x}" / FACTS).touch()
         began = time.perf_counter()
-        found = find("many", where=question, store=root)
-        taken[name] = time.perf_counter() - began
+        runs_found = find("many", where=question, store=root)
+        seconds[name] = time.perf_counter() - began
     began = time.perf_counter()
     values = metrics("many", "loss", where=question, store=root)
-    taken["metrics of the runs found"] = time.perf_counter() - began
-    return {"runs": runs, "found": len(found), "values": len(values), "seconds": taken}
+    seconds["metrics of the runs found"] = time.perf_counter() - began
+    return {"runs": runs, "found": len(runs_found), "values": len(values), "seconds": seconds}

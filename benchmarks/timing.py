@@ -1,4 +1,4 @@
-"""Paired timing: all variants in random order, round after round, each held to the bare call of its round."""
+"""Paired timing: each round runs all variants in random order and compares them with its bare call."""
 
 from __future__ import annotations
 
@@ -18,45 +18,45 @@ CASES = ("prefill 512", "prefill 4096", "decode 64", "generate 512 + 1", "genera
 
 
 def measure(model: PreTrainedModel, case: str, rounds: int) -> dict[str, Any]:
-    """Median of the per-round ratio to the bare call, with its quartiles, by variant."""
+    """Median and quartiles of the per-round ratio to the bare call, by variant."""
     seconds = paired(model, case, variants(case), rounds)
     bare = seconds["bare"]
     ratios = {name: quartiles(values / bare) for name, values in seconds.items()}
     return {"bare seconds, median": float(np.median(bare)), "rounds": rounds, "ratios": ratios}
 
 
-def paired(model: PreTrainedModel, case: str, around: Mapping[str, Any], rounds: int) -> dict[str, np.ndarray]:
-    """Seconds of each round [round] by variant, after a bare call that warms up."""
+def paired(model: PreTrainedModel, case: str, contexts: Mapping[str, Any], rounds: int) -> dict[str, np.ndarray]:
+    """Seconds [round] by variant, after a bare call that warms up."""
     kind, *rest = case.split()
     run, sizes = CALLS[kind], [int(word) for word in rest if word.isdigit()]
-    seconds: dict[str, list[float]] = {name: [] for name in around}
+    seconds: dict[str, list[float]] = {name: [] for name in contexts}
     rng = random.Random(0)
     with torch.no_grad():
-        run(model, around["bare"], *sizes)
+        run(model, contexts["bare"], *sizes)
         for _ in tqdm(range(rounds), desc=case, unit="round"):
-            for name in rng.sample(list(around), len(around)):
-                seconds[name].append(run(model, around[name], *sizes))
+            for name in rng.sample(list(contexts), len(contexts)):
+                seconds[name].append(run(model, contexts[name], *sizes))
     return {name: np.array(values) for name, values in seconds.items()}
 
 
 def quartiles(values: np.ndarray) -> dict[str, Any]:
-    """Of all rounds: the median, and the quartiles around it."""
+    """The median and the quartiles of all rounds."""
     low, middle, high = np.percentile(values, [25, 50, 75])
     return {"median": float(middle), "quartiles": [float(low), float(high)]}
 
 
-def prefill(model: PreTrainedModel, around: Callable[..., Any], tokens: int) -> float:
-    """Seconds of one forward pass, entering and leaving the variant included."""
+def prefill(model: PreTrainedModel, context: Callable[..., Any], tokens: int) -> float:
+    """Seconds of one forward pass, including entry and exit of the variant."""
     ids = _tokens(model, tokens)
     began = _now(model)
-    with around(model):
+    with context(model):
         model(ids, logits_to_keep=1)
     return _now(model) - began
 
 
-def decode(model: PreTrainedModel, around: Callable[..., Any], tokens: int) -> float:
-    """Seconds of so many single-token steps after a prefill of 512 that is not timed; leaving the variant is."""
-    with around(model):
+def decode(model: PreTrainedModel, context: Callable[..., Any], tokens: int) -> float:
+    """Seconds of `tokens` single-token steps, including exit of the variant; a prefill of 512 tokens is not timed."""
+    with context(model):
         out = model(_tokens(model, 512), use_cache=True, logits_to_keep=1)
         began = _now(model)
         for _ in range(tokens):
@@ -65,12 +65,12 @@ def decode(model: PreTrainedModel, around: Callable[..., Any], tokens: int) -> f
     return _now(model) - began
 
 
-def generate(model: PreTrainedModel, around: Callable[..., Any], tokens: int, new: int) -> float:
-    """Seconds of `generate`, greedy, entering and leaving the variant included."""
+def generate(model: PreTrainedModel, context: Callable[..., Any], tokens: int, new: int) -> float:
+    """Seconds of greedy `generate`, including entry and exit of the variant."""
     ids = _tokens(model, tokens)
     keywords = dict(max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0)
     began = _now(model)
-    with around(model):
+    with context(model):
         model.generate(ids, attention_mask=torch.ones_like(ids), **keywords)
     return _now(model) - began
 
@@ -84,7 +84,7 @@ def _tokens(model: PreTrainedModel, count: int) -> torch.Tensor:
 
 
 def _now(model: PreTrainedModel) -> float:
-    """On a CPU the time of this process, of one thread: what others do meanwhile is not in it."""
+    """On a CPU, the CPU time of this process, so that other processes do not count; on a GPU, wall time."""
     if model.device.type != "cuda":
         return time.process_time()
     torch.cuda.synchronize()

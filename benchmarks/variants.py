@@ -1,4 +1,4 @@
-"""What is laid around a forward pass: nothing, our probes, hooks that cache every activation, a peer if installed."""
+"""Context managers to time: none, our probes, hooks that cache every activation, and `innards` if installed."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ def default_probes(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def thorough_probes(model: PreTrainedModel) -> Iterator[None]:
-    """`ql.watch` with every probe, leaving nothing out."""
+    """`ql.watch` with every probe."""
     with ql.watch(model, *ql.probes.thorough(model)):
         yield
 
 
 @contextmanager
 def cache_everything(model: PreTrainedModel) -> Iterator[None]:
-    """Plain forward hooks that keep a copy of the output of every leaf module."""
-    kept: list[torch.Tensor] = []
+    """Plain forward hooks that store a copy of the output of every leaf module."""
+    cache: list[torch.Tensor] = []
 
-    def keep(module: torch.nn.Module, args: Any, out: Any) -> None:
-        kept.extend(value.clone() for value in (out if isinstance(out, tuple) else (out,)) if torch.is_tensor(value))
+    def store(module: torch.nn.Module, args: Any, out: Any) -> None:
+        cache.extend(value.clone() for value in (out if isinstance(out, tuple) else (out,)) if torch.is_tensor(value))
 
     leaves = [module for module in model.modules() if not list(module.children())]
-    handles = [module.register_forward_hook(keep) for module in leaves]
+    handles = [module.register_forward_hook(store) for module in leaves]
     try:
         yield
     finally:
@@ -47,13 +47,13 @@ def cache_everything(model: PreTrainedModel) -> Iterator[None]:
 
 @cache
 def tokenizer() -> Any:
-    """Opened once: its time is nobody's."""
+    """The tokenizer, opened once so that it is not timed."""
     return ql.open("toy-moe").tokenizer
 
 
 @contextmanager
 def innards(model: PreTrainedModel) -> Iterator[None]:
-    """The peer `innards`, with all its analyzers, until its analysis is finished. It sees `generate` only."""
+    """The package `innards` with all its analyzers, until its analysis is finished; it supports only `generate`."""
     import innards as peer
 
     watched = peer.observe(model, tokenizer(), model_id=type(model).__name__, store=False)
@@ -65,8 +65,8 @@ def innards(model: PreTrainedModel) -> Iterator[None]:
 
 
 def variants(case: str) -> dict[str, Any]:
-    """The variants that can be timed in a case, the bare call first and a second time as the noise floor."""
-    found: dict[str, Any] = {
+    """The variants of a case; the bare call comes twice, the second time as noise floor."""
+    contexts: dict[str, Any] = {
         "bare": lambda model: nullcontext(),
         "bare again": lambda model: nullcontext(),
         "default probes": default_probes,
@@ -75,8 +75,8 @@ def variants(case: str) -> dict[str, Any]:
     }
     if case.startswith("generate") and importlib.util.find_spec("innards"):
         tokenizer()
-        found["innards"] = innards
-    return found
+        contexts["innards"] = innards
+    return contexts
 
 
 MAPS = {
@@ -94,11 +94,11 @@ PRECISION = {"StatePrecision": lambda: ql.probes.StatePrecision()}
 
 
 def watching(probe: Callable[[], Any]) -> Callable[[PreTrainedModel], Any]:
-    """`ql.watch` with a new one of these probes at every call, and nothing kept but sums."""
+    """`ql.watch` with a new probe for every call, which stores only sums."""
     return lambda model: ql.watch(model, probe())
 
 
 def remembering() -> dict[str, Any]:
-    """The bare call, and each probe of maps and states by itself."""
+    """The bare call, and one variant per probe of maps and states."""
     probes = {name: watching(probe) for name, probe in (MAPS | STATES | PRECISION).items()}
     return {"bare": lambda model: nullcontext(), **probes}

@@ -1,7 +1,7 @@
-"""Error rates of `check_lossless` in bfloat16: false alarms in honest runs, and planted tokens that it detects.
+"""Error rates of `check_lossless` in bfloat16: false alarms in honest runs, and detected planted tokens.
 
-`python -m evidence.lossless` writes results/lossless.json, and a line for each run to results/lossless.jsonl.
-Interrupted, it keeps the runs that are done; started again with the same code and settings, it continues after them.
+`python -m evidence.lossless` writes results/lossless.json, and one line per run to results/lossless.jsonl. After an
+interruption it continues with the next run, if the code and settings are the same.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
-    runs: Annotated[int, typer.Option(help="planted runs of each toy; there are as many honest ones, or more")] = 200,
-    dtype: Annotated[str, typer.Option(help="what the toys are opened in")] = "bfloat16",
+    runs: Annotated[int, typer.Option(help="planted runs per toy; there are at least as many honest runs")] = 200,
+    dtype: Annotated[str, typer.Option(help="dtype of the toys")] = "bfloat16",
     out: Annotated[Path, typer.Option(help="folder of the results")] = RESULTS,
 ) -> None:
     """Measure the error rates on both toys."""
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
     settings = {"dtype": dtype, "code": code(), "versions": versions()}
-    rows = kept(out / "lossless.jsonl", settings)
+    rows = earlier_runs(out / "lossless.jsonl", settings)
     try:
         with (out / "lossless.jsonl").open("a") as file:
             for toy in TOYS:
@@ -48,14 +48,14 @@ def main(
                     file.write(json.dumps(row) + "\n")
                     file.flush()
     finally:
-        found = {toy: summary([row for row in rows if row["toy"] == toy]) for toy in TOYS}
-        result = {"measured": now(), "processor": processor(), **settings, "runs asked for": runs, "toys": found}
+        summaries = {toy: summary([row for row in rows if row["toy"] == toy]) for toy in TOYS}
+        result = {"measured": now(), "processor": processor(), **settings, "runs asked for": runs, "toys": summaries}
         (out / "lossless.json").write_text(json.dumps(result, indent=1) + "\n")
-        typer.echo(json.dumps(found, indent=1))
+        typer.echo(json.dumps(summaries, indent=1))
 
 
-def kept(file: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The runs that a file has from earlier, if it was made with these settings; otherwise the file starts anew."""
+def earlier_runs(file: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Read the runs in the file if it has the same settings; otherwise start a new file."""
     lines = file.read_text().splitlines() if file.exists() else []
     if lines and json.loads(lines[0]) == settings:
         return [json.loads(line) for line in lines[1:]]
@@ -64,7 +64,7 @@ def kept(file: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def measured(toy: str, dtype: str, runs: int, done: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield a row for each further run, until `runs` of them have a planted token."""
+    """Yield one row per additional run, until `runs` of them have a planted token."""
     checkpoint = ql.open(toy, dtype=dtype)
     count = sum("planted" in row for row in done)
     with tqdm(desc=toy, unit="planted run", initial=count, total=runs) as bar:
@@ -77,10 +77,10 @@ def measured(toy: str, dtype: str, runs: int, done: list[dict[str, Any]]) -> Ite
 
 
 def both(checkpoint: ql.checkpoint.Checkpoint, rng: np.random.Generator) -> dict[str, Any]:
-    """An honest run on a random prompt at a random depth, and the same run with a token planted in a random round.
+    """Do an honest run on a random prompt at a random depth, and the same run with a token planted in a random round.
 
-    The rounds to choose from are those in which some token is 0.45 to 0.55 nat below the best. Where there is none, the
-    honest run stands alone.
+    The round is drawn from those in which some token is 0.45 to 0.55 nat below the best. If there are none, there is no
+    planted run.
     """
     began = time.perf_counter()
     domain = str(rng.choice(ql.tasks.DOMAINS))
@@ -89,46 +89,46 @@ def both(checkpoint: ql.checkpoint.Checkpoint, rng: np.random.Generator) -> dict
     tokens = checkpoint.tokenizer(text)["input_ids"]
     begin = int(rng.integers(max(1, len(tokens) - length)))
     prompt = tokens[begin : begin + length]
-    asked: dict[str, Any] = {"depth": int(rng.integers(1, 7)), "max_new_tokens": int(rng.integers(24, 41))}
+    options: dict[str, Any] = {"depth": int(rng.integers(1, 7)), "max_new_tokens": int(rng.integers(24, 41))}
     rule = Recorded()
-    honest = ql.speculative.check_lossless(checkpoint, [prompt], rule=rule, progress=False, **asked)
-    row = {"domain": domain, "begin": begin, "length": len(prompt), **asked, "honest": of_check(honest)}
-    misses = rule.near_misses[1:-1]  # an end of text may cut the last round before its own token
-    if near := [place for place, miss in enumerate(misses) if miss.on_aim]:
-        row["planted"] = planted(checkpoint, prompt, int(rng.choice(near)), asked)
+    honest = ql.speculative.check_lossless(checkpoint, [prompt], rule=rule, progress=False, **options)
+    row = {"domain": domain, "begin": begin, "length": len(prompt), **options, "honest": of_check(honest)}
+    misses = rule.near_misses[1:-1]  # the text may end in the last round, before the target model's token
+    if near := [number for number, miss in enumerate(misses) if miss.on_aim]:
+        row["planted"] = planted(checkpoint, prompt, int(rng.choice(near)), options)
     return row | {"seconds": round(time.perf_counter() - began, 2)}
 
 
 def planted(
-    checkpoint: ql.checkpoint.Checkpoint, prompt: list[int], place: int, asked: dict[str, Any]
+    checkpoint: ql.checkpoint.Checkpoint, prompt: list[int], place: int, options: dict[str, Any]
 ) -> dict[str, Any]:
-    """A run with a token planted in the round `place`; it is detected if the fault names the rule and that round."""
+    """Do a run with a token planted in round `place`; it is detected if the fault names the rule and that round."""
     rule = Planted(place)
-    found = ql.speculative.check_lossless(checkpoint, [prompt], rule=rule, progress=False, **asked)
+    report = ql.speculative.check_lossless(checkpoint, [prompt], rule=rule, progress=False, **options)
     assert rule.planted is not None
-    fault = found.fault
-    return of_check(found) | {
+    fault = report.fault
+    return of_check(report) | {
         "round": place,
         "loss": rule.planted.loss,
         "detected": fault is not None and (fault.component, fault.round) == ("verdict rule", place),
     }
 
 
-def of_check(found: ql.speculative.LosslessReport) -> dict[str, Any]:
-    """What a row keeps of one check."""
+def of_check(report: ql.speculative.LosslessReport) -> dict[str, Any]:
+    """The entries of one check in a row."""
     return {
-        "verdict": found.verdict,
-        "fault": None if found.fault is None else found.fault.component,
-        "tokens": found.tokens,
-        "differing": found.differing,
-        "regret": float(found.rounds["regret"].max()),
-        "detectable": found.detectable,
-        "median allowed": float(found.rounds["allowed_regret"].median()),
+        "verdict": report.verdict,
+        "fault": None if report.fault is None else report.fault.component,
+        "tokens": report.tokens,
+        "differing": report.differing,
+        "regret": float(report.rounds["regret"].max()),
+        "detectable": report.detectable,
+        "median allowed": float(report.rounds["allowed_regret"].median()),
     }
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Rates with 95 % Clopper-Pearson intervals, and quantiles of what each run printed."""
+    """Rates with 95 % Clopper-Pearson intervals, and quantiles of the results of the runs."""
     honest = [row["honest"] for row in rows]
     plants = [row["planted"] for row in rows if "planted" in row]
     return {
@@ -147,15 +147,15 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def rate(outcomes: list[bool]) -> dict[str, Any] | None:
-    """How many are true, their share, and its 95 % Clopper-Pearson interval."""
+    """The number of true outcomes, their share, and its 95 % Clopper-Pearson interval."""
     if not outcomes:
         return None
-    found = binomtest(sum(outcomes), len(outcomes))
-    interval = found.proportion_ci(method="exact")
+    test = binomtest(sum(outcomes), len(outcomes))
+    interval = test.proportion_ci(method="exact")
     return {
         "count": sum(outcomes),
         "of": len(outcomes),
-        "share": round(found.statistic, 4),
+        "share": round(test.statistic, 4),
         "interval": [round(interval.low, 4), round(interval.high, 4)],
     }
 

@@ -1,4 +1,4 @@
-"""Greedy rules for `evidence.lossless`: one records near misses, one emits one of them in place of the best token."""
+"""Greedy rules for `evidence.lossless`: one records near misses, one emits a near miss instead of the best token."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from qwenlab.speculative.verification import Greedy, Verification
 
 AIM, WITHIN = 0.5, 0.05
-"""Loss [nat] of a planted token, and how far from it counts as that loss."""
+"""Target loss [nat] of a planted token, and its tolerance."""
 
 
 class NearMiss(NamedTuple):
-    """A token that is not the best, and how much less likely it is [nat]."""
+    """A token that is not the best, and its loss: the difference in log probability to the best [nat]."""
 
     token: int
     loss: float
@@ -25,14 +25,14 @@ class NearMiss(NamedTuple):
 
 
 def near_miss(scores: torch.Tensor) -> NearMiss:
-    """The token nearest to 0.5 nat below the best, by scores, float [vocabulary]."""
+    """The token whose loss is nearest to 0.5 nat, by scores, float [vocabulary]."""
     losses = (scores.max() - scores).double()
     token = int((losses - AIM).abs().argmin())
     return NearMiss(token, float(losses[token]))
 
 
 class Recorded(Greedy):
-    """Greedy, unchanged; `near_misses` has one for each call: the prompt's, then each round's."""
+    """Greedy, unchanged; `near_misses` has one entry per call: first the prompt, then the rounds."""
 
     def __init__(self) -> None:
         self.near_misses: list[NearMiss] = []
@@ -46,7 +46,7 @@ class Recorded(Greedy):
 
 
 class Planted(Greedy):
-    """Greedy, but in one round (0: the first) the token after the accepted drafts is a near miss, kept as `planted`."""
+    """Greedy, but in round `place` (0: the first) the token after the accepted drafts is a near miss, `planted`."""
 
     name = "planted"
 

@@ -125,7 +125,7 @@ pd.DataFrame(
 # %% [markdown]
 # ## Gates
 #
-# Both kinds of mixer end in an output gate, which scales each channel of the output. Its openness is the mean of the
+# Both kinds of mixer end in an output gate, which scales each channel of the output. Its mean value is the mean of the
 # gate's sigmoid over channels. Only DeltaNet has a write strength β: 0 leaves the state unchanged, 1 replaces
 # everything stored under the token's key.
 

@@ -317,7 +317,7 @@ at_the_end = seen.recording()
 
 tasks = [ql.tasks.recall_task(ckpt, ql.tasks.recall_texts(number, recall_texts, seed=1)) for number in lists]
 right = [ql.tasks.measure(ckpt, [task], batch_size=32)["accuracy"] for task in tasks]
-accuracy = ql.stats.over_texts(xr.concat(right, pd.Index(lists, name="pairs")))
+accuracy = ql.stats.mean_over_texts(xr.concat(right, pd.Index(lists, name="pairs")))
 capacity = ql.stats.retention(at_the_end, by=None, by_label=True)
 notebook.show(
     "capacity",
@@ -431,15 +431,15 @@ for format in ql.probes.StatePrecision().formats:
 low = xr.concat(list(rounded.values()), pd.Index(list(rounded), name="format")).transpose("domain", "format", "text")
 
 wide = 1 - 0.05 / (low.sizes["domain"] * low.sizes["format"])
-change = ql.stats.over_texts(low, less=plain, level=wide)
+change = ql.stats.mean_over_texts(low, less=plain, level=wide)
 notebook.show(
     "loss",
-    ql.plots.over_texts(change),
+    ql.plots.mean_over_texts(change),
     "Change of the loss with states in each format, by domain, with intervals over texts.",
 )
 
 # %%
-beside = ql.stats.over_texts(plain)
+beside = ql.stats.mean_over_texts(plain)
 pd.DataFrame(
     {
         domain: {

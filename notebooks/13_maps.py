@@ -448,8 +448,8 @@ explorer
 # %% [markdown]
 # ## Output gates, and the sink
 #
-# A gate scales each channel of an attention head's output: *o* ∘ sigmoid(gate). Its openness is the mean of the sigmoid
-# over channels. The figure shows it at every token of the prose, one row per head:
+# A gate scales each channel of an attention head's output: *o* ∘ sigmoid(gate). Its mean value is the mean of the
+# sigmoid over channels. The figure shows it at every token of the prose, one row per head:
 
 # %%
 layers_of_attention = [int(layer) for layer in reach["layer"].values if reach["kind"].sel(layer=layer) == ATTENTION]
@@ -459,7 +459,7 @@ heads_of_attention = [
 notebook.show(
     "openness",
     ql.plots.openness_by_token(maps_of(PROSE, heads_of_attention), tokens=names[PROSE]),
-    "Openness of each attention head's output gate by token.",
+    "Mean value of each attention head's output gate by token.",
 )
 
 # %% [markdown]
@@ -486,15 +486,15 @@ with ql.watch(ckpt, gate_probe) as seen:
         with seen.label([[class_of(position, token) for position, token in enumerate(tokens)]]):
             ql.tasks.feed(ckpt, [text], max_tokens=max_tokens)
 
-openness = ql.stats.gates(seen.recording(), by_label=True)
+gates = ql.stats.gates(seen.recording(), by_label=True)
 by_class = pd.DataFrame(
     [
         {
             "layer": layer,
             "head": head,
-            **{str(label): interval(one.sel(label=label), "openness") for label in openness["label"].values},
+            **{str(label): interval(one.sel(label=label), "mean_gate") for label in gates["label"].values},
         }
-        for layer, head, one in each_head(openness)
+        for layer, head, one in each_head(gates)
     ]
 ).set_index(["layer", "head"])
 by_class
@@ -521,7 +521,7 @@ sinks = sinks.where(sinks["kind"] == ATTENTION, drop=True)
 above = int((sinks["first_mass_interval"].sel(bound="low") > sinks["first_even"]).sum())
 less = int((sinks["gated_output_first"] < sinks["output_first"]).sum())
 middle = {name: f"{float(sinks[name].median()):.3g}" for name in sinks}
-classes = openness["openness"].mean(["layer", "head"]).to_series().sort_values()
+classes = gates["mean_gate"].mean(["layer", "head"]).to_series().sort_values()
 Markdown(
     f"**{above} of {number[ATTENTION]} attention heads** give the first token significantly more than uniform "
     f"weights do; the median head gives it {middle['first_mass']} of its mass, even weights {middle['first_even']}. "

@@ -19,7 +19,7 @@
 #   compared with it first.
 #
 # This notebook asks which mixers and MLPs of one checkpoint carry recall, and which carry plain text. An ablation
-# *stands* if its effect differs significantly from 0 and exceeds that of its controls. Brackets are 95 % intervals over
+# is *significant* if its effect differs from 0 and exceeds that of its controls. Brackets are 95 % intervals over
 # texts. [The glossary](../docs/glossary.md) defines every quantity. [The
 # experiment](../experiments/functional-ablation/REPORT.md) covers more tasks and more parts.
 
@@ -155,10 +155,10 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# ## The harm of each ablation
+# ## The effect of each ablation
 #
 # The rise of the loss, by part and task. Each row has its own scale, with its maximum at the right: compare within a
-# row, not within a column. Filled cells *stand*; the others are underlined, however large.
+# row, not within a column. Filled cells are *significant*; the others are underlined, however large.
 
 # %%
 notebook.show(
@@ -182,9 +182,9 @@ notebook.show(
 # %% [markdown]
 # ## Ranking, with its uncertainty
 #
-# Parts ranked by their harm on the hardest recall task. Grey strokes are the controls of each part: a mark among them
-# means no more harm than removing any other part. The right panel has simultaneous 95 % intervals of the ranks: parts
-# with overlapping bars are tied.
+# Parts ranked by their effect on the hardest recall task. Grey strokes are the controls of each part: a mark among them
+# means no larger effect than removing any other part. The right panel has simultaneous 95 % intervals of the ranks:
+# parts with overlapping bars are tied.
 
 # %%
 hardest = recall[-1].name
@@ -196,18 +196,20 @@ notebook.show(
 
 # %%
 table = ql.stats.ablation_table(accuracy, hardest).isel(ablation=slice(6))
-effects = ["harm", "harm_interval", "beyond_controls", "beyond_controls_interval"]
+effects = ["effect", "effect_interval", "effect_above_controls", "effect_above_controls_interval"]
 table[effects].to_dataframe()[effects].unstack("bound")
 
 # %%
-table[["p_holm", "rank_low", "rank_high", "stands"]].to_dataframe()[["p_holm", "rank_low", "rank_high", "stands"]]
+tests = ["p_holm", "rank_low", "rank_high", "significant"]
+table[tests].to_dataframe()[tests]
 
 # %% [markdown]
-# * `harm`: fall of the accuracy (unedited minus edited), paired by text; `low` and `high` are the ends of its interval.
-# * `beyond_controls`: the harm minus the mean harm of its controls. Its interval is wider, because the controls are few
-#   and random.
+# * `effect`: fall of the accuracy (unedited minus edited), paired by text; `low` and `high` are the ends of its
+#   interval.
+# * `effect_above_controls`: the effect minus the mean effect of its controls. Its interval is wider, because the
+#   controls are few and random.
 # * `p_holm`: p-value of a sign-flip test over texts, corrected for all parts and tasks. With *n* texts it cannot be
-#   below 2 to the power of 1 - *n* times the correction: with few texts nothing can stand.
+#   below 2 to the power of 1 - *n* times the correction: with few texts nothing can be significant.
 # * `rank_low`, `rank_high`: the interval of the rank.
 #
 # ## Zero, or the mean?
@@ -228,7 +230,7 @@ mean_loss = ql.stats.ablations(mean_sweep)
 names = [each.name for each in mixers]
 pd.DataFrame(
     {
-        f"{task.name}, {how} (nat/token)": ql.notebook.intervals(found.sel(task=task.name, ablation=names), "harm")
+        f"{task.name}, {how} (nat/token)": ql.notebook.intervals(found.sel(task=task.name, ablation=names), "effect")
         for task in both
         for how, found in (("zero", loss), ("mean", mean_loss))
     },
@@ -236,7 +238,7 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# ## What stands, and what does not
+# ## What is significant, and what is not
 #
 # One rule generates these sentences from the numbers above. Do not claim more from these data than they say.
 

@@ -26,8 +26,8 @@
 # * `restored` [1]: `effect / total`. 0 is the unpatched target, 1 the source. It is not a probability, and can be
 #   below 0 or above 1.
 #
-# Brackets are 95 % intervals over pairs of texts. A patch *stands* if its effect differs from 0 at the 5 % level,
-# corrected for all layers and positions. [The glossary](../docs/glossary.md) defines the other terms.
+# Brackets are 95 % intervals over pairs of texts. A patch is *significant* if its effect differs from 0 at the 5 %
+# level, corrected for all layers and positions. [The glossary](../docs/glossary.md) defines the other terms.
 
 # %% tags=["parameters"]
 checkpoint: str = "toy-moe"  # a shipped toy, a folder, or a name on the hub such as "Qwen/Qwen3.6-35B-A3B"
@@ -192,7 +192,7 @@ def stream(found, position):
 
 kinds = stream(value, MARK).set_index(site="layer")["kind"].to_series()
 names = {int(layer): ql.plots.LABELS[str(kind)] for layer, kind in kinds.items()}
-handover = pd.DataFrame(
+by_layer = pd.DataFrame(
     {
         "kind": names.values(),
         "residual at the value (restored)": [restored(stream(value, TOLD).isel(site=row)) for row in range(len(names))],
@@ -202,7 +202,7 @@ handover = pd.DataFrame(
     },
     index=pd.Index(names, name="layer"),
 )
-handover
+by_layer
 
 
 # %%
@@ -222,9 +222,9 @@ def largest(found, part, position):
     here = found.sel(position=position)
     here = here.isel(site=np.flatnonzero(here["part"].values == part))
     one = here.isel(site=int(here["restored"].values.argmax()))
-    stands = "stands" if bool(one["stands"]) else "does not stand"
+    verdict = "significant" if bool(one["significant"]) else "not significant"
     kind = ql.plots.LABELS[str(one["kind"].values)]
-    return f"that of layer {int(one['layer'])} ({kind}), {restored(one)}, which {stands}"
+    return f"that of layer {int(one['layer'])} ({kind}), {restored(one)}, which is {verdict}"
 
 
 low, high = value["total_interval"].values

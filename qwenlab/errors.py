@@ -1,128 +1,75 @@
-"""Every error qwenlab raises. Each message says what is wrong, where, and the mend."""
+"""All errors and warnings that qwenlab raises. Each message says what is wrong, where, and how to fix it."""
 
 
 class QwenlabError(Exception):
-    """What every error of qwenlab is: `except QwenlabError` catches them all."""
-
-
-class UnknownCheckpoint(QwenlabError):
-    """A name that is neither a shipped toy, nor in the catalog, nor a folder."""
-
-
-class UnreadableConfig(QwenlabError):
-    """No config.json where one was said to be, or one that is not a JSON object."""
-
-
-class BadConfig(QwenlabError):
-    """A field of a config is missing, misshapen or at odds with another."""
-
-
-class UnknownConfigField(QwenlabError):
-    """Strict reading met fields that qwenlab does not know: they may change what the numbers mean."""
-
-
-class UnknownConfigFieldWarning(UserWarning):
-    """The same in the default reading, where it only warns."""
-
-
-class NotAHybrid(QwenlabError):
-    """A model without DeltaNet layers."""
-
-
-class UnsupportedFamily(QwenlabError):
-    """A hybrid model whose parts the table of families cannot name."""
-
-
-class UnsupportedTransformers(QwenlabError):
-    """A version of transformers whose functions take their cache in a way that qwenlab does not know."""
+    """Base class of all errors: `except QwenlabError` catches every one."""
 
 
 class BadArgument(QwenlabError, ValueError):
-    """An argument's value is not one of those it can have."""
+    """The value of an argument is not allowed."""
 
 
-class UnknownQuantization(QwenlabError):
-    """Weights are stored in a way that is not known: they cannot be opened, or their bytes cannot be counted."""
-
-
-class UnknownNotebook(QwenlabError):
-    """No notebook at that path."""
-
-
-class UnknownParameter(QwenlabError):
-    """A value for a name that the notebook's parameters cell does not assign."""
-
-
-class BadParameter(QwenlabError):
-    """A value of another type than the notebook's parameters cell gives the name, or a type that cannot be read."""
-
-
-class NotebookFailed(QwenlabError):
-    """A cell raised, the kernel stopped, or the notebook did not save what it should."""
-
-
-class CellFailed(NotebookFailed):
-    """A cell of a notebook raised."""
-
-
-class NotebookKernelDied(NotebookFailed):
-    """The process that ran a notebook's cells ended before the notebook did."""
-
-
-class MissingParameter(QwenlabError):
-    """A parameter that the notebook gives no value, and that was given none."""
-
-
-class NotWatched(QwenlabError):
-    """A recording was asked for what a probe would have seen, and that probe was not watching."""
-
-
-class NotARecording(QwenlabError):
-    """A path or an object that holds no recording of qwenlab's."""
-
-
-class TruncatedRecording(QwenlabError):
-    """A recording's file ends too early or is damaged."""
-
-
-class NewerRecording(QwenlabError):
-    """A recording written in a later format than this qwenlab reads."""
-
-
-class CannotMerge(QwenlabError):
-    """Two recordings whose sums must not be added: another checkpoint, precision, sample or set of labels."""
-
-
-class MissingVariable(QwenlabError):
-    """A Dataset without the variables that a statistic or a plot reads."""
-
-
-class InconsistentRecording(QwenlabError):
-    """Counts of a recording that contradict each other: a number made of them would be wrong."""
-
-
-class NothingMeasured(QwenlabError):
-    """A statistic of no tokens, or a comparison with nothing to compare."""
-
-
-class UnknownSite(QwenlabError):
-    """A site, or a pattern of sites, that no layer of the model has."""
-
-
-class AmbiguousModel(QwenlabError):
-    """A module that holds several stacks of decoder layers where one was asked for."""
+# --- Finding a checkpoint and reading its config ---
+class UnknownCheckpoint(QwenlabError):
+    """The name is not a shipped toy, a catalogued config, a folder or a hub id."""
 
 
 class NotCached(QwenlabError):
-    """A checkpoint of the hub that is not on this machine, while the hub cannot be reached."""
+    """A hub checkpoint is not on this machine, and the hub cannot be reached."""
+
+
+class UnreadableConfig(QwenlabError):
+    """The config.json does not exist, or is not a JSON object."""
+
+
+class BadConfig(QwenlabError):
+    """A config field is missing, has the wrong type or value, or contradicts another field."""
+
+
+class UnknownConfigField(QwenlabError):
+    """The config has fields that qwenlab does not know and that may change the results; raised when strict."""
+
+
+class UnknownConfigFieldWarning(UserWarning):
+    """The config has fields that qwenlab does not know and that may change the results; a warning by default."""
+
+
+class UnsupportedTransformers(QwenlabError):
+    """A function of the installed transformers takes its cache in a way that qwenlab does not know."""
+
+
+# --- Model families and the parts of a model ---
+class NotAHybrid(QwenlabError):
+    """The model has no DeltaNet layers."""
+
+
+class UnsupportedFamily(QwenlabError):
+    """The model is a hybrid, but qwenlab does not support its family."""
+
+
+class AmbiguousModel(QwenlabError):
+    """A module contains several stacks of decoder layers, and it is unclear which one is meant."""
+
+
+class UnknownSite(QwenlabError):
+    """No layer of the model has a site with this name or pattern."""
+
+
+class UnknownLayer(QwenlabError):
+    """The requested layers lack the part that the probe reads or the intervention changes."""
+
+
+# --- Weights, tokenizer and MTP head ---
+class UnknownQuantization(QwenlabError):
+    """The quantisation of the weights is unknown: they cannot be loaded, or their bytes cannot be counted."""
 
 
 class NoWeights(QwenlabError):
-    """A folder without safetensors weights, or without the index that says which shard holds what."""
+    """The folder has no safetensors weights, or lacks the index of its shards."""
 
 
 class PickleWeights(NoWeights):
-    """Weights in a pickle, which can run code when it is opened."""
+    """The weights are pickled, and a pickle can run code when it is opened."""
 
 
 class MissingShard(QwenlabError):
@@ -130,95 +77,185 @@ class MissingShard(QwenlabError):
 
 
 class TruncatedShard(QwenlabError):
-    """A shard whose size is not what its header says, or that is no safetensors file."""
+    """A shard is not a safetensors file, or its size differs from what its header describes."""
 
 
 class BrokenWeights(QwenlabError):
-    """Tensors that the model needs are missing from the shards, or have other shapes."""
+    """The tensors in the shards do not match the config: some are missing or have another shape or format."""
+
+
+class UnusedWeights(QwenlabError):
+    """The shards contain tensors that no part of the model uses; raised when strict."""
 
 
 class UnusedWeightsWarning(UserWarning):
-    """The shards hold tensors that no part of the model takes."""
+    """The shards contain tensors that no part of the model uses; a warning by default."""
 
 
 class NonFiniteWeights(QwenlabError):
     """A weight is NaN or infinite."""
 
 
+class HalfLoadedModel(QwenlabError):
+    """A model in memory lacks some of its weights, or has quantised codes without scales."""
+
+
 class TokenizerMisfit(QwenlabError):
-    """A tokenizer is missing, or has tokens for which the embedding has no row."""
+    """The tokenizer is missing, or has token ids beyond the rows of the embedding."""
 
 
 class NoMtpHead(QwenlabError):
-    """The multi-token-prediction head was asked of a checkpoint that has none."""
-
-
-class HalfLoadedModel(QwenlabError):
-    """A model in memory some of whose weights are absent, or are stored codes that nothing scales."""
+    """The checkpoint has no multi-token-prediction head."""
 
 
 class BrokenMtpHead(QwenlabError):
-    """The `mtp.*` tensors are not those of one head: some are missing, unknown, or of another shape."""
+    """The `mtp.*` tensors do not form one head: some are missing, unknown or have another shape."""
 
 
-class UnreadableMask(QwenlabError):
-    """A forward pass whose padding, or whose sequences, a probe cannot tell apart."""
-
-
-class MisshapenLabels(QwenlabError):
-    """Labels that do not fit the tokens of the forward pass they are for."""
-
-
-class UnknownLayer(QwenlabError):
-    """Layers were named that do not have what the probe reads or the edit changes."""
-
-
+# --- Probes ---
 class NothingToProbe(QwenlabError):
-    """The model has no part that the probe reads or the edit changes."""
-
-
-class SilentSite(QwenlabError):
-    """A watched site did not fire, or fired for fewer tokens than the model read."""
-
-
-class MapTooLarge(QwenlabError):
-    """A map of weights from token to token that is too large to be kept whole."""
-
-
-class KernelDisagrees(QwenlabError):
-    """What was worked out from a kernel's arguments is not what the kernel returned."""
-
-
-class CannotIntervene(QwenlabError):
-    """An edit that this model, kernel or way of running does not allow."""
-
-
-class SilentIntervention(QwenlabError):
-    """An edit that a forward pass did not reach, or that never changed anything."""
-
-
-class CannotWatch(QwenlabError):
-    """A probe works something out again that an edit has replaced: it would show the unedited one."""
+    """The model lacks the part that the probe reads or the intervention changes."""
 
 
 class NothingRead(QwenlabError):
-    """The watched or edited model ran no forward pass."""
+    """The model did not run a forward pass inside the block."""
 
 
 class ProbeInUse(QwenlabError):
-    """A probe was given to a second watch while the first one still needs it."""
+    """A probe object was passed to more than one watch."""
 
 
-class UnusedWeights(QwenlabError):
-    """Strict opening met tensors that no part of the model takes."""
+class SilentSite(QwenlabError):
+    """A watched site did not run, or ran for fewer tokens than the model read."""
+
+
+class KernelDisagrees(QwenlabError):
+    """A probe recomputed the output of a kernel and got another result."""
+
+
+class UnreadableMask(QwenlabError):
+    """A probe cannot tell which tokens are padding, or where a sequence begins."""
+
+
+class MapTooLarge(QwenlabError):
+    """A token-by-token attention map is too large to store."""
+
+
+class MisshapenLabels(QwenlabError):
+    """The labels do not match the shape of the forward pass's tokens."""
+
+
+# --- Interventions ---
+class CannotIntervene(QwenlabError):
+    """The model, its kernels or the way it runs do not allow this intervention."""
+
+
+class SilentIntervention(QwenlabError):
+    """An intervention was not reached by a forward pass, or never changed a value."""
+
+
+class CannotWatch(QwenlabError):
+    """A probe recomputes a function that an intervention replaced: its result would be wrong."""
+
+
+# --- Drafting and verifying ---
+class BadPrompt(QwenlabError):
+    """A text to decode or trace is empty, or longer than the model's context."""
+
+
+class BadPolicy(QwenlabError):
+    """A drafting policy is not callable, or returns the wrong type or shape."""
+
+
+class CannotRollBack(QwenlabError):
+    """The layers of a cache cannot remove rejected drafts exactly."""
+
+
+class NothingDecoded(QwenlabError):
+    """Results were requested before a text was decoded."""
+
+
+class InterruptedWarning(UserWarning):
+    """The work was interrupted; the results so far are returned."""
+
+
+# --- Recordings and statistics ---
+class NotARecording(QwenlabError):
+    """The path or object is not a recording of qwenlab."""
+
+
+class TruncatedRecording(QwenlabError):
+    """The file of a recording is damaged or incomplete."""
+
+
+class NewerRecording(QwenlabError):
+    """A later version of qwenlab wrote the recording, in a format that this version cannot read."""
+
+
+class CannotMerge(QwenlabError):
+    """Two recordings cannot be added: they differ in checkpoint, precision, sample or labels."""
+
+
+class NotWatched(QwenlabError):
+    """The recording lacks the results of a probe: the probe was not used, or its rows were not stored."""
+
+
+class MissingVariable(QwenlabError):
+    """A Dataset lacks a variable that a statistic or a plot needs."""
+
+
+class InconsistentRecording(QwenlabError):
+    """The counts in a recording contradict each other."""
+
+
+class NothingMeasured(QwenlabError):
+    """There are no tokens to compute a statistic of, or nothing to compare."""
+
+
+# --- Running notebooks ---
+class UnknownNotebook(QwenlabError):
+    """The notebook does not exist at this path."""
+
+
+class UnknownParameter(QwenlabError):
+    """The parameters cell of the notebook does not assign this name."""
+
+
+class BadParameter(QwenlabError):
+    """A parameter has a value of the wrong type, or its type annotation cannot be read."""
+
+
+class MissingParameter(QwenlabError):
+    """A required parameter of a notebook has no value."""
+
+
+class NotebookFailed(QwenlabError):
+    """A cell raised, the kernel stopped, or the notebook did not save a required result."""
+
+
+class CellFailed(NotebookFailed):
+    """A cell of a notebook raised an exception."""
+
+
+class NotebookKernelDied(NotebookFailed):
+    """The Jupyter kernel stopped before the notebook finished."""
+
+
+# --- Experiments and their store ---
+class UnknownExperiment(QwenlabError):
+    """The experiment does not exist: there is no spec.yaml at this path."""
 
 
 class BadSpec(QwenlabError):
-    """A spec.yaml that is no YAML, or says what cannot be."""
+    """A spec.yaml is not valid YAML, or describes an experiment that cannot run."""
 
 
-class UnknownExperiment(QwenlabError):
-    """No spec.yaml where an experiment was said to be."""
+class NeedsNotMet(QwenlabError):
+    """This machine does not meet the `needs` of a spec."""
+
+
+class MissingExtra(QwenlabError):
+    """An optional package is not installed."""
 
 
 class UndeclaredMetric(QwenlabError):
@@ -226,60 +263,32 @@ class UndeclaredMetric(QwenlabError):
 
 
 class BadMetric(QwenlabError):
-    """What was given to be recorded is not what the spec declares, or no number, dataset or figure."""
+    """A recorded metric does not match its spec, or is not a number, dataset or figure."""
 
 
 class RecordedTwice(QwenlabError):
-    """One value of one metric was recorded a second time in one run."""
-
-
-class NewerStore(QwenlabError):
-    """A store written in a later format than this qwenlab reads."""
+    """A run recorded the same value of a metric twice."""
 
 
 class UnknownRun(QwenlabError):
-    """A run that is not in the store, or a question that no run of the store answers."""
+    """The store has no such run, metric or dataset."""
 
 
-class NeedsNotMet(QwenlabError):
-    """This machine lacks what a spec says its runs need."""
-
-
-class MissingExtra(QwenlabError):
-    """A package that is not among the plain dependencies."""
+class NewerStore(QwenlabError):
+    """A later version of qwenlab wrote the store, in a format that this version cannot read."""
 
 
 class CannotCompare(QwenlabError):
-    """Runs whose numbers do not stand side by side: other labels, other units, or nothing in common."""
+    """Runs cannot be compared: they differ in labels or units, or have nothing in common."""
 
 
 class ExportFailed(QwenlabError):
-    """An MLflow server that cannot be reached, or does not take what it is sent."""
+    """The MLflow server cannot be reached, or rejects the data."""
 
 
 class ClusterFailed(QwenlabError):
-    """A Ray cluster that cannot be reached, or whose nodes cannot run what they are given."""
+    """The Ray cluster cannot be reached, or one of its nodes cannot run the experiment."""
 
 
 class StoreFailed(QwenlabError, OSError):
-    """An object store that cannot be reached, or does not take or give what it is asked for."""
-
-
-class CannotRollBack(QwenlabError):
-    """A cache whose layers cannot forget rejected drafts exactly."""
-
-
-class BadPrompt(QwenlabError):
-    """A text that cannot be decoded or traced: empty, or beyond the model's context."""
-
-
-class InterruptedWarning(UserWarning):
-    """Work was interrupted, and what was made until then is returned."""
-
-
-class NothingDecoded(QwenlabError):
-    """Rounds were asked for before a text was decoded."""
-
-
-class BadPolicy(QwenlabError):
-    """A drafting policy that cannot be called, or answers in another shape or type than it must."""
+    """The object store cannot be reached, or rejects a request."""

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
@@ -78,19 +79,23 @@ def report(before: Path, after: Path, only: str = "") -> int:
     """Print one line for each case, and a summary. Returns how many are not equal; 1 if there are no cases."""
     found = {file.stem for folder in (before, after) for file in folder.glob("*.pickle")}
     names = sorted(name for name in found if re.search(only, name.replace("+", "/")))
-    arrays, failed = 0, 0 if names else 1
+    arrays, failed, intended = 0, 0 if names else 1, Counter[str]()
     for name in names:
         case = compared(before / f"{name}.pickle", after / f"{name}.pickle")
         arrays += case.arrays
         failed += not case.equal
+        intended += case.intended
         typer.echo(f"{'equal  ' if case.equal else 'DIFFERS'} {name.replace('+', '/')}: {case}")
+    for why, count in intended.most_common():
+        typer.echo(f"intended: {count} times, {why}")
     typer.echo(f"{len(names)} cases with {arrays} arrays, {failed} not equal")
     return failed
 
 
 def compared(before: Path, after: Path) -> Comparison:
     """The comparison of one case; a case that only one side has is compared with nothing."""
-    return compare(*(load(file) if file.exists() else empty() for file in (before, after)))
+    sides = (load(file) if file.exists() else empty() for file in (before, after))
+    return compare(*sides, case=after.stem.replace("+", "/"))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from evidence.reference import names
+from evidence.reference.intended import reason
 from evidence.reference.results import Flat
 
 PROSE = ("@long_name", "findings")
@@ -26,6 +28,7 @@ class Comparison:
     texts: int = 0
     differences: list[str] = field(default_factory=list)
     reworded: int = 0
+    intended: Counter[str] = field(default_factory=Counter)
 
     @property
     def equal(self) -> bool:
@@ -36,6 +39,7 @@ class Comparison:
         more = len(self.differences) - _SHOWN
         lines = [*self.differences[:_SHOWN], *([f"and {more} more"] if more > 0 else [])]
         words = f", {self.reworded} reworded" if self.reworded else ""
+        words += f", {self.intended.total()} intended" if self.intended else ""
         return f"{self.arrays} arrays, {self.texts} texts{words}" + "".join(f"\n        {line}" for line in lines)
 
 
@@ -44,7 +48,7 @@ def empty() -> Flat:
     return {}
 
 
-def compare(before: Flat, after: Flat) -> Comparison:
+def compare(before: Flat, after: Flat, case: str = "") -> Comparison:
     """Compare two flat results. Fields and texts of `before` may have the names after, by the tables in `names`.
 
     Arrays are equal if their dtype, shape and every bit are; a NaN equals any NaN. A result with no value
@@ -70,6 +74,9 @@ def compare(before: Flat, after: Flat) -> Comparison:
             else:
                 found.differences.append(f"{path}: {line}")
     found.differences += [f"{path}: extra after" for path in left]
+    meant = [reason(f"{case}: {line}") for line in found.differences]
+    found.intended.update(filter(None, meant))
+    found.differences = [line for line, why in zip(found.differences, meant, strict=True) if not why]
     return found
 
 

@@ -38,10 +38,13 @@ RENAMED: dict[str, str] = {
 }
 """Public names, without "qwenlab.": {"probe.zero": "interventions.Zero"}."""
 
-REMOVED: set[str] = set()
+REMOVED: set[str] = {"tasks.score", "tasks.teacher_forced"}
 """Public names that no longer exist. Cases that use one are left out on both sides."""
 
-KEYWORDS: dict[str, dict[str, str]] = {"tasks.needle": {"depth": "position"}}
+KEYWORDS: dict[str, dict[str, str]] = {
+    "tasks.needle": {"depth": "position"},
+    "ablations.units": {"edit": "intervention"},
+}
 """Arguments, by the name before of their function or class: {"probe.mean": {"over": "reference"}}."""
 
 ATTRIBUTES: dict[str, str] = {"edits": "interventions"}

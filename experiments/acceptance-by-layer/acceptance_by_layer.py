@@ -97,10 +97,10 @@ def bare(values):
 
 
 ql.experiments.record(
-    fall=bare(along["harm"]),
-    fall_in_own_text=bare(own["harm"].isel(task=0)),
+    fall=bare(along["effect"]),
+    fall_in_own_text=bare(own["effect"].isel(task=0)),
     clean_acceptance_length=bare(along["clean_acceptance_length"]),
     clean_acceptance_length_in_own_text=float(own["clean_acceptance_length"].isel(task=0)),
     datasets={"along_texts": along_texts, "own_text": own_text},
 )
-along["harm"].to_series().unstack("task")
+along["effect"].to_series().unstack("task")

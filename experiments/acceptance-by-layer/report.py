@@ -27,7 +27,7 @@ class Run:
 
     def rows(self, **columns: tuple[xr.Dataset, str]) -> dict[tuple[str, str], list[str]]:
         """A row without ablation and one for each ablation; columns are a selection and the name of its number."""
-        rows = {(self.name, UNEDITED): [clean(data) if what == "harm" else "" for data, what in columns.values()]}
+        rows = {(self.name, UNEDITED): [clean(data) if what == "effect" else "" for data, what in columns.values()]}
         *_, (last, _) = columns.values()
         for ablation in last["ablation"].values:
             cells = [number(data.sel(ablation=ablation), what) for data, what in columns.values()]
@@ -41,13 +41,14 @@ class Run:
     def fall(self, ablation: str, *, own: bool = False) -> str:
         """The fall of the acceptance length over all domains, in words."""
         here = (self.own if own else self.pooled).isel(task=0).sel(ablation=ablation)
-        stands = "stands" if bool(here["stands"]) else "does not stand"
-        return f"{number(here, 'harm').strip('*')} ({number(here, 'beyond_controls')} beyond its controls: {stands})"
+        verdict = "significant" if bool(here["significant"]) else "not significant"
+        above = number(here, "effect_above_controls")
+        return f"{number(here, 'effect').strip('*')} ({above} above its controls: {verdict})"
 
     def most(self, of: str) -> str:
         """The single part of a sort that costs most along given texts."""
         here = self.pooled.isel(task=0, ablation=np.flatnonzero(self.pooled["of"] == of))
-        return str(here["ablation"].values[np.argmax(here["harm"].values)])
+        return str(here["ablation"].values[np.argmax(here["effect"].values)])
 
 
 def number(data: xr.Dataset, name: str) -> str:
@@ -60,11 +61,11 @@ def clean(data: xr.Dataset) -> str:
     return number(data.isel(ablation=0), "clean_acceptance_length")
 
 
-def standing(data: xr.Dataset) -> str:
-    """The ablations that stand, with the domains in which they do where there are several."""
+def significant(data: xr.Dataset) -> str:
+    """The ablations with a significant effect, with the domains in which it is, where there are several."""
     found = []
     for name in data["ablation"].values:
-        tasks = data["task"].values[data["stands"].sel(ablation=name).values]
+        tasks = data["task"].values[data["significant"].sel(ablation=name).values]
         if len(tasks):
             found.append(f"{name}" + (f" ({', '.join(tasks)})" if data.sizes["task"] > 1 else ""))
     return "; ".join(found) or "nothing"
@@ -88,13 +89,15 @@ def table(columns: dict[str, tuple[str, str | int, str]], every: list[Run]) -> p
 if __name__ == "__main__":
     found = REPORT.runs.sort_values("params.checkpoint")
     every = [read(*each) for each in zip(found["params.checkpoint"], found["name"], strict=True)]
-    domains = {str(task): ("by_domain", at, "harm") for at, task in enumerate(every[0].by_domain["task"].values)}
+    domains = {str(task): ("by_domain", at, "effect") for at, task in enumerate(every[0].by_domain["task"].values)}
     both = {
-        "given texts: fall": ("pooled", 0, "harm"),
-        "beyond controls": ("pooled", 0, "beyond_controls"),
-        "the model's own text: fall": ("own", 0, "harm"),
-        "beyond its controls": ("own", 0, "beyond_controls"),
+        "given texts: fall": ("pooled", 0, "effect"),
+        "above controls": ("pooled", 0, "effect_above_controls"),
+        "the model's own text: fall": ("own", 0, "effect"),
+        "above its controls": ("own", 0, "effect_above_controls"),
     }
     for run in every:
         REPORT.figure(run.name.replace("/", "--"), ql.plots.ablated_acceptance(run.by_domain), dpi=110)
-    REPORT.write(every=every, domains=table(domains, every), both=table(both, every), standing=standing, clean=clean)
+    REPORT.write(
+        every=every, domains=table(domains, every), both=table(both, every), significant=significant, clean=clean
+    )

@@ -87,8 +87,8 @@ def bare(values: xr.DataArray) -> xr.DataArray:
 
 
 ql.experiments.record(
-    loss_rise=bare(loss["harm"]),
-    accuracy_fall=bare(asked["harm"]),
+    loss_rise=bare(loss["effect"]),
+    accuracy_fall=bare(asked["effect"]),
     clean_loss=bare(loss["clean_loss"]),
     clean_accuracy=bare(asked["clean_accuracy"]),
     norm_change=bare(contributions["norm_change"].mean("text")),
@@ -99,4 +99,4 @@ ql.experiments.record(
 )
 if kept is not None:
     kept.unlink(missing_ok=True)
-loss["harm"].to_series().unstack("task")
+loss["effect"].to_series().unstack("task")

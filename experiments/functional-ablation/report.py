@@ -56,12 +56,12 @@ class Run:
         """The single part of a sort that costs most on a task."""
         here = getattr(self, score).sel(task=task)
         here = here.isel(ablation=np.flatnonzero(here["of"] == of))
-        return str(here["ablation"].values[np.argmax(here["harm"].values)])
+        return str(here["ablation"].values[np.argmax(here["effect"].values)])
 
     def cell(self, score: str, task: str, ablation: str, beyond: bool = False) -> str:
-        """What an ablation harms on a task, or what of it goes beyond the controls, with its interval."""
+        """The effect of an ablation on a task, or its effect above its controls, with its interval."""
         here = getattr(self, score).sel(task=task, ablation=ablation)
-        return estimate(here, "beyond_controls" if beyond else "harm", number)
+        return estimate(here, "effect_above_controls" if beyond else "effect", number)
 
     def fall(self, task: str, ablation: str, beyond: bool = False) -> str:
         """Of the accuracy, for a sentence."""
@@ -71,9 +71,9 @@ class Run:
         """Of the loss, for a sentence."""
         return self.cell("loss", task, ablation, beyond).replace("**", "")
 
-    def pairs_at_which_stands(self, ablation: str) -> str:
-        stands = self.accuracy["stands"].sel(ablation=ablation)
-        return ", ".join(task.split()[2] for task in self.recall if bool(stands.sel(task=task))) or "no number of"
+    def pairs_with_significance(self, ablation: str) -> str:
+        significant = self.accuracy["significant"].sel(ablation=ablation)
+        return ", ".join(task.split()[2] for task in self.recall if bool(significant.sel(task=task))) or "no number of"
 
     def clean_accuracy(self, task: str) -> str:
         """Of the unedited model, with its interval."""
@@ -111,22 +111,20 @@ def recall_table(every: list[Run]) -> pd.DataFrame:
         rows[run.name, "accuracy, unedited"] = [run.clean_accuracy(task) for task in tasks]
         for name in ("all attention mixers", all_deltanet, run.most("mixer", hardest), run.most("mlp", hardest)):
             rows[run.name, f"fall without {name}"] = [run.cell("accuracy", task, name) for task in tasks]
-        rows[run.name, f"the same beyond its controls: {all_deltanet}"] = [
+        rows[run.name, f"the same above its controls: {all_deltanet}"] = [
             run.cell("accuracy", task, all_deltanet, beyond=True) for task in tasks
         ]
     return labelled(rows, ["checkpoint", ""], [task.removeprefix("recall of ") for task in every[0].recall])
 
 
 def table(every: list[Run], of: Callable[[Run], list[str]], tasks: list[str], score: str) -> pd.DataFrame:
-    """A row for each checkpoint and ablation; for each task the harm, and what of it goes beyond the controls."""
+    """One row per checkpoint and ablation; for each task the effect, and the effect above the controls."""
     rows = {
         (run.name, name): [run.cell(score, task, name, beyond) for task in tasks for beyond in (False, True)]
         for run in every
         for name in of(run)
     }
-    return labelled(
-        rows, ["checkpoint", "without"], [f"{t}{more}" for t in tasks for more in ("", ", beyond controls")]
-    )
+    return labelled(rows, ["checkpoint", "without"], [f"{t}{more}" for t in tasks for more in ("", ", above controls")])
 
 
 def contributions(every: list[Run]) -> pd.DataFrame:
@@ -159,13 +157,13 @@ def beside_paper(every: list[Run]) -> pd.DataFrame:
 
 def _losses(run: Run, name: str) -> str:
     here = run.loss.sel(task="prose", ablation=name)
-    low, high = here["harm_interval"].values + float(here["clean_loss"])
-    return f"{number(float(here['harm'] + here['clean_loss']))} [{number(low)}, {number(high)}]"
+    low, high = here["effect_interval"].values + float(here["clean_loss"])
+    return f"{number(float(here['effect'] + here['clean_loss']))} [{number(low)}, {number(high)}]"
 
 
 def _drawn(run: Run, name: str) -> str:
     here = run.loss.sel(task="prose")
-    values = here["control_harm"].values[here["control_of"].values == name] + float(here["clean_loss"])
+    values = here["control_effect"].values[here["control_of"].values == name] + float(here["clean_loss"])
     return f"{number(values.mean())}, from {number(values.min())} to {number(values.max())}"
 
 
@@ -234,7 +232,7 @@ def recall_figure(every: list[Run]) -> Figure:
         pairs = [int(task.split()[2]) for task in run.recall]
         clean, one = here["clean_accuracy"].values, needed[run.name]
         for row in np.flatnonzero(here["control_of"].values == "all DeltaNet mixers"):
-            axes.plot(pairs, clean - here["control_harm"].values[:, row], color="0.7", linewidth=1, zorder=1)
+            axes.plot(pairs, clean - here["control_effect"].values[:, row], color="0.7", linewidth=1, zorder=1)
         axes.plot([], [], color="0.7", linewidth=1, label="as many parameters elsewhere")
         axes.plot(pairs, clean, color="black", marker="o", markersize=4, label="unedited")
         lines = (
@@ -243,11 +241,13 @@ def recall_figure(every: list[Run]) -> Figure:
             (one, blue, "--", "v"),
         )
         for name, colour, line, mark in lines:
-            harm = here.sel(ablation=name)
-            low, high = (clean - harm["harm_interval"].sel(bound=bound).values for bound in ("high", "low"))
+            effect = here.sel(ablation=name)
+            low, high = (clean - effect["effect_interval"].sel(bound=bound).values for bound in ("high", "low"))
             axes.fill_between(pairs, low, high, color=colour, alpha=0.2, linewidth=0)
             label = "without the mixer in brackets" if name == one and not same else f"without {name}"
-            axes.plot(pairs, clean - harm["harm"].values, line, color=colour, marker=mark, markersize=4, label=label)
+            axes.plot(
+                pairs, clean - effect["effect"].values, line, color=colour, marker=mark, markersize=4, label=label
+            )
         axes.axhline(float(here["chance"].values[0]), color="0.4", linestyle=":", linewidth=1, label="chance")
         axes.set_xscale("log", base=2)
         axes.set_xticks(pairs, [str(each) for each in pairs])

@@ -1,4 +1,4 @@
-"""What edits have put in the place of a model's own ways: for those that work these out again beside the model."""
+"""Registry of active interventions, for probes that recompute what an intervention may have replaced."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import torch
 from torch import nn
 
 What = Literal["rule", "states"]
-"""Another rule runs in the place of the delta rule; states are changed between forward passes."""
+"""What an intervention changes: the delta rule itself, or the states between forward passes."""
 
-_changed: WeakKeyDictionary[nn.Module, list[tuple[What, str, frozenset[int]]]] = WeakKeyDictionary()
-"""By stack of layers: what is changed, by which edit, in which layers."""
+_changes: WeakKeyDictionary[nn.Module, list[tuple[What, str, frozenset[int]]]] = WeakKeyDictionary()
+"""By stack of layers: what is changed, by which intervention, in which layers."""
 
 _names: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()
 """By stack of layers: the active interventions, in the order in which they began."""
 
 _masks: WeakKeyDictionary[nn.Module, torch.Tensor] = WeakKeyDictionary()
-"""By attention mixer: the mask that an edit gave its newest call, while the pass runs."""
+"""By attention mixer: the mask that an intervention gave its newest call, while the pass runs."""
 
 
 @contextmanager
 def listed_as_active(stack: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """List these interventions, by the text that writes them, as active for the length of a block."""
+    """Context manager that lists these interventions, by their repr, as active."""
     _names.setdefault(stack, []).extend(names)
     try:
         yield
@@ -35,42 +35,42 @@ def listed_as_active(stack: nn.Module, names: Sequence[str]) -> Iterator[None]:
 
 
 def active_interventions(stack: nn.Module) -> tuple[str, ...]:
-    """The interventions that are active on a stack of layers, as they are written, those of outer blocks first."""
+    """Return the reprs of the interventions that are active on a stack of layers, those of outer blocks first."""
     return tuple(_names.get(stack, ()))
 
 
 @contextmanager
-def replacing(stack: nn.Module, what: What, edit: str, layers: Iterable[int]) -> Iterator[None]:
-    """Let it be known that an edit changes this in these layers, for the length of a block."""
-    entry = (what, edit, frozenset(layers))
-    _changed.setdefault(stack, []).append(entry)
+def replacing(stack: nn.Module, what: What, intervention: str, layers: Iterable[int]) -> Iterator[None]:
+    """Context manager that registers an intervention which changes the rule or the states of these layers."""
+    entry = (what, intervention, frozenset(layers))
+    _changes.setdefault(stack, []).append(entry)
     try:
         yield
     finally:
-        _changed[stack].remove(entry)
+        _changes[stack].remove(entry)
 
 
 def replaced_by(stack: nn.Module, what: What, layers: Iterable[int]) -> str | None:
-    """The edit that changes this in one of these layers, as it is written; None where there is none."""
-    held = _changed.get(stack)
-    if not held:
+    """Return the repr of an intervention that changes this in any of these layers; None if there is none."""
+    changes = _changes.get(stack)
+    if not changes:
         return None
-    asked = frozenset(layers)
-    return next((edit for kind, edit, where in held if kind == what and where & asked), None)
+    layers = frozenset(layers)
+    return next((intervention for kind, intervention, where in changes if kind == what and where & layers), None)
 
 
 def set_mask(mixer: nn.Module, mask: torch.Tensor) -> None:
-    """An edit gives a layer's attention function this mask."""
+    """Register the mask that an intervention gives to the attention function of a layer."""
     _masks[mixer] = mask
 
 
 def clear_mask(mixer: nn.Module) -> None:
-    """The pass is over."""
+    """Forget the mask of a layer, once the pass is over."""
     _masks.pop(mixer, None)
 
 
 def mask_of_intervention(mixer: nn.Module, mask: torch.Tensor | None) -> torch.Tensor | None:
-    """bool [batch, 1 or head, position, key]: what a call with this mask may look at; None where no edit made it."""
+    """Return bool [batch, 1 or head, position, key], True for visible keys; None if no intervention made this mask."""
     if mask is None or _masks.get(mixer) is not mask:
         return None
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2

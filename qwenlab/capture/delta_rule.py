@@ -1,7 +1,7 @@
-"""The tap on the gated delta rule: what a DeltaNet layer hands to its kernel, whichever kernel that is.
+"""Hook on the gated delta rule: captures the arguments and results of a DeltaNet layer's kernel, whichever it is.
 
-A layer calls `torch_chunk_gated_delta_rule` or `torch_recurrent_gated_delta_rule` through its module's globals, without
-naming itself. While a tap listens those two names are wrapped, and the layer says before it runs that it is the one.
+A layer calls `torch_chunk_gated_delta_rule` or `torch_recurrent_gated_delta_rule` through its module's globals, and the
+call does not identify the layer. The hook wraps those two names and records which layer is running.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from qwenlab.checkpoint.fused_kernels import implementation
 
 @dataclass
 class DeltaRuleCall:
-    """One call of the delta rule by one layer, or those of decode steps that follow one another.
+    """One call of the delta rule by one layer, or consecutive decode steps joined into one call.
 
-    key, value      [batch, position, key head, channel], [batch, position, head, channel], as the kernel got them
+    key, value      [batch, position, key head, channel], [batch, position, head, channel], as passed to the kernel
     g, beta         [batch, position, head]: ln of the decay, write strength
-    initial, final  [batch, sampled head, key channel, channel]: the state before the first token and after the last,
-                    as the kernel got and gave it; None where it is empty, or not known
-    heads           int [sampled head]: the heads asked for their prediction; None where none is
-    query, out      [batch, position, key head, channel], [batch, position, head, channel]: what the kernel got and
-                    returned, of layers whose map is asked for
-    before          [batch, mapped head, key channel, channel]: the state before the first token, of the same
-    entering, leaving  [batch, head, key channel, channel]: as initial and final, of all heads of layers whose states
-                    are asked for
+    initial, final  [batch, sampled head, key channel, channel]: states before the first token and after the last, as
+                    passed to and returned by the kernel; None where empty or not known
+    heads           int [sampled head]: the heads whose prediction is measured; None where none is
+    query, out      [batch, position, key head, channel], [batch, position, head, channel]: argument and result of the
+                    kernel; only for layers whose map is measured
+    mapped_initial  [batch, mapped head, key channel, channel]: state before the first token; only for the same layers
+    all_initial, all_final  [batch, head, key channel, channel]: as initial and final, for all heads; only for layers
+                    whose states are measured
     """
 
     key: torch.Tensor
@@ -49,9 +49,9 @@ class DeltaRuleCall:
     heads: torch.Tensor | None
     query: torch.Tensor | None = None
     out: torch.Tensor | None = None
-    before: torch.Tensor | None = None
-    entering: torch.Tensor | None = None
-    leaving: torch.Tensor | None = None
+    mapped_initial: torch.Tensor | None = None
+    all_initial: torch.Tensor | None = None
+    all_final: torch.Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,81 +60,82 @@ class DeltaRuleCall:
 
     @property
     def device(self) -> torch.device:
-        """Where the layer runs."""
+        """Device that the layer runs on."""
         return self.g.device
 
     @property
     def nbytes_of_tokens(self) -> int:
-        """Bytes that grow with the tokens."""
-        held = (self.key, self.value, self.g, self.beta, self.query, self.out)
-        return sum(tensor.nbytes for tensor in held if tensor is not None)
+        """Bytes that grow with the number of tokens."""
+        tensors = (self.key, self.value, self.g, self.beta, self.query, self.out)
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
-    def predict(self, heads: torch.Tensor, reading: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the sampled heads predicted of each value, and their state after each row's last real token.
+    def predict(self, heads: torch.Tensor, tokens: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the sampled heads' prediction of each value, and their state after each row's last real token.
 
-        Padding is passed over (alpha 1, beta 0), so that the state it ends with is that after the last real token.
+        Padding leaves the state unchanged (alpha 1, beta 0), so the final state is that after the last real token.
 
         returns  [batch, position, sampled head, channel] and [batch, sampled head, key channel, channel]
         """
-        return predictions(*self.of_heads(heads, reading), self.initial)
+        return predictions(*self.of_heads(heads, tokens), self.initial)
 
     def of_heads(
-        self, heads: torch.Tensor, reading: TokenBatch
+        self, heads: torch.Tensor, tokens: TokenBatch
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Keys, normalised, values, g and beta of these value heads, each [batch, position, these heads, ...].
+        """Return normalised keys, values, g and beta of these value heads, each [batch, position, these heads, ...].
 
-        Those of padding are 0: the rule passes over it (alpha 1, beta 0).
+        Those of padding are 0, so that padding leaves the state unchanged (alpha 1, beta 0).
         """
         key = self.key.index_select(2, heads // (self.value.shape[2] // self.key.shape[2]))
         value, g, beta = (tensor.index_select(2, heads) for tensor in (self.value, self.g, self.beta))
-        key, value, g, beta = (reading.masked(tensor) for tensor in (normalised(key), value, g, beta))
+        key, value, g, beta = (tokens.masked(tensor) for tensor in (normalised(key), value, g, beta))
         return key, value, g, beta
 
     @staticmethod
     def joined(calls: list[DeltaRuleCall]) -> DeltaRuleCall:
-        """Decode steps that follow one another, as one call."""
+        """Join consecutive decode steps into one call."""
         key, value, g, beta = (
             torch.cat([getattr(call, name) for call in calls], dim=1) for name in ("key", "value", "g", "beta")
         )
         joined = DeltaRuleCall(key, value, g, beta, calls[0].initial, calls[-1].final, calls[0].heads)
-        joined.query, joined.out, joined.before = _joined(calls, "query"), _joined(calls, "out"), calls[0].before
-        joined.entering, joined.leaving = calls[0].entering, calls[-1].leaving
+        joined.query, joined.out = _joined(calls, "query"), _joined(calls, "out")
+        joined.mapped_initial = calls[0].mapped_initial
+        joined.all_initial, joined.all_final = calls[0].all_initial, calls[-1].all_final
         return joined
 
 
 class DeltaRuleHook:
-    """Hears the delta-rule calls of the layers it is told of, and delivers each as a `DeltaRuleCall`.
+    """Captures the delta-rule calls of layers that announce themselves, and delivers each as a `DeltaRuleCall`.
 
-    heads   by layer, int [sampled head]: the value heads whose prediction is asked for, where some are
-    mapped  by layer, int [mapped head]: the value heads whose map is asked for, where some are
-    stated  layers of which the states of all heads are asked for
-    states  which states these calls are to bring along: "both", the "initial" one of the first of some decode steps, or
-            none ("") where the initial state is the one that the step before ended with
+    predicted_heads  by layer, int [sampled head]: the value heads whose prediction is measured
+    mapped_heads     by layer, int [mapped head]: the value heads whose map is measured
+    state_layers     layers whose states are captured for all heads
+    captured_states  which states to capture: "both"; only the "initial" one, at the first of several decode steps; or
+                     none (""), where the initial state is the final state of the step before
     """
 
     def __init__(self, family: Family, deliver: Callable[[DeltaRuleCall], None]) -> None:
-        self.heads: dict[int, torch.Tensor] = {}
-        self.mapped: dict[int, torch.Tensor] = {}
-        self.stated: frozenset[int] = frozenset()
-        self.states: Literal["both", "initial", ""] = "both"
+        self.predicted_heads: dict[int, torch.Tensor] = {}
+        self.mapped_heads: dict[int, torch.Tensor] = {}
+        self.state_layers: frozenset[int] = frozenset()
+        self.captured_states: Literal["both", "initial", ""] = "both"
         self._family, self._deliver = family, deliver
         self._running: RunningLayer[tuple[int, int]] = RunningLayer()
 
     def listen(self, hooks: ExitStack) -> None:
-        """Hear every call of the family's two rules until `hooks` closes."""
+        """Capture every call of the family's two rules until `hooks` closes."""
         names = vars(sys.modules[self._family.modeling])
         for name in (self._family.chunk_rule, self._family.recurrent_rule):
-            hooks.enter_context(listening(names, name, names[name], self._hear))
+            hooks.enter_context(listening(names, name, names[name], self._capture))
 
-    def announce(self, layer: int, key_heads: int) -> None:
-        """The mixer of this layer, which has so many key heads, is about to run."""
+    def begin(self, layer: int, key_heads: int) -> None:
+        """Mark the mixer of this layer, with this number of key heads, as running."""
         self._running.begin((layer, key_heads))
 
-    def hush(self) -> None:
-        """No layer of ours is running."""
+    def end(self) -> None:
+        """Mark that no mixer is running."""
         self._running.end()
 
-    def _hear(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         if (running := self._running.layer) is None:
             return
         layer, key_heads = running
@@ -142,33 +143,33 @@ class DeltaRuleHook:
         g, beta = args[3:5] if len(args) > 4 else (kwargs["g"], kwargs["beta"])
         repeated = key.shape[2] // key_heads  # transformers 5.17 repeats key heads before the call
         key = key if repeated == 1 else key[:, :, ::repeated]
-        heads, initial, final = self.heads.get(layer), None, None
+        heads, initial, final = self.predicted_heads.get(layer), None, None
         if heads is not None:
-            heads = self.heads[layer] = heads.to(key.device)
-            initial = _sampled(kwargs.get("initial_state"), heads) if self.states else None
-            final = _sampled(result[1], heads) if self.states == "both" else None
+            heads = self.predicted_heads[layer] = heads.to(key.device)
+            initial = _sampled(kwargs.get("initial_state"), heads) if self.captured_states else None
+            final = _sampled(result[1], heads) if self.captured_states == "both" else None
         call = DeltaRuleCall(constant(key), constant(value), constant(g), constant(beta), initial, final, heads)
-        if layer in self.mapped:
-            mapped = self.mapped[layer] = self.mapped[layer].to(key.device)
+        if layer in self.mapped_heads:
+            mapped = self.mapped_heads[layer] = self.mapped_heads[layer].to(key.device)
             query = args[0] if args else kwargs["query"]
             call.query = constant(query if repeated == 1 else query[:, :, ::repeated])
             call.out = constant(result[0])
-            call.before = _sampled(kwargs.get("initial_state"), mapped) if self.states else None
-        if layer in self.stated:
-            call.entering = _copied(kwargs.get("initial_state")) if self.states else None
-            call.leaving = _copied(result[1]) if self.states == "both" else None
+            call.mapped_initial = _sampled(kwargs.get("initial_state"), mapped) if self.captured_states else None
+        if layer in self.state_layers:
+            call.all_initial = _copied(kwargs.get("initial_state")) if self.captured_states else None
+            call.all_final = _copied(result[1]) if self.captured_states == "both" else None
         self._deliver(call)
 
 
 def constant(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor without its graph."""
+    """Return the tensor without its graph."""
     return tensor.detach() if tensor.requires_grad else tensor
 
 
 def _joined(calls: list[DeltaRuleCall], name: str) -> torch.Tensor | None:
-    """One of the tensors of decode steps along the positions, where they have it."""
-    held = [getattr(call, name) for call in calls]
-    return None if held[0] is None else torch.cat(held, dim=1)
+    """Join one tensor of decode steps along positions; None where the steps lack it."""
+    tensors = [getattr(call, name) for call in calls]
+    return None if tensors[0] is None else torch.cat(tensors, dim=1)
 
 
 def _copied(state: torch.Tensor | None) -> torch.Tensor | None:
@@ -176,28 +177,28 @@ def _copied(state: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def _sampled(state: torch.Tensor | None, heads: torch.Tensor) -> torch.Tensor | None:
-    """A copy of some heads: the cache writes the next state into the same memory."""
+    """Copy the states of some heads, since the cache writes the next state into the same memory."""
     return None if state is None else state.detach().index_select(1, heads)
 
 
 def kernel_of(decoder: Decoder) -> str:
-    """The implementation of the chunked delta rule that the DeltaNet layers call: a package's, or torch's own.
+    """Return the name of the chunked delta rule that the DeltaNet layers call: a package's kernel, or torch's own.
 
-    Both, in the order of their names, for a model of which some layers are on the CPU and others on a GPU, where fused
-    kernels are installed; "none" for a model without DeltaNet layers.
+    Both names, sorted, for a model with layers on the CPU and on a GPU where fused kernels are installed; "none" for a
+    model without DeltaNet layers.
     """
     devices = {_device_of(decoder.mixer(layer)) for layer in decoder.layers_of(DELTANET)}
     return ", ".join(sorted({kernel_on(device, decoder.family) for device in devices})) or "none"
 
 
 def kernel_on(device: str, family: Family) -> str:
-    """The implementation of the chunked delta rule that layers on this type of device call."""
+    """Return the name of the chunked delta rule that layers on this type of device call."""
     chosen = implementation(vars(sys.modules[family.modeling])[family.chunk_rule], device)
     return f"{chosen.__module__}.{chosen.__name__}"
 
 
 def _device_of(mixer: nn.Module) -> str:
-    """The type of device that a mixer runs on; accelerate brings the weights of offloaded ones there for each call."""
+    """Return the type of device that a mixer runs on; accelerate moves offloaded weights there for each call."""
     device = next(mixer.parameters()).device
     runs_on = getattr(getattr(mixer, "_hf_hook", None), "execution_device", None)
     return torch.device(runs_on).type if device.type == "meta" and runs_on is not None else device.type

@@ -1,4 +1,4 @@
-"""A forward pass as the host knows it: how wide, on what cache, under which labels; no tensor is looked at."""
+"""Description of a forward pass from host-side facts alone: its shape, its cache and its labels."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ import torch
 from qwenlab.capture.generate_calls import NO_ENDS, RowEnds
 
 Label = str | Sequence[str] | Sequence[Sequence[str]]
-"""What tokens are called: one name, one a sequence, or one a token."""
+"""Names of tokens: one name for all, one per sequence, or one per token."""
 
 Indices = int | list[list[int]]
-"""The same as indices of labels: one for all tokens of a pass, or one a token."""
+"""Indices of labels: one for all tokens of a pass, or one per token."""
 
 
 @dataclass(eq=False)
 class CachedSequences:
-    """The sequences of one cache, as far as they were read.
+    """The sequences of one cache, as read so far.
 
-    columns   of the cache; when it holds another number the next time, it was cropped in between
-    numbers   number of each sequence in reading order; `sequence` is the same, int [batch], where the tokens are
-    first     int [batch]: as in Reading
-    ended     bool [batch]: rows whose newest token ends a text in `generate`;  ends: how they do
+    columns   columns of the cache; a different number at the next pass means that it was cropped in between
+    numbers   number of each sequence in reading order; `sequence` is the same as int [batch] on the tokens' device
+    first     int [batch]: as in TokenBatch
+    ended     bool [batch]: rows whose newest token ends a text in `generate`
+    ends      how the rows end
+    carry     state that probes carry from call to call
     """
 
     columns: int
@@ -38,40 +40,40 @@ class CachedSequences:
 
 @dataclass(frozen=True, eq=False)
 class ForwardPass:
-    """One forward pass as the host knows it, no tensor looked at: a decode step has no time for more.
+    """One forward pass. No tensor is read from the device, since a decode step has no time for that.
 
-    batch, width  sequences side by side, and columns of each
-    past          columns that the cache held before
-    tokens        int [batch, position], or None where only embeddings are known
-    ends          how rows of the `generate` that runs it end
-    embeddings    [batch, position, channel], where tokens are not known
+    batch, width  number of sequences, and columns of each
+    past          columns of the cache before this pass
+    ids           int [batch, position]: token ids, or None where only embeddings are known
+    ends          how rows end in the `generate` call that runs this pass
+    embeddings    [batch, position, channel], where ids are not known
     keys          [batch, past + position], nonzero for the real columns; None when all are
     label         indices of its labels
-    thread        the sequences it reads
+    sequences     the sequences that it reads
     """
 
     batch: int
     width: int
     past: int
     device: torch.device
-    tokens: torch.Tensor | None
+    ids: torch.Tensor | None
     keys: torch.Tensor | None
     label: Indices
-    thread: CachedSequences
+    sequences: CachedSequences
     ends: RowEnds
     embeddings: torch.Tensor | None = None
 
     @property
     def is_decode(self) -> bool:
-        """Whether it is one token a sequence, on a cache."""
+        """Whether it reads one token per sequence, on a cache."""
         return self.width == 1 and self.past > 0
 
     def goes_on(self, earlier: ForwardPass) -> bool:
-        """Whether this is the decode step right after an earlier one, row by row."""
+        """Whether this is the decode step right after an earlier pass, row by row."""
         return (
             self.is_decode
-            and self.thread is earlier.thread
+            and self.sequences is earlier.sequences
             and self.past == earlier.past + earlier.width
-            and (self.keys is None, self.tokens is None) == (earlier.keys is None, earlier.tokens is None)
+            and (self.keys is None, self.ids is None) == (earlier.keys is None, earlier.ids is None)
             and self.ends == earlier.ends
         )

@@ -1,4 +1,4 @@
-"""Which columns of a forward pass hold real tokens, and checks that each row holds one sequence."""
+"""Read attention masks: find the real tokens of a forward pass, and check that each row is one sequence."""
 
 from __future__ import annotations
 
@@ -11,66 +11,66 @@ from qwenlab.errors import UnreadableMask
 
 
 class MaskChecks:
-    """Checks of the values in masks and positions.
+    """Checks the values in masks and positions.
 
-    at_once  the kinds of device whose values are checked as they come. Others are checked by `settle`: reading them
+    at_once  types of device whose values are checked at once. Others are checked by `settle`, since reading them
              inside the forward pass would make the host wait for the device
     """
 
     def __init__(self, at_once: Container[str] = ("cpu",)) -> None:
         self._at_once, self._pending = at_once, dict[str, torch.Tensor]()
 
-    def refuse(self, found: torch.Tensor, message: str) -> None:
-        """Raise UnreadableMask, now or when settled, if `found`, bool [], is true."""
-        if found.device.type not in self._at_once:
-            self._pending[message] = found | self._pending.get(message, torch.zeros_like(found))
-        elif found:
+    def refuse(self, wrong: torch.Tensor, message: str) -> None:
+        """Raise UnreadableMask, at once or in `settle`, if `wrong`, bool [], is true."""
+        if wrong.device.type not in self._at_once:
+            self._pending[message] = wrong | self._pending.get(message, torch.zeros_like(wrong))
+        elif wrong:
             raise UnreadableMask(message)
 
     def settle(self) -> None:
-        """Check what is pending. Raises UnreadableMask."""
+        """Run the pending checks. Raises UnreadableMask."""
         pending, self._pending = self._pending, {}
-        for message, found in pending.items():
-            if found:
+        for message, wrong in pending.items():
+            if wrong:
                 raise UnreadableMask(message)
 
-    def check(self, given: Mapping[str, Any], keys: torch.Tensor | None, width: int) -> None:
-        """Check what a forward pass of `width` columns is given: its mask `keys` and its position_ids."""
+    def check(self, arguments: Mapping[str, Any], keys: torch.Tensor | None, width: int) -> None:
+        """Check the arguments of a forward pass of `width` columns: its mask `keys` and its position_ids."""
         if keys is not None and keys.dtype != torch.bool:
             self.refuse(
                 ((keys != 0) & (keys != 1)).any(),
-                "The attention_mask has values other than 0 and 1. A DeltaNet layer multiplies hidden states by them, "
-                "and numbers of documents in a packed row do not separate them.\nPass 1 for real tokens and 0 for "
+                "The attention_mask has values other than 0 and 1. A DeltaNet layer multiplies hidden states by them; "
+                "document numbers in a packed row do not separate documents.\nPass 1 for real tokens and 0 for "
                 "padding, one sequence per row.",
             )
-        if given.get("cu_seq_lens_q") is not None:
-            raise UnreadableMask(f"{_PACKED} (it was given cu_seq_lens_q).\n{_ONE_PER_ROW}")
-        positions = given.get("position_ids")
+        if arguments.get("cu_seq_lens_q") is not None:
+            raise UnreadableMask(f"{_PACKED} (it got cu_seq_lens_q).\n{_ONE_PER_ROW}")
+        positions = arguments.get("position_ids")
         if isinstance(positions, torch.Tensor) and width > 1:
             step = _steps(positions, None if keys is None else keys[:, -width:])
             self.refuse(
                 (step < 1).any(),
                 f"{_PACKED} (position_ids start again). An attention_mask of ones does not separate them: states and "
-                f"attention run on from one to the next.\n{_ONE_PER_ROW}",
+                f"attention continue from one to the next.\n{_ONE_PER_ROW}",
             )
             self.refuse(
                 (step > 1).any(),
-                "The position_ids of a row skip positions. Without an attention_mask transformers takes a skip for the "
-                "border between packed sequences, and probes number tokens without gaps.\n"
+                "The position_ids of a row skip positions. Without an attention_mask transformers treats a skip as "
+                "the border between packed sequences, and probes number tokens without gaps.\n"
                 "Leave position_ids out, or count them up by 1 per real token.",
             )
 
 
 _PACKED = "This forward pass packs several sequences into a row"
-_ONE_PER_ROW = "Probes and edits need one sequence per row: pass a padded batch with its attention_mask."
+_ONE_PER_ROW = "Probes and interventions need one sequence per row: pass a padded batch with its attention_mask."
 
 
 def _steps(positions: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
-    """int [batch, position - 1]: how far positions go up from a real token to the next; 1 beside padding.
+    """Return int [batch, position - 1]: the step in position from each real token to the next; 1 next to padding.
 
     positions  int [batch, position]; [4, batch, position] with those of the text first; or [3, batch, position] (time,
-               height, width): tokens of one image share a time, and text after it begins later, so there only a fall
-               counts, as a step of 0
+               height, width): tokens of one image share a time, and text after it begins later, so there only a
+               decrease counts, as a step of 0
     real       [batch, position], nonzero for real tokens; None when all are
     """
     step = (positions[0] if positions.ndim == 3 else positions).diff(dim=-1)
@@ -83,7 +83,10 @@ def _steps(positions: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
 
 
 def keys_of(mask: Any, batch: int, columns: int) -> torch.Tensor | None:
-    """[batch, column], nonzero for the real columns by this attention_mask; None where there is no padding."""
+    """Return [batch, column], nonzero for the real columns of this attention_mask; None without a mask.
+
+    Raises UnreadableMask for a mask of another shape.
+    """
     if isinstance(mask, dict) and "full_attention" in mask:
         # `generate` makes masks beforehand for a static cache; in its batches the last query sees every real key.
         mask = mask["full_attention"]
@@ -96,7 +99,7 @@ def keys_of(mask: Any, batch: int, columns: int) -> torch.Tensor | None:
         shape = list(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
         raise UnreadableMask(
             f"The attention_mask is {shape}; "
-            f"probes tell padding apart by one of [batch, past + position] = [{batch}, {columns}].\n"
+            f"probes need one of [batch, past + position] = [{batch}, {columns}] to find padding.\n"
             "Pass that mask (1 for real tokens, 0 for padding), or none for a batch without padding."
         )
     return mask

@@ -1,4 +1,4 @@
-"""What the state of a DeltaNet head predicted before each token was written, from what the kernel was given."""
+"""Recompute from the kernel's arguments what the state of a DeltaNet head predicts before each token is written."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 import torch
 
 CHUNK = 64
-"""Tokens whose predictions are solved for at once."""
+"""Number of tokens whose predictions are solved for at once."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens that were solved for at once; what the last chunk is filled up with has beta 0 and decays nothing.
+    """Tokens that are solved for at once; the padding of the last chunk has beta 0 and alpha 1.
 
     key              [batch * head, position, key channel], normalised
     predicted        [batch * head, position, channel]: S^T k, S decayed and not yet written to
     written          [batch * head, position, channel]: beta (v - S^T k): a token does S <- alpha S + k written^T
     g, elapsed       [batch * head, position, 1]: ln alpha, and its sum from the chunk's first token on
-    before, after    [batch * head, key channel, channel]: the states it begins and ends with
+    before, after    [batch * head, key channel, channel]: initial and final state of the chunk
     """
 
     key: torch.Tensor
@@ -32,7 +32,7 @@ class Chunk:
 
 
 def normalised(key: torch.Tensor) -> torch.Tensor:
-    """Keys [..., channel] in float32 and of length 1, as the kernels make them (eps 1e-6 under the root)."""
+    """Return keys [..., channel] in float32, of length 1, normalised as in the kernels (eps 1e-6 under the root)."""
     key = key.float()
     return key * torch.rsqrt(torch.linalg.vecdot(key, key) + 1e-6)[..., None]
 
@@ -40,23 +40,23 @@ def normalised(key: torch.Tensor) -> torch.Tensor:
 def predictions(
     key: torch.Tensor, value: torch.Tensor, g: torch.Tensor, beta: torch.Tensor, state: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """S^T k before every token, S decayed and not yet written to, and the state after the last one; float32.
+    """Return S^T k of every token, S decayed and not yet written to, and the state after the last one; float32.
 
     The arguments are those of `chunks`.
     returns  [batch, position, head, channel] and [batch, head, key channel, channel]
     """
-    found = []
+    parts = []
     for chunk in chunks(key, value, g, beta, state):
-        found.append(chunk.predicted)
+        parts.append(chunk.predicted)
     shape = (key.shape[0], key.shape[2])
-    predicted = torch.cat(found, dim=1)[:, : key.shape[1]].unflatten(0, shape).transpose(1, 2)
+    predicted = torch.cat(parts, dim=1)[:, : key.shape[1]].unflatten(0, shape).transpose(1, 2)
     return predicted, chunk.after.unflatten(0, shape)
 
 
 def chunks(
     key: torch.Tensor, value: torch.Tensor, g: torch.Tensor, beta: torch.Tensor, state: torch.Tensor | None
 ) -> Iterator[Chunk]:
-    """The tokens in their order, up to 64 at a time, with the states between them; float32.
+    """Iterate over the tokens in order, up to 64 at a time, with the states between them; float32.
 
     key    [batch, position, head, key channel], normalised;  value [batch, position, head, channel]
     g, beta  [batch, position, head]: ln of the decay, write strength
@@ -66,12 +66,12 @@ def chunks(
 
         p_t = exp(G_t) S0^T k_t + sum over s < t of exp(G_t - G_s) (k_t . k_s) beta_s (v_s - p_s)
 
-    a unit lower triangular system for all p of the chunk, solved once for both terms it is made of. This is the
-    chunkwise form of the delta rule (Yang et al. 2024, arXiv:2412.06464, section 3.3), written for p.
+    a unit lower triangular system for all p of the chunk, solved once for both terms of its right-hand side. This is
+    the chunkwise form of the delta rule (Yang et al. 2024, arXiv:2412.06464, section 3.3), written for p.
     """
     key, value, g, beta = (chunked(tensor.float()) for tensor in (key, value, g[..., None], beta[..., None]))
     elapsed = g.cumsum(dim=3)  # G [batch, head, chunk, position, 1]
-    between = (elapsed - elapsed.transpose(3, 4)).tril(-1).exp()  # what lies above the diagonal is not used
+    between = (elapsed - elapsed.transpose(3, 4)).tril(-1).exp()  # entries above the diagonal are not used
     onto = (key @ key.transpose(3, 4) * between).tril(-1) * beta.transpose(3, 4)
     from_start = key * elapsed.exp()
     both = torch.linalg.solve_triangular(
@@ -79,22 +79,22 @@ def chunks(
     )
     of_values, of_state = both.split([value.shape[-1], key.shape[-1]], dim=-1)
     end = elapsed[..., -1:, :]
-    to_end, kept = (key * (end - elapsed).exp()).transpose(3, 4), end.exp()
+    to_end, decay = (key * (end - elapsed).exp()).transpose(3, 4), end.exp()
 
     shape = (*value.shape[:2], key.shape[-1], value.shape[-1])
     state = (value.new_zeros(shape) if state is None else state.float()).flatten(0, 1)
-    several = (key, value, beta, g, elapsed, of_values, of_state, to_end, kept)
-    by_chunk = (each.flatten(0, 1).unbind(1) for each in several)
-    for k, v, strength, decays, since, from_values, from_state, onto_state, decay in zip(*by_chunk, strict=True):
+    tensors = (key, value, beta, g, elapsed, of_values, of_state, to_end, decay)
+    by_chunk = (tensor.flatten(0, 1).unbind(1) for tensor in tensors)
+    for k, v, strength, log_decay, since, from_values, from_state, onto_state, decayed in zip(*by_chunk, strict=True):
         predicted = torch.baddbmm(from_values, from_state, state)
         written = strength * (v - predicted)
-        after = torch.baddbmm(decay * state, onto_state, written)
-        yield Chunk(k, predicted, written, decays, since, state, after)
+        after = torch.baddbmm(decayed * state, onto_state, written)
+        yield Chunk(k, predicted, written, log_decay, since, state, after)
         state = after
 
 
 def chunked(tensor: torch.Tensor) -> torch.Tensor:
-    """[batch, position, head, channel] as [batch, head, chunk, position, channel], filled up with zeros."""
+    """Reshape [batch, position, head, channel] to [batch, head, chunk, position, channel], padded with zeros."""
     width = min(CHUNK, tensor.shape[1])
     filler = -tensor.shape[1] % width
     padded = torch.nn.functional.pad(tensor, (0, 0, 0, 0, 0, filler)) if filler else tensor

@@ -25,7 +25,7 @@ def provenance_of(
     seed: int | str = "",
     drafted: bool = False,
 ) -> dict[str, Any]:
-    """Attributes that say where a measurement comes from, under the same names as `Recording.attrs`.
+    """Return the provenance of a measurement outside `watch`, under the same names as `Recording.attrs`.
 
     texts    the token ids of every text that the model read: counted, and hashed together
     labels   the label of each text, by which tokens are counted; by default ""
@@ -39,7 +39,7 @@ def provenance_of(
     for label, text in zip([""] * len(read) if labels is None else labels, read, strict=True):
         digest.update(repr(text).encode())
         by_label[label] = by_label.get(label, 0) + len(text)
-    found = provenance(
+    attrs = provenance(
         checkpoint=checkpoint.facts.source,
         checkpoint_hash=checkpoint.hash_now(),
         **running_on(decoder),
@@ -50,14 +50,14 @@ def provenance_of(
         seed=seed,
         interventions=active_interventions(decoder.module),
     )
-    return found | ({"mtp_head": fingerprint_in_memory(checkpoint.require_mtp())} if drafted else {})
+    return attrs | ({"mtp_head": fingerprint_in_memory(checkpoint.require_mtp())} if drafted else {})
 
 
-def facts_of(model: Any, decoder: Decoder, reader: SequenceTracker, interventions: Sequence[str]) -> dict[str, Any]:
-    """The root attributes of a recording of a watched model."""
+def facts_of(model: Any, decoder: Decoder, tracker: SequenceTracker, interventions: Sequence[str]) -> dict[str, Any]:
+    """Return the root attributes of a recording of a watched model."""
     known = getattr(model, "facts", None)
     config: Any = decoder.module.config
-    tokens = reader.tokens
+    tokens = tracker.tokens
     return provenance(
         checkpoint=str(known.source)
         if known is not None
@@ -65,16 +65,16 @@ def facts_of(model: Any, decoder: Decoder, reader: SequenceTracker, intervention
         checkpoint_hash=model.hash_now() if isinstance(model, Checkpoint) else fingerprint_in_memory(decoder.module),
         **running_on(decoder),
         tokens=sum(tokens.values()),
-        sequences=reader.sequences,
+        sequences=tracker.sequences,
         labels=tokens,
-        prompts_hash=reader.prompts_hash,
+        prompts_hash=tracker.prompts_hash,
         seed=torch.initial_seed(),
         interventions=interventions,
     )
 
 
 def running_on(decoder: Decoder) -> dict[str, Any]:
-    """The family and layers of a model, its precision, its device, and the kernels that run it."""
+    """Return family, layer types, precision, device and kernels of a stack of layers."""
     parameters, config = list(decoder.module.parameters()), decoder.module.config
     return {
         "family": decoder.family.name,

@@ -1,4 +1,4 @@
-"""States in low precision: how they are rounded."""
+"""Round states to low-precision formats."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from qwenlab.errors import BadArgument
 
 FORMATS = ("bfloat16", "float8_e4m3", "int8")
-"""bfloat16 as it is; the other two with one scale a head, so that its largest element is the largest of the format."""
+"""Formats of a state. All but bfloat16 have one scale per head, which maps the largest element to the format's."""
 
 _LARGEST = {"float8_e4m3": 448.0, "int8": 127.0}
 
 
 def rounded(state: torch.Tensor, format: str) -> torch.Tensor:
-    """States [..., key channel, channel] as they come back from a format, in float32."""
+    """Return states [..., key channel, channel] rounded to a format, in float32."""
     state = state.float()
     if format == "bfloat16":
         return state.bfloat16().float()
@@ -24,16 +24,16 @@ def rounded(state: torch.Tensor, format: str) -> torch.Tensor:
     return (units.round() if format == "int8" else units.to(torch.float8_e4m3fn).float()) * scale
 
 
-def check_format(format: str, asked: str) -> None:
-    """Raise BadArgument for a format that is not known; `asked` says where."""
+def check_format(format: str, where: str) -> None:
+    """Raise BadArgument for an unknown format; `where` is the argument as the message names it."""
     if format not in FORMATS:
-        raise BadArgument(f"{asked}: {format!r} is no format of a state.\nChoose among {', '.join(FORMATS)}.")
+        raise BadArgument(f"{where}: {format!r} is not a format of a state.\nChoose among {', '.join(FORMATS)}.")
 
 
 @torch.no_grad()
-def round_in_place(kept: Any, format: str) -> None:
-    """Round the recurrent state that one layer of a cache keeps."""
-    held = kept.recurrent_states
-    for state in held.values() if isinstance(held, dict) else (held,):
+def round_in_place(layer: Any, format: str) -> None:
+    """Round the recurrent state of one layer of a cache."""
+    states = layer.recurrent_states
+    for state in states.values() if isinstance(states, dict) else (states,):
         if state is not None:
             state.copy_(rounded(state, format))

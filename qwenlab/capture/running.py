@@ -1,4 +1,4 @@
-"""Which layer of a model is running, and which threads may run the model of a block."""
+"""Track which layer is running, and which threads may run the model of a `watch` or `intervene` block."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Layer = TypeVar("Layer")
 
 
 class RunningLayer(Generic[Layer]):
-    """The layer that is running, as the thread that runs it sees it; other threads see None.
+    """The layer that the current thread is running; other threads see None.
 
-    Layers call their kernels through globals of a module, which models in other threads call at the same time.
+    Layers call their kernels through globals of a module, which models in other threads may call at the same time.
     """
 
     def __init__(self) -> None:
@@ -27,65 +27,65 @@ class RunningLayer(Generic[Layer]):
         self._thread = 0
 
     def begin(self, layer: Layer) -> None:
-        """The current thread is about to run this layer."""
+        """Mark this layer as running in the current thread."""
         self._thread, self._layer = get_ident(), layer
 
     def end(self) -> None:
-        """No layer is running any more."""
+        """Mark that no layer is running."""
         self._layer = None
 
     @property
     def layer(self) -> Layer | None:
-        """The layer that the current thread runs; None where it runs none."""
+        """The layer that the current thread is running; None if there is none."""
         return self._layer if self._thread == get_ident() else None
 
 
 _blocks: WeakKeyDictionary[nn.Module, list[threading.Thread]] = WeakKeyDictionary()
-"""The threads that entered the blocks in force, by stack of layers."""
+"""By stack of layers: the threads that entered the active blocks."""
 
 _entering = threading.Lock()
 
 
 class BlockThreads:
-    """Lets one thread at a time run the model of a `watch` or `edit` block, and none that has no part in the block.
+    """Restricts which threads run the model of a `watch` or `intervene` block: one at a time, and only its own.
 
-    Those that may run it are the thread that entered the block and threads that were started since.
+    A block's own threads are the one that entered it and those that were started since.
 
     verb   "watches" or "intervenes on", for the message
-    error  what is raised
+    error  type of the error to raise
     """
 
     def __init__(self, stack: nn.Module, verb: str, error: type[QwenlabError]) -> None:
         self._stack, self._verb, self._error = stack, verb, error
         self._running = threading.RLock()
-        self._strangers: WeakSet[threading.Thread] = WeakSet()
+        self._outside: WeakSet[threading.Thread] = WeakSet()
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """For the length of the block. Raises where another thread's block on this model is in force."""
+        """Context manager for the block. Raises if another thread has an active block on this model."""
         own = threading.current_thread()
         with _entering:
-            held = _blocks.setdefault(self._stack, [])
-            if other := next((thread for thread in held if thread is not own), None):
+            owners = _blocks.setdefault(self._stack, [])
+            if other := next((thread for thread in owners if thread is not own), None):
                 raise self._error(
-                    f"{type(self._stack).__name__} is already under a block of thread {other.name!r}, and "
-                    f"{own.name!r} began another one.\n{_ADVICE}"
+                    f"Thread {own.name!r} enters a block on {type(self._stack).__name__}, but thread {other.name!r} "
+                    f"has an active block on it.\n{_ADVICE}"
                 )
-            held.append(own)
-        self._strangers = WeakSet(thread for thread in threading.enumerate() if thread is not own)
+            owners.append(own)
+        self._outside = WeakSet(thread for thread in threading.enumerate() if thread is not own)
         try:
             yield
         finally:
             with _entering:
-                held.remove(own)
+                owners.remove(own)
 
     def run(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run a forward pass of the model. Raises where the current thread may not, or another one is running it."""
+        """Run a forward pass. Raises if the current thread is not one of the block's, or another one is running."""
         thread = threading.current_thread()
-        if thread in self._strangers or not self._running.acquire(blocking=False):
+        if thread in self._outside or not self._running.acquire(blocking=False):
             raise self._error(
                 f"Thread {thread.name!r} runs a {type(self._stack).__name__} that a block of another thread "
-                f"{self._verb}: the passes of both would be taken for one.\n{_ADVICE}"
+                f"{self._verb}; their passes would be mixed up.\n{_ADVICE}"
             )
         try:
             return run(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Follows the forward passes of one model from call to call, and says what each of them reads."""
+"""Track the sequences of one model from call to call, and describe the tokens that each forward pass reads."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from qwenlab.errors import MisshapenLabels, UnreadableMask
 
 
 class SequenceTracker:
-    """Follows the forward passes of one decoder, by their caches.
+    """Tracks the sequences that one decoder reads, by their caches.
 
-    calls  the calls of `generate`, which say how rows end and what fills them; None to read what fills them as text
+    calls  the calls of `generate`, from which it learns how rows end and which token pads them; None to read such
+           padding as text
     """
 
     def __init__(self, decoder: nn.Module, calls: GenerateCalls | None = None) -> None:
@@ -37,10 +38,10 @@ class SequenceTracker:
         self.embedded = EmbeddedTokens()
         self._hashed = "tokens"
         self._tokens = torch.zeros(1, dtype=torch.int64)
-        cache_argument(type(decoder).forward)  # raises where no argument takes a cache
+        cache_argument(type(decoder).forward)  # raises if no argument takes a cache
         self._names = [name for name in inspect.signature(decoder.forward).parameters if name != "self"]
         self._calls = calls
-        self._threads: WeakKeyDictionary[Cache, CachedSequences] = WeakKeyDictionary()
+        self._cached: WeakKeyDictionary[Cache, CachedSequences] = WeakKeyDictionary()
         self._open: CachedSequences | None = None
 
     @property
@@ -51,94 +52,95 @@ class SequenceTracker:
 
     @property
     def prompts_hash(self) -> str:
-        """A hash of all real tokens read, of their sequences and positions.
+        """A hash of all real tokens read, with their sequences and positions.
 
-        It begins with "tokens:", or with "embeddings:" where a pass was given vectors whose ids are not known.
+        It begins with "tokens:", or with "embeddings:" if a pass got embeddings whose ids are not known.
         """
         return f"{self._hashed}:{int(self.fingerprint) & (2**64 - 1):016x}"
 
     def open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ForwardPass:
-        """The decoder is about to run on these arguments. Raises UnreadableMask and MisshapenLabels."""
-        given = dict(zip(self._names, args, strict=False)) | kwargs
-        tokens, mask, cache = given.get("input_ids"), given.get("attention_mask"), first_cache(given.values())
-        shaped = tokens if tokens is not None else given["inputs_embeds"]
-        tokens = tokens if tokens is not None else self.embedded.ids_of(shaped)
+        """Describe the forward pass that runs on these arguments. Raises UnreadableMask and MisshapenLabels."""
+        arguments = dict(zip(self._names, args, strict=False)) | kwargs
+        ids, mask = arguments.get("input_ids"), arguments.get("attention_mask")
+        cache = first_cache(arguments.values())
+        shaped = ids if ids is not None else arguments["inputs_embeds"]
+        ids = ids if ids is not None else self.embedded.ids_of(shaped)
         (batch, width), device = shaped.shape[:2], shaped.device
         past = int(cache.get_seq_length()) if cache is not None else 0
         keys = keys_of(mask, batch, past + width)
-        self.checks.check(given, keys, width)
+        self.checks.check(arguments, keys, width)
         label, known = self._indices(batch, width), self._known(cache, past, batch)
         ends = self._ends(known)
         if ends.others and batch > 1:
             raise UnreadableMask(
-                f"Rows of this `generate` may end by {ends.others}, each at another token, and what follows their end "
-                "is no text.\nGenerate these texts one at a time, or let rows end by eos_token_id alone."
+                f"Rows of this `generate` may end by {ends.others}, each at another token, and the padding after their "
+                "end is not text.\nGenerate these texts one at a time, or let rows end by eos_token_id alone."
             )
         self._open = known or self._begin(past, batch, device)
         self._open.ends = ends
         self.forwards += 1
         self.columns += batch * width
-        embeddings = shaped if tokens is None else None
-        if past and width == 1 and tokens is not None:
-            tokens = tokens.clone()  # steps are reduced many at a time, and a loop may use one buffer for all
-        return ForwardPass(batch, width, past, device, tokens, keys, label, self._open, ends, embeddings)
+        embeddings = shaped if ids is None else None
+        if past and width == 1 and ids is not None:
+            ids = ids.clone()  # steps are reduced many at a time, and a loop may use one buffer for all
+        return ForwardPass(batch, width, past, device, ids, keys, label, self._open, ends, embeddings)
 
     def close(self, cache: Cache | None) -> None:
-        """After the decoder ran and left its state in this cache, or in none."""
+        """Remember the sequences of the pass that has ended by the cache of its state, if it has one."""
         if cache is not None and self._open is not None:
-            self._threads[cache] = self._open
+            self._cached[cache] = self._open
         self._open = None
 
     def read(self, passes: Sequence[ForwardPass]) -> TokenBatch:
-        """What one pass read, or several decode steps that follow one another: each pass is read once, in order."""
-        start, end, thread, device = passes[0], passes[-1], passes[0].thread, passes[0].device
+        """Return the tokens of one pass, or of consecutive decode steps. Call it once per pass, in order."""
+        start, end, sequences, device = passes[0], passes[-1], passes[0].sequences, passes[0].device
         width = sum(each.width for each in passes)
-        if thread.columns != start.past:
-            thread.first = torch.full_like(thread.first, NEVER)
-        thread.columns = end.past + end.width
+        if sequences.columns != start.past:
+            sequences.first = torch.full_like(sequences.first, NEVER)
+        sequences.columns = end.past + end.width
         keys = None if end.keys is None else end.keys.to(device).bool()
         if keys is None:
             real = torch.ones(start.batch, width, dtype=torch.bool, device=device)
             position = torch.arange(start.past, start.past + width, device=device).expand(start.batch, -1)
         else:
-            held = [each.keys[:, -each.width :] for each in passes if each.keys is not None]
-            real = torch.cat(held, dim=1).to(device).bool()
+            masks = [each.keys[:, -each.width :] for each in passes if each.keys is not None]
+            real = torch.cat(masks, dim=1).to(device).bool()
             position = (keys[:, : start.past].sum(1, keepdim=True) + real.cumsum(1)) - 1
-        tokens = None if start.tokens is None else _joined([each.tokens for each in passes])
-        fills = start.is_decode and start.batch > 1 and tokens is not None and start.ends.pad is not None
-        if fills and tokens is not None:
-            real = real & ~_fillers(thread, tokens, start.ends)
-        whole = (keys is None and not fills) or (device.type == "cpu" and bool(real.all()))
-        thread.first = torch.minimum(thread.first, torch.where(real, position, NEVER).amin(dim=1))
+        ids = None if start.ids is None else _joined([each.ids for each in passes])
+        padded = start.is_decode and start.batch > 1 and ids is not None and start.ends.pad is not None
+        if padded and ids is not None:
+            real = real & ~_padding_of_generate(sequences, ids, start.ends)
+        whole = (keys is None and not padded) or (device.type == "cpu" and bool(real.all()))
+        sequences.first = torch.minimum(sequences.first, torch.where(real, position, NEVER).amin(dim=1))
         label, present = self._label(passes)
         row = torch.where(real, 1 + label, PADDING)
-        group = torch.where(real, 1 + label * FOLDS + (thread.sequence % FOLDS)[:, None], PADDING)
+        group = torch.where(real, 1 + label * FOLDS + (sequences.sequence % FOLDS)[:, None], PADDING)
         self._count(row)
-        self._mix_in(passes, thread.sequence, position, real)
+        self._update_fingerprint(passes, sequences.sequence, position, real)
         return TokenBatch(
             real=real,
             position=position,
             row=row,
             group=group,
-            first=thread.first,
-            numbers=thread.numbers,
+            first=sequences.first,
+            numbers=sequences.numbers,
             keys=None if keys is not None and device.type == "cpu" and bool(keys.all()) else keys,
             past=start.past,
             labels=len(self.labels),
             present=present,
-            carry=thread.carry,
+            carry=sequences.carry,
             whole=whole,
             decode=start.is_decode,
-            tokens=tokens,
+            ids=ids,
         )
 
     def _known(self, cache: Cache | None, past: int, batch: int) -> CachedSequences | None:
-        """The sequences of this cache; None where it was empty, begun elsewhere, or holds another number of rows."""
-        known = self._threads.get(cache) if past and cache is not None else None
+        """Return the sequences of this cache; None if it was empty, begun elsewhere, or has another number of rows."""
+        known = self._cached.get(cache) if past and cache is not None else None
         return known if known is not None and len(known.sequence) == batch else None
 
     def _begin(self, past: int, batch: int, device: torch.device) -> CachedSequences:
-        """New sequences."""
+        """Begin new sequences."""
         numbers = range(self.sequences, self.sequences + batch)
         self.sequences += batch
         sequence = torch.arange(numbers.start, numbers.stop, device=device)
@@ -146,13 +148,13 @@ class SequenceTracker:
         return CachedSequences(past, numbers, sequence, first, ended)
 
     def _ends(self, known: CachedSequences | None) -> RowEnds:
-        """How the rows of this pass end: by the call of `generate` that began them, else by the model's config."""
+        """Return how the rows of this pass end: by the `generate` call that began them, else by the model's config."""
         if self._calls is None:
             return NO_ENDS
-        return self._calls.begun() or (self._calls.usual if known is None else known.ends)
+        return self._calls.take_ends() or (self._calls.default if known is None else known.ends)
 
     def _indices(self, batch: int, width: int) -> Indices:
-        """The current label as indices. Raises MisshapenLabels."""
+        """Return the current label as indices. Raises MisshapenLabels."""
         if isinstance(self.label, str):
             return self._index(self.label)
         names = [[row] * width if isinstance(row, str) else list(row) for row in self.label]
@@ -161,7 +163,7 @@ class SequenceTracker:
             raise MisshapenLabels(
                 f"The labels are for {len(names)} sequences of {lengths} tokens; "
                 f"this forward pass reads {batch} of {width}.\n"
-                "Give one name, one name a sequence, or one name a token of this pass (padding included)."
+                "Give one name, one name per sequence, or one name per token of this pass (padding included)."
             )
         return [[self._index(name) for name in row] for row in names]
 
@@ -171,7 +173,7 @@ class SequenceTracker:
         return self.labels.index(label)
 
     def _label(self, passes: Sequence[ForwardPass]) -> tuple[Any, tuple[int, ...]]:
-        """Index of every token's label (one number where they agree), and the labels that occur."""
+        """Return the index of every token's label (one integer if all agree), and the labels that occur."""
         first = passes[0].label
         if isinstance(first, int) and all(each.label == first for each in passes):
             return first, (first,)
@@ -187,44 +189,44 @@ class SequenceTracker:
         counts[: len(self._tokens)] = self._tokens
         self._tokens = counts.index_add_(0, row.flatten(), torch.ones_like(row.flatten()))
 
-    def _mix_in(
+    def _update_fingerprint(
         self, passes: Sequence[ForwardPass], sequence: torch.Tensor, position: torch.Tensor, real: torch.Tensor
     ) -> None:
-        """Add up a hash of (sequence, position, token): the same however tokens are fed, and without a host sync.
+        """Add a hash of (sequence, position, token): independent of batching, and without a host sync.
 
-        A vector of embeddings stands in for a token whose id is not known.
+        A hash of the embedding replaces a token id that is not known.
         """
-        if passes[0].tokens is None:
+        if passes[0].ids is None:
             self._hashed = "embeddings"
-            tokens = codes(_joined([each.embeddings for each in passes]))
+            ids = codes(_joined([each.embeddings for each in passes]))
         else:
-            tokens = _joined([each.tokens for each in passes])
-        mixed = (tokens + 1) * 0x9E3779B97F4A7C1 + position * 0x2545F4914F6CDD1 + sequence[:, None] * 0x5851F42D4C957F2
+            ids = _joined([each.ids for each in passes])
+        mixed = (ids + 1) * 0x9E3779B97F4A7C1 + position * 0x2545F4914F6CDD1 + sequence[:, None] * 0x5851F42D4C957F2
         mixed = (mixed ^ (mixed >> 29)) * 0x3F58476D1CE4E5B
         total = torch.where(real, mixed ^ (mixed >> 32), 0).sum()
         self.fingerprint = self.fingerprint.to(total.device) + total
 
 
-def _fillers(thread: CachedSequences, tokens: torch.Tensor, by: RowEnds) -> torch.Tensor:
-    """bool [batch, position]: what `generate` only fills in, the row having ended before the others did.
+def _padding_of_generate(sequences: CachedSequences, ids: torch.Tensor, by: RowEnds) -> torch.Tensor:
+    """Return bool [batch, position]: padding that `generate` appends to rows that end before the others.
 
     A row is over from an end token on for as long as padding follows: until the first token that is neither.
     """
-    ends = torch.isin(tokens, torch.tensor(by.tokens, device=tokens.device))
-    steps = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+    ends = torch.isin(ids, torch.tensor(by.tokens, device=ids.device))
+    steps = torch.arange(1, ids.shape[1] + 1, device=ids.device)
     ended = torch.where(ends, steps, 0).cummax(dim=1).values
-    began = torch.where(ends | (tokens == by.pad), -1, steps).cummax(dim=1).values
-    over = torch.where(ended > 0, ended > began, thread.ended[:, None] & (began < 0))
-    before = torch.cat([thread.ended[:, None], over[:, :-1]], dim=1)
-    thread.ended = over[:, -1]
-    return before & (tokens == by.pad)
+    began = torch.where(ends | (ids == by.pad), -1, steps).cummax(dim=1).values
+    over = torch.where(ended > 0, ended > began, sequences.ended[:, None] & (began < 0))
+    before = torch.cat([sequences.ended[:, None], over[:, :-1]], dim=1)
+    sequences.ended = over[:, -1]
+    return before & (ids == by.pad)
 
 
 def cache_among(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Cache | None:
-    """The cache that a forward pass left its state in: what it returned, else what it was given."""
+    """Return the cache with the state of a forward pass: the one it returned, else the one in its arguments."""
     values = out.values() if isinstance(out, dict) else out
     return first_cache((*values, *args, *kwargs.values()))
 
 
-def _joined(held: Sequence[torch.Tensor | None]) -> torch.Tensor:
-    return torch.cat([each for each in held if each is not None], dim=1)
+def _joined(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    return torch.cat([tensor for tensor in tensors if tensor is not None], dim=1)

@@ -1,4 +1,4 @@
-"""Functions that are looked up by name when they are called, wrapped in their place for as long as anyone listens."""
+"""Reference-counted monkey-patching of functions and module calls."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from torch import nn
 
 ModuleGlobals = dict[str, Any]
 Before = Callable[[tuple[Any, ...], dict[str, Any]], None]
-"""Told of each call before it runs: its arguments, its keyword arguments."""
+"""Called before each call, with its arguments and keyword arguments."""
 After = Callable[[tuple[Any, ...], dict[str, Any], Any], None]
-"""Told of each call once it has returned: its arguments, its keyword arguments, its result."""
+"""Called after each call, with its arguments, keyword arguments and result."""
 Around = Callable[..., Any]
-"""Called in place of each call, with the function that would have run and its arguments; what it returns counts."""
+"""Called instead of each call, with the original function and its arguments; its result replaces that of the call."""
 
 
 class _Wrapper:
-    """One function, wrapped under its own name: changes stand around it, and listeners hear what comes of them.
+    """One function, wrapped under its own name: `around` and `instead` change calls, `before` and `after` observe them.
 
-    owner  the module whose method it is, if it is one: a copy of that module is not wrapped
+    owner  the module whose method the function is, if it is one; a copy of that module is not wrapped
     """
 
     def __init__(self, namespace: ModuleGlobals, name: str, original: Callable[..., Any], owner: Any = None) -> None:
@@ -34,30 +34,32 @@ class _Wrapper:
         self.instead: tuple[Around, ...] = ()
         self.before: tuple[Before, ...] = ()
         self.after: tuple[After, ...] = ()
-        self._was_there = name in namespace
+        self._existed = name in namespace
         functools.update_wrapper(self, original)
         namespace[name] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.around or self.instead:
-            args, kwargs, result = self._changed(args, kwargs)
+            args, kwargs, result = self._run_changed(args, kwargs)
         else:
-            for look in self.before:
-                look(args, kwargs)
+            for before in self.before:
+                before(args, kwargs)
             result = self.original(*args, **kwargs)
-        for look_after in self.after:
-            look_after(args, kwargs, result)
+        for after in self.after:
+            after(args, kwargs, result)
         return result
 
-    def _changed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-        """The arguments that the function got in the end, and what came of them."""
-        given = (args, kwargs)
+    def _run_changed(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+        """Run a call with all changes; return the arguments that reached the function, and the result."""
+        final = (args, kwargs)
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            nonlocal given
-            given = (args, kwargs)
-            for look in self.before:
-                look(args, kwargs)
+            nonlocal final
+            final = (args, kwargs)
+            for before in self.before:
+                before(args, kwargs)
             function = self.original
             for instead in self.instead:
                 function = functools.partial(instead, function)
@@ -67,18 +69,18 @@ class _Wrapper:
         for around in reversed(self.around):
             call = functools.partial(around, call)
         result = call(*args, **kwargs)
-        return *given, result
+        return *final, result
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        if self._was_there or id(self.owner) not in memo:
+        if self._existed or id(self.owner) not in memo:
             return copy.deepcopy(self.original, memo)
         return MethodType(getattr(type(self.owner), self.name), memo[id(self.owner)])
 
     def restore(self) -> None:
-        """Put the original back, unless somebody has laid a function of their own over ours: theirs stays."""
+        """Restore the original, unless another function has replaced the wrapper since: that one stays."""
         if self.namespace.get(self.name) is not self:
             return
-        if self._was_there:
+        if self._existed:
             self.namespace[self.name] = self.original
         else:
             del self.namespace[self.name]
@@ -86,7 +88,7 @@ class _Wrapper:
 
 _wrappers: dict[tuple[int, str], _Wrapper] = {}
 _registry = threading.RLock()
-"""Held while wrappers are placed, joined or removed."""
+"""Lock for adding, changing and removing wrappers."""
 
 
 @contextmanager
@@ -103,23 +105,25 @@ def listening(
     inmost: bool = False,
     owner: nn.Module | None = None,
 ) -> Iterator[None]:
-    """Hear every call of `namespace[name]`; the wrapping goes with the last listener, in whatever order they leave.
+    """Context manager that observes or changes calls of `namespace[name]`; the last one to exit removes the wrapper.
 
-    original  what runs when the name is called now: `namespace[name]`, or what stands in where it is missing
-    around    change the arguments or the result: listeners hear what is left when every change was made
-    outside   stand outside the changes that came before this one, to get the result that they made; by default inside,
-              to get their arguments
-    instead   run in place of the function, with all arguments changed
-    inmost    be told last before the call, and first after it
+    original  the function that runs now: `namespace[name]`, or its replacement where the name is missing
+    before    observes calls before they run, with the arguments after all changes
+    after     observes calls after they ran, with the arguments and the result after all changes
+    around    changes arguments or result
+    outside   wrap `around` outside earlier changes, so that it gets their result; by default inside, so that it gets
+              their arguments
+    instead   runs instead of the function, after all changes to the arguments
+    inmost    call `after` before those of earlier listeners
     """
     key = (id(namespace), name)
     with _registry:
         wrapper = _wrappers.get(key)
         if wrapper is None:
-            if isinstance(original, _Wrapper):  # of another thread, which has removed it since it was looked up
+            if isinstance(original, _Wrapper):  # another thread has removed it since it was looked up
                 original = original.original
             wrapper = _wrappers[key] = _Wrapper(namespace, name, original, owner)
-        # Tuples are replaced, never changed: a call that is under way goes on with those it began with.
+        # Tuples are replaced, never mutated: a call in progress continues with those that it began with.
         if around is not None:
             wrapper.around = (around, *wrapper.around) if outside else (*wrapper.around, around)
         if instead is not None:
@@ -143,7 +147,7 @@ def listening(
 
 @contextmanager
 def inputs(module: nn.Module, before: Before) -> Iterator[None]:
-    """Hear what a module is given, after all hooks of others that may change it."""
+    """Context manager that observes a module's arguments, after any other hook has changed them."""
     with listening(vars(module), "forward", module.forward, before=before, owner=module):
         yield
 
@@ -158,20 +162,20 @@ def outputs(
     instead: Around | None = None,
     inmost: bool = False,
 ) -> Iterator[None]:
-    """Hear what a module has returned, after all hooks of others that may change it.
+    """Context manager that observes or changes a module's result, after any other hook has changed it.
 
-    Not by a hook of our own: torch takes several microseconds for one, and a decode step has a hundred such modules.
-    `__call__` of a module looks `_call_impl` up on the module.
+    It uses no torch hook: one costs several microseconds, and a decode step runs a hundred such modules. It relies on
+    `__call__` looking up `_call_impl` on the module (docs/decisions/0013-no-hooks-of-torch.md).
     """
     call: Any = module._call_impl
-    how: Any = dict(before=before, around=around, outside=True, instead=instead, inmost=inmost, owner=module)
-    with listening(vars(module), "_call_impl", call, after, **how):
+    options: Any = dict(before=before, around=around, outside=True, instead=instead, inmost=inmost, owner=module)
+    with listening(vars(module), "_call_impl", call, after, **options):
         yield
 
 
 @contextmanager
 def changed(module: nn.Module, around: Around, *, outside: bool = True) -> Iterator[None]:
-    """Change what a module computes, inside the hooks of others: one that reads its output gets what it was changed to.
+    """Context manager that changes a module's result before other hooks read it.
 
     transformers' `output_hidden_states` and `output_router_logits` are such hooks.
 
@@ -182,12 +186,12 @@ def changed(module: nn.Module, around: Around, *, outside: bool = True) -> Itera
 
 
 _methods: dict[tuple[type, str], tuple[Any, list[After]]] = {}
-"""The methods of classes that are listened to: what stood there before, and the listeners."""
+"""By class and method: the original, and its listeners."""
 
 
 @contextmanager
 def method_calls(owner: type, name: str, after: After) -> Iterator[None]:
-    """Hear every call of a method that a class defines, on any instance; the instance is the first argument."""
+    """Context manager that observes every call of a class's method; the instance is the first argument."""
     key = (owner, name)
     with _registry:
         if key not in _methods:
@@ -196,8 +200,8 @@ def method_calls(owner: type, name: str, after: After) -> Iterator[None]:
             @functools.wraps(original)
             def wrapper(*args: Any, **kwargs: Any) -> Any:
                 result = original(*args, **kwargs)
-                for look in tuple(listeners):
-                    look(args, kwargs, result)
+                for listener in tuple(listeners):
+                    listener(args, kwargs, result)
                 return result
 
             _methods[key] = original, listeners
@@ -214,25 +218,24 @@ def method_calls(owner: type, name: str, after: After) -> Iterator[None]:
                 setattr(owner, name, original)
 
 
-def in_this_thread(look: Callable[..., None]) -> Callable[..., None]:
-    """A listener that hears only the calls made by the thread that made it: others may run the same model."""
+def in_this_thread(listener: Callable[..., None]) -> Callable[..., None]:
+    """Restrict a listener to calls from the current thread, since other threads may run the same model."""
     own = get_ident()
 
-    def heard_here(*args: Any, **kwargs: Any) -> None:
+    def restricted(*args: Any, **kwargs: Any) -> None:
         if get_ident() == own:
-            look(*args, **kwargs)
+            listener(*args, **kwargs)
 
-    return heard_here
+    return restricted
 
 
 def unwrapped(namespace: ModuleGlobals, name: str) -> Callable[..., Any]:
-    """`namespace[name]` as it is without listeners."""
-    found: Callable[..., Any] = namespace[name]
-    return found.original if isinstance(found, _Wrapper) else found
+    """Return `namespace[name]` without our wrapper."""
+    function: Callable[..., Any] = namespace[name]
+    return function.original if isinstance(function, _Wrapper) else function
 
 
 def heard(module: nn.Module) -> bool:
-    """Whether anybody listens to a module, or changes what it does: by these wrappings, or by hooks of torch."""
-    held = vars(module)
-    wrapped = any((id(held), name) in _wrappers for name in ("forward", "_call_impl"))
+    """Return whether a module's calls are observed or changed, by our wrappers or by torch hooks."""
+    wrapped = any((id(vars(module)), name) in _wrappers for name in ("forward", "_call_impl"))
     return wrapped or bool(module._forward_hooks or module._forward_pre_hooks)

@@ -1,4 +1,4 @@
-"""From a name or a folder to a model whose parts have names: configs, families, anatomy, weights."""
+"""Open checkpoints: configs, model families, sites, anatomy, weights and the MTP head."""
 
 import lazy_loader
 

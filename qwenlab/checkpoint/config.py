@@ -1,4 +1,4 @@
-"""config.json, in any of its published layouts, read into the few numbers that the rest of qwenlab needs."""
+"""Read config.json, in any of its published layouts, into a `TextConfig`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,15 @@ from qwenlab.errors import BadConfig, UnknownConfigField, UnknownConfigFieldWarn
 ConfigSource = Mapping[str, Any] | str | Path | object
 """A config dict, a folder or path of a config.json, or a transformers config."""
 
-# What transformers builds whatever the config says: another value would describe weights that it cannot load.
+# transformers ignores these fields and always builds these values, so it could not load weights for other values.
 _ALWAYS: dict[str, Any] = {"attn_output_gate": True, "mtp_use_dedicated_embeddings": False}
+
+_SIZES = (
+    *("vocab_size", "hidden_size", "max_position_embeddings", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    *("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim"),
+    "linear_conv_kernel_dim",
+)
+"""Fields that every config must have as positive integers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +44,13 @@ class VisionConfig:
 
 @dataclass(frozen=True, slots=True)
 class TextConfig:
-    """The text stack of one checkpoint, and what is stored beside it. Field names are those of config.json."""
+    """Sizes of a checkpoint: text stack, MTP head and vision tower. Field names are those of config.json."""
 
     name: str
     family: Family
-    is_root: bool  # written with `text_config` inside: decides the prefixes in the checkpoint's files
+    is_root: bool  # the config has a `text_config` inside: decides the prefixes of the tensor names
     layer_types: tuple[str, ...]
-    sparse_layers: tuple[bool, ...]  # which layers have routed experts in the MLP's place
+    sparse_layers: tuple[bool, ...]  # whether a layer has routed experts instead of a dense MLP
     dtype: str
     quantization: str | None  # `quant_method`, None for plain weights
     weight_block: tuple[int, int] | None  # rows and columns that share one scale
@@ -61,8 +68,8 @@ class TextConfig:
     linear_key_head_dim: int
     linear_value_head_dim: int
     linear_conv_kernel_dim: int
-    intermediate_size: int  # of a dense MLP; 0 where every layer is sparse
-    num_experts: int  # 0 in a dense family, as are the three below
+    intermediate_size: int  # of a dense MLP; 0 if every layer is sparse
+    num_experts: int  # 0 in a dense family, as are the next three
     num_experts_per_tok: int
     moe_intermediate_size: int
     shared_expert_intermediate_size: int
@@ -88,51 +95,51 @@ class TextConfig:
 def read_config(source: ConfigSource, *, name: str | None = None, strict: bool = False) -> TextConfig:
     """Read a config dict, a folder or path of a config.json, or a transformers config.
 
-    name    what the checkpoint is called; by default the folder's name, or the path the config remembers
-    strict  fields that the family is not known to have raise UnknownConfigField; by default they warn
+    name    name of the checkpoint; by default the name of the folder, or of the config's `_name_or_path`
+    strict  raise UnknownConfigField for unknown fields; by default they only warn
 
     Raises UnreadableConfig, BadConfig (naming the field), NotAHybrid and UnsupportedFamily.
     """
-    raw, called = _raw(source)
-    name = name or called
+    raw, default_name = _raw(source)
+    name = name or default_name
     text = raw.get("text_config", raw)
     if not isinstance(text, Mapping):
-        raise BadConfig(f"text_config of {name} is {text!r}.\nIt must be an object: the fields of the text stack.")
+        raise BadConfig(f"text_config of {name} is {text!r}.\nIt must be an object with the fields of the text stack.")
     family = family_of(raw)
     is_root = raw["model_type"] == family.root_type
     if is_root and text is raw:
         raise BadConfig(
-            f"{name} is of model_type {family.root_type!r} but has no text_config: transformers would fill it in.\n"
-            f"Put the fields of the text stack into text_config, or write model_type {family.text_type!r}."
+            f"{name} has model_type {family.root_type!r} but no text_config; transformers would use default sizes.\n"
+            f"Move the fields of the text stack into text_config, or set model_type to {family.text_type!r}."
         )
     _report_unknown(unknown_fields(family, raw), name, family, strict)
     return _text_config(raw, _Fields(text, "text_config." if is_root else "", name), family, is_root)
 
 
 def _raw(source: ConfigSource) -> tuple[Mapping[str, Any], str]:
-    """The config as a dict, and what to call the checkpoint."""
+    """Return the config as a dict, and a default name for the checkpoint."""
     if isinstance(source, str | Path):
         path = Path(source)
         file = path / "config.json" if path.is_dir() else path
         return _load(file), file.resolve().parent.name if file.name == "config.json" else file.stem
     if not isinstance(source, Mapping) and not hasattr(source, "to_dict"):
         raise UnreadableConfig(
-            f"a {type(source).__name__} is no config.\nGive a dict, a folder, or a transformers config."
+            f"A {type(source).__name__} is not a config.\nPass a dict, a folder, or a transformers config."
         )
     raw = source if isinstance(source, Mapping) else source.to_dict()
     return raw, Path(str(raw.get("_name_or_path") or raw.get("model_type") or "this config")).name
 
 
 def _load(file: Path) -> Mapping[str, Any]:
-    mend = "Give the folder of a checkpoint, which holds config.json."
+    fix = "Pass the folder of a checkpoint, which contains config.json."
     if not file.is_file():
-        raise UnreadableConfig(f"there is no {file.name} in {file.parent}.\n{mend}")
+        raise UnreadableConfig(f"There is no {file.name} in {file.parent}.\n{fix}")
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UnreadableConfig(f"{file} is not JSON: {error}.\nIt may be truncated: fetch it again.") from error
+        raise UnreadableConfig(f"{file} is not JSON: {error}.\nIt may be truncated: download it again.") from error
     if not isinstance(raw, dict):
-        raise UnreadableConfig(f"{file} holds a {type(raw).__name__}, not an object.\n{mend}")
+        raise UnreadableConfig(f"{file} contains a {type(raw).__name__}, not an object.\n{fix}")
     return raw
 
 
@@ -140,44 +147,44 @@ def _report_unknown(unknown: list[str], name: str, family: Family, strict: bool)
     if not unknown:
         return
     message = (
-        f"{name} has config fields that {family.name} is not known to have: {', '.join(unknown)}.\n"
-        "They may change what the model computes, and qwenlab's numbers do not take them into account."
+        f"{name} has config fields that qwenlab does not know for {family.name}: {', '.join(unknown)}.\n"
+        "They may change what the model computes; qwenlab ignores them."
     )
     if strict:
-        raise UnknownConfigField(f"{message}\nLeave strict=False to read the config with a warning.")
+        raise UnknownConfigField(f"{message}\nUse strict=False to get a warning instead.")
     warnings.warn(message, UnknownConfigFieldWarning, stacklevel=4)
 
 
 @dataclass(frozen=True, slots=True)
 class _Fields:
-    """The fields of one object in a config, which complains with their full names."""
+    """The fields of one object in a config; errors name a field with its prefix and the config."""
 
     values: Mapping[str, Any]
-    prefix: str
-    config: str
+    prefix: str  # "text_config."
+    config: str  # the name of the checkpoint
 
     def get(self, name: str, default: Any = None) -> Any:
         value = self.values.get(name)
         return default if value is None else value
 
-    def whole(self, name: str, least: int = 1) -> int:
-        """A required whole number; none is defaulted, for transformers' defaults are those of another checkpoint."""
+    def integer(self, name: str, least: int = 1) -> int:
+        """Return a required integer. It has no default: those of transformers belong to another checkpoint."""
         value = self.values.get(name)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            said = "is missing" if value is None else f"is {value!r}"
-            raise self.bad(name, f"{said}; it must be a whole number of at least {least}")
+            problem = "is missing" if value is None else f"is {value!r}"
+            raise self.error(name, f"{problem}; it must be an integer, {least} or more")
         return value
 
-    def bad(self, name: str, problem: str) -> BadConfig:
+    def error(self, name: str, problem: str) -> BadConfig:
         return BadConfig(f"{self.prefix}{name} of {self.config} {problem}.\nCorrect it in the config.")
 
 
 def _text_config(raw: Mapping[str, Any], text: _Fields, family: Family, is_root: bool) -> TextConfig:
-    for name, always in _ALWAYS.items():
-        if text.get(name, always) != always:
-            raise text.bad(name, f"is {text.get(name)!r}; transformers always builds {family.name} with {always!r}")
+    for name, value in _ALWAYS.items():
+        if text.get(name, value) != value:
+            raise text.error(name, f"is {text.get(name)!r}; transformers always builds {family.name} with {value!r}")
     layer_types = _layer_types(text)
-    experts = text.whole("num_experts", least=0 if family.dense_layers else 1) if family.sparse else 0
+    experts = text.integer("num_experts", least=0 if family.dense_layers else 1) if family.sparse else 0
     sparse = _sparse_layers(text, family, len(layer_types), experts)
     quantization = raw.get("quantization_config") or text.get("quantization_config", {})
     block = quantization.get("weight_block_size")
@@ -188,28 +195,18 @@ def _text_config(raw: Mapping[str, Any], text: _Fields, family: Family, is_root:
         is_root=is_root,
         layer_types=layer_types,
         sparse_layers=sparse,
-        # A config that names no dtype is built as torch's default.
+        # Without a dtype in the config, transformers uses torch's default.
         dtype=str(text.get("dtype") or text.get("torch_dtype") or raw.get("dtype") or "float32").removeprefix("torch."),
         quantization=quantization.get("quant_method"),
         weight_block=tuple(block) if block else None,
-        vocab_size=text.whole("vocab_size"),
-        hidden_size=text.whole("hidden_size"),
+        **{size: text.integer(size) for size in _SIZES},
         tie_word_embeddings=bool(text.get("tie_word_embeddings", raw.get("tie_word_embeddings", False))),
-        max_position_embeddings=text.whole("max_position_embeddings"),
-        num_attention_heads=text.whole("num_attention_heads"),
-        num_key_value_heads=text.whole("num_key_value_heads"),
-        head_dim=text.whole("head_dim"),
         attention_bias=bool(text.get("attention_bias", False)),
-        linear_num_key_heads=text.whole("linear_num_key_heads"),
-        linear_num_value_heads=text.whole("linear_num_value_heads"),
-        linear_key_head_dim=text.whole("linear_key_head_dim"),
-        linear_value_head_dim=text.whole("linear_value_head_dim"),
-        linear_conv_kernel_dim=text.whole("linear_conv_kernel_dim"),
-        intermediate_size=0 if all(sparse) else text.whole("intermediate_size"),
+        intermediate_size=0 if all(sparse) else text.integer("intermediate_size"),
         num_experts=experts,
-        num_experts_per_tok=text.whole("num_experts_per_tok") if experts else 0,
-        moe_intermediate_size=text.whole("moe_intermediate_size") if experts else 0,
-        shared_expert_intermediate_size=text.whole("shared_expert_intermediate_size", least=0) if experts else 0,
+        num_experts_per_tok=text.integer("num_experts_per_tok") if experts else 0,
+        moe_intermediate_size=text.integer("moe_intermediate_size") if experts else 0,
+        shared_expert_intermediate_size=text.integer("shared_expert_intermediate_size", least=0) if experts else 0,
         mtp_num_hidden_layers=_mtp_layers(raw, text),
         vision=_vision(_Fields(raw["vision_config"], "vision_config.", text.config)) if has_vision else None,
     )
@@ -218,51 +215,51 @@ def _text_config(raw: Mapping[str, Any], text: _Fields, family: Family, is_root:
 
 
 def _layer_types(text: _Fields) -> tuple[str, ...]:
-    """The kind of each layer: as listed, or attention every `full_attention_interval`, as transformers derives it."""
-    count = text.whole("num_hidden_layers")
+    """The kind of each layer: from `layer_types`, or attention every `full_attention_interval`, as in transformers."""
+    count = text.integer("num_hidden_layers")
     kinds = text.get("layer_types")
     if kinds is None:
-        interval = text.whole("full_attention_interval") if text.get("full_attention_interval") is not None else 4
+        interval = text.integer("full_attention_interval") if text.get("full_attention_interval") is not None else 4
         return tuple(DELTANET if (layer + 1) % interval else ATTENTION for layer in range(count))
     if not isinstance(kinds, list | tuple) or len(kinds) != count:
-        said = f"lists {len(kinds)} layers" if isinstance(kinds, list | tuple) else f"is {kinds!r}"
-        raise text.bad("layer_types", f"{said}, but num_hidden_layers is {count}")
+        problem = f"lists {len(kinds)} layers" if isinstance(kinds, list | tuple) else f"is {kinds!r}"
+        raise text.error("layer_types", f"{problem}, but num_hidden_layers is {count}")
     for layer, kind in enumerate(kinds):
         if kind not in KINDS:
-            raise text.bad("layer_types", f"calls layer {layer} {kind!r}; the known kinds are {' and '.join(KINDS)}")
+            raise text.error("layer_types", f"has {kind!r} at layer {layer}; the known kinds are {' and '.join(KINDS)}")
     return tuple(kinds)
 
 
 def _sparse_layers(text: _Fields, family: Family, count: int, experts: int) -> tuple[bool, ...]:
-    """Which layers have routed experts, as the decoder layers of transformers decide it."""
+    """Whether each layer has routed experts, by the rule of transformers' decoder layers."""
     dense = text.get("mlp_only_layers", [])
     if not family.dense_layers:
         if dense:
-            raise text.bad("mlp_only_layers", f"is {dense!r}, but transformers does not read it for {family.name}")
+            raise text.error("mlp_only_layers", f"is {dense!r}, but transformers ignores it for {family.name}")
         return (family.sparse,) * count
-    step = text.whole("decoder_sparse_step") if text.get("decoder_sparse_step") is not None else 1
+    step = text.integer("decoder_sparse_step") if text.get("decoder_sparse_step") is not None else 1
     return tuple(experts > 0 and layer not in dense and (layer + 1) % step == 0 for layer in range(count))
 
 
 def _mtp_layers(raw: Mapping[str, Any], text: _Fields) -> int:
-    """Layers of the multi-token-prediction head, named in text_config, or at the root, or in both."""
+    """Number of layers of the multi-token-prediction head, from text_config, the root, or both."""
     names = ("mtp_num_hidden_layers", "num_nextn_predict_layers")
-    stated = {fields[name] for fields in (raw, text.values) for name in names if fields.get(name) is not None}
-    if len(stated) > 1:
-        raise text.bad("mtp_num_hidden_layers", f"and the root's disagree: {sorted(stated)}")
-    return stated.pop() if stated else 0
+    counts = {fields[name] for fields in (raw, text.values) for name in names if fields.get(name) is not None}
+    if len(counts) > 1:
+        raise text.error("mtp_num_hidden_layers", f"and the one at the root differ: {sorted(counts)}")
+    return counts.pop() if counts else 0
 
 
 def _vision(vision: _Fields) -> VisionConfig:
-    return VisionConfig(**{name: vision.whole(name) for name in VisionConfig.__dataclass_fields__})
+    return VisionConfig(**{name: vision.integer(name) for name in VisionConfig.__dataclass_fields__})
 
 
 def _check_fit(config: TextConfig, text: _Fields) -> None:
-    """Heads must share out evenly, and a token cannot choose more experts than there are."""
+    """Check that head counts divide evenly, and that a token does not choose more experts than exist."""
     queries = ("num_attention_heads", "num_key_value_heads")
     values = ("linear_num_value_heads", "linear_num_key_heads")
     for many, few in (queries, values):
         if getattr(config, many) % getattr(config, few):
-            raise text.bad(many, f"is {getattr(config, many)}, not a multiple of {few}, {getattr(config, few)}")
+            raise text.error(many, f"is {getattr(config, many)}, not a multiple of {few}, {getattr(config, few)}")
     if (chosen := config.num_experts_per_tok) > config.num_experts:
-        raise text.bad("num_experts_per_tok", f"is {chosen}, more than the {config.num_experts} experts")
+        raise text.error("num_experts_per_tok", f"is {chosen}, more than the {config.num_experts} experts")

@@ -1,6 +1,6 @@
-"""The config fields each family is known to have: in the published config.json files and transformers' classes.
+"""Known config fields of each family, from the published config.json files and the classes of transformers.
 
-A field outside these lists may change what a model computes, so reading it is a warning, or an error when strict.
+Any other field may change what a model computes: `read_config` warns about it, or raises when strict.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ _VISION = _ANY | _words("""
 
 
 def unknown_fields(family: Family, raw: Mapping[str, Any]) -> list[str]:
-    """Names of the fields of `raw` that `family` is not known to have, dotted, in the order of the config."""
+    """Return the dotted names of the fields of `raw` that are not known for `family`, in the order of the config."""
     known_text = _TEXT.union(_SPARSE if family.sparse else (), _QWEN3_NEXT if family.dense_layers else ())
     if raw.get("model_type") == family.text_type:
-        return list(_beyond(known_text, raw, ""))
+        return list(_outside(known_text, raw, ""))
     text, vision = raw.get("text_config"), raw.get("vision_config")
     return [
-        *_beyond(_ROOT, raw, ""),
-        *_beyond(known_text, text or {}, "text_config."),
-        *_beyond(_VISION, vision or {}, "vision_config."),
+        *_outside(_ROOT, raw, ""),
+        *_outside(known_text, text or {}, "text_config."),
+        *_outside(_VISION, vision or {}, "vision_config."),
     ]
 
 
-def _beyond(known: frozenset[str], fields: Mapping[str, Any], prefix: str) -> Iterator[str]:
-    """Names in `fields` but not in `known`; private ones (`_name_or_path`) are transformers' own bookkeeping."""
+def _outside(known: frozenset[str], fields: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    """Yield names in `fields` but not in `known`; private ones (`_name_or_path`) belong to transformers."""
     return (prefix + name for name in fields if name not in known and not name.startswith("_"))

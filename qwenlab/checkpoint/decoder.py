@@ -1,4 +1,4 @@
-"""The stack of decoder layers inside a model, whatever wraps it."""
+"""Find the stack of decoder layers inside a model, and the parts of each layer."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from qwenlab.errors import AmbiguousModel, BadArgument, NotAHybrid
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """The stack of decoder layers inside a model, whatever wraps it."""
+    """The stack of decoder layers inside a model, under any wrapper."""
 
     module: PreTrainedModel
-    path: str  # from the model given; "" where it is the stack itself
+    path: str  # from the model to the stack; "" if the model is the stack itself
     family: Family
     layer_types: tuple[str, ...]
 
@@ -31,7 +31,7 @@ class Decoder:
         return self.layers[layer].get_submodule(self.family.mixer(self.layer_types[layer]))
 
     def part(self, layer: int, word: str) -> Any:
-        """The submodule of a layer that `word` names in the family table ("mixer", "router", ...); None without one."""
+        """The submodule of a layer by its name in the family table ("mixer", "router", ...); None if it has none."""
         module: Any = self.layers[layer]
         path = self.family.mixer(self.layer_types[layer]) if word == "mixer" else getattr(self.family, word)
         for name in path.split("."):
@@ -39,46 +39,46 @@ class Decoder:
         return module
 
     def layers_with(self, word: str) -> tuple[int, ...]:
-        """The layers that have such a part."""
+        """Indices of the layers that have this part."""
         return tuple(layer for layer in range(len(self.layers)) if self.part(layer, word) is not None)
 
     def layers_of(self, kind: str) -> tuple[int, ...]:
-        """The layers whose mixer is of this kind."""
-        return tuple(layer for layer, found in enumerate(self.layer_types) if found == kind)
+        """Indices of the layers whose mixer is of this kind."""
+        return tuple(layer for layer, layer_type in enumerate(self.layer_types) if layer_type == kind)
 
     def layer_path(self, layer: int) -> str:
-        """Path of one layer from the model given."""
+        """Path from the model to one of its layers."""
         return ".".join(part for part in (self.path, "layers", str(layer)) if part)
 
 
 def decoder_of(model: nn.Module) -> Decoder:
-    """Find the decoder stack of a causal model, a ForConditionalGeneration wrapper, or a module that holds one.
+    """Find the decoder stack of a causal model, a ForConditionalGeneration wrapper, or a module that contains one.
 
-    Raises NotAHybrid or UnsupportedFamily for a model that is not of our families, and AmbiguousModel for a module
-    that holds more than one stack.
+    Raises NotAHybrid or UnsupportedFamily for a model of another family, and AmbiguousModel for a module that contains
+    more than one stack.
     """
-    found = [(path, module) for path, module in model.named_modules() if _is_stack(module)]
-    if not found:
+    stacks = [(path, module) for path, module in model.named_modules() if _is_stack(module)]
+    if not stacks:
         raise NotAHybrid(
-            f"{type(model).__name__} holds no stack of decoder layers whose config has `layer_types`.\n"
-            "Give a hybrid model of transformers, or a module that has one among its submodules."
+            f"{type(model).__name__} contains no stack of decoder layers whose config has `layer_types`.\n"
+            "Pass a hybrid model of transformers, or a module that contains one."
         )
-    if len(found) > 1:
-        where = ", ".join(path or "itself" for path, _ in found)
+    if len(stacks) > 1:
+        where = ", ".join(path or "itself" for path, _ in stacks)
         raise AmbiguousModel(
-            f"{type(model).__name__} holds {len(found)} stacks of decoder layers: {where}.\nGive the one that is meant."
+            f"{type(model).__name__} contains {len(stacks)} stacks of decoder layers: {where}.\nPass one of them."
         )
-    path, stack = found[0]
+    path, stack = stacks[0]
     return Decoder(stack, path, family_of(stack.config), tuple(stack.config.layer_types))
 
 
 def module_of(model: nn.Module | Any) -> nn.Module:
-    """The module itself, or the one a Checkpoint holds. Raises BadArgument for what is neither."""
+    """Return the module itself, or the model of a Checkpoint; raises BadArgument for anything else."""
     module = model if isinstance(model, nn.Module) else getattr(model, "model", None)
     if not isinstance(module, nn.Module):
         raise BadArgument(
-            f"This is a {type(model).__name__}, which is no model and holds none.\n"
-            "Give a transformers model, or what qwenlab.open(...) returned."
+            f"Expected a model or a Checkpoint, got a {type(model).__name__}.\n"
+            "Pass a transformers model, or the Checkpoint that qwenlab.open(...) returned."
         )
     return module
 

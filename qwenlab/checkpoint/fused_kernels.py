@@ -1,8 +1,8 @@
-"""Torch's own functions in the place of fused kernels, for tensors on the CPU.
+"""Replace fused GPU kernels by torch's own functions for tensors on the CPU.
 
-transformers binds the kernels of flash-linear-attention and causal_conv1d when it imports a modeling file, whatever the
-device of the model. Those kernels need a GPU. Here such a binding is made to depend on the device of each call's
-tensors: `run_on_cpu` for good, `running_on_cpu` for the length of a block.
+transformers binds the kernels of flash-linear-attention and causal_conv1d when it imports a modeling file, on any
+device, but those kernels need a GPU. This file makes such a binding depend on the device of each call's tensors:
+`run_on_cpu` permanently, `running_on_cpu` inside a block.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from qwenlab.checkpoint.families import Family
 from qwenlab.errors import BadArgument
 
 CONVOLUTIONS = ("causal_conv1d_fn", "causal_conv1d_update")
-"""The names by which a DeltaNet layer calls its convolution, in every modeling file."""
+"""Names of the convolution functions that a DeltaNet layer calls, in every modeling file."""
 
 _PACKED = ("cu_seqlens", "seq_idx")
-"""Arguments that say where the sequences of a packed row begin: torch's own functions ignore them."""
+"""Arguments that give the start of each sequence in a packed row; torch's own functions ignore them."""
 
 _lock = Lock()
 
 
 def run_on_cpu(family: Family) -> None:
-    """Let models of this family run on the CPU, where fused kernels are installed that need a GPU.
+    """Let models of this family run on the CPU even if fused kernels are installed that need a GPU.
 
-    From now on their DeltaNet layers call torch's own functions with tensors on the CPU, and the fused kernels with all
-    others. Nothing is done where the kernels that transformers bound run on a CPU: torch's own, or those of
-    flash-linear-attention in Triton's interpreter.
+    From now on their DeltaNet layers call torch's own functions for tensors on the CPU, and the fused kernels for all
+    others. Nothing changes if the bound kernels run on a CPU: torch's own, or those of flash-linear-attention in
+    Triton's interpreter.
     """
     for binding in _bindings(family):
         binding.acquire()
@@ -44,7 +44,7 @@ def run_on_cpu(family: Family) -> None:
 
 @contextmanager
 def running_on_cpu(family: Family) -> Iterator[None]:
-    """`run_on_cpu` for the length of a block; blocks may overlap, also in several threads."""
+    """Context manager version of `run_on_cpu`; blocks may overlap, also in several threads."""
     bindings = _bindings(family)
     for binding in bindings:
         binding.acquire()
@@ -56,9 +56,9 @@ def running_on_cpu(family: Family) -> Iterator[None]:
 
 
 def implementation(function: Callable[..., Any], device: str) -> Callable[..., Any]:
-    """What runs when a DeltaNet layer whose weights are on this type of device calls `function`.
+    """Return the function that runs when a DeltaNet layer on this type of device calls `function`.
 
-    function  one of the family's two rules or `CONVOLUTIONS`, as the modeling file has it
+    function  one of the family's two rules or `CONVOLUTIONS`, from the modeling file
     device    "cpu", "cuda", ...
     """
     binding = _Binding.of(function)
@@ -68,9 +68,9 @@ def implementation(function: Callable[..., Any], device: str) -> Callable[..., A
 
 
 class _ByDevice:
-    """Calls torch's own function with tensors on the CPU, and the fused kernel with all others.
+    """Dispatcher: torch's own function for tensors on the CPU, the fused kernel for all others.
 
-    blocks  how many `running_on_cpu` and `run_on_cpu` rely on it
+    blocks  number of `running_on_cpu` and `run_on_cpu` calls that depend on it
     """
 
     def __init__(self, fused: Callable[..., Any], plain: Callable[..., Any]) -> None:
@@ -83,17 +83,17 @@ class _ByDevice:
         for name in _PACKED:
             if kwargs.pop(name, None) is not None:
                 raise BadArgument(
-                    f"{name}: the CPU has no kernel that keeps the sequences of a packed row apart.\n"
-                    "Run the model on a GPU, or give each sequence a row of its own, padded."
+                    f"{name}: no kernel on the CPU can separate the sequences of a packed row.\n"
+                    "Run the model on a GPU, or put each sequence into its own row, with padding."
                 )
         return self.plain(*args, **kwargs)
 
 
 @dataclass(frozen=True)
 class _Binding:
-    """A function of a modeling file, and what transformers bound it to.
+    """A function of a modeling file, and the kernel that transformers bound it to.
 
-    cell   of the closure in which transformers keeps what it bound: a fused kernel, or torch's own function
+    cell   closure cell with the bound function: a fused kernel, or torch's own function
     plain  torch's own function
     """
 
@@ -102,7 +102,7 @@ class _Binding:
 
     @staticmethod
     def of(function: Callable[..., Any]) -> _Binding | None:
-        """The binding behind a function; None where a function stands that transformers did not bind."""
+        """The binding behind a function; None if transformers did not bind the function."""
         binding = _unwrapped(function)
         if not _binds(binding):
             return None
@@ -111,9 +111,9 @@ class _Binding:
 
     @property
     def bound(self) -> Callable[..., Any]:
-        """What transformers bound."""
-        held = self.cell.cell_contents
-        kernel: Callable[..., Any] = held.fused if isinstance(held, _ByDevice) else held
+        """The function that transformers bound."""
+        content = self.cell.cell_contents
+        kernel: Callable[..., Any] = content.fused if isinstance(content, _ByDevice) else content
         return kernel
 
     @property
@@ -123,14 +123,14 @@ class _Binding:
         return package == "causal_conv1d" or (package == "fla" and not _interpreted())
 
     def acquire(self) -> None:
-        """Go by the device of tensors from now on, until each `acquire` was followed by a `release`."""
+        """Dispatch by the device of the tensors, until every `acquire` is matched by a `release`."""
         with _lock:
             if not isinstance(self.cell.cell_contents, _ByDevice):
                 self.cell.cell_contents = _ByDevice(self.bound, self.plain)
             self.cell.cell_contents.blocks += 1
 
     def release(self) -> None:
-        """Put the fused kernel back, unless others still rely on this."""
+        """Restore the fused kernel, unless another block still depends on the dispatcher."""
         with _lock:
             self.cell.cell_contents.blocks -= 1
             if not self.cell.cell_contents.blocks:
@@ -138,29 +138,29 @@ class _Binding:
 
 
 def _binds(function: Callable[..., Any]) -> bool:
-    """Whether this is the wrapper in which transformers keeps what it bound."""
+    """Whether this is the wrapper in which transformers stores the bound function."""
     return "implementation" in getattr(getattr(function, "__code__", None), "co_freevars", ())
 
 
 def _unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function without the wrappers that name what they wrap, down to the one in which transformers bound it."""
+    """Remove wrappers with a `__wrapped__` attribute, down to the one in which transformers bound the function."""
     function = inspect.unwrap(function, stop=_binds)
     if not isinstance(function, nn.Module):
         return function
-    if "forward" in vars(function):  # a kernel of the hub was put there
+    if "forward" in vars(function):  # replaced by a kernel from the hub
         return function.forward
-    made_of = inspect.getclosurevars(type(function).forward).nonlocals.get("func", function.forward)
-    return inspect.unwrap(made_of, stop=_binds)  # the `kernels` package makes modules of functions
+    inner = inspect.getclosurevars(type(function).forward).nonlocals.get("func", function.forward)
+    return inspect.unwrap(inner, stop=_binds)  # the `kernels` package turns functions into modules
 
 
 def _bindings(family: Family) -> list[_Binding]:
-    """Those of a family whose kernels cannot run on the CPU."""
+    """The bindings of a family whose kernels cannot run on the CPU."""
     names = vars(sys.modules[family.modeling])
     functions = [names.get(name) for name in (family.chunk_rule, family.recurrent_rule, *CONVOLUTIONS)]
-    found = [_Binding.of(function) for function in functions if function is not None]
-    return [binding for binding in found if binding is not None and binding.needs_gpu]
+    bindings = [_Binding.of(function) for function in functions if function is not None]
+    return [binding for binding in bindings if binding is not None and binding.needs_gpu]
 
 
 def _interpreted() -> bool:
-    """Whether Triton interprets its kernels, which it can on a CPU."""
+    """Whether Triton runs its kernels in its interpreter, which works on a CPU."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")

@@ -1,4 +1,4 @@
-"""Checkpoints that stay open from one notebook to the next, in a kernel that is kept for many."""
+"""Cache of open checkpoints, so that notebooks in one warm kernel load a checkpoint only once."""
 
 from __future__ import annotations
 
@@ -14,87 +14,83 @@ if TYPE_CHECKING:
     from qwenlab.checkpoint.open import Checkpoint
 
 CHUNK = 2**22
-"""Words of a tensor that are added up at a time."""
+"""32-bit words of a tensor that are summed at a time."""
 
 
 @dataclass
 class CachedModel:
-    """A checkpoint, what it was like when it was opened, and whether this notebook has asked for it."""
+    """A checkpoint, its `state` when it was opened, and whether the current notebook uses it."""
 
     checkpoint: Checkpoint
     state: str
-    taken: bool = True
+    used: bool = True
 
 
 @dataclass
 class ModelCache:
-    """What `ql.open` asks first. Unless `keep()` was called it keeps nothing.
+    """Cache behind `ql.open`; disabled until `enable()` is called.
 
-    A checkpoint is given out once a notebook, so two that are opened in one notebook are two, as ever. Those that the
-    notebook before asked for are held; before another is read, those that this one has not asked for are let go, so
-    that no more is in memory than a notebook of its own would have held.
+    A cached checkpoint is returned once per notebook, so opening it twice in one notebook gives two objects, as without
+    the cache. Before another checkpoint is loaded, those that the current notebook has not used are dropped, so that
+    memory use is never higher than without the cache.
     """
 
     loads: int = 0
-    _keeping: bool = False
-    _held: dict[Hashable, CachedModel] = field(default_factory=dict)
+    _enabled: bool = False
+    _models: dict[Hashable, CachedModel] = field(default_factory=dict)
 
-    def keep(self) -> None:
-        """From now on, hold on to what is opened."""
-        self._keeping = True
+    def enable(self) -> None:
+        """Cache the checkpoints that are opened from now on."""
+        self._enabled = True
 
     def start(self) -> None:
-        """A notebook begins."""
+        """Start a notebook: reset `loads`, and mark every checkpoint as not used."""
         self.loads = 0
-        for held in self._held.values():
-            held.taken = False
+        for cached in self._models.values():
+            cached.used = False
 
-    def check(self) -> list[str]:
-        """Let go of those that are no longer as they were opened, and of those nobody asked for; name the former."""
-        changed = []
-        for key, held in list(self._held.items()):
-            if not held.taken:
-                del self._held[key]
-            elif state(held.checkpoint) != held.state:
-                changed.append(held.checkpoint.facts.source)
-                del self._held[key]
-        return changed
+    def drop_changed(self) -> list[str]:
+        """Drop checkpoints that changed since they were opened, and unused ones; return the names of the former."""
+        self._drop_unused()
+        changed = [key for key, cached in self._models.items() if state(cached.checkpoint) != cached.state]
+        return [self._models.pop(key).checkpoint.facts.source for key in changed]
 
     def opened(self, key: Hashable, read: Callable[[], Checkpoint]) -> Checkpoint:
-        """The checkpoint held under this key, or one that is read now."""
-        held = self._held.get(key)
-        if held is not None and not held.taken:
-            held.taken = True
-            return held.checkpoint
-        for other, idle in list(self._held.items()):
-            if not idle.taken:
-                del self._held[other]
+        """Return the cached checkpoint of this key, or load it with `read`."""
+        cached = self._models.get(key)
+        if cached is not None and not cached.used:
+            cached.used = True
+            return cached.checkpoint
+        self._drop_unused()
         self.loads += 1
         checkpoint = read()
-        if self._keeping and key not in self._held:
-            self._held[key] = CachedModel(checkpoint, state(checkpoint))
+        if self._enabled and key not in self._models:
+            self._models[key] = CachedModel(checkpoint, state(checkpoint))
         return checkpoint
 
+    def _drop_unused(self) -> None:
+        for key in [key for key, cached in self._models.items() if not cached.used]:
+            del self._models[key]
 
-kept = ModelCache()
-"""The one of this process."""
+
+opened_models = ModelCache()
+"""The cache of this process."""
 
 
 def state(checkpoint: Checkpoint) -> str:
-    """A hash of all that a notebook can change of a checkpoint: weights, attributes, hooks, configs, tokenizer."""
-    lines = "\n".join(_lines(checkpoint))
-    return hashlib.sha256(lines.encode()).hexdigest()
+    """Hash everything that a notebook can change in a checkpoint: weights, attributes, hooks, configs, tokenizer."""
+    return hashlib.sha256("\n".join(_state_lines(checkpoint)).encode()).hexdigest()
 
 
-def _lines(checkpoint: Checkpoint) -> Iterator[str]:
+def _state_lines(checkpoint: Checkpoint) -> Iterator[str]:
     for root in (checkpoint.model, checkpoint.mtp):
         if root is None:
             continue
         for name, module in root.named_modules():
-            hooks = sum(len(getattr(module, each)) for each in _HOOKS)
-            own = [f"{key}={_written(value)}" for key, value in vars(module).items() if key not in _OF_TORCH]
+            hooks = sum(len(getattr(module, name)) for name in _HOOKS)
+            own = [f"{key}={_repr_or_id(value)}" for key, value in vars(module).items() if key not in _OF_TORCH]
             yield f"{name} {type(module).__qualname__} {module.training} {hooks} {sorted(own)}"
-        for name, tensor in _tensors(root):
+        for name, tensor in (*root.named_parameters(), *root.named_buffers()):
             yield f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.device} {tensor.requires_grad} {digest(tensor)}"
             yield f"{tensor.grad is not None}"
     tokenizer = checkpoint.tokenizer
@@ -104,36 +100,31 @@ def _lines(checkpoint: Checkpoint) -> Iterator[str]:
     yield str(checkpoint.model.config._attn_implementation)
 
 
-def _written(value: object) -> str:
-    """A plain value as it is written; of any other, which object it is."""
+def _repr_or_id(value: object) -> str:
+    """The repr of a plain value; the type and id of any other object."""
     plain = isinstance(value, (bool, int, float, str, tuple, type(None)))
     return repr(value) if plain else f"{type(value)} {id(value)}"
 
 
 _OF_TORCH = vars(nn.Module()).keys()
-"""Attributes that every module has, which are compared in their own ways."""
+"""Attributes of every module; they are compared separately."""
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def _tensors(root: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from root.named_parameters()
-    yield from root.named_buffers()
-
-
 def digest(tensor: torch.Tensor) -> str:
-    """A hash of a tensor's bytes; on a GPU, their `place_sum`, made there."""
+    """A hash of a tensor's bytes; on a GPU their `weighted_sum`, which is computed there."""
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     if flat.device.type == "cpu":
         return hashlib.sha256(flat.numpy().data).hexdigest()
-    return str(place_sum(flat))
+    return str(weighted_sum(flat))
 
 
-def place_sum(flat: torch.Tensor) -> int:
-    """A sum of bytes [n] in which each counts by its place, modulo 2^64."""
+def weighted_sum(flat: torch.Tensor) -> int:
+    """A sum of bytes [n], weighted by position, modulo 2^64."""
     words = torch.nn.functional.pad(flat, (0, -flat.numel() % 4)).view(torch.int32)
     weights = torch.arange(1, min(CHUNK, words.numel()) + 1, device=words.device) * 0x2545F491 + 0x9E3779B1
-    found = torch.zeros((), dtype=torch.int64, device=words.device)
+    total = torch.zeros((), dtype=torch.int64, device=words.device)
     for chunk in words.split(CHUNK):
-        found = found * 31 + (chunk.long() * weights[: chunk.numel()]).sum()
-    return int(found)
+        total = total * 31 + (chunk.long() * weights[: chunk.numel()]).sum()
+    return int(total)

@@ -1,4 +1,4 @@
-"""The multi-token-prediction head: one trunk-like attention layer that drafts the token after the next."""
+"""The multi-token-prediction (MTP) head: one attention layer that drafts the token after the next."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from qwenlab.checkpoint.caches import cache_argument
 
 
 class MtpHead(nn.Module):
-    """Drafts x[p+2] from the trunk's hidden state h[p] and the token x[p+1].
+    """Draft head: predicts x[p+2] from the target model's hidden state h[p] and the token x[p+1].
 
-    With E the trunk's embedding and RMS1p the zero-centred norm of the family (scale 1 + w),
+    With E the embedding of the target model and RMS1p the zero-centred norm of the family (scale 1 + w),
 
         u[p] = fc( concat( RMS1p(E[x[p+1]]), RMS1p(h[p]) ) )       embedding first, hidden second
-        y[p] = RMS1p( DecoderLayer(u)[p] )                          full attention, gated, as a trunk layer
-        logits = lm_head(y[p])                                      the trunk's own lm_head
+        y[p] = RMS1p( DecoderLayer(u)[p] )                          full attention, gated, as in the target model
+        logits = lm_head(y[p])                                      the target model's lm_head
 
-    where h[p] is the trunk's hidden state *after* its final norm: the vector `lm_head` reads, the last entry of
-    transformers' `hidden_states`. Deeper drafts reuse the head: the draft as the token, `y` as the hidden state.
+    where h[p] is the target model's hidden state *after* its final norm: the input of `lm_head`, the last entry of
+    transformers' `hidden_states`. Deeper drafts reuse the head: the draft is the token, `y` the hidden state.
     Source: vLLM `qwen3_5_mtp.py`, SGLang `qwen3_5_mtp.py`, llama.cpp PR 24025.
 
-    The module owns the `mtp.*` tensors only; embedding, lm_head and rotary tables stay the trunk's.
+    The module owns only the `mtp.*` tensors; embedding, lm_head and rotary tables belong to the target model, `trunk`.
     """
 
     def __init__(self, trunk: PreTrainedModel) -> None:
@@ -44,12 +44,12 @@ class MtpHead(nn.Module):
         self.layers = nn.ModuleList([layer_class(config, 0)])
         self.norm = norm_class(size, eps=eps)
         self.config = config
-        # A plain tuple keeps the trunk out of this module's parameters and state dict.
+        # A plain tuple keeps the target model out of this module's parameters and state dict.
         self._trunk = (trunk,)
 
     @property
     def trunk(self) -> PreTrainedModel:
-        """The model whose embedding, rotary tables and lm_head this head uses."""
+        """The target model, whose embedding, rotary tables and lm_head this head uses."""
         return self._trunk[0]
 
     def forward(
@@ -61,14 +61,14 @@ class MtpHead(nn.Module):
         position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
     ) -> torch.Tensor:
-        """Run the head over pairs of a token and the hidden state of the position before it.
+        """Run the head on pairs of a token and the hidden state of the previous position.
 
         tokens          int [batch, pair]           x[p+1]
-        hidden          float [batch, pair, channel]  h[p], after the trunk's final norm; or y of the draft before
+        hidden          float [batch, pair, channel]  h[p], after the final norm of the target model; or the last y
         attention_mask  [batch, past + pair], 1 for real pairs, 0 for padding
         position_ids    int [batch, pair]; by default the pairs are numbered from the length of the cache
-        past_key_values the head's own cache, never the trunk's
-        returns         float [batch, pair, channel], y: feed it to `logits`, or back in as `hidden`
+        past_key_values the head's own cache, never that of the target model
+        returns         float [batch, pair, channel], y: pass it to `logits`, or back as `hidden`
         """
         decoder = self.trunk.get_decoder()
         embedded = self.trunk.get_input_embeddings()(tokens).to(hidden.device)
@@ -84,7 +84,7 @@ class MtpHead(nn.Module):
             position_ids=position_ids,
             **cached,
         )
-        # Sectioned rotary tables take a row each for time, height and width, which are the same in text.
+        # Sectioned rotary tables take one row each for time, height and width; in text the three are equal.
         sectioned = hasattr(decoder.rotary_emb, "mrope_section")
         s = self.layers[0](
             u,
@@ -98,5 +98,5 @@ class MtpHead(nn.Module):
         return self.norm(s)
 
     def logits(self, y: torch.Tensor) -> torch.Tensor:
-        """Next-token logits [batch, pair, vocabulary] of `y`, by the trunk's lm_head."""
+        """Next-token logits [batch, pair, vocabulary] of `y`, from the target model's lm_head."""
         return self.trunk.get_output_embeddings()(y)

@@ -1,4 +1,4 @@
-"""Open a checkpoint: the plain transformers model, its tokenizer, its MTP head, its anatomy, and the facts about it."""
+"""Open a checkpoint: a plain transformers model with its tokenizer, MTP head, anatomy and provenance."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from qwenlab.checkpoint.anatomy.anatomy import Anatomy
 from qwenlab.checkpoint.config import TextConfig, read_config
 from qwenlab.checkpoint.fused_kernels import run_on_cpu
-from qwenlab.checkpoint.model_cache import kept
+from qwenlab.checkpoint.model_cache import opened_models
 from qwenlab.checkpoint.mtp_head import MtpHead
 from qwenlab.checkpoint.source import CheckpointSource, locate
 from qwenlab.checkpoint.tokenizer import load_tokenizer
@@ -29,19 +29,19 @@ from qwenlab.checkpoint.weights.target_model import check_target, load_target
 from qwenlab.errors import BadArgument, NoMtpHead
 
 _loading = Lock()
-"""Held while transformers loads: it sets torch's default dtype, which belongs to the process, to that of the model."""
+"""Locked while transformers loads a model, because it changes torch's default dtype for the whole process."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a number measured on a checkpoint must carry to be found again."""
+    """Provenance of a checkpoint: the facts that recordings store."""
 
-    source: str  # as it was asked for
+    source: str  # the argument of `open`
     folder: str
     revision: str | None  # the commit of a hub checkpoint
-    hash: str  # of config.json and the weights in the files: see `qwenlab.checkpoint.weights.fingerprint`
+    hash: str  # of config.json and the weight files: see `qwenlab.checkpoint.weights.fingerprint`
     family: str
-    parameters: int  # of the trunk and the MTP head
+    parameters: int  # of the target model and the MTP head
     dtype: str
     device: str
     torch: str
@@ -50,7 +50,7 @@ class Facts:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Checkpoint:
-    """An open checkpoint. The model is the plain one of transformers: use, train or change it as ever."""
+    """An open checkpoint. The model is a plain transformers model: use, train or change it as usual."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -60,20 +60,20 @@ class Checkpoint:
     as_opened: str  # `fingerprint_in_memory` of the model
 
     def hash_now(self) -> str:
-        """`facts.hash` as long as the model is as it was opened, else a hash of what it has become in memory.
+        """Return `facts.hash` if the model is unchanged since it was opened, else a hash of the model in memory.
 
-        A model that was trained, edited in place or brought to another dtype is another model: recordings carry this
-        hash. A trained MTP head does not change it; recordings of drafts carry the head's own hash too.
+        A model that was trained, edited in place or converted to another dtype is another model: recordings store this
+        hash. A trained MTP head does not change it; recordings of drafts also store the hash of the head.
         """
         now = fingerprint_in_memory(self.model)
         return self.facts.hash if now == self.as_opened else now
 
     def require_mtp(self) -> MtpHead:
-        """The MTP head; raises NoMtpHead where the checkpoint has none."""
+        """Return the MTP head; raises NoMtpHead if the checkpoint has none."""
         if self.mtp is None:
             raise NoMtpHead(
-                f"{self.facts.source} has no MTP head: no tensor in its shards begins with mtp.\n"
-                "Open the published checkpoint; copies that transformers saved have lost the head."
+                f"{self.facts.source} has no MTP head: no tensor name in its shards starts with mtp.\n"
+                "Open the published checkpoint: a copy that transformers saved does not contain the head."
             )
         return self.mtp
 
@@ -109,20 +109,20 @@ def open(
 ) -> Checkpoint:
     """Open a toy ("toy-moe"), a local folder, or a checkpoint of the hub ("Qwen/Qwen3.6-35B-A3B").
 
-    device       where the model goes; by default the CPU, as transformers does it
-                 (there its DeltaNet layers run torch's own rule, also where fused kernels are installed)
+    device       of the model; by default the CPU, as in transformers
+                 (there its DeltaNet layers run torch's own rule, even if fused kernels are installed)
     dtype        of the weights in memory; by default the checkpoint's own
-    revision     branch, tag or commit, for the hub only
+    revision     branch, tag or commit of a hub checkpoint
     device_map, attn_implementation, experts_implementation
-                 as `from_pretrained` of transformers takes them
-    strict       config fields and tensors that we do not know are errors, not warnings, and every weight is looked at
-                 for NaN whatever the size; by default only in checkpoints of up to 1 GiB
+                 passed to `from_pretrained` of transformers
+    strict       raise instead of warn for unknown config fields and tensors, and check every weight for NaN; by default
+                 only checkpoints of up to 1 GiB are checked
 
-    Threads may open checkpoints at once, and wait for each other. Let no other thread run a model meanwhile:
-    transformers changes torch's default dtype while it loads.
+    Several threads may open checkpoints; they wait for each other. No other thread may run a model at the same time,
+    because transformers changes torch's default dtype while it loads.
 
-    Only the text stack is loaded. Only safetensors are read, and no code from the checkpoint is run. What is wrong with
-    a folder is found before its weights are loaded, and raised as a QwenlabError of its own: see docs/errors.md.
+    Only the text stack is loaded, only from safetensors, and no code from the checkpoint is run. Defects of a folder
+    are found before its weights are loaded, and each kind raises its own QwenlabError: see docs/errors.md.
     """
     where = locate(source, revision)
     config = read_config(where.folder, name=where.name, strict=strict)
@@ -142,25 +142,25 @@ def open(
         return _read(source, where, config, weights, loading)
 
     key = (str(source), where.revision, fingerprint(weights), strict, *map(repr, loading.values()))
-    return kept.opened(key, read)
+    return opened_models.opened(key, read)
 
 
-def require_checkpoint(given: Any) -> None:
-    """Raise BadArgument for a model where a checkpoint is asked for, HalfLoadedModel for one that lost weights."""
-    if isinstance(given, nn.Module):
+def require_checkpoint(checkpoint: Any) -> None:
+    """Raise BadArgument for a model instead of a Checkpoint, and HalfLoadedModel for one that lacks weights."""
+    if isinstance(checkpoint, nn.Module):
         raise BadArgument(
-            f"This takes a Checkpoint, with its tokenizer and its facts; got a {type(given).__name__}.\n"
-            "Give what qwenlab.open returned, not its .model."
+            f"Expected a Checkpoint, with its tokenizer and facts; got a {type(checkpoint).__name__}.\n"
+            "Pass the Checkpoint that qwenlab.open returned, not its .model."
         )
-    if isinstance(given, Checkpoint):
-        require_loaded(given.model)
+    if isinstance(checkpoint, Checkpoint):
+        require_loaded(checkpoint.model)
 
 
 def _read(
     source: str | Path, where: CheckpointSource, config: TextConfig, weights: Weights, loading: dict[str, Any]
 ) -> Checkpoint:
     tokenizer = load_tokenizer(where.folder, config.vocab_size)
-    # Models draw random weights before theirs are read: not from the numbers that the user's code will draw.
+    # transformers initialises weights at random before it reads them; the fork leaves the user's generator unchanged.
     with _loading, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         model = load_target(weights, quantised=config.quantization is not None, **loading)
         mtp = load_mtp(model, weights, config)
@@ -182,19 +182,19 @@ def _read(
 
 
 def _as_opened(config: TextConfig, weights: Weights, model: PreTrainedModel, mtp: MtpHead | None) -> TextConfig:
-    """The config of what is really there: in the dtype it has in memory, with the parts that the files hold."""
-    seen = any(name.startswith(config.family.vision_prefix) for name in weights.tensors)
-    quantised = getattr(model.config, "quantization_config", None) is not None  # FP8 becomes plain where it cannot run
+    """The config of the opened model: with the dtype in memory, and only the parts that the files contain."""
+    has_vision = any(name.startswith(config.family.vision_prefix) for name in weights.tensors)
+    quantised = getattr(model.config, "quantization_config", None) is not None  # FP8 becomes plain if it cannot run
     return dataclasses.replace(
         config,
         dtype=str(model.dtype).removeprefix("torch."),
         quantization=config.quantization if quantised else None,
         weight_block=config.weight_block if quantised else None,
         mtp_num_hidden_layers=0 if mtp is None else 1,
-        vision=config.vision if seen else None,
+        vision=config.vision if has_vision else None,
     )
 
 
 def _devices(model: PreTrainedModel) -> str:
-    """The devices that hold weights, in the order of the stack."""
+    """The devices of the weights, in the order of the stack."""
     return ", ".join(dict.fromkeys(str(parameter.device) for parameter in model.parameters()))

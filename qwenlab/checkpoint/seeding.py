@@ -1,4 +1,4 @@
-"""Every generator of random numbers that a notebook draws from, started at one number."""
+"""Seed every random number generator that a notebook may use."""
 
 import random
 
@@ -9,5 +9,5 @@ import torch
 def seed_all(seed: int) -> None:
     """Seed Python's, NumPy's and torch's global generators, on every device."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002  the global one is what a notebook may draw from
+    np.random.seed(seed % 2**32)  # noqa: NPY002  a notebook may use the global generator
     torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The places of a model where a value can be read or replaced, under the same words for both kinds of mixer."""
+"""Sites: names of the values inside a model that can be read or replaced, the same for both kinds of mixer."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from qwenlab.arguments import choice
 from qwenlab.checkpoint.decoder import Decoder, decoder_of
 from qwenlab.checkpoint.families import ATTENTION, DELTANET, KINDS, Family
-from qwenlab.errors import BadArgument, UnknownSite
+from qwenlab.errors import UnknownSite
 
 _TOKEN = ("sequence", "position")
 _STREAM = (*_TOKEN, "channel")
@@ -22,13 +23,13 @@ _KEYS = (*_TOKEN, "key_head", "channel")
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One place in the stack where a tensor can be read or replaced.
+    """A named value inside the model that can be read or replaced.
 
-    name    our word: "layers.3.mixer", the same whatever the kind of the layer
-    module  the model's word: the path, from the model given, of the module in which the value is made
-    dims    the axes of the value, as a probe hands it on
-    units   "residual" (a vector of the stream, or added to it), "logit" (before its sigmoid, silu or softmax),
-            "1" (a plain number)
+    name    "layers.3.mixer": the same for both kinds of layer
+    module  path, in the model, of the module that computes the value
+    dims    the axes of the value, as probes see it
+    units   "residual" (a vector of the residual stream, or added to it), "logit" (before its sigmoid, silu or
+            softmax), "1" (a plain number)
     kind    the mixer of the layer: "linear_attention" or "full_attention"
     """
 
@@ -46,48 +47,48 @@ class Site:
 
 
 def sites(model: nn.Module) -> tuple[Site, ...]:
-    """Every site of the model, layer by layer.
+    """Return every site of the model, layer by layer.
 
-    layers.N.mixer          what the mixer adds to the stream
-    layers.N.mixer.query    as the delta rule (before its L2 norm) or the scores (after norm and rotation) take it
+    layers.N.mixer          output of the mixer, added to the residual stream
+    layers.N.mixer.query    input of the delta rule (before its L2 norm) or of the scores (after norm and rotation)
     layers.N.mixer.key
     layers.N.mixer.value
-    layers.N.mixer.heads    what each head gives to the output projection: normed (DeltaNet), and gated
+    layers.N.mixer.heads    input of the output projection, by head: normed (DeltaNet), and gated
     layers.N.mixer.gate     the output gate, before its silu (DeltaNet) or sigmoid (attention)
     layers.N.mixer.beta     write strength in (0, 1); DeltaNet only
-    layers.N.mixer.decay    alpha = exp(g) in (0, 1), the share of the state that is kept; DeltaNet only
+    layers.N.mixer.decay    alpha = exp(g) in (0, 1), the share of the state that remains; DeltaNet only
     layers.N.router         logits over all routed experts
-    layers.N.experts        what the routed experts add together
-    layers.N.shared_expert  what the shared expert yields, before its gate
-    layers.N.mlp            what the dense MLP, or the experts all together, add to the stream
-    layers.N.residual       the stream after the layer
+    layers.N.experts        sum of the routed experts
+    layers.N.shared_expert  output of the shared expert, before its gate
+    layers.N.mlp            output of the dense MLP, or of all experts, added to the residual stream
+    layers.N.residual       the residual stream after the layer
     """
     decoder = decoder_of(model)
     return tuple(site for layer in range(len(decoder.layer_types)) for site in _layer_sites(decoder, layer))
 
 
 def find_sites(model: nn.Module, pattern: str, kind: str | None = None) -> tuple[Site, ...]:
-    """The sites whose names match a glob pattern, in the order of the layers.
+    """Return the sites whose names match a glob pattern, in the order of the layers.
 
-    pattern  "layers.3.mixer", "layers.*.mixer.beta", "layers.[0-3].*": a `*` stands within two dots, never across one
+    pattern  "layers.3.mixer", "layers.*.mixer.beta", "layers.[0-3].*": a `*` does not match a dot
     kind     only layers with this mixer, "linear_attention" or "full_attention"
 
-    Raises UnknownSite where nothing matches: a pattern that reads nothing would look like a value that is not there.
+    Raises UnknownSite if nothing matches: an empty result would look like a value that does not exist.
     """
-    if kind is not None and kind not in KINDS:
-        raise BadArgument(f"kind={kind!r} is no kind of mixer.\nUse {' or '.join(map(repr, KINDS))}, or leave it out.")
+    if kind is not None:
+        choice("find_sites", "kind", kind, KINDS)
     known = sites(model)
-    found = tuple(site for site in known if _matches(site.name, pattern) and kind in (None, site.kind))
-    if not found:
-        raise UnknownSite(_nothing(known, pattern, kind))
-    return found
+    matches = tuple(site for site in known if _matches(site.name, pattern) and kind in (None, site.kind))
+    if not matches:
+        raise UnknownSite(_no_match(known, pattern, kind))
+    return matches
 
 
 def _layer_sites(decoder: Decoder, layer: int) -> Iterator[Site]:
-    family, kind, here = decoder.family, decoder.layer_types[layer], decoder.layer_path(layer)
+    family, kind, path = decoder.family, decoder.layer_types[layer], decoder.layer_path(layer)
 
     def site(word: str, module: str, dims: tuple[str, ...], units: str) -> Site:
-        return Site(f"layers.{layer}.{word}", f"{here}.{module}" if module else here, dims, units, kind, layer)
+        return Site(f"layers.{layer}.{word}", f"{path}.{module}" if module else path, dims, units, kind, layer)
 
     mixer = family.mixer(kind)
     yield site("mixer", mixer, _STREAM, "residual")
@@ -100,7 +101,7 @@ def _layer_sites(decoder: Decoder, layer: int) -> Iterator[Site]:
     if kind == DELTANET:
         yield site("mixer.beta", mixer, _HEADS, "1")
         yield site("mixer.decay", mixer, _HEADS, "1")
-    if decoder.part(layer, "experts") is not None:  # a dense layer, or a dense family, has none of these
+    if decoder.part(layer, "experts") is not None:  # dense layers have none of these
         yield site("router", family.router, (*_TOKEN, "expert"), "logit")
         yield site("experts", family.experts, _STREAM, "residual")
         yield site("shared_expert", family.shared_expert, _STREAM, "residual")
@@ -109,10 +110,10 @@ def _layer_sites(decoder: Decoder, layer: int) -> Iterator[Site]:
 
 
 def _gate(family: Family, kind: str) -> str | None:
-    """The projection that makes the output gate."""
+    """The projection that computes the output gate."""
     if kind == ATTENTION:
         return "q_proj" if family.attention_gate else None
-    return next(name for name, held in family.delta_inputs if "z" in held)
+    return next(name for name, rows in family.delta_inputs if "z" in rows)
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -120,38 +121,38 @@ def _matches(name: str, pattern: str) -> bool:
     return len(names) == len(patterns) and all(map(fnmatchcase, names, patterns))
 
 
-def _nothing(known: tuple[Site, ...], pattern: str, kind: str | None) -> str:
-    """What to say when a pattern matches no site: what there is at the layers it means, and what comes near."""
-    meant = f"{pattern!r}" + (f" among the {kind} layers" if kind else "")
+def _no_match(known: tuple[Site, ...], pattern: str, kind: str | None) -> str:
+    """The message for a pattern without a match: lists the sites of the layers it names, and suggests near ones."""
+    requested = f"{pattern!r}" + (f" among the {kind} layers" if kind else "")
     layer, word = _split(pattern)
-    there = [site for site in known if fnmatchcase(str(site.layer), layer) and kind in (None, site.kind)]
-    if not there:
+    available = [site for site in known if fnmatchcase(str(site.layer), layer) and kind in (None, site.kind)]
+    if not available:
         layers = list(dict.fromkeys(str(site.layer) for site in known if kind in (None, site.kind)))
         what = f"{kind} layers" if kind else "layers"
-        return f"no site matches {meant}: the {what} are {', '.join(layers)}.\nName one of these, or '*' for all."
-    lines = [_listed(there, each) for each in KINDS]
+        return f"No site matches {requested}: the {what} are {', '.join(layers)}.\nUse one of these, or '*' for all."
+    lines = [_sites_of_kind(available, mixer) for mixer in KINDS]
     elsewhere = [str(site.layer) for site in known if site.word == word]
-    near = difflib.get_close_matches(word, {site.word for site in there}, n=3, cutoff=0.8)
+    near = difflib.get_close_matches(word, {site.word for site in available}, n=3, cutoff=0.8)
     if elsewhere:
-        mend = f"{word} is at layers {', '.join(elsewhere)}: write layers.N.{word}."
+        fix = f"{word} exists at layers {', '.join(elsewhere)}: write layers.N.{word}."
     elif near:
-        mend = "Did you mean " + " or ".join(f"layers.{layer}.{name}" for name in near) + "?"
+        fix = "Did you mean " + " or ".join(f"layers.{layer}.{name}" for name in near) + "?"
     else:
-        mend = f"Write layers.{layer}. and one of these words."
-    return f"no site matches {meant}. Under layers.{layer}. there is:\n" + "".join(lines) + mend
+        fix = f"Write layers.{layer}. and one of these names."
+    return f"No site matches {requested}. The sites of layers.{layer} are:\n" + "".join(lines) + fix
 
 
 def _split(pattern: str) -> tuple[str, str]:
-    """The layer and the word of a pattern; one that does not begin with `layers.` is taken for a word."""
+    """The layer and the rest of a pattern; a pattern that does not start with `layers.` means all layers."""
     parts = pattern.split(".")
     if parts[0] != "layers":
         return "*", ".".join(parts)
     return parts[1] if len(parts) > 1 else "*", ".".join(parts[2:])
 
 
-def _listed(there: list[Site], kind: str) -> str:
-    """One line: the layers of a kind and the words that can follow them."""
-    of_kind = [site for site in there if site.kind == kind]
+def _sites_of_kind(available: list[Site], kind: str) -> str:
+    """One line: the layers of a kind and the names of their sites."""
+    of_kind = [site for site in available if site.kind == kind]
     if not of_kind:
         return ""
     layers = dict.fromkeys(str(site.layer) for site in of_kind)

@@ -35,20 +35,20 @@ def _print_effects(statistics: xr.Dataset, task: str, limit: int) -> None:
     """The ablations of a task with the largest effects, every number with its units."""
     ranked = stats.ablation_table(statistics, task)
     here, count, level = statistics.sel(task=task), ranked.sizes["ablation"], float(statistics.attrs["level"])
-    units = str(ranked["harm"].attrs["units"])
+    units = str(ranked["effect"].attrs["units"])
     in_units = "" if units == "1" else f" ({units})"
-    effect = f"{statistics['harm'].attrs['long_name']}{in_units}"
+    effect = f"{statistics['effect'].attrs['long_name']}{in_units}"
     rows: list[list[str | Text]] = []
     for index in range(min(limit, count)):
         one = ranked.isel(ablation=index)
         low, high, kind = int(one["rank_low"]), int(one["rank_high"]), str(one["kind"].values)
         effects = [
             estimate(float(one[name]), *map(float, one[f"{name}_interval"].values), form="+.3g")
-            for name in ("harm", "beyond_controls")
+            for name in ("effect", "effect_above_controls")
         ]
-        ranks, stands = str(low) if low == high else f"{low} to {high}", "yes" if one["stands"] else "no"
+        ranks, significant = str(low) if low == high else f"{low} to {high}", "yes" if one["significant"] else "no"
         mixer = Text(LABELS.get(kind, "–"), COLOURS.get(kind, ""))
-        rows.append([str(one["ablation"].values), mixer, *effects, f"{float(one['p_holm']):.2g}", ranks, stands])
+        rows.append([str(one["ablation"].values), mixer, *effects, f"{float(one['p_holm']):.2g}", ranks, significant])
     shown = "" if count <= limit else f", the first {limit} of {count}"
     title = f"{task}: {int(here['texts'])} texts, intervals {level:.0%}, p by Holm{shown}"
-    print_table(("ablation", "mixer", effect, f"beyond controls{in_units}", "p", "rank", "stands"), rows, title)
+    print_table(("ablation", "mixer", effect, f"above controls{in_units}", "p", "rank", "significant"), rows, title)

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 from IPython.core.getipython import get_ipython
 
-from qwenlab.checkpoint.model_cache import kept
+from qwenlab.checkpoint.model_cache import opened_models
 from qwenlab.checkpoint.seeding import seed_all
 from qwenlab.execution.pristine.origin import is_library
 from qwenlab.execution.pristine.process import Pristine
@@ -38,11 +38,11 @@ def begin(settings: str) -> str:
     if _pristine is not None:
         _clear()
         _pristine.settle()
-        reopened = kept.check()
+        reopened = opened_models.drop_changed()
     elif options["warm"]:
         _pristine = Pristine()
-        kept.keep()
-    kept.start()
+        opened_models.enable()
+    opened_models.start()
     _threads = {thread.ident or 0 for thread in threading.enumerate()}
     os.chdir(options["cwd"])
     os.environ.update(options["environment"])
@@ -71,7 +71,7 @@ def end() -> str:
             "peak_memory": _peak(),
             "peak_gpu_memory": torch.cuda.max_memory_allocated() if torch and gpu else None,
             "resident": psutil.Process().memory_info().rss,
-            "loads": kept.loads,
+            "loads": opened_models.loads,
             "left_running": threads + children,
             "changed": _pristine.restore(_environment) if _pristine is not None else [],
         }

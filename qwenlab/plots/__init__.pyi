@@ -39,4 +39,4 @@ from .states import (
     state_rank as state_rank,
 )
 from .style import COLOURS as COLOURS, LABELS as LABELS, style as style
-from .texts import over_texts as over_texts
+from .texts import mean_over_texts as mean_over_texts

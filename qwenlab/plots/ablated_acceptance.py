@@ -21,11 +21,12 @@ _OF_ALL = "0.25"  # of what has no kind
 def ablated_acceptance(statistics: xr.Dataset) -> Figure:
     """By how much each ablation shortens the acceptance length: a column a layer, a panel a label of texts.
 
-    statistics  of stats.ablated_acceptance. Bars are intervals; filled marks stand, hollow ones do not; grey strokes
-                are controls. A mark a sort of part (mixer, mlp, ...); parts of one layer stand side by side, and what
-                is of several layers at the right, under its name. Raises BadArgument for more sorts than marks.
+    statistics  of stats.ablated_acceptance. Bars are intervals; filled marks are significant, hollow ones are not; grey
+                strokes are controls. One mark per kind of part (mixer, mlp, ...); parts of one layer are side by side,
+                and ablations of several layers at the right, under their names. Raises BadArgument for more kinds of
+                parts than marks.
     """
-    names = ("harm", "harm_interval", "control_harm", "stands", "clean_acceptance_length")
+    names = ("effect", "effect_interval", "control_effect", "significant", "clean_acceptance_length")
     data = need(statistics, "ablated_acceptance", *names)
     sorts = list(dict.fromkeys(data["of"].values.tolist()))
     if len(sorts) > len(_MARKS):
@@ -42,7 +43,7 @@ def ablated_acceptance(statistics: xr.Dataset) -> Figure:
         ax.set_title(f"{task}, n = {int(here['texts'])} texts; unedited {clean} tokens a round")
     axes[-1].set_xticks(ticks, labels=labels)
     axes[-1].set_xlabel("layer")
-    figure.supylabel(quantity(data["harm"]), fontsize=9)
+    figure.supylabel(quantity(data["effect"]), fontsize=9)
     shapes = [Line2D([], [], color="0.25", marker=_MARKS[row], linestyle="", label=of) for row, of in enumerate(sorts)]
     kinds = [str(kind) for kind in data["kind"].values]
     legend_over(figure, [*kind_marks(kinds), *(shapes if len(sorts) > 1 else ()), *verdicts(data, stroke="_")])
@@ -68,18 +69,18 @@ def _places(data: xr.Dataset) -> tuple[np.ndarray, list[float], list[str]]:
 
 
 def _points(ax: Axes, here: xr.Dataset, place: np.ndarray, sorts: list[str]) -> None:
-    """Harms with their intervals over the controls of each, along x."""
+    """Effects with their intervals over the controls of each, along x."""
     colours = np.array([COLOURS.get(str(kind), _OF_ALL) for kind in here["kind"].values])
     at = dict(zip(here["ablation"].values.tolist(), place, strict=True))
     whose = [at[str(name)] for name in here["control_of"].values]
-    ax.scatter(whose, here["control_harm"], s=40, color=GREY, marker="_", linewidths=1.1, zorder=2)
-    low, high = (here["harm_interval"].sel(bound=bound).values for bound in ("low", "high"))
+    ax.scatter(whose, here["control_effect"], s=40, color=GREY, marker="_", linewidths=1.1, zorder=2)
+    low, high = (here["effect_interval"].sel(bound=bound).values for bound in ("low", "high"))
     ax.vlines(place, low, high, colors=colours.tolist(), linewidth=1.3)
-    faces = np.where(here["stands"].values, colours, "white")
+    faces = np.where(here["significant"].values, colours, "white")
     for row, of in enumerate(sorts):
         own = here["of"].values == of
         how = dict(s=24, marker=_MARKS[row], linewidths=1.2, zorder=3)
-        ax.scatter(place[own], here["harm"].values[own], c=faces[own], edgecolors=colours[own], **how)  # type: ignore[arg-type]
+        ax.scatter(place[own], here["effect"].values[own], c=faces[own], edgecolors=colours[own], **how)  # type: ignore[arg-type]
     ax.axhline(0, color="0.4", linewidth=0.7)
     ax.grid(axis="y")
     ax.margins(x=0.03)

@@ -1,4 +1,4 @@
-"""What ablations harm: a map over layers and tasks."""
+"""Effects of ablations: a map over layers and tasks."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from qwenlab.plots.style import COLOURS, DIVERGING, kind_marks, legend_over, new
 
 _FEW = 16  # columns: values are written into the cells
 _NAMED = 8  # parts of a layer: their rows are named
-_HARMS = f"{DIVERGING}_r"
+_COLOURMAP = f"{DIVERGING}_r"
 _OF_ALL = "0.25"  # of what has no kind
 _TICKS = (-1, -0.5, -0.25, -0.05, 0, 0.05, 0.25, 0.5, 1)
 
 
 @styled
 def ablation_map(statistics: xr.Dataset) -> Figure:
-    """What each ablation harms, a column a layer and a row a task; a panel for each sort of part.
+    """Effect of each ablation: one column per layer, one row per task, one panel per kind of part.
 
     statistics  of stats.ablations or stats.ablated_acceptance. Purple: worse without the part, green: better; the
                 strongest colour is the largest change in the task, which stands at the right of its row with its units,
-                and colours go with the root of the change, so that small ones are seen beside it. Cells that are filled
-                stand; of those that are underlined it is not sure that they differ from 0 and from their controls.
+                and colours go with the root of the change, so that small ones are seen beside it. Filled cells are
+                significant; underlined cells do not differ significantly from 0 and from their controls.
                 Where a layer has several such parts (heads, experts, gates) a task has a row for each, in their order.
     """
-    data = need(statistics, "ablations", "harm", "stands")
+    data = need(statistics, "ablations", "effect", "significant")
     panels = [_Panel.of(data, of) for of in dict.fromkeys(data["of"].values.tolist())]
-    largest = np.abs(data["harm"].values).max(axis=1)
+    largest = np.abs(data["effect"].values).max(axis=1)
     columns, rows = max(panel.columns for panel in panels), [panel.rows for panel in panels]
     few = columns <= _FEW and max(panel.slots for panel in panels) <= _NAMED
     row = 0.27 if few or max(rows) <= 16 else max(0.035, 5.5 / max(rows))
@@ -50,8 +50,8 @@ def ablation_map(statistics: xr.Dataset) -> Figure:
         _draw(ax, panel, largest, few, row)
     kinds = [str(kind) for kind in data["kind"].values]
     legend_over(figure, [*kind_marks(kinds), *verdicts()])
-    bar = figure.colorbar(ScalarMappable(_roots(), _HARMS), ax=list(axes), aspect=25, pad=0.02, shrink=0.9)
-    bar.set_label(f"{data['harm'].attrs['long_name']}\n(share of the task's largest)")
+    bar = figure.colorbar(ScalarMappable(_roots(), _COLOURMAP), ax=list(axes), aspect=25, pad=0.02, shrink=0.9)
+    bar.set_label(f"{data['effect'].attrs['long_name']}\n(share of the task's largest)")
     bar.set_ticks(list(_TICKS), labels=[f"{tick:g}" for tick in _TICKS])
     bar.minorticks_off()
     bar.outline.set_linewidth(0)
@@ -144,7 +144,7 @@ def _draw(ax: Axes, panel: _Panel, largest: np.ndarray, few: bool, row: float) -
         ax.set_yticks(at, labels=[str(name) for name in data["task"].values])
     ax.tick_params(left=False)
     ax.spines[["left", "bottom"]].set_visible(False)
-    units = str(data["harm"].attrs["units"])
+    units = str(data["effect"].attrs["units"])
     said = "largest" + ("" if units == "1" else f"\n({units})")
     _beside(ax, said, (1, -0.7 - high), (4, 0), fontsize=7, color="0.35", va="bottom")
     if (data["layer"].values < 0).any():
@@ -164,13 +164,13 @@ def _beside(ax: Axes, words: str, at: tuple[float, float], shift: tuple[float, f
 
 
 def _of_task(ax: Axes, panel: _Panel, task: int, largest: float, few: bool) -> None:
-    """The cells of one task: filled where the ablation stands, underlined where not."""
-    harm, stands = (panel.data[name].isel(task=task).values for name in ("harm", "stands"))
-    share = harm / largest if largest > 0 else np.zeros(len(harm))
+    """The cells of one task: filled where the effect is significant, underlined where not."""
+    effect, significant = (panel.data[name].isel(task=task).values for name in ("effect", "significant"))
+    share = effect / largest if largest > 0 else np.zeros(len(effect))
     x, y = panel.column, panel.row(task, panel.slot)
-    cells(ax, x, y, mpl.colormaps[_HARMS](_roots()(share)), stands)
+    cells(ax, x, y, mpl.colormaps[_COLOURMAP](_roots()(share)), significant)
     if few:
-        for column, row, value, filled, strength in zip(x, y, harm, stands, np.abs(share), strict=True):
+        for column, row, value, filled, strength in zip(x, y, effect, significant, np.abs(share), strict=True):
             colour = ("white" if strength > 0.36 else "0.1") if filled else "0.45"
             weight = "bold" if filled else "normal"
             shift = 0 if filled else -0.1

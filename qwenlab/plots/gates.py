@@ -20,8 +20,8 @@ def gates(statistics: xr.Dataset) -> Figure:
 
     statistics  of stats.gates. The heads of a layer stand side by side; the darker, the more of the head's tokens.
     """
-    data = need(statistics, "gates", "openness_share")
-    rows = [("openness", "gate_bin", "Openness of the output gate"), ("beta", "beta_bin", "Write strength")]
+    data = need(statistics, "gates", "mean_gate_share")
+    rows = [("mean_gate", "gate_bin", "Mean value of the output gate"), ("beta", "beta_bin", "Write strength")]
     rows = [row for row in rows if f"{row[0]}_share" in data]
     figure = new_figure(layer_width(data, least=5.5), 0.5 + 2.1 * len(rows))
     for ax, (name, dim, title) in zip(np.atleast_1d(figure.subplots(len(rows), 1, sharex=True)), rows, strict=True):

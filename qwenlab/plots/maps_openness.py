@@ -27,10 +27,10 @@ def openness_by_token(maps: Sequence[xr.Dataset], *, tokens: Sequence[str] | Non
     maps    of stats.attention_map, with rows kept, of heads of one kind over the same text
     tokens  what the text's tokens are called; as many names are written as can be read
     """
-    checked = [need(each, "attention_map", "openness") for each in maps]
+    checked = [need(each, "attention_map", "mean_gate") for each in maps]
     if not checked or len({(str(each.attrs["kind"]), each.attrs["text"]) for each in checked}) > 1:
         raise BadArgument("openness_by_token draws heads of one kind over one text: give one map or several of such.")
-    opened = np.stack([each["openness"].values for each in checked])
+    opened = np.stack([each["mean_gate"].values for each in checked])
     heads = len(opened)
     figure = new_figure(8.0, 1.3 + float(np.clip(0.16 * heads, 0.5, 6)))
     ax = figure.subplots()
@@ -44,6 +44,6 @@ def openness_by_token(maps: Sequence[xr.Dataset], *, tokens: Sequence[str] | Non
     if tokens is None:
         ax.set_xlabel("position (tokens)")
     bar = figure.colorbar(mesh, ax=ax, pad=0.01, aspect=12)
-    bar.set_label("openness")
-    ax.set_title("Openness of the output gate")
+    bar.set_label("mean gate value")
+    ax.set_title("Mean value of the output gate")
     return figure

@@ -25,11 +25,11 @@ def patching(statistics: xr.Dataset) -> Figure:
     """How much of the source's answer each patched value brings back, a row a layer and a column a position.
 
     statistics  of stats.patching; a panel for each part that was patched. Green: the answer comes back, purple: it goes
-                further away; cells that are filled stand, those that are underlined do not surely differ from the
+                further away; filled cells are significant, underlined cells do not differ significantly from the
                 target. Under each position stands the token that all pairs have there, or "…"; bold are the positions
                 in which source and target differ. Raises NothingMeasured where there was nothing to restore.
     """
-    data = need(statistics, "patching", "restored", "stands", "total", "total_interval")
+    data = need(statistics, "patching", "restored", "significant", "total", "total_interval")
     if bool(data["restored"].isnull().all()):
         low, high = data["total_interval"].values
         raise NothingMeasured(
@@ -65,10 +65,10 @@ def _words(data: xr.Dataset) -> str:
 
 
 def _of_part(ax: Axes, panel: xr.Dataset, limit: float) -> None:
-    """The cells of one part: filled where they stand, underlined where not; the strip of kinds at the left."""
-    values, stands = panel["restored"].values, panel["stands"].values
+    """The cells of one part: filled where significant, underlined where not; the strip of kinds at the left."""
+    values, significant = panel["restored"].values, panel["significant"].values
     y, x = (each.ravel() for each in np.indices(values.shape))
-    cells(ax, x, y, mpl.colormaps[DIVERGING](0.5 + values.ravel() / (2 * limit)), stands.ravel())
+    cells(ax, x, y, mpl.colormaps[DIVERGING](0.5 + values.ravel() / (2 * limit)), significant.ravel())
     strip = 0.012 * values.shape[1] + 0.25
     for row, kind in enumerate(panel["kind"].values):
         ax.add_patch(Rectangle((-0.65 - strip, row - 0.44), strip, 0.88, color=COLOURS[str(kind)], linewidth=0))

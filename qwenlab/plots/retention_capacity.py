@@ -20,7 +20,7 @@ def capacity(statistics: xr.Dataset, accuracy: xr.Dataset | None = None) -> Figu
 
     statistics  of stats.retention(recording, by=None, by_label=True), each label a number of pairs, such as "16". Thin:
                 a head; thick: the median head; dashed: the error of a state that gives nothing back
-    accuracy    by pairs, of stats.over_texts(accuracy): a second panel, with its interval and its chance
+    accuracy    by pairs, of stats.mean_over_texts(accuracy): a second panel, with its interval and its chance
     """
     labelled = isinstance(statistics, xr.Dataset) and "label" in statistics.dims
     need(statistics.isel(label=0) if labelled else statistics, "retention", "error")
@@ -51,7 +51,7 @@ def capacity(statistics: xr.Dataset, accuracy: xr.Dataset | None = None) -> Figu
         ],
     )
     if accuracy is not None:
-        _accuracy(axes[1], need(accuracy, "over_texts", "mean", "mean_interval"))
+        _accuracy(axes[1], need(accuracy, "mean_over_texts", "mean", "mean_interval"))
     for ax in axes:
         ax.set_xscale("log", base=2)
         say(ax.xaxis, binary)

@@ -14,18 +14,18 @@ _MARKS = "osD^vP"
 
 
 @styled
-def over_texts(statistics: xr.Dataset) -> Figure:
+def mean_over_texts(statistics: xr.Dataset) -> Figure:
     """Means over texts with their intervals: a row for each place along the first dimension, a colour along the second.
 
-    statistics  of stats.over_texts, of one or two dimensions. Of differences, 0 is drawn. Raises BadArgument for
+    statistics  of stats.mean_over_texts, of one or two dimensions. Of differences, 0 is drawn. Raises BadArgument for
                 other dimensions, and where the second has more places than there are colours.
     """
-    data = need(statistics, "over_texts", "mean", "mean_interval", "texts")
+    data = need(statistics, "mean_over_texts", "mean", "mean_interval", "texts")
     mean = data["mean"]
     if mean.ndim not in (1, 2) or (mean.ndim == 2 and mean.shape[1] > len(PALETTE)):
         sizes = ", ".join(f"{dim} {size}" for dim, size in mean.sizes.items()) or "none"
         raise BadArgument(
-            f"over_texts draws one dimension or two, the second of at most {len(PALETTE)}; these have: {sizes}.\n"
+            f"mean_over_texts draws one dimension or two, the second of at most {len(PALETTE)}; these have: {sizes}.\n"
             "Pick a part with .sel(...), or .transpose(...)."
         )
     rows = [str(row) for row in mean[mean.dims[0]].values]

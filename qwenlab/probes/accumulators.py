@@ -1,4 +1,4 @@
-"""Sums and histograms that stay where the tensors are born and never grow with the number of tokens."""
+"""Sums and histograms of per-token values, on the device of the tensors, of a size independent of the token count."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ import torch
 
 from qwenlab.capture.tokens import FOLDS, PADDING, TokenBatch
 
-At = slice
-"""Which of the layers of a probe some values are of: they follow one another."""
+LayerSlice = slice
+"""Consecutive layers among those of a probe."""
 
 
 class Sums:
-    """Sums of per-token values by layer and group (label and fold), in float64: of several, each under its name."""
+    """Sums of named per-token values by layer and group (label and fold), in float64."""
 
     def __init__(self, layers: int) -> None:
         self._layers = layers
         self._total: torch.Tensor | None = None
         self._columns: dict[str, slice] = {}
 
-    def add(self, where: At, reading: TokenBatch, **values: torch.Tensor) -> None:
+    def add(self, where: LayerSlice, tokens: TokenBatch, /, **values: torch.Tensor) -> None:
         """Add values [layer, batch, position, *shape] of the real tokens; those of padding may be NaN.
 
         The names and their shapes are the same every time.
         """
-        flat = reading.masked(torch.cat([self._flat(name, value) for name, value in values.items()], dim=-1), axis=1)
-        self._merge(where, reading.membership @ flat.flatten(1, 2).double())
+        flat = tokens.masked(torch.cat([self._flat(name, value) for name, value in values.items()], dim=-1), axis=1)
+        self._merge(where, tokens.membership @ flat.flatten(1, 2).double())
 
-    def move(self, where: At, groups: int, group: torch.Tensor, **values: torch.Tensor) -> None:
-        """Add values [layer, row, *shape] to the groups `group` [row], of `groups` in all."""
+    def add_rows(self, where: LayerSlice, groups: int, group: torch.Tensor, **values: torch.Tensor) -> None:
+        """Add values [layer, row, *shape] to the groups `group` [row], out of `groups`."""
         columns = [self._flat(name, value[:, :, None])[:, :, 0] for name, value in values.items()]
         flat = torch.cat(columns, dim=-1).double()
         self._merge(where, flat.new_zeros(len(flat), groups, flat.shape[2]).index_add_(1, group, flat))
 
     def _flat(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        """[layer, batch, position, *shape] as [.., columns], whose place among all columns is noted."""
+        """Flatten [layer, batch, position, *shape] to [.., columns], and assign its columns at the first call."""
         flat = (value.flatten(3) if value.ndim > 3 else value[..., None]).float()
         if name not in self._columns:
             start = max((columns.stop for columns in self._columns.values()), default=0)
             self._columns[name] = slice(start, start + flat.shape[-1])
         return flat
 
-    def _merge(self, where: At, sums: torch.Tensor) -> None:
+    def _merge(self, where: LayerSlice, sums: torch.Tensor) -> None:
         if self._total is None:
             self._total = sums.new_zeros(self._layers, *sums.shape[1:])
         elif sums.shape[1] > self._total.shape[1]:
@@ -57,30 +57,30 @@ class Sums:
         return np.moveaxis(by_layer.reshape(self._layers, labels, FOLDS, *shape), 0, 2)
 
     def total(self, name: str) -> np.ndarray:
-        """float64 [layer, column]: the sums of all groups but padding's; no columns where nothing was added."""
+        """float64 [layer, column]: sums over all groups but padding's; no columns if nothing was added."""
         if self._total is None or name not in self._columns:
             return np.zeros((self._layers, 0))
         return self._total[:, 1:, self._columns[name]].sum(dim=1).cpu().numpy()
 
 
 class Histogram:
-    """Counts of per-token values in fixed bins, by layer and label: a sketch of bounded size for quantiles."""
+    """Counts of per-token values in fixed bins by layer and label: a sketch of bounded size for quantiles."""
 
     def __init__(self, layers: int, bins: int) -> None:
         self._layers, self.bins = layers, bins
         self._counts: torch.Tensor | None = None
 
-    def add(self, where: At, reading: TokenBatch, place: torch.Tensor) -> None:
+    def add(self, where: LayerSlice, tokens: TokenBatch, place: torch.Tensor) -> None:
         """Count the bins `place` [layer, batch, position, *shape] of the real tokens, rounded down.
 
-        What lies below or beyond goes to the end bins; NaN is not counted, and is seen as tokens that are missing.
+        Values below or above go to the end bins. NaN is not counted, and shows as missing tokens.
         """
         flat = place.flatten(1, 2).flatten(2) if place.ndim > 3 else place.flatten(1, 2)[..., None]
         width = flat.shape[2]
-        row = torch.where(flat.isnan(), PADDING, reading.row.reshape(-1, 1))
+        row = torch.where(flat.isnan(), PADDING, tokens.row.reshape(-1, 1))
         cell = torch.arange(width, device=flat.device) * self.bins + row * (width * self.bins)
         cell += flat.nan_to_num().clamp(0, self.bins - 1).long()
-        size = (1 + reading.labels) * width * self.bins
+        size = (1 + tokens.labels) * width * self.bins
         if self._counts is None:
             self._counts = torch.zeros(self._layers, size, dtype=torch.int64, device=flat.device)
         elif size > self._counts.shape[1]:
@@ -97,17 +97,19 @@ class Histogram:
 
 
 class BinnedSums:
-    """Sums of values by layer, group (label and fold), column (head) and bin, in float64: several under their names."""
+    """Sums of named values by layer, group (label and fold), column (head) and bin, in float64."""
 
     def __init__(self, layers: int, bins: int) -> None:
         self._layers, self.bins = layers, bins
         self._total: torch.Tensor | None = None  # [layer, group, bin, name, column]
         self._names: list[str] = []
 
-    def add(self, where: At, groups: int, group: torch.Tensor, place: torch.Tensor, **values: torch.Tensor) -> None:
-        """Add values [layer, row, column] to the groups `group` [row], of `groups` in all.
+    def add(
+        self, where: LayerSlice, groups: int, group: torch.Tensor, place: torch.Tensor, **values: torch.Tensor
+    ) -> None:
+        """Add values [layer, row, column] to the groups `group` [row], out of `groups`.
 
-        place  int [layer, row, column], or what broadcasts to it: the bin of each value
+        place  int, broadcastable to [layer, row, column]: the bin of each value
         The names and their shapes are the same every time.
         """
         flat = torch.stack(list(values.values()), dim=2).double()  # [layer, row, name, column]
@@ -132,12 +134,12 @@ class BinnedSums:
 
 
 def counted(values: np.ndarray) -> np.ndarray:
-    """Sums of ones, as the whole numbers they are."""
+    """Convert sums of ones to integers."""
     return values.round().astype(np.int64)
 
 
 def _by_label(rows: torch.Tensor | None, layers: int, labels: int, width: int) -> np.ndarray:
-    """[layer, label, width]: padding's row dropped, and every label given its rows, those never met included."""
+    """Return [layer, label, width] without padding's row; zeros for labels without a token."""
     out = np.zeros((layers, labels, width))
     if rows is not None:
         out[:, : rows.shape[1] - 1] = rows[:, 1:].cpu().numpy()

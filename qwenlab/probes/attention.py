@@ -1,4 +1,4 @@
-"""The attention probe: where each softmax-attention head looks, and how far its output gate is open."""
+"""The attention probe: entropy, distance and sink of each softmax-attention head, and openness of its output gate."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from qwenlab.capture.buffers import AttentionCall, Captured, Part
 from qwenlab.capture.tokens import NEVER, TokenBatch, TokenSample, key_positions
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import ATTENTION
-from qwenlab.probes.accumulators import At, Histogram, Sums, counted
+from qwenlab.probes.accumulators import Histogram, LayerSlice, Sums, counted
 from qwenlab.probes.base import Probe, Reduced, Variable
 from qwenlab.probes.bins import GATE_BINS, gate_bins
 
 DISTANCE_EDGES = (0, 1, 2, 3, *(int(2**octave * step) for octave in range(2, 26) for step in (1, 1.5)), 2**26)
-"""Lower edges, in tokens, of the bins of attention distance: every one up to 4, then two an octave."""
+"""Lower edges, in tokens, of the bins of attention distance: one per token up to 4, then two per octave."""
 
-BLOCK = 2**22
-"""Attention probabilities held at a time (elements): a block of query positions, never all of them."""
+MAX_PROBABILITIES = 2**22
+"""Attention probabilities in memory at a time (elements): those of a block of query positions, never all."""
 
 _PER_HEAD = {
     "entropy": ("nat", "entropy of the attention row, summed over tokens"),
@@ -29,16 +29,16 @@ _PER_HEAD = {
     "previous_mass": ("1", "probability on the token before, summed over tokens"),
     "self_mass": ("1", "probability on the query's own token, summed over tokens"),
     "distance": ("token", "mean distance of the row, summed over tokens"),
-    "gate": ("1", "openness of the output gate, sigmoid(gate) averaged over channels, summed over tokens"),
+    "gate": ("1", "mean value of the output gate, sigmoid(gate) averaged over channels, summed over tokens"),
 }
 
 
 class Attention(Probe):
     """Entropy, sink, distance and output gate of every head of the softmax-attention layers.
 
-    The probabilities are worked out again from the rotated queries and keys, block by block, for a sample of each
-    sequence's tokens; the model's own attention kernel stays in use. For a query at position t with probabilities p
-    over keys s <= t:
+    The probabilities are recomputed from the rotated queries and keys, block by block, for a sample of each sequence's
+    tokens; the model still runs its own attention kernel. For a query at position t with probabilities p over keys
+    s <= t:
 
     entropy        -sum_s p ln p, in nats
     first mass     p on the sequence's first token (the usual sink); previous mass p on t - 1; self mass p on t
@@ -46,18 +46,15 @@ class Attention(Probe):
     gate openness  mean over channels of sigmoid(gate)
 
     layers  only these layers
-    every   measure one token of every so many (`reading.drawn` says which); 1 measures all
+    every   measure one token per block of this many (chosen by `tokens.drawn`); 1 measures all
     """
 
     name = "attention"
     reads = "a softmax-attention mixer"
+    kind = ATTENTION
 
     def __init__(self, *, layers: Iterable[int] | None = None, every: int = 64) -> None:
         super().__init__(layers=layers, every=every)
-
-    def able(self, decoder: Decoder) -> tuple[int, ...]:
-        """The softmax-attention layers."""
-        return decoder.layers_of(ATTENTION)
 
     def start(self, decoder: Decoder) -> None:
         """Empty sums and histograms for these layers."""
@@ -69,40 +66,39 @@ class Attention(Probe):
         """The call of the attention function, and the output gate."""
         return (("mixer", "attention"), ("mixer", "gate"))
 
-    def keep(self, layer: int, part: Part, notes: Captured, reading: TokenBatch) -> Reduced | None:
-        """Openness of the gate and statistics of the row of every sampled token."""
-        call, gate = notes["attention"], notes["gate"]
+    def reduce(self, layer: int, part: Part, captured: Captured, tokens: TokenBatch) -> Reduced | None:
+        """Return openness of the gate and statistics of the attention row of every sampled token."""
+        call, gate = captured["attention"], captured["gate"]
         assert isinstance(call, AttentionCall)
         assert isinstance(gate, torch.Tensor)
-        sample = reading.sample(self.every)
+        sample = tokens.sample(self.every)
         slots, columns = sample.columns.shape[1], call.key.shape[2]
         if not slots:
             return None
         openness = torch.sigmoid(sample.of(gate)).mean(dim=-1, dtype=torch.float32)
-        block = max(1, BLOCK // (reading.batch * call.query.shape[1] * columns))
+        block = max(1, MAX_PROBABILITIES // (tokens.batch * call.query.shape[1] * columns))
         if slots <= block:
-            rows = reading.once(
-                (AttentionRows, self.every, columns), lambda: AttentionRows.of(reading, columns, sample)
-            )
+            rows = tokens.once((AttentionRows, self.every, columns), lambda: AttentionRows.of(tokens, columns, sample))
             return {"gate": openness} | _row_statistics(*probabilities(call, rows), rows)
         place = self.layers.index(layer)
         for start in range(0, slots, block):
-            cut = slice(start, start + block)
-            part_of, rows = sample.part(cut), AttentionRows.of(reading, columns, sample.part(cut))
-            found = {"gate": openness[:, cut]} | _row_statistics(*probabilities(call, rows), rows)
-            self._add(slice(place, place + 1), {name: each[None] for name, each in found.items()}, part_of.reading)
+            slots_of = slice(start, start + block)
+            cut = sample.part(slots_of)
+            rows = AttentionRows.of(tokens, columns, cut)
+            values = {"gate": openness[:, slots_of]} | _row_statistics(*probabilities(call, rows), rows)
+            self._add(slice(place, place + 1), {name: value[None] for name, value in values.items()}, cut.tokens)
         return None
 
-    def look(self, where: At, part: Part, kept: Reduced, reading: TokenBatch) -> None:
-        """Add them up."""
-        self._add(where, kept, reading.sample(self.every).reading)
+    def accumulate(self, where: LayerSlice, part: Part, reduced: Reduced, tokens: TokenBatch) -> None:
+        """Add up openness and statistics."""
+        self._add(where, reduced, tokens.sample(self.every).tokens)
 
-    def _add(self, where: At, found: Reduced, few: TokenBatch) -> None:
-        self._sums.add(where, few, tokens=torch.ones_like(found["gate"][..., 0]), **found)
-        self._gates.add(where, few, found["gate"] * GATE_BINS)
+    def _add(self, where: LayerSlice, values: Reduced, sampled: TokenBatch) -> None:
+        self._sums.add(where, sampled, tokens=torch.ones_like(values["gate"][..., 0]), **values)
+        self._gates.add(where, sampled, values["gate"] * GATE_BINS)
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
-        """Sums by label, fold, layer and head, and attention mass by distance."""
+        """Return sums by label, fold, layer and head, and attention mass by distance."""
         grouped, count = ("label", "fold", "layer"), len(labels)
         heads = self.decoder.module.config.num_attention_heads
 
@@ -117,73 +113,69 @@ class Attention(Probe):
         gates = self._gates.array(count, heads)
         mass = stacked("distance_mass", heads, len(DISTANCE_EDGES)).sum(axis=1)
         by_head = ("label", "layer", "head")
-        variables["gate_hist"] = ((*by_head, "gate_bin"), gates, "token", "tokens by openness of the output gate")
-        variables["distance_mass"] = (
-            (*by_head, "distance_bin"),
-            mass,
-            "1",
-            "attention mass by distance, summed over tokens",
-        )
+        variables["gate_hist"] = ((*by_head, "gate_bin"), gates, "token", "tokens by mean value of the output gate")
+        meaning = "attention mass by distance, summed over tokens"
+        variables["distance_mass"] = ((*by_head, "distance_bin"), mass, "1", meaning)
         edges = ("distance_bin", np.array(DISTANCE_EDGES), {"units": "token", "long_name": "lower edge"})
         return self._dataset(labels, variables, gate_bin=gate_bins(), distance_bin=edges)
 
 
 @dataclass(frozen=True)
 class AttentionRows:
-    """Rows of the attention matrix that are measured, one a query.
+    """The rows of the attention matrix that are measured, one per query.
 
     query     int [batch, query]: column of each query in this call
-    seen      bool [batch, 1, query, key]: what it may look at
-    distance  float [batch, 1, query, key], tokens from it back to each key
+    visible   bool [batch, 1, query, key]: keys that it may attend to
+    distance  float [batch, 1, query, key]: tokens from it back to each key
     first     int [batch]: column of the sequence's first token
     edges     int [batch, 1, query, bin + 1]: keys at least as far away as each bin's lower edge, counted from the left
     """
 
     query: torch.Tensor
-    seen: torch.Tensor
+    visible: torch.Tensor
     distance: torch.Tensor
     first: torch.Tensor
     edges: torch.Tensor
 
     @staticmethod
-    def of(reading: TokenBatch, columns: int, sample: TokenSample) -> AttentionRows:
-        """The rows of the sampled tokens, over so many columns of keys."""
-        query, position = sample.columns, sample.reading.position
-        key_position = key_positions(reading, columns)
+    def of(tokens: TokenBatch, columns: int, sample: TokenSample) -> AttentionRows:
+        """Return the rows of the sampled tokens over the first `columns` keys."""
+        query, position = sample.columns, sample.tokens.position
+        key_position = key_positions(tokens, columns)
         number = torch.arange(columns, device=query.device)
-        seen = (key_position >= 0)[:, None, :] & (number <= (reading.past + query)[:, :, None])
+        visible = (key_position >= 0)[:, None, :] & (number <= (tokens.past + query)[:, :, None])
         distance = (position[:, :, None] - key_position[:, None, :]).float()
-        # Positions never fall along a row either: keys at distance d or more are those before position - d + 1.
+        # Positions never decrease along a row: keys at distance d or more are those before position - d + 1.
         rising = key_position.cummax(dim=1).values.contiguous()
         lower = torch.tensor((*DISTANCE_EDGES, NEVER), device=query.device)
         beyond = (position[:, :, None] - lower).flatten(1)
         edges = torch.searchsorted(rising, beyond.contiguous(), right=True).unflatten(1, (*position.shape[1:], -1))
         first = (key_position == 0).int().argmax(dim=1)
-        return AttentionRows(query, seen[:, None], distance[:, None], first, edges[:, None])
+        return AttentionRows(query, visible[:, None], distance[:, None], first, edges[:, None])
 
 
 def probabilities(call: AttentionCall, rows: AttentionRows) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention probabilities [batch, head, query, key] in float32, and their entropy [batch, head, query] in nats."""
+    """Return probabilities [batch, head, query, key] in float32, and their entropy [batch, head, query] in nats."""
     heads, channels = call.query.shape[1], call.query.shape[3]
     query = call.query.gather(2, rows.query[:, None, :, None].expand(-1, heads, -1, channels)).float()
     key = call.key.float()
     grouped = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)  # [batch, key head, head of it * query, channel]
     scores = (grouped @ key.transpose(2, 3)).unflatten(2, (-1, rows.query.shape[1])).flatten(1, 2) * call.scaling
-    seen = rows.seen
-    if call.seen is not None:
+    visible = rows.visible
+    if call.visible is not None:
         shape = (len(query), -1, -1, scores.shape[3])
-        own = rows.query[:, None, :, None].expand(-1, call.seen.shape[1], -1, scores.shape[3])
-        seen = seen & call.seen[..., : scores.shape[3]].expand(shape).gather(2, own)
-    scores = scores.masked_fill(~seen, torch.finfo(torch.float32).min)
+        own = rows.query[:, None, :, None].expand(-1, call.visible.shape[1], -1, scores.shape[3])
+        visible = visible & call.visible[..., : scores.shape[3]].expand(shape).gather(2, own)
+    scores = scores.masked_fill(~visible, torch.finfo(torch.float32).min)
     probability = scores.softmax(dim=-1)
-    # -sum p ln p with ln p = score - ln sum exp(score); the largest p tells that sum.
+    # -sum p ln p with ln p = score - ln sum exp(score); the largest score and the largest p give that sum.
     top, most = scores.amax(dim=-1), probability.amax(dim=-1)
     entropy = top - most.log() - torch.linalg.vecdot(probability, scores)
     return probability, entropy.clamp_min(0)
 
 
 def _row_statistics(probability: torch.Tensor, entropy: torch.Tensor, rows: AttentionRows) -> dict[str, torch.Tensor]:
-    """Statistics of each row [batch, query, head], and its mass by bin of distance [batch, query, head, bin]."""
+    """Return statistics of each row [batch, query, head], and mass by bin of distance [batch, query, head, bin]."""
     heads = probability.shape[1]
     # Mass at a distance of d or more, for every edge d: running sums from the left.
     running = torch.nn.functional.pad(probability.cumsum(dim=-1), (1, 0))

@@ -1,4 +1,4 @@
-"""What a probe is: the notes it wants of each layer, and what it makes of them."""
+"""Base class for probes: declare the tensors you need, reduce them as they arrive."""
 
 from __future__ import annotations
 
@@ -12,100 +12,102 @@ import torch
 import xarray as xr
 from transformers.cache_utils import Cache
 
+from qwenlab.arguments import integer
 from qwenlab.capture.buffers import Captured, Part
 from qwenlab.capture.forward_pass import ForwardPass
 from qwenlab.capture.tokens import FOLDS, TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.errors import BadArgument, NothingToProbe, UnknownLayer
-from qwenlab.probes.accumulators import At
+from qwenlab.probes.accumulators import LayerSlice
 
 Reduced = dict[str, torch.Tensor]
-"""What a probe keeps of the notes of one layer; stacked, of several."""
+"""Reduced values of one layer part; stacked along a first axis for several layers."""
 
 Variable = tuple[tuple[str, ...], np.ndarray, str, str]
 """Dims, values, units and meaning of one variable of a recording."""
-
 
 _NUMBERED = ("head", "key_head", "expert", "expert_2", "expert_next")
 
 
 class Probe(ABC):
-    """Reads notes and reduces them at once. It serves one `watch` at a time, and is emptied when that begins.
+    """Captures tensors of each layer and reduces them at once. It serves one `watch` at a time, which empties it first.
 
-    layers  only these layers (indices of the trunk); by default every layer that has what the probe reads
-    every   measure one token of every so many, for probes that can leave tokens out; 1 measures all
+    A subclass declares the tensors it needs with `wants`. `reduce` gets them, one layer at a time, and returns
+    something small. `accumulate` adds that up, for several layers at a time, and `dataset` returns the sums.
+
+    layers  only these layers (indices in the target model); by default every layer that has what the probe reads
+    every   measure one token per block of this many, for probes that can skip tokens; 1 measures all
     """
 
     name: ClassVar[str]
-    reads: ClassVar[str] = "what it reads"
+    reads: ClassVar[str] = "the part that it reads"
+    kind: ClassVar[str] = ""  # kind of mixer that it reads; "" for any
 
     def __init__(self, *, layers: Iterable[int] | None = None, every: int = 1) -> None:
-        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-            raise BadArgument(f"{type(self).__name__}(every={every!r}): give a whole number of tokens, 1 or more.")
-        self.every = every
-        self._chosen = None if layers is None else tuple(layers)
+        self.every = integer(type(self).__name__, "every", every, least=1, unit="tokens")
+        self._layers = None if layers is None else tuple(layers)
         self.layers: tuple[int, ...] = ()
-        self.watch: Any = None  # the `Seen` that it was last started by
+        self.session: Any = None  # the WatchSession that last started it
 
     def start(self, decoder: Decoder) -> None:
-        """Make ready for this model: choose layers, empty every tally. Raises NothingToProbe and UnknownLayer."""
+        """Prepare for this model: choose layers, empty all sums. Raises NothingToProbe and UnknownLayer."""
         self.decoder = decoder
         able, name = self.able(decoder), type(self).__name__
         if not able:
             raise NothingToProbe(
                 f"{name}() finds nothing to read: none of this model's {len(decoder.layers)} layers has {self.reads}.\n"
-                f"Leave {name}() out."
+                f"Leave {name}() out for this model."
             )
-        unknown = [layer for layer in self._chosen or () if layer not in able]
-        if unknown or self._chosen == ():
+        unknown = [layer for layer in self._layers or () if layer not in able]
+        if unknown or self._layers == ():
             raise UnknownLayer(
                 f"{name}(layers=...) names {f'layers {unknown}' if unknown else 'no layer'}; "
                 f"it reads layers {list(able)} of this model.\nLeave `layers` out to read all of them."
             )
-        self.layers = able if self._chosen is None else tuple(sorted(set(self._chosen)))
+        self.layers = able if self._layers is None else tuple(sorted(set(self._layers)))
 
     def able(self, decoder: Decoder) -> tuple[int, ...]:
-        """The layers of this model that have what the probe reads."""
-        return tuple(range(len(decoder.layers)))
+        """Return the layers of this model that have the part that the probe reads."""
+        return decoder.layers_of(self.kind) if self.kind else tuple(range(len(decoder.layers)))
 
     def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
-        """Part and name of each note wanted of this layer (the names are in `Taps`)."""
+        """Return (part, name) of each value to capture in this layer; the names are listed in `CaptureHooks`."""
         return ()
 
-    def keep(self, layer: int, part: Part, notes: Captured, reading: TokenBatch) -> Reduced | None:
-        """What is needed of the notes of one part of one layer, reduced to something small; None where it is nothing.
+    def reduce(self, layer: int, part: Part, captured: Captured, tokens: TokenBatch) -> Reduced | None:
+        """Reduce the captured values of one part of one layer to something small; None if nothing is left.
 
         The tensors have the same names and shapes in every layer.
         """
-        raise NotImplementedError(f"{type(self).__name__} wants notes and does not keep anything of them")
+        raise NotImplementedError(f"{type(self).__name__} captures values and does not implement reduce")
 
-    def look(self, where: At, part: Part, kept: Reduced, reading: TokenBatch) -> None:
-        """Add up what was kept of a part in some layers, each tensor [layer, ...]: `where` among `self.layers`."""
-        raise NotImplementedError(f"{type(self).__name__} keeps something and does not look at it")
+    def accumulate(self, where: LayerSlice, part: Part, reduced: Reduced, tokens: TokenBatch) -> None:
+        """Add up the reduced values of a part in several layers, each [layer, ...]; `where` indexes `self.layers`."""
+        raise NotImplementedError(f"{type(self).__name__} reduces values and does not implement accumulate")
 
-    def look_at_tokens(self, reading: TokenBatch) -> None:  # noqa: B027  most probes have no use for these
-        """Look at which tokens were read, or are about to be."""
+    def on_tokens(self, tokens: TokenBatch) -> None:  # noqa: B027  most probes have no use for these
+        """Called once per forward pass, or per group of decode steps, with the tokens that it reads."""
 
-    def look_at_cache(self, cache: Cache, passed: ForwardPass) -> None:  # noqa: B027
-        """Look at what a forward pass left in its cache."""
+    def on_cache(self, cache: Cache, forward_pass: ForwardPass) -> None:  # noqa: B027
+        """Called after each forward pass with its cache."""
 
     def check(self) -> None:  # noqa: B027
-        """The block has ended: raise if what was seen contradicts itself."""
+        """Called at the end of the block; raise if the measurements are inconsistent."""
 
     def end(self, whole: bool) -> None:  # noqa: B027
-        """Let go of what only the block needed; `whole`: it ended without an error."""
+        """Release what only the block needed; `whole`: the block ended without an error."""
 
     @abstractmethod
     def dataset(self, labels: list[str]) -> xr.Dataset:
-        """What was seen so far, as sums and counts."""
+        """Return the measurements so far as sums and counts."""
 
     def sample(self) -> dict[str, Any]:
-        """What was left out, for the recording; empty when nothing was."""
-        layers = {} if self._chosen is None else {"layers": list(self.layers)}
+        """Return what the probe leaves out, for the recording; empty if it measures everything."""
+        layers = {} if self._layers is None else {"layers": list(self.layers)}
         return layers | ({} if self.every == 1 else {"every": self.every})
 
     def _dataset(self, labels: list[str], variables: dict[str, Variable], **coords: Any) -> xr.Dataset:
-        """A Dataset of these variables, on the coordinates that every probe shares."""
+        """Return a Dataset of these variables, with the coordinates that all probes share."""
         kinds = [self.decoder.layer_types[layer] for layer in self.layers]
         data = {
             name: xr.Variable(dims, values, {"units": units, "long_name": meaning})
@@ -118,7 +120,40 @@ class Probe(ABC):
             "layer": ("layer", np.array(self.layers, dtype=np.int64)),
             "kind": ("layer", np.array(kinds, dtype=object)),
         }
-        kept = {name: value for name, value in shared.items() if value[0] in dims}
+        shared = {name: value for name, value in shared.items() if value[0] in dims}
         numbered = {dim: (dim, np.arange(n)) for v in data.values() for dim, n in v.sizes.items() if dim in _NUMBERED}
         attrs = {"probe": type(self).__name__, "sample": json.dumps(self.sample())}
-        return xr.Dataset(data, {**kept, **numbered, **coords}, attrs)
+        return xr.Dataset(data, {**shared, **numbered, **coords}, attrs)
+
+
+class HeadProbe(Probe):
+    """Base class for probes of some heads of each layer.
+
+    heads  only these heads of each layer
+    """
+
+    def __init__(
+        self, *, layers: Iterable[int] | None = None, heads: Iterable[int] | None = None, every: int = 64
+    ) -> None:
+        super().__init__(layers=layers, every=every)
+        self._heads = None if heads is None else sorted(set(heads))
+        self.heads: list[int] = []
+
+    @abstractmethod
+    def count_heads(self, layer: int) -> int:
+        """Return the number of heads of this layer."""
+
+    def start(self, decoder: Decoder) -> None:
+        """Choose layers and heads. Raises BadArgument for heads that the layers do not have."""
+        super().start(decoder)
+        total = self.count_heads(self.layers[0])
+        self.heads = list(range(total)) if self._heads is None else self._heads
+        if not self.heads or not set(self.heads) <= set(range(total)):
+            raise BadArgument(
+                f"{type(self).__name__}(heads={self.heads}): its layers have heads 0 to {total - 1}.\n"
+                "Leave `heads` out to read all of them."
+            )
+
+    def sample(self) -> dict[str, Any]:
+        """Return layers, heads and tokens that are measured, unless all are."""
+        return super().sample() | ({} if self._heads is None else {"heads": self.heads})

@@ -1,4 +1,4 @@
-"""The bins that gates and half-lives are counted in."""
+"""Bins of the histograms of gates and half-lives."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import torch
 
 GATE_BINS = 128
 HALF_LIFE_FIRST, HALF_LIFE_BINS, BINS_AN_OCTAVE = -6, 160, 5
-"""Half-lives are counted from 2**-6 tokens in bins of a fifth of an octave; the end bins take what lies beyond."""
+"""Half-lives are binned from 2**-6 tokens in fifths of an octave; the end bins take all values beyond."""
 
 
 def half_life_bin(g: torch.Tensor) -> torch.Tensor:
-    """Place of each token's half-life ln(1/2) / g, g = ln alpha <= 0, among the bins; infinite where nothing decays."""
+    """Return the bin of each token's half-life ln(1/2) / g, g = ln alpha <= 0; infinite where nothing decays."""
     octave = math.log2(math.log(2)) - torch.log2(-g)
     return ((octave - HALF_LIFE_FIRST) * BINS_AN_OCTAVE).floor()
 
 
 def gate_bins() -> tuple[str, np.ndarray, dict[str, str]]:
-    """The coordinate of the bins of gate openness."""
+    """Return the coordinate of the bins of gate openness."""
     return ("gate_bin", np.arange(GATE_BINS) / GATE_BINS, {"units": "1", "long_name": "lower edge"})
 
 
 def bins() -> dict[str, tuple[str, np.ndarray, dict[str, str]]]:
-    """The coordinates of all bins of a DeltaNet layer."""
+    """Return the coordinates of all bins of a DeltaNet layer."""
     half_life = 2.0 ** (HALF_LIFE_FIRST + np.arange(HALF_LIFE_BINS) / BINS_AN_OCTAVE)
     return {
         "beta_bin": ("beta_bin", *gate_bins()[1:]),

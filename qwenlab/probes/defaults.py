@@ -1,4 +1,4 @@
-"""The probes that fit a model: those that can stay on, and those that leave nothing out."""
+"""Choose the probes that fit a model: `defaults` for every run, `thorough` for studying single texts."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from qwenlab.probes.timing.timing import Timing
 
 
 def defaults(model: nn.Module | Any) -> tuple[Probe, ...]:
-    """One of each kind of probe that finds something to read in this model, or Checkpoint, as it is by default.
+    """Return one of each cheap probe that fits this model or Checkpoint, with its default arguments.
 
-    They sample tokens and leave the prediction error out, to cost little enough for a training loop or a server:
-    `make bench` says how much. A recording says what was left out.
+    They sample tokens and skip the prediction error, to be cheap enough for a training loop or a server (`make bench`
+    measures the cost). The attr `sample` of each node says what was left out.
     """
     return (DeltaNet(), Attention(), *_routed(model, Routing()), Residual(), Timing(), Memory())
 
 
 def thorough(model: nn.Module | Any) -> tuple[Probe, ...]:
-    """The same, leaving nothing out: every token, and the prediction error of every DeltaNet head.
+    """Return the same probes for every token, and with the prediction error of every DeltaNet head.
 
-    For a text that is read to be studied. Attention rows of every token cost as much as attention itself.
+    For studying single texts: attention rows of every token cost as much as attention itself.
     """
     deltanet, routing = DeltaNet(every=1, prediction_heads="all"), Routing(every=1)
     return (deltanet, Attention(every=1), *_routed(model, routing), Residual(every=1), Timing(), Memory())

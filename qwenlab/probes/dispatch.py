@@ -1,4 +1,4 @@
-"""From the inboxes to the probes: the notes of decode steps are gathered, and all of them reduced."""
+"""Dispatch captured values from the buffers to the probes, and reduce decode steps in groups."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from qwenlab.capture.forward_pass import ForwardPass
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.probes.base import Probe, Reduced
 
-STEPS, STEPS_HELD = 64, 2**25
-"""Decode steps are reduced together, up to this many and up to so many bytes of notes: one alone is not worth it."""
+MAX_STEPS, MAX_STEP_BYTES = 64, 2**25
+"""Decode steps are reduced together, up to this many steps and bytes, since reducing each one alone is slow."""
 
-HELD = 2**24
-"""Bytes that probes keep of the layers of one pass, at most, before they look at them: for the same reason."""
+MAX_PENDING_BYTES = 2**24
+"""Bytes of reduced values of one pass that may wait to be accumulated for several layers at once."""
 
 
 class Dispatcher:
-    """Hands the notes of each part to the probes that want them.
+    """Passes the captured values of each layer part to the probes that want them.
 
-    read   makes a reading of one pass, or of several decode steps
-    timed  runs a probe's work, and sees to it that its time is not the model's
+    read   makes a TokenBatch of one pass, or of several decode steps
+    timed  runs a probe's work, and excludes its time from the model's
     """
 
     def __init__(
@@ -36,130 +36,128 @@ class Dispatcher:
     ) -> None:
         self._probes, self._read, self._timed = probes, read, timed
         self._pass: ForwardPass | None = None
-        self._reading: TokenBatch | None = None  # of the pass that is running, unless it is a decode step
+        self._tokens: TokenBatch | None = None  # of the current pass, unless it is a decode step
         self._steps: list[ForwardPass] = []
-        self._limit = STEPS
-        self._inboxes: dict[tuple[int, Part], CaptureBuffer] = {}
-        self._piles: defaultdict[tuple[Probe, Part], list[tuple[int, Reduced]]] = defaultdict(list)
-        self._held = 0
+        self._limit = MAX_STEPS
+        self._buffers: dict[tuple[int, Part], CaptureBuffer] = {}
+        self._pending: defaultdict[tuple[Probe, Part], list[tuple[int, Reduced]]] = defaultdict(list)
+        self._pending_bytes = 0
         for probe in probes:
             for layer in probe.layers:
                 self._subscribe(probe, layer)
 
     @property
-    def inboxes(self) -> list[CaptureBuffer]:
-        """One for each part of a layer of which something is wanted, in the order of the layers."""
-        return [inbox for _, inbox in sorted(self._inboxes.items())]
+    def buffers(self) -> list[CaptureBuffer]:
+        """One buffer for each layer part that some probe reads, in the order of the layers."""
+        return [buffer for _, buffer in sorted(self._buffers.items())]
 
     def _subscribe(self, probe: Probe, layer: int) -> None:
         for part, name in probe.wants(layer):
-            inbox = self._inboxes.setdefault((layer, part), CaptureBuffer(layer, part))
-            inbox.wanted.setdefault(name, WHOLE)
-            if probe not in inbox.readers:
-                inbox.readers.append(probe)
+            buffer = self._buffers.setdefault((layer, part), CaptureBuffer(layer, part))
+            buffer.wanted.setdefault(name, WHOLE)
+            if probe not in buffer.readers:
+                buffer.readers.append(probe)
 
-    def begin(self, passed: ForwardPass) -> bool:
-        """A forward pass begins; True where it is a decode step right after those that were kept.
-
-        Otherwise those are reduced.
-        """
-        goes_on = bool(self._steps) and passed.goes_on(self._steps[-1])
+    def begin(self, forward_pass: ForwardPass) -> bool:
+        """Begin a forward pass. Return True if it is the decode step right after the stored ones, else reduce those."""
+        goes_on = bool(self._steps) and forward_pass.goes_on(self._steps[-1])
         if not goes_on:
             self.flush()
-        self._pass, self._reading = passed, None if passed.is_decode else self._made([passed])
+        self._pass = forward_pass
+        self._tokens = None if forward_pass.is_decode else self._tokens_of([forward_pass])
         return goes_on
 
-    def take(self, inbox: CaptureBuffer) -> None:
-        """A part has just run: its notes are reduced now, or kept until enough decode steps are together."""
-        if self._pass is None or (notes := inbox.collect()) is None:
+    def take(self, buffer: CaptureBuffer) -> None:
+        """Reduce the values of a part that has just run; those of a decode step are stored to be reduced in a group."""
+        if self._pass is None or (captured := buffer.collect()) is None:
             return
-        reading = self._reading
-        if reading is None:
-            inbox.keep(notes)
+        tokens = self._tokens
+        if tokens is None:
+            buffer.add_step(captured)
         else:
-            self._timed(lambda: self._keep(inbox, [notes], reading))
+            self._timed(lambda: self._reduce(buffer, [captured], tokens))
 
     def end(self) -> None:
-        """The forward pass has ended."""
-        reading = self._reading
-        if reading is not None:
-            self._timed(lambda: self._look(reading))
+        """End the forward pass."""
+        tokens = self._tokens
+        if tokens is not None:
+            self._timed(lambda: self._accumulate(tokens))
         elif self._pass is not None:
             self._steps.append(self._pass)
-        self._pass = self._reading = None
+        self._pass = self._tokens = None
         if len(self._steps) == 1:
-            step = sum(inbox.bytes_a_step for inbox in self._inboxes.values())
-            self._limit = min(STEPS, STEPS_HELD // (step + 1) + 1)
+            step = sum(buffer.bytes_per_step for buffer in self._buffers.values())
+            self._limit = min(MAX_STEPS, MAX_STEP_BYTES // (step + 1) + 1)
         if len(self._steps) >= self._limit:
             self.flush()
 
-    def broke_off(self) -> None:
-        """The forward pass raised: the notes of its layers that ran are dropped."""
-        for inbox in self._inboxes.values():
-            inbox.forget(len(self._steps))
-        self._piles, self._held = defaultdict(list), 0
-        self._pass = self._reading = None
+    def abort(self) -> None:
+        """Drop the values of a forward pass that raised."""
+        for buffer in self._buffers.values():
+            buffer.truncate(len(self._steps))
+        self._pending, self._pending_bytes = defaultdict(list), 0
+        self._pass = self._tokens = None
 
     def flush(self) -> None:
-        """Reduce the decode steps kept so far."""
+        """Reduce the decode steps stored so far."""
         if self._steps:
             self._timed(self._reduce_steps)
 
     def silent(self, columns: int) -> list[str]:
-        """A line for each note that did not come, or came for other than `columns` tokens."""
-        return [line for inbox in self.inboxes for line in inbox.silent(columns)]
+        """Return a line for each value that was not captured for exactly `columns` tokens."""
+        return [line for buffer in self.buffers for line in buffer.silent(columns)]
 
     def _reduce_steps(self) -> None:
         steps, self._steps = self._steps, []
-        reading = self._made(steps)
-        for inbox in self.inboxes:
-            kept, inbox.kept = inbox.kept, []
-            if len(kept) == len(steps):
-                self._keep(inbox, kept, reading)
-        self._look(reading)
+        tokens = self._tokens_of(steps)
+        for buffer in self.buffers:
+            captured, buffer.steps = buffer.steps, []
+            if len(captured) == len(steps):
+                self._reduce(buffer, captured, tokens)
+        self._accumulate(tokens)
 
-    def _made(self, passes: Sequence[ForwardPass]) -> TokenBatch:
+    def _tokens_of(self, passes: Sequence[ForwardPass]) -> TokenBatch:
         with undisturbed():
-            reading = self._read(passes)
+            tokens = self._read(passes)
             for probe in self._probes:
-                probe.look_at_tokens(reading)
-        return reading
+                probe.on_tokens(tokens)
+        return tokens
 
-    def _keep(self, inbox: CaptureBuffer, came: Sequence[Captured], reading: TokenBatch) -> None:
-        """Let every probe keep what it needs of these notes, and look at it once it is enough."""
+    def _reduce(self, buffer: CaptureBuffer, passes: Sequence[Captured], tokens: TokenBatch) -> None:
+        """Let every probe reduce these values; accumulate once enough are pending."""
         with undisturbed():
-            notes = inbox.read(came, reading.batch, reading.width)
-            if notes is None:
+            captured = buffer.read(passes, tokens.batch, tokens.width)
+            if captured is None:
                 return
-            here = reading.on(next(iter(notes.values())).device)
-            for probe in inbox.readers:
-                kept = probe.keep(inbox.layer, inbox.part, notes, here)
-                if kept is not None:
-                    self._piles[probe, inbox.part].append((probe.layers.index(inbox.layer), kept))
-                    self._held += sum(tensor.nbytes for tensor in kept.values())
-        if self._held > HELD:
-            self._look(reading)
+            here = tokens.on(next(iter(captured.values())).device)
+            for probe in buffer.readers:
+                reduced = probe.reduce(buffer.layer, buffer.part, captured, here)
+                if reduced is not None:
+                    self._pending[probe, buffer.part].append((probe.layers.index(buffer.layer), reduced))
+                    self._pending_bytes += sum(tensor.nbytes for tensor in reduced.values())
+        if self._pending_bytes > MAX_PENDING_BYTES:
+            self._accumulate(tokens)
 
-    def _look(self, reading: TokenBatch) -> None:
-        """Let the probes look at what they kept: of all layers at once that follow one another on one device."""
-        piles, self._piles, self._held = self._piles, defaultdict(list), 0
+    def _accumulate(self, tokens: TokenBatch) -> None:
+        """Let the probes accumulate what is pending, consecutive layers on one device at once."""
+        pending, self._pending, self._pending_bytes = self._pending, defaultdict(list), 0
         with undisturbed():
-            for (probe, part), pile in piles.items():
-                for (device, _), found in groupby(enumerate(pile), key=_run):
-                    places, kept = zip(*(layer for _, layer in found), strict=True)
-                    stacked = {name: torch.stack([each[name] for each in kept]) for name in kept[0]}
-                    probe.look(slice(places[0], places[-1] + 1), part, stacked, reading.on(device))
+            for (probe, part), of_layers in pending.items():
+                for (device, _), group in groupby(enumerate(of_layers), key=_device_and_offset):
+                    places, reduced = zip(*(layer for _, layer in group), strict=True)
+                    stacked = {name: torch.stack([each[name] for each in reduced]) for name in reduced[0]}
+                    probe.accumulate(slice(places[0], places[-1] + 1), part, stacked, tokens.on(device))
 
 
-def _run(numbered: tuple[int, tuple[int, Reduced]]) -> tuple[torch.device, int]:
-    """What layers that follow one another on one device have in common."""
-    number, (place, kept) = numbered
-    return next(iter(kept.values())).device, place - number
+def _device_and_offset(numbered: tuple[int, tuple[int, Reduced]]) -> tuple[torch.device, int]:
+    """Return a key that consecutive layers on one device share."""
+    number, (place, reduced) = numbered
+    return next(iter(reduced.values())).device, place - number
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Probes work outside autograd, inference mode and autocast, whatever the block runs in."""
+    """Context manager that leaves autograd, inference mode and autocast, for the work of probes."""
     with ExitStack() as modes:  # each is entered only where it changes something
         if torch.is_inference_mode_enabled():
             modes.enter_context(torch.inference_mode(False))

@@ -1,4 +1,4 @@
-"""The memory probe: bytes of KV cache and of recurrent state, beside what the anatomy predicts."""
+"""The memory probe: bytes of KV cache and recurrent state, measured and predicted by the anatomy."""
 
 from __future__ import annotations
 
@@ -15,31 +15,32 @@ from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.probes.base import Probe
 
 STORES = ("kv", "recurrent", "convolution")
-POINTS = 64
+MAX_CONTEXTS = 64
 
 
 class Memory(Probe):
-    """Bytes that the cache of a forward pass holds, at contexts a quarter of an octave apart.
+    """Bytes of the cache of a forward pass, at contexts a quarter of an octave apart.
 
-    kv           keys and values of the attention layers: grows with the context
-    recurrent    states of the DeltaNet layers; convolution their last inputs: the same at any context
+    kv           keys and values of the attention layers; grows with the context
+    recurrent    states of the DeltaNet layers; constant
+    convolution  last inputs of their convolutions; constant
 
-    Measured as the bytes of the cache's tensors, predicted by `Anatomy` from the config alone.
+    Measured as the bytes of the cache's tensors; predicted by `Anatomy` from the config alone.
     """
 
     name = "memory"
 
     def start(self, decoder: Decoder) -> None:
-        """No context noted yet."""
+        """Empty the measurements."""
         super().start(decoder)
         self.anatomy = anatomy(decoder.module)
         self._next = 0.0
         self._points: list[tuple[int, int, np.ndarray, np.ndarray]] = []
 
-    def look_at_cache(self, cache: Cache, passed: ForwardPass) -> None:
-        """Note the bytes of this cache, if its context is a quarter of an octave beyond the last one noted."""
-        context, batch = passed.past + passed.width, passed.batch
-        if context < self._next or len(self._points) >= POINTS:
+    def on_cache(self, cache: Cache, forward_pass: ForwardPass) -> None:
+        """Measure this cache if its context is a quarter of an octave beyond the last one measured."""
+        context, batch = forward_pass.past + forward_pass.width, forward_pass.batch
+        if context < self._next or len(self._points) >= MAX_CONTEXTS:
             return
         self._next = context * 2**0.25
         measured = np.zeros(len(STORES), dtype=np.int64)
@@ -53,31 +54,19 @@ class Memory(Probe):
 
     def _predict(self, context: int, batch: int) -> np.ndarray:
         known = self.anatomy
-        return np.array(
-            [known.kv_bytes(context, batch), known.recurrent_bytes(batch), known.convolution_bytes(batch)],
-            dtype=np.int64,
-        )
+        stores = [known.kv_bytes(context, batch), known.recurrent_bytes(batch), known.convolution_bytes(batch)]
+        return np.array(stores, dtype=np.int64)
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
-        """Bytes by context and store."""
+        """Return bytes by context and store."""
         contexts = [point[0] for point in self._points]
-        dims = ("context_point", "store")
-        shape = (len(contexts), len(STORES))
+        dims, shape = ("context_point", "store"), (len(contexts), len(STORES))
+        predicted, measured = (np.array([point[i] for point in self._points]).reshape(shape) for i in (2, 3))
         return self._dataset(
             labels,
             {
-                "predicted_bytes": (
-                    dims,
-                    np.array([p[2] for p in self._points]).reshape(shape),
-                    "B",
-                    "bytes predicted from the config",
-                ),
-                "measured_bytes": (
-                    dims,
-                    np.array([p[3] for p in self._points]).reshape(shape),
-                    "B",
-                    "bytes of the cache's tensors",
-                ),
+                "predicted_bytes": (dims, predicted, "B", "bytes predicted from the config"),
+                "measured_bytes": (dims, measured, "B", "bytes of the cache's tensors"),
             },
             store=("store", np.array(STORES, dtype=object)),
             context=("context_point", np.array(contexts, dtype=np.int64), {"units": "token"}),
@@ -86,10 +75,10 @@ class Memory(Probe):
 
 
 def _bytes(layer: Any, names: tuple[str, ...]) -> int:
-    """Bytes of the tensors a cache layer holds under these names."""
+    """Return the bytes of a cache layer's tensors under these names."""
     total = 0
     for name in names:
-        held = getattr(layer, name, None)
-        for tensor in held.values() if isinstance(held, dict) else (held,):
+        value = getattr(layer, name, None)
+        for tensor in value.values() if isinstance(value, dict) else (value,):
             total += tensor.nbytes if isinstance(tensor, torch.Tensor) else 0
     return total

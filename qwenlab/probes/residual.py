@@ -11,17 +11,17 @@ import xarray as xr
 from qwenlab.capture.buffers import PARTS, Captured, Part
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
-from qwenlab.probes.accumulators import At, Sums, counted
+from qwenlab.probes.accumulators import LayerSlice, Sums, counted
 from qwenlab.probes.base import Probe, Reduced, Variable
 
 
 class Residual(Probe):
-    """Norm of each mixer's and MLP's contribution, beside the stream it is added to, and the cosine between them.
+    """Norm of each mixer's and MLP's contribution, norm of the stream it is added to, and the cosine between them.
 
     Summed over tokens, for a contribution c added to the stream x: ||c||, ||x||, ||c|| / ||x||, <c, x> / (||c|| ||x||).
 
     layers  only these layers
-    every   measure one token of every so many (`reading.drawn` says which); 1 measures all
+    every   measure one token per block of this many (chosen by `tokens.drawn`); 1 measures all
     """
 
     name = "residual"
@@ -35,32 +35,32 @@ class Residual(Probe):
         self._sums = {part: Sums(len(self.layers)) for part in PARTS}
 
     def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
-        """What each part adds, and the stream it is added to."""
+        """Each part's output, and the stream before it."""
         return (("mixer", "stream"), ("mixer", "mixer"), ("mlp", "stream"), ("mlp", "mlp"))
 
-    def keep(self, layer: int, part: Part, notes: Captured, reading: TokenBatch) -> Reduced:
-        """Norms of both vectors of each sampled token, and their product."""
-        sample = reading.sample(self.every)
-        added, stream = (sample.of(notes[name]).float() for name in (part, "stream"))  # type: ignore[arg-type]
+    def reduce(self, layer: int, part: Part, captured: Captured, tokens: TokenBatch) -> Reduced:
+        """Return norms of both vectors of each sampled token, and their product."""
+        sample = tokens.sample(self.every)
+        added, stream = (sample.of(captured[name]).float() for name in (part, "stream"))  # type: ignore[arg-type]
         size, before = torch.linalg.vector_norm(added, dim=-1), torch.linalg.vector_norm(stream, dim=-1)
         return {"norm": size, "stream_norm": before, "product": torch.linalg.vecdot(added, stream)}
 
-    def look(self, where: At, part: Part, kept: Reduced, reading: TokenBatch) -> None:
+    def accumulate(self, where: LayerSlice, part: Part, reduced: Reduced, tokens: TokenBatch) -> None:
         """Add up norms, ratio and cosine of every sampled token."""
-        size, before = kept["norm"], kept["stream_norm"]
+        size, before = reduced["norm"], reduced["stream_norm"]
         tiny = torch.finfo(torch.float32).tiny
         self._sums[part].add(
             where,
-            reading.sample(self.every).reading,
+            tokens.sample(self.every).tokens,
             norm=size,
             stream_norm=before,
             ratio=size / before.clamp_min(tiny),
-            cosine=kept["product"] / (size * before).clamp_min(tiny),
+            cosine=reduced["product"] / (size * before).clamp_min(tiny),
             tokens=torch.ones_like(size),
         )
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
-        """Sums by label, fold, layer and part."""
+        """Return sums by label, fold, layer and part."""
 
         def stacked(name: str) -> np.ndarray:
             """[label, fold, layer, part]"""

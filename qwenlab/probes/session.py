@@ -1,4 +1,4 @@
-"""`watch`: probes on a plain transformers model for the length of a `with` block."""
+"""`watch`: run probes on a plain transformers model inside a `with` block."""
 
 from __future__ import annotations
 
@@ -36,35 +36,35 @@ from qwenlab.record.recording import Recording
 def watch(model: nn.Module | Any, *probes: Probe) -> WatchSession:
     """Watch a model while a `with` block runs: `with watch(model, DeltaNet(), Routing()) as seen: model(**inputs)`.
 
-    The model is used as it is: forward, `generate`, training steps, split over devices, with any kernel. Not one logit
-    changes, and nothing is left behind, also when the block raises.
+    The model runs unchanged: forward, `generate`, training steps, split over devices, with any kernel. No logit
+    changes, and no hook is left behind, also when the block raises.
 
-    The 2-D `attention_mask` of 0 and 1 tells padding, which is left out. Sequences are followed from call to call by
-    their cache, so the same tokens give the same sums however they are fed. A cache that was begun outside the block,
-    or copied, holds new sequences; of one that was cropped, the tokens before are forgotten. A row of a batched
-    `generate` that ended while others go on is filled with padding, which is left out. The end tokens are those of the
-    call, or of the model's generation_config; ends by stop_strings or stopping_criteria are refused in a batch. Beam
-    search reorders rows within the cache, which cannot be followed.
+    Padding, marked by the 2-D `attention_mask` of 0 and 1, is left out. Sequences are tracked from call to call by
+    their cache, so the sums do not depend on how tokens are batched. A cache that was begun outside the block, or
+    copied, has new sequences; for a cropped one, the tokens before the crop are forgotten. `generate` pads the rows of
+    a batch that end before others, and that padding is left out too. The end tokens are those of the call, or of the
+    model's generation_config; a batch whose rows may end by stop_strings or stopping_criteria is rejected. Beam search
+    reorders rows within the cache, which cannot be tracked.
 
-    model   a transformers model of a known family, anything that contains one, or a Checkpoint
-    probes  each one reads what it is named for; a probe is emptied when its block begins
+    model   a transformers model of a known family, a module that contains one, or a Checkpoint
+    probes  instances of probes, one of each kind; a probe is emptied when its block begins
 
     One thread at a time may run the model: the one that enters the block, or threads started inside it.
 
-    Raises NothingRead when the block ended without a forward pass of this model, and SilentSite when something that was
-    to be read did not fire for every token the model read. A forward pass raises UnreadableMask for a mask or positions
-    that do not separate text from padding and one sequence from the next, and CannotWatch in a thread of another block.
+    Raises NothingRead if the block ends without a forward pass of this model, and SilentSite if a site that a probe
+    reads did not fire for every token. A forward pass raises UnreadableMask for a mask or positions that do not
+    separate text from padding and one sequence from the next, and CannotWatch in a thread of another block.
     """
     return WatchSession(model, probes)
 
 
 class WatchSession:
-    """What is being watched, and what was seen: a context manager that `watch` makes."""
+    """The context manager that `watch` returns; `recording` returns the measurements."""
 
     def __init__(self, model: nn.Module | Any, probes: Sequence[Probe]) -> None:
         _check(probes)
         self.model, self.probes = model, tuple(probes)
-        self.live = False
+        self.active = False
         self._module = module_of(model)
         self._decoder = decoder_of(self._module)
         self._prepare()
@@ -89,10 +89,10 @@ class WatchSession:
         self._hooks.close()
         whole = False
         try:
-            self._drop_what_broke_off()
-            self._delivery.flush()
+            self._drop_aborted_pass()
+            self._dispatcher.flush()
             if kind is None:
-                self._reader.checks.settle()
+                self._tracker.checks.settle()
                 self._require_all_fired()
                 for probe in self.probes:
                     probe.check()
@@ -101,158 +101,159 @@ class WatchSession:
             self._end_probes(whole)
 
     def _end_probes(self, whole: bool) -> None:
-        self.live = False
+        self.active = False
         for probe in self.probes:
             probe.end(whole)
 
     @contextmanager
     def label(self, names: Label) -> Iterator[None]:
-        """Call tokens read in this block by a name (domain, token class): one name, one a sequence, or one a token."""
+        """Label the tokens read in this block (domain, token class): one name for all, per sequence, or per token."""
         _check_label(names)
-        before, self._reader.label = self._reader.label, names
+        before, self._tracker.label = self._tracker.label, names
         try:
             yield
         finally:
-            self._reader.label = before
+            self._tracker.label = before
 
     def recording(self) -> Recording:
-        """What was seen so far, as a Recording; within the block, or after it."""
-        if not self._reader.forwards:
+        """Return the measurements so far as a Recording; works inside the block and after it."""
+        if not self._tracker.forwards:
             raise NothingRead(self._nothing_read())
-        if moved := [type(probe).__name__ for probe in self.probes if probe.watch is not self]:
+        if moved := [type(probe).__name__ for probe in self.probes if probe.session is not self]:
             raise ProbeInUse(
-                f"{', '.join(moved)} served another watch since, and no longer holds what this one saw.\n"
-                "Take the recording before, or give each watch probes of its own."
+                f"{', '.join(moved)} has been used in a later watch, which emptied it.\n"
+                "Call recording() before that, or give each watch its own probes."
             )
-        self._delivery.flush()
-        self._reader.checks.settle()
-        datasets = {probe.name: probe.dataset(self._reader.labels) for probe in self.probes}
+        self._dispatcher.flush()
+        self._tracker.checks.settle()
+        datasets = {probe.name: probe.dataset(self._tracker.labels) for probe in self.probes}
         return Recording(datasets, self.facts())
 
     def facts(self) -> dict[str, Any]:
-        """Where what was seen so far came from: the root attrs of its recording."""
-        return facts_of(self.model, self._decoder, self._reader, tuple(self._interventions))
+        """Return the provenance of the measurements so far: the root attrs of the recording."""
+        return facts_of(self.model, self._decoder, self._tracker, tuple(self._interventions))
 
     def _claim(self) -> None:
-        """Take the probes: each serves one watch at a time."""
-        if busy := [type(probe).__name__ for probe in self.probes if probe.watch is not None and probe.watch.live]:
+        """Claim the probes for this session; each serves one `watch` at a time."""
+        if busy := [type(probe).__name__ for probe in self.probes if probe.session and probe.session.active]:
             raise ProbeInUse(
-                f"{', '.join(busy)} serves a watch whose block has not ended.\nGive each watch probes of its own."
+                f"{', '.join(busy)} is in use by a watch whose block has not ended.\nGive each watch its own probes."
             )
-        self.live = True
+        self.active = True
         for probe in self.probes:
-            probe.watch = self
+            probe.session = self
 
     def _prepare(self) -> None:
         timing = next((probe for probe in self.probes if isinstance(probe, Timing)), None)
         self._stopwatch = None if timing is None else Stopwatch(timing)
         self._hooks = ExitStack()
         self._generate = GenerateCalls(self._module, self._decoder.module)
-        self._reader = SequenceTracker(self._decoder.module, self._generate)
+        self._tracker = SequenceTracker(self._decoder.module, self._generate)
         timed = self._stopwatch.leave_out if self._stopwatch else lambda work: work()
-        self._delivery = Dispatcher(self.probes, self._reader.read, timed)
-        self._taps = CaptureHooks(self._decoder, self._delivery.take)
+        self._dispatcher = Dispatcher(self.probes, self._tracker.read, timed)
+        self._capture = CaptureHooks(self._decoder, self._dispatcher.take)
         self._pass: ForwardPass | None = None
-        self._interventions: dict[str, None] = {}  # those in force in any pass
-        self._unrolled: dict[str, tuple[int, ...]] = {}  # layers of which a probe works the delta rule out again
+        self._interventions: dict[str, None] = {}  # those active in any pass
+        self._recomputed: dict[str, tuple[int, ...]] = {}  # by probe: layers whose delta rule it recomputes
 
     def _place_hooks(self) -> None:
-        """The stopwatch stands around the layers outside the taps, and around their parts inside."""
+        """Place all hooks: the stopwatch wraps whole layers outside the capture hooks, and their parts inside."""
+        rule = self._capture.rule
         for probe in self.probes:
             if isinstance(probe, DeltaNet):
-                asked = {layer: probe.heads_asked(layer) for layer in probe.layers}
-                self._taps.rule.heads = {layer: heads for layer, heads in asked.items() if len(heads)}
-                self._unrolled[type(probe).__name__] = tuple(self._taps.rule.heads)
+                predicted = {layer: probe.predicted_heads(layer) for layer in probe.layers}
+                rule.predicted_heads = {layer: heads for layer, heads in predicted.items() if len(heads)}
+                self._recomputed[type(probe).__name__] = tuple(rule.predicted_heads)
             elif isinstance(probe, ImplicitAttention):
-                self._taps.rule.mapped = dict.fromkeys(probe.layers, torch.tensor(probe.heads))
-                self._unrolled[type(probe).__name__] = probe.layers
+                rule.mapped_heads = dict.fromkeys(probe.layers, torch.tensor(probe.heads))
+                self._recomputed[type(probe).__name__] = probe.layers
             elif isinstance(probe, SoftmaxAttention):
-                self._taps.valued = probe.layers
+                self._capture.value_layers = probe.layers
             elif isinstance(probe, StateProbe):
-                self._taps.rule.stated |= set(probe.layers)
-                self._unrolled[type(probe).__name__] = probe.layers
+                rule.state_layers |= set(probe.layers)
+                self._recomputed[type(probe).__name__] = probe.layers
         self._hooks.enter_context(running_on_cpu(self._decoder.family))
         if self._stopwatch is not None:
             self._stopwatch.outer(self._decoder, self._hooks)
-        self._taps.place(self._delivery.inboxes, self._hooks)
+        self._capture.place(self._dispatcher.buffers, self._hooks)
         if self._stopwatch is not None:
             self._stopwatch.inner(self._decoder, self._hooks)
         self._generate.listen(self._hooks)
-        self._reader.embedded.listen(self._decoder.module.get_input_embeddings(), self._hooks)
+        self._tracker.embedded.listen(self._decoder.module.get_input_embeddings(), self._hooks)
         threads = BlockThreads(self._decoder.module, "watches", CannotWatch)
         self._hooks.enter_context(threads.entered())
         self._hooks.enter_context(outputs(self._decoder.module, self._after, before=self._before, around=threads.run))
 
     def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._drop_what_broke_off()
-        self._refuse_another_rule()
+        self._drop_aborted_pass()
+        self._reject_replaced_rule()
         if replaced_by(self._decoder.module, "states", range(len(self._decoder.layers))):
-            self._delivery.flush()  # a step does not begin with the state that the one before it ended with
-        passed = self._reader.open(args, kwargs)
+            self._dispatcher.flush()  # a step does not begin with the state that the one before it ended with
+        forward_pass = self._tracker.open(args, kwargs)
         self._interventions |= dict.fromkeys(active_interventions(self._decoder.module))
-        goes_on = self._delivery.begin(passed)
-        self._taps.begin()
-        self._taps.rule.states = "" if goes_on else "initial" if passed.is_decode else "both"
+        goes_on = self._dispatcher.begin(forward_pass)
+        self._capture.begin()
+        self._capture.rule.captured_states = "" if goes_on else "initial" if forward_pass.is_decode else "both"
         if self._stopwatch is not None:
-            self._stopwatch.start_model(passed)
-        self._pass = passed
+            self._stopwatch.start_model(forward_pass)
+        self._pass = forward_pass
 
     def _after(self, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        passed, self._pass = self._pass, None
-        if passed is None:
+        forward_pass, self._pass = self._pass, None
+        if forward_pass is None:
             return
-        self._taps.end()
+        self._capture.end()
         cache = cache_among(args, kwargs, out)
-        self._reader.close(cache)
-        self._delivery.end()
+        self._tracker.close(cache)
+        self._dispatcher.end()
         if cache is not None:
             for probe in self.probes:
-                probe.look_at_cache(cache, passed)
+                probe.on_cache(cache, forward_pass)
         if self._stopwatch is not None:
             self._stopwatch.end_model()
 
-    def _drop_what_broke_off(self) -> None:
-        """A forward pass that raised has no end: what its layers left is dropped."""
+    def _drop_aborted_pass(self) -> None:
+        """Drop the values of a forward pass that raised, which has no end."""
         if self._pass is not None:
-            self._delivery.broke_off()
-            self._taps.end()
+            self._dispatcher.abort()
+            self._capture.end()
             self._pass = None
 
-    def _refuse_another_rule(self) -> None:
-        """Raise CannotWatch where a probe would work out a rule that does not run."""
-        for probe, layers in self._unrolled.items():
-            if edit := replaced_by(self._decoder.module, "rule", layers):
+    def _reject_replaced_rule(self) -> None:
+        """Raise CannotWatch if a probe recomputes a delta rule that an intervention replaced."""
+        for probe, layers in self._recomputed.items():
+            if intervention := replaced_by(self._decoder.module, "rule", layers):
                 raise CannotWatch(
-                    f"{probe} works the delta rule out again, and under {edit} another rule runs: it would show what "
-                    f"is not there.\nLeave {probe} out, or name layers that are not edited"
-                    + ("; prediction_heads=0 reads gates and keys alone." if probe == DeltaNet.__name__ else ".")
+                    f"{probe} recomputes the delta rule, but {intervention} replaced it; the result would be wrong.\n"
+                    f"Leave {probe} out, or restrict it with layers=[...] to layers without that intervention"
+                    + ("; prediction_heads=0 measures gates and keys alone." if probe == DeltaNet.__name__ else ".")
                 )
 
     def _nothing_read(self) -> str:
         return (
             f"The watched {type(self._decoder.module).__name__} ran no forward pass inside the `with` block.\n"
-            "Call the very model that was given to watch (or one that contains it) inside the block."
+            "Inside the block, call the same model object that you passed to watch, or a module that contains it."
         )
 
     def _require_all_fired(self) -> None:
-        if not self._reader.forwards:
+        if not self._tracker.forwards:
             raise NothingRead(self._nothing_read())
-        if silent := self._delivery.silent(self._reader.columns):
+        if silent := self._dispatcher.silent(self._tracker.columns):
             shown = silent[:8] + ([f"  and {len(silent) - 8} more"] if len(silent) > 8 else [])
             raise SilentSite(
                 f"{len(silent)} watched sites did not fire for every token that the model read:\n"
                 + "\n".join(shown)
-                + "\nA fused whole-layer kernel, a compiled layer or a layer that was skipped hides them: "
-                "turn it off for this run, or leave these layers out with `layers=`."
+                + "\nA fused whole-layer kernel, a compiled layer or a skipped layer hides them: "
+                "turn it off for this run, or exclude these layers with `layers=`."
             )
 
 
 def _check(probes: Sequence[Any]) -> None:
-    """Raise BadArgument unless these are instances of probes, one of a kind."""
+    """Raise BadArgument unless these are instances of probes, at most one of each kind."""
     if not probes or not all(isinstance(probe, Probe) for probe in probes):
-        found = ", ".join(getattr(probe, "__name__", type(probe).__name__) for probe in probes) or "none"
+        given = ", ".join(getattr(probe, "__name__", type(probe).__name__) for probe in probes) or "none"
         raise BadArgument(
-            f"watch(model, *probes) takes instances of probes; got {found}.\n"
+            f"watch(model, *probes) takes instances of probes; got {given}.\n"
             "Write for example watch(model, DeltaNet(), Attention())."
         )
     names = [type(probe).__name__ for probe in probes]
@@ -266,8 +267,8 @@ def _check_label(names: Any, depth: int = 0) -> None:
         return
     if depth == 2 or not isinstance(names, Iterable):
         raise BadArgument(
-            f"label: a name is a string, and {names!r} is a {type(names).__name__}.\n"
-            "Give one name, one name a sequence, or one name a token."
+            f"label: names must be strings, and {names!r} is a {type(names).__name__}.\n"
+            "Give one name, one name per sequence, or one name per token."
         )
     for name in names:
         _check_label(name, depth + 1)

@@ -65,7 +65,7 @@ class ReplayRollback(Rollback):
             for number, (layer, cache) in enumerate(zip(decoder.layers_of(DELTANET), context.deltanet, strict=True)):
                 mixer: Any = decoder.part(layer, "mixer")
                 begin = partial(self._mixer_begins, hook, number, mixer.num_k_heads)
-                end = in_this_thread(lambda *_: hook.hush())
+                end = in_this_thread(lambda *_: hook.end())
                 hooks.enter_context(outputs(mixer, end, before=in_this_thread(begin)))
                 store = partial(self._store_convolution, number)
                 hooks.enter_context(listening(vars(cache), "update_conv_state", cache.update_conv_state, store))
@@ -91,7 +91,7 @@ class ReplayRollback(Rollback):
 
     def _mixer_begins(self, hook: DeltaRuleHook, number: int, key_heads: int, *_: Any) -> None:
         self._layer = number
-        hook.announce(number, key_heads)
+        hook.begin(number, key_heads)
 
     def _store_convolution(self, number: int, args: Any, kwargs: Any, full: torch.Tensor) -> None:
         self._convolved[number] = full  # [batch, channel, size of the state before + width]

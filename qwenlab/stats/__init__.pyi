@@ -27,4 +27,4 @@ from .specialisation import specialisation as specialisation
 from .speedup import speedup as speedup
 from .state_precision import state_precision as state_precision
 from .states import state_growth as state_growth, state_rank as state_rank
-from .texts import over_texts as over_texts
+from .texts import mean_over_texts as mean_over_texts

@@ -1,4 +1,4 @@
-"""Effect of ablations on the acceptance length, beyond random controls, with simultaneous ranks."""
+"""Effects of ablations on the acceptance length, compared with random controls, with simultaneous ranks."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import NothingMeasured
-from qwenlab.stats.base.harm import ABOUT, Harms, Meaning, dataset_of, harms, stacked
+from qwenlab.stats.base.ablation_effects import ABOUT, AblationEffects, Meaning, ablation_effects, dataset_of, stacked
+from qwenlab.stats.base.rounds import FACTS
 from qwenlab.stats.base.source import Source, read, statistic
 from qwenlab.stats.base.variables import Bootstrap
 
-_FACTS = ("rule", "depth", "policy", "text", "origin")
 _NEEDS = ("acceptance_length", "clean_acceptance_length", "label", *ABOUT)
 _OF_CLEAN: dict[str, Meaning] = {
     "clean_acceptance_length": (("task",), "token", "acceptance length of the unedited model"),
-    "left_out": (("task",), "text", "texts of no round under some ablation, left out"),
+    "left_out": (("task",), "text", "texts without a round under some ablation, left out"),
 }
 
 
@@ -22,19 +22,19 @@ _OF_CLEAN: dict[str, Meaning] = {
 def ablated_acceptance(
     source: Source, *, by_label: bool = True, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> xr.Dataset:
-    """How much each ablation shortens the acceptance length of the draft head, by [task, ablation].
+    """Effect of each ablation on the acceptance length of the draft head, by [task, ablation].
 
-    harm  mean over texts of clean_acceptance_length - acceptance_length on the same text, tokens per round: positive
-          where fewer drafts are accepted
+    effect  mean over texts of clean_acceptance_length - acceptance_length on the same text, tokens per round: positive
+            where fewer drafts are accepted
 
-    The other variables, intervals, p, ranks and `stands` are as in `stats.ablations`; its table, findings and plots
-    take these statistics too. Each label of texts is a task; with by_label=False all texts are one task.
+    The other variables, intervals, p, ranks and `significant` are as in `stats.ablations`; its table, findings and
+    plots take these statistics too. Each label of texts is a task; with by_label=False all texts are one task.
 
     By [task]: texts; clean_acceptance_length, the mean over texts for the unedited model; left_out, texts for which
     some ablation, or the unedited model, has no round: no ablation is scored on them.
 
-    Attrs say the rule, the depth and the text: in the edited model's own text (text="own") every ablation has another
-    one. Raises BadArgument, MissingVariable, InconsistentRecording for controls without their ablation, and
+    Attrs hold the rule, the depth and the text: in the edited model's own text (text="own"), the text differs between
+    ablations. Raises BadArgument, MissingVariable, InconsistentRecording for controls without their ablation, and
     NothingMeasured where no text of a label is left.
     """
     how = Bootstrap(level, resamples, seed)
@@ -43,22 +43,22 @@ def ablated_acceptance(
     clean = data["clean_acceptance_length"].values.astype(np.float64)
     task = data["label"].values.astype(str) if by_label else np.full(len(clean), "all texts")
     known = ~np.isnan(clean) & ~np.isnan(lengths).any(axis=0)
-    if lost := [name for name in dict.fromkeys(task.tolist()) if not known[task == name].any()]:
+    if empty := [name for name in dict.fromkeys(task.tolist()) if not known[task == name].any()]:
         raise NothingMeasured(
-            f"Each text of {lost[0]!r} has no round under some ablation, or none at all.\n"
-            "Give longer texts, or leave out what makes the model end at once."
+            f"Each text of {empty[0]!r} has no round under some ablation, or under the unedited model.\n"
+            "Give longer texts, or leave out ablations under which the model ends at once."
         )
-    sweep = Harms.of(data, "acceptance_length", (clean - lengths)[:, known], task[known])
-    values = harms(sweep, how)
+    sweep = AblationEffects.of(data, "acceptance_length", (clean - lengths)[:, known], task[known])
+    values = ablation_effects(sweep, how)
     values |= stacked([_of_clean(sweep, name, clean[known], how) for name in sweep.tasks])
     values["left_out"] = np.array([(~known[task == name]).sum() for name in sweep.tasks])
-    facts = {name: data.attrs[name] for name in _FACTS if name in data.attrs}
+    facts = {name: data.attrs[name] for name in FACTS if name in data.attrs}
     return dataset_of(sweep, values, "token", "fall of the acceptance length", _OF_CLEAN, how).assign_attrs(facts)
 
 
-def _of_clean(sweep: Harms, task: str, clean: np.ndarray, how: Bootstrap) -> dict[str, np.ndarray]:
+def _of_clean(sweep: AblationEffects, task: str, clean: np.ndarray, how: Bootstrap) -> dict[str, np.ndarray]:
     """The unedited model's acceptance length on one task."""
-    here = sweep.in_task(task)
+    here = sweep.task == task
     values = clean[here]
     (interval,) = how.interval(values[:, None], lambda sums: sums / len(values))
     return {"clean_acceptance_length": values.mean(), "clean_acceptance_length_interval": interval}

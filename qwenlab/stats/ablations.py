@@ -1,4 +1,4 @@
-"""Effects of the ablations of a sweep by task, beyond random controls, with simultaneous ranks."""
+"""Effects of the ablations of a sweep by task, compared with random controls, with simultaneous ranks."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any, get_args
 import numpy as np
 import xarray as xr
 
-from qwenlab.errors import BadArgument, InconsistentRecording
-from qwenlab.stats.base.harm import ABOUT, Harms, Meaning, dataset_of, harms, stacked
+from qwenlab.arguments import choice
+from qwenlab.errors import InconsistentRecording
+from qwenlab.stats.base.ablation_effects import ABOUT, AblationEffects, Meaning, ablation_effects, dataset_of, stacked
 from qwenlab.stats.base.source import Source, read, statistic
 from qwenlab.stats.base.variables import Bootstrap
 from qwenlab.stats.score import Score
 
-_HARM: dict[str, tuple[str, str]] = {
+_EFFECT: dict[str, tuple[str, str]] = {
     "loss": ("nat/token", "rise of the loss"),
     "accuracy": ("1", "fall of the accuracy"),
     "kl": ("nat/token", "KL divergence from the unedited model"),
@@ -25,7 +26,7 @@ _OF_CLEAN: dict[str, Meaning] = {
     "clean_accuracy": (("task",), "1", "accuracy of the unedited model"),
     "chance": (("task",), "1", "accuracy by chance"),
     "above_chance": (("task",), "1", "accuracy of the unedited model above chance"),
-    "at_chance": (("task",), "1", "accuracy of the unedited model is not surely above chance"),
+    "at_chance": (("task",), "1", "accuracy of the unedited model is not significantly above chance"),
 }
 _SHARE_LOST: dict[str, Meaning] = {"share_lost": (("task", "ablation"), "1", "share lost of the accuracy above chance")}
 
@@ -36,48 +37,46 @@ def ablations(
 ) -> xr.Dataset:
     """Effect of each ablation of a sweep on a score, by [task, ablation], compared with its controls.
 
-    harm             mean over texts of the difference to the unedited model on the same text, positive for the worse:
+    effect           mean over texts of the difference from the unedited model on the same text, positive if worse:
                      loss - clean, clean - accuracy, kl, 1 - agreement
-    beyond_controls  harm less the mean harm of its own controls, paired by text; NaN without controls, and without an
-                     interval for one control: two or more are needed to know how controls differ
+    effect_above_controls   effect minus the mean effect of its own controls, paired by text; NaN without controls, and
+                     no interval for one control: at least two are needed to know how controls differ
     p, p_holm        two-sided, by flipping the signs of whole texts (`formulas.paired.flip_p`): exact for differences
                      that are symmetric about 0; p_holm is corrected over all ablations and tasks (Holm 1979)
-    p_beyond, p_beyond_holm   the same of beyond_controls, by Welch's t (`formulas.paired.beyond_p`); NaN below two
-                     controls
-    rank_low, rank_high   the ranks by harm within the task that the data allow, 1 the most harmful: simultaneous over
+    p_beyond, p_beyond_holm   the same of effect_above_controls, by Welch's t (`formulas.paired.beyond_p`); NaN below
+                     two controls
+    rank_low, rank_high   the ranks by effect within the task that the data allow, 1 the most harmful: simultaneous over
                      all pairs of the task (`formulas.paired.rank_bounds`, Mogstad et al. 2024), so that ties stay ties
-    stands           whether the effect is significant: p_holm < 1 - level and, where there are controls, p_beyond_holm
-                     < 1 - level on the side of the harm. The probability that any ablation without an effect stands is
-                     at most 1 - level
-    share_lost       score="accuracy" only: harm / (clean accuracy - chance); NaN where chance is not known, or reached
+    significant      p_holm < 1 - level and, where there are controls, p_beyond_holm < 1 - level with the same sign as
+                     the effect. The probability that any ablation without an effect is significant is at most 1 - level
+    share_lost       score="accuracy" only: effect / (clean accuracy - chance); NaN where chance is not known or reached
 
-    By [task]: texts; clean_loss and clean_accuracy of the unedited model; chance; above_chance, clean accuracy less
-    chance; at_chance, whether its interval reaches down to 0, so that there is nothing to lose. By [ablation]:
-    controls, their number. By [task, control]: control_harm, as harm; control_of names the ablation of each control.
+    By [task]: texts; clean_loss and clean_accuracy of the unedited model; chance; above_chance, clean accuracy minus
+    chance; at_chance, whether its interval includes 0 or less, so that there is nothing to lose. By [ablation]:
+    controls, their number. By [task, control]: control_effect, as effect; control_of names each control's ablation.
 
     level  of the intervals, <name>_interval: `formulas.intervals.bootstrap` over whole texts, the same draws for all
-           ablations. Controls were drawn at random too: Student's error of their mean is added (`widened` there), since
-           a bootstrap of two or three never leaves their range. NaN below two texts. At 0.95 intervals of
-           beyond_controls covered 0.94 to 0.99 with 2 to 8 controls, in simulation
+           ablations. Controls are random too: Student's error of their mean is added (`formulas.intervals.widened`),
+           since a bootstrap of two or three never leaves their range. NaN below two texts. At 0.95, intervals of
+           effect_above_controls covered 0.94 to 0.99 with 2 to 8 controls in simulation
 
-    A KL divergence is never below 0, nor is a share of changes: a difference from 0 says only that the edit changes
+    A KL divergence is never below 0, nor is a share of changes: a difference from 0 only shows that the edit changes
     something; compare it with the controls.
 
     Raises BadArgument, MissingVariable, InconsistentRecording for controls without their ablation or several chances in
     a task, and NothingMeasured without texts or ablations, or where a score is NaN or infinite.
     """
     how = Bootstrap(level, resamples, seed)
-    if score not in get_args(Score):
-        raise BadArgument(f"score={score!r}: choose among {', '.join(get_args(Score))}.")
+    choice("stats.ablations", "score", score, get_args(Score))
     data = read(source, "ablations", *dict.fromkeys([score, *_NEEDS]))
-    sweep = Harms.of(data, score, _harm(data, score), data["task"].values.astype(str))
+    sweep = AblationEffects.of(data, score, _effect(data, score), data["task"].values.astype(str))
     _check_chance(sweep)
-    values = harms(sweep, how) | stacked([_of_clean(sweep, name, how) for name in sweep.tasks])
-    units, means = _HARM[score]
+    values = ablation_effects(sweep, how) | stacked([_of_clean(sweep, name, how) for name in sweep.tasks])
+    units, means = _EFFECT[score]
     return dataset_of(sweep, values, units, means, _OF_CLEAN | (_SHARE_LOST if score == "accuracy" else {}), how)
 
 
-def _harm(data: xr.Dataset, score: str) -> np.ndarray:
+def _effect(data: xr.Dataset, score: str) -> np.ndarray:
     values = data[score].transpose("ablation", "text").values.astype(np.float64)
     if score == "loss":
         return np.asarray(values - data["clean_loss"].values)
@@ -86,17 +85,17 @@ def _harm(data: xr.Dataset, score: str) -> np.ndarray:
     return np.asarray(values if score == "kl" else 1 - values)
 
 
-def _check_chance(sweep: Harms) -> None:
+def _check_chance(sweep: AblationEffects) -> None:
     for name in sweep.tasks:
         if len(chances := np.unique(sweep.data["chance"].values[sweep.task == name])) > 1:
             raise InconsistentRecording(
-                f"Task {name!r} has several chances: {chances.tolist()}.\nGive each its own task name."
+                f"Task {name!r} has more than one chance level: {chances.tolist()}.\nGive each level its own task."
             )
 
 
-def _of_clean(sweep: Harms, task: str, how: Bootstrap) -> dict[str, Any]:
+def _of_clean(sweep: AblationEffects, task: str, how: Bootstrap) -> dict[str, Any]:
     """Scores of the unedited model on one task and, for accuracy, the share of it that is lost."""
-    here = sweep.in_task(task)
+    here = sweep.task == task
     clean, chance = (sweep.data[name].values[here] for name in ("clean_accuracy", "chance"))
     above, texts = clean - chance, int(here.sum())
     (interval,) = how.interval(above[:, None], lambda sums: sums / texts)
@@ -110,12 +109,8 @@ def _of_clean(sweep: Harms, task: str, how: Bootstrap) -> dict[str, Any]:
         "at_chance": at_chance,
     }
     if sweep.score == "accuracy":
-        harm = sweep.harm[sweep.units][:, here]
-        ratio = how.interval(np.concatenate([harm, above[None]]).T, _of_last)
-        values["share_lost"] = np.where(at_chance, np.nan, harm.mean(axis=1) / above.mean())
+        effect = sweep.effect[sweep.units][:, here]
+        ratio = how.interval(np.concatenate([effect, above[None]]).T, lambda sums: sums[..., :-1] / sums[..., -1:])
+        values["share_lost"] = np.where(at_chance, np.nan, effect.mean(axis=1) / above.mean())
         values["share_lost_interval"] = np.where(at_chance, np.nan, ratio)
     return values
-
-
-def _of_last(sums: np.ndarray) -> np.ndarray:
-    return sums[..., :-1] / sums[..., -1:]

@@ -1,4 +1,4 @@
-"""Acceptance of drafts: rates by place in the draft, label, place in the text, entropy and depth."""
+"""Acceptance rates of drafts by place in the draft, label, place in the text, entropy and depth."""
 
 from __future__ import annotations
 
@@ -45,30 +45,29 @@ _ALONG = {
 def acceptance(source: Source, *, by: By | None = None, level: float = 0.95) -> xr.Dataset:
     """Acceptance rates and acceptance length, from a ledger of rounds (node "rounds").
 
-    By [draft], its place in the round from 1, and by [label] or [position] if `by` says so:
+    By [draft], the place in the round from 1, and by [label] or [position] if `by` is one of these:
 
-    drafted, tested, accepted   counts: given to the target model; of those, all before it accepted; and it too
+    drafted, tested, accepted   counts of drafts: verified by the target model; all before it accepted; itself accepted
     unconditional               accepted_i / rounds that drafted place i
     conditional                 accepted_i / tested_i
     server_position_rate        agreed_i / rounds with drafts
 
-    Of all rounds, likewise:
+    Over whole rounds:
 
-    acceptance_length           emitted / rounds, truncated ones too; of the others it is 1 + sum over i of
+    acceptance_length           emitted / rounds, including truncated ones; over the others it is 1 + sum over i of
                                 accepted_i / rounds, which is asserted
     draft_efficiency            accepted / drafted
     server_rate, server_length  agreed / drafted, and 1 + agreed / rounds with drafts. These, and the position rate, are
-                                as vLLM and llama.cpp count: `agreed` holds what an end of text cut away too; NaN if
-                                that is not known (a replay)
-    rounds, truncated_rounds    all, and those that emitted fewer than accepted + 1;  prompts: number of their texts
+                                as vLLM and llama.cpp count: `agreed` includes drafts that an end of text cut away; NaN
+                                if it is not known (a replay)
+    rounds, truncated_rounds    all, and those that emitted fewer than accepted + 1;  prompts: number of texts
 
     by     "label"; "position": tokens known before the round, in bins that double; "entropy": of the target model's
-           distribution in the place of a tested draft: tested, accepted, conditional and prompts only
-    level  of the intervals, <name>_interval: `formulas.intervals.share` over whole prompts, within each group by
-           itself; a trial is a round. At 0.95 they covered 0.93 to 0.98 of the time with 8 prompts, in simulation. NaN
-           below two prompts
+           distribution at the place of a tested draft: only tested, accepted, conditional and prompts
+    level  of the intervals, <name>_interval: `formulas.intervals.share` over whole prompts, separately for each group;
+           a trial is a round. At 0.95, coverage with 8 prompts was 0.93 to 0.98 in simulation. NaN below two prompts
 
-    Depths are compared by `by_depth`. Raises BadArgument, and NothingMeasured and InconsistentRecording as
+    `by_depth` compares depths. Raises BadArgument, and NothingMeasured and InconsistentRecording as
     `stats.base.rounds.read_rounds`.
     """
     method = share_method(level, "prompt")
@@ -83,22 +82,17 @@ def acceptance(source: Source, *, by: By | None = None, level: float = 0.95) -> 
 
 
 @statistic
-def by_depth(
-    sources: Sequence[Source],
-    *,
-    by: Literal["label"] | None = None,
-    level: float = 0.95,
-) -> xr.Dataset:
-    """`acceptance` of several ledgers side by side, along `depth`: one ledger for each depth, under one rule.
+def by_depth(sources: Sequence[Source], *, by: Literal["label"] | None = None, level: float = 0.95) -> xr.Dataset:
+    """Compute `acceptance` of several ledgers along `depth`: one ledger per depth, under one rule.
 
-    Places that a shallower ledger has no drafts for count 0 and have no rate. Raises BadArgument where two ledgers have
-    the same depth, or another rule, temperature, kind of text or other labels; else as `acceptance`.
+    Places beyond a ledger's depth have count 0 and no rate. Raises BadArgument if two ledgers have the same depth, or
+    differ in rule, temperature, kind of text or labels; else as `acceptance`.
     """
     method = share_method(level, "prompt")
     ledgers = several(sources)
     parts = [_acceptance(ledger, by, method) for ledger in ledgers]
     if by is not None and len({tuple(part[by].values.tolist()) for part in parts}) > 1:
-        raise BadArgument("The ledgers have other labels.\nDecode the same prompts at each depth.")
+        raise BadArgument("The ledgers have different labels.\nDecode the same prompts at each depth.")
     fill = {name: 0 if name in _COUNTS else np.nan for name in map(str, parts[0])}
     deepest = max((part["draft"].values for part in parts), key=len)
     wide = [part.reindex(draft=deepest, fill_value=fill) for part in parts]
@@ -106,13 +100,13 @@ def by_depth(
     out = xr.concat(wide, depths, join="exact", combine_attrs="override")
     out["depth"].attrs.update(units="draft", long_name="depth")
     facts = about_all(ledgers)
-    for each in out.data_vars.values():
-        each.attrs.update(facts)
+    for array in out.data_vars.values():
+        array.attrs.update(facts)
     return out.assign_attrs(facts)
 
 
 def _acceptance(data: xr.Dataset, by: Literal["label", "position"] | None, method: dict[str, Any]) -> xr.Dataset:
-    """The counts and rates of a checked ledger, of each group by itself."""
+    """Counts and rates of a checked ledger, separately for each group."""
     depth, prompt, facts = data.sizes["draft"], data["prompt"].values, about(data)
     counts = [data[name].values for name in ("drafted", "tested", "accepted", "agreed", "emitted")]
     rows = formulas.tally(*counts, depth=depth)
@@ -140,7 +134,7 @@ def _acceptance(data: xr.Dataset, by: Literal["label", "position"] | None, metho
 
 
 def _intervals(clusters: np.ndarray, depth: int, method: dict[str, Any]) -> np.ndarray:
-    """Intervals of all rates, [rate, bound], of tallies by prompt."""
+    """Intervals of all rates, [rate, bound], from tallies by prompt."""
     least, most = formulas.limits(depth)
     trials = formulas.trials(clusters, depth)
     return share_of_sums(
@@ -149,7 +143,7 @@ def _intervals(clusters: np.ndarray, depth: int, method: dict[str, Any]) -> np.n
 
 
 def _groups(data: xr.Dataset, by: Literal["label", "position"] | None) -> tuple[np.ndarray, np.ndarray]:
-    """The names of the groups, and the number of each round's group."""
+    """Names of the groups, and the index of each round's group."""
     if by is None:
         return np.array([""]), np.zeros(data.sizes["round"], np.int64)
     if by == "label":
@@ -163,20 +157,20 @@ def _groups(data: xr.Dataset, by: Literal["label", "position"] | None) -> tuple[
 
 
 def _by_entropy(data: xr.Dataset, method: dict[str, Any]) -> xr.Dataset:
-    """Tested drafts by the entropy of the target model's distribution in their place; empty bins are left out."""
+    """Conditional rate of tested drafts by entropy of the target model's distribution; empty bins are left out."""
     depth = data.sizes["draft"]
     entropy, tested = data["target_entropy"].values, by_place(data["tested"], depth)
     known = tested & np.isfinite(entropy)
     if not known.any():
         raise NothingMeasured(
-            "No tested draft of this ledger has a target_entropy.\nTake one that qwenlab.speculative made."
+            "No tested draft of this ledger has a target_entropy.\nUse a ledger of qwenlab.speculative."
         )
     accepted = by_place(data["accepted"], depth)
     index = np.searchsorted(ENTROPIES, entropy, side="right") - 1
     bins = np.unique(index[known])
     prompt, clusters = data["prompt"].values, []
-    for each in bins:
-        here = known & (index == each)
+    for number in bins:
+        here = known & (index == number)
         some = here.any(axis=1)
         rows = np.concatenate([here, here & accepted], axis=1)
         clusters.append(by_cluster(rows[some], prompt[some]))
@@ -187,8 +181,8 @@ def _by_entropy(data: xr.Dataset, method: dict[str, Any]) -> xr.Dataset:
         name: variable(values.astype(np.int64), dims, "draft", _COUNTS[name], facts)
         for name, values in zip(("tested", "accepted"), np.split(sums, 2, axis=1), strict=True)
     }
-    number = np.array([len(some) for some in clusters])
-    variables["prompts"] = variable(number, dims[:1], "prompt", "prompts", facts)
+    prompts = np.array([len(some) for some in clusters])
+    variables["prompts"] = variable(prompts, dims[:1], "prompt", "prompts", facts)
     rates, meaning = _conditional(sums), _RATES["conditional"]
     variables |= with_interval("conditional", rates, ends, dims, "1", meaning, facts, method)
     return _dataset(variables, data, "entropy", np.array(ENTROPIES)[bins], method)
@@ -203,7 +197,7 @@ def _conditional(sums: np.ndarray) -> np.ndarray:
 def _dataset(
     variables: Variables, data: xr.Dataset, by: By | None, names: np.ndarray, method: dict[str, Any]
 ) -> xr.Dataset:
-    """The variables with their coordinates, and the facts of all of them."""
+    """Return the variables with their coordinates and common attrs."""
     out = xr.Dataset(variables, {"draft": data["draft"].values} | ({} if by is None else {by: names}))
     out["draft"].attrs.update(units="1", long_name="place in the draft")
     if by is not None:

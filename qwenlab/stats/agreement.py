@@ -22,18 +22,18 @@ _RATES = {
 
 @statistic
 def agreement(source: Source, *, by_label: bool = False, level: float = 0.95) -> xr.Dataset:
-    """How often drafts along given texts equal the target model's choice, from a trace, by [label and] [draft].
+    """Rate at which drafts along given texts equal the target model's choice, from a trace, by [label,] [draft].
 
-    chains                        the places of the texts from which a chain of k drafts was compared: counts
+    chains                        number of places of the texts from which a chain of k drafts was compared
     teacher_forced                draft k equals the target model's choice for its place / chains
     teacher_forced_unconditional  drafts 1 to k all do / chains
     teacher_forced_conditional    draft k does / chains whose drafts 1 to k - 1 do
     texts                         number of texts
 
-    Here every emitted token begins a chain; in decoding only those do that end a round. Rounds begin where drafts have
-    just failed, and failures cluster, so that online the first place has a lower rate: this is selection, not a fault.
-    Places beyond the text, or after its end-of-text token, are left out. Along texts that the model did not write, a
-    draft is compared with the model's choice after the given words.
+    Here every emitted token begins a chain; in decoding, only the last token of a round does. Rounds begin where drafts
+    have just failed, and failures cluster, so online the first place has a lower rate: a selection effect, not an
+    error. Places beyond the text, or after its end-of-text token, are left out. Along texts that the model did not
+    write, a draft is compared with the model's choice after the text so far.
 
     level  of the intervals, <name>_interval: `formulas.intervals.share` over whole texts; a trial is a chain. NaN below
            two texts
@@ -44,7 +44,7 @@ def agreement(source: Source, *, by_label: bool = False, level: float = 0.95) ->
     data = read(source, "trace", *_NEEDS)
     if missing := [name for name in ("depth", "text") if name not in data.attrs]:
         raise InconsistentRecording(
-            f"This trace does not say its {', '.join(missing)}; qwenlab.speculative.trace does."
+            f"This trace lacks the attributes {', '.join(missing)}; qwenlab.speculative.trace sets them."
         )
     compared, equal = _compared(data)
     text, depth = data["text"].values, data.sizes["draft"]
@@ -53,14 +53,16 @@ def agreement(source: Source, *, by_label: bool = False, level: float = 0.95) ->
     rows = np.concatenate([compared, equal & compared, so_far & compared, before], axis=1)
     some = compared.any(axis=1)
     if not some.any():
-        raise NothingMeasured("No draft of this trace has a place to be compared in.\nTrace longer texts.")
+        raise NothingMeasured("No draft of this trace can be compared with a target token.\nTrace longer texts.")
     labels = data["label"].values.astype(str)[text] if by_label else np.full(len(text), "")
     names = list(dict.fromkeys(labels[some].tolist()))
     clusters = [by_cluster(rows[here], text[here]) for here in (some & (labels == name) for name in names)]
-    sums = np.stack([each.sum(axis=0) for each in clusters])
-    ends = np.stack([share_of_sums(each, _rates, _trials(each), level) for each in clusters])
+    sums = np.stack([rows.sum(axis=0) for rows in clusters])
+    ends = np.stack([share_of_sums(rows, _rates, _trials(rows), level) for rows in clusters])
     group = ("label",) if by_label else ()
-    facts, number = _about(data, int(some.sum()), len(np.unique(text[some]))), [len(each) for each in clusters]
+    facts = {"rule": "greedy"} | {name: data.attrs[name] for name in ("depth", "text", "hidden") if name in data.attrs}
+    facts |= {"origin": "trace", "chains": int(some.sum()), "texts": len(np.unique(text[some]))}
+    number = [len(rows) for rows in clusters]
     dims = (*group, "draft")
     variables = {
         "chains": variable(sums[:, :depth].astype(np.int64), dims, "chain", "chains compared", facts),
@@ -76,14 +78,14 @@ def agreement(source: Source, *, by_label: bool = False, level: float = 0.95) ->
 
 
 def _compared(data: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each draft of each row can be compared, and whether it is the target model's choice: bool [row, draft].
+    """Whether each draft can be compared, and whether it equals the target model's choice: bool [row, draft] each.
 
-    The choice for the place of draft k of row t is made after reading up to t + k - 1: target_token of that row.
+    The target model's choice for draft k of row t follows the tokens up to t + k - 1: target_token of that row.
     """
     text, position = data["text"].values, data["position"].values
     drafts, target = data["draft_token"].values, data["target_token"].values
     begin, length = data["begin"].values[text], data["length"].values[text]
-    last = length - (data["end"].values.astype(str)[text] == "eos")  # after an end of text nobody drafts
+    last = length - (data["end"].values.astype(str)[text] == "eos")  # no drafts after an end of text
     compared, equal = np.zeros(drafts.shape, bool), np.zeros(drafts.shape, bool)
     rows = np.arange(len(text))
     for step in range(drafts.shape[1]):
@@ -93,19 +95,13 @@ def _compared(data: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rates(sums: np.ndarray) -> np.ndarray:
-    """Agreement, unconditional and conditional, of sums [..., 4 depth]: [..., 3 depth]."""
+    """Agreement, unconditional and conditional agreement from sums [..., 4 depth]: [..., 3 depth]."""
     compared, equal, so_far, before = np.split(sums, 4, axis=-1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.concatenate([equal / compared, so_far / compared, so_far / before], axis=-1)
 
 
 def _trials(sums: np.ndarray) -> np.ndarray:
-    """Chains that each of the rates is a mean over: [..., 3 depth]."""
+    """Number of chains that each of the rates is a mean over: [..., 3 depth]."""
     compared, _, _, before = np.split(sums, 4, axis=-1)
     return np.concatenate([compared, compared, before], axis=-1)
-
-
-def _about(data: xr.Dataset, chains: int, texts: int) -> dict[str, Any]:
-    """Attrs of every rate."""
-    facts = {name: data.attrs[name] for name in ("depth", "text", "hidden") if name in data.attrs} | {"origin": "trace"}
-    return {"rule": "greedy"} | facts | {"chains": chains, "texts": texts}

@@ -1,4 +1,4 @@
-"""Where attention heads look."""
+"""Attention of heads by distance: mean distance, entropy, mass on the first, previous and own token."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import xarray as xr
 from qwenlab.stats.base.source import Source, read, statistic
 from qwenlab.stats.base.sums import QUANTILES, MeanSum, histogram_quantiles, matching_count, means, share
 from qwenlab.stats.base.variables import described, result
-from qwenlab.stats.formulas.quantiles import whole_quantiles
+from qwenlab.stats.formulas.quantiles import integer_quantiles
 
 _MEANS = {
     "distance": MeanSum("token", "mean attention distance"),
@@ -24,11 +24,11 @@ _MEANS = {
 def attention_distance(
     source: Source, *, quantiles: Sequence[float] = QUANTILES, by_label: bool = False, level: float = 0.95
 ) -> xr.Dataset:
-    """Where attention heads look: means over queries by [layer, head], with intervals.
+    """Attention distance, entropy and special masses: means over queries by [layer, head], with intervals.
 
     distance           mean over queries of the row's mean distance back, tokens (0: the query's own token)
-    distance_quantile  [.., quantile] distance within which that share of all the attention mass lies; exact up to
-                       4 tokens, then within a bin of half an octave
+    distance_quantile  [.., quantile] distance that contains that share of all attention mass; exact up to 4 tokens,
+                       then within a bin of half an octave
     distance_share     [.., distance_bin] share of the mass in each bin
     entropy            of the attention row, nats: ln of its effective number of tokens
     first_mass         probability on the sequence's first token (the usual sink)
@@ -40,7 +40,7 @@ def attention_distance(
     data = read(source, "attention", "tokens", "distance_mass", *sums, by_label=by_label)
     mass = data["distance_mass"]
     tokens = matching_count(data["tokens"], mass, "distance_bin")
-    within = histogram_quantiles(whole_quantiles, mass, "distance_bin", "octave", quantiles)
+    within = histogram_quantiles(integer_quantiles, mass, "distance_bin", "octave", quantiles)
     by_distance = share(mass, "distance_bin")
     variables = {
         **means({**data, "tokens": tokens}, _MEANS, level),

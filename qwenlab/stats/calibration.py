@@ -1,11 +1,12 @@
-"""Calibration of the draft head: the probabilities of its drafts, against how often they are accepted."""
+"""Calibration of the draft head: draft probabilities compared with acceptance rates."""
 
 from __future__ import annotations
 
 import numpy as np
 import xarray as xr
 
-from qwenlab.errors import BadArgument, NothingMeasured
+from qwenlab.arguments import integer
+from qwenlab.errors import NothingMeasured
 from qwenlab.stats.base.rounds import about, by_place, read_rounds
 from qwenlab.stats.base.source import Source, statistic
 from qwenlab.stats.base.variables import jackknife_method, share_method, variable, with_interval
@@ -14,38 +15,37 @@ from qwenlab.stats.formulas.intervals import by_cluster, jackknife_of_sums, shar
 
 @statistic
 def calibration(source: Source, *, bins: int = 10, level: float = 0.95) -> xr.Dataset:
-    """How often a tested draft is accepted, by its probability [probability] under the draft head.
+    """Acceptance rate of tested drafts by their probability under the draft head, [probability].
 
     tested, accepted   counts of drafts, all places of a round together, in bins of equal width; empty bins are left out
     conditional        conditional rate in the bin: accepted / tested
-    mean_probability   of the drafts in the bin; where the head is calibrated the two are equal
+    mean_probability   of the drafts in the bin; equal to `conditional` if the head is calibrated
     calibration_error  mean over tested drafts of |conditional - mean_probability| of their bin (expected calibration
-                       error: Guo et al. 2017, arXiv:1706.04599); above 0 by chance alone where drafts are few
+                       error: Guo et al. 2017, arXiv:1706.04599); above 0 by chance alone if drafts are few
 
     A policy that stops at a threshold of this probability is only as good as the probability predicts acceptance. Under
-    the rule greedy, accepted means equal to the target model's first choice.
+    the greedy rule, accepted means equal to the target model's first choice.
 
     level  of the intervals <name>_interval over whole prompts: of conditional `formulas.intervals.share`, a trial being
            a tested draft; of mean_probability `formulas.intervals.jackknife`
 
-    Raises BadArgument, NothingMeasured where no tested draft has a probability, else as `acceptance`.
+    Raises BadArgument, NothingMeasured if no tested draft has a probability, else as `acceptance`.
     """
     of_share, of_mean = share_method(level, "prompt"), jackknife_method(level, "prompt")
-    if bins < 1:
-        raise BadArgument(f"bins={bins!r}: give the number of bins of [0, 1], such as 10.")
+    integer("stats.calibration", "bins", bins, least=1, unit="bins of [0, 1]")
     data = read_rounds(source, "draft_probability")
     depth, probability = data.sizes["draft"], data["draft_probability"].values
     known = by_place(data["tested"], depth) & np.isfinite(probability)
     if not known.any():
         raise NothingMeasured(
-            "No tested draft of this ledger has a draft_probability.\nTake one that qwenlab.speculative made."
+            "No tested draft of this ledger has a draft_probability.\nUse a ledger of qwenlab.speculative."
         )
     index = np.minimum((np.where(known, probability, 0) * bins).astype(np.int64), bins - 1)
     some = np.unique(index[known])
     inside = known[..., None] & (index[..., None] == some)  # [round, draft, bin]
     accepted = inside & by_place(data["accepted"], depth)[..., None]
     weighed = np.where(inside, probability[..., None], 0)
-    rows = np.concatenate([each.sum(axis=1) for each in (inside, accepted, weighed)], axis=1)
+    rows = np.concatenate([values.sum(axis=1) for values in (inside, accepted, weighed)], axis=1)
     sums = by_cluster(rows, data["prompt"].values)
     total, n = sums.sum(axis=0), len(some)
     rates, facts, dims = _rates(total), about(data), ("probability",)
@@ -65,7 +65,7 @@ def calibration(source: Source, *, bins: int = 10, level: float = 0.95) -> xr.Da
 
 
 def _rates(sums: np.ndarray) -> np.ndarray:
-    """Conditional rate and mean probability by bin, then the calibration error, of sums [..., 3 bin]."""
+    """Conditional rate and mean probability by bin, then the calibration error, from sums [..., 3 bin]."""
     tested, accepted, weighed = np.split(sums, 3, axis=-1)
     with np.errstate(invalid="ignore", divide="ignore"):
         error = np.abs(accepted - weighed).sum(axis=-1, keepdims=True) / tested.sum(axis=-1, keepdims=True)

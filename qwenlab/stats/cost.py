@@ -1,4 +1,4 @@
-"""Where time and memory go."""
+"""Time and memory by layer, part and kind of mixer."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def time_by_kind(source: Source) -> xr.Dataset:
     seconds_per_token  [phase, layer, part];  kind_seconds_per_token [phase, mixer_kind, part]: mean layer of the kind
     clock_share        share of the whole model's time spent reading the clock
 
-    A phase that was not seen is NaN. The shares are of the layers' time: embeddings before the first layer and the
-    output after the last are not included.
+    A phase that did not occur is NaN. Shares are of the time of all layers: embeddings and the output head are not
+    included.
     """
     data = read(source, "timing", "seconds", "model_seconds", "tokens")
     seconds = data["seconds"]
@@ -48,17 +48,17 @@ def time_by_kind(source: Source) -> xr.Dataset:
 
 @statistic
 def memory(source: Source) -> xr.Dataset:
-    """Bytes of the caches and the anatomy's prediction, by [context_point, store], the shortest context first.
+    """Bytes of the caches, measured and predicted by the anatomy, by [context_point, store], shortest context first.
 
     predicted, measured  store: kv (grows with the context), recurrent and convolution (do not)
     ratio                measured / predicted; NaN where nothing was predicted
 
-    Coordinates `context` (tokens a sequence) and `batch` (sequences) belong to each context_point.
+    Each context_point has the coordinates `context` (tokens per sequence) and `batch` (sequences).
     """
     data = read(source, "memory", "predicted_bytes", "measured_bytes")
     if not data.sizes["context_point"]:
         raise NothingMeasured(
-            "No cache was weighed: no forward pass had one.\n"
+            "No cache was measured: no forward pass had one.\n"
             "Call the model with use_cache=True, or generate, inside the `with`."
         )
     data = data.isel(context_point=np.lexsort((data["batch"].values, data["context"].values)))

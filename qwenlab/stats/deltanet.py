@@ -1,4 +1,4 @@
-"""What DeltaNet heads retain, write and confuse."""
+"""Half-lives, writes and key collisions of DeltaNet heads."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _WRITTEN = {
 def half_life(
     source: Source, *, quantiles: Sequence[float] = QUANTILES, by_label: bool = False, level: float = 0.95
 ) -> xr.Dataset:
-    """Half-life of a head's state: tokens after which decay alone has halved it.
+    """Half-life of a head's state: number of tokens after which decay alone has halved it.
 
-    A token that decays the state by alpha = exp(g) has the half-life ln(1/2) / g. The tokens of a head differ, so there
-    are three definitions, all in tokens, by [layer, head]:
+    A token that decays the state by alpha = exp(g) has the half-life ln(1/2) / g. Tokens of a head differ, so there are
+    three definitions, all in tokens, by [layer, head]:
 
-    half_life             [.., quantile]  quantiles over tokens of ln(1/2) / g, from a sketch of a fifth of an octave
-                          a bin (interpolated in log2; in the outermost bins, at 2^-6 and 2^26, only a bound)
-    half_life_mean_log    ln(1/2) / mean(g): the tokens that halve a state that reads them one after the other,
-                          because decays multiply. The one to compare with distances.
-    half_life_mean_alpha  ln(1/2) / ln(mean(alpha)): of the mean decay, as often printed. ln(mean(alpha)) >= mean(g)
-                          (Jensen), so it is never the shorter. The two agree where alpha is constant, and differ where
-                          a head now and then forgets everything at once.
+    half_life             [.., quantile]  quantiles over tokens of ln(1/2) / g, from a histogram with bins of a fifth of
+                          an octave (interpolated in log2; in the outermost bins, at 2^-6 and 2^26, only a bound)
+    half_life_mean_log    ln(1/2) / mean(g): the number of consecutive tokens that halve a state, because decays
+                          multiply. Compare this one with distances.
+    half_life_mean_alpha  ln(1/2) / ln(mean(alpha)): of the mean decay, as often reported. ln(mean(alpha)) >= mean(g)
+                          (Jensen), so it is never shorter. The two agree if alpha is constant, and differ if a head
+                          sometimes forgets everything at once.
     half_life_share       [.., half_life_bin]  share of tokens in each bin: the distribution itself
 
     Source: S <- alpha S in Gated DeltaNet (Yang et al. 2024, arXiv:2412.06464).
@@ -69,15 +69,16 @@ def _of_alpha(alpha: xr.DataArray, count: xr.DataArray) -> xr.DataArray:
 
 @statistic
 def writing(source: Source, *, by_label: bool = False, level: float = 0.95) -> xr.Dataset:
-    """What a head writes into its state: means over tokens by [layer, head], with intervals.
+    """Writes of a head into its state: means over tokens by [layer, head], with intervals.
 
     beta         write strength, 0 to 1
-    update_norm  ||beta (v - S^T k)||: norm of what a token adds to the state, S decayed
-    error_ratio  ||v - S^T k|| / ||v||: how wrong the state was about the token's value; 1 for an empty state
+    update_norm  ||beta (v - S^T k)||: norm of a token's update to the decayed state S
+    error_ratio  ||v - S^T k|| / ||v||: relative error of the state's prediction of the token's value; 1 for an empty
+                 state
     state_norm   Frobenius norm of the state at a sequence's end, mean over sequences
 
-    The last three exist for the heads whose prediction was measured (attr sample): NaN for the others, and left out
-    where none was. `DeltaNet(prediction_heads="all")` measures all.
+    The last three exist for heads whose prediction was measured (attr sample): NaN for other heads, and left out if no
+    head was measured. `DeltaNet(prediction_heads="all")` measures all.
     """
     names = [f"{name}_sum" for name in _WRITTEN]
     data = read(source, "deltanet", "beta_hist", "tokens", "error_tokens", "sequences", *names, by_label=by_label)
@@ -89,12 +90,12 @@ def writing(source: Source, *, by_label: bool = False, level: float = 0.95) -> x
 
 @statistic
 def key_collision(source: Source, *, by_label: bool = False) -> xr.Dataset:
-    """How much the keys of different tokens point the same way, by [layer, key_head].
+    """Alignment of the keys of different tokens, by [layer, key_head].
 
     key_collision       expected squared cosine of the keys of two different tokens. With C = mean of k k^T it is
                         tr(C^2), without each token's pair with itself: (tr(M^2) - N) / (N (N - 1)) for M = N C.
     isotropic_floor     1 / d for keys spread evenly over the d channels of a head
-    key_directions      1 / key_collision: effective number of directions of the keys, d at most but for chance
+    key_directions      1 / key_collision: effective number of directions of the keys, at most d except by chance
 
     Writes to colliding keys overwrite one another: the delta rule's capacity (Schlag et al. 2021, arXiv:2102.11174).
     """

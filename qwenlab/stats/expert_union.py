@@ -1,4 +1,4 @@
-"""Distinct experts of a block of tokens: the experts that a verify step of a MoE model reads."""
+"""Distinct experts in a block of tokens: the experts that a verification step of a MoE model reads."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ _DIMS = ("token", "layer", "slot")
 
 @statistic
 def expert_union(choices: xr.DataArray | np.ndarray, *, widths: Sequence[int] = tuple(range(1, 10))) -> xr.Dataset:
-    """Distinct experts in blocks of n tokens in a row, from the choices of each token.
+    """Number of distinct experts in blocks of n consecutive tokens, from the choices of each token.
 
     distinct         [layer, width] mean over all blocks of n tokens within one text
-    independent      [layer, width] the same of unrelated tokens: sum over experts of 1 - (1 - share)^n
-    experts_touched  [width] mean of distinct over layers: for the costs of `stats.speedup`
-    blocks           [width] their number
+    independent      [layer, width] the same for unrelated tokens: sum over experts of 1 - (1 - share)^n
+    experts_touched  [width] mean of `distinct` over layers: for the costs of `stats.speedup`
+    blocks           [width] number of blocks
 
-    choices  int [token, layer, slot], a routed expert's number; as a DataArray it may have a coordinate `text` of its
-             tokens, and no block spans two texts
+    choices  int [token, layer, slot], index of a routed expert; a DataArray may have a coordinate `text` [token], and
+             no block spans two texts
     widths   n; drafting d tokens verifies blocks of d + 1
 
-    Raises BadArgument for other shapes, numbers and widths, NothingMeasured where no text is as long as a block.
+    Raises BadArgument for other shapes, values and widths, and NothingMeasured if no text is as long as a block.
     """
     chosen = _checked(choices)
     if not widths or min(widths) < 1:
-        raise BadArgument(f"widths={list(widths)!r}: give the tokens a block has, such as 1 to 9.")
+        raise BadArgument(f"widths={list(widths)!r}: give the numbers of tokens per block, such as 1 to 9.")
     text = chosen["text"].values if "text" in chosen.coords else np.zeros(chosen.sizes["token"])
     sizes = np.asarray(widths)
     blocks = np.array([(text[n - 1 :] == text[: max(0, len(text) - n + 1)]).sum() for n in sizes])
     if not blocks.all():
         raise NothingMeasured(
-            f"No text has {sizes[blocks == 0].min()} tokens, which a block needs.\nRead longer texts."
+            f"No text has {sizes[blocks == 0].min()} tokens, the size of a block.\nRead longer texts."
         )
     by_layer = [chosen.isel(layer=layer).values for layer in range(chosen.sizes["layer"])]
-    distinct = np.stack([formulas.distinct_in_blocks(each, text, sizes) for each in by_layer])
-    share = [np.bincount(each.ravel()) / len(each) for each in by_layer]
-    independent = np.stack([formulas.distinct_if_independent(each, sizes) for each in share])
-    by, each = ("layer", "width"), ("width",)
+    distinct = np.stack([formulas.distinct_in_blocks(layer, text, sizes) for layer in by_layer])
+    shares = [np.bincount(layer.ravel()) / len(layer) for layer in by_layer]
+    independent = np.stack([formulas.distinct_if_independent(share, sizes) for share in shares])
+    by, width = ("layer", "width"), ("width",)
     table = {
         "distinct": (distinct, by, "expert", "distinct experts in a block"),
         "independent": (independent, by, "expert", "distinct experts of unrelated tokens"),
-        "experts_touched": (distinct.mean(axis=0), each, "expert", "experts touched, mean over layers"),
-        "blocks": (blocks, each, "block", "blocks"),
+        "experts_touched": (distinct.mean(axis=0), width, "expert", "experts touched, mean over layers"),
+        "blocks": (blocks, width, "block", "blocks"),
     }
     layer = chosen["layer"].values if "layer" in chosen.coords else np.arange(len(by_layer))
     out = xr.Dataset(variables(table), {"layer": layer, "width": sizes}, {"sample": "{}"})
@@ -58,13 +58,13 @@ def expert_union(choices: xr.DataArray | np.ndarray, *, widths: Sequence[int] = 
 
 
 def _checked(choices: xr.DataArray | np.ndarray) -> xr.DataArray:
-    """Choices [token, layer, slot] with their coordinates; raises BadArgument."""
+    """Return choices [token, layer, slot] with their coordinates; raises BadArgument."""
     if not isinstance(choices, xr.DataArray):
         values = np.asarray(choices)
         choices = xr.DataArray(values, dims=_DIMS if values.ndim == len(_DIMS) else None)
     if set(choices.dims) != set(_DIMS) or choices.dtype.kind not in "iu" or not choices.size or choices.min() < 0:
         raise BadArgument(
-            f"choices is {choices.dtype} {list(choices.shape)} of {', '.join(map(str, choices.dims))}.\n"
-            f"Give the numbers of the chosen experts, from 0: int [{', '.join(_DIMS)}]."
+            f"choices is {choices.dtype} {list(choices.shape)} with dims {', '.join(map(str, choices.dims))}.\n"
+            f"Give the indices of the chosen experts, from 0: int [{', '.join(_DIMS)}]."
         )
     return choices.transpose(*_DIMS)

@@ -1,14 +1,15 @@
-"""How evenly experts are used, how many of them at a time, and which are never used."""
+"""Load of experts: how evenly they are used, how many at a time, and which are never used."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from qwenlab.errors import InconsistentRecording
-from qwenlab.stats.base.source import Source, along, ratio, read, statistic
+from qwenlab.stats.base.source import RECORD_AGAIN, Source, along, ratio, read, statistic
 from qwenlab.stats.base.sums import MeanSum, estimated, means
 from qwenlab.stats.base.variables import described, result
 from qwenlab.stats.formulas import experts as formulas
@@ -23,14 +24,14 @@ _SHARES = {
 
 @statistic
 def expert_load(source: Source, *, by_label: bool = False, level: float = 0.95) -> xr.Dataset:
-    """How the chosen slots (top_k a token) spread over the experts, with intervals.
+    """Shares of the experts in the chosen slots (top_k per token), and how even they are, with intervals.
 
     share               [layer, expert] share of slots; even_share is 1 / E, the share of each of E experts if even
     weight_share        [layer, expert] share of the routing weight
     variation           [layer] coefficient of variation of the loads over experts: 0 when even
     normalised_entropy  [layer] entropy of the shares over ln E: 1 when even
 
-    A finite sample is never quite even: with N slots, chance alone gives a variation of about sqrt(E / N).
+    A finite sample is never exactly even: with N slots, chance alone gives a variation of about sqrt(E / N).
     """
     data = read(source, "routing", "load", "weight_sum", "tokens", by_label=by_label)
     load = checked_load(data)
@@ -39,15 +40,12 @@ def expert_load(source: Source, *, by_label: bool = False, level: float = 0.95) 
     variables = means(sums, _SHARES, level)
     how: dict[str, Any] = dict(units="1", level=level, within=(0, np.inf))
     name = "coefficient of variation of the loads"
-    variables |= estimated("variation", _variation, (load,), slots, long_name=name, **how)
+    variation = partial(along, ["expert"], formulas.variation)
+    variables |= estimated("variation", variation, (load,), slots, long_name=name, **how)
     how |= dict(units="share of ln E", within=(0, 1))
     variables |= estimated("normalised_entropy", _entropy, (load,), slots, long_name="entropy of the load", **how)
     variables["even_share"] = described(xr.DataArray(1 / data.sizes["expert"]), "share of slots", "even spread")
     return result(data, variables)
-
-
-def _variation(load: xr.DataArray) -> xr.DataArray:
-    return along(["expert"], formulas.variation, load)
 
 
 def _entropy(load: xr.DataArray) -> xr.DataArray:
@@ -56,21 +54,22 @@ def _entropy(load: xr.DataArray) -> xr.DataArray:
 
 @statistic
 def distinct_experts(source: Source, *, by_label: bool = False, level: float = 0.95) -> xr.Dataset:
-    """How many experts a window of n neighbouring tokens needs, by [layer, window], with intervals.
+    """Number of distinct experts in windows of n neighbouring tokens, by [layer, window], with intervals.
 
     distinct      mean number of distinct experts in aligned windows of n tokens
     independent   the same for n independent tokens of the same load: sum over experts of 1 - (1 - p)^n,
                   p the share of tokens that chose the expert
-    relative      distinct / independent: below 1 where neighbours share experts (weights read once serve them all)
+    relative      distinct / independent: below 1 if neighbours share experts (weights read once serve them all)
 
-    With several labels added up, texts that differ already bring `relative` under 1; by_label=True takes that out.
+    With several labels added up, differences between texts already bring `relative` below 1; by_label=True excludes
+    this.
     """
     data = read(source, "routing", "distinct_sum", "windows", "load", "tokens", by_label=by_label)
     load, windows, tokens = checked_load(data), data["windows"], data["tokens"]
 
     def independent(chose: xr.DataArray, n: xr.DataArray) -> xr.DataArray:
-        each = ratio(chose, n)
-        return along(["expert", "window"], formulas.distinct_if_independent, each, data["window"], out=["window"])
+        share = ratio(chose, n)
+        return along(["expert", "window"], formulas.distinct_if_independent, share, data["window"], out=["window"])
 
     def relative(distinct: xr.DataArray, n: xr.DataArray, chose: xr.DataArray, read_: xr.DataArray) -> xr.DataArray:
         return ratio(distinct, n) / independent(chose, read_)
@@ -87,14 +86,14 @@ def distinct_experts(source: Source, *, by_label: bool = False, level: float = 0
 
 @statistic
 def unused_experts(source: Source, *, by_label: bool = False, level: float = 0.95) -> xr.Dataset:
-    """Experts that no token chose, and how their number fell with the number of tokens read.
+    """Experts that no token chose, and how their number falls with the number of tokens read.
 
     unused        [layer, sample_size] expected number of unused experts after n tokens, drawn at random from those
                   read (rarefaction, exact), with its interval
-    unused_final  [layer] experts unused after all tokens
-    never_used    [layer, expert] bool: which
+    unused_final  [layer] number of experts unused after all tokens
+    never_used    [layer, expert] bool: the expert is unused after all tokens
 
-    Where the curve still falls at its end, the number of unused experts depends on how much was read, not on the model.
+    If the curve still falls at its end, the number of unused experts depends on how much was read, not on the model.
     An expert unused in N independent tokens has, at level 0.95, a share of tokens below about 3 / N; tokens of one text
     are not independent, and the true bound is wider.
 
@@ -105,7 +104,7 @@ def unused_experts(source: Source, *, by_label: bool = False, level: float = 0.9
     sizes = np.unique(np.geomspace(1, max(1, int(tokens.sum("fold").max())), _CURVE).astype(np.int64))
 
     def curve(chose: xr.DataArray, n: xr.DataArray) -> xr.DataArray:
-        """The rarefaction curve and, beyond the tokens that were read, its end."""
+        """The rarefaction curve, constant beyond the number of tokens read."""
         out = along(["expert"], formulas.unused, chose, n, out=["sample_size"], sizes=sizes)
         return out.assign_coords(sample_size=sizes).fillna((chose == 0).sum("expert"))
 
@@ -113,7 +112,7 @@ def unused_experts(source: Source, *, by_label: bool = False, level: float = 0.9
     variables = estimated(
         "unused", curve, (load, tokens), tokens, units="expert", long_name=name, level=level, within=within
     )
-    variables = {name: each.where(each["sample_size"] <= tokens.sum("fold")) for name, each in variables.items()}
+    variables = {name: array.where(array["sample_size"] <= tokens.sum("fold")) for name, array in variables.items()}
     never = load.sum("fold") == 0
     variables["unused_final"] = described(never.sum("expert"), "expert", "experts never used")
     variables["never_used"] = described(never, "1", "expert was never used")
@@ -123,12 +122,11 @@ def unused_experts(source: Source, *, by_label: bool = False, level: float = 0.9
 
 
 def checked_load(data: xr.Dataset) -> xr.DataArray:
-    """The loads; raises InconsistentRecording unless they add up to top_k a token."""
+    """Return the loads; raises InconsistentRecording unless they add up to top_k slots per token."""
     load, tokens = data["load"], data["tokens"]
     top_k = data.attrs.get("top_k")
     if top_k is not None and not bool((load.sum("expert") == int(top_k) * tokens).all()):
         raise InconsistentRecording(
-            f"The loads do not add up to top_k={top_k} slots a token in every layer and fold.\n"
-            "Make the recording again; do not edit or cut one of its variables."
+            f"The loads do not add up to top_k={top_k} slots per token in every layer and fold.\n{RECORD_AGAIN}"
         )
     return load

@@ -6,42 +6,28 @@ from collections.abc import Sequence
 
 import xarray as xr
 
-from qwenlab.record.recording import Recording
-from qwenlab.stats.base.source import Source, read, statistic
-from qwenlab.stats.base.sums import (
-    QUANTILES,
-    MeanSum,
-    histogram_quantiles,
-    join_layers,
-    matching_count,
-    means,
-    share,
-)
+from qwenlab.stats.base.source import Source, mixer_nodes, read, statistic
+from qwenlab.stats.base.sums import QUANTILES, MeanSum, histogram_quantiles, join_layers, matching_count, means, share
 from qwenlab.stats.base.variables import Variables, described, result
 from qwenlab.stats.formulas.quantiles import linear_quantiles
 
-_MIXERS = ("deltanet", "attention")
-_GATES = {"openness": ("gate", "openness of the output gate"), "beta": ("beta", "write strength")}
+_GATES = {"mean_gate": ("gate", "mean value of the output gate"), "beta": ("beta", "write strength")}
 
 
 @statistic
 def gates(
     source: Source, *, quantiles: Sequence[float] = QUANTILES, by_label: bool = False, level: float = 0.95
 ) -> xr.Dataset:
-    """Gates over tokens by [layer, head], of both kinds of mixer, the layers in the model's order.
+    """Gates over tokens by [layer, head], of both kinds of mixer, in the model's order of layers.
 
-    openness   mean gate value: sigmoid of the output gate's input, averaged over the head's channels. Attention
+    mean_gate  sigmoid of the output gate's input, averaged over the head's channels, mean over tokens. Attention
                multiplies by it, DeltaNet by z sigmoid(z)
     beta       write strength of DeltaNet (NaN for attention, which has none)
 
-    Each as the mean with its interval, `_quantile` [.., quantile] from 128 equal bins, and `_share` of tokens by bin.
+    For each, the mean with its interval, `_quantile` [.., quantile] from 128 equal bins, and `_share` of tokens by bin.
     """
-    nodes = [name for name in _MIXERS if name in source] if isinstance(source, Recording) else [_node_of(source)]
-    return join_layers([_of_mixer(source, name, quantiles, by_label, level) for name in nodes or _MIXERS[:1]])
-
-
-def _node_of(data: xr.Dataset) -> str:
-    return "attention" if "distance_mass" in data else "deltanet"
+    nodes = mixer_nodes(source, ("deltanet", "attention"), "distance_mass")
+    return join_layers([_of_mixer(source, name, quantiles, by_label, level) for name in nodes])
 
 
 def _of_mixer(source: Source, node: str, quantiles: Sequence[float], by_label: bool, level: float) -> xr.Dataset:

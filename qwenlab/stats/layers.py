@@ -1,4 +1,4 @@
-"""A table with one row per layer: the most useful statistics side by side."""
+"""Table with one row per layer: the most useful statistics side by side."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from qwenlab.stats.routing import routing
 
 @statistic
 def layer_table(source: Recording) -> xr.Dataset:
-    """A table with one row per layer, of all probes that watched; `.to_dataframe()` makes it a DataFrame.
+    """Table with one row per layer, from all probes of a recording; `.to_dataframe()` converts it to a DataFrame.
 
-    kind                  of the mixer (a coordinate)
-    time_share            of the time of all layers, prefill and decode together
+    kind                  kind of the mixer (a coordinate)
+    time_share            share of the time of all layers, prefill and decode together
     half_life             DeltaNet: tokens, the median head's median token
     attention_distance    attention: tokens, mean over heads and queries
-    openness              mean gate value of the output gate, mean over heads
+    mean_gate             value of the output gate, mean over channels, heads and tokens
     beta                  DeltaNet: write strength, mean over heads
     router_entropy        nats, over all experts;  load_entropy: how evenly the experts are used, 1 for even
     switch_rate           share of a token's experts that the token before did not have
     mixer_ratio, mlp_ratio    norm of the part's output over that of the stream
 
-    A column exists when its probe watched, and is NaN for layers of the other kind. Raises NothingMeasured where
-    no statistic by layer was watched.
+    A column exists if its probe watched, and is NaN for layers of the other kind. Raises NothingMeasured if no probe
+    with statistics by layer watched.
     """
     if not isinstance(source, Recording):
         raise NotARecording(
-            f"layer_table sets several probes side by side: give a Recording, not {type(source).__name__}."
+            f"layer_table joins the statistics of several probes: give a Recording, not {type(source).__name__}."
         )
     columns: Variables = {}
     for node, make in _COLUMNS.items():
         if node in source:
             columns |= make(source)
     if "deltanet" in source or "attention" in source:
-        columns["openness"] = gates(source)["openness"].mean("head")
+        columns["mean_gate"] = gates(source)["mean_gate"].mean("head")
     if not columns:
         raise NothingMeasured(
-            f"Nothing by layer in this recording of {source.checkpoint}: it has {', '.join(source) or 'nothing'}.\n"
+            f"No statistics by layer in this recording: it has {', '.join(source) or 'nothing'}.\n"
             "Watch with probes such as DeltaNet(), Attention(), Routing() and Timing()."
         )
     table = xr.merge([column.rename(name) for name, column in columns.items()], join="outer", compat="no_conflicts")
@@ -99,7 +99,7 @@ _MEANING = {
     "time_share": ("share of layer time", "time", "linear"),
     "half_life": ("token", "half-life", "log2"),
     "attention_distance": ("token", "attention distance", "log2"),
-    "openness": ("1", "output gate", "linear"),
+    "mean_gate": ("1", "output gate", "linear"),
     "beta": ("1", "write strength", "linear"),
     "router_entropy": ("nat", "router entropy", "linear"),
     "load_entropy": ("share of ln E", "load entropy", "linear"),

@@ -14,38 +14,39 @@ from qwenlab.stats.base.variables import Bootstrap, variable, with_interval
 from qwenlab.stats.formulas.intervals import by_cluster
 
 ALL = "all"
-"""The class that every token is in."""
+"""Name of the class of all tokens."""
 
 
 @statistic
 def losses(
     source: Source, *, by_domain: bool = True, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> xr.Dataset:
-    """MeanSum loss of the tokens of each class, of what `qwenlab.tasks.losses` returns, by [domain, token_class].
+    """Mean loss of the tokens of each class, from the result of `qwenlab.tasks.losses`, by [domain, token_class].
 
     loss           nats per token: sum over the class's tokens / their number
-    bits_per_byte  bits: the same sum over ln 2, / the UTF-8 bytes of these tokens. Of "all" it can be compared between
-                   tokenizers, of other classes only within one; NaN where they have no bytes
-    tokens         of the class;  texts: [domain] their number
+    bits_per_byte  bits: the same sum / ln 2 / the UTF-8 bytes of these tokens. For "all" it can be compared between
+                   tokenizers, for other classes only within one; NaN without bytes
+    tokens         number of tokens of the class
+    texts          [domain] number of texts
 
-    Classes are "all", and every bool variable of the source: they overlap, so that tokens do not add up.
+    Classes are "all", and every bool variable of the source: they overlap, so tokens do not add up.
 
     by_domain  False: the texts of all domains together, without the dimension
-    level      of the intervals <name>_interval: `formulas.intervals.bootstrap` over whole texts, within each domain by
-               itself; NaN below two texts
+    level      of the intervals <name>_interval: `formulas.intervals.bootstrap` over whole texts, separately for each
+               domain; NaN below two texts
 
-    Raises BadArgument, MissingVariable, and NothingMeasured where there is no token or a loss is NaN or infinite.
+    Raises BadArgument, MissingVariable, and NothingMeasured without tokens or if a loss is NaN or infinite.
     """
     how = Bootstrap(level, resamples, seed)
     data = read(source, "losses", "loss", "bytes", "text", "domain")
     classes = {str(name): variable.values for name, variable in data.data_vars.items() if variable.dtype == bool}
     if ALL in classes:
-        raise BadArgument(f"A class is named {ALL!r}, which every token is in.\nRename the variable.")
+        raise BadArgument(f"A class is named {ALL!r}, the name of the class of all tokens.\nRename the variable.")
     loss, text = data["loss"].values.astype(np.float64), data["text"].values
     _check(loss, text)
     member = np.stack([np.ones(len(loss), bool), *classes.values()], axis=1)
-    each = np.stack([loss, np.ones(len(loss)), data["bytes"].values], axis=1)  # of a token: nats, itself, bytes
-    rows = (each[:, :, None] * member[:, None, :]).reshape(len(loss), -1)
+    summed = np.stack([loss, np.ones(len(loss)), data["bytes"].values], axis=1)  # per token: nats, 1, bytes
+    rows = (summed[:, :, None] * member[:, None, :]).reshape(len(loss), -1)
     domain = data["domain"].values.astype(str) if by_domain else np.full(len(loss), "")
     names = list(dict.fromkeys(domain.tolist()))
     clusters = [by_cluster(rows[domain == name], text[domain == name]) for name in names]
@@ -55,7 +56,7 @@ def losses(
 
 
 def _means(sums: np.ndarray) -> np.ndarray:
-    """Nats per token and bits per byte by class, of sums [..., 3 class]: [..., 2 class]."""
+    """Nats per token and bits per byte by class, from sums [..., 3 class]: [..., 2 class]."""
     nats, tokens, size = np.split(sums, 3, axis=-1)
     with np.errstate(invalid="ignore", divide="ignore"):
         bits = np.where(size > 0, nats / np.log(2) / size, np.nan)
@@ -65,7 +66,7 @@ def _means(sums: np.ndarray) -> np.ndarray:
 def _dataset(
     sums: np.ndarray, ends: np.ndarray, texts: list[int], domains: list[str] | None, classes: list[str], how: Bootstrap
 ) -> xr.Dataset:
-    """The variables with their coordinates."""
+    """Return the variables with their coordinates."""
     group = () if domains is None else ("domain",)
     dims: Sequence[str] = (*group, "token_class")
     count, facts, means = len(classes), {"texts": sum(texts)}, _means(sums)
@@ -87,12 +88,12 @@ def _dataset(
 
 
 def _check(loss: np.ndarray, text: np.ndarray) -> None:
-    """Raise NothingMeasured where a mean does not exist."""
+    """Raise NothingMeasured if a mean does not exist."""
     if not len(loss):
-        raise NothingMeasured("There is no token in these losses.\nRead at least one text of two tokens.")
+        raise NothingMeasured("These losses have no tokens.\nRead at least one text of two tokens.")
     if not np.isfinite(loss).all():
         where = text[~np.isfinite(loss)]
         raise NothingMeasured(
             f"{len(where):,} of {len(loss):,} losses are NaN or infinite, the first in text {where[0]}.\n"
-            "Look at what was changed in the model, or leave those texts out."
+            "Check the interventions on the model, or leave those texts out."
         )

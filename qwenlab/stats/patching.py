@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import NothingMeasured
-from qwenlab.stats.base.harm import FACTS, as_objects
+from qwenlab.stats.base.ablation_effects import FACTS, as_objects
 from qwenlab.stats.base.source import Source, read, statistic
 from qwenlab.stats.base.variables import Bootstrap, variable, with_interval
 from qwenlab.stats.formulas import paired
@@ -20,23 +20,23 @@ _EFFECT = "rise of the log-probability of the source's answer"
 
 @statistic
 def patching(source: Source, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> xr.Dataset:
-    """How much of the source's answer each patched value restores, by [site, position].
+    """Effect of each patched value on the log-probability of the source's answer, by [site, position].
 
-    effect    mean over pairs of logprob - target_logprob, nat: positive where the value speaks for the source's answer
-    total     mean over pairs of source_logprob - target_logprob, nat: the effect of putting in the whole source
-    restored  effect / total, a ratio of means, not a mean of ratios: 0 as in the target, 1 as in the source, and not
-              bound to lie between (Zhang and Nanda 2024, arXiv:2309.16042, of log-probabilities). NaN where total is
-              not surely above 0: the source's answer is no likelier after the source, and there is nothing to restore
-    p_max     two-sided, by flipping the signs of whole pairs, corrected for all sites and positions by the largest of
-              them (`formulas.paired.max_p`); 2^(1 - pairs) at least
-    stands    p_max < 1 - level
+    effect       mean over pairs of logprob - target_logprob, nat: positive if the value favours the source's answer
+    total        mean over pairs of source_logprob - target_logprob, nat: the effect of patching the whole source
+    restored     effect / total, a ratio of means, not a mean of ratios: 0 as in the target, 1 as in the source, and not
+                 bounded by these (Zhang and Nanda 2024, arXiv:2309.16042, for log-probabilities). NaN if total is not
+                 significantly above 0: the source does not make its answer likelier, so there is nothing to restore
+    p_max        two-sided, by flipping the signs of whole pairs, corrected for all sites and positions by the maximum
+                 statistic (`formulas.paired.max_p`); at least 2^(1 - pairs)
+    significant  p_max < 1 - level
 
-    Coordinates: layer, kind and part (mixer, residual, ...) by site; source_token and target_token by position, where
-    all pairs have the same there, else ""; differs, whether they differ in any pair.
+    Coordinates: layer, kind and part (mixer, residual, ...) by site; source_token and target_token by position, if all
+    pairs have the same token there, else ""; differs, whether they differ in any pair.
 
     level  of the intervals, <name>_interval: `formulas.intervals.bootstrap` over whole pairs; NaN below two pairs
 
-    Raises BadArgument, MissingVariable, and NothingMeasured where nothing was patched or a log-probability is NaN or
+    Raises BadArgument, MissingVariable, and NothingMeasured if nothing was patched or a log-probability is NaN or
     infinite.
     """
     how = Bootstrap(level, resamples, seed, "pairs")
@@ -49,19 +49,14 @@ def patching(source: Source, *, level: float = 0.95, resamples: int = 2000, seed
     total = apart.mean()
     rows = np.concatenate([effects, apart[None]]).T
     ends = how.interval(rows, lambda sums: sums / pairs)
-    known = total > 0 and not ends[-1, 0] <= 0
+    known, restored = total > 0 and not ends[-1, 0] <= 0, effects.mean(axis=1) / total
     ratio = how.interval(rows, lambda sums: sums[..., :-1] / sums[..., -1:])
     p = paired.max_p(effects, draws=max(resamples, int(np.ceil(20 / (1 - level)))), seed=seed)
     table: dict[str, tuple[np.ndarray, np.ndarray | None, str, str]] = {
         "effect": (effects.mean(axis=1), ends[:-1], "nat", _EFFECT),
-        "restored": (
-            np.where(known, effects.mean(axis=1) / total, np.nan),
-            np.where(known, ratio, np.nan),
-            "1",
-            "share restored",
-        ),
+        "restored": (np.where(known, restored, np.nan), np.where(known, ratio, np.nan), "1", "share restored"),
         "p_max": (p, None, "1", "p, by flipping the signs of pairs, corrected for all sites and positions"),
-        "stands": (p < 1 - level, None, "1", "differs from the target"),
+        "significant": (p < 1 - level, None, "1", "differs from the target"),
     }
     variables = with_interval("total", total, ends[-1], (), "nat", f"{_EFFECT}, of the whole source", {}, how.attrs)
     for name, (values, interval, units, means) in table.items():
@@ -79,13 +74,13 @@ def patching(source: Source, *, level: float = 0.95, resamples: int = 2000, seed
 def _check(patched: np.ndarray, whole: np.ndarray, before: np.ndarray) -> None:
     if not patched.size:
         raise NothingMeasured(
-            f"Nothing was patched: sites, positions and pairs are {list(patched.shape)}.\nGive one of each at least."
+            f"Nothing was patched: sites, positions and pairs are {list(patched.shape)}.\nGive at least one of each."
         )
     wrong = ~np.isfinite(patched).all(axis=(0, 1)) | ~np.isfinite(whole) | ~np.isfinite(before)
     if wrong.any():
         raise NothingMeasured(
             f"Log-probabilities of {int(wrong.sum())} of {len(wrong)} pairs are NaN or infinite, first of pair "
-            f"{int(wrong.argmax())}.\nLook at what the model gives there, or leave the pair out."
+            f"{int(wrong.argmax())}.\nCheck the model's logits there, or leave the pair out."
         )
 
 
@@ -96,8 +91,8 @@ def _coordinates(data: xr.Dataset) -> dict[str, Any]:
         data[f"{name}_token"].transpose("pair", "position").values.astype(str) for name in ("source", "target")
     )
     shared = {
-        name: [row[0] if len(set(row)) == 1 else "" for row in each.T.tolist()]
-        for name, each in (("source_token", source), ("target_token", target))
+        name: [row[0] if len(set(row)) == 1 else "" for row in tokens.T.tolist()]
+        for name, tokens in (("source_token", source), ("target_token", target))
     }
     return {
         "site": as_objects(names),

@@ -1,4 +1,4 @@
-"""How far back heads of both kinds reach, by the same statistics for implicit and softmax attention."""
+"""Reach of heads of both kinds of mixer: the same statistics for implicit and softmax attention."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import BadArgument
-from qwenlab.record.recording import Recording
-from qwenlab.stats.base.source import Source, ratio, read, statistic
+from qwenlab.stats.base.source import Source, mixer_nodes, ratio, read, statistic
 from qwenlab.stats.base.sums import MeanSum, estimated, histogram_quantiles, join_layers, means, share
 from qwenlab.stats.base.variables import described, result
-from qwenlab.stats.formulas.quantiles import whole_quantiles
+from qwenlab.stats.formulas.quantiles import integer_quantiles
 
 HORIZONS = (0.5, 0.9)
 """Default shares of the mass whose distance is a head's horizon."""
 
-_NODES = ("implicit_attention", "softmax_attention")
 
 _MEANS = {
     "first_mass": MeanSum("1", "mass on the first token", 1),
@@ -29,7 +27,7 @@ _MEANS = {
     "entropy": MeanSum("nat", "entropy of the mass"),
     "negative": MeanSum("1", "share of negative weight", 1),
     "mass": MeanSum("1", "sum of |weight|"),
-    "openness": MeanSum("1", "openness of the output gate", 1),
+    "mean_gate": MeanSum("1", "mean value of the output gate", 1),
     "induction": MeanSum("1", "mass on what came after the same token", 1, over="induction_rows"),
     "induction_even": MeanSum("1", "the same of even weights", 1, over="induction_rows"),
     "induction_lift": MeanSum(
@@ -57,43 +55,39 @@ _ERRORS = {
 def reach(
     source: Source, *, horizons: Sequence[float] = HORIZONS, by_label: bool = False, level: float = 0.95
 ) -> xr.Dataset:
-    """How far back every head reaches: DeltaNet heads by their implicit attention, attention heads by their softmax.
+    """Distances and shares of the mass of every head's attention rows, implicit for DeltaNet, softmax for attention.
 
-    A row of a head has weights w(t, s), s <= t: of DeltaNet the signed ones of `probe.ImplicitAttention`, of attention
-    the probabilities. Its mass is |w(t, s)| / sum over s of |w(t, s)|. Means over rows by [layer, head], the layers of
-    both kinds in the model's order, each with its interval; NaN for heads that a layer does not have.
+    A row of a head has weights w(t, s), s <= t: in DeltaNet the signed ones of `probes.ImplicitAttention`, in attention
+    the probabilities. Its mass is |w(t, s)| / sum over s of |w(t, s)|. Means over rows by [layer, head], layers of both
+    kinds in the model's order, each with its interval; NaN for heads that a layer does not have.
 
-    horizon           [.., share] distance, in tokens, within which that share of the mass lies, over all rows; exact
-                      up to 4 tokens, then within a bin of half an octave
+    horizon           [.., share] distance, in tokens, that contains that share of the mass, over all rows; exact up to
+                      4 tokens, then within a bin of half an octave
     first_mass        mass on the sequence's first token;  previous_mass on the token before;  self_mass on its own
-    first_even        mean of 1 / (t + 1): the first token's mass if all weights of a row were even
+    first_even        mean of 1 / (t + 1): the first token's mass for even weights
     distance          mean distance of the mass, tokens
     entropy           -sum of m ln m over a row's mass m, nats: ln of its effective number of tokens
     induction         mass on the tokens s < t whose own predecessor is the same token as t, over the rows that have
                       such tokens: attention to what followed earlier occurrences (Olsson et al. 2022, arXiv:2209.11895)
-    induction_even    the share of such tokens among the tokens of the row: the same for even weights
-    induction_lift    induction over induction_even: 1 where the head treats such tokens as any others
+    induction_even    share of such tokens among the tokens of the row: the same for even weights
+    induction_lift    induction over induction_even: 1 if the head treats such tokens like any others
     negative          mass of negative weight (NaN for attention, which has none)
     mass              sum of |w|: 1 for attention
     output_first      the first token's share of the norms |w(t, s)| ||v_s||, summed over rows: how much of the output
                       comes from the sink
     gated_output_first  the same of |w(t, s)| ||sigmoid(gate_t) * v_s||: with the output gate on (attention only)
-    openness          of attention's output gate, mean over tokens
+    mean_gate         value of attention's output gate, mean over channels and tokens
     mass_share        [.., distance_bin] share of the mass by distance
-    reconstruction_error  ||sum of w v - o|| / ||o|| over rows: o is the DeltaNet head's output as the kernel gave it
-    without_removal_error  the same of weights with decay but without the removal of keys, where the probe made those
+    reconstruction_error  ||sum of w v - o|| / ||o|| over rows: o is the DeltaNet head's output from the kernel
+    without_removal_error  the same for weights with decay but without the removal of keys, if the probe computed them
 
     All of these depend on context length: compare only over the same texts.
     """
-    wanted = np.asarray(horizons, np.float64)
-    if wanted.ndim != 1 or not ((wanted > 0) & (wanted < 1)).all():
+    shares = np.asarray(horizons, np.float64)
+    if shares.ndim != 1 or not ((shares > 0) & (shares < 1)).all():
         raise BadArgument(f"horizons={horizons!r}: give shares between 0 and 1, both excluded, such as {HORIZONS}.")
-    nodes = [name for name in _NODES if name in source] if isinstance(source, Recording) else [_node_of(source)]
-    return join_layers([_of_kind(source, name, horizons, by_label, level) for name in nodes or _NODES[:1]])
-
-
-def _node_of(data: xr.Dataset) -> str:
-    return _NODES[1] if "gated_output_sum" in data else _NODES[0]
+    nodes = mixer_nodes(source, ("implicit_attention", "softmax_attention"), "gated_output_sum")
+    return join_layers([_of_kind(source, name, horizons, by_label, level) for name in nodes])
 
 
 def _of_kind(source: Source, node: str, horizons: Sequence[float], by_label: bool, level: float) -> xr.Dataset:
@@ -102,7 +96,7 @@ def _of_kind(source: Source, node: str, horizons: Sequence[float], by_label: boo
     mass = data["distance_mass"]
 
     def horizon(by_distance: xr.DataArray) -> xr.DataArray:
-        at = histogram_quantiles(whole_quantiles, by_distance, "distance_bin", "octave", horizons)
+        at = histogram_quantiles(integer_quantiles, by_distance, "distance_bin", "octave", horizons)
         return at.rename(quantile="share")
 
     how: dict[str, Any] = dict(

@@ -1,4 +1,4 @@
-"""What each part of a layer adds to the residual stream."""
+"""Contributions of the parts of each layer to the residual stream."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _MEANS = {
 
 @statistic
 def residual(source: Source, *, by_label: bool = False, level: float = 0.95) -> xr.Dataset:
-    """How much each part adds to the stream and in which direction: means over tokens by [layer, part], with intervals.
+    """Size and direction of each part's contribution to the stream: means over tokens by [layer, part], with intervals.
 
-    norm         norm of what the part (mixer or mlp) adds
+    norm         norm of the contribution of the part (mixer or mlp)
     stream_norm  norm of the stream just before
-    ratio        norm of what is added over that of the stream, averaged over tokens (not the ratio of the means)
-    cosine       cosine between the two: near 0 new directions, positive grows the stream, negative takes away
+    ratio        norm of the contribution over that of the stream, averaged over tokens (not the ratio of the means)
+    cosine       cosine between the two: near 0 new directions, positive grows the stream, negative shrinks it
     """
     data = read(source, "residual", *(f"{name}_sum" for name in _MEANS), "tokens", by_label=by_label)
     return result(data, means(data, _MEANS, level))

@@ -1,4 +1,4 @@
-"""How much of a stored key-value pair DeltaNet states still return."""
+"""Retention: how much of a stored key-value pair a DeltaNet state still returns."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
-from qwenlab.errors import BadArgument
+from qwenlab.arguments import choice
 from qwenlab.stats.base.source import Source, read, statistic
 from qwenlab.stats.base.sums import MeanSum, means
 from qwenlab.stats.base.variables import described, result
@@ -32,27 +32,26 @@ def retention(
 ) -> xr.Dataset:
     """How much of a stored pair (key k_s, value v_s) a state returns: means over pairs by [layer, head, bin].
 
-    by  "distance": octaves of the tokens since (`distance_bin`); "writes": of the write strengths since, summed
-        (`writes_bin`): how many pairs were stored in between; None: no bins, all queried pairs, of which each octave
-        of distance has about as many
+    by  "distance": octaves of the number of tokens since (`distance_bin`); "writes": octaves of the sum of write
+        strengths since (`writes_bin`), the number of pairs stored in between; None: no bins, all queried pairs, about
+        equally many in each octave of distance
 
     recall       mean of <S_t^T k_s, v_s> / ||v_s||^2: the part of the value that the state returns; 1: all
-    before       the same just before the pair was stored: what the state returns of a pair that it does not hold, where
-                 keys are alike and values have a part in common
-    survival     the rest of what storing the pair added: (recall - before) / (written - before), written being the
-                 recall right after, each summed over pairs. 1 at first, 0 where the state knows no more than before
-    decay_alone  the same had no later token written: what decay leaves
-    overwritten  decay_alone - survival: the part that later writes to similar keys took (negative: they added)
-    error        mean of ||S_t^T k_s - v_s|| / ||v_s||, the retrieval error: other pairs under similar keys are in it
-    pairs        how many pairs were queried
+    before       the same just before the pair was stored: above 0 without it if keys are similar and values have a
+                 common part
+    survival     the rest of what storing the pair added: (recall - before) / (written - before), each summed over
+                 pairs, where written is the recall right after. 1 at first, 0 if nothing of the pair is left
+    decay_alone  the same if no later token wrote: the part that decay leaves
+    overwritten  decay_alone - survival: the part that later writes to similar keys removed (negative: added)
+    error        mean of ||S_t^T k_s - v_s|| / ||v_s||, the retrieval error, including other pairs under similar keys
+    pairs        number of queried pairs
 
-    All but the last with intervals. Survival can stay above 0 where a text writes the same again.
+    All but the last with intervals. Survival can stay above 0 if a text writes the same pair again.
 
     Source: S <- alpha S; S <- S + k (beta (v - S^T k))^T in Gated DeltaNet (Yang et al. 2024, arXiv:2412.06464), whose
     second step removes what similar keys had stored (Schlag et al. 2021, arXiv:2102.11174).
     """
-    if by not in ("distance", "writes", None):
-        raise BadArgument(f"by={by!r}: choose 'distance', 'writes' or None.")
+    choice("stats.retention", "by", by, ("distance", "writes", None))
     binned = by or "distance"
     names = [f"{name}_by_{binned}" for name in ("recall", "before", "written", "decayed", "error", "pairs")]
     data = read(source, "retention", "tokens", *names, by_label=by_label)

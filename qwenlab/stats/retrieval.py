@@ -1,4 +1,4 @@
-"""Retrieval heads: the weight that heads put on the answer to a question, in recall texts."""
+"""Retrieval heads: attention of heads to the answer of a question, in recall texts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qwenlab.stats.base.source import Source, statistic
 from qwenlab.stats.base.sums import MeanSum, join_layers, means
 from qwenlab.stats.base.variables import result
 from qwenlab.stats.formulas.intervals import by_cluster
-from qwenlab.stats.maps import kept_maps
+from qwenlab.stats.maps import stored_maps
 
 _MEANS = {
     "retrieval": MeanSum("1", "mass on the queried value", 1, over="questions"),
@@ -26,40 +26,40 @@ _MEANS = {
 
 @statistic
 def retrieval(source: Source, questions: xr.Dataset, *, level: float = 0.95) -> xr.Dataset:
-    """Weight that heads of both kinds put on the value that a recall text asks for, at the token before the answer.
+    """Weight of heads of both kinds on the queried value of a recall text, at the token before the answer.
 
-    questions  of `tasks.recall_questions`, of the texts that were read inside the `with`, in their order
-    source     with the rows of all questions kept: queries=sorted(set(questions["query"].values.tolist())), or "all"
+    questions  result of `tasks.recall_questions` for the texts that were read inside the `with`, in their order
+    source     with stored rows of all questions: queries=sorted(set(questions["query"].values.tolist())), or "all"
 
     With m(t, s) the mass |w(t, s)| / sum over s of |w(t, s)|, means over questions by [layer, head], layers of both
     kinds in the model's order, each with its interval over texts (Student's t on the delete-one-text jackknife):
 
     retrieval  m on the value of the queried pair, at the question mark's token
-    control    m on the value of another pair of the same list, mean over those: for a head that looks at values, but
-               not at the queried one, the same
+    control    m on the value of another pair of the same list, mean over these: equal to `retrieval` for a head that
+               attends to values, but not to the queried one in particular
     advantage  retrieval - control
     picked     share of questions in which the queried value has more |w| than that of any other pair
     even       mean of 1 / (t + 1): the same for even weights
     chance     of `picked`: 1 / number of pairs
 
-    A head that copies from an earlier answer to the same question is not counted as retrieval: ask for each pair once.
-    An interval without width says that all texts agree, not that all other texts would.
+    A head that copies from an earlier answer to the same question is not counted as retrieval: query each pair once.
+    An interval of width 0 only shows that all these texts agree.
 
-    Raises NotWatched where no map was kept, and BadArgument where the row of a question was not, or holds means over
-    blocks, and for a text of one pair, which has no other to compare with.
+    Raises NotWatched if no map was stored, and BadArgument if the row of a question was not stored, if maps are means
+    over blocks, and for a text with one pair, which has no other pair to compare with.
     """
     missing = [name for name in ("text", "query", "asked", "value") if name not in questions]
     if missing:
         raise MissingVariable(
             f"No {', '.join(missing)} in `questions`.\n"
-            "Give what qwenlab.tasks.recall_questions(checkpoint, texts) returns."
+            "Give the result of qwenlab.tasks.recall_questions(checkpoint, texts)."
         )
     if (alone := ((questions["value"] >= 0).sum("pair") < 2).values).any():
         raise BadArgument(
-            f"Text {int(questions['text'][alone][0])} lists one pair: there is no other value to compare with.\n"
-            "Ask for two pairs or more."
+            f"Text {int(questions['text'][alone][0])} lists one pair, and so has no other value to compare with.\n"
+            "Use texts of two pairs or more."
         )
-    nodes = [_of_kind(data, questions, level) for data in kept_maps(source)]
+    nodes = [_of_kind(data, questions, level) for data in stored_maps(source)]
     counts = {"questions": questions.sizes["question"], "texts": len(np.unique(questions["text"]))}
     return join_layers(nodes).assign_attrs(counts)
 
@@ -77,18 +77,18 @@ def _of_kind(data: xr.Dataset, questions: xr.Dataset, level: float) -> xr.Datase
 
 
 def _at_questions(data: xr.Dataset, questions: xr.Dataset) -> dict[str, np.ndarray]:
-    """The values of each question: [question, layer * head]."""
-    query, value, asked = (questions[name].values for name in ("query", "value", "asked"))
+    """Values of each question: [question, layer * head]."""
+    query, value, pair = (questions[name].values for name in ("query", "value", "asked"))
     size = np.abs(data["weight"].values[:, :, _rows(data, questions)]).astype(np.float64)
     size = np.moveaxis(size, 2, 0).reshape(len(query), -1, size.shape[3])  # [question, layer * head, key]
     listed = (value >= 0)[:, None]
     weight = np.take_along_axis(size, np.where(value < 0, 0, value)[:, None], axis=2)  # [question, layer * head, pair]
-    own = np.take_along_axis(weight, asked[:, None, None], axis=2)
-    others = listed & (np.arange(value.shape[1]) != asked[:, None])[:, None]
+    own = np.take_along_axis(weight, pair[:, None, None], axis=2)
+    others = listed & (np.arange(value.shape[1]) != pair[:, None])[:, None]
     total = np.nansum(size, axis=2, keepdims=True)
     mass = weight / np.maximum(total, np.finfo(np.float64).tiny)
     pairs, one = listed.sum(axis=2), np.ones(size.shape[:2])
-    retrieval = np.take_along_axis(mass, asked[:, None, None], axis=2)[..., 0]
+    retrieval = np.take_along_axis(mass, pair[:, None, None], axis=2)[..., 0]
     control = np.where(others, mass, 0).sum(axis=2) / (pairs - 1)
     return {
         "retrieval": retrieval,
@@ -101,17 +101,17 @@ def _at_questions(data: xr.Dataset, questions: xr.Dataset) -> dict[str, np.ndarr
 
 
 def _rows(data: xr.Dataset, questions: xr.Dataset) -> list[int]:
-    """The row of each question among the stored rows."""
+    """Index of each question's row among the stored rows."""
     if "block" in json.loads(data.attrs.get("sample", "{}")):
-        raise BadArgument("The maps are means over blocks.\nKeep the rows of the questions: queries=[...].")
+        raise BadArgument("The maps are means over blocks.\nStore the rows of the questions: queries=[...].")
     rows = zip(data["text"].values.tolist(), data["position"].values.tolist(), strict=True)
     row = {place: number for number, place in enumerate(rows)}
-    wanted = list(zip(questions["text"].values.tolist(), questions["query"].values.tolist(), strict=True))
-    if lost := [place for place in wanted if place not in row]:
+    queries = list(zip(questions["text"].values.tolist(), questions["query"].values.tolist(), strict=True))
+    if missing := [query for query in queries if query not in row]:
         raise BadArgument(
-            f"The rows of {len(lost)} of {len(wanted)} questions were not kept; the first is that of the token at "
-            f"position {lost[0][1]} of text {lost[0][0]}.\n"
-            "Read the texts of these questions whole, in their order and no others, with "
+            f"The rows of {len(missing)} of {len(queries)} questions were not stored; the first is that of the token "
+            f"at position {missing[0][1]} of text {missing[0][0]}.\n"
+            "Read the complete texts of these questions, in their order and no others, with "
             'queries=sorted(set(questions["query"].values.tolist())).'
         )
-    return [row[place] for place in wanted]
+    return [row[query] for query in queries]

@@ -1,4 +1,4 @@
-"""How certain routing is, how often it changes experts, and which experts are chosen together."""
+"""Certainty of routing, how often it switches experts, and which experts are chosen together."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import InconsistentRecording, NothingMeasured
-from qwenlab.stats.base.source import Source, along, ratio, read, statistic
+from qwenlab.stats.base.source import RECORD_AGAIN, Source, along, ratio, read, statistic
 from qwenlab.stats.base.sums import MeanSum, estimated, means
 from qwenlab.stats.base.variables import described, result, variables as described_all
 from qwenlab.stats.experts import checked_load
@@ -20,17 +20,17 @@ _BITS = 1 / np.log(2)
 
 @statistic
 def routing(source: Source, *, by_label: bool = False, level: float = 0.95) -> xr.Dataset:
-    """How certain the routing of a token is, and how often it changes: means by [layer], with intervals.
+    """Certainty of the routing of a token, and how often it changes: means by [layer], with intervals.
 
     entropy             of the router's softmax over all E experts, nats; entropy_share: over ln E
     topk_entropy        of the k renormalised weights, nats; topk_entropy_share: over ln k. Not comparable with
                         `entropy`: it ignores the experts that were not chosen.
     margin              probability of the k-th expert minus that of the (k+1)-th
     switch_rate         share of a token's k experts that the token before did not have
-    chance_switch_rate  the same for independent neighbours: 1 - sum of p^2 / k, p the share of
-                        tokens that chose the expert. With several labels added up it is over them all.
-    shared_gate         sigmoid of the shared expert's gate; only where there is a shared expert
-    shared_share        its output's norm over that plus the routed output's norm; likewise
+    chance_switch_rate  the same for independent neighbours: 1 - sum of p^2 / k, p the share of tokens that chose the
+                        expert, over all labels that are added up
+    shared_gate         sigmoid of the shared expert's gate; only if there is a shared expert
+    shared_share        norm of its output over that norm plus the routed output's; likewise
     """
     needs = ("entropy_sum", "topk_entropy_sum", "margin_sum", "kept_sum", "pairs", "load", "tokens")
     data = read(source, "routing", *needs, "measured", by_label=by_label)
@@ -38,7 +38,7 @@ def routing(source: Source, *, by_label: bool = False, level: float = 0.95) -> x
     top_k = _top_k(data)
 
     def by_chance(chosen: xr.DataArray, n: xr.DataArray) -> xr.DataArray:
-        return 1 - along(["expert"], formulas.kept_if_independent, ratio(chosen, n)) / top_k
+        return 1 - along(["expert"], formulas.repeated_if_independent, ratio(chosen, n)) / top_k
 
     least, most = np.log(top_k), np.log(data.sizes["expert"])
     sums = {**data, "entropy_share_sum": data["entropy_sum"] / most}
@@ -54,10 +54,12 @@ def routing(source: Source, *, by_label: bool = False, level: float = 0.95) -> x
     }
     how: dict[str, Any] = dict(units="share of experts", level=level, within=(0, 1))
     before, unrelated = "experts the token before did not have", "the same between unrelated tokens"
-    kept, chose = (data["kept_sum"], pairs), (load, tokens)
+    repeated, chose = (data["kept_sum"], pairs), (load, tokens)
     variables = {
         **means(sums, table, level),
-        **estimated("switch_rate", lambda same, n: 1 - ratio(same, top_k * n), kept, pairs, long_name=before, **how),
+        **estimated(
+            "switch_rate", lambda sum_, n: 1 - ratio(sum_, top_k * n), repeated, pairs, long_name=before, **how
+        ),
         **estimated("chance_switch_rate", by_chance, chose, tokens, long_name=unrelated, **how),
     }
     return result(data, variables)
@@ -65,15 +67,16 @@ def routing(source: Source, *, by_label: bool = False, level: float = 0.95) -> x
 
 @statistic
 def coactivation(source: Source) -> xr.Dataset:
-    """Co-activation: how much more often than by chance two experts are chosen together, by [layer, expert, expert_2].
+    """Co-activation of two experts relative to independent choices, by [layer, expert, expert_2].
 
-    lift      tokens that chose both over `expected`; 1 by chance, NaN on the diagonal and for unused experts
+    lift      observed / expected; 1 by chance, NaN on the diagonal and for unused experts
     observed  tokens that chose both
     expected  the same if experts were chosen independently given their loads: the table with these loads, k different
-              experts a token and no other preference (quasi-independence). The plain product of two shares would call
-              every pair rare, since a token's k experts always differ: for even loads by (k - 1) E / (k (E - 1)).
+              experts per token and no other preference (quasi-independence). The plain product of two shares would
+              overstate every pair, since a token's k experts always differ: for even loads, by the factor
+              k (E - 1) / ((k - 1) E).
 
-    Where `expected` is small, lift is noise: its relative error by chance is about 1 / sqrt(expected).
+    If `expected` is small, lift is noise: its relative error by chance is about 1 / sqrt(expected).
     """
     data = read(source, "routing", "coactivation", "load", "tokens", by_label=False)
     top_k = _top_k(data)
@@ -82,8 +85,7 @@ def coactivation(source: Source) -> xr.Dataset:
     together = data["coactivation"]
     if not bool((together.sum("expert_2") == top_k * checked_load(data).sum("fold")).all()):
         raise InconsistentRecording(
-            "The rows of coactivation do not add up to top_k times the expert's load.\n"
-            "Make the recording again; do not edit or cut one of its variables."
+            f"The rows of coactivation do not add up to top_k times the expert's load.\n{RECORD_AGAIN}"
         )
     load = data["load"].sum("fold")
     expected = xr.apply_ufunc(
@@ -110,23 +112,20 @@ def layer_overlap(source: Source, *, draws: int = 20, seed: int = 0) -> xr.Datas
     information              mutual information of the two, bits (plug-in)
     information_independent  its bias: the same for unrelated choices with the same loads and number of tokens, mean of
                              `draws` random tables with the same margins (seed)
-    overlap                  information over the mean of the two entropies: 0 unrelated to 1 the same but for names
+    overlap                  information over the mean of the two entropies: 0 unrelated, 1 equal up to renumbering
     overlap_independent      its bias, likewise
     adjusted_overlap         (overlap - its bias) / (1 - its bias): 0 by chance (Vinh et al. 2010, JMLR 11:2837)
 
-    The last routed layer has no next one and is left out; `layer_next` names the next. Tokens of a text resemble one
-    another, so a small adjusted overlap is not yet a finding.
+    The last routed layer has no next one and is left out; `layer_next` is the next routed layer. Tokens of a text
+    resemble one another, so a small adjusted overlap alone is not evidence of one.
     """
-    data = read(source, "routing", "handover", "tokens", by_label=False)
+    data = read(source, "routing", "transition", "tokens", by_label=False)
     if data.sizes["layer"] < 2:
         raise NothingMeasured("Overlap needs two routed layers, and one was watched.\nLeave out Routing's `layers`.")
     first = {"layer": slice(None, -1)}
-    counts, tokens = data["handover"].isel(first), data["tokens"].sum("fold").isel(first)
+    counts, tokens = data["transition"].isel(first), data["tokens"].sum("fold").isel(first)
     if not bool((counts.sum(["expert", "expert_next"]) == tokens).all()):
-        raise InconsistentRecording(
-            "handover does not hold every token once a layer.\n"
-            "Make the recording again; do not edit or cut one of its variables."
-        )
+        raise InconsistentRecording(f"transition does not count every token once per layer.\n{RECORD_AGAIN}")
     tables = counts.transpose("layer", "expert", "expert_next").values
     rng = np.random.default_rng(seed)
     by_chance = np.array([independent_information(table, draws, rng).mean() for table in tables])
@@ -148,5 +147,5 @@ def layer_overlap(source: Source, *, draws: int = 20, seed: int = 0) -> xr.Datas
 
 def _top_k(data: xr.Dataset) -> int:
     if "top_k" not in data.attrs:
-        raise InconsistentRecording("The routing node lacks its attribute top_k: how many experts a token has.")
+        raise InconsistentRecording("The routing node lacks its attribute top_k, the number of experts per token.")
     return int(data.attrs["top_k"])

@@ -1,6 +1,6 @@
-"""The scores by which ablations are compared, without imports, so that the command line can list them."""
+"""Names of the scores of ablations, without imports, so that the command line can list them."""
 
 from typing import Literal, TypeAlias
 
 Score: TypeAlias = Literal["loss", "accuracy", "kl", "agreement"]
-"""Each compares the edited with the unedited model, on the tokens that a task asks for."""
+"""Scores that compare the edited with the unedited model, on the scored tokens of a task."""

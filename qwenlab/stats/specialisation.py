@@ -18,20 +18,20 @@ _BITS = 1 / np.log(2)
 
 @statistic
 def specialisation(source: Source, *, permutations: int = 1000, level: float = 0.95, seed: int = 0) -> xr.Dataset:
-    """Information of one of a token's experts on its label, by [layer], against shuffled labels.
+    """Mutual information of a token's label and one of its experts, by [layer], compared with shuffled labels.
 
     information           mutual information of label and expert over the chosen slots, bits (plug-in)
-    shuffled              mean of the same with labels shuffled: the bias, and how much texts differ anyway
-    shuffled_interval     the central `level` of the shuffled values
+    shuffled              mean of the same with shuffled labels: its bias, and the usual difference between texts
+    shuffled_interval     central interval of the shuffled values, of probability `level`
     p_value               (1 + shufflings at least as informative) / (1 + permutations)
-    specialisation        (information - shuffled) / (entropy of the labels - shuffled): 0 by chance, 1 when an expert
+    specialisation        (information - shuffled) / (entropy of the labels - shuffled): 0 by chance, 1 if an expert
                           determines the label
     label_entropy         entropy of the labels over the slots, bits
-    log_odds              [layer, expert, label] ln odds that a token of the label chooses the expert, over the same
-                          for the other labels; half a token is added to each count. With an interval over folds.
+    log_odds              [layer, expert, label] ln of the odds ratio that a token of the label chooses the expert,
+                          against the other labels; half a token is added to each count. With an interval over folds.
 
     Tokens of one text resemble one another, so shuffling single tokens would call any difference between texts a
-    specialisation. Here blocks of (label, fold) change labels: whole texts.
+    specialisation. Shuffling blocks of (label, fold) keeps texts whole.
     """
     check_level(level)
     data = read(source, "routing", "load", "tokens")
@@ -45,6 +45,7 @@ def specialisation(source: Source, *, permutations: int = 1000, level: float = 0
     information = mutual_information(counts)
     of_labels = entropy(counts.sum(axis=-1))
     bias = shuffled.mean(axis=-1)
+    excess = information - bias
     as_informative = (shuffled >= information[:, None] - 1e-12).sum(axis=-1)
     of, same = ("layer",), "the same with shuffled labels"
     variables = described_all(
@@ -52,12 +53,7 @@ def specialisation(source: Source, *, permutations: int = 1000, level: float = 0
             "information": (information * _BITS, of, "bit", "information of an expert on the label"),
             "shuffled": (bias * _BITS, of, "bit", same),
             "p_value": ((1 + as_informative) / (1 + permutations), of, "1", "probability by shuffling alone"),
-            "specialisation": (
-                (information - bias) / (of_labels - bias),
-                of,
-                "share of label entropy",
-                "specialisation",
-            ),
+            "specialisation": (excess / (of_labels - bias), of, "share of label entropy", "specialisation"),
             "label_entropy": (of_labels * _BITS, of, "bit", "entropy of the labels"),
         }
     )
@@ -74,17 +70,17 @@ def _blocks(load: xr.DataArray) -> tuple[np.ndarray, np.ndarray]:
     """Loads [layer, block, expert] of the (label, fold) blocks with tokens, and their labels [block]."""
     values = load.transpose("layer", "label", "fold", "expert").values
     label, fold = np.nonzero(values.sum(axis=(0, 3)))
-    seen = np.bincount(label, minlength=values.shape[1])
+    folds = np.bincount(label, minlength=values.shape[1])
     names = [str(name) for name in load["label"].values]
-    if (seen > 0).sum() < 2:
+    if (folds > 0).sum() < 2:
         raise NothingMeasured(
-            f"Specialisation compares labels, and all tokens read have one ({names[int(label[0])]!r}).\n"
-            "Label what is read, one label a domain, and read at least two domains."
+            f"Specialisation compares labels, and all tokens have the same one ({names[int(label[0])]!r}).\n"
+            "Label the texts, one label per domain, and read at least two domains."
         )
-    if seen.max() < 2:
+    if folds.max() < 2:
         raise NothingMeasured(
-            f"Each label ({', '.join(names)}) was read in one fold only: no texts to shuffle among labels.\n"
-            "Read at least two texts a label; eight or more give a control worth the name."
+            f"Each label ({', '.join(names)}) was read in one fold only, so texts cannot be shuffled among labels.\n"
+            "Read at least two texts per label; use eight or more for a useful control."
         )
     return values[:, label, fold], label
 

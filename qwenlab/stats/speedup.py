@@ -1,4 +1,4 @@
-"""Does drafting pay: the time of its steps against the tokens they bring, by depth."""
+"""Speed-up of drafting over plain decoding by depth: predicted from step costs, and measured."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qwenlab.stats.formulas import acceptance as formulas
 from qwenlab.stats.formulas.intervals import by_cluster, jackknife_of_sums, share_of_sums
 
 PARTS = ("draft", "verify", "rollback", "overhead", "unexplained")
-"""Parts of a round's time; unexplained: measured, and in none of the costs."""
+"""Parts of a round's time; unexplained: measured, but not in any of the costs."""
 
 _AS_RUN = {
     "acceptance_length": ("token", "acceptance length: emitted / rounds"),
@@ -29,13 +29,8 @@ _AS_RUN = {
 
 
 @statistic
-def speedup(
-    sources: Source | Sequence[Source],
-    costs: xr.Dataset,
-    *,
-    level: float = 0.95,
-) -> xr.Dataset:
-    """Predicted speed-up of drafting at each fixed [depth], and the measured speed-up where ledgers have times.
+def speedup(sources: Source | Sequence[Source], costs: xr.Dataset, *, level: float = 0.95) -> xr.Dataset:
+    """Predicted speed-up of drafting at each fixed [depth], and the measured speed-up if ledgers have times.
 
     Predicted from the deepest ledger's conditional rates c and the costs:
 
@@ -44,34 +39,34 @@ def speedup(
     tokens_per_second    expected_length / seconds_per_round
     speedup              tokens_per_second x plain_step
     break_even_length    seconds_per_round / plain_step: tokens per round needed to be as fast as plain decoding
-    break_even           the constant conditional rate a that emits as many: 1 + a + ... + a^d; 0 if it pays without any
-                         accepted, NaN if it never pays
-    best_depth           where speedup is largest, and best_speedup there; 0 and 1 (plain decoding) if none is above 1
+    break_even           constant conditional rate a with 1 + a + ... + a^d = break_even_length; 0 if drafting pays
+                         without accepted drafts, NaN if it never pays
+    best_depth           depth with the largest speedup, best_speedup; 0 and 1 (plain decoding) if none is above 1
 
-    Of each ledger's own rounds, at its depth, NaN elsewhere:
+    Of each ledger's own rounds, at its depth, NaN at other depths:
 
     acceptance_length    emitted / rounds
-    as_run_speedup       by the costs, of the rounds as run, ragged and truncated; and as_run_tokens_per_second
-    measured_speedup     from the ledger's `seconds`, of each round or, in its attrs, of all; over plain decoding: the
+    as_run_speedup       predicted by the costs for the rounds as run, ragged and truncated; and
+                         as_run_tokens_per_second
+    measured_speedup     from the ledger's `seconds` of each round or, in its attrs, of all; over plain decoding: the
                          attr plain_seconds_per_token, or plain_step; and measured_tokens_per_second
-    gap                  measured seconds per token over those as run, less 1
+    gap                  measured seconds per token over those predicted as run, minus 1
     seconds_per_token    [depth, part] draft, verify, rollback, overhead, and the unexplained part
 
-    Where the costs say how many experts a step touches, bytes of experts:
+    Bytes of experts, if the costs contain the number of experts that a step touches:
 
-    block_bytes          that a verify step of d + 1 tokens reads;  plain_bytes: that a plain step reads
+    block_bytes          read by a verification step of d + 1 tokens;  plain_bytes: read by a plain step
     bytes_per_token      block_bytes / expected_length
 
-    sources  one ledger (node "rounds"), or several of different depths as `by_depth` takes them
+    sources  one ledger (node "rounds"), or several of different depths as for `by_depth`
     costs    plain_step, draft_step, rollback and verify_step [width, 1 to depth + 1] in seconds; overhead, if measured;
-             experts_touched [width], in experts a MoE layer, or expert_choice as `expert_union` takes it, with attrs
+             experts_touched [width], in experts per MoE layer, or expert_choice as for `expert_union`, with attrs
              bytes_per_expert and moe_layers, if known. `qwenlab.speculative.step_times` measures them.
-    level    of the intervals <name>_interval over whole prompts: of predictions `formulas.intervals.share`, a
-             trial being a round; of measured_speedup `formulas.intervals.jackknife`,
-             of its logarithm. The costs are taken as exact
+    level    of the intervals <name>_interval over whole prompts: of predictions `formulas.intervals.share`, a trial
+             being a round; of measured_speedup `formulas.intervals.jackknife` of its logarithm. Costs count as exact
 
     This assumes that rounds of any depth begin at similar places, and that drafts which a policy allowed are like those
-    it did not; the measured values test that. The prompt's prefill is not included.
+    it did not; the measured values test this. The prompt's prefill is not included.
 
     Raises BadArgument, MissingVariable, NothingMeasured, else as `by_depth`.
     """
@@ -83,14 +78,14 @@ def speedup(
     rows = np.concatenate([by_place(data[name], depth) for name in ("tested", "accepted")], axis=1)
     sums = by_cluster(rows, data["prompt"].values)
     if not sums[:, 0].any():
-        raise NothingMeasured("No draft of this ledger was tested: its rounds say nothing about the gain of drafting.")
+        raise NothingMeasured("No draft of this ledger was tested, so the gain of drafting is not known.")
     depths, seconds = np.arange(1, depth + 1), paid.fixed(depth)
     even, rounds = seconds / paid.plain, np.repeat(sums[:, :1], depth, axis=1)
     length = formulas.chain(sums.sum(axis=0))
     ends = share_of_sums(sums, formulas.chain, rounds, level, least=np.ones(depth), most=depths + 1)
     speed = length / even
     best, most = (int(np.nanargmax(speed)) + 1, np.nanmax(speed)) if np.nanmax(speed) > 1 else (0, 1.0)
-    break_even = np.array([formulas.break_even(float(each), d) for d, each in enumerate(even, start=1)])
+    break_even = np.array([formulas.break_even(float(tokens), d) for d, tokens in enumerate(even, start=1)])
     lengths, speeds = "predicted acceptance length", "predicted speed-up over plain decoding"
     constant = "break-even: the constant conditional rate that pays for itself"
     at = ("depth",)
@@ -116,7 +111,7 @@ def speedup(
 
 
 def _as_run(ledgers: Sequence[xr.Dataset], depth: int, paid: StepCosts, level: float) -> Variables:
-    """Predicted and measured cost of the rounds of each ledger, in the row of its depth."""
+    """Predicted and measured costs of the rounds of each ledger, at its depth."""
     rows = {ledger.sizes["draft"]: _of_ledger(ledger, paid, level) for ledger in ledgers}
     facts, at = about_all(ledgers), ("depth",)
 
@@ -133,12 +128,12 @@ def _as_run(ledgers: Sequence[xr.Dataset], depth: int, paid: StepCosts, level: f
 
 
 def _of_ledger(data: xr.Dataset, paid: StepCosts, level: float) -> dict[str, np.ndarray]:
-    """Length of the rounds of one ledger, their predicted and measured speed, and their time by part."""
+    """Acceptance length of one ledger, its predicted and measured speed, and its time by part."""
     tokens, by_part = data["emitted"].values.astype(np.float64), paid.of(data)
-    each = data["seconds"].values if "seconds" in data else np.full(len(tokens), np.nan)
-    spent = float(data.attrs.get("seconds", np.nan)) if np.isnan(each).any() else float(each.sum())
+    times = data["seconds"].values if "seconds" in data else np.full(len(tokens), np.nan)
+    spent = float(data.attrs.get("seconds", np.nan)) if np.isnan(times).any() else float(times.sum())
     plain = float(data.attrs.get("plain_seconds_per_token", paid.plain))
-    sums = by_cluster(np.stack([tokens, each], axis=1), data["prompt"].values)
+    sums = by_cluster(np.stack([tokens, times], axis=1), data["prompt"].values)
     every = np.ones((len(sums), 1), bool)
     ends = np.exp(jackknife_of_sums(sums, lambda s: np.log(s[..., :1] / s[..., 1:] * plain), every, level))
     emitted, predicted = tokens.sum(), by_part.sum()
@@ -156,7 +151,7 @@ def _of_ledger(data: xr.Dataset, paid: StepCosts, level: float) -> dict[str, np.
 
 
 def _bytes(costs: xr.Dataset, length: np.ndarray) -> dict[str, tuple[np.ndarray, tuple[str, ...], str, str]]:
-    """Bytes of experts that a verify step of each depth reads; empty where the costs do not say."""
+    """Bytes of experts that a verification step of each depth reads; empty if the costs do not contain experts."""
     name = next((name for name in ("experts_touched", "expert_choice") if name in costs), None)
     if name is None:
         return {}

@@ -16,8 +16,8 @@ def state_precision(source: Source, *, by_label: bool = False, level: float = 0.
 
     error    ||S' - S|| / ||S||, S' being the state rounded to the format every `after` tokens (attr sample) from the
              beginning of the text on, and S the state in float32; with an interval
-    growth   log2 of the mean error over that of the octave before: 0 where errors are forgotten as fast as they are
-             made, 1/2 where unrelated ones add up; from position 2 on
+    growth   log2 of the mean error over that of the octave before: 0 if errors decay as fast as they arise, 1/2 if
+             independent errors add up; from position 2 on
     """
     data = read(source, "state_precision", "error_sum", "tokens", by_label=by_label)
     variables = means(data, {"error": MeanSum("1", "error of the state, of its norm")}, level)

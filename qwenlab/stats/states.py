@@ -1,4 +1,4 @@
-"""How large DeltaNet states are, and of what rank."""
+"""Norm, rank and growth of DeltaNet states."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def state_rank(source: Source, *, by_position: bool = True, by_label: bool = Fal
     stable_rank     sum of the squared singular values over the largest one's (Rudelson & Vershynin 2007)
     full_rank       upper limit of both: the smaller of key channels and channels
 
-    position_bin is the octave of the token's position (0, 1, 2-3, 4-7, ...). Late bins hold only the longer texts:
-    read texts of one length to compare positions. by_position=False: one number per head, over all measured tokens.
+    position_bin is the octave of the token's position (0, 1, 2-3, 4-7, ...). Late bins contain only the longer texts:
+    read texts of equal length to compare positions. by_position=False: one number per head, over all measured tokens.
     """
     data = read(source, "deltastate", "effective_rank_sum", "stable_rank_sum", "tokens", by_label=by_label)
     data = data if by_position else data.sum("position_bin", keep_attrs=True)
@@ -40,20 +40,20 @@ def state_rank(source: Source, *, by_position: bool = True, by_label: bool = Fal
 
 @statistic
 def state_growth(source: Source, *, share: float = 0.9, by_label: bool = False, level: float = 0.95) -> xr.Dataset:
-    """How a state grows over its text and how fast it is rewritten: means over tokens by [layer, head, position_bin].
+    """Growth of a state over its text, and its rate of change: means over tokens by [layer, head, position_bin].
 
     norm            Frobenius norm of the state
     largest         its largest singular value
     rewrite         change by a token over the norm before: ||S_t - S_(t-1)|| / ||S_(t-1)||
-    growth          log2 of the mean norm over that of the octave before: 0 where the state is saturated, 1/2 where
-                    unrelated writes add up and nothing is forgotten, 1 where all write the same; from position 2 on
+    growth          log2 of the mean norm over that of the octave before: 0 if the state is saturated, 1/2 if
+                    independent writes add up and nothing is forgotten, 1 if all writes are equal; from position 2 on
     saturated_from  [layer, head] tokens: lower edge of the first octave whose mean norm is at least `share` of the
-                    largest octave's; the last octave read, where the norm still grows
+                    largest octave's; the last octave read if the norm still grows
 
     All but the last with intervals. position_bin as in `state_rank`.
     """
     if not 0 < share <= 1:
-        raise BadArgument(f"share={share!r}: give the part of the largest norm that counts as saturated, up to 1.")
+        raise BadArgument(f"share={share!r}: give the share of the largest norm that counts as saturated, up to 1.")
     names = ("norm_sum", "largest_sum", "rewrite_sum", "rewrites", "tokens")
     data = read(source, "deltastate", *names, by_label=by_label)
     variables = means(data, _SIZES, level) | growth_by_octave(data["norm_sum"], data["tokens"], "norm", level)
@@ -66,7 +66,7 @@ def state_growth(source: Source, *, share: float = 0.9, by_label: bool = False, 
 
 
 def growth_by_octave(total: xr.DataArray, count: xr.DataArray, quantity: str, level: float) -> Variables:
-    """log2 of the mean in a bin over that in the bin before, of bins that are an octave apart: {growth, interval}."""
+    """Compute log2 of the mean in a bin over that in the bin before, an octave lower: {growth, growth_interval}."""
     meaning = f"growth of the {quantity} by an octave of position"
     return estimated("growth", _growth, (total, count), count, units="1", long_name=meaning, level=level)
 

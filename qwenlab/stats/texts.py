@@ -1,4 +1,4 @@
-"""MeanSum score of texts, or mean of paired differences, with an interval over the texts."""
+"""Mean score of texts, or mean of paired differences, with an interval over the texts."""
 
 from __future__ import annotations
 
@@ -11,42 +11,37 @@ from qwenlab.stats.base.variables import Bootstrap, described, with_interval
 
 
 @statistic
-def over_texts(
-    score: xr.DataArray,
-    *,
-    less: xr.DataArray | None = None,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
+def mean_over_texts(
+    score: xr.DataArray, *, less: xr.DataArray | None = None, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> xr.Dataset:
-    """The mean over texts of a score, or of how far it is above another score of the same texts.
+    """Mean over texts of a score, or of its paired difference to another score of the same texts.
 
     score  [..., text], such as `tasks.measure(...)["loss"]`
     less   subtracted first, text by text and dimension by dimension: the same texts in the same order
 
     mean           [...], in the units of the score
     mean_interval  [..., bound]: `formulas.intervals.bootstrap` over whole texts; NaN below two texts. For a handful of
-                   texts it is too short: it cannot reach beyond their own values. Differences are taken text by text
-                   first, so that what two scores of a text have in common is not part of the error
-    texts          their number
-    chance         [...], mean over texts, of a score that has the coordinate `chance`; a difference has none
+                   texts it is too short: it cannot reach beyond their own values. Differences are paired by text, so
+                   that the common part of two scores of a text does not add to the error
+    texts          number of texts
+    chance         [...], mean over texts, if the score has the coordinate `chance`; not for a difference
 
     Raises BadArgument for a score without the dimension text, for `less` of other texts, and for a score that is NaN.
     """
     how = Bootstrap(level, resamples, seed)
-    for name, each in (("score", score), ("less", less)):
-        if each is not None and not (isinstance(each, xr.DataArray) and "text" in each.dims):
-            raise BadArgument(f"over_texts({name}=...): give a DataArray with the dimension 'text', one value a text.")
+    for name, array in (("score", score), ("less", less)):
+        if array is not None and not (isinstance(array, xr.DataArray) and "text" in array.dims):
+            raise BadArgument(f"mean_over_texts({name}=...): give a DataArray with the dimension 'text'.")
     if less is not None and less.sizes["text"] != score.sizes["text"]:
         raise BadArgument(
-            f"over_texts(less=...) is of {less.sizes['text']} texts, the score of {score.sizes['text']}: "
+            f"mean_over_texts(less=...) has {less.sizes['text']} texts, the score has {score.sizes['text']}: "
             "give scores of the same texts, in the same order."
         )
     values = (score if less is None else score - less).transpose(..., "text")
     texts, flat = values.sizes["text"], values.values.reshape(-1, values.sizes["text"]).T
     if np.isnan(flat).any():
         raise BadArgument(
-            f"over_texts: {int(np.isnan(flat).sum())} scores are NaN.\nLeave those texts out of all scores."
+            f"mean_over_texts: {int(np.isnan(flat).sum())} scores are NaN.\nLeave those texts out of all scores."
         )
     ends = how.interval(flat, lambda sums: sums / texts)
     mean = values.mean("text")
@@ -61,5 +56,5 @@ def over_texts(
         chance = score["chance"].reset_coords(drop=True)
         first = chance.isel(text=0, missing_dims="ignore")
         more = (chance - first).mean([dim for dim in chance.dims if dim == "text"])
-        out["chance"] = described(first + more, "1", "accuracy of guessing, mean over texts")  # exact if all are equal
+        out["chance"] = described(first + more, "1", "accuracy of guessing, mean over texts")  # exact if all equal
     return out

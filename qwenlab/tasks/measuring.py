@@ -20,7 +20,7 @@ from qwenlab.tasks.task import Task
 from qwenlab.tasks.token_classes import CLASSES, classes_of
 
 _LOSS = {"units": "nat/token", "long_name": "next-token loss"}
-_BYTES = {"units": "byte", "long_name": "UTF-8 bytes that the token adds"}
+_BYTES = {"units": "B", "long_name": "UTF-8 bytes that the token adds"}
 
 
 @torch.no_grad()

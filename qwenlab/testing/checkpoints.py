@@ -1,4 +1,4 @@
-"""Tiny random checkpoints on disk, in each layout of the published ones."""
+"""Tiny random checkpoints on disk, in every layout of the published ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Experts = Literal["fused", "each"]
 
 FP8_BLOCK = 16
 _LAYOUTS: dict[str, str] = {
-    "root": "text_config inside, weights under model.language_model.",
+    "root": "a config with text_config, weights under model.language_model.",
     "text": "a text config, weights under model.language_model.: what transformers saves",
     "flat": "a text config, weights under model.",
 }
@@ -45,8 +45,8 @@ def tiny_checkpoint(
 ) -> Path:
     """Write a random checkpoint and return its folder.
 
-    layout         root: text_config inside, weights under `model.language_model.`; text: a text config over the same
-                   names, as transformers saves one; flat: a text config, weights under `model.`
+    layout         root: config with a text_config, weights under `model.language_model.`; text: a text config and the
+                   same names, as transformers saves it; flat: a text config, weights under `model.`
     experts        "fused": one three-dimensional tensor for all experts of a layer; "each": three matrices per expert
     mtp            the same for the MTP head; None: no MTP head
     shards         1 writes model.safetensors; a larger number writes that many shards and an index
@@ -60,15 +60,15 @@ def tiny_checkpoint(
     """
     if layout not in _LAYOUTS or (layout == "root" and FAMILIES[family].root_type is None):
         raise BadArgument(
-            f"layout={layout!r} is none of {family}'s: " + "; ".join(f"{k} ({v})" for k, v in _LAYOUTS.items()) + ".\n"
-            "Use one of them; a family without a root config has no root layout."
+            f"layout={layout!r} does not exist for {family}.\n"
+            f"Use {'; '.join(f'{k} ({v})' for k, v in _LAYOUTS.items())}; families without a root config have no root."
         )
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     model = tiny_model(family, seed=seed, **sizes)
     named = family_of(model)
     prefix = named.text_prefix if layout == "flat" else named.root_prefix
-    stored = dict(_under(prefix, named, _layout(_trunk_state(model), experts)))
+    stored = dict(_under(prefix, named, _layout(_state(model), experts)))
     if mtp is not None:
         head = tiny_head(model, seed=seed + 1).state_dict()
         stored |= {mtp_prefix + name: tensor for name, tensor in _layout(head, mtp).items()}
@@ -124,14 +124,14 @@ def save_tokenizer(folder: Path) -> None:
 
 
 def _under(prefix: str, family: Family, state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The trunk's tensors under their names in the files."""
+    """Yield the target model's tensors under their names in the files."""
     for name, tensor in state.items():
         inside = name.startswith(family.text_prefix)
         yield prefix + name.removeprefix(family.text_prefix) if inside else name, tensor
 
 
-def _trunk_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The state dict, without a head that is the embedding."""
+def _state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The state dict, without an output head that is tied to the embedding."""
     state = dict(model.state_dict())
     if model.config.tie_word_embeddings:
         del state["lm_head.weight"]
@@ -139,25 +139,25 @@ def _trunk_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def _layout(state: Mapping[str, torch.Tensor], experts: Experts) -> dict[str, torch.Tensor]:
-    """Fused experts as they are, or taken apart into three matrices each."""
+    """Leave experts fused, or split each into three matrices."""
     if experts == "fused":
         return dict(state)
-    apart: dict[str, torch.Tensor] = {}
+    split: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():
         stem, _, last = name.rpartition(".")
         if not stem.endswith(".experts"):
-            apart[name] = tensor
+            split[name] = tensor
             continue
         for expert, matrix in enumerate(tensor):
             parts = ("gate_proj", "up_proj") if last == "gate_up_proj" else (last,)
             for part, rows in zip(parts, matrix.chunk(len(parts)), strict=True):
-                apart[f"{stem}.{expert}.{part}.weight"] = rows.contiguous()
-    return apart
+                split[f"{stem}.{expert}.{part}.weight"] = rows.contiguous()
+    return split
 
 
 def _cast(name: str, tensor: torch.Tensor, dtype: str, float32_decay: bool) -> torch.Tensor:
-    kept = float32_decay and name.endswith(("A_log", "linear_attn.norm.weight"))
-    return tensor.to(torch.float32 if kept else getattr(torch, dtype)).contiguous()
+    full = float32_decay and name.endswith(("A_log", "linear_attn.norm.weight"))
+    return tensor.to(torch.float32 if full else getattr(torch, dtype)).contiguous()
 
 
 def _config(model: PreTrainedModel, family: Family, layout: Layout, dtype: str, has_mtp: bool) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def _config(model: PreTrainedModel, family: Family, layout: Layout, dtype: str, 
     }
 
 
-# These matrices stay as they are in the published FP8 releases; every other one is stored by block.
+# The published FP8 releases do not quantise these matrices; every other one is stored by block.
 _NOT_FP8 = ("embed_tokens", "lm_head", "in_proj_a", "in_proj_b", "in_proj_ba", "gate", "shared_expert_gate", "fc")
 
 

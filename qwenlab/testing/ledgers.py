@@ -1,4 +1,4 @@
-"""Ledgers of decoding rounds, written by hand or random. Plain Python counts each round."""
+"""Ledgers of decoding rounds, written by hand or random, counted in plain Python."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _NONE = -1
 
 @dataclass(frozen=True)
 class Played:
-    """One round of speculative decoding, given by its drafts and by the main model's tokens at the same places.
+    """One round of speculative decoding: its drafts, and the target model's tokens at the same places.
 
-    drafts                     draft tokens that the main model verifies
-    target                     the main model's token at each of these places, and the one after the last draft
-    proposed                   draft steps of the head; by default the number of drafts
-    allowed                    number of tokens that may still be emitted; None: no limit
-    probability, main          by draft: its probability under the head, and under the main model
-    entropy                    by draft: entropy of the main model's distribution [nat]
+    drafts                     draft tokens that the target model verifies
+    target                     the target model's token at each of these places, and the one after the last draft
+    proposed                   number of draft steps of the head; by default the number of drafts
+    allowed                    maximum number of tokens to emit; None: no limit
+    probability, main          of each draft: its probability under the head, and under the target model
+    entropy                    of each draft: entropy of the target model's distribution [nat]
     """
 
     drafts: Sequence[int]
@@ -42,7 +42,7 @@ class Played:
         """Count the round as docs/glossary.md defines it. Raises BadArgument if `target` is too short."""
         drafts, target = list(self.drafts), list(self.target)
         if len(target) < len(drafts) + 1:
-            raise BadArgument(f"{len(drafts)} drafts need {len(drafts) + 1} tokens of the main model, not {target}.")
+            raise BadArgument(f"{len(drafts)} drafts need {len(drafts) + 1} tokens of the target model, not {target}.")
         agreed = 0
         while agreed < len(drafts) and drafts[agreed] == target[agreed]:
             agreed += 1
@@ -71,30 +71,24 @@ class Played:
 def ledger(
     rounds: Sequence[Played], *, depth: int | None = None, eos: Collection[int] = (EOS,), prefix: int = 9, **attrs: Any
 ) -> xr.Dataset:
-    """Build a ledger (node "rounds" of a Recording) from rounds. The rounds of each prompt are in their order.
+    """Build a ledger (node "rounds" of a Recording) from rounds, those of each prompt in their order.
 
     depth   largest number of drafts in a round; by default that of the longest round, at least 1
     eos     tokens that end a text
     prefix  number of tokens of each prompt before its first round
     attrs   attributes of the Dataset, such as rule, origin, seconds; with origin="replay" `agreed` is not known (-1)
     """
-    depth = max([1, *(len(each.drafts) for each in rounds)]) if depth is None else depth
-    about: dict[str, Any] = {
-        "rule": "greedy",
-        "policy": "fixed",
-        "temperature": 0.0,
-        "drafting": "greedy",
-        "origin": "online",
-    }
+    depth = max([1, *(len(played.drafts) for played in rounds)]) if depth is None else depth
+    about: dict[str, Any] = dict(rule="greedy", policy="fixed", temperature=0.0, drafting="greedy", origin="online")
     about |= {"text": "own", "rollback": "none", "depth": depth} | attrs
-    played, begins = Counter[int](), Counter[int]()
+    numbers, begins = Counter[int](), Counter[int]()
     rows = []
-    for each in rounds:
-        row: dict[str, Any] = {"prompt": each.prompt, "label": each.label, "number": played[each.prompt]}
-        row |= {"begin": prefix + begins[each.prompt]} | each.counted(eos)
+    for played in rounds:
+        row: dict[str, Any] = {"prompt": played.prompt, "label": played.label, "number": numbers[played.prompt]}
+        row |= {"begin": prefix + begins[played.prompt]} | played.counted(eos)
         row["agreed"] = _NONE if about["origin"] == "replay" else row["agreed"]
-        played[each.prompt] += 1
-        begins[each.prompt] += row["emitted"]
+        numbers[played.prompt] += 1
+        begins[played.prompt] += row["emitted"]
         rows.append(row)
     texts = ("label", "ended")
     names = ("prompt", "label", "number", "begin", *Played((), (0,)).counted(()))
@@ -106,18 +100,18 @@ def ledger(
 
 
 def _by_draft(rounds: Sequence[Played], rows: Sequence[dict[str, Any]], depth: int) -> dict[str, np.ndarray]:
-    """Tokens, probabilities and entropies [round, draft]; the main model's only where a draft was tested."""
+    """Tokens, probabilities and entropies [round, draft]; those of the target model only for tested drafts."""
     fills = {"draft_token": _NONE, "draft_probability": np.nan, "target_token": _NONE}
     fills |= {"target_probability": np.nan, "target_entropy": np.nan}
-    made = {name: np.full((len(rounds), depth), fill) for name, fill in fills.items()}
-    for place, (each, row) in enumerate(zip(rounds, rows, strict=True)):
+    out = {name: np.full((len(rounds), depth), fill) for name, fill in fills.items()}
+    for place, (played, row) in enumerate(zip(rounds, rows, strict=True)):
         drafted, tested = row["drafted"], row["tested"]
-        made["draft_token"][place, :drafted] = each.drafts
-        made["draft_probability"][place, :drafted] = list(each.probability)[:drafted] or 0.5
-        made["target_token"][place, :tested] = list(each.target)[:tested]
-        made["target_probability"][place, :tested] = list(each.main)[:tested] or 0.5
-        made["target_entropy"][place, :tested] = list(each.entropy)[:tested] or 1.0
-    return made
+        out["draft_token"][place, :drafted] = played.drafts
+        out["draft_probability"][place, :drafted] = list(played.probability)[:drafted] or 0.5
+        out["target_token"][place, :tested] = list(played.target)[:tested]
+        out["target_probability"][place, :tested] = list(played.main)[:tested] or 0.5
+        out["target_entropy"][place, :tested] = list(played.entropy)[:tested] or 1.0
+    return out
 
 
 def replayed(
@@ -143,7 +137,7 @@ def replayed(
             drafted = 0
             while drafted < most and (keep is None or keep(probability[:drafted])):
                 drafted += 1
-            each = Played(
+            played = Played(
                 chain["draft_token"].values[:drafted].tolist(),
                 target[newest : newest + drafted + 1],
                 prompt=text,
@@ -153,8 +147,8 @@ def replayed(
                 main=chain["target_probability"].values[:drafted].tolist(),
                 entropy=rows["target_entropy"].values[newest : newest + drafted].tolist(),
             )
-            rounds.append(each)
-            newest += each.counted((EOS,))["emitted"]
+            rounds.append(played)
+            newest += played.counted((EOS,))["emitted"]
     attrs = {"origin": "replay", "text": trace.attrs["text"]} | attrs
     return ledger(rounds, depth=depth, prefix=int(trace["begin"][0]) + 1, **attrs)
 

@@ -1,4 +1,4 @@
-"""Tiny random hybrid models in memory, with every part of the real ones and with gates that differ between heads."""
+"""Tiny random hybrid models in memory, with every part of the real models and gates that differ between heads."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _VISION: dict[str, Any] = dict(
 def tiny_config(
     family: str = "qwen3_5_moe", *, layers: int = 4, layer_types: Sequence[str] | None = None, **sizes: Any
 ) -> PreTrainedConfig:
-    """The config of a tiny text model.
+    """Config of a tiny text model.
 
     family       a name in `qwenlab.checkpoint.families.FAMILIES`
     layers       number of layers; every fourth is an attention layer
@@ -100,7 +100,7 @@ def tiny_model(
 
 
 def tiny_head(trunk: PreTrainedModel, *, seed: int = 1) -> MtpHead:
-    """A random multi-token-prediction head on `trunk`."""
+    """A random multi-token-prediction head on the target model `trunk`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = MtpHead(trunk)
@@ -110,7 +110,7 @@ def tiny_head(trunk: PreTrainedModel, *, seed: int = 1) -> MtpHead:
 
 @torch.no_grad()
 def spread(module: nn.Module) -> None:
-    """Redraw the weights so that gates, norms and routers differ from head to head and from token to token.
+    """Redraw the weights so that gates, norms and routers differ between heads and between tokens.
 
     A matrix is drawn from N(0, 1 / fan-in), which keeps its output near 1; a router has twice the standard deviation.
     Norm weights get noise. A and the time step dt are log-uniform: half-lives ln 2 / (A dt) from a fifth of a token to

@@ -1,4 +1,4 @@
-"""Nodes of a recording from planted values of tokens: the probes themselves sum the values, and no model runs."""
+"""Nodes of a recording from planted values of tokens: the probes reduce the values, and no model runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CALLS = (16, 64)
 
 @cache
 def decoder_without_weights(layers: int, **sizes: Any) -> Decoder:
-    """The decoder of a tiny sparse model on torch's meta device. It tells probes the sizes; it cannot run.
+    """Decoder of a tiny sparse model on torch's meta device: probes read its sizes; it cannot run.
 
     sizes  fields of the text config, as in `tiny_config`
     """
@@ -34,8 +34,8 @@ def decoder_without_weights(layers: int, **sizes: Any) -> Decoder:
         return decoder_of(AutoModelForCausalLM.from_config(tiny_config(layers=layers, **sizes)))
 
 
-def reading_of(read: Texts, tokens: np.ndarray | None = None) -> TokenBatch:
-    """One forward pass over all texts, a text to a row, padded on the right. `tokens`: ids [token], if known."""
+def tokens_of(read: Texts, ids: np.ndarray | None = None) -> TokenBatch:
+    """One forward pass over all texts, a text to a row, padded on the right. `ids`: token ids [token], if known."""
     real = in_rows(read, np.ones(len(read.sequence), bool))
     label = in_rows(read, read.label)
     fold = torch.arange(len(real))[:, None] % FOLDS
@@ -51,7 +51,7 @@ def reading_of(read: Texts, tokens: np.ndarray | None = None) -> TokenBatch:
         labels=len(read.labels),
         present=tuple(range(len(read.labels))),
         carry={},
-        tokens=None if tokens is None else in_rows(read, tokens),
+        ids=None if ids is None else in_rows(read, ids),
     )
 
 
@@ -68,25 +68,25 @@ def deltanet(read: Texts, values: DeltaNetSamples, decoder: Decoder) -> xr.Datas
     probe = DeltaNet(every=1, prediction_heads="all")
     probe.start(decoder)
     names = ("beta", "log_alpha", "gate", "update_norm", "error_ratio", "key")
-    kept = {name: in_rows(read, getattr(values, name)).movedim(2, 0) for name in names}
-    kept["state_norm"] = torch.from_numpy(values.state_norm).float().movedim(1, 0)
-    probe.look(slice(0, len(values.layers)), "mixer", kept, reading_of(read))
+    reduced = {name: in_rows(read, getattr(values, name)).movedim(2, 0) for name in names}
+    reduced["state_norm"] = torch.from_numpy(values.state_norm).float().movedim(1, 0)
+    probe.accumulate(slice(0, len(values.layers)), "mixer", reduced, tokens_of(read))
     return probe.dataset(list(read.labels))
 
 
 def attention(read: Texts, values: AttentionSamples, decoder: Decoder) -> xr.Dataset:
     """Node "attention". The queries are log-probabilities and the keys unit vectors: their softmax is what we plant."""
-    probe, reading = Attention(every=1), reading_of(read)
+    probe, tokens = Attention(every=1), tokens_of(read)
     probe.start(decoder)
     score = in_rows(read, values.probability).clamp_min(torch.finfo(torch.float32).tiny).log()
     gate = torch.logit(in_rows(read, values.gate))
-    key = torch.eye(score.shape[-1]).expand(reading.batch, 1, -1, -1)
+    key = torch.eye(score.shape[-1]).expand(tokens.batch, 1, -1, -1)
     for place, layer in enumerate(values.layers.tolist()):
         call = AttentionCall(score[:, :, place].transpose(1, 2), key, scaling=1.0)
-        kept = probe.keep(layer, "mixer", {"attention": call, "gate": gate[:, :, place, :, None]}, reading)
-        if kept is not None:
-            one_layer = {name: tensor[None] for name, tensor in kept.items()}
-            probe.look(slice(place, place + 1), "mixer", one_layer, reading)
+        reduced = probe.reduce(layer, "mixer", {"attention": call, "gate": gate[:, :, place, :, None]}, tokens)
+        if reduced is not None:
+            one_layer = {name: tensor[None] for name, tensor in reduced.items()}
+            probe.accumulate(slice(place, place + 1), "mixer", one_layer, tokens)
     return probe.dataset(list(read.labels))
 
 
@@ -103,14 +103,14 @@ def routing(read: Texts, values: RoutingSamples, decoder: Decoder) -> xr.Dataset
         "shared_gate": values.shared_gate,
         "shared_share": values.shared_share,
     }
-    kept = {name: in_rows(read, each).movedim(2, 0) for name, each in arrays.items()}
-    probe.look(slice(0, len(decoder.layers)), "mlp", kept, reading_of(read))
+    reduced = {name: in_rows(read, each).movedim(2, 0) for name, each in arrays.items()}
+    probe.accumulate(slice(0, len(decoder.layers)), "mlp", reduced, tokens_of(read))
     return probe.dataset(list(read.labels))
 
 
 def residual(read: Texts, values: ResidualSamples, decoder: Decoder) -> xr.Dataset:
     """Node "residual"."""
-    probe, reading = Residual(every=1), reading_of(read)
+    probe, tokens = Residual(every=1), tokens_of(read)
     probe.start(decoder)
     arrays = {
         "norm": values.norm,
@@ -118,8 +118,8 @@ def residual(read: Texts, values: ResidualSamples, decoder: Decoder) -> xr.Datas
         "product": values.cosine * values.norm * values.stream_norm,
     }
     for number, part in enumerate(PARTS):
-        kept = {name: in_rows(read, each[..., number]).movedim(2, 0) for name, each in arrays.items()}
-        probe.look(slice(0, len(decoder.layers)), part, kept, reading)
+        reduced = {name: in_rows(read, each[..., number]).movedim(2, 0) for name, each in arrays.items()}
+        probe.accumulate(slice(0, len(decoder.layers)), part, reduced, tokens)
     return probe.dataset(list(read.labels))
 
 
@@ -141,7 +141,7 @@ def timing(rng: np.random.Generator, read: Texts, decoder: Decoder) -> xr.Datase
 
 
 def memory(read: Texts, decoder: Decoder) -> xr.Dataset:
-    """Node "memory": caches of one sequence at eight contexts. A KV cache has 256 B a layer more than predicted."""
+    """Node "memory": caches of one sequence at eight contexts. A KV cache has 256 B per layer more than predicted."""
     probe = Memory()
     probe.start(decoder)
     known, overhead = anatomy(decoder.module), 256 * len(decoder.layers_of(ATTENTION))
@@ -150,6 +150,6 @@ def memory(read: Texts, decoder: Decoder) -> xr.Dataset:
         sizes |= {"recurrent_states": known.recurrent_bytes(), "conv_states": known.convolution_bytes()}
         stores = {name: torch.empty(size, dtype=torch.uint8, device="meta") for name, size in sizes.items()}
         cache: Any = SimpleNamespace(layers=[SimpleNamespace(**stores)])
-        passed: Any = SimpleNamespace(past=0, width=context, batch=1)
-        probe.look_at_cache(cache, passed)
+        forward_pass: Any = SimpleNamespace(past=0, width=context, batch=1)
+        probe.on_cache(cache, forward_pass)
     return probe.dataset(list(read.labels))

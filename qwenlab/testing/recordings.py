@@ -17,12 +17,12 @@ from qwenlab.record.recording import Recording
 from qwenlab.testing import planted, samples
 
 MADE = ("deltanet", "attention", "routing", "residual", "timing", "memory")
-"""The nodes of a made recording."""
+"""Nodes of a random recording."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """A made recording, with the values of tokens that it sums: a test can compare a statistic with them."""
+    """A random recording with the values of tokens that its probes reduced, to compare statistics with."""
 
     recording: Recording
     texts: samples.Texts
@@ -31,7 +31,7 @@ class Made:
     routing: samples.RoutingSamples
     residual: samples.ResidualSamples
     half_life: np.ndarray  # planted median, tokens [DeltaNet layer, head]
-    decoder: Decoder  # without weights: it told the probes the sizes
+    decoder: Decoder  # without weights: the probes read its sizes
 
 
 def made(
@@ -51,27 +51,27 @@ def made(
     specialisation: float = 1.0,
     text_effect: float = 0.3,
     repeat: float = 0.3,
-    handover: float = 0.5,
+    correlation: float = 0.5,
     probes: Sequence[str] = MADE,
 ) -> Made:
     """A random recording, the values of tokens that it sums, and the planted half-lives.
 
     The probes of `qwenlab.probes` sum the values, so the recording has the variables and units of a real one.
 
-    layers                        layers of the trunk, every fourth of them attention
+    layers                        number of layers, every fourth of them attention
     labels, sequences, length     `sequences` texts of up to `length` tokens; each label has one block of them
     heads, key_heads, channels    sizes of the DeltaNet layers
-    never_used .. handover        planted effects on the routing, see `testing.samples.routing`
+    never_used .. correlation     planted effects on the routing, see `testing.samples.routing`
     probes                        names of the nodes to write
 
     The same arguments give the same recording. Raises BadArgument for sizes that no model has.
     """
     if not 1 <= top_k <= experts - never_used:
-        raise BadArgument(f"top_k={top_k} of {experts} experts, {never_used} unused: too few are left to choose from.")
+        raise BadArgument(f"top_k={top_k} of {experts} experts, {never_used} unused: too few remain to choose from.")
     if heads % key_heads:
         raise BadArgument(f"heads={heads} is not a multiple of key_heads={key_heads}.")
     if unknown := set(probes) - set(MADE):
-        raise BadArgument(f"probes={sorted(unknown)}: a made recording's nodes are {', '.join(MADE)}.")
+        raise BadArgument(f"probes={sorted(unknown)}: the nodes of a random recording are {', '.join(MADE)}.")
     decoder = planted.decoder_without_weights(
         layers,
         linear_num_value_heads=heads,
@@ -87,7 +87,7 @@ def made(
     half_life = np.exp2(rng.uniform(-1, 8, (len(linear), heads)))
     read = samples.texts(rng, tuple(labels), sequences, length)
     reach = np.exp2(rng.uniform(0, 5, (len(full), attention_heads)))
-    effects = dict(specialisation=specialisation, text_effect=text_effect, repeat=repeat, handover=handover)
+    effects = dict(specialisation=specialisation, text_effect=text_effect, repeat=repeat, correlation=correlation)
     deltanet = samples.deltanet(rng, read, linear, half_life, key_heads, channels)
     attention = samples.attention(rng, read, full, reach)
     routing = samples.routing(rng, read, layers, experts, top_k, never_used=never_used, **effects)
@@ -111,7 +111,7 @@ def made_recording(**planted: Any) -> Recording:
 
 
 def facts(read: samples.Texts, decoder: Decoder, *, made_of: str, seed: int) -> dict[str, Any]:
-    """Provenance of a recording that no model produced; `made_of` takes the place of the checkpoint's hash."""
+    """Provenance of a recording that no model produced; `made_of` replaces the checkpoint's hash."""
     counts = np.bincount(read.label, minlength=len(read.labels)).tolist()
     return provenance(
         checkpoint="made-up",

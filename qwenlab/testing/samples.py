@@ -1,4 +1,4 @@
-"""Random values of tokens with planted effects, in NumPy: the input of a made recording."""
+"""Random values of tokens with planted effects, in NumPy: the input of a random recording."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class DeltaNetSamples:
-    """Values of the DeltaNet layers.
+    """Values of DeltaNet layers.
 
     beta, log_alpha, gate, update_norm, error_ratio  [token, layer, head]
     key                                              [token, layer, key head, channel], of norm 1
@@ -91,7 +91,7 @@ class RoutingSamples:
 
 @dataclass(frozen=True)
 class ResidualSamples:
-    """What each part adds to the residual stream: [token, layer, part], the parts are mixer and mlp."""
+    """Contributions to the residual stream, [token, layer, part], with the parts mixer and mlp."""
 
     norm: np.ndarray
     stream_norm: np.ndarray
@@ -112,7 +112,7 @@ def deltanet(
     """DeltaNet values whose half-lives are log-normal, one octave wide, around `half_life` [layer, head] in tokens."""
     shape = (len(read.sequence), *half_life.shape)
     lives = half_life * np.exp2(rng.normal(size=shape))
-    common = rng.normal(size=(len(layers), key_heads, channels))  # the keys of a head share a direction, and collide
+    common = rng.normal(size=(len(layers), key_heads, channels))  # keys of a head share a direction, so they collide
     key = rng.normal(size=(len(read.sequence), len(layers), key_heads, channels)) + 0.5 * common
     return DeltaNetSamples(
         layers=layers,
@@ -148,20 +148,20 @@ def routing(
     specialisation: float,
     text_effect: float,
     repeat: float,
-    handover: float,
+    correlation: float,
 ) -> RoutingSamples:
     """Router probabilities of `depth` layers, from logits that are the sum of these effects.
 
     never_used      number of experts of each layer (the last ones) that are never chosen
     specialisation  standard deviation of a label's effect on the logit of each expert; 0: routing ignores labels
-    text_effect     the same for each text, which a test of specialisation must not mistake for an effect of labels
-    repeat          probability that a token is routed as the token before it
-    handover        correlation of a token's logits in one layer with those in the layer before
+    text_effect     the same for each text, which a test of specialisation must not report as an effect of labels
+    repeat          probability that a token is routed like the token before it
+    correlation     correlation of a token's logits in one layer with those in the layer before
     """
     tokens = len(read.sequence)
     noise = rng.normal(size=(tokens, depth, experts))
     for layer in range(1, depth):
-        noise[:, layer] = handover * noise[:, layer - 1] + np.sqrt(1 - handover**2) * noise[:, layer]
+        noise[:, layer] = correlation * noise[:, layer - 1] + np.sqrt(1 - correlation**2) * noise[:, layer]
     logits = noise + rng.normal(0, 0.5, (depth, experts))
     logits += specialisation * rng.normal(size=(len(read.labels), depth, experts))[read.label]
     logits += text_effect * rng.normal(size=(read.sequences, depth, experts))[read.sequence]

@@ -14,7 +14,7 @@ from qwenlab.testing.traces import made_trace
 def made_recordings(
     draw: st.DrawFn, *, probes: Sequence[str] = MADE, fewest_labels: int = 1, fewest_sequences: int = 1
 ) -> Made:
-    """Draw a small made recording of these probes, with the values of tokens that it sums."""
+    """Draw a small random recording of these probes, with the values of tokens that they reduced."""
     labels = draw(st.integers(fewest_labels, 3))
     experts = draw(st.integers(3, 7))
     return made(
@@ -35,16 +35,16 @@ def made_recordings(
 
 @st.composite
 def made_ledgers(draw: st.DrawFn, *, fewest_prompts: int = 1, origin: str = "online") -> xr.Dataset:
-    """Draw a small ledger with drafts of any length (0 included), texts that end anywhere, and cuts by length."""
+    """Draw a small ledger with any number of drafts per round, texts that end anywhere, and length limits."""
     depth = draw(st.integers(1, 4))
-    token = st.integers(0, 2)  # few, so that drafts are often right; 0 ends a text
+    token = st.integers(0, 2)  # a small vocabulary, so drafts are often accepted; 0 ends a text
     number = st.floats(0, 1)
     rounds = []
     for prompt in range(draw(st.integers(fewest_prompts, 4))):
         label = draw(st.sampled_from(["code", "prose"]))
         for _ in range(draw(st.integers(1, 6))):
             drafted = draw(st.integers(0, depth))
-            each = Played(
+            played = Played(
                 draw(st.lists(token, min_size=drafted, max_size=drafted)),
                 draw(st.lists(token, min_size=drafted + 1, max_size=drafted + 1)),
                 prompt=prompt,
@@ -54,7 +54,7 @@ def made_ledgers(draw: st.DrawFn, *, fewest_prompts: int = 1, origin: str = "onl
                 probability=draw(st.lists(number, min_size=drafted, max_size=drafted)),
                 entropy=draw(st.lists(st.floats(0, 5), min_size=drafted, max_size=drafted)),
             )
-            rounds.append(each)
+            rounds.append(played)
     return ledger(rounds, depth=depth, prefix=draw(st.integers(1, 40)), origin=origin)
 
 

@@ -25,8 +25,8 @@ _MASSES = {"first_mass": "first token", "previous_mass": "token before", "self_m
 def explore_layers(recording: Recording) -> Explorer:
     """Choose a layer, a head and the texts, and see statistics of the head; needs only the recording.
 
-    DeltaNet   shares of tokens by half-life, write strength and openness of the output gate
-    attention  shares of attention by distance, openness of the output gate, and attention to the usual targets
+    DeltaNet   shares of tokens by half-life, write strength and mean value of the output gate
+    attention  shares of attention by distance, mean value of the output gate, and attention to the usual targets
 
     The other heads of the layer are thin lines. Raises NotWatched for a recording without either kind of mixer.
     """
@@ -72,9 +72,9 @@ def _draw_deltanet(layer: xr.Dataset, head: int, title: str) -> Drawing:
     reach.set(xlabel="half-life of a token's decay (tokens)", ylabel="share of tokens")
     _heads(written, layer["beta_share"], _unit(layer["beta_bin"]), head, COLOURS[DELTANET])
     written.set(xlabel="write strength β", xlim=(0, 1))
-    _heads(opened, layer["openness_share"], _unit(layer["gate_bin"]), head, COLOURS[DELTANET])
-    opened.set(xlabel="openness of the output gate", xlim=(0, 1))
-    names = ("half_life_mean_log", "beta", "openness", "error_ratio")
+    _heads(opened, layer["mean_gate_share"], _unit(layer["gate_bin"]), head, COLOURS[DELTANET])
+    opened.set(xlabel="mean value of the output gate", xlim=(0, 1))
+    names = ("half_life_mean_log", "beta", "mean_gate", "error_ratio")
     return Drawing(figure, _caption(title, layer.sel(head=head), names))
 
 
@@ -87,9 +87,9 @@ def _draw_attention(layer: xr.Dataset, head: int, title: str) -> Drawing:
     reach.set_xticks(list(ticks), [binary(lower[tick]) for tick in ticks])
     reach.set(xlabel="distance from query to key, from (tokens)", ylabel="share of attention")
     _bars(targets, layer.sel(head=head))
-    _heads(opened, layer["openness_share"], _unit(layer["gate_bin"]), head, COLOURS[ATTENTION])
-    opened.set(xlabel="openness of the output gate", xlim=(0, 1))
-    return Drawing(figure, _caption(title, layer.sel(head=head), ("distance", "entropy", *_MASSES, "openness")))
+    _heads(opened, layer["mean_gate_share"], _unit(layer["gate_bin"]), head, COLOURS[ATTENTION])
+    opened.set(xlabel="mean value of the output gate", xlim=(0, 1))
+    return Drawing(figure, _caption(title, layer.sel(head=head), ("distance", "entropy", *_MASSES, "mean_gate")))
 
 
 def _panels(title: str) -> tuple[Figure, list[Axes]]:

@@ -12,7 +12,7 @@ from qwenlab.errors import NothingMeasured
 from qwenlab.plots.maps import attention_map as draw_map
 from qwenlab.plots.style import LABELS
 from qwenlab.record.recording import Recording
-from qwenlab.stats.maps import attention_map, kept_maps
+from qwenlab.stats.maps import attention_map, stored_maps
 from qwenlab.stats.reach import reach
 from qwenlab.widgets.explorer import Drawing, Explorer, choice, head_choice
 from qwenlab.widgets.labels import in_words
@@ -37,7 +37,7 @@ def explore_maps(
 
     Raises NotWatched without stored maps.
     """
-    stored, names, framed = kept_maps(recording), tokens or {}, marks or {}
+    stored, names, framed = stored_maps(recording), tokens or {}, marks or {}
     by_layer = {int(layer): data for data in stored for layer in data["layer"].values}
     statistics = _measured(recording)
     numbers = np.unique(stored[0]["text"].values).tolist()

@@ -157,5 +157,5 @@ def test_what_it_refuses(moe):
     for given, how, message in refused:
         with pytest.raises(BadArgument, match=message):
             patching(moe, *given, progress=False, **how)
-    with pytest.raises(UnknownSite, match=r"no site matches 'layers\.\*\.stream'"):
+    with pytest.raises(UnknownSite, match=r"No site matches 'layers\.\*\.stream'"):
         patching(moe, source, target, answers, sites="layers.*.stream", progress=False)

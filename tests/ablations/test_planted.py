@@ -39,7 +39,7 @@ def swept(checkpoint, tasks):
 
 
 def assert_found(found, layer, score):
-    """The planted mixer harms, all others change nothing, and statistics say so."""
+    """The planted mixer has an effect, all others change nothing, and statistics say so."""
     others = [f"mixer {other}" for other in range(4) if other != layer]
     of, interventions = found["control_of"].values, found["intervention"].values
     untouched = np.array([f"layers.{layer}.mixer" not in one for one in interventions])
@@ -54,12 +54,12 @@ def assert_found(found, layer, score):
         here = effects.sel(task=task)
         one, rest = here.sel(ablation=f"mixer {layer}"), here.sel(ablation=others)
         assert (int(one["rank_low"]), int(one["rank_high"])) == (1, 1)
-        assert float(one["harm_interval"].sel(bound="low")) > 0
-        assert float(one["beyond_controls_interval"].sel(bound="low")) > 0
-        assert bool(one["stands"]) and not rest["stands"].any()
-        assert (rest["harm"] == 0).all() and (rest["rank_low"] >= 2).all()
+        assert float(one["effect_interval"].sel(bound="low")) > 0
+        assert float(one["effect_above_controls_interval"].sel(bound="low")) > 0
+        assert bool(one["significant"]) and not rest["significant"].any()
+        assert (rest["effect"] == 0).all() and (rest["rank_low"] >= 2).all()
         own = [name for name in here["control"].values if f" of mixer {layer}:" in name]
-        assert len(own) == 2 and (here["control_harm"].sel(control=own) == 0).all()
+        assert len(own) == 2 and (here["control_effect"].sel(control=own) == 0).all()
     return effects
 
 

@@ -1,4 +1,4 @@
-"""Masks and positions that do not separate text from padding, or one sequence from the next, are refused."""
+"""Masks and positions that do not separate text from padding, or one sequence from the next, raise an error."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def test_packed_rows(both, text, mask, block):
             both(ids, position_ids=torch.tensor([[0, 1, 2, 0, 1, 2]]), attention_mask=mask)
         with pytest.raises(UnreadableMask, match=r"skip positions[\s\S]*count them up by 1"):
             both(ids, position_ids=torch.tensor([[0, 1, 2, 1000, 1001, 1002]]), attention_mask=mask)
-        with pytest.raises(UnreadableMask, match=r"it was given cu_seq_lens_q"):
+        with pytest.raises(UnreadableMask, match=r"it got cu_seq_lens_q"):
             both(ids, cu_seq_lens_q=torch.tensor([0, 2, 6]), attention_mask=mask)
         both(ids, position_ids=torch.arange(6)[None], attention_mask=mask)
         both(ids, position_ids=torch.arange(1000, 1006)[None], attention_mask=mask)

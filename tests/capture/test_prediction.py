@@ -1,4 +1,4 @@
-"""What a state predicted: beside a float64 loop, however the tokens are split, and beside the kernel's own state."""
+"""Predictions of a state match a float64 loop for any split of the tokens, and the state matches the kernel's."""
 
 import numpy as np
 import pytest
@@ -44,13 +44,13 @@ def by_hand(key, value, g, beta):
 def test_any_split_says_what_a_loop_over_tokens_says(batch, length, heads, cut, seed):
     given_all = drawn(batch, length, heads, 8, 5, seed)
     expected, last = by_hand(*given_all)
-    found, state = predictions(*given_all, None)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    predicted, state = predictions(*given_all, None)
+    np.testing.assert_allclose(predicted, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(state, last, rtol=1e-4, atol=1e-5)
     if 0 < cut < length:
         first, between = predictions(*(tensor[:, :cut] for tensor in given_all), None)
         second, end = predictions(*(tensor[:, cut:] for tensor in given_all), between)
-        np.testing.assert_allclose(torch.cat([first, second], dim=1), found, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(torch.cat([first, second], dim=1), predicted, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(end, state, rtol=1e-4, atol=1e-5)
 
 
@@ -60,8 +60,8 @@ def test_a_key_that_comes_again_finds_the_newest_value():
     key[..., 2] = 1
     value = torch.tensor([1.0, 5.0, 0.0]).reshape(1, 3, 1, 1)
     zeros, ones = torch.zeros(1, 3, 1), torch.ones(1, 3, 1)
-    found, state = predictions(key, value, zeros, ones, None)
-    assert found.flatten().tolist() == [0, 1, 5]
+    predicted, state = predictions(key, value, zeros, ones, None)
+    assert predicted.flatten().tolist() == [0, 1, 5]
     assert state.abs().sum() == 0
 
 
@@ -82,8 +82,8 @@ def test_a_kernel_of_another_convention_is_an_error(small, text, monkeypatch):
 
     monkeypatch.setattr(modeling, "torch_chunk_gated_delta_rule", in_bits)
     message = (
-        r"^The state that DeltaNet\(\) works out is not the one that the kernel returned: they differ by [0-9.]+ % of "
-        r"its norm in layer 0 \(at most 5 % is rounding\), and in 1 of 1 layers.\nThe kernel in use follows another"
+        r"^DeltaNet\(\) recomputes the state, and its result differs from the kernel's: by [0-9.]+ % of the norm in "
+        r"layer 0 \(rounding explains at most 5 %\), and in 1 of 1 layers.\nThe kernel in use follows another"
     )
     with pytest.raises(KernelDisagrees, match=message), watch(small, DeltaNet(prediction_heads="all")):
         small(text(40)[None], use_cache=True)

@@ -1,4 +1,4 @@
-"""Which tokens are measured when not all are."""
+"""The sample of tokens that probes measure: evenly spread, and independent of batching."""
 
 import numpy as np
 import pytest

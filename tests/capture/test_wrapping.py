@@ -1,4 +1,4 @@
-"""What is heard of a module: what it computes on and what flows on, whoever else listens; and not of its copies."""
+"""Wrapped modules: observers get the final inputs and outputs, after other hooks; copies are not wrapped."""
 
 import copy
 
@@ -36,10 +36,10 @@ def test_an_edit_by_somebodys_hook_is_seen_whenever_it_was_placed(own, text, lat
         if later:
             place()
         own(text(9)[None])
-    found = seen.recording()["residual"].sum(("label", "fold"))
-    stream = found["stream_norm_sum"].sel(layer=1, part="mixer") / bare["stream_norm_sum"].sel(layer=1, part="mixer")
+    result = seen.recording()["residual"].sum(("label", "fold"))
+    stream = result["stream_norm_sum"].sel(layer=1, part="mixer") / bare["stream_norm_sum"].sel(layer=1, part="mixer")
     assert float(stream) == pytest.approx(10, rel=1e-5)
-    assert float(found["norm_sum"].sel(layer=1, part="mlp")) == 0
+    assert float(result["norm_sum"].sel(layer=1, part="mlp")) == 0
 
 
 def test_a_copy_made_meanwhile_is_not_wrapped(own, text):

@@ -1,4 +1,4 @@
-"""A cache is found whatever the version of transformers calls its argument."""
+"""The cache argument is found under every name that a version of transformers uses."""
 
 from typing import Any
 
@@ -35,46 +35,46 @@ def test_the_argument_is_known_by_its_type_else_by_its_name(function, name):
 
 
 @pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe", "qwen3_next"])
-def test_that_of_every_family(family):
+def test_the_cache_argument_of_every_family(family):
     model = tiny_model(family, layer_types=LAYERS)
     for module in (model, model.model, model.model.layers[0], model.model.layers[1]):
         assert cache_argument(type(module).forward) == BY_VERSION
 
 
 @pytest.mark.parametrize(
-    ("function", "problem"), [(neither, "takes no cache"), (both, r"has 2 arguments for a cache \(cache, past\)")]
+    ("function", "problem"), [(neither, "has no cache argument"), (both, r"has 2 cache arguments \(cache, past\)")]
 )
-def test_a_signature_that_is_not_understood_is_refused(function, problem):
+def test_an_unclear_signature_is_rejected(function, problem):
     message = rf"{function.__name__} of transformers {transformers.__version__} {problem}: qwenlab cannot follow"
     with pytest.raises(UnsupportedTransformers, match=message + r"[\s\S]*pip install 'transformers>=5.17,<5.25'"):
         cache_argument(function)
 
 
-def test_a_decoder_that_takes_no_cache_is_not_watched(monkeypatch):
+def test_a_decoder_without_a_cache_argument_cannot_be_watched(monkeypatch):
     model = tiny_model("qwen3_5", layer_types=LAYERS)
     monkeypatch.setattr(type(model.model), "forward", neither)
-    with pytest.raises(UnsupportedTransformers, match="takes no cache"):
+    with pytest.raises(UnsupportedTransformers, match="has no cache argument"):
         watch(model, DeltaNet())
 
 
 def test_a_cache_for_a_model_is_filled_by_its_calls():
     model = tiny_model("qwen3_5", layer_types=LAYERS)
-    given = cached_by(model)
-    model(torch.tensor([[1, 2, 3]]), use_cache=True, **given)
-    model(torch.tensor([[4]]), use_cache=True, **given)
-    assert first_cache(given.values()).get_seq_length() == 4
+    cached = cached_by(model)
+    model(torch.tensor([[1, 2, 3]]), use_cache=True, **cached)
+    model(torch.tensor([[4]]), use_cache=True, **cached)
+    assert first_cache(cached.values()).get_seq_length() == 4
     assert first_cache([None, 3, torch.zeros(2)]) is None
 
 
 def test_decode_steps_are_of_one_sequence_under_any_name():
-    """As counted in a loop that passes the cache by the name that this version documents."""
+    """The cache has the argument name of the installed version."""
     model = tiny_model("qwen3_5", layer_types=LAYERS)
     ids = torch.randint(1, 200, (1, 40), generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), watch(model, DeltaNet(prediction_heads="all", every=1)) as seen:
-        given = cached_by(model)
-        model(ids[:, :32], use_cache=True, **given)
+        cached = cached_by(model)
+        model(ids[:, :32], use_cache=True, **cached)
         for step in range(32, 40):
-            model(ids[:, step : step + 1], use_cache=True, **given)
+            model(ids[:, step : step + 1], use_cache=True, **cached)
     with torch.no_grad(), watch(model, DeltaNet(prediction_heads="all", every=1)) as whole:
         model(ids)
     found, wanted = seen.recording(), whole.recording()

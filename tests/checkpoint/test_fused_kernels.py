@@ -1,4 +1,4 @@
-"""Models run on the CPU where fused kernels are installed that need a GPU; stand-ins for those kernels refuse it."""
+"""Models run on the CPU even if fused GPU kernels are installed; fake kernels that reject CPU tensors replace them."""
 
 import inspect
 from concurrent.futures import ThreadPoolExecutor
@@ -71,11 +71,11 @@ def test_convolutions_go_by_the_device(modeling):
     assert convolve(far, weight, None, activation="silu") is far
 
 
-def test_packed_rows_are_refused_on_the_cpu(modeling):
+def test_packed_rows_are_rejected_on_the_cpu(modeling):
     """Torch's own functions would ignore where sequences begin."""
     run_on_cpu(FAMILY)
     (args, kwargs), places = rule_arguments(), torch.tensor([0, 30, 70])
-    message = ": the CPU has no kernel that keeps the sequences of a packed row apart.\nRun the model on a GPU"
+    message = ": no kernel on the CPU can separate the sequences of a packed row.\nRun the model on a GPU"
     with pytest.raises(BadArgument, match=f"^cu_seqlens{message}"):
         modeling.torch_chunk_gated_delta_rule(*args, **kwargs, cu_seqlens=places)
     with pytest.raises(BadArgument, match=f"^seq_idx{message}"):
@@ -136,7 +136,7 @@ def test_threads_come_and_go(modeling):
 
 @pytest.mark.parametrize("value", ["1", "true"])
 def test_interpreted_rules_run_where_they_are(modeling, monkeypatch, value):
-    """Triton's interpreter runs on a CPU; the kernels of causal_conv1d are no Triton."""
+    """Triton's interpreter runs on a CPU; the kernels of causal_conv1d do not use Triton."""
     monkeypatch.setenv("TRITON_INTERPRET", value)
     rule, (args, kwargs) = modeling.torch_chunk_gated_delta_rule, rule_arguments()
     assert implementation(rule, "cpu") is with_kernels.chunk_gated_delta_rule
@@ -155,7 +155,7 @@ def test_without_fused_kernels_nothing_is_done():
     assert inspect.getclosurevars(rule).nonlocals["implementation"] is rule.__wrapped__
 
 
-def test_what_runs_is_named_by_device(modeling):
+def test_implementation_depends_on_the_device(modeling):
     rule = modeling.torch_chunk_gated_delta_rule
     for _ in range(2):
         assert implementation(rule, "cpu") is rule.__wrapped__

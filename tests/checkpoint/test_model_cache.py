@@ -1,4 +1,4 @@
-"""Checkpoints that stay open from notebook to notebook."""
+"""The cache of open checkpoints across notebooks in one kernel."""
 
 import copy
 
@@ -7,15 +7,15 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 import qwenlab as ql
-from qwenlab.checkpoint.model_cache import ModelCache, digest, place_sum, state
+from qwenlab.checkpoint.model_cache import ModelCache, digest, state, weighted_sum
 
 
 @pytest.fixture
-def kept():
-    kept = ModelCache()
-    kept.keep()
-    kept.start()
-    return kept
+def cache():
+    cache = ModelCache()
+    cache.enable()
+    cache.start()
+    return cache
 
 
 @pytest.fixture(scope="module")
@@ -23,37 +23,44 @@ def toy():
     return ql.open("toy-dense")
 
 
-def test_keeps_nothing_unless_told_to(toy):
-    kept = ModelCache()
-    kept.opened("a", lambda: toy)
-    kept.start()
-    kept.opened("a", lambda: toy)
-    assert kept.loads == 1
-    assert kept._held == {}
+def test_it_is_disabled_by_default(toy):
+    cache = ModelCache()
+    cache.opened("a", lambda: toy)
+    cache.start()
+    cache.opened("a", lambda: toy)
+    assert cache.loads == 1
+    assert cache._models == {}
 
 
-def test_what_the_next_notebook_asks_for_is_not_read_again(kept, toy):
-    kept.opened("a", lambda: toy)
-    assert kept.check() == []
-    kept.start()
-    assert kept.opened("a", lambda: pytest.fail("read again")) is toy
-    assert kept.loads == 0
+def test_the_next_notebook_does_not_load_a_cached_checkpoint_again(cache, toy):
+    cache.opened("a", lambda: toy)
+    assert cache.drop_changed() == []
+    cache.start()
+    assert cache.opened("a", lambda: pytest.fail("loaded again")) is toy
+    assert cache.loads == 0
 
 
-def test_what_nobody_asked_for_goes_before_another_is_read(kept, toy):
-    kept.opened("a", lambda: toy)
-    kept.start()
-    held_while_reading = []
-    kept.opened("b", lambda: held_while_reading.append(list(kept._held)) or toy)
-    assert held_while_reading == [[]]
-    assert list(kept._held) == ["b"]
+def test_unused_checkpoints_are_dropped_before_another_is_loaded(cache, toy):
+    cache.opened("a", lambda: toy)
+    cache.start()
+    cached_while_loading = []
+    cache.opened("b", lambda: cached_while_loading.append(list(cache._models)) or toy)
+    assert cached_while_loading == [[]]
+    assert list(cache._models) == ["b"]
 
 
-def test_what_one_notebook_left_out_is_let_go(kept, toy):
-    kept.opened("a", lambda: toy)
-    kept.start()
-    kept.check()
-    assert kept._held == {}
+def test_checkpoints_that_a_notebook_does_not_use_are_dropped(cache, toy):
+    cache.opened("a", lambda: toy)
+    cache.start()
+    assert cache.drop_changed() == []
+    assert cache._models == {}
+
+
+def test_a_changed_checkpoint_is_dropped_and_named(cache):
+    toy = cache.opened("a", lambda: ql.open("toy-dense"))
+    toy.model.train()
+    assert cache.drop_changed() == ["toy-dense"]
+    assert cache._models == {}
 
 
 def test_state_is_the_same_for_as_long_as_nothing_changes(toy):
@@ -87,10 +94,10 @@ def test_one_changed_value_changes_the_digest(place, dtype):
     changed = copy.deepcopy(tensor)
     changed.view(-1)[place] += 8
     assert digest(changed) != digest(tensor)
-    assert place_sum(changed.view(-1).view(torch.uint8)) != place_sum(tensor.view(-1).view(torch.uint8))
+    assert weighted_sum(changed.view(-1).view(torch.uint8)) != weighted_sum(tensor.view(-1).view(torch.uint8))
 
 
-def test_what_stands_elsewhere_has_another_digest():
+def test_the_order_of_values_changes_the_digest():
     tensor = torch.arange(6.0)
     assert digest(tensor) != digest(tensor.flip(0))
-    assert place_sum(tensor.view(torch.uint8)) != place_sum(tensor.flip(0).view(torch.uint8))
+    assert weighted_sum(tensor.view(torch.uint8)) != weighted_sum(tensor.flip(0).view(torch.uint8))

@@ -1,4 +1,4 @@
-"""The MTP head: what it computes, against a slow version and transformers' own; and how it is loaded."""
+"""The MTP head: its results, compared with a slow version and with transformers; and its loading."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.modeling_layers import MtpModel
 
@@ -18,6 +18,7 @@ from qwenlab.checkpoint.weights.shards import read_weights
 from qwenlab.errors import BrokenMtpHead
 from qwenlab.testing.checkpoints import FP8_BLOCK, tiny_checkpoint
 from qwenlab.testing.models import tiny_head, tiny_model
+from tests.checkpoint.changing import change_tensors
 from tests.golden.mtp_head import mtp_head as slow_mtp_head
 
 FAMILIES = ("qwen3_5", "qwen3_5_moe", "qwen3_next")
@@ -31,14 +32,14 @@ def head(request):
 
 @pytest.fixture
 def pairs(head):
-    """Tokens x[1:] and the trunk's hidden states h[:-1] of two sequences."""
+    """Tokens x[1:] and the target model's hidden states h[:-1] of two sequences."""
     tokens = torch.randint(0, 270, (2, LENGTH + 1), generator=torch.Generator().manual_seed(3))
-    return tokens[:, 1:], trunk_hidden(head.trunk, tokens)[:, :-1]
+    return tokens[:, 1:], target_hidden(head.trunk, tokens)[:, :-1]
 
 
-def trunk_hidden(trunk, tokens, **inputs):
+def target_hidden(target, tokens, **inputs):
     with torch.no_grad():
-        return trunk(tokens, output_hidden_states=True, **inputs).hidden_states[-1]
+        return target(tokens, output_hidden_states=True, **inputs).hidden_states[-1]
 
 
 def slow(head, tokens, hidden, first=0):
@@ -49,7 +50,7 @@ def slow(head, tokens, hidden, first=0):
     return np.stack([slow_mtp_head(weights, head.config, embedding, t, h, positions) for t, h in rows])
 
 
-# --- what it computes ---
+# --- results ---
 
 
 @torch.no_grad()
@@ -99,14 +100,14 @@ def test_left_padding_changes_nothing(head, pairs):
 
 
 @torch.no_grad()
-def test_logits_are_those_of_the_trunks_lm_head(head, pairs):
+def test_logits_are_those_of_the_target_models_lm_head(head, pairs):
     y = head(*pairs)
     assert torch.equal(head.logits(y), head.trunk.lm_head(y))
 
 
-def test_owns_the_mtp_tensors_and_nothing_of_the_trunk(head):
-    of_trunk = {id(parameter) for parameter in head.trunk.parameters()}
-    assert not of_trunk & {id(parameter) for parameter in head.parameters()}
+def test_owns_only_the_mtp_tensors(head):
+    of_target = {id(parameter) for parameter in head.trunk.parameters()}
+    assert not of_target & {id(parameter) for parameter in head.parameters()}
 
 
 @torch.no_grad()
@@ -114,19 +115,19 @@ def test_owns_the_mtp_tensors_and_nothing_of_the_trunk(head):
 @pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe"])
 def test_agrees_with_the_mtp_model_of_transformers(family, tmp_path):
     folder = tiny_checkpoint(tmp_path, family, layer_types=["linear_attention", "full_attention"])
-    trunk = AutoModelForCausalLM.from_pretrained(folder)
-    trunk.config.num_mtp_layers, trunk.config.mtp_layer_types = 1, ["full_attention"]  # not read from Qwen's fields
-    theirs = MtpModel.from_pretrained(trunk)
-    ours = load_mtp(trunk, read_weights(folder), read_config(folder))
+    target = AutoModelForCausalLM.from_pretrained(folder)
+    target.config.num_mtp_layers, target.config.mtp_layer_types = 1, ["full_attention"]  # not read from Qwen's fields
+    theirs = MtpModel.from_pretrained(target)
+    ours = load_mtp(target, read_weights(folder), read_config(folder))
 
     tokens = torch.randint(0, 270, (1, LENGTH + 1), generator=torch.Generator().manual_seed(5))
-    hidden = trunk_hidden(trunk, tokens)
+    hidden = target_hidden(target, tokens)
     positions = torch.arange(1, LENGTH + 1)[None]
     sectioned = positions[None].expand(3, -1, -1)
     y = theirs.layers[0](
-        trunk.get_input_embeddings()(tokens[:, 1:]),
+        target.get_input_embeddings()(tokens[:, 1:]),
         hidden[:, :-1],
-        position_embeddings=trunk.get_decoder().rotary_emb(hidden, sectioned),
+        position_embeddings=target.get_decoder().rotary_emb(hidden, sectioned),
         attention_mask=torch.full((LENGTH, LENGTH), -torch.inf).triu(1)[None, None],
         position_ids=positions,
         past_key_values=None,
@@ -134,40 +135,33 @@ def test_agrees_with_the_mtp_model_of_transformers(family, tmp_path):
     torch.testing.assert_close(ours(tokens[:, 1:], hidden[:, :-1]), y, atol=1e-5, rtol=0)
 
 
-# --- how it is loaded ---
+# --- loading ---
 
 
 def load(folder):
-    trunk = AutoModelForCausalLM.from_pretrained(folder)
-    return load_mtp(trunk, read_weights(folder), read_config(folder))
-
-
-def rewrite(folder, change):
-    """Apply `change` to the dict of all tensors of a checkpoint of one shard."""
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+    target = AutoModelForCausalLM.from_pretrained(folder)
+    return load_mtp(target, read_weights(folder), read_config(folder))
 
 
 def broken(folder):
     with pytest.raises(BrokenMtpHead) as caught:
         load(folder)
     assert str(folder) in str(caught.value)
+    assert "does not match the target model" in str(caught.value)
     assert "mtp=None" in str(caught.value)
     return str(caught.value)
 
 
 @pytest.mark.parametrize("prefix", ["mtp.", "model.mtp."])
-@pytest.mark.parametrize(("family", "trunk", "mtp"), [
+@pytest.mark.parametrize(("family", "experts", "mtp"), [
     ("qwen3_5", "fused", "fused"),
     ("qwen3_5_moe", "fused", "fused"),
     ("qwen3_5_moe", "fused", "each"),
     ("qwen3_5_moe", "each", "fused"),
     ("qwen3_5_moe", "each", "each"),
 ])  # fmt: skip
-def test_every_published_layout_loads_bit_for_bit(tmp_path, family, trunk, mtp, prefix):
-    folder = tiny_checkpoint(tmp_path, family, experts=trunk, mtp=mtp, mtp_prefix=prefix, seed=7)
+def test_every_published_layout_loads_bit_for_bit(tmp_path, family, experts, mtp, prefix):
+    folder = tiny_checkpoint(tmp_path, family, experts=experts, mtp=mtp, mtp_prefix=prefix, seed=7)
     expected = tiny_head(tiny_model(family, seed=7), seed=8).state_dict()
     loaded = load(folder)
     assert isinstance(loaded, MtpHead)
@@ -204,37 +198,37 @@ def test_no_tensors_no_head(tmp_path):
 
 def test_a_missing_tensor_is_named_with_its_shape(tmp_path):
     folder = tiny_checkpoint(tmp_path, "qwen3_5", shards=1)
-    rewrite(folder, lambda tensors: tensors.pop("mtp.fc.weight"))
+    change_tensors(folder, lambda tensors: tensors.pop("mtp.fc.weight"))
     assert "mtp.fc.weight [64, 128] is missing" in broken(folder)
 
 
 def test_a_missing_expert_is_named(tmp_path):
     folder = tiny_checkpoint(tmp_path, mtp="each", shards=1)
-    rewrite(folder, lambda tensors: tensors.pop("mtp.layers.0.mlp.experts.5.up_proj.weight"))
+    change_tensors(folder, lambda tensors: tensors.pop("mtp.layers.0.mlp.experts.5.up_proj.weight"))
     assert "mtp.layers.0.mlp.experts.5.up_proj.weight [16, 64] is missing" in broken(folder)
 
 
 def test_a_misshapen_tensor_is_named_with_both_shapes(tmp_path):
     folder = tiny_checkpoint(tmp_path, "qwen3_5", shards=1)
-    rewrite(folder, lambda tensors: tensors.update({"mtp.fc.weight": torch.zeros(64, 64)}))
+    change_tensors(folder, lambda tensors: tensors.update({"mtp.fc.weight": torch.zeros(64, 64)}))
     assert "mtp.fc.weight is [64, 64], should be [64, 128]" in broken(folder)
 
 
-def test_a_tensor_without_a_place_is_named(tmp_path):
+def test_a_tensor_outside_the_head_is_named(tmp_path):
     folder = tiny_checkpoint(tmp_path, "qwen3_5", shards=1)
-    rewrite(folder, lambda tensors: tensors.update({"mtp.layers.1.input_layernorm.weight": torch.zeros(64)}))
-    assert "mtp.layers.1.input_layernorm.weight has no place in the head" in broken(folder)
+    change_tensors(folder, lambda tensors: tensors.update({"mtp.layers.1.input_layernorm.weight": torch.zeros(64)}))
+    assert "mtp.layers.1.input_layernorm.weight is not part of the head" in broken(folder)
 
 
 def test_fp8_without_its_scale_is_named(tmp_path):
     folder = tiny_checkpoint(tmp_path, "qwen3_5", dtype="bfloat16", fp8=True, shards=1)
     scale = "mtp.layers.0.self_attn.o_proj.weight_scale_inv"
-    rewrite(folder, lambda tensors: tensors.pop(scale))
+    change_tensors(folder, lambda tensors: tensors.pop(scale))
     assert f"{scale} [4, 8] is missing" in broken(folder)
 
 
 def test_a_long_list_is_cut(tmp_path):
     folder = tiny_checkpoint(tmp_path, mtp="each", shards=1)
     lost = ("mtp.layers.0.mlp.experts.3.", "mtp.layers.0.self_attn.")
-    rewrite(folder, lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith(lost)])
+    change_tensors(folder, lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith(lost)])
     assert "and 1 more" in broken(folder)

@@ -6,7 +6,6 @@ import warnings
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 import qwenlab as ql
 from qwenlab.checkpoint.source import toys
@@ -28,6 +27,7 @@ from qwenlab.errors import (
 )
 from qwenlab.testing.checkpoints import tiny_checkpoint
 from qwenlab.testing.models import tiny_head, tiny_model
+from tests.checkpoint.changing import change_tensors
 
 KINDS = ["linear_attention", "full_attention"]
 TOKENS = torch.randint(0, 270, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -46,7 +46,7 @@ LAYOUTS = [
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A sound checkpoint of one shard; tests change a copy."""
+    """A correct checkpoint of one shard; tests change a copy."""
     return tiny_checkpoint(tmp_path_factory.mktemp("whole") / "tiny", layer_types=KINDS, shards=1)
 
 
@@ -61,18 +61,12 @@ def change_config(folder, **fields):
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def change_weights(folder, change):
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
 def logits(model, tokens=TOKENS):
     with torch.no_grad():
         return model(tokens).logits
 
 
-# --- what comes out ---
+# --- results ---
 
 
 @pytest.mark.parametrize(("family", "layout"), LAYOUTS)
@@ -132,17 +126,17 @@ def test_a_copy_saved_by_transformers_opens_without_its_head(whole, tmp_path):
     with pytest.raises(NoMtpHead) as caught:
         copy.require_mtp()
     assert str(caught.value) == (
-        f"{tmp_path} has no MTP head: no tensor in its shards begins with mtp.\n"
-        "Open the published checkpoint; copies that transformers saved have lost the head."
+        f"{tmp_path} has no MTP head: no tensor name in its shards starts with mtp.\n"
+        "Open the published checkpoint: a copy that transformers saved does not contain the head."
     )
 
 
-def test_the_dtype_is_the_checkpoints_own_or_the_one_asked_for(tmp_path):
+def test_the_dtype_is_the_checkpoints_own_or_the_requested_one(tmp_path):
     folder = tiny_checkpoint(tmp_path, layer_types=KINDS, dtype="bfloat16", float32_decay=True)
-    for asked, found in ((None, torch.bfloat16), ("float32", torch.float32), (torch.float64, torch.float64)):
-        ckpt = ql.open(folder, dtype=asked)
-        assert {p.dtype for module in (ckpt.model, ckpt.mtp) for p in module.parameters()} == {found}
-        assert ckpt.facts.dtype == ckpt.anatomy.config.dtype == str(found).removeprefix("torch.")
+    for requested, dtype in ((None, torch.bfloat16), ("float32", torch.float32), (torch.float64, torch.float64)):
+        ckpt = ql.open(folder, dtype=requested)
+        assert {p.dtype for module in (ckpt.model, ckpt.mtp) for p in module.parameters()} == {dtype}
+        assert ckpt.facts.dtype == ckpt.anatomy.config.dtype == str(dtype).removeprefix("torch.")
 
 
 def test_fp8_opens_as_plain_weights_where_it_cannot_run(tmp_path):
@@ -180,8 +174,10 @@ TAKERS = {
 
 
 @pytest.mark.parametrize("name", TAKERS)
-def test_a_model_is_no_checkpoint(whole, name):
-    message = r"takes a Checkpoint, .* got a Qwen3_5MoeForCausalLM\.\nGive what qwenlab\.open returned, not its \.model"
+def test_a_model_is_not_a_checkpoint(whole, name):
+    message = (
+        r"Expected a Checkpoint, .* got a Qwen3_5MoeForCausalLM\.\nPass the Checkpoint .* returned, not its \.model"
+    )
     with pytest.raises(BadArgument, match=message):
         TAKERS[name](ql.open(whole).model)
 
@@ -209,7 +205,7 @@ def test_the_hash_follows_the_weights_in_memory(whole):
     assert seen.recording().attrs["checkpoint_hash"] == trained
 
 
-# --- how it looks ---
+# --- display ---
 
 
 def test_in_one_line(whole):
@@ -228,11 +224,11 @@ def test_as_text_and_html_it_is_its_anatomy_and_where_it_came_from(folder):
     assert "<b>&c" not in ckpt._repr_html_()
 
 
-# --- what is refused ---
+# --- errors ---
 
 
 def test_a_folder_without_a_config(tmp_path):
-    with pytest.raises(UnreadableConfig, match=rf"there is no config.json in {tmp_path}"):
+    with pytest.raises(UnreadableConfig, match=rf"There is no config.json in {tmp_path}"):
         ql.open(tmp_path)
 
 
@@ -258,13 +254,13 @@ def test_an_unknown_field_warns_and_is_an_error_when_strict(folder):
 
 def test_a_missing_tensor(folder):
     name = "model.language_model.layers.1.self_attn.q_proj.weight"
-    change_weights(folder, lambda tensors: tensors.pop(name))
+    change_tensors(folder, lambda tensors: tensors.pop(name))
     with pytest.raises(BrokenWeights) as caught:
         ql.open(folder)
     assert str(caught.value) == (
-        f"the shards in {folder} do not hold the model that its config.json describes:\n"
+        f"The shards in {folder} do not match the config.json:\n"
         f"  {name} [256, 64] is missing\n"
-        "Fetch config.json and the shards again, of one revision."
+        "Download config.json and the shards again, from the same revision."
     )
 
 
@@ -279,28 +275,28 @@ def test_a_misshapen_tensor(folder):
 def test_a_missing_expert(tmp_path):
     folder = tiny_checkpoint(tmp_path, layer_types=KINDS, experts="each", shards=1)
     name = "model.language_model.layers.0.mlp.experts.7.down_proj.weight"
-    change_weights(folder, lambda tensors: tensors.pop(name))
+    change_tensors(folder, lambda tensors: tensors.pop(name))
     with pytest.raises(BrokenWeights, match=rf"{name} \[64, 16\] is missing"):
         ql.open(folder)
 
 
-def test_weights_that_transformers_would_make_up(folder):
-    """The last guard, for names that headers alone do not settle."""
-    change_weights(folder, lambda tensors: tensors.pop("model.language_model.norm.weight"))
+def test_weights_that_transformers_would_draw_at_random(folder):
+    """The last check, for names that the headers do not decide."""
+    change_tensors(folder, lambda tensors: tensors.pop("model.language_model.norm.weight"))
     with pytest.raises(BrokenWeights, match=rf"found no weights in {folder} for\n  model.norm.weight\nand drew"):
         load_target(read_weights(folder), quantised=False)
 
 
-def test_tensors_that_nothing_takes_warn_and_are_an_error_when_strict(folder):
-    change_weights(folder, lambda tensors: tensors.update({"adapter.weight": torch.zeros(1)}))
-    with pytest.warns(UnusedWeightsWarning, match=r"no part of the model takes:\n  adapter.weight\nThe model"):
+def test_unused_tensors_warn_and_are_an_error_when_strict(folder):
+    change_tensors(folder, lambda tensors: tensors.update({"adapter.weight": torch.zeros(1)}))
+    with pytest.warns(UnusedWeightsWarning, match=r"no part of the model uses:\n  adapter.weight\nThe model"):
         ql.open(folder)
-    with pytest.raises(UnusedWeights, match=r"adapter.weight\nLeave strict=False"):
+    with pytest.raises(UnusedWeights, match=r"adapter.weight\nUse strict=False"):
         ql.open(folder, strict=True)
 
 
-def test_vision_weights_are_left_aside_without_a_word(folder):
-    change_weights(folder, lambda tensors: tensors.update({"model.visual.pos_embed.weight": torch.zeros(2, 2)}))
+def test_vision_weights_are_ignored_without_a_warning(folder):
+    change_tensors(folder, lambda tensors: tensors.update({"model.visual.pos_embed.weight": torch.zeros(2, 2)}))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ql.open(folder, strict=True)
@@ -308,7 +304,7 @@ def test_vision_weights_are_left_aside_without_a_word(folder):
 
 def test_a_nan_is_found_in_small_checkpoints_and_in_large_ones_when_strict(folder, monkeypatch):
     name = "model.language_model.layers.0.linear_attn.A_log"
-    change_weights(folder, lambda tensors: tensors[name].fill_(torch.nan))
+    change_tensors(folder, lambda tensors: tensors[name].fill_(torch.nan))
     with pytest.raises(NonFiniteWeights, match=f"{name} in model.safetensors: 4 of 4 values"):
         ql.open(folder)
     monkeypatch.setattr("qwenlab.checkpoint.open.SMALL", 0)
@@ -328,25 +324,27 @@ def test_a_tokenizer_with_more_tokens_than_rows(tmp_path):
     with pytest.raises(TokenizerMisfit) as caught:
         ql.open(folder)
     message = str(caught.value)
-    assert f"the tokenizer in {folder} does not fit the model: 2 of its 272 tokens lie beyond the 270 rows" in message
-    assert "id 270.\nUse the tokenizer the model was trained with." in message
+    problem = "does not match the model: 2 of its 272 tokens have ids beyond the 270 rows"
+    assert f"The tokenizer in {folder} {problem}" in message
+    assert "id 270.\nUse the tokenizer that the model was trained with." in message
 
 
 def test_one_id_beyond_the_rows_is_enough(folder):
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"]["the"] = 1000
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(TokenizerMisfit, match=r"1 of its .* lie beyond the 288 rows .*, the first is 'the', id 1,000"):
+    message = r"1 of its .* have ids beyond the 288 rows .*; the first is 'the', id 1,000"
+    with pytest.raises(TokenizerMisfit, match=message):
         ql.open(folder)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ({"device": "cpu", "device_map": "auto"}, "device and device_map were both given.\nUse device"),
-    ({"dtype": "bf16"}, "dtype='bf16' is no dtype of torch.\nUse 'bfloat16'"),
-    ({"dtype": "nn"}, "dtype='nn' is no dtype of torch"),
-    ({"revision": "v2"}, "revision='v2' is for checkpoints of the hub"),
+    ({"device": "cpu", "device_map": "auto"}, "Got both device and device_map.\nUse device"),
+    ({"dtype": "bf16"}, "dtype='bf16' is not a dtype of torch.\nUse 'bfloat16'"),
+    ({"dtype": "nn"}, "dtype='nn' is not a dtype of torch"),
+    ({"revision": "v2"}, "revision='v2' works only for hub checkpoints"),
 ])  # fmt: skip
-def test_arguments_that_make_no_sense(whole, arguments, message):
+def test_invalid_arguments(whole, arguments, message):
     with pytest.raises(BadArgument, match=message):
         ql.open(whole, **arguments)
 

@@ -1,4 +1,4 @@
-"""Sites: one name a place, the same for both mixers, in whatever the decoder is wrapped."""
+"""Sites: one name per value, the same for both mixers, under any wrapper of the decoder."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def names(found):
     return [site.name for site in found]
 
 
-# --- which there are ---
+# --- the sites of a model ---
 
 
 def test_the_same_words_for_both_mixers(moe):
@@ -100,7 +100,7 @@ def test_the_stream_is_the_sum_of_its_contributions(moe):
         torch.testing.assert_close(sum(parts), values[f"layers.{layer}.residual"])
 
 
-def test_what_a_site_says_of_its_value(moe):
+def test_dims_and_units_of_a_site(moe):
     by_word = {(site.kind, site.word): (site.dims, site.units) for site in sites(moe)}
     token = ("sequence", "position")
     assert by_word[DELTANET, "mixer"] == by_word[ATTENTION, "mixer"] == ((*token, "channel"), "residual")
@@ -115,7 +115,7 @@ def test_what_a_site_says_of_its_value(moe):
     assert by_word[DELTANET, "router"] == ((*token, "expert"), "logit")
 
 
-# --- how they are found ---
+# --- patterns ---
 
 
 @given(data=st.data())
@@ -132,7 +132,7 @@ def test_a_sites_own_name_finds_it_alone(moe, data):
     ("layers.*.mixer.beta", ["layers.0.mixer.beta", "layers.1.mixer.beta", "layers.2.mixer.beta"]),
     ("layers.1.mixer.?e*", [f"layers.1.mixer.{word}" for word in ("key", "heads", "beta", "decay")]),
 ])  # fmt: skip
-def test_a_star_stands_within_two_dots(moe, pattern, found):
+def test_a_star_does_not_match_a_dot(moe, pattern, found):
     assert names(find_sites(moe, pattern)) == found
 
 
@@ -147,7 +147,7 @@ def test_by_kind_the_sites_fall_into_two_parts(dense, data):
     assert sorted(names(parts[0] + parts[1])) == sorted(names(find_sites(dense, pattern)))
 
 
-# --- in what they are found ---
+# --- wrappers ---
 
 
 @pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe"])
@@ -175,7 +175,7 @@ def test_two_decoders_are_one_too_many(moe, dense):
     with pytest.raises(AmbiguousModel) as caught:
         decoder_of(Holder(student=dense, teacher=moe))
     assert str(caught.value) == (
-        "Holder holds 2 stacks of decoder layers: student.model, teacher.model.\nGive the one that is meant."
+        "Holder contains 2 stacks of decoder layers: student.model, teacher.model.\nPass one of them."
     )
 
 
@@ -185,11 +185,13 @@ def test_the_same_decoder_twice_is_one(moe):
 
 def test_a_model_without_such_a_decoder():
     gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=9, bos_token_id=0, eos_token_id=0))
-    with pytest.raises(NotAHybrid, match=r"GPT2LMHeadModel holds no stack of decoder layers .*\nGive a hybrid model"):
+    with pytest.raises(
+        NotAHybrid, match=r"GPT2LMHeadModel contains no stack of decoder layers .*\nPass a hybrid model"
+    ):
         sites(gpt2)
 
 
-# --- what is said when there is none ---
+# --- errors ---
 
 
 def unknown(model, pattern, kind=None):
@@ -200,16 +202,16 @@ def unknown(model, pattern, kind=None):
 
 def test_a_place_that_only_the_other_mixer_has(moe):
     assert unknown(moe, "layers.3.mixer.decay") == (
-        "no site matches 'layers.3.mixer.decay'. Under layers.3. there is:\n"
+        "No site matches 'layers.3.mixer.decay'. The sites of layers.3 are:\n"
         "  full_attention (3): mixer, mixer.query, mixer.key, mixer.value, mixer.heads, mixer.gate, router, experts, "
         "shared_expert, mlp, residual\n"
-        "mixer.decay is at layers 0, 1, 2: write layers.N.mixer.decay."
+        "mixer.decay exists at layers 0, 1, 2: write layers.N.mixer.decay."
     )
 
 
 def test_a_kind_that_has_no_such_place(moe):
     message = unknown(moe, "layers.*.mixer.beta", kind=ATTENTION)
-    assert message.startswith("no site matches 'layers.*.mixer.beta' among the full_attention layers. Under")
+    assert message.startswith("No site matches 'layers.*.mixer.beta' among the full_attention layers. The sites")
     assert "linear_attention (" not in message
 
 
@@ -230,20 +232,23 @@ def test_a_pattern_of_another_form_lists_all_words(moe, pattern):
     message = unknown(moe, pattern)
     assert "\n  linear_attention (0, 1, 2): mixer," in message
     assert "\n  full_attention (3): mixer," in message
-    assert message.endswith("Write layers.*. and one of these words.")
+    assert message.endswith("Write layers.*. and one of these names.")
 
 
 def test_a_word_alone(moe):
-    assert unknown(moe, "residual").endswith("residual is at layers 0, 1, 2, 3: write layers.N.residual.")
+    assert unknown(moe, "residual").endswith("residual exists at layers 0, 1, 2, 3: write layers.N.residual.")
 
 
-def test_a_layer_that_is_not_there(moe):
+def test_a_layer_that_does_not_exist(moe):
     assert unknown(moe, "layers.4.mixer") == (
-        "no site matches 'layers.4.mixer': the layers are 0, 1, 2, 3.\nName one of these, or '*' for all."
+        "No site matches 'layers.4.mixer': the layers are 0, 1, 2, 3.\nUse one of these, or '*' for all."
     )
     assert "the linear_attention layers are 0, 1, 2.\n" in unknown(moe, "layers.3.mixer", kind=DELTANET)
 
 
 def test_a_kind_that_does_not_exist(moe):
-    with pytest.raises(BadArgument, match=r"kind='attention' is no kind of mixer.\nUse 'linear_attention' or"):
+    with pytest.raises(
+        BadArgument,
+        match=r"find_sites\(kind='attention'\): give one of 'linear_attention', 'full_attention'; did you mean",
+    ):
         find_sites(moe, "layers.*.mixer", kind="attention")

@@ -1,4 +1,4 @@
-"""Where a checkpoint is looked for, and what is said when it is not there."""
+"""Where checkpoints are searched for, and the errors for those that do not exist."""
 
 import shutil
 
@@ -20,7 +20,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def shelf(folder, tmp_path, monkeypatch):
-    """A shelf of toys with two on it."""
+    """A folder with two toys."""
     for name in ("toy-one", "toy-two"):
         shutil.copytree(folder, tmp_path / name)
     monkeypatch.setattr(module, "_TOYS", tmp_path)
@@ -29,7 +29,7 @@ def shelf(folder, tmp_path, monkeypatch):
 
 @pytest.fixture
 def cache(folder, tmp_path, monkeypatch):
-    """The cache of a hub that cannot be reached, holding some-lab/tiny at one commit."""
+    """The cache of an unreachable hub, with some-lab/tiny at one commit."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     repository = tmp_path / "models--some-lab--tiny"
@@ -71,13 +71,13 @@ def test_a_cached_checkpoint_needs_no_hub(cache):
     assert locate("some-lab/tiny", revision=COMMIT) == found
 
 
-def test_offline_it_says_which_command_to_run_where(cache):
+def test_offline_the_message_has_the_download_command(cache):
     with pytest.raises(NotCached) as caught:
         locate("some-lab/other")
     assert str(caught.value) == (
         f"some-lab/other is not in the cache, {cache}, and the hub cannot be reached.\n"
         "On a machine with a network run\n    hf download some-lab/other\n"
-        "then copy its HF_HOME (~/.cache/huggingface unless it is set) to this machine and set HF_HOME to the copy."
+        "then copy its HF_HOME (default: ~/.cache/huggingface) to this machine and set HF_HOME to the copy."
     )
 
 
@@ -87,13 +87,13 @@ def test_the_command_names_the_revision(cache):
 
 
 def test_only_the_hub_has_revisions(folder):
-    with pytest.raises(BadArgument, match=rf"(?s)revision='v2' is for checkpoints of the hub; .* is {folder}"):
+    with pytest.raises(BadArgument, match=rf"(?s)revision='v2' works only for hub checkpoints; .* is {folder}"):
         locate(folder, revision="v2")
 
 
-def test_a_file_is_no_checkpoint(folder):
+def test_a_file_is_not_a_checkpoint(folder):
     file = folder / "config.json"
-    assert unknown(file) == f"{file} is a file.\nGive the folder that holds config.json and the safetensors shards."
+    assert unknown(file) == f"{file} is a file.\nPass the folder that contains config.json and the safetensors shards."
 
 
 @pytest.mark.parametrize("source", ["nothing-like-it", "./models/gone", "/models/gone", "a/b/c", "", "a b/c"])
@@ -109,5 +109,5 @@ def test_a_misspelt_toy(shelf):
 
 def test_a_published_name_without_its_owner(shelf):
     assert unknown("Qwen3.6-27B").endswith(
-        "Write 'Qwen/Qwen3.6-27B' to load it from the hub; ql.anatomy('Qwen3.6-27B') needs no weights."
+        "Use 'Qwen/Qwen3.6-27B' to load it from the hub; ql.anatomy('Qwen3.6-27B') needs no weights."
     )

@@ -1,4 +1,4 @@
-"""What the shipped toys must be and must show, read from the shipped files themselves."""
+"""Requirements of the shipped toys, checked on the shipped files."""
 
 import json
 from pathlib import Path
@@ -77,7 +77,7 @@ def test_held_out_loss_is_far_under_the_unigram_entropy(checkpoint, domain):
 
 
 @pytest.mark.slow
-def test_recall_is_learnt_and_hangs_on_the_mixers(checkpoint):
+def test_recall_is_learnt_and_depends_on_the_mixers(checkpoint):
     tasks = {
         pairs: ql.tasks.recall_task(checkpoint, ql.tasks.recall_texts(pairs, 48, seed=1), name=f"{pairs} pairs")
         for pairs in (4, 8)
@@ -107,7 +107,7 @@ def agreement(checkpoint, texts, **control):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("domain", "least"), [("code", 0.5), ("arithmetic", 0.6)])
-def test_the_head_drafts_what_the_model_would_say(checkpoint, domain, least):
+def test_the_head_drafts_what_the_model_would_write(checkpoint, domain, least):
     texts = ql.tasks.texts(domain)[:24]
     true = agreement(checkpoint, texts)
     everything = [text for name in ql.tasks.DOMAINS for text in ql.tasks.texts(name)[:8]]

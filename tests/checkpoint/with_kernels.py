@@ -1,4 +1,4 @@
-"""Stand-ins for fused kernels, bound by transformers' own code: like those, they refuse tensors on the CPU."""
+"""Fake fused kernels, bound by transformers' own code; like the real ones they reject tensors on the CPU."""
 
 import importlib
 import sys
@@ -66,7 +66,7 @@ for kernel in (causal_conv1d_fn, causal_conv1d_update):
 
 
 def bind(family, monkeypatch):
-    """Let this family's modeling file be as if it was imported where both packages are installed; returns it."""
+    """Patch the family's modeling file as if both packages were installed when it was imported, and return it."""
     modeling = importlib.import_module(family.modeling)
     fla, convolution = ModuleType("fla"), ModuleType("causal_conv1d")
     fla.ops = SimpleNamespace(gated_delta_rule=SimpleNamespace(**{rule.__name__: rule for rule in RULES}))

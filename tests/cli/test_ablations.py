@@ -35,7 +35,7 @@ def test_it_prints_the_ranks_and_findings_and_leaves_what_it_says(run, tmp_path)
     assert "code: 2 texts, intervals 95%, p by Holm, the first 3 of 6" in shown
     assert "mqar(pairs=2): 2 texts" in shown
     heading = next(line for line in shown.splitlines() if line.strip().startswith("ablation "))
-    assert re.search(r"rise of the loss \(nat/token\)\s+beyond controls \(nat/token\)\s+p\s+rank\s+stands", heading)
+    assert re.search(r"rise of the loss \(nat/token\)\s+above controls \(nat/token\)\s+p\s+rank\s+significant", heading)
     ranked = ql.stats.ablation_table(told, "code")
     rows = [line for line in shown.splitlines() if re.match(r"\s+(mixer|mlp) \d ", line)]
     assert len(rows) == 6
@@ -44,8 +44,8 @@ def test_it_prints_the_ranks_and_findings_and_leaves_what_it_says(run, tmp_path)
         assert line.split()[:2] == str(one["ablation"].values).split()
         kind = {"linear_attention": "DeltaNet", "full_attention": "attention"}[str(one["kind"].values)]
         assert line.split()[2] == kind
-        low, high = one["harm_interval"].values
-        assert f"{float(one['harm']):+.3g} [{low:+.3g}, {high:+.3g}]" in line
+        low, high = one["effect_interval"].values
+        assert f"{float(one['effect']):+.3g} [{low:+.3g}, {high:+.3g}]" in line
         assert line.split()[-1] == "no"
     assert (out / "findings.md").read_text().strip() in shown
     for name in ("recording.nc", "findings.md", "ablation_map.png", "ablation_ranking_mqar_pairs_2.png"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 import xarray as xr
 
-from evidence.reference import names
+from evidence.reference import intended, names
 from evidence.reference.__main__ import report
 from evidence.reference.compare import compare, difference
 from evidence.reference.results import Timed, flattened, load, save
@@ -26,6 +26,18 @@ def test_the_same_result_is_equal():
     assert (found.arrays, found.texts) == (2, 1)
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_intended(monkeypatch):
+    monkeypatch.setattr(intended, "INTENDED", {})
+
+
+def test_what_is_intended_is_counted_with_its_reason(monkeypatch):
+    monkeypatch.setattr(intended, "INTENDED", {r"^a/b: loss @units: ": "one unit"})
+    found = compare(result(), result(**{"loss @units": "nat/token"}), case="a/b")
+    assert found.equal and found.intended == {"one unit": 1}
+    assert not compare(result(), result(**{"loss @units": "nat/token"}), case="a/c").equal
+
+
 def test_every_nan_is_equal():
     assert compare(result(), result(loss=np.array([1.0, NAN[0]]))).equal
 
@@ -39,7 +51,7 @@ def test_every_nan_is_equal():
         ({"loss": np.array([[1.0, np.nan]])}, "loss: float64 (2,) became float64 (1, 2)"),
         ({"tokens": np.array([3, 6])}, "tokens: 1 of 2 differ, by 2 at most"),
         ({"tokens": "3 4"}, "tokens: array([3, 4]) became '3 4'"),
-        ({"loss @units": "bit"}, "loss @units: 'nat' became 'bit'"),
+        ({"loss @units": "token"}, "loss @units: 'nat' became 'token'"),
         ({"more": np.array(1)}, "more: extra after"),
     ],
 )
@@ -79,6 +91,7 @@ def test_sentences_may_be_reworded():
 def test_renamed_fields_and_texts_are_mapped(monkeypatch):
     before = {"rounds/harm": np.array(1.0), "rounds/harm dims": "label", "rounds @edits": "zero('layers.0.mixer')"}
     after = {"rounds/effect": np.array(1.0), "rounds/effect dims": "group", "rounds @edits": "Zero('layers.0.mixer')"}
+    monkeypatch.setattr(names, "TEXTS", {})
     assert len(compare(before, after).differences) == 5
     monkeypatch.setattr(names, "FIELDS", {"rounds/harm": "rounds/effect", "label": "group"})
     monkeypatch.setattr(names, "TEXTS", {"zero": "Zero"})
@@ -88,12 +101,12 @@ def test_renamed_fields_and_texts_are_mapped(monkeypatch):
 
 
 def test_an_object_is_found_under_either_name(monkeypatch):
-    monkeypatch.setattr(names, "RENAMED", {"tasks.old_texts": "tasks.texts", "tasks.score": "tasks.not_there_yet"})
+    monkeypatch.setattr(names, "RENAMED", {"tasks.old_texts": "tasks.texts", "tasks.measure": "tasks.not_there_yet"})
     assert names.get("tasks.old_texts") is names.get("tasks.texts")
-    assert names.get("tasks.score") and names.path("tasks.score") == "tasks.score"
-    monkeypatch.setattr(names, "REMOVED", {"tasks.score"})
+    assert names.get("tasks.measure") and names.path("tasks.measure") == "tasks.measure"
+    monkeypatch.setattr(names, "REMOVED", {"tasks.measure"})
     with pytest.raises(names.Removed):
-        names.get("tasks.score")
+        names.get("tasks.measure")
 
 
 def test_keywords_arguments_and_attributes_are_mapped(monkeypatch):

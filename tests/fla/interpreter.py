@@ -1,4 +1,4 @@
-"""Triton's interpreter made fit for flash-linear-attention's kernels: three gaps of triton 3.7.1, and TF32 emulated.
+"""Patch Triton's interpreter for flash-linear-attention's kernels: three gaps of triton 3.7.1, and emulated TF32.
 
 Call `prepare()` before fla, or a modeling file of transformers, is imported.
 """
@@ -13,7 +13,7 @@ _rounding = False
 
 
 def prepare():
-    """Run Triton's kernels in its interpreter from now on. Raises RuntimeError where fla was imported before."""
+    """Run Triton's kernels in its interpreter from now on; raises RuntimeError if fla is already imported."""
     import sys
 
     if "fla" in sys.modules:
@@ -22,13 +22,13 @@ def prepare():
 
     from triton.runtime import autotuner, interpreter
 
-    # Candidates for a kernel's block sizes are timed on a GPU. The first one will do.
+    # On a GPU, candidate block sizes of a kernel are timed; here the first one is used.
     autotuner.Autotuner._bench = lambda self, *args, config, **kwargs: [0.0]
 
-    # Where compiled code has a tensor as the counter of a loop, the interpreter has a plain int, without `.to`.
+    # In compiled code a loop counter is a tensor; in the interpreter it is a plain int without `.to`.
     interpreter.ASTTransformer.visit_For = _with_a_tensor_as_counter
 
-    # A product of float32 factors with float32 sums ignores the precision that it was asked for.
+    # The interpreter's product of float32 factors ignores the requested precision.
     product = interpreter.InterpreterBuilder.create_dot
 
     def create_dot(self, a, b, d, precision, imprecise):
@@ -41,18 +41,18 @@ def prepare():
 
 @contextmanager
 def tf32():
-    """Round the factors of products as an NVIDIA GPU does, in the products for which fla leaves it to TF32."""
+    """Context manager that rounds the factors of products like TF32 on an NVIDIA GPU, where fla allows TF32."""
     global _rounding
     from fla.ops.gated_delta_rule import chunk_fwd
     from triton.language import constexpr
 
-    # fla asks for TF32 by itself in the triangular solve, where it finds a GPU that has it.
-    held, chunk_fwd.SOLVE_TRIL_DOT_PRECISION = chunk_fwd.SOLVE_TRIL_DOT_PRECISION, constexpr("tf32")
+    # On a GPU with TF32, fla requests it explicitly for the triangular solve.
+    previous, chunk_fwd.SOLVE_TRIL_DOT_PRECISION = chunk_fwd.SOLVE_TRIL_DOT_PRECISION, constexpr("tf32")
     _rounding = True
     try:
         yield
     finally:
-        _rounding, chunk_fwd.SOLVE_TRIL_DOT_PRECISION = False, held
+        _rounding, chunk_fwd.SOLVE_TRIL_DOT_PRECISION = False, previous
 
 
 def _with_a_tensor_as_counter(self, node):
@@ -64,7 +64,7 @@ def _with_a_tensor_as_counter(self, node):
 
 
 def _rounded(handle, made):
-    """float32 with a mantissa of 10 bits, to the nearest even."""
+    """Round float32 to a mantissa of 10 bits, to nearest even."""
     if handle.data.dtype != np.float32:
         return handle
     bits = np.ascontiguousarray(handle.data).view(np.uint32)

@@ -1,4 +1,4 @@
-"""Everything that a user does with a model on the CPU; prints what came of it as JSON. Run by test_on_cpu.py.
+"""Run every use of a model on the CPU and print the results as JSON; called by test_on_cpu.py.
 
 python -m tests.fla.on_cpu [without]    without: as if flash-linear-attention were not installed
 """
@@ -23,7 +23,7 @@ def digest(tensor):
 
 
 def refused(run):
-    """Whether the model cannot run: Triton finds no GPU, or no tensor on one."""
+    """The name of the error if the model cannot run because Triton has no GPU or no tensor on it; else ""."""
     try:
         run()
     except (RuntimeError, ValueError) as error:
@@ -32,7 +32,7 @@ def refused(run):
 
 
 def plain():
-    """A model that qwenlab did not open, trained under watch, then edited."""
+    """A model that qwenlab did not open: trained under watch, then with an intervention."""
     model = tiny_model("qwen3_5_moe", layer_types=["linear_attention", "full_attention"])
     tokens = torch.arange(1, 71)[None]
     before = refused(lambda: model(tokens))
@@ -51,7 +51,7 @@ def plain():
 
 
 def opened():
-    """A checkpoint of ours, after which models of its family simply run."""
+    """A checkpoint that qwenlab opened; afterwards models of its family run on the CPU."""
     ckpt = ql.open("toy-dense")
     inputs = ckpt.tokenizer(PROMPT, return_tensors="pt")
     loss = ql.tasks.measure(ckpt, [ql.tasks.text_task(ckpt, ql.tasks.texts("code", 1))])["loss"]

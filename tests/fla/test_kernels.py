@@ -1,4 +1,4 @@
-"""Probes, edits and decoding on fla's own kernels, interpreted: in IEEE float32 the numbers of torch's own rule."""
+"""Probes, interventions and decoding on fla's interpreted kernels: in IEEE float32 equal to torch's own rule."""
 
 import sys
 from functools import wraps
@@ -20,7 +20,7 @@ LAYERS = ["linear_attention", "full_attention"]
 TOKENS = torch.randint(1, 280, (1, 72), generator=torch.Generator().manual_seed(0))
 
 CLOSE = {"ieee": 1e-5, "tf32": 5e-3}
-"""How far a sum may be from that on torch's own rule, relative to the largest of its kind."""
+"""Tolerance of a sum, compared with torch's own rule and relative to the largest value of the variable."""
 
 
 @pytest.fixture(scope="module", params=["qwen3_5", "qwen3_5_moe"])
@@ -29,13 +29,13 @@ def model(request):
 
 
 def every_probe():
-    """Every probe that works the delta rule out again, and holds it to the kernel."""
+    """Every probe that recomputes the delta rule and compares it with the kernel."""
     exact = DeltaNet(every=1, prediction_heads="all"), ImplicitAttention(every=1), StatePrecision(every=1)
     return (*exact, DeltaState(every=8), Retention(every=4))
 
 
 def read(model, *changes):
-    """Logits and what was seen of a prefill, a piece and two decode steps."""
+    """Logits and recording of a prefill, a piece and two decode steps."""
     torch.manual_seed(0)
     logits, cache = [], None
     with torch.no_grad(), watch(model, *every_probe()) as seen:
@@ -48,7 +48,7 @@ def read(model, *changes):
 
 @pytest.fixture
 def by_torch(model, interpreted):
-    """The same on torch's own rules."""
+    """The results of `read` on torch's own rules."""
     modeling = sys.modules[type(model).__module__]
     with pytest.MonkeyPatch.context() as patch:
         for name in (CHUNK, RECURRENT):
@@ -56,12 +56,12 @@ def by_torch(model, interpreted):
         return read(model)
 
 
-def test_every_probe_passes_and_says_what_it_says_on_torchs_rule(model, by_torch, rounding):
+def test_every_probe_gives_the_results_of_torchs_rule(model, by_torch, rounding):
     logits, recording = read(model)
     expected, reference = by_torch
     assert recording.attrs["kernel_delta_rule"] == "fla.ops.gated_delta_rule.chunk.chunk_gated_delta_rule"
     assert reference.attrs["kernel_delta_rule"].startswith("transformers.")
-    # One token may get other experts at a near tie: under TF32 the median is compared.
+    # At a near tie a token may choose other experts, so under TF32 the median is compared.
     off = (logits - expected).abs().amax(dim=-1) / expected.abs().max()
     assert float(off.max() if rounding == "ieee" else off.median()) < CLOSE[rounding]
     for node in ("deltanet", "deltastate", "retention", "state_precision"):
@@ -74,7 +74,7 @@ def test_every_probe_passes_and_says_what_it_says_on_torchs_rule(model, by_torch
 
 
 def test_implicit_attention_is_off_by_what_tf32_explains(model, rounding):
-    """More than float32 explains: on a GPU it was an error. Less than what is allowed, by a factor of 2."""
+    """The gap under TF32 is larger than float32 explains (an error on a GPU before) and half of what is allowed."""
     with torch.no_grad(), watch(model, ImplicitAttention(every=1)) as seen:
         model(TOKENS)
     node = seen.recording()["implicit_attention"]
@@ -83,8 +83,8 @@ def test_implicit_attention_is_off_by_what_tf32_explains(model, rounding):
     assert least < float((gap / out).max()) ** 0.5 < most
 
 
-def test_a_kernel_that_decays_after_the_write_is_refused(model, rounding, monkeypatch):
-    """fla's own, given each decay one token late, with outputs that are decayed after all."""
+def test_a_kernel_that_decays_after_the_write_is_rejected(model, rounding, monkeypatch):
+    """fla's kernel with each decay one token late, and with outputs that are decayed afterwards."""
     modeling = sys.modules[type(model).__module__]
     rule = getattr(modeling, CHUNK)
 
@@ -94,27 +94,27 @@ def test_a_kernel_that_decays_after_the_write_is_refused(model, rounding, monkey
         return out * g.exp()[..., None], state
 
     monkeypatch.setattr(modeling, CHUNK, late)
-    message = r"(?s)at most 0\.00195 is rounding.*another convention.*TRITON_F32_DEFAULT=ieee before triton is imported"
+    message = r"(?s)rounding explains at most 0\.00195.*another convention.*TRITON_F32_DEFAULT=ieee before triton is"
     with pytest.raises(KernelDisagrees, match=message), torch.no_grad(), watch(model, ImplicitAttention(every=1)):
         model(TOKENS)
     states = DeltaNet(every=1, prediction_heads="all")
-    with pytest.raises(KernelDisagrees, match="at most 5 % is rounding"), torch.no_grad(), watch(model, states):
+    with pytest.raises(KernelDisagrees, match="rounding explains at most 5 %"), torch.no_grad(), watch(model, states):
         model(TOKENS, use_cache=True)
 
 
 def test_decoding_is_lossless(rounding, tmp_path):
-    """Blocks are verified by the chunked kernel, rejected drafts taken back by the recurrent one."""
+    """The chunked kernel verifies drafts, the recurrent kernel rolls back rejected ones."""
     sizes = dict(layer_types=LAYERS, linear_num_key_heads=1, linear_num_value_heads=2)
     checkpoint = ql.open(tiny_checkpoint(tmp_path, "qwen3_5", **sizes))
     rule = getattr(sys.modules[type(checkpoint.model).__module__], CHUNK)
-    assert implementation(rule, "cpu").__module__.startswith("fla.")  # opening left it there
+    assert implementation(rule, "cpu").__module__.startswith("fla.")  # opening did not replace it
     options = dict(depth=2, max_new_tokens=4, progress=False)
     found = ql.speculative.check_lossless(checkpoint, TOKENS[0, :8].tolist(), **options)
     assert found, repr(found)
     assert found.rounds["accepted"].min() < 2
 
 
-def test_an_edit_acts_alike_on_a_whole_text_and_on_pieces(model, rounding):
+def test_an_intervention_acts_equally_on_a_text_and_on_its_pieces(model, rounding):
     with torch.no_grad(), ql.intervene(model, ql.interventions.FreezeState(40)):
         whole = model(TOKENS).logits[:, -1]
         cache = model(TOKENS[:, :50], use_cache=True).past_key_values

@@ -1,4 +1,4 @@
-"""With flash-linear-attention installed, models on the CPU run, and say the very numbers they say without it."""
+"""With flash-linear-attention installed, models run on the CPU and give exactly the same numbers as without it."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import pytest
 
 
 def run(*how):
-    """What `tests.fla.on_cpu` found, in a process without Triton's interpreter."""
+    """The results of `tests.fla.on_cpu`, in a process without Triton's interpreter."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "tests.fla.on_cpu", *how]
@@ -40,6 +40,6 @@ def test_the_kernel_that_ran_is_named(here):
 
 
 def test_a_plain_model_runs_in_blocks_only(here, without):
-    """Nothing is left behind: outside, Triton refuses the model as before."""
+    """Outside the blocks, Triton rejects the model as before."""
     assert all(here["outside"])
     assert not any(without["outside"])

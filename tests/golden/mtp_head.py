@@ -1,7 +1,7 @@
-"""The MTP head from its formulas: float64, one sequence, plain loops. Slow, and meant to be checked by reading.
+"""Slow reference of the MTP head: float64, one sequence, plain loops, easy to check by reading.
 
-Tensors carry the published names without `mtp.`; `config` is a transformers text config. Sources: vLLM `qwen3_5_mtp.py`
-for the wiring, transformers' decoder layer for what a gated attention layer and a block of experts are.
+Tensors have the published names without `mtp.`; `config` is a transformers text config. Sources: vLLM `qwen3_5_mtp.py`
+for the wiring, transformers' decoder layer for gated attention and the block of experts.
 """
 
 import numpy as np
@@ -29,7 +29,7 @@ def decoder_layer(w, config, x, positions):
 
 
 def attention(w, config, x, positions):
-    """Causal, a sigmoid output gate a channel; the rows of q_proj hold each head's query, then its gate."""
+    """Causal attention with a sigmoid output gate per channel; in q_proj, each head has query rows, then gate rows."""
     size, eps = config.head_dim, config.rms_norm_eps
     shared = config.num_attention_heads // config.num_key_value_heads
     out = np.zeros((len(x), config.num_attention_heads * size))
@@ -50,7 +50,7 @@ def attention(w, config, x, positions):
 
 
 def rotate(vector, position, config):
-    """Rotary position on the first channels: channel i turns with channel i + half by position * theta^(-i / half)."""
+    """Rotary position on the first channels: rotates channels i and i + half by position * theta^(-i / half)."""
     rope = config.rope_parameters
     half = int(config.head_dim * rope["partial_rotary_factor"]) // 2
     turned = vector.copy()
@@ -67,7 +67,7 @@ def dense(w, config, x, prefix="mlp"):
 
 
 def experts(w, config, x):
-    """Softmax over all experts, the largest k renormalised to one; and the shared expert behind its own gate."""
+    """Softmax over all experts, with the largest k renormalised to one, plus the shared expert with its own gate."""
     logits = w["mlp.gate.weight"] @ x
     probability = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     chosen = np.argsort(-probability)[: config.num_experts_per_tok]

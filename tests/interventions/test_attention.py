@@ -147,7 +147,7 @@ class TestFlash:
             pass
 
     def test_is_not_watched_under_a_window(self, flash, text):
-        message = "told of a sliding window, and probes of attention do not know what it hides"
+        message = "gets a sliding window instead of a mask, so attention probes cannot know which keys are visible"
         with pytest.raises(CannotWatch, match=message), intervene(flash, Window(4)), watch(flash, Attention(every=1)):
             flash(text(9)[None])
 

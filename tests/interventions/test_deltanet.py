@@ -285,7 +285,7 @@ class TestWatching:
     )
     def test_no_probe_shows_a_rule_that_does_not_run(self, small, text, probe):
         message = (
-            rf"^{type(probe()).__name__} works the delta rule out again, and under NoKeyRemoval\(\) another rule runs"
+            rf"^{type(probe()).__name__} recomputes the delta rule, but NoKeyRemoval\(\) replaced it; the result would"
         )
         interventions = NoKeyRemoval()
         with pytest.raises(CannotWatch, match=message), intervene(small, interventions), watch(small, probe()):
@@ -316,7 +316,7 @@ SHOWN = (("deltanet", "error_ratio_sum"), ("implicit_attention", "mass_sum"))
             r"^ResetState\(heads=\.\.\.\): give at least one integer, each 0 or more",
         ),
         (lambda: NoConv(layers=[-1]), r"^NoConv\(layers=\.\.\.\): give at least one integer, each 0 or more"),
-        (lambda: StateDtype("fp4"), r"^StateDtype\('fp4'\): 'fp4' is no format of a state\.\nChoose among bfloat16"),
+        (lambda: StateDtype("fp4"), r"^StateDtype\('fp4'\): 'fp4' is not a format of a state\.\nChoose among bfloat16"),
     ],
 )
 def test_arguments_that_are_none(make, message):

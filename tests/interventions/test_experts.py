@@ -255,7 +255,7 @@ def test_a_watch_sees_the_choice_that_was_made(moe, text):
 
 def test_tokens_with_unlike_numbers_of_experts_are_not_added_up(moe, text):
     with (
-        pytest.raises(CannotIntervene, match=r"Routing saw tokens with \d experts and with \d.*\nWatch them apart"),
+        pytest.raises(CannotIntervene, match=r"Routing saw tokens with \d experts and with \d.*\nUse one watch per"),
         watch(moe, Routing()),
         intervene(moe, TopK(3, layers=[1])),
     ):

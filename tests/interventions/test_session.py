@@ -180,8 +180,8 @@ def test_a_checkpoint_or_anything_that_holds_a_model(ckpt, ids):
     with pytest.raises(BadArgument) as caught:
         ql.intervene("toy-moe", Zero("layers.0.mixer"))
     assert str(caught.value) == (
-        "This is a str, which is no model and holds none.\n"
-        "Give a transformers model, or what qwenlab.open(...) returned."
+        "Expected a model or a Checkpoint, got a str.\n"
+        "Pass a transformers model, or the Checkpoint that qwenlab.open(...) returned."
     )
 
 

@@ -96,12 +96,12 @@ def _node(read, tokens, kind, rows, decoder):
         DELTANET: lambda: ImplicitAttention(every=1, queries="all", without_removal=True),
         ATTENTION: lambda: SoftmaxAttention(every=1, queries="all"),
     }[kind]()
-    probe.weighing = lambda layer, notes, reading: PlantedRows(read, rows, probe.layers.index(layer), kind)
-    reading = planted.reading_of(read, tokens)
+    probe.map_rows = lambda layer, captured, batch: PlantedRows(read, rows, probe.layers.index(layer), kind)
+    batch = planted.tokens_of(read, tokens)
     probe.start(decoder)
-    probe.look_at_tokens(reading)
+    probe.on_tokens(batch)
     for layer in probe.layers:
-        probe.keep(layer, "mixer", {}, reading)
+        probe.reduce(layer, "mixer", {}, batch)
     node = probe.dataset(list(read.labels))
     first = np.flatnonzero(node["text"].values == 0)
     return node.isel(row=first, key=slice(len(first))).assign_attrs(sample="{}")
@@ -130,7 +130,7 @@ class PlantedRows:
         else:
             contribution = size * gated
             further = {"gated_output": contribution.sum(dim=-1), "gated_output_first": contribution[..., 0]}
-            further["openness"] = self.openness(sample)[:, :, heads]
+            further["mean_gate"] = self.openness(sample)[:, :, heads]
         return weight.transpose(1, 2), further
 
     def value_norm(self, heads):

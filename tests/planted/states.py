@@ -90,34 +90,34 @@ def _pairs(rng, distance, shape):
 
 def _states(read, states, decoder):
     met = np.broadcast_to((read.position > 0)[:, None, None], states["norm"].shape)
-    return _looked(DeltaState(every=1), read, states | {"rewrites": met.astype(float)}, decoder)
+    return _accumulated(DeltaState(every=1), read, states | {"rewrites": met.astype(float)}, decoder)
 
 
 def _precision(read, errors, decoder):
     by_format = errors.reshape(*errors.shape[:2], -1)
-    return _looked(StatePrecision(every=1, formats=["bfloat16", "int8"]), read, {"error": by_format}, decoder)
+    return _accumulated(StatePrecision(every=1, formats=["bfloat16", "int8"]), read, {"error": by_format}, decoder)
 
 
-def _looked(probe, read, values, decoder):
+def _accumulated(probe, read, values, decoder):
     """The node of a probe of states, from values [token, layer, column] of every token."""
     probe.start(decoder)
-    reading = planted.reading_of(read)
-    chosen = StateSample.of(reading, 1, None)
+    batch = planted.tokens_of(read)
+    chosen = StateSample.of(batch, 1, None)
     token = planted.in_rows(read, np.arange(len(read.sequence)))[chosen.row, chosen.column].numpy()
-    probe.look(_all(probe), "mixer", {name: _by_layer(each[token]) for name, each in values.items()}, reading)
+    probe.accumulate(_all(probe), "mixer", {name: _by_layer(each[token]) for name, each in values.items()}, batch)
     return probe.dataset(list(read.labels))
 
 
 def _retention(read, stored, which, distance, decoder):
     """The node of the probe where its question is for the planted pairs, each after the token `which`."""
-    probe, reading = Retention(every=1, pairs=1), planted.reading_of(read)
+    probe, batch = Retention(every=1, pairs=1), planted.tokens_of(read)
     probe.start(decoder)
     row, column = (torch.from_numpy(each[which]) for each in (read.sequence, read.position))
-    steps = StateSample(row, column, column, reading.group[row, column], (len(which),))
+    steps = StateSample(row, column, column, batch.group[row, column], (len(which),))
     pair = torch.arange(len(which))
-    asked = PairQuery(steps, steps, pair[:, None], pair, pair, torch.from_numpy(distance), pair[None], column.numpy())
-    probe._asked = lambda _: asked
-    probe.look(_all(probe), "mixer", {name: _by_layer(each) for name, each in stored.items()}, reading)
+    query = PairQuery(steps, steps, pair[:, None], pair, pair, torch.from_numpy(distance), pair[None], column.numpy())
+    probe._query = lambda _: query
+    probe.accumulate(_all(probe), "mixer", {name: _by_layer(each) for name, each in stored.items()}, batch)
     return probe.dataset(list(read.labels))
 
 

@@ -26,17 +26,17 @@ def test_points_intervals_and_controls(told):
         here = told.sel(task=task)
         controls, mixers, mlps = [one for one in ax.collections if isinstance(one, PathCollection)]
         for rows, marks in ((slice(0, 8), mixers), (slice(8, 16), mlps)):
-            assert_allclose(marks.get_offsets(), np.stack([place[rows], here["harm"][rows]], axis=1))
+            assert_allclose(marks.get_offsets(), np.stack([place[rows], here["effect"][rows]], axis=1))
             assert [to_hex(each) for each in marks.get_edgecolors()] == ([BLUE] * 3 + [ORANGE]) * 2
             white = [to_hex(each) == "#ffffff" for each in marks.get_facecolors()]
-            assert white == [not each for each in here["stands"].values[rows]]
+            assert white == [not each for each in here["significant"].values[rows]]
         (lines,) = [one for one in ax.collections if isinstance(one, LineCollection)]
         drawn = np.array(lines.get_segments())
         assert_allclose(drawn[:, 0, 0], place)
-        assert_allclose(drawn[:, :, 1], here["harm_interval"].transpose("ablation", "bound"))
+        assert_allclose(drawn[:, :, 1], here["effect_interval"].transpose("ablation", "bound"))
         at = dict(zip(here["ablation"].values, place, strict=True))
         whose = [at[name] for name in here["control_of"].values]
-        assert_allclose(controls.get_offsets(), np.stack([whose, here["control_harm"]], axis=1))
+        assert_allclose(controls.get_offsets(), np.stack([whose, here["control_effect"]], axis=1))
         low, high = here["clean_acceptance_length_interval"].values
         said = f"{float(here['clean_acceptance_length']):.2f} [{low:.2f}, {high:.2f}]"
         assert ax.get_title(loc="left") == f"{task}, n = 16 texts; unedited {said} tokens a round"
@@ -44,7 +44,7 @@ def test_points_intervals_and_controls(told):
     assert figure.axes[-1].get_xlabel() == "layer"
     assert figure._supylabel.get_text() == "fall of the acceptance length (tokens)"
     assert figure._supxlabel.get_text() == "bars: 95% intervals · rule greedy · depth 3 · text teacher_forced"
-    assert legend(figure) == ["DeltaNet", "attention", "mixer", "mlp", "stands", "does not", "controls"]
+    assert legend(figure) == ["DeltaNet", "attention", "mixer", "mlp", "significant", "not significant", "controls"]
 
 
 def test_what_has_no_one_layer_stands_at_the_right_under_its_name(told):

@@ -1,4 +1,4 @@
-"""The map of ablations: each cell is in its place, in the colour of its harm, filled where it stands."""
+"""The map of ablations: each cell is in its place, in the colour of its effect, filled where it is significant."""
 
 import matplotlib as mpl
 import numpy as np
@@ -48,22 +48,22 @@ def test_cells_are_the_harm_of_each_layer_and_task(told):
         assert [label.get_text() for label in ax.get_xticklabels()] == list(map(str, range(8)))
         assert [label.get_text() for label in ax.get_yticklabels()] == ["code", "recall"]
         for row, (middles, heights, colours) in enumerate(cells(ax)):
-            one, largest = here.isel(task=row), float(np.abs(told["harm"].isel(task=row)).max())
+            one, largest = here.isel(task=row), float(np.abs(told["effect"].isel(task=row)).max())
             assert_allclose(middles[:, 0], range(8))
             assert (np.round(middles[:, 1]) == row).all()
-            assert_allclose(heights, np.where(one["stands"], 0.88, 0.18))
-            share = one["harm"].values / largest
+            assert_allclose(heights, np.where(one["significant"], 0.88, 0.18))
+            share = one["effect"].values / largest
             expected = mpl.colormaps["PRGn_r"](0.5 + np.sign(share) * np.sqrt(np.abs(share)) / 2)
             assert_allclose(colours, expected, atol=0.01)
             assert f"{largest:.3g}" in words(ax)
         assert "largest\n(nat/token)" in words(ax)
-    assert legend(figure) == ["DeltaNet", "attention", "stands", "does not"]
+    assert legend(figure) == ["DeltaNet", "attention", "significant", "not significant"]
     assert figure.axes[-1].get_ylabel() == "rise of the loss\n(share of the task's largest)"
 
 
 def test_values_are_written_into_few_cells(told):
     ax = plots.ablation_map(told).axes[0]
-    values = told["harm"].isel(ablation=np.flatnonzero(told["of"].values == "mixer"))
+    values = told["effect"].isel(ablation=np.flatnonzero(told["of"].values == "mixer"))
     assert f"{float(values.sel(ablation='mixer 3')[0]):.2g}" in words(ax)
     assert len(words(ax)) == 16 + 2 + 1
     many = plots.ablation_map(stats.ablations(made_sweep(layers=40, of=("mixer",), controls=0), resamples=50))
@@ -74,7 +74,7 @@ def test_values_are_written_into_few_cells(told):
 def test_numbers_are_short(value, text):
     sweep = made_sweep(layers=2, of=("mixer",), tasks={"code": 4}, controls=0)
     told = stats.ablations(sweep, resamples=10)
-    told["harm"][:] = [[value, 1.0]]
+    told["effect"][:] = [[value, 1.0]]
     assert text in words(plots.ablation_map(told).axes[0])
 
 
@@ -133,7 +133,7 @@ def test_of_acceptance_too():
 
 def test_no_harm_at_all_is_drawn():
     told = stats.ablations(made_sweep(layers=2, tasks={"code": 3}, controls=0), resamples=10)
-    plots.ablation_map(told.assign(harm=told["harm"] * 0)).draw_without_rendering()
+    plots.ablation_map(told.assign(effect=told["effect"] * 0)).draw_without_rendering()
 
 
 def test_other_data_are_refused():

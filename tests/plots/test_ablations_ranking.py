@@ -1,4 +1,4 @@
-"""The ranking: values, intervals, controls and ranks are the statistics', in the order of the harm."""
+"""The ranking: values, intervals, controls and ranks are the statistics', in the order of the effect."""
 
 import numpy as np
 import pytest
@@ -29,25 +29,25 @@ def test_values_intervals_and_ranks(told, task):
     figure = checked(lambda: plots.ablation_ranking(told, task))
     left, right = figure.axes
     here = told.sel(task=task)
-    here = here.isel(ablation=np.argsort(-here["harm"].values))
+    here = here.isel(ablation=np.argsort(-here["effect"].values))
     controls, marks = [one for one in left.collections if isinstance(one, PathCollection)]
-    assert_allclose(marks.get_offsets(), np.stack([here["harm"], np.arange(16)], axis=1))
-    assert_allclose(segments(left), here["harm_interval"].transpose("ablation", "bound"))
+    assert_allclose(marks.get_offsets(), np.stack([here["effect"], np.arange(16)], axis=1))
+    assert_allclose(segments(left), here["effect_interval"].transpose("ablation", "bound"))
     ranks = np.stack([here["rank_low"] - 0.4, here["rank_high"] + 0.4], axis=1)
     assert_allclose(segments(right), ranks)
     colours = [BLUE if kind == "linear_attention" else ORANGE for kind in here["kind"].values]
     assert [to_hex(each) for each in marks.get_edgecolors()] == colours
     white = [to_hex(each) == "#ffffff" for each in marks.get_facecolors()]
-    assert white == [not stands for stands in here["stands"].values]
+    assert white == [not significant for significant in here["significant"].values]
     rows = {name: row for row, name in enumerate(here["ablation"].values)}
-    expected = [(float(here["control_harm"][at]), rows[of]) for at, of in enumerate(here["control_of"].values)]
+    expected = [(float(here["control_effect"][at]), rows[of]) for at, of in enumerate(here["control_of"].values)]
     assert_allclose(controls.get_offsets(), expected)
     assert to_hex(controls.get_edgecolors()[0]) == GREY
     assert [label.get_text() for label in left.get_yticklabels()] == list(rows)
     assert left.get_title(loc="left") == task
     assert left.get_xlabel() == "rise of the loss (nat/token)"
     assert right.get_xlabel() == "ranks that the data allow"
-    assert legend(figure) == ["DeltaNet", "attention", "stands", "does not", "controls"]
+    assert legend(figure) == ["DeltaNet", "attention", "significant", "not significant", "controls"]
     assert figure._supxlabel.get_text() == "n = 16 texts · bars: 95% intervals"
 
 

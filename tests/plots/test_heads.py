@@ -102,10 +102,10 @@ def test_openness_is_a_row_a_head(recording):
     count = maps[0].sizes["query"]
     ax, bar = plots.openness_by_token(maps, tokens=[f"w{place}" for place in range(count)]).axes
     (mesh,) = ax.findobj(QuadMesh)
-    assert_allclose(np.array(mesh.get_array()).reshape(4, count), [each["openness"] for each in maps])
+    assert_allclose(np.array(mesh.get_array()).reshape(4, count), [each["mean_gate"] for each in maps])
     assert [text.get_text() for text in ax.get_yticklabels()] == ["3.0", "3.2", "7.0", "7.2"]
     assert [text.get_text() for text in ax.get_xticklabels()] == [f"w{place}" for place in range(count)]
-    assert bar.get_ylabel() == "openness"
+    assert bar.get_ylabel() == "mean gate value"
     assert plots.openness_by_token(maps).axes[0].get_xlabel() == "position (tokens)"
 
 
@@ -114,8 +114,8 @@ def test_gates_that_cannot_stand_together(recording):
     for maps in ([attention, deltanet], [attention, attention.assign_attrs(text=1)], []):
         with pytest.raises(BadArgument, match="draws heads of one kind over one text"):
             plots.openness_by_token(maps)
-    with pytest.raises(MissingVariable, match="No openness"):
-        plots.openness_by_token([attention.drop_vars("openness")])
+    with pytest.raises(MissingVariable, match="No mean_gate"):
+        plots.openness_by_token([attention.drop_vars("mean_gate")])
 
 
 @pytest.mark.parametrize("draw", ["retrieval", "reconstruction", "sink"])

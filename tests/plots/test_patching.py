@@ -1,4 +1,4 @@
-"""The map of patches: each cell is in its place, in the colour of its share, filled where it stands."""
+"""The map of patches: each cell is in its place, in the colour of its share, filled where it is significant."""
 
 import matplotlib as mpl
 import numpy as np
@@ -31,7 +31,7 @@ def test_cells_are_the_share_of_each_layer_and_position(told):
         boxes = [path.get_extents() for path in marks.get_paths()]
         middles = [[(box.x0 + box.x1) / 2, np.round((box.y0 + box.y1) / 2)] for box in boxes]
         assert_allclose(middles, [[x, y] for y, x in np.ndindex(8, 6)])
-        assert_allclose([box.height for box in boxes], np.where(here["stands"].values.ravel(), 0.88, 0.18))
+        assert_allclose([box.height for box in boxes], np.where(here["significant"].values.ravel(), 0.88, 0.18))
         expected = mpl.colormaps["PRGn"](0.5 + here["restored"].values.ravel() / (2 * limit))
         assert_allclose(marks.get_facecolors(), expected, atol=0.01)
         strip = [to_hex(patch.get_facecolor()) for patch in ax.patches if isinstance(patch, Rectangle)]
@@ -43,7 +43,7 @@ def test_cells_are_the_share_of_each_layer_and_position(told):
     assert [label.get_fontweight() for label in labels] == ["normal"] * 2 + ["bold"] + ["normal"] * 3
     assert figure.axes[1].get_xlabel() == "token and position (tokens)"
     assert figure.axes[-1].get_ylabel() == "share restored"
-    assert legend(figure) == ["DeltaNet", "attention", "stands", "does not"]
+    assert legend(figure) == ["DeltaNet", "attention", "significant", "not significant"]
     low, high = told["total_interval"].values
     said = f"n = 10 pairs · 1 is the whole source: {float(told['total']):+.2f} [{low:.2f}, {high:.2f}] nat"
     assert figure._supxlabel.get_text() == said

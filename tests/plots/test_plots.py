@@ -56,7 +56,7 @@ def test_every_plot_is_tried_here():
     elsewhere |= {"state_precision", "state_precision_by_head"}  # tests/plots/test_state_precision.py
     elsewhere |= {"retention", "retention_by_label"}  # tests/plots/test_retention.py
     elsewhere |= {"capacity", "interference"}  # tests/plots/test_retention_capacity.py
-    elsewhere |= {"over_texts"}  # tests/plots/test_texts.py
+    elsewhere |= {"mean_over_texts"}  # tests/plots/test_texts.py
     elsewhere |= {"ablation_map"}  # tests/plots/test_ablations.py
     elsewhere |= {"ablation_ranking"}  # tests/plots/test_ablations_ranking.py
     elsewhere |= {"ablated_acceptance"}  # tests/plots/test_ablated_acceptance.py

@@ -174,9 +174,9 @@ def test_no_text_is_cut_off_and_settings_stay(draw, told, maps):
 
 
 def test_which_map_is_asked_for(recording):
-    with pytest.raises(BadArgument, match=r"layer=9: maps of layers \[0, 1, 2, 3, 4, 5, 6, 7\] are kept"):
+    with pytest.raises(BadArgument, match=r"layer=9: there are stored maps of layers \[0, 1, 2, 3, 4, 5, 6, 7\]"):
         stats.attention_map(recording, layer=9, head=0)
-    with pytest.raises(BadArgument, match=r"head=7: of layer 3, maps of heads \[0, 1, 2\] are kept"):
+    with pytest.raises(BadArgument, match=r"head=7: layer 3 has stored maps of heads \[0, 1, 2\]"):
         stats.attention_map(recording, layer=3, head=7)
-    with pytest.raises(BadArgument, match=r"text=4: of layer 0, maps of texts \[0\] are kept"):
+    with pytest.raises(BadArgument, match=r"text=4: layer 0 has stored maps of texts \[0\]"):
         stats.attention_map(recording, layer=0, head=0, text=4)

@@ -24,7 +24,7 @@ def accuracy():
     rng = np.random.default_rng(0)
     coords = {"pairs": [4, 16], "chance": ("text", np.full(12, 0.1))}
     score = xr.DataArray(rng.uniform(0.5, 1, (2, 12)), coords, ("pairs", "text"))
-    return stats.over_texts(score)
+    return stats.mean_over_texts(score)
 
 
 @pytest.fixture(scope="module")

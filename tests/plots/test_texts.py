@@ -22,8 +22,8 @@ def score():
 
 
 def test_a_row_and_a_colour_each(score):
-    told = stats.over_texts(score)
-    ax = plots.over_texts(told).axes[0]
+    told = stats.mean_over_texts(score)
+    ax = plots.mean_over_texts(told).axes[0]
     assert [text.get_text() for text in ax.get_yticklabels()] == DOMAINS
     lines = [each for each in ax.collections if isinstance(each, LineCollection)]
     for format, marks, ends in zip(FORMATS, ax.get_lines(), lines, strict=True):
@@ -40,10 +40,11 @@ def test_only_of_a_difference_nothing_is_drawn(score):
     """That is, where nothing has changed."""
     base = score.isel(format=0, drop=True)
     at_zero = [
-        list(line.get_xdata()) for line in plots.over_texts(stats.over_texts(score, less=base)).axes[0].get_lines()
+        list(line.get_xdata())
+        for line in plots.mean_over_texts(stats.mean_over_texts(score, less=base)).axes[0].get_lines()
     ]
     assert [0, 0] in at_zero
-    figure = plots.over_texts(stats.over_texts(base))
+    figure = plots.mean_over_texts(stats.mean_over_texts(base))
     assert [0, 0] not in [list(line.get_xdata()) for line in figure.axes[0].get_lines()]
     assert figure.get_supxlabel() == "n = 10 texts a row · bars: 95 % intervals"
 
@@ -51,14 +52,14 @@ def test_only_of_a_difference_nothing_is_drawn(score):
 def test_what_cannot_be_drawn(score):
     for wrong in (score.isel(domain=0, format=0), score.expand_dims("layer")):
         with pytest.raises(BadArgument, match=r"one dimension or two, the second of at most 6; these have:"):
-            plots.over_texts(stats.over_texts(wrong))
+            plots.mean_over_texts(stats.mean_over_texts(wrong))
     wide = xr.concat([score.isel(format=0, drop=True)] * 7, "format").transpose("domain", "format", "text")
     with pytest.raises(BadArgument, match=r"these have: domain 3, format 7\.\nPick a part with \.sel"):
-        plots.over_texts(stats.over_texts(wide))
+        plots.mean_over_texts(stats.mean_over_texts(wide))
     with pytest.raises(MissingVariable, match="No mean_interval"):
-        plots.over_texts(stats.over_texts(score).drop_vars("mean_interval"))
+        plots.mean_over_texts(stats.mean_over_texts(score).drop_vars("mean_interval"))
 
 
 def test_no_text_is_cut_off_and_settings_stay(score):
-    checked(lambda: plots.over_texts(stats.over_texts(score)))
-    checked(lambda: plots.over_texts(stats.over_texts(score.isel(domain=0))))
+    checked(lambda: plots.mean_over_texts(stats.mean_over_texts(score)))
+    checked(lambda: plots.mean_over_texts(stats.mean_over_texts(score.isel(domain=0))))

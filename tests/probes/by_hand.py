@@ -1,7 +1,7 @@
-"""One text through every layer by hand: plain NumPy in float64, a token at a time, from each layer's own input.
+"""Reference implementation of every layer: plain NumPy in float64, token by token, from each layer's own input.
 
-Nothing here knows how the probes work. The inputs of the layers come from one plain forward pass over the text; that
-the outputs worked out here are the model's own is what makes the rest a reference (see test_by_hand.py).
+It shares no code with the probes. The inputs of the layers come from one plain forward pass over the text; the outputs
+computed here are checked against the model's own in test_by_hand.py.
 """
 
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from qwenlab.checkpoint.decoder import decoder_of
 
 @dataclass
 class Layer:
-    """What one layer does with a text; every array begins with [token]."""
+    """Intermediate values of one layer for a text; every array begins with [token]."""
 
     kind: str
     mixer: dict[str, np.ndarray] = field(default_factory=dict)
@@ -24,7 +24,7 @@ class Layer:
 
 
 def layers_of(model, tokens):
-    """Every layer of the model on this text [token], by hand."""
+    """Return every layer of the model for this text [token]."""
     decoder, inputs = decoder_of(model), inputs_of(model, tokens)
     layers = []
     for index, (given, kind) in enumerate(zip(inputs, decoder.layer_types, strict=True)):
@@ -41,11 +41,11 @@ def layers_of(model, tokens):
 
 
 def inputs_of(model, tokens):
-    """What each layer is given in one forward pass over the text: float64 arrays [token, channel]."""
-    decoder, found, hooks = decoder_of(model), [], []
+    """Return the inputs of each layer in one forward pass over the text: float64 arrays [token, channel]."""
+    decoder, result, hooks = decoder_of(model), [], []
     for index, layer in enumerate(decoder.layers):
         given = {"stream": {}, "added": {}}
-        found.append(given)
+        result.append(given)
 
         def enter(module, args, kwargs, given=given):
             given["stream"]["mixer"] = array(args[0] if args else kwargs["hidden_states"])
@@ -76,14 +76,14 @@ def inputs_of(model, tokens):
         model(input_ids=torch.as_tensor(tokens)[None], use_cache=False)
     for hook in hooks:
         hook.remove()
-    return found
+    return result
 
 
 def deltanet(mixer, x, *, convolve=True, gated=None, removal=True):
     """A Gated DeltaNet mixer: S <- a S; S <- S + k (b (v - S^T k))^T; o = S^T q.
 
     convolve  False: of the convolution only the token's own tap;  removal  False: S <- S + k (b v)^T
-    gated     gated(ln a, b), both [token, head], -> those in their place
+    gated     function (ln a, b) -> (ln a, b), each [token, head], to replace the gates
     """
     key_heads, heads = mixer.num_k_heads, mixer.num_v_heads
     group, kd, vd = heads // key_heads, mixer.head_k_dim, mixer.head_v_dim
@@ -121,7 +121,7 @@ def deltanet(mixer, x, *, convolve=True, gated=None, removal=True):
     state = np.zeros((heads, kd, vd))
     out, states = np.zeros((len(x), heads, vd)), np.zeros((len(x), heads, kd, vd))
     error, update, norm, value = (np.zeros((len(x), heads)) for _ in range(4))
-    # What the output is made of: the same rule, each token's value a direction of its own.
+    # Weights: the same rule with one-hot values, one direction per token.
     made_of, weight = np.zeros((heads, kd, len(x))), np.zeros((len(x), heads, len(x)))
     for t in range(len(x)):
         for h in range(heads):
@@ -140,7 +140,7 @@ def deltanet(mixer, x, *, convolve=True, gated=None, removal=True):
     return {
         "beta": beta,
         "g": g,
-        "openness": sigmoid(z).mean(-1),
+        "mean_gate": sigmoid(z).mean(-1),
         "key": k,
         "value": v,
         "state": states,
@@ -156,7 +156,7 @@ def deltanet(mixer, x, *, convolve=True, gated=None, removal=True):
 def attention(mixer, x, cos, sin, *, sees=lambda head, query, key: True):
     """A softmax-attention mixer with an output gate: the whole [head, query, key] table of probabilities.
 
-    sees  of the tokens up to a query's own, those that a head may look at
+    sees  function (head, query, key) -> bool: whether the key is visible, among those up to the query's own
     """
     dim, tokens = mixer.head_dim, len(x)
     q, gate = np.split((x @ array(mixer.q_proj.weight).T).reshape(tokens, -1, 2 * dim), 2, axis=-1)
@@ -176,7 +176,7 @@ def attention(mixer, x, cos, sin, *, sees=lambda head, query, key: True):
     gated = np.linalg.norm(sigmoid(gate)[:, None] * values[None], axis=-1).transpose(0, 2, 1)
     return {
         "probability": p,
-        "openness": sigmoid(gate).mean(-1),
+        "mean_gate": sigmoid(gate).mean(-1),
         "out": out,
         "value_norm": np.linalg.norm(values, axis=-1),
         "gated_norm": gated,  # [query, head, key]: of the key's value behind the query's gate

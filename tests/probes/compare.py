@@ -1,4 +1,4 @@
-"""When two recordings of the same tokens say the same."""
+"""Assert that two recordings of the same tokens are equal up to rounding."""
 
 import numpy as np
 

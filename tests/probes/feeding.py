@@ -39,12 +39,12 @@ def in_pieces(texts, widths, cache=None):
     started = ids.shape[1] - min(len(tokens) for tokens in texts)
 
     def feed(model, seen):
-        held = cache
+        past = cache
         for start, stop in pieces(ids.shape[1], widths, started):
             out = model(
-                input_ids=ids[:, start:stop], attention_mask=mask[:, :stop], past_key_values=held, use_cache=True
+                input_ids=ids[:, start:stop], attention_mask=mask[:, :stop], past_key_values=past, use_cache=True
             )
-            held = out.past_key_values
+            past = out.past_key_values
 
     return feed
 

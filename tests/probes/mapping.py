@@ -1,4 +1,4 @@
-"""What the tests of maps share: texts of few different tokens, and how two recordings of them are compared."""
+"""Helpers of the map tests: texts of few different tokens, and the comparison of two recordings of them."""
 
 import torch
 

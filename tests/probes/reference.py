@@ -1,6 +1,6 @@
-"""What each probe must say of some texts, added up in plain loops over tokens from what `by_hand` works out.
+"""Reference values of each probe, summed in plain loops over tokens from the float64 layers of `by_hand`.
 
-A dict of arrays by probe, with the names and dims of the recording.
+Each function returns a dict of arrays, with the names and dims of the recording.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ WINDOWS = (2, 4, 8, 16, 32, 64, 128)
 
 @dataclass
 class Text:
-    """A text that was read, from token `first` to the last, its tokens called `label` (a number for each)."""
+    """A text that was read from token `first` on; `label` has the label of each token, as an integer."""
 
     layers: list[Layer]
     number: int  # in reading order
@@ -45,7 +45,7 @@ def layers_where(texts, wanted):
 
 
 def measured(token, every, text):
-    """Whether it is the token that stands for its block of so many, in this text of those read."""
+    """Return whether a token is the sampled one of its block of `every` tokens in this text."""
     block = token // every
     place = (0x80000000 + block * 0x9E3779B9 + text.number * 0x6A09E667) % 2**32
     return token == every * block + place * every // 2**32
@@ -72,7 +72,7 @@ def deltanet(texts, every=1):
                 out["tokens"][label, fold, index] += 1
                 for head in range(*heads):
                     place, bins = (label, fold, index, head), (label, index, head)
-                    beta, g, gate = (mixer[name][token, head] for name in ("beta", "g", "openness"))
+                    beta, g, gate = (mixer[name][token, head] for name in ("beta", "g", "mean_gate"))
                     for name, value in (("beta", beta), ("alpha", np.exp(g)), ("log_alpha", g), ("gate", gate)):
                         out[f"{name}_sum"][place] += value
                     count(out["beta_hist"][bins], beta, EDGES["unit"])
@@ -92,7 +92,7 @@ def deltanet(texts, every=1):
 
 def attention(texts, every):
     where = layers_where(texts, lambda layer: layer.kind == "full_attention")
-    (heads,) = sizes(texts, where[0], "openness")
+    (heads,) = sizes(texts, where[0], "mean_gate")
     grouped, labels = (labels_of(texts), FOLDS, len(where)), labels_of(texts)
     sums = ("entropy", "first_mass", "previous_mass", "self_mass", "distance", "gate")
     out = {f"{name}_sum": np.zeros((*grouped, heads)) for name in sums}
@@ -108,7 +108,7 @@ def attention(texts, every):
                 label, fold = text.group(token)
                 out["tokens"][label, fold, index] += 1
                 for head in range(heads):
-                    gate = mixer["openness"][token, head]
+                    gate = mixer["mean_gate"][token, head]
                     out["gate_sum"][label, fold, index, head] += gate
                     count(out["gate_hist"][label, index, head], gate, EDGES["unit"])
                     p = mixer["probability"][token, head, : token + 1]
@@ -136,7 +136,7 @@ def routing(texts, every=1):
     }
     out |= {name: np.zeros((*grouped, experts)) for name in ("load", "weight_sum")}
     out |= {name: np.zeros((*grouped, len(WINDOWS))) for name in ("distinct_sum", "windows")}
-    out |= {name: np.zeros((len(where), experts, experts)) for name in ("coactivation", "handover")}
+    out |= {name: np.zeros((len(where), experts, experts)) for name in ("coactivation", "transition")}
     for text in texts:
         for index, layer in enumerate(where):
             mlp = text.layers[layer].mlp
@@ -160,7 +160,7 @@ def routing(texts, every=1):
                         out["coactivation"][index, expert, other] += 1
                 if index + 1 < len(where):
                     after = text.layers[where[index + 1]].mlp["chosen"][token]
-                    out["handover"][index, top[0], after[0]] += 1
+                    out["transition"][index, top[0], after[0]] += 1
                 if token > text.first:
                     out["pairs"][place] += 1
                     out["kept_sum"][place] += len(chosen[token] & chosen[token - 1])
@@ -198,14 +198,14 @@ def maps(texts, tokens, kind, every, heads=None):
     """Statistics of rows of weights, as both probes of maps tell them; `tokens` are the ids of each text."""
     where = layers_where(texts, lambda layer: layer.kind == kind)
     implicit = kind == "linear_attention"
-    heads = range(*sizes(texts, where[0], "openness")) if heads is None else heads
+    heads = range(*sizes(texts, where[0], "mean_gate")) if heads is None else heads
     grouped = (labels_of(texts), FOLDS, len(where))
     names = ("mass", "first_mass", "previous_mass", "self_mass", "distance", "entropy", "induction", "induction_even")
     names += (
         "first_even",
         "output",
         "output_first",
-        *(("negative",) if implicit else ("gated_output", "gated_output_first", "openness")),
+        *(("negative",) if implicit else ("gated_output", "gated_output_first", "mean_gate")),
     )
     out = {f"{name}_sum": np.zeros((*grouped, len(heads))) for name in names}
     out |= {name: np.zeros(grouped) for name in ("tokens", "induction_rows")}
@@ -241,7 +241,7 @@ def maps(texts, tokens, kind, every, heads=None):
                     if not implicit:
                         gated = size * mixer["gated_norm"][token, head, : token + 1]
                         row |= {"gated_output": gated.sum(), "gated_output_first": gated[0]}
-                        row["openness"] = mixer["openness"][token, head]
+                        row["mean_gate"] = mixer["mean_gate"][token, head]
                     for name in names:
                         out[f"{name}_sum"][(*place, column)] += row[name]
                     edges = [*EDGES["distance"], np.inf]

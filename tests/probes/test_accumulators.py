@@ -1,4 +1,4 @@
-"""Sums and histograms beside plain loops, for any values, labels and padding; and their size."""
+"""Sums and histograms match plain loops, for any values, labels and padding."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,8 @@ from qwenlab.probes.accumulators import Histogram, Sums
 
 
 @st.composite
-def readings(draw, labels):
-    """A reading of random labels, folds and padding; values [batch, position, *shape] with NaN at padding."""
+def batches(draw, labels):
+    """Tokens with random labels, folds and padding; values [batch, position, *shape] with NaN at padding."""
     batch, width, shape = draw(st.integers(1, 3)), draw(st.integers(1, 5)), draw(st.sampled_from([(), (3,), (2, 2)]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     label, fold = rng.integers(0, labels, (batch, width)), rng.integers(0, FOLDS, (batch, 1))
@@ -21,39 +21,39 @@ def readings(draw, labels):
     real, row, group = (torch.as_tensor(a) for a in (real, row, group))
     position = torch.arange(width).expand(batch, -1)
     first = torch.zeros(batch, dtype=torch.long)
-    reading = TokenBatch(real, position, row, group, first, range(len(real)), None, 0, labels, tuple(range(labels)), {})
+    tokens = TokenBatch(real, position, row, group, first, range(len(real)), None, 0, labels, tuple(range(labels)), {})
     values = rng.normal(0.5, 1, (batch, width, *shape)).astype(np.float32)
     values[~real.numpy()] = np.nan
-    return reading, torch.as_tensor(values)
+    return tokens, torch.as_tensor(values)
 
 
-@given(st.lists(st.integers(1, 4).flatmap(readings), min_size=1, max_size=4))
-def test_sums(given_readings):
-    shape = given_readings[0][1].shape[2:]
-    given_readings = [(reading, values) for reading, values in given_readings if values.shape[2:] == shape]
+@given(st.lists(st.integers(1, 4).flatmap(batches), min_size=1, max_size=4))
+def test_sums(cases):
+    shape = cases[0][1].shape[2:]
+    cases = [(tokens, values) for tokens, values in cases if values.shape[2:] == shape]
     sums, expected = Sums(3), np.zeros((5, FOLDS, *shape))
-    for reading, values in given_readings:
-        sums.add(slice(0, 2), reading, ours=torch.stack([values, -values]), other=values.expand(2, *values.shape))
-        sums.add(slice(1, 3), reading, ours=torch.stack([values, 2 * values]), other=values.expand(2, *values.shape))
-        for row, column in np.ndindex(reading.batch, reading.width):
-            if group := int(reading.group[row, column]):
+    for tokens, values in cases:
+        sums.add(slice(0, 2), tokens, ours=torch.stack([values, -values]), other=values.expand(2, *values.shape))
+        sums.add(slice(1, 3), tokens, ours=torch.stack([values, 2 * values]), other=values.expand(2, *values.shape))
+        for row, column in np.ndindex(tokens.batch, tokens.width):
+            if group := int(tokens.group[row, column]):
                 expected[(group - 1) // FOLDS, (group - 1) % FOLDS] += values[row, column].numpy().astype(float)
-    found = np.moveaxis(sums.array("ours", 5, *shape), 2, 0)
-    for layer, times in zip(found, (1, 0, 2), strict=True):
+    result = np.moveaxis(sums.array("ours", 5, *shape), 2, 0)
+    for layer, times in zip(result, (1, 0, 2), strict=True):
         np.testing.assert_allclose(layer, times * expected, rtol=1e-12, atol=1e-12)
 
 
-@given(st.lists(st.integers(1, 4).flatmap(readings), min_size=1, max_size=4))
-def test_histograms(given_readings):
-    shape, bins = given_readings[0][1].shape[2:], 6
-    given_readings = [(reading, values) for reading, values in given_readings if values.shape[2:] == shape]
+@given(st.lists(st.integers(1, 4).flatmap(batches), min_size=1, max_size=4))
+def test_histograms(cases):
+    shape, bins = cases[0][1].shape[2:], 6
+    cases = [(tokens, values) for tokens, values in cases if values.shape[2:] == shape]
     histogram, expected = Histogram(3, bins), np.zeros((5, *shape, bins), int)
-    for reading, values in given_readings:
-        histogram.add(slice(0, 2), reading, (values * bins).expand(2, *values.shape))
-        histogram.add(slice(1, 3), reading, (values * bins).expand(2, *values.shape))
-        for row, column in np.ndindex(reading.batch, reading.width):
+    for tokens, values in cases:
+        histogram.add(slice(0, 2), tokens, (values * bins).expand(2, *values.shape))
+        histogram.add(slice(1, 3), tokens, (values * bins).expand(2, *values.shape))
+        for row, column in np.ndindex(tokens.batch, tokens.width):
             for place in np.ndindex(*shape):
-                if label := int(reading.row[row, column]):
+                if label := int(tokens.row[row, column]):
                     value = float(values[(row, column, *place)] * bins)
                     expected[(label - 1, *place, min(max(int(np.floor(value)), 0), bins - 1))] += 1
     for layer, times in zip(np.moveaxis(histogram.array(5, *shape), 1, 0), (1, 2, 1), strict=True):
@@ -61,7 +61,7 @@ def test_histograms(given_readings):
 
 
 def whole(values):
-    """A reading of real tokens of one label, for values [batch, position]."""
+    """Real tokens of one label, for values [batch, position]."""
     ones = torch.ones(values.shape, dtype=torch.long)
     return TokenBatch(ones.bool(), ones, ones, ones, ones[:, 0], range(len(ones)), None, 0, 1, (0,), {}, whole=True)
 

@@ -1,4 +1,4 @@
-"""Arguments that cannot be meant are refused when they are given."""
+"""Invalid arguments raise errors that say how to fix them."""
 
 import pytest
 import torch
@@ -39,18 +39,20 @@ def test_arguments_that_are_not_probes(small):
         BadArgument, match=r"two probes of the same kind: DeltaNet, Routing, DeltaNet.\nGive each kind once."
     ):
         watch(small, DeltaNet(), Routing(), DeltaNet(layers=[0]))
-    with pytest.raises(BadArgument, match=r"This is a str, which is no model and holds none.\nGive a transformers"):
+    with pytest.raises(BadArgument, match=r"Expected a model or a Checkpoint, got a str.\nPass a transformers"):
         watch("toy-moe", DeltaNet())
-    with pytest.raises(BadArgument, match=r"This is a str, which is no model"):
+    with pytest.raises(BadArgument, match=r"Expected a model or a Checkpoint, got a str"):
         defaults("toy-moe")
     with pytest.raises(TypeError, match="prediction_head"):
         DeltaNet(prediction_head=3)
     for wrong in (-1, 1.5, True, "none"):
-        with pytest.raises(BadArgument, match=r"DeltaNet\(prediction_heads=.*\): give a number of key heads a layer"):
+        with pytest.raises(BadArgument, match=r"DeltaNet\(prediction_heads=.*\): give an integer number of key heads"):
             DeltaNet(prediction_heads=wrong)
     for kind in (Attention, DeltaNet, Residual, Routing):
         for wrong in (0, -2, 1.5, True, None):
-            with pytest.raises(BadArgument, match=rf"{kind.__name__}\(every=.*\): give a whole number of tokens, 1 or"):
+            with pytest.raises(
+                BadArgument, match=rf"{kind.__name__}\(every=.*\): give an integer number of tokens, 1 "
+            ):
                 kind(every=wrong)
 
 
@@ -59,7 +61,7 @@ def test_a_probe_serves_one_watch_at_a_time(small, text):
     with watch(small, probe) as first:
         small(text(5)[None])
         with pytest.raises(
-            ProbeInUse, match=r"^DeltaNet serves a watch whose block has not ended.\nGive each watch probes"
+            ProbeInUse, match=r"^DeltaNet is in use by a watch whose block has not ended.\nGive each watch its"
         ):
             watch(small, probe).__enter__()
         with pytest.raises(ProbeInUse):
@@ -70,7 +72,7 @@ def test_a_probe_serves_one_watch_at_a_time(small, text):
         small(text(7)[None])
     assert second.recording().attrs["tokens"] == 7
     with pytest.raises(
-        ProbeInUse, match=r"^DeltaNet served another watch since, and no longer holds what this one saw.\nTake"
+        ProbeInUse, match=r"^DeltaNet has been used in a later watch, which emptied it.\nCall recording\(\) before"
     ):
         first.recording()
 
@@ -88,12 +90,10 @@ def test_masks_that_do_not_tell_padding(small, text):
     cache = small(ids, use_cache=True).past_key_values
     with watch(small, DeltaNet()):
         small(ids)
-        message = (
-            r"The attention_mask is \[1, 1, 6, 6\]; probes tell padding .* = \[1, 6\].\nPass that mask \(1 for real"
-        )
+        message = r"The attention_mask is \[1, 1, 6, 6\]; probes need .* = \[1, 6\] to find padding.\nPass that mask"
         with pytest.raises(UnreadableMask, match=message):
             small(ids, attention_mask=torch.ones(1, 1, 6, 6))
-        with pytest.raises(UnreadableMask, match=r"The attention_mask is \[1, 6\]; .* = \[1, 12\]"):
+        with pytest.raises(UnreadableMask, match=r"The attention_mask is \[1, 6\]; .* = \[1, 12\] to"):
             small(ids, attention_mask=torch.ones(1, 6), past_key_values=cache)
         with pytest.raises(UnreadableMask, match="The attention_mask is dict; "):
             small(ids, attention_mask={"linear_attention": None})
@@ -133,6 +133,6 @@ def test_labels_that_do_not_fit(small, text, names):
     ("names", "kind"), [(3, "int"), ([1, 2], "int"), ([["a", None]], "NoneType"), ([[["a"]]], "list")]
 )
 def test_labels_that_are_no_names(small, text, names, kind):
-    message = f"label: a name is a string, and .* is a {kind}.\nGive one name"
+    message = f"label: names must be strings, and .* is a {kind}.\nGive one name, one name per sequence"
     with pytest.raises(BadArgument, match=message), watch(small, DeltaNet()).label(names):
         pass

@@ -1,4 +1,4 @@
-"""Whatever the model is in, and whatever is around it: the statistics are the same."""
+"""Statistics do not depend on the model's surroundings: modes, wrappers, devices, kernels."""
 
 import contextlib
 import json
@@ -42,9 +42,9 @@ def usual(own, texts):
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_attention_implementations(own, texts, usual, implementation):
     own.set_attn_implementation(implementation)
-    found = recorded(own, in_pieces(texts, (12, 1, 4)))
-    assert own.config._attn_implementation == implementation == found.attrs["attention_implementation"]
-    assert_same(found, usual)
+    result = recorded(own, in_pieces(texts, (12, 1, 4)))
+    assert own.config._attn_implementation == implementation == result.attrs["attention_implementation"]
+    assert_same(result, usual)
     own.set_attn_implementation("sdpa")
 
 
@@ -52,18 +52,18 @@ def test_an_attention_function_of_the_users_own(own, texts, usual):
     AttentionInterface.register("their_own", lambda *args, **kwargs: sdpa_attention_forward(*args, **kwargs))
     own.set_attn_implementation("their_own")
     # transformers makes no mask for an implementation it does not know: without padding none is needed.
-    found = recorded(own, one_by_one(texts))
-    assert found.attrs["attention_implementation"] == "their_own"
+    result = recorded(own, one_by_one(texts))
+    assert result.attrs["attention_implementation"] == "their_own"
     own.set_attn_implementation("sdpa")
-    assert_same(found, usual)
+    assert_same(result, usual)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "grouped_mm", "batched_mm"])
 def test_experts_implementations(own, texts, usual, implementation):
     own.set_experts_implementation(implementation)
-    found = recorded(own, in_pieces(texts, (12, 1, 4)))
-    assert found.attrs["experts_implementation"] == implementation
-    assert_same(found, usual)
+    result = recorded(own, in_pieces(texts, (12, 1, 4)))
+    assert result.attrs["experts_implementation"] == implementation
+    assert_same(result, usual)
     own.set_experts_implementation("grouped_mm")
 
 
@@ -122,21 +122,21 @@ def test_autocast_changes_no_bit_and_does_not_reach_the_probes(own, texts, insid
 
 def test_bfloat16(own, texts):
     model = tiny_model("qwen3_5_moe").to(torch.bfloat16)
-    found = recorded(model, in_pieces(texts, (12, 1, 4)))
-    assert found.attrs["dtype"] == "bfloat16"
-    rough(found, recorded(own, one_by_one(texts)))
+    result = recorded(model, in_pieces(texts, (12, 1, 4)))
+    assert result.attrs["dtype"] == "bfloat16"
+    rough(result, recorded(own, one_by_one(texts)))
 
 
-def rough(found, expected):
+def rough(result, expected):
     """Means that agree as far as bfloat16 can tell."""
     for node, name in (
         ("deltanet", "beta"), ("deltanet", "alpha"), ("deltanet", "error_ratio"), ("deltanet", "state_norm"),
         ("deltanet", "gate"), ("attention", "entropy"), ("attention", "self_mass"), ("routing", "entropy"),
         ("residual", "norm"), ("residual", "ratio"),
     ):  # fmt: skip
-        one, other = (float(each[node][f"{name}_sum"].sum()) for each in (found, expected))
+        one, other = (float(each[node][f"{name}_sum"].sum()) for each in (result, expected))
         assert one == pytest.approx(other, rel=0.02), f"{node}.{name}"
-    assert int(found["routing"]["load"].sum()) == int(expected["routing"]["load"].sum())
+    assert int(result["routing"]["load"].sum()) == int(expected["routing"]["load"].sum())
 
 
 class Theirs(nn.Module):
@@ -165,8 +165,8 @@ def test_a_model_inside_a_module_of_somebodys_own(own, texts, usual):
 
 
 def test_the_inner_stack_alone(own, texts, usual):
-    found = recorded(own.model, lambda stack, seen: [stack(tokens[None]) for tokens in texts])
-    assert_same(found, usual)
+    result = recorded(own.model, lambda stack, seen: [stack(tokens[None]) for tokens in texts])
+    assert_same(result, usual)
 
 
 @pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe"])
@@ -191,18 +191,18 @@ def test_accelerate_places_its_own_hooks(texts, usual):
     remove_hook_from_module(model, recurse=True)
     cpu_offload(model, torch.device("cpu"))
     assert next(model.model.layers[0].parameters()).is_meta
-    found = recorded(model, in_pieces(texts, (12, 1, 4)))
-    assert_same(found, usual)
-    assert found.attrs["checkpoint_hash"].startswith("sampled-sha256:")
+    result = recorded(model, in_pieces(texts, (12, 1, 4)))
+    assert_same(result, usual)
+    assert result.attrs["checkpoint_hash"].startswith("sampled-sha256:")
 
 
 def test_layers_on_several_devices():
     """A stand-in for a second device: the stream arrives as another type of tensor than the part yields."""
-    inbox = CaptureBuffer(0, "mlp", {"stream": WHOLE, "mlp": WHOLE})
-    inbox.leave("stream", torch.zeros(1, 2, 3))
-    inbox.leave("mlp", torch.zeros(1, 2, 3, device="meta"))
-    read = inbox.read([inbox.collect()], 1, 2)
-    assert {name: note.device.type for name, note in read.items()} == {"stream": "meta", "mlp": "meta"}
+    buffer = CaptureBuffer(0, "mlp", {"stream": WHOLE, "mlp": WHOLE})
+    buffer.put("stream", torch.zeros(1, 2, 3))
+    buffer.put("mlp", torch.zeros(1, 2, 3, device="meta"))
+    read = buffer.read([buffer.collect()], 1, 2)
+    assert {name: value.device.type for name, value in read.items()} == {"stream": "meta", "mlp": "meta"}
 
 
 def test_dropout_and_training_mode(texts):
@@ -218,13 +218,13 @@ def test_dropout_and_training_mode(texts):
 
 
 def test_what_ran_is_in_the_facts(own, texts):
-    found = recorded(own, one_by_one(texts), *defaults(own)).attrs
-    assert found["family"] == "qwen3_5_moe"
-    assert found["kernel_delta_rule"] == f"{type(own).__module__}.torch_chunk_gated_delta_rule"
-    assert json.loads(found["layer_types"]) == list(own.config.layer_types)
-    assert (found["dtype"], found["device"], found["checkpoint"]) == ("float32", "cpu", "Qwen3_5MoeForCausalLM")
+    result = recorded(own, one_by_one(texts), *defaults(own)).attrs
+    assert result["family"] == "qwen3_5_moe"
+    assert result["kernel_delta_rule"] == f"{type(own).__module__}.torch_chunk_gated_delta_rule"
+    assert json.loads(result["layer_types"]) == list(own.config.layer_types)
+    assert (result["dtype"], result["device"], result["checkpoint"]) == ("float32", "cpu", "Qwen3_5MoeForCausalLM")
     with watch(own, DeltaNet()):
-        assert kernel_of(decoder_of(own)) == found["kernel_delta_rule"]
+        assert kernel_of(decoder_of(own)) == result["kernel_delta_rule"]
         own(texts[0][None])
 
 

@@ -1,4 +1,4 @@
-"""The layers worked out by hand yield what the model's own layers yield."""
+"""The reference layers have the same outputs as the model's layers."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Caches that were begun elsewhere, copied, cropped or reset: what is carried over is forgotten rather than wrong."""
+"""Caches that were begun elsewhere, copied, cropped or reset: carried state is dropped rather than wrong."""
 
 import copy
 
@@ -44,14 +44,14 @@ def test_a_cache_that_was_begun_before_the_block(small, text, widths):
     tokens, before = text(100), 21
     with torch.no_grad():
         cache = read(small, tokens[:before], None, (before,))
-    found = recorded(
+    result = recorded(
         small, lambda model, seen: read(model, tokens[before:], cache, widths), *(probe() for probe in ALL)
     )
     texts = [Text(layers_of(small, tokens), number=0, label=[0] * 100, first=before)]
-    assert_says(found["deltanet"], reference.deltanet(texts, every=2))
-    assert_says(found["attention"], reference.attention(texts, every=3))
-    assert_says(found["routing"], reference.routing(texts, every=2))
-    assert_says(found["residual"], reference.residual(texts, every=5))
+    assert_says(result["deltanet"], reference.deltanet(texts, every=2))
+    assert_says(result["attention"], reference.attention(texts, every=3))
+    assert_says(result["routing"], reference.routing(texts, every=2))
+    assert_says(result["residual"], reference.residual(texts, every=5))
 
 
 def test_a_copy_of_a_cache_holds_a_new_sequence(small, text):
@@ -61,9 +61,9 @@ def test_a_copy_of_a_cache_holds_a_new_sequence(small, text):
         cache = read(model, tokens[:20], None, (20,))
         read(model, tokens[20:], copy.deepcopy(cache), (4,))
 
-    found = recorded(small, feed)["routing"]
-    assert found["tokens"].sel(layer=0, label="all").values[:2].tolist() == [20, 10]
-    assert found["pairs"].sel(layer=0, label="all").values[:2].tolist() == [19, 9]
+    result = recorded(small, feed)["routing"]
+    assert result["tokens"].sel(layer=0, label="all").values[:2].tolist() == [20, 10]
+    assert result["pairs"].sel(layer=0, label="all").values[:2].tolist() == [19, 9]
 
 
 @pytest.mark.parametrize("back", [1, 3, 11])
@@ -84,13 +84,13 @@ def test_after_a_crop_no_pair_and_no_window_reaches_back(small, text, back, widt
     def parts(chosen):
         return (0, chosen[:60]), (60 - back, np.concatenate([chosen[: 60 - back], chosen[60:]]))
 
-    found = recorded(small, feed)
-    assert_turns_over(found, [parts(chosen) for chosen in choices(small, feed)], numbers=(0, 0))
-    assert int(found["deltanet"]["sequences"].sum()) == 1
+    result = recorded(small, feed)
+    assert_turns_over(result, [parts(chosen) for chosen in choices(small, feed)], numbers=(0, 0))
+    assert int(result["deltanet"]["sequences"].sum()) == 1
 
 
 def cropped(tokens, more, back):
-    """Feed these tokens, take so many back, and feed more."""
+    """Feed these tokens, crop the last `back` of them, and feed more."""
 
     def feed(model, seen):
         cache = read(model, tokens[:-5], None, (64,))
@@ -105,22 +105,22 @@ def cropped(tokens, more, back):
 
 
 def test_after_a_crop_no_pair_that_was_stored_before_is_asked_for(small, text):
-    found = recorded(small, cropped(text(20), text(9, 1), 3), Retention(every=1, pairs=1))["retention"]
-    asked = sum(
+    result = recorded(small, cropped(text(20), text(9, 1), 3), Retention(every=1, pairs=1))["retention"]
+    queried = sum(
         first <= s <= t < slot_of(np.array(s), 1, np.array(0))[1]
         for first, last in ((0, 20), (17, 26))
         for t in range(first, last)
         for s in range(first, last)
     )
-    assert found["pairs_by_distance"].sum(["label", "fold", "layer", "distance_bin"]).values.tolist() == [asked] * 4
+    assert result["pairs_by_distance"].sum(["label", "fold", "layer", "distance_bin"]).values.tolist() == [queried] * 4
 
 
 def test_after_a_crop_no_row_is_measured_whose_earlier_tokens_are_not_known(small, text):
     """A DeltaNet state is not put back by a crop: what it holds is of tokens that are gone. Attention's keys are."""
     tokens, more = text(20) % 6 + 1, text(9, 1) % 6 + 1  # few, so that they come again
     probes = ImplicitAttention(every=1, queries="all"), SoftmaxAttention(every=1)
-    found = recorded(small, cropped(tokens, more, 3), *probes)
-    implicit, softmax = found["implicit_attention"], found["softmax_attention"]
+    result = recorded(small, cropped(tokens, more, 3), *probes)
+    implicit, softmax = result["implicit_attention"], result["softmax_attention"]
     assert int(implicit["tokens"].sum()) == implicit.sizes["row"] == 20
     assert float((implicit["gap_square_sum"].sum() / implicit["out_square_sum"].sum()) ** 0.5) < 1e-5
     once = recorded(small, one_by_one([tokens]), ImplicitAttention(every=1, queries="all"))["implicit_attention"]
@@ -133,11 +133,11 @@ def test_after_a_crop_no_row_is_measured_whose_earlier_tokens_are_not_known(smal
 def test_after_a_crop_no_error_of_low_precision_goes_on(small, text):
     """States are rounded after position 19; two of the three tokens that were taken back are read again."""
     probe = StatePrecision(every=1, after=20, formats=["int8"])
-    found = recorded(small, cropped(text(20), text(2, 1), 3), probe)["state_precision"]
+    result = recorded(small, cropped(text(20), text(2, 1), 3), probe)["state_precision"]
     once = recorded(small, one_by_one([text(20)]), probe)["state_precision"]
-    assert found["tokens"].sum() == 22
+    assert result["tokens"].sum() == 22
     assert once["error_sum"].sum() > 0
-    np.testing.assert_allclose(found["error_sum"].sum(), once["error_sum"].sum(), rtol=1e-3)
+    np.testing.assert_allclose(result["error_sum"].sum(), once["error_sum"].sum(), rtol=1e-3)
 
 
 @pytest.mark.parametrize("columns", [(6, 4, 3, 5), (130, 7, 2, 40)])
@@ -162,27 +162,27 @@ def test_padding_between_the_turns_of_a_batch(small, text, columns):
         by_row = np.concatenate([turn.reshape(3, -1, 2) for turn in turns], axis=1)
         return [(0, row[real]) for row, real in zip(by_row, mask.bool().numpy(), strict=True)]
 
-    found = recorded(small, feed)
-    assert_turns_over(found, [parts(chosen) for chosen in choices(small, feed)], numbers=(0, 1, 2))
-    assert found["deltanet"]["sequences"].sel(layer=0, label="all").values[:4].tolist() == [1, 1, 1, 0]
-    assert found["attention"]["tokens"].sel(layer=1, label="all").values[:3].tolist() == mask.sum(1).tolist()
+    result = recorded(small, feed)
+    assert_turns_over(result, [parts(chosen) for chosen in choices(small, feed)], numbers=(0, 1, 2))
+    assert result["deltanet"]["sequences"].sel(layer=0, label="all").values[:4].tolist() == [1, 1, 1, 0]
+    assert result["attention"]["tokens"].sel(layer=1, label="all").values[:3].tolist() == mask.sum(1).tolist()
 
 
 def choices(model, feed):
     """By layer, [token, slot] of the experts chosen while `feed` runs, padding included."""
-    decoder, found, hooks = decoder_of(model), {}, []
+    decoder, result, hooks = decoder_of(model), {}, []
     for index in decoder.layers_with("router"):
-        found[index] = []
+        result[index] = []
         router = decoder.part(index, "router")
-        hooks.append(router.register_forward_hook(lambda module, args, out, index=index: found[index].append(out[2])))
+        hooks.append(router.register_forward_hook(lambda module, args, out, index=index: result[index].append(out[2])))
     with torch.no_grad():
         feed(model, None)
     for hook in hooks:
         hook.remove()
-    return [torch.cat(chosen).numpy() for chosen in found.values()]
+    return [torch.cat(chosen).numpy() for chosen in result.values()]
 
 
-def assert_turns_over(found, layers, numbers):
+def assert_turns_over(result, layers, numbers):
     """What changes from token to token is as in these parts of texts: by layer, (first position read, choices)."""
     texts = [Text([], number, [], first) for number, (first, _) in zip(numbers, layers[0], strict=True)]
     for parts in layers:
@@ -193,7 +193,7 @@ def assert_turns_over(found, layers, numbers):
             text.label = [0] * len(chosen)
     expected = reference.routing(texts)
     for name in ("tokens", "pairs", "kept_sum", "windows", "distinct_sum", "load", "coactivation"):
-        np.testing.assert_array_equal(found["routing"][name].values, expected[name], err_msg=name)
+        np.testing.assert_array_equal(result["routing"][name].values, expected[name], err_msg=name)
 
 
 def test_a_batch_of_another_size_holds_new_sequences(small, text):
@@ -202,24 +202,24 @@ def test_a_batch_of_another_size_holds_new_sequences(small, text):
         cache.reorder_cache(torch.tensor([0, 0]))
         model(torch.stack([text(4), text(4, 1)]), past_key_values=cache)
 
-    found = recorded(small, feed)
-    assert found.attrs["sequences"] == 3
-    assert found["deltanet"]["tokens"].sel(layer=0, label="all").values[:3].tolist() == [10, 4, 4]
+    result = recorded(small, feed)
+    assert result.attrs["sequences"] == 3
+    assert result["deltanet"]["tokens"].sel(layer=0, label="all").values[:3].tolist() == [10, 4, 4]
 
 
 def test_caches_are_not_kept_alive(small, text):
     import gc
     import weakref
 
-    held = []
+    references = []
 
     def feed(model, seen):
         for number in range(3):
             cache = read(model, text(6, number), None, (5,))
-            held.append(weakref.ref(cache))
+            references.append(weakref.ref(cache))
             del cache
         model(text(3)[None], use_cache=False)
         gc.collect()
-        assert [ref() for ref in held] == [None] * 3
+        assert [ref() for ref in references] == [None] * 3
 
     assert_same(recorded(small, feed), recorded(small, one_by_one([text(6, 0), text(6, 1), text(6, 2), text(3)])))

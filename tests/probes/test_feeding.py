@@ -282,9 +282,9 @@ def test_prompts_have_their_own_hash_in_the_published_class(texts):
     layers = ["linear_attention", "full_attention"]
     published = tiny_model("qwen3_5_moe", layer_types=layers, wrapped=True)
     plain = tiny_model("qwen3_5_moe", layer_types=layers)
-    found = [recorded(published, one_by_one([tokens])).attrs["prompts_hash"] for tokens in texts[:3]]
-    assert found == [recorded(plain, one_by_one([tokens])).attrs["prompts_hash"] for tokens in texts[:3]]
-    assert len(set(found)) == 3
+    result = [recorded(published, one_by_one([tokens])).attrs["prompts_hash"] for tokens in texts[:3]]
+    assert result == [recorded(plain, one_by_one([tokens])).attrs["prompts_hash"] for tokens in texts[:3]]
+    assert len(set(result)) == 3
 
 
 def test_embeddings_that_were_changed_in_place_are_not_their_ids(small, texts):

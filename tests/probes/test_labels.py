@@ -1,4 +1,4 @@
-"""Tokens counted by name: one name, a name a sequence, or a name a token."""
+"""Tokens counted by label: one name for all, per sequence, or per token."""
 
 import numpy as np
 import torch
@@ -36,9 +36,9 @@ def test_names_in_turn_say_what_each_says_alone(small, text):
     assert both.attrs["labels"] == '{"code": 30, "prose": 21}'
     for number, (name, tokens) in enumerate(texts.items()):
         alone = label_of(recorded(small, one_by_one([tokens])), "all")
-        for variable, found in label_of(both, name).items():
-            by_fold = found.shape[:1] == (8,)
-            assert_equal(variable, found, np.roll(alone[variable], number, 0) if by_fold else alone[variable])
+        for variable, result in label_of(both, name).items():
+            by_fold = result.shape[:1] == (8,)
+            assert_equal(variable, result, np.roll(alone[variable], number, 0) if by_fold else alone[variable])
 
 
 def test_a_name_a_sequence_and_a_name_a_token(small, text):
@@ -92,18 +92,18 @@ def test_many_labels(small, text):
         with seen.label(names):
             model(text(40)[None])
 
-    found = recorded(small, feed)
-    assert found.attrs["labels"].startswith('{"all": 3, "class 0": 4, ')
+    result = recorded(small, feed)
+    assert result.attrs["labels"].startswith('{"all": 3, "class 0": 4, ')
     one = recorded(small, lambda model, seen: [model(text(3)[None]), model(text(40)[None])])
     for node in one:
-        for name, variable in found[node].data_vars.items():
+        for name, variable in result[node].data_vars.items():
             if "label" in variable.dims:
                 assert_equal(name, variable.sum("label").values, one[node][name].sum("label").values)
 
 
 def test_tokens_are_counted_whatever_the_probes(small, text):
-    found = recorded(small, one_by_one([text(5), text(6)]), Timing(), Memory())
-    assert (found.attrs["tokens"], found.attrs["sequences"]) == (11, 2)
+    result = recorded(small, one_by_one([text(5), text(6)]), Timing(), Memory())
+    assert (result.attrs["tokens"], result.attrs["sequences"]) == (11, 2)
 
 
 def test_a_label_without_a_token_is_there_with_zeros(small, text):
@@ -113,7 +113,7 @@ def test_a_label_without_a_token_is_there_with_zeros(small, text):
         with seen.label([["a", "a", "pad", "pad", "pad"], ["a"] * 5]):
             model(ids, attention_mask=mask)
 
-    found = recorded(small, feed, DeltaNet(every=1))
-    assert found.attrs["labels"] == '{"a": 7, "pad": 0}'
-    assert not found["deltanet"]["beta_hist"].sel(label="pad").any()
-    assert torch.tensor(found["deltanet"]["tokens"].sel(label="a").values).sum() == 7
+    result = recorded(small, feed, DeltaNet(every=1))
+    assert result.attrs["labels"] == '{"a": 7, "pad": 0}'
+    assert not result["deltanet"]["beta_hist"].sel(label="pad").any()
+    assert torch.tensor(result["deltanet"]["tokens"].sel(label="a").values).sum() == 7

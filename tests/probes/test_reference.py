@@ -1,4 +1,4 @@
-"""Every statistic of every probe beside the slow float64 reference, in every family."""
+"""Every statistic of every probe matches the slow float64 reference, in every family."""
 
 import numpy as np
 import pytest
@@ -78,7 +78,7 @@ def test_residual(model, texts, every):
 
 
 def test_probes_say_the_same_together_and_of_few_layers(model, texts, deltanet):
-    found = seen(
+    result = seen(
         model,
         texts,
         DeltaNet(layers=[1], every=1, prediction_heads="all"),
@@ -86,7 +86,9 @@ def test_probes_say_the_same_together_and_of_few_layers(model, texts, deltanet):
         Residual(layers=[2, 0], every=4),
     )
     by_layer = {name: 1 if name.endswith("hist") or name == "key_moment" else 2 for name in deltanet}
-    assert_says(found["deltanet"], {name: deltanet[name].take([1], axis) for name, axis in by_layer.items()})
+    assert_says(result["deltanet"], {name: deltanet[name].take([1], axis) for name, axis in by_layer.items()})
     read = [text for _, text in texts]
-    assert_says(found["attention"], reference.attention(read, 16))
-    assert_says(found["residual"], {name: values[:, :, [0, 2]] for name, values in reference.residual(read, 4).items()})
+    assert_says(result["attention"], reference.attention(read, 16))
+    assert_says(
+        result["residual"], {name: values[:, :, [0, 2]] for name, values in reference.residual(read, 4).items()}
+    )

@@ -1,4 +1,4 @@
-"""What probes write is what made recordings hold, and does not grow with what is read."""
+"""Recordings of probes have the schema of the synthetic ones, and a size independent of the number of tokens."""
 
 import json
 
@@ -44,9 +44,9 @@ def test_every_node_says_what_probe_it_is_of_and_what_was_left_out(small, text):
         Timing(),
         Memory(),
     )
-    found = recorded(small, one_by_one([text(9)]), *probes)
-    assert [found[node].attrs["probe"] for node in found] == [type(probe).__name__ for probe in probes]
-    assert [json.loads(found[node].attrs["sample"]) for node in found] == [
+    result = recorded(small, one_by_one([text(9)]), *probes)
+    assert [result[node].attrs["probe"] for node in result] == [type(probe).__name__ for probe in probes]
+    assert [json.loads(result[node].attrs["sample"]) for node in result] == [
         {"layers": [0], "prediction_heads": [0, 1]},
         {"every": 4},
         {"layers": [1]},
@@ -54,8 +54,8 @@ def test_every_node_says_what_probe_it_is_of_and_what_was_left_out(small, text):
         {},
         {},
     ]
-    assert (found["routing"].attrs["top_k"], found["routing"].attrs["experts"]) == (2, 8)
-    assert found["routing"]["kind"].values.tolist() == ["full_attention"]
+    assert (result["routing"].attrs["top_k"], result["routing"].attrs["experts"]) == (2, 8)
+    assert result["routing"]["kind"].values.tolist() == ["full_attention"]
 
 
 def test_a_recording_is_saved_and_opened(seen, tmp_path):
@@ -82,7 +82,7 @@ def bytes_held(value):
     if isinstance(value, list | tuple):
         return sum(map(bytes_held, value))
     if type(value).__module__.startswith("qwenlab.probes"):
-        return bytes_held({name: each for name, each in vars(value).items() if name not in ("watch", "decoder")})
+        return bytes_held({name: each for name, each in vars(value).items() if name not in ("session", "decoder")})
     return 0
 
 
@@ -102,7 +102,7 @@ def test_memory_does_not_grow_with_the_texts_read(small, text):
 
 
 def test_a_probe_of_zero_prediction_heads_still_counts_sequences(small, text):
-    found = recorded(small, one_by_one([text(5), text(6)]), DeltaNet(prediction_heads=0))["deltanet"]
-    assert int(found["sequences"].sum()) == 2
-    assert not found["error_tokens"].any()
-    assert not found["state_norm_sum"].any()
+    result = recorded(small, one_by_one([text(5), text(6)]), DeltaNet(prediction_heads=0))["deltanet"]
+    assert int(result["sequences"].sum()) == 2
+    assert not result["error_tokens"].any()
+    assert not result["state_norm_sum"].any()

@@ -1,4 +1,4 @@
-"""Watching changes nothing and leaves nothing behind, in whatever order watches end."""
+"""Watching changes no result and leaves no hook behind, in whatever order watches end."""
 
 import sys
 
@@ -141,7 +141,7 @@ def test_watches_of_two_models_end_in_any_order(text, first_out, implementation)
         models[1 - first_out](text(9)[None])
         seen[1 - first_out].__exit__(None, None, None)
     assert [traces(model) for model in models] == before
-    # The one that stayed has seen its 9 tokens beside the 5, and nothing of the other's.
+    # The one that stayed has seen its 9 tokens and the 5, and nothing of the other's.
     stayed = seen[1 - first_out].recording()
     assert stayed.attrs["tokens"] == 14
     five = recorded(models[1 - first_out], one_by_one([text(5)]))
@@ -214,8 +214,8 @@ def test_layers_are_taken_in_order_whatever_the_probes_and_their_order(moe, text
     """Experts are handed over from layer to layer: also where another probe asked for a later layer first."""
     feed = in_pieces([text(9)], (3, 1))
     expected = recorded(moe, feed, Routing(every=1))["routing"]
-    found = recorded(moe, feed, Residual(layers=[2]), DeltaNet(layers=[1]), Routing(every=1))["routing"]
-    assert (found["handover"] == expected["handover"]).all()
-    assert int(found["handover"].sum()) == 3 * 9
+    result = recorded(moe, feed, Residual(layers=[2]), DeltaNet(layers=[1]), Routing(every=1))["routing"]
+    assert (result["transition"] == expected["transition"]).all()
+    assert int(result["transition"].sum()) == 3 * 9
     few = recorded(moe, feed, Residual(layers=[2]), Routing(layers=[0, 2, 3]))["routing"]
-    assert (few["handover"].sel(layer=2) == expected["handover"].sel(layer=2)).all()
+    assert (few["transition"].sel(layer=2) == expected["transition"].sel(layer=2)).all()

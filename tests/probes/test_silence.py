@@ -1,4 +1,4 @@
-"""What was not seen of a forward pass is an error that names it."""
+"""Sites that did not fire raise an error that names them."""
 
 from types import MethodType
 
@@ -16,7 +16,7 @@ from tests.probes.feeding import in_pieces, one_by_one, recorded, thorough
 def test_no_forward_pass(small):
     message = (
         "The watched Qwen3_5MoeTextModel ran no forward pass inside the `with` block.\n"
-        "Call the very model that was given to watch (or one that contains it) inside the block."
+        "Inside the block, call the same model object that you passed to watch, or a module that contains it."
     )
     with pytest.raises(NothingRead) as caught, watch(small, DeltaNet()):
         pass
@@ -46,8 +46,8 @@ def test_a_skipped_layer_is_named(text):
         "  layers.1.shared_expert: 0 of 7 tokens\n"
         "  layers.1.shared_expert, its gate: 0 of 7 tokens\n"
         "  layers.1.router, its weights: 0 of 7 tokens\n"
-        "A fused whole-layer kernel, a compiled layer or a layer that was skipped hides them: "
-        "turn it off for this run, or leave these layers out with `layers=`."
+        "A fused whole-layer kernel, a compiled layer or a skipped layer hides them: "
+        "turn it off for this run, or exclude these layers with `layers=`."
     )
     with watch(model, DeltaNet(layers=[0, 2]), Routing(layers=[0, 2, 3])):
         model(text(7)[None])
@@ -91,7 +91,7 @@ def test_a_layer_that_reads_only_some_tokens_is_named(text, part):
 
 
 def breaking(model, layer, times=1):
-    """Let the MLP of a layer raise the first times it runs."""
+    """Make the MLP of a layer raise in its first calls."""
     left = [times]
 
     def hook(module, args):
@@ -116,7 +116,7 @@ def test_a_forward_pass_that_broke_off_is_told(small, text):
 
 
 def test_steps_of_a_forward_pass_that_broke_off_do_not_mix_with_later_ones(small, text):
-    """The step that broke off has left notes of its first layers, among them the keys of all steps before."""
+    """The step that raised has captured values of its first layers, among them the keys of all steps before."""
     tokens = text(12)
     seen = watch(small, *thorough(small))
 

@@ -1,4 +1,4 @@
-"""Watching and editing while other threads run models: of their own, or the same."""
+"""Watching and intervening while other threads run models: their own, or the same one."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -34,8 +34,8 @@ def in_a_thread(work, *args):
 
 def while_in(module, work, *args):
     """A hook on a module that runs work(*args) in another thread before the module runs; what work returned."""
-    found = []
-    return module.register_forward_pre_hook(lambda *_: found.append(in_a_thread(work, *args))), found
+    returned = []
+    return module.register_forward_pre_hook(lambda *_: returned.append(in_a_thread(work, *args))), returned
 
 
 def logits(model, ids):
@@ -47,10 +47,10 @@ def test_another_model_in_another_thread_is_not_watched(models, text):
     """It runs after the watched layer has called its rule, and before the layer ends."""
     texts = [text(40, seed) for seed in range(4)]
     alone = recorded(models[0], one_by_one(texts))
-    handle, found = while_in(models[0].model.layers[0].linear_attn.out_proj, logits, models[1], text(40, 9)[None])
+    handle, returned = while_in(models[0].model.layers[0].linear_attn.out_proj, logits, models[1], text(40, 9)[None])
     assert_same(recorded(models[0], one_by_one(texts)), alone)
     handle.remove()
-    assert len(found) == 4
+    assert len(returned) == 4
 
 
 @pytest.mark.parametrize("change", [NoKeyRemoval(), NoConv(), Scale("layers.0.mixer.beta", by=0.5)], ids=str)
@@ -60,10 +60,10 @@ def test_another_model_in_another_thread_is_not_edited(models, text, change):
     plain = logits(models[1], ids)
     with intervene(models[0], change):
         edited = logits(models[0], ids)
-        handle, found = while_in(models[0].model.layers[0].linear_attn.in_proj_qkv, logits, models[1], ids)
+        handle, returned = while_in(models[0].model.layers[0].linear_attn.in_proj_qkv, logits, models[1], ids)
         assert torch.equal(logits(models[0], ids), edited)
         handle.remove()
-    assert torch.equal(found[0], plain)
+    assert torch.equal(returned[0], plain)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_a_thread_from_before_the_block_may_not_run_its_model(models, text, bloc
 
 
 def test_a_thread_started_in_the_block_may_run_its_model(models, text):
-    """As when `generate` runs beside a streamer."""
+    """As when `generate` runs in a thread of its own, with a streamer."""
     texts = [text(9)]
     alone = recorded(models[0], one_by_one(texts))
     assert_same(recorded(models[0], lambda *given: in_a_thread(one_by_one(texts), *given)), alone)
@@ -127,7 +127,7 @@ def test_one_model_is_in_the_blocks_of_one_thread(models, text, nested):
     with torch.no_grad(), watch(models[0], DeltaNet()):
         models[0](text(5)[None])
         with pytest.raises(
-            CannotIntervene, match=r"already under a block of thread 'MainThread', and .* began another one"
+            CannotIntervene, match=r"^Thread .* enters a block on .*, but thread 'MainThread' has an active block"
         ):
             in_a_thread(enter)
         if nested:
@@ -153,10 +153,10 @@ def test_a_pass_that_was_under_way_when_the_block_began_is_not_edited(models, te
             done.wait(30)
 
     def under_way():
-        found.append(logits(model, ids))
+        returned.append(logits(model, ids))
         done.set()
 
-    found = []
+    returned = []
     handle = model.model.layers[1].register_forward_pre_hook(wait)
     thread = threading.Thread(target=under_way)
     thread.start()
@@ -165,7 +165,7 @@ def test_a_pass_that_was_under_way_when_the_block_began_is_not_edited(models, te
         assert torch.equal(logits(model, ids), edited)
     thread.join()
     handle.remove()
-    assert torch.equal(found[0], plain)
+    assert torch.equal(returned[0], plain)
 
 
 def test_wrappers_of_threads_that_come_and_go(impatient):

@@ -97,12 +97,12 @@ def test_gradient_checkpointing_counts_nothing_twice(text, reentrant):
 
 
 def test_the_graph_is_not_kept(small, text):
-    """Decode steps that are kept to be reduced together hold on to no graph."""
+    """Decode steps that wait to be reduced together keep no graph alive."""
     with ql.watch(small, *thorough(small)) as seen:
         cache = None
         for token in text(6):
             cache = small(token[None, None], past_key_values=cache, use_cache=True).past_key_values
-        kept = [note for inbox in seen._delivery.inboxes for step in inbox.kept for note in step.values()]
-        tensors = [v for note in kept for v in (vars(note).values() if hasattr(note, "joined") else (note,))]
-        assert kept
+        captured = [value for buffer in seen._dispatcher.buffers for step in buffer.steps for value in step.values()]
+        tensors = [v for value in captured for v in (vars(value).values() if hasattr(value, "joined") else (value,))]
+        assert captured
         assert not any(isinstance(value, torch.Tensor) and value.requires_grad for value in tensors)

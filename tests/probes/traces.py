@@ -1,4 +1,4 @@
-"""What a block may not leave behind."""
+"""Traces that a block must not leave behind: hooks, wrappers, changed attributes."""
 
 import sys
 

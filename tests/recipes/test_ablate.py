@@ -36,7 +36,7 @@ def test_a_folder_with_recording_findings_and_figures(done, toy):
     assert [name for name, of in zip(data["ablation"].values, whose, strict=True) if of == ""] == ["mixer 0", "mixer 3"]
     assert [whose.count(name) for name in ("mixer 0", "mixer 3")] == [2, 2]
     assert list(dict.fromkeys(data["task"].values.tolist())) == ["code", "mqar(pairs=2)"]
-    assert ql.stats.ablations(recording, seed=3)["harm"].equals(done.statistics["harm"])
+    assert ql.stats.ablations(recording, seed=3)["effect"].equals(done.statistics["effect"])
     assert done.findings.read_text() == ql.stats.ablation_findings(done.statistics)
     assert {figure.name for figure in done.figures if figure.stat().st_size > 5_000} == {
         *("ablation_map.png", "ablation_ranking_code.png", "ablation_ranking_mqar_pairs_2.png"),

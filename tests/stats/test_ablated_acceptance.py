@@ -21,59 +21,59 @@ def test_by_loops(seed, missing):
     made = made_ablated_acceptance(**SMALL, seed=seed)
     for ablation, text in missing:
         made["acceptance_length"][ablation, text] = np.nan
-    told = stats.ablated_acceptance(made, resamples=4)
+    result = stats.ablated_acceptance(made, resamples=4)
     gone = {text for _, text in missing}
     for label in ("code", "prose"):
         texts = [text for text, name in enumerate(made["label"].values) if name == label and text not in gone]
-        one = told.sel(task=label)
+        one = result.sel(task=label)
         clean = [float(made["clean_acceptance_length"][text]) for text in texts]
         assert (int(one["texts"]), int(one["left_out"])) == (len(texts), SMALL["tasks"][label] - len(texts))
         assert_allclose(one["clean_acceptance_length"], np.mean(clean))
         for row, (name, of) in enumerate(zip(made["ablation"].values, made["control_of"].values, strict=True)):
             lengths = [float(made["acceptance_length"][row, text]) for text in texts]
-            harm = [before - after for before, after in zip(clean, lengths, strict=True)]
+            effect = [before - after for before, after in zip(clean, lengths, strict=True)]
             if of:
-                assert_allclose(one["control_harm"].sel(control=name), np.mean(harm), atol=1e-12)
+                assert_allclose(one["control_effect"].sel(control=name), np.mean(effect), atol=1e-12)
             else:
-                assert_allclose(one["harm"].sel(ablation=name), np.mean(harm), atol=1e-12)
-                assert_allclose(one["p"].sel(ablation=name), slow_flip_p(harm))
+                assert_allclose(one["effect"].sel(ablation=name), np.mean(effect), atol=1e-12)
+                assert_allclose(one["p"].sel(ablation=name), slow_flip_p(effect))
 
 
 def test_the_clean_length_has_an_interval_over_texts():
     made, how = made_ablated_acceptance(**SMALL, seed=2), dict(resamples=30, seed=5)
-    told = stats.ablated_acceptance(made, level=0.9, **how)
+    result = stats.ablated_acceptance(made, level=0.9, **how)
     for label, texts in (("code", slice(0, 5)), ("prose", slice(5, 9))):
         clean = made["clean_acceptance_length"].values[texts]
         count = len(clean)
         draws = np.random.default_rng(5).multinomial(count, [1 / count] * count, size=30)
         level = expanded_level(0.9, count)
         ends = np.quantile([np.repeat(clean, times).mean() for times in draws], [0.5 - level / 2, 0.5 + level / 2])
-        assert_allclose(told["clean_acceptance_length_interval"].sel(task=label), ends)
+        assert_allclose(result["clean_acceptance_length_interval"].sel(task=label), ends)
 
 
-def test_the_planted_mixer_stands_alone():
-    told = stats.ablated_acceptance(made_ablated_acceptance(seed=1, controls=5))
-    assert told["stands"].sum("task").to_series().to_dict() == dict.fromkeys(told["ablation"].values, 0) | {
+def test_only_the_planted_mixer_is_significant():
+    result = stats.ablated_acceptance(made_ablated_acceptance(seed=1, controls=5))
+    assert result["significant"].sum("task").to_series().to_dict() == dict.fromkeys(result["ablation"].values, 0) | {
         "mixer 3": 2
     }
-    assert (told["rank_high"].sel(ablation="mixer 3") == 1).all()
-    assert (told["harm_interval"].sel(ablation="mixer 3", bound="low") > 0).all()
-    assert told["harm"].attrs["units"] == "token"
+    assert (result["rank_high"].sel(ablation="mixer 3") == 1).all()
+    assert (result["effect_interval"].sel(ablation="mixer 3", bound="low") > 0).all()
+    assert result["effect"].attrs["units"] == "token"
 
 
 def test_all_texts_as_one():
     made = made_ablated_acceptance(**SMALL)
-    told = stats.ablated_acceptance(made, by_label=False)
-    assert told["task"].values.tolist() == ["all texts"] and int(told["texts"][0]) == 9
+    result = stats.ablated_acceptance(made, by_label=False)
+    assert result["task"].values.tolist() == ["all texts"] and int(result["texts"][0]) == 9
     lengths = made["clean_acceptance_length"] - made["acceptance_length"]
     units = made["control_of"].values == ""
-    assert_allclose(told["harm"][0], lengths.mean("text")[units])
+    assert_allclose(result["effect"][0], lengths.mean("text")[units])
 
 
 def test_the_rule_is_part_of_it_and_a_recording_gives_the_same():
     made = made_ablated_acceptance(**SMALL)
-    told = stats.ablated_acceptance(made)
-    facts = {name: told.attrs[name] for name in ("rule", "depth", "policy", "text", "origin", "checkpoint")}
+    result = stats.ablated_acceptance(made)
+    facts = {name: result.attrs[name] for name in ("rule", "depth", "policy", "text", "origin", "checkpoint")}
     assert facts == {
         "rule": "greedy",
         "depth": 3,
@@ -83,7 +83,7 @@ def test_the_rule_is_part_of_it_and_a_recording_gives_the_same():
         "checkpoint": "a made model",
     }
     again = stats.ablated_acceptance(Recording({"ablated_acceptance": made}, {}))
-    assert again.drop_attrs().equals(told.drop_attrs())
+    assert again.drop_attrs().equals(result.drop_attrs())
 
 
 def test_the_table_takes_it():
@@ -91,7 +91,7 @@ def test_the_table_takes_it():
     assert table["ablation"].values[0] == "mixer 3"
 
 
-def test_what_it_refuses():
+def test_errors():
     made = made_ablated_acceptance(**SMALL)
     with pytest.raises(MissingVariable, match=r"(?s)No label.*made by qwenlab\.ablations\.acceptance"):
         stats.ablated_acceptance(made.drop_vars("label"))

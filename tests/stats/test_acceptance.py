@@ -31,41 +31,41 @@ BY_HAND = [
 
 
 def test_counted_by_hand():
-    told = stats.acceptance(ledger(BY_HAND))
-    assert_array_equal(told["drafted"], [7, 6, 4])
-    assert_array_equal(told["tested"], [7, 6, 2])
-    assert_array_equal(told["accepted"], [6, 5, 1])
-    assert_allclose(told["unconditional"], [6 / 7, 5 / 6, 1 / 4])
-    assert_allclose(told["conditional"], [6 / 7, 5 / 6, 1 / 2])
-    assert (int(told["rounds"]), int(told["truncated_rounds"]), int(told["prompts"])) == (8, 2, 4)
-    assert_allclose(told["acceptance_length"], 18 / 8)
-    assert_allclose(told["draft_efficiency"], 12 / 17)
-    assert_allclose(told["server_rate"], 14 / 17)
-    assert_allclose(told["server_position_rate"], [6 / 7, 5 / 7, 3 / 7])
-    assert_allclose(told["server_length"], 1 + 14 / 7)
-    assert told["draft"].values.tolist() == [1, 2, 3]
+    result = stats.acceptance(ledger(BY_HAND))
+    assert_array_equal(result["drafted"], [7, 6, 4])
+    assert_array_equal(result["tested"], [7, 6, 2])
+    assert_array_equal(result["accepted"], [6, 5, 1])
+    assert_allclose(result["unconditional"], [6 / 7, 5 / 6, 1 / 4])
+    assert_allclose(result["conditional"], [6 / 7, 5 / 6, 1 / 2])
+    assert (int(result["rounds"]), int(result["truncated_rounds"]), int(result["prompts"])) == (8, 2, 4)
+    assert_allclose(result["acceptance_length"], 18 / 8)
+    assert_allclose(result["draft_efficiency"], 12 / 17)
+    assert_allclose(result["server_rate"], 14 / 17)
+    assert_allclose(result["server_position_rate"], [6 / 7, 5 / 7, 3 / 7])
+    assert_allclose(result["server_length"], 1 + 14 / 7)
+    assert result["draft"].values.tolist() == [1, 2, 3]
 
 
 def test_by_label_each_is_counted_by_itself():
-    told = stats.acceptance(ledger(BY_HAND), by="label")
-    assert told["label"].values.tolist() == ["code", "prose"]  # in the order of the ledger
-    assert_array_equal(told["accepted"], [[3, 3, 1], [3, 2, 0]])
-    assert_allclose(told["acceptance_length"], [9 / 3, 9 / 5])
-    assert_array_equal(told["truncated_rounds"], [1, 1])
+    result = stats.acceptance(ledger(BY_HAND), by="label")
+    assert result["label"].values.tolist() == ["code", "prose"]  # in the order of the ledger
+    assert_array_equal(result["accepted"], [[3, 3, 1], [3, 2, 0]])
+    assert_allclose(result["acceptance_length"], [9 / 3, 9 / 5])
+    assert_array_equal(result["truncated_rounds"], [1, 1])
 
 
 def test_labels_keep_the_order_of_the_ledger():
-    told = stats.acceptance(ledger(BY_HAND[3:] + BY_HAND[:3]), by="label")
-    assert told["label"].values.tolist() == ["prose", "code"]
-    assert_array_equal(told["accepted"], [[3, 2, 0], [3, 3, 1]])
+    result = stats.acceptance(ledger(BY_HAND[3:] + BY_HAND[:3]), by="label")
+    assert result["label"].values.tolist() == ["prose", "code"]
+    assert_array_equal(result["accepted"], [[3, 2, 0], [3, 3, 1]])
 
 
-def test_what_a_replay_does_not_know_is_not_guessed():
-    told = stats.acceptance(ledger(BY_HAND, origin="replay"))
+def test_unknown_agreement_of_a_replay_is_nan():
+    result = stats.acceptance(ledger(BY_HAND, origin="replay"))
     for name in SERVER:
-        assert np.isnan(told[name]).all()
-        assert np.isnan(told[f"{name}_interval"]).all()
-    assert_allclose(told["draft_efficiency"], 12 / 17)
+        assert np.isnan(result[name]).all()
+        assert np.isnan(result[f"{name}_interval"]).all()
+    assert_allclose(result["draft_efficiency"], 12 / 17)
 
 
 def loops(data):
@@ -107,7 +107,7 @@ def loops(data):
 @settings(max_examples=40)
 @given(made_ledgers(), st.sampled_from([None, "label", "position"]))
 def test_by_loops(data, by):
-    told = stats.acceptance(data, by=by)
+    result = stats.acceptance(data, by=by)
     if by is None:
         groups = {None: np.full(data.sizes["round"], True)}
     elif by == "label":
@@ -115,9 +115,9 @@ def test_by_loops(data, by):
     else:
         octave = [1 << (int(begin).bit_length() - 1) for begin in data["begin"].values]
         groups = {edge: np.array(octave) == edge for edge in sorted(set(octave))}
-        assert told["position"].values.tolist() == list(groups)
+        assert result["position"].values.tolist() == list(groups)
     for name, rounds in groups.items():
-        here = told if by is None else told.sel({by: name})
+        here = result if by is None else result.sel({by: name})
         for rate, value in loops(data.isel(round=rounds)).items():
             assert_allclose(here[rate], value, err_msg=rate)
 
@@ -134,30 +134,30 @@ def test_by_entropy_by_loops(data):
         with pytest.raises(NothingMeasured, match="No tested draft of this ledger has a target_entropy"):
             stats.acceptance(data, by="entropy")
         return
-    told = stats.acceptance(data, by="entropy")
-    assert set(told) == {"tested", "accepted", "conditional", "conditional_interval", "prompts"}
+    result = stats.acceptance(data, by="entropy")
+    assert set(result) == {"tested", "accepted", "conditional", "conditional_interval", "prompts"}
     edges = [*ENTROPIES, np.inf]
-    assert int(told["tested"].sum()) == len(tested)
-    for low in told["entropy"].values:
+    assert int(result["tested"].sum()) == len(tested)
+    for low in result["entropy"].values:
         high = edges[edges.index(low) + 1]
         inside = [each for each in tested if low <= each[1] < high]
-        assert int(told["prompts"].sel(entropy=low)) == len({prompt for prompt, *_ in inside})
+        assert int(result["prompts"].sel(entropy=low)) == len({prompt for prompt, *_ in inside})
         for draft in range(data.sizes["draft"]):
             stood = [ok for _, _, d, ok in inside if d == draft]
-            rate = told["conditional"].sel(entropy=low, draft=draft + 1)
+            rate = result["conditional"].sel(entropy=low, draft=draft + 1)
             assert_allclose(rate, np.mean(stood) if stood else np.nan)
 
 
 @settings(max_examples=40)
 @given(made_ledgers())
 def test_laws_that_hold_of_any_ledger(data):
-    told = stats.acceptance(data)
-    drafted, tested, accepted = (told[name].values for name in ("drafted", "tested", "accepted"))
+    result = stats.acceptance(data)
+    drafted, tested, accepted = (result[name].values for name in ("drafted", "tested", "accepted"))
     assert (accepted <= tested).all()
     assert (tested <= drafted).all()
     for counts in (drafted, tested, accepted):
         assert (np.diff(counts) <= 0).all()
-    assert (told["truncated_rounds"] <= told["rounds"]).all()
+    assert (result["truncated_rounds"] <= result["rounds"]).all()
     whole = data.isel(round=data["emitted"].values == data["accepted"].values + 1)
     if whole.sizes["round"]:
         one = stats.acceptance(whole)
@@ -186,7 +186,7 @@ def wilson(value, left_out, trials, level, least, most):
 @given(made_ledgers(fewest_prompts=2))
 def test_the_interval_leaves_out_whole_prompts(data):
     """Wilson's interval by loops: all rates counted again without the rounds of each prompt."""
-    told, depth = stats.acceptance(data, level=0.8), data.sizes["draft"]
+    result, depth = stats.acceptance(data, level=0.8), data.sizes["draft"]
     prompt = data["prompt"].values
     prompts = np.unique(prompt)
     left_out = [loops(data.isel(round=prompt != each)) for each in prompts]
@@ -202,15 +202,15 @@ def test_the_interval_leaves_out_whole_prompts(data):
                 trials.append(int(np.sum(counts.get(name, rounds))))
             without = [np.atleast_1d(each[name])[place] for each in left_out]
             expected = wilson(value, without, trials, 0.8, 1 if length else 0, depth + 1 if length else 1)
-            assert_allclose(np.atleast_2d(told[f"{name}_interval"])[place], expected, atol=1e-7, err_msg=name)
+            assert_allclose(np.atleast_2d(result[f"{name}_interval"])[place], expected, atol=1e-7, err_msg=name)
 
 
 def test_all_accepted_has_an_interval():
     data = ledger([Played((1, 1), (1, 1, 3), prompt=place % 8) for place in range(128)])
-    told = stats.acceptance(data)
-    assert told["conditional"].values.tolist() == [1, 1]
+    result = stats.acceptance(data)
+    assert result["conditional"].values.tolist() == [1, 1]
     for name, ends in (("conditional", (0.97, 1)), ("draft_efficiency", (0.97, 1)), ("acceptance_length", (2.94, 3))):
-        assert_allclose(np.atleast_2d(told[f"{name}_interval"])[0], ends, atol=0.005)
+        assert_allclose(np.atleast_2d(result[f"{name}_interval"])[0], ends, atol=0.005)
 
 
 def test_a_label_by_itself_has_the_interval_it_has_among_others():
@@ -228,16 +228,16 @@ def test_a_higher_level_is_wider():
 
 
 def test_one_prompt_has_rates_but_no_intervals():
-    told = stats.acceptance(ledger(BY_HAND[:3]))
+    result = stats.acceptance(ledger(BY_HAND[:3]))
     for name in RATES:
-        assert told[name].notnull().all()
-        assert told[f"{name}_interval"].isnull().all()
+        assert result[name].notnull().all()
+        assert result[f"{name}_interval"].isnull().all()
 
 
 def test_every_rate_says_its_name_rule_depth_and_number():
     for data in (made_ledger(), made_ledger(depth=2)):
-        told = stats.acceptance(data, by="label")
-        for name, variable in told.data_vars.items():
+        result = stats.acceptance(data, by="label")
+        for name, variable in result.data_vars.items():
             rate = name.removesuffix("_interval").removesuffix("_rounds").replace("_", " ")
             assert rate in variable.attrs["long_name"]
             for fact in ("rule", "depth", "policy", "text", "origin"):
@@ -246,11 +246,11 @@ def test_every_rate_says_its_name_rule_depth_and_number():
             assert variable.attrs["prompts"] == 12
 
 
-def test_rounds_and_prompts_are_told_by_group():
+def test_rounds_and_prompts_are_counted_by_group():
     data = made_ledger()
-    told = stats.acceptance(data, by="label")
-    assert told["rounds"].sum() == data.sizes["round"]
-    assert told["prompts"].values.tolist() == [6, 6]
+    result = stats.acceptance(data, by="label")
+    assert result["rounds"].sum() == data.sizes["round"]
+    assert result["prompts"].values.tolist() == [6, 6]
 
 
 @pytest.mark.parametrize(
@@ -268,35 +268,35 @@ def test_bad_arguments_are_named(options, message):
 
 def test_by_depth_sets_ledgers_side_by_side():
     ledgers = [made_ledger(depth=depth) for depth in (4, 1, 2)]
-    told = stats.by_depth(ledgers)
-    assert told["depth"].values.tolist() == [1, 2, 4]
+    result = stats.by_depth(ledgers)
+    assert result["depth"].values.tolist() == [1, 2, 4]
     for data in ledgers:
         depth = int(data.attrs["depth"])
-        alone, here = stats.acceptance(data), told.sel(depth=depth)
+        alone, here = stats.acceptance(data), result.sel(depth=depth)
         for name in alone:
             wide = here[name].isel(draft=slice(depth)) if "draft" in here[name].dims else here[name]
             assert_array_equal(wide, alone[name])
-    assert told["accepted"].dtype == np.int64
-    assert told["accepted"].sel(depth=1).values[1:].tolist() == [0, 0, 0]
-    assert told["conditional"].sel(depth=2).isnull().values.tolist() == [False, False, True, True]
-    assert told["unconditional"].attrs["depth"] == "1, 2, 4"
-    assert told["unconditional"].attrs["rule"] == "greedy"
-    assert told.attrs["prompts"] == "12"
+    assert result["accepted"].dtype == np.int64
+    assert result["accepted"].sel(depth=1).values[1:].tolist() == [0, 0, 0]
+    assert result["conditional"].sel(depth=2).isnull().values.tolist() == [False, False, True, True]
+    assert result["unconditional"].attrs["depth"] == "1, 2, 4"
+    assert result["unconditional"].attrs["rule"] == "greedy"
+    assert result.attrs["prompts"] == "12"
 
 
 def test_by_depth_and_label():
-    told = stats.by_depth([made_ledger(depth=depth) for depth in (1, 3)], by="label")
-    assert told["conditional"].dims == ("depth", "label", "draft")
+    result = stats.by_depth([made_ledger(depth=depth) for depth in (1, 3)], by="label")
+    assert result["conditional"].dims == ("depth", "label", "draft")
 
 
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (lambda: made_ledger(depth=2), r"depths \[2, 2\]: one each"),
+        (lambda: made_ledger(depth=2), r"depths \[2, 2\]: give one ledger per depth"),
         (lambda: made_ledger(depth=3).assign_attrs(rule="exact_match"), "differ in their rule: exact_match, greedy"),
         (lambda: made_ledger(depth=3).assign_attrs(text="teacher_forced"), "differ in their text"),
         (lambda: made_ledger(depth=3).assign_attrs(temperature=0.7), "differ in their temperature: 0.0, 0.7"),
-        (lambda: made_ledger(depth=3, labels=["code"]), "other labels"),
+        (lambda: made_ledger(depth=3, labels=["code"]), "different labels"),
     ],
 )
 def test_unlike_ledgers_are_not_compared(other, message):
@@ -316,6 +316,6 @@ def test_ten_thousand_prompts_take_seconds():
     big = data.isel(round=rng.integers(0, data.sizes["round"], 200_000))
     big["prompt"] = ("round", np.sort(rng.integers(0, 10_000, 200_000)))
     began = time.perf_counter()
-    told = stats.acceptance(big)
+    result = stats.acceptance(big)
     assert time.perf_counter() - began < 20
-    assert int(told["prompts"]) == 10_000
+    assert int(result["prompts"]) == 10_000

@@ -1,4 +1,4 @@
-"""Agreement along texts: by hand, by loops, and beside the acceptance it is not."""
+"""Agreement along texts agrees with hand counts and loops, and differs from acceptance."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from qwenlab.testing.traces import made_trace
 
 
 def by_hand(end: str) -> xr.Dataset:
-    """One text of four tokens, the first of them the prompt; the main model would say 10, 20, 30, 40 after them."""
+    """One text of four tokens, the first one the prompt; the target model would choose 10, 20, 30, 40 after them."""
     return xr.Dataset(
         {
             "text": ("token", [0, 0, 0, 0]),
@@ -34,17 +34,17 @@ def by_hand(end: str) -> xr.Dataset:
 
 def test_by_hand_draft_k_is_compared_with_the_choice_for_its_place():
     # Chains from rows 1, 2, 3. Draft 1: 20 = 20, 30 = 30, 41 is not 40. Draft 2: 31 is not 30, 40 = 40, then no place.
-    told = stats.agreement(by_hand("length"))
-    assert_array_equal(told["chains"], [3, 2])
-    assert_allclose(told["teacher_forced"], [2 / 3, 1 / 2])
-    assert_allclose(told["teacher_forced_unconditional"], [2 / 3, 1 / 2])
-    assert_allclose(told["teacher_forced_conditional"], [2 / 3, 1 / 2])
+    result = stats.agreement(by_hand("length"))
+    assert_array_equal(result["chains"], [3, 2])
+    assert_allclose(result["teacher_forced"], [2 / 3, 1 / 2])
+    assert_allclose(result["teacher_forced_unconditional"], [2 / 3, 1 / 2])
+    assert_allclose(result["teacher_forced_conditional"], [2 / 3, 1 / 2])
 
 
-def test_what_would_come_after_the_end_of_text_is_left_out():
-    told = stats.agreement(by_hand("eos"))
-    assert_array_equal(told["chains"], [2, 1])
-    assert_allclose(told["teacher_forced"], [1, 0])
+def test_places_after_the_end_of_text_are_left_out():
+    result = stats.agreement(by_hand("eos"))
+    assert_array_equal(result["chains"], [2, 1])
+    assert_allclose(result["teacher_forced"], [1, 0])
 
 
 def loops(trace, rows):
@@ -71,14 +71,14 @@ def test_by_loops(trace, by_label):
     labels = trace["label"].values.astype(str)
     of_rows = labels[trace["text"].values]
     try:
-        told = stats.agreement(trace, by_label=by_label)
+        result = stats.agreement(trace, by_label=by_label)
     except NothingMeasured:
         assert not loops(trace, range(trace.sizes["token"]))[0].any()
         return
-    names = told["label"].values.tolist() if by_label else [None]
+    names = result["label"].values.tolist() if by_label else [None]
     for name in names:
         chains, equal, so_far, before = loops(trace, np.flatnonzero((of_rows == name) | (name is None)))
-        here = told.sel(label=name) if by_label else told
+        here = result.sel(label=name) if by_label else result
         assert_array_equal(here["chains"], chains)
         with np.errstate(invalid="ignore"):
             assert_allclose(here["teacher_forced"], equal / chains)
@@ -96,7 +96,7 @@ def test_online_the_first_place_is_lower_by_selection():
 
 def test_intervals_leave_out_whole_texts():
     trace = made_trace()
-    told = stats.agreement(trace, level=0.5)
+    result = stats.agreement(trace, level=0.5)
     counts = np.stack([loops(trace, np.flatnonzero(trace["text"].values == text)) for text in range(12)])
     chains, equal = counts[:, 0], counts[:, 1]
     p = equal.sum(axis=0) / chains.sum(axis=0)
@@ -106,20 +106,20 @@ def test_intervals_leave_out_whole_texts():
     n = np.minimum(p * (1 - p) / variance, chains.sum(axis=0))
     half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     expected = np.stack([p + z**2 / (2 * n) - half, p + z**2 / (2 * n) + half], axis=-1) / (1 + z**2 / n)[:, None]
-    assert_allclose(told["teacher_forced_interval"], expected)
+    assert_allclose(result["teacher_forced_interval"], expected)
 
 
-def test_every_number_says_what_it_is_of():
-    told = stats.agreement(made_trace(text="teacher_forced"), by_label=True)
+def test_every_variable_has_its_attrs():
+    result = stats.agreement(made_trace(text="teacher_forced"), by_label=True)
     for name in ("teacher_forced", "teacher_forced_conditional", "teacher_forced_unconditional"):
-        for variable in (told[name], told[f"{name}_interval"]):
+        for variable in (result[name], result[f"{name}_interval"]):
             assert variable.attrs["long_name"].startswith(
                 name.replace("teacher_forced", "teacher-forced").replace("_", " ")
             )
             facts = {fact: variable.attrs[fact] for fact in ("rule", "depth", "text", "origin", "texts")}
             assert facts == {"rule": "greedy", "depth": 4, "text": "teacher_forced", "origin": "trace", "texts": 12}
             assert variable.attrs["chains"] > 0
-    assert told["texts"].values.tolist() == [6, 6]
+    assert result["texts"].values.tolist() == [6, 6]
 
 
 def test_one_text_has_no_interval():
@@ -129,12 +129,12 @@ def test_one_text_has_no_interval():
 def test_a_trace_without_a_chain_is_nothing_measured():
     trace = by_hand("length")
     trace["begin"] = ("text", [4])
-    with pytest.raises(NothingMeasured, match="No draft of this trace has a place"):
+    with pytest.raises(NothingMeasured, match="No draft of this trace can be compared"):
         stats.agreement(trace)
 
 
 def test_a_trace_says_its_depth_and_text():
-    with pytest.raises(InconsistentRecording, match="does not say its depth, text"):
+    with pytest.raises(InconsistentRecording, match="lacks the attributes depth, text"):
         stats.agreement(by_hand("eos").drop_attrs())
 
 

@@ -28,29 +28,29 @@ def slow_head(case, layer, head):
 @settings(max_examples=10)
 @given(made_recordings(probes=["attention"]))
 def test_means_and_quantiles_are_those_of_the_rows(case):
-    told = stats.attention_distance(case.recording)
+    result = stats.attention_distance(case.recording)
     means, pairs = slow_head(case, 0, 0)
     for name, mean in means.items():
-        assert_allclose(told[name][0, 0], mean, rtol=1e-5, atol=1e-6)
+        assert_allclose(result[name][0, 0], mean, rtol=1e-5, atol=1e-6)
     distance, mass = np.array(sorted(pairs)).T
     edges = case.recording["attention"]["distance_bin"].values
-    for q in told["quantile"].values:
+    for q in result["quantile"].values:
         reached = np.cumsum(mass)
         true = distance[np.searchsorted(reached, q * reached[-1] * (1 - 1e-9))]
-        value = told["distance_quantile"].sel(quantile=q)[0, 0]
+        value = result["distance_quantile"].sel(quantile=q)[0, 0]
         assert_array_equal(np.searchsorted(edges, value, "right"), np.searchsorted(edges, true, "right"))
 
 
 def test_the_shares_of_the_mass_add_up():
-    told = stats.attention_distance(made().recording)
-    assert_allclose(told["distance_share"].sum("distance_bin"), 1)
-    assert_allclose(told["distance_share"].isel(distance_bin=0), told["self_mass"])
+    result = stats.attention_distance(made().recording)
+    assert_allclose(result["distance_share"].sum("distance_bin"), 1)
+    assert_allclose(result["distance_share"].isel(distance_bin=0), result["self_mass"])
 
 
 def test_heads_that_were_not_measured_are_nan():
     node = made().recording["attention"]
     node["distance_mass"][:, :, 1] = 0
-    told = stats.attention_distance(node)
-    assert told["entropy"].isel(head=1).isnull().all()
-    assert told["distance_quantile"].isel(head=1).isnull().all()
-    assert told["entropy"].isel(head=0).notnull().all()
+    result = stats.attention_distance(node)
+    assert result["entropy"].isel(head=1).isnull().all()
+    assert result["distance_quantile"].isel(head=1).isnull().all()
+    assert result["entropy"].isel(head=0).notnull().all()

@@ -1,4 +1,4 @@
-"""Calibration: by loops, and told apart from a head that is too sure of itself."""
+"""Calibration agrees with loops, and differs for an overconfident head."""
 
 import numpy as np
 import pytest
@@ -23,25 +23,25 @@ def test_by_loops(data, bins):
         with pytest.raises(NothingMeasured, match="has a draft_probability"):
             stats.calibration(data, bins=bins)
         return
-    told = stats.calibration(data, bins=bins)
+    result = stats.calibration(data, bins=bins)
     error = 0.0
-    for place, low in enumerate(told["probability"].values):
+    for place, low in enumerate(result["probability"].values):
         inside = [each for each in tested if low <= each[0] < low + 1 / bins or (each[0] == 1 and low + 1 / bins >= 1)]
         p, accepted = (np.array(each, float) for each in zip(*inside, strict=True))
-        here = told.isel(probability=place)
+        here = result.isel(probability=place)
         assert (int(here["tested"]), int(here["accepted"])) == (len(inside), int(accepted.sum()))
         assert_allclose(here["conditional"], accepted.mean())
         assert_allclose(here["mean_probability"], p.mean())
         error += len(inside) / len(tested) * abs(accepted.mean() - p.mean())
-    assert int(told["tested"].sum()) == len(tested)
-    assert_allclose(told["calibration_error"], error, atol=1e-12)
+    assert int(result["tested"].sum()) == len(tested)
+    assert_allclose(result["calibration_error"], error, atol=1e-12)
 
 
 def test_a_probability_of_one_is_in_the_last_bin():
     data = ledger([Played((1,), (1, 3), probability=[1.0]), Played((1,), (2, 3), probability=[0.95])])
-    told = stats.calibration(data)
-    assert told["probability"].values.tolist() == [0.9]
-    assert told["tested"].values.tolist() == [2]
+    result = stats.calibration(data)
+    assert result["probability"].values.tolist() == [0.9]
+    assert result["tested"].values.tolist() == [2]
 
 
 def rounds(rng, says):
@@ -68,15 +68,15 @@ def test_a_calibrated_head_lies_on_the_diagonal_and_a_sure_one_below():
     assert (sure["conditional"] < sure["mean_probability"])[-3:].all()
 
 
-def test_what_it_is_of_is_said():
-    told = stats.calibration(made_ledger())
-    for variable in told.data_vars.values():
+def test_attrs():
+    result = stats.calibration(made_ledger())
+    for variable in result.data_vars.values():
         assert variable.attrs["rule"] == "greedy"
         assert variable.attrs["depth"] == 4
         assert variable.attrs["prompts"] == 12
-    assert told.attrs["bins"] == 10
+    assert result.attrs["bins"] == 10
 
 
 def test_no_bins_are_refused():
-    with pytest.raises(BadArgument, match="bins=0: give the number of bins"):
+    with pytest.raises(BadArgument, match=r"bins=0\): give an integer number of bins of \[0, 1\], 1 or more"):
         stats.calibration(made_ledger(), bins=0)

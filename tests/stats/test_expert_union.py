@@ -1,4 +1,4 @@
-"""Experts a block touches: by loops over blocks, and beside what unrelated tokens would touch."""
+"""Experts that a block touches agree with loops over blocks, and with the expectation for unrelated tokens."""
 
 import numpy as np
 import pytest
@@ -27,32 +27,32 @@ def test_by_loops(chosen):
     text = chosen["text"].values
     longest = max(np.bincount(text))
     widths = [n for n in (1, 2, 3) if n <= longest]
-    told = stats.expert_union(chosen, widths=widths)
+    result = stats.expert_union(chosen, widths=widths)
     for width in widths:
         blocks = [range(t, t + width) for t in range(len(text) - width + 1) if text[t] == text[t + width - 1]]
-        assert int(told["blocks"].sel(width=width)) == len(blocks)
+        assert int(result["blocks"].sel(width=width)) == len(blocks)
         for layer in range(chosen.sizes["layer"]):
             many = [len({int(e) for t in block for e in chosen[t, layer]}) for block in blocks]
-            assert_allclose(told["distinct"].sel(width=width, layer=layer), np.mean(many))
-    assert_allclose(told["experts_touched"], told["distinct"].mean("layer"))
-    assert_allclose(told["experts_touched"].sel(width=1), chosen.sizes["slot"])
+            assert_allclose(result["distinct"].sel(width=width, layer=layer), np.mean(many))
+    assert_allclose(result["experts_touched"], result["distinct"].mean("layer"))
+    assert_allclose(result["experts_touched"].sel(width=1), chosen.sizes["slot"])
 
 
-def test_unrelated_tokens_touch_as_many_as_foretold_and_alike_ones_fewer():
+def test_unrelated_tokens_touch_the_expected_number_and_similar_ones_fewer():
     rng = np.random.default_rng(0)
     unrelated = rng.random((4000, 1, 32)).argsort(axis=-1)[..., :4]
-    told = stats.expert_union(unrelated, widths=[1, 4, 9])
-    assert_allclose(told["distinct"], told["independent"], rtol=0.01)
+    result = stats.expert_union(unrelated, widths=[1, 4, 9])
+    assert_allclose(result["distinct"], result["independent"], rtol=0.01)
     alike = np.repeat(unrelated[::4], 4, axis=0)
-    told = stats.expert_union(alike, widths=[4])
-    assert float(told["distinct"].item()) < 0.6 * float(told["independent"].item())
+    result = stats.expert_union(alike, widths=[4])
+    assert float(result["distinct"].item()) < 0.6 * float(result["independent"].item())
 
 
-def test_it_is_what_costs_take():
-    told = stats.expert_union(np.zeros((9, 1, 1), int), widths=[1, 2, 3])
-    assert told["experts_touched"].dims == ("width",)
-    assert told["experts_touched"].attrs["units"] == "expert"
-    assert told["width"].values.tolist() == [1, 2, 3]
+def test_costs_accept_it():
+    result = stats.expert_union(np.zeros((9, 1, 1), int), widths=[1, 2, 3])
+    assert result["experts_touched"].dims == ("width",)
+    assert result["experts_touched"].attrs["units"] == "expert"
+    assert result["width"].values.tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -62,10 +62,10 @@ def test_it_is_what_costs_take():
         (np.zeros((5, 2, 1)), {}, BadArgument, "choices is float64"),
         (np.full((5, 2, 1), -1), {}, BadArgument, "choices is int64"),
         (np.zeros((0, 2, 1), int), {}, BadArgument, "choices is int64"),
-        (np.zeros((5, 2, 1), int), {"widths": [0]}, BadArgument, r"widths=\[0\]: give the tokens a block has"),
-        (np.zeros((5, 2, 1), int), {"widths": [2, 6]}, NothingMeasured, "No text has 6 tokens, which a block needs"),
+        (np.zeros((5, 2, 1), int), {"widths": [0]}, BadArgument, r"widths=\[0\]: give the numbers of tokens per block"),
+        (np.zeros((5, 2, 1), int), {"widths": [2, 6]}, NothingMeasured, "No text has 6 tokens, the size of a block"),
     ],
 )
-def test_what_cannot_be_counted_is_named(chosen, options, error, message):
+def test_invalid_choices_are_errors(chosen, options, error, message):
     with pytest.raises(error, match=message):
         stats.expert_union(chosen, **options)

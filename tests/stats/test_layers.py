@@ -17,7 +17,7 @@ def test_each_column_is_the_statistic_it_names():
     assert table["half_life"].sel(layer=[3, 7]).isnull().all()
     distance = stats.attention_distance(recording)["distance"].mean("head")
     assert_allclose(table["attention_distance"].sel(layer=[3, 7]), distance)
-    assert_allclose(table["openness"], stats.gates(recording)["openness"].mean("head"))
+    assert_allclose(table["mean_gate"], stats.gates(recording)["mean_gate"].mean("head"))
     assert_allclose(table["switch_rate"], stats.routing(recording)["switch_rate"])
     assert_allclose(table["load_entropy"], stats.expert_load(recording)["normalised_entropy"])
     assert_allclose(table["mlp_ratio"], stats.residual(recording)["ratio"].sel(part="mlp"))
@@ -35,8 +35,8 @@ def test_the_table_is_one_row_a_layer_in_the_order_of_the_trunk():
     ("probe", "columns"),
     [
         ("timing", {"time_share"}),
-        ("deltanet", {"half_life", "beta", "openness"}),
-        ("attention", {"attention_distance", "openness"}),
+        ("deltanet", {"half_life", "beta", "mean_gate"}),
+        ("attention", {"attention_distance", "mean_gate"}),
         ("routing", {"router_entropy", "load_entropy", "switch_rate"}),
         ("residual", {"mixer_ratio", "mlp_ratio"}),
     ],
@@ -45,10 +45,10 @@ def test_columns_are_those_of_the_probes_that_watched(probe, columns):
     assert set(stats.layer_table(made_recording(probes=[probe]))) == columns
 
 
-def test_some_layers_in_one_probe_and_others_in_another_are_kept():
+def test_probes_of_different_layers_are_joined():
     recording = made_recording(probes=["deltanet", "attention"])
     assert stats.layer_table(recording)["layer"].values.tolist() == list(range(8))
-    assert np.isfinite(stats.layer_table(recording)["openness"]).all()
+    assert np.isfinite(stats.layer_table(recording)["mean_gate"]).all()
 
 
 def test_nothing_by_layer_is_refused():

@@ -32,7 +32,7 @@ def made(texts, seed=0):
 
 
 def loops(data, domain, name, texts=None):
-    """Nats a token and bits a byte of a class in some texts, each as often as it is named."""
+    """Nats per token and bits per byte of a class in some texts, with repetitions."""
     nats = tokens = size = 0.0
     for text in np.unique(data["text"]) if texts is None else texts:
         for row in np.flatnonzero(data["text"].values == text):
@@ -49,12 +49,12 @@ SOME = st.lists(st.tuples(st.sampled_from(["code", "prose"]), st.integers(1, 6))
 @given(texts=SOME, seed=st.integers(0, 999), by_domain=st.booleans())
 def test_by_loops(texts, seed, by_domain):
     data = made(texts, seed)
-    told = stats.losses(data, by_domain=by_domain, resamples=2)
-    assert told["token_class"].values.tolist() == ["all", *CLASSES]
-    domains = told["domain"].values.tolist() if by_domain else [None]
+    result = stats.losses(data, by_domain=by_domain, resamples=2)
+    assert result["token_class"].values.tolist() == ["all", *CLASSES]
+    domains = result["domain"].values.tolist() if by_domain else [None]
     assert domains == (list(dict.fromkeys(domain for domain, _ in texts)) if by_domain else [None])
     for domain in domains:
-        here = told if domain is None else told.sel(domain=domain)
+        here = result if domain is None else result.sel(domain=domain)
         assert int(here["texts"]) == sum(domain in (None, each) for each, _ in texts)
         for name in ("all", *CLASSES):
             nats, bits, tokens = loops(data, domain, name)
@@ -64,14 +64,14 @@ def test_by_loops(texts, seed, by_domain):
 
 def test_intervals_draw_whole_texts():
     data = made([("code", 4), ("code", 9), ("prose", 5), ("code", 2), ("prose", 7)])
-    told = stats.losses(data, level=0.5, resamples=6, seed=3)
+    result = stats.losses(data, level=0.5, resamples=6, seed=3)
     for domain, texts in (("code", [0, 1, 3]), ("prose", [2, 4])):
         count = len(texts)
         draws = np.random.default_rng(3).multinomial(count, [1 / count] * count, size=6)
         values = [loops(data, domain, "all", np.repeat(texts, times))[:2] for times in draws]
         level = expanded_level(0.5, count)
         expected = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2], axis=0)
-        here = told.sel(domain=domain, token_class="all")
+        here = result.sel(domain=domain, token_class="all")
         assert_allclose(here["loss_interval"], expected[:, 0])
         assert_allclose(here["bits_per_byte_interval"], expected[:, 1])
 
@@ -79,39 +79,41 @@ def test_intervals_draw_whole_texts():
 def test_a_class_of_the_users_own_is_one_more():
     data = made([("code", 5), ("code", 6)])
     data["long"] = data["bytes"] > 3
-    told = stats.losses(data)
-    assert told["token_class"].values.tolist() == ["all", *CLASSES, "long"]
-    assert_allclose(told["loss"].sel(token_class="long")[0], data["loss"].values[data["long"].values].mean(), rtol=1e-6)
+    result = stats.losses(data)
+    assert result["token_class"].values.tolist() == ["all", *CLASSES, "long"]
+    assert_allclose(
+        result["loss"].sel(token_class="long")[0], data["loss"].values[data["long"].values].mean(), rtol=1e-6
+    )
 
 
 def test_a_class_without_a_token_has_no_loss_and_one_text_no_interval():
     data = made([("code", 5)])
     data["first"][:] = False
-    told = stats.losses(data)
-    assert np.isnan(told["loss"].sel(token_class="first", domain="code"))
-    assert told["tokens"].sel(token_class="first", domain="code") == 0
-    assert told["loss_interval"].isnull().all()
+    result = stats.losses(data)
+    assert np.isnan(result["loss"].sel(token_class="first", domain="code"))
+    assert result["tokens"].sel(token_class="first", domain="code") == 0
+    assert result["loss_interval"].isnull().all()
 
 
-def test_every_number_says_what_it_is():
-    told = stats.losses(made([("code", 5), ("prose", 6)]))
-    assert (told["loss"].attrs["units"], told["bits_per_byte"].attrs["units"]) == ("nat/token", "bit/byte")
-    assert told["loss_interval"].attrs["interval"] == "bootstrap of whole texts, expanded percentiles"
-    assert told.attrs["texts"] == 2
-    assert told.attrs["statistic"] == "losses"
+def test_every_variable_has_its_attrs():
+    result = stats.losses(made([("code", 5), ("prose", 6)]))
+    assert (result["loss"].attrs["units"], result["bits_per_byte"].attrs["units"]) == ("nat/token", "bit/byte")
+    assert result["loss_interval"].attrs["interval"] == "bootstrap of whole texts, expanded percentiles"
+    assert result.attrs["texts"] == 2
+    assert result.attrs["statistic"] == "losses"
 
 
 def test_it_is_read_from_a_recording_too(tmp_path):
     data = made([("code", 5), ("prose", 6)])
     path = Recording({"losses": data}, {"checkpoint": "mine"}).save(tmp_path / "losses.nc")
-    told = stats.losses(Recording.open(path))
-    assert told.attrs["checkpoint"] == "mine"
-    assert_array_equal(told["loss"], stats.losses(data)["loss"])
+    result = stats.losses(Recording.open(path))
+    assert result.attrs["checkpoint"] == "mine"
+    assert_array_equal(result["loss"], stats.losses(data)["loss"])
 
 
-def test_what_cannot_be_a_mean_is_refused():
+def test_invalid_losses_are_errors():
     data = made([("code", 5), ("prose", 6)])
-    with pytest.raises(NothingMeasured, match="There is no token"):
+    with pytest.raises(NothingMeasured, match="These losses have no tokens"):
         stats.losses(data.isel(token=slice(0)))
     data["loss"][7] = np.nan
     with pytest.raises(NothingMeasured, match="1 of 11 losses are NaN or infinite, the first in text 1"):

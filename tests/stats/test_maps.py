@@ -18,18 +18,23 @@ def case():
 
 @pytest.mark.parametrize(("kind", "place", "layer"), [(DELTANET, 3, 4), (ATTENTION, 1, 7)])
 def test_it_is_the_rows_of_that_head(case, kind, place, layer):
-    told = stats.attention_map(case.recording, layer=layer, head=2)
+    result = stats.attention_map(case.recording, layer=layer, head=2)
     rows = case.texts.sequence == 0
     length = int(rows.sum())
     weight = case.rows[kind].weight[rows][:, place, 2, :length]
-    assert_allclose(told["weight"], np.where(np.tri(length) > 0, weight, np.nan), rtol=1e-6)
-    assert_allclose(told["openness"], case.rows[kind].openness[rows][:, place, 2], rtol=1e-6)
-    assert told["weight"].dims == ("query", "key")
-    assert (told.attrs["kind"], told.attrs["layer"], told.attrs["head"], told.attrs["block"]) == (kind, layer, 2, 1)
-    assert stats.attention_map(case.recording[NODES[kind]], layer=layer, head=2)["weight"].equals(told["weight"])
+    assert_allclose(result["weight"], np.where(np.tri(length) > 0, weight, np.nan), rtol=1e-6)
+    assert_allclose(result["mean_gate"], case.rows[kind].openness[rows][:, place, 2], rtol=1e-6)
+    assert result["weight"].dims == ("query", "key")
+    assert (result.attrs["kind"], result.attrs["layer"], result.attrs["head"], result.attrs["block"]) == (
+        kind,
+        layer,
+        2,
+        1,
+    )
+    assert stats.attention_map(case.recording[NODES[kind]], layer=layer, head=2)["weight"].equals(result["weight"])
 
 
-def test_rows_that_were_kept_need_no_others_that_were_measured(case):
+def test_stored_rows_need_no_measured_rows(case):
     """Of a short text the sample may hold no token; its map was kept all the same."""
     nodes = {name: case.recording[name].assign(tokens=0 * case.recording[name]["tokens"]) for name in case.recording}
     kept = stats.attention_map(Recording(nodes, {}), layer=3, head=0)
@@ -43,6 +48,6 @@ def test_rows_that_were_kept_need_no_others_that_were_measured(case):
 def test_a_recording_without_maps(case):
     bare = {name: case.recording[name].drop_dims("row") for name in case.recording}
     with pytest.raises(
-        NotWatched, match=r"No map was kept.*\nWatch with qwenlab\.probes\.ImplicitAttention\(queries='all'"
+        NotWatched, match=r"No map was stored.*\nWatch with qwenlab\.probes\.ImplicitAttention\(queries='all'"
     ):
         stats.attention_map(Recording(bare, {}), layer=0, head=0)

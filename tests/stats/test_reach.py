@@ -26,7 +26,7 @@ def slow_head(case, kind, layer, head):
             "entropy": -sum(m * np.log(m) for m in mass if m > 0),
             "mass": abs(weight).sum(),
             **({"negative": mass[weight < 0].sum()} if kind == DELTANET else {}),
-            **({"openness": rows.openness[token, layer, head]} if kind == ATTENTION else {}),
+            **({"mean_gate": rows.openness[token, layer, head]} if kind == ATTENTION else {}),
         }
         for name, value in said.items():
             sums[name] = sums.get(name, 0) + value
@@ -51,15 +51,15 @@ def slow_head(case, kind, layer, head):
 @given(seed=st.integers(0, 2**32 - 1), sequences=st.integers(1, 10), length=st.integers(2, 14))
 def test_every_number_is_that_of_the_rows(seed, sequences, length):
     case = made_maps(seed=seed, layers=4, sequences=sequences, length=length, heads=2, labels=["a"])
-    told = stats.reach(case.recording)
+    result = stats.reach(case.recording)
     for kind, layer in ((DELTANET, 0), (ATTENTION, 3)):
         means, pairs = slow_head(case, kind, 0, 1)
-        here = told.sel(layer=layer, head=1)
+        here = result.sel(layer=layer, head=1)
         for name, mean in means.items():
             assert_allclose(here[name], mean, rtol=1e-4, atol=1e-6, err_msg=name)
         distance, mass = pairs.T
         edges = case.recording[NODES[kind]]["distance_bin"].values
-        for wanted in told["share"].values:
+        for wanted in result["share"].values:
             reached = np.cumsum(mass)
             true = distance[np.searchsorted(reached, wanted * reached[-1] * (1 - 1e-9))]
             value = here["horizon"].sel(share=wanted)
@@ -67,18 +67,18 @@ def test_every_number_is_that_of_the_rows(seed, sequences, length):
 
 
 def test_the_kinds_stand_side_by_side_in_the_trunks_order():
-    told = stats.reach(made_maps(heads=4, attention_heads=3).recording)
-    assert told["layer"].values.tolist() == list(range(8))
-    assert told["kind"].values.tolist() == [DELTANET, DELTANET, DELTANET, ATTENTION] * 2
-    of_attention = told["kind"] == ATTENTION
-    assert told["first_mass"].isnull().sel(head=3).values.tolist() == of_attention.values.tolist()
-    for name, kind in (("negative", DELTANET), ("reconstruction_error", DELTANET), ("openness", ATTENTION)):
-        assert (told[name].notnull().any("head") == (told["kind"] == kind)).all()
+    result = stats.reach(made_maps(heads=4, attention_heads=3).recording)
+    assert result["layer"].values.tolist() == list(range(8))
+    assert result["kind"].values.tolist() == [DELTANET, DELTANET, DELTANET, ATTENTION] * 2
+    of_attention = result["kind"] == ATTENTION
+    assert result["first_mass"].isnull().sel(head=3).values.tolist() == of_attention.values.tolist()
+    for name, kind in (("negative", DELTANET), ("reconstruction_error", DELTANET), ("mean_gate", ATTENTION)):
+        assert (result[name].notnull().any("head") == (result["kind"] == kind)).all()
 
 
 def test_planted_heads_are_found():
-    told = stats.reach(made_maps(sequences=24, length=60).recording)
-    fading, sink = told.sel(layer=0, head=0), told.sel(layer=3, head=0)
+    result = stats.reach(made_maps(sequences=24, length=60).recording)
+    fading, sink = result.sel(layer=0, head=0), result.sel(layer=3, head=0)
     assert float(fading["negative"]) < 1e-7  # the probe sums in float32
     assert float(fading["horizon"].sel(share=0.5)) == 1  # weights 1, 0.71, 0.5, 0.35, ...: half of them on two
     assert float(fading["horizon"].sel(share=0.9)) <= 7
@@ -91,24 +91,24 @@ def test_planted_heads_are_found():
 @pytest.mark.parametrize("kind", [DELTANET, ATTENTION])
 def test_one_kind_alone_and_by_label(kind):
     case = made_maps(kinds=[kind])
-    told = stats.reach(case.recording, by_label=True)
-    assert set(told["kind"].values) == {kind}
-    assert told["first_mass"].dims == ("label", "layer", "head") or set(told["first_mass"].dims) == {
+    result = stats.reach(case.recording, by_label=True)
+    assert set(result["kind"].values) == {kind}
+    assert result["first_mass"].dims == ("label", "layer", "head") or set(result["first_mass"].dims) == {
         "label",
         "layer",
         "head",
     }
-    assert stats.reach(case.recording[NODES[kind]], by_label=True).drop_attrs().equals(told.drop_attrs())
+    assert stats.reach(case.recording[NODES[kind]], by_label=True).drop_attrs().equals(result.drop_attrs())
 
 
 def test_intervals_lie_around_and_shares_add_up():
-    told = stats.reach(made_maps().recording)
+    result = stats.reach(made_maps().recording)
     for name in ("horizon", "first_mass", "entropy", "induction", "output_first", "gated_output_first"):
-        low, high = (told[f"{name}_interval"].sel(bound=bound) for bound in ("low", "high"))
-        assert ((low <= told[name]) & (told[name] <= high) | told[name].isnull()).all(), name
-    assert_allclose(told["mass_share"].sum("distance_bin").where(told["mass"].notnull()).dropna("head"), 1)
-    assert_allclose(told["reconstruction_error"].sel(layer=0), 1e-7)
-    assert_allclose(told["without_removal_error"].sel(layer=0), 0.5)
+        low, high = (result[f"{name}_interval"].sel(bound=bound) for bound in ("low", "high"))
+        assert ((low <= result[name]) & (result[name] <= high) | result[name].isnull()).all(), name
+    assert_allclose(result["mass_share"].sum("distance_bin").where(result["mass"].notnull()).dropna("head"), 1)
+    assert_allclose(result["reconstruction_error"].sel(layer=0), 1e-7)
+    assert_allclose(result["without_removal_error"].sel(layer=0), 0.5)
 
 
 def test_folds_without_induction_have_no_say_in_its_interval():
@@ -116,9 +116,9 @@ def test_folds_without_induction_have_no_say_in_its_interval():
     few = node["fold"].isin([1, 4, 6])
     for name in ("induction_sum", "induction_even_sum", "induction_rows"):
         node[name] = node[name].where(few, 0)
-    told, alone = (stats.reach(each)["induction_interval"] for each in (node, node.isel(fold=[1, 4, 6])))
-    assert told.notnull().all()
-    assert_allclose(told, alone)
+    result, alone = (stats.reach(each)["induction_interval"] for each in (node, node.isel(fold=[1, 4, 6])))
+    assert result.notnull().all()
+    assert_allclose(result, alone)
 
 
 @pytest.mark.parametrize("horizons", [(0, 0.5), (0.5, 1), [[0.5]]])

@@ -16,7 +16,7 @@ NODES = {DELTANET: ("implicit_attention", [0, 2], 3), ATTENTION: ("softmax_atten
 
 
 def asking(pairs, seed=0):
-    """Questions of texts with so many pairs each: as ` k:7` are three tokens, and ` k?7` too."""
+    """Questions of texts with these numbers of pairs: ` k:7` is three tokens, and so is ` k?7`."""
     rng, found = np.random.default_rng(seed), []
     for text, count in enumerate(pairs):
         value = np.full(max(pairs), -1)
@@ -73,32 +73,32 @@ def slow(node, questions, place, head):
 def test_every_number_is_that_of_the_questions(pairs, seed):
     questions = asking(pairs, seed)
     recording = recorded(questions, seed=seed)
-    told = stats.retrieval(recording, questions)
-    assert told["layer"].values.tolist() == [0, 1, 2]
-    assert told["kind"].values.tolist() == [DELTANET, ATTENTION, DELTANET]
+    result = stats.retrieval(recording, questions)
+    assert result["layer"].values.tolist() == [0, 1, 2]
+    assert result["kind"].values.tolist() == [DELTANET, ATTENTION, DELTANET]
     for node, layers, heads in NODES.values():
         for place, layer in enumerate(layers):
             for head in range(heads):
                 wanted = slow(recording[node], questions, place, head)
-                here = told.sel(layer=layer, head=head)
+                here = result.sel(layer=layer, head=head)
                 for name, values in zip(("retrieval", "control", "picked", "even", "chance"), wanted.T, strict=True):
                     assert_allclose(here[name], values.mean(), err_msg=name)
                 assert_allclose(here["advantage"], (wanted[:, 0] - wanted[:, 1]).mean(), atol=1e-12)
-    assert told["retrieval"].sel(layer=1, head=2).isnull()  # attention has two heads
+    assert result["retrieval"].sel(layer=1, head=2).isnull()  # attention has two heads
 
 
 def test_intervals_are_of_leaving_a_text_out():
     questions = asking([3, 4, 2, 5])
     recording = recorded(questions)
-    told = stats.retrieval(recording, questions, level=0.9).sel(layer=2, head=1)
+    result = stats.retrieval(recording, questions, level=0.9).sel(layer=2, head=1)
     values = slow(recording["implicit_attention"], questions, 1, 1)
     difference, text = values[:, 0] - values[:, 1], questions["text"].values
     left_out = np.array([difference[text != one].mean() for one in range(4)])
     error = np.sqrt(3 / 4 * ((left_out - left_out.mean()) ** 2).sum())
     reach = student.ppf(0.95, 3) * error
-    assert_allclose(told["advantage_interval"], difference.mean() + np.array([-reach, reach]))
-    assert told.attrs["questions"] == 14
-    assert told.attrs["texts"] == 4
+    assert_allclose(result["advantage_interval"], difference.mean() + np.array([-reach, reach]))
+    assert result.attrs["questions"] == 14
+    assert result.attrs["texts"] == 4
 
 
 def test_a_head_that_looks_up_and_one_that_looks_at_all_values_alike():
@@ -112,45 +112,47 @@ def test_a_head_that_looks_up_and_one_that_looks_at_all_values_alike():
         weight[:, 0, row, int(one["value"][int(one["asked"])])] = -1.0
         weight[:, 1, row, one["value"].values] = 0.5
         weight[:, 2, row, 0] = 1.0
-    told = stats.retrieval(node.assign(weight=(node["weight"].dims, weight)), questions).sel(layer=0)
-    assert_allclose(told["retrieval"], [1, 0.25, 0])
-    assert_allclose(told["control"], [0, 0.25, 0])
-    assert_allclose(told["picked"], [1, 0, 0])  # as much as the others is not more
-    assert_allclose(told["chance"], 0.25)
+    result = stats.retrieval(node.assign(weight=(node["weight"].dims, weight)), questions).sel(layer=0)
+    assert_allclose(result["retrieval"], [1, 0.25, 0])
+    assert_allclose(result["control"], [0, 0.25, 0])
+    assert_allclose(result["picked"], [1, 0, 0])  # as much as the others is not more
+    assert_allclose(result["chance"], 0.25)
 
 
-def test_some_questions_of_all_that_were_kept():
+def test_a_subset_of_the_stored_questions():
     questions = asking([3, 3, 3, 3])
     recording = recorded(questions)
     half = questions.isel(question=(questions["text"] % 2 == 0).values)
-    told = stats.retrieval(recording, half)
-    assert (told.attrs["questions"], told.attrs["texts"]) == (6, 2)
+    result = stats.retrieval(recording, half)
+    assert (result.attrs["questions"], result.attrs["texts"]) == (6, 2)
     assert_allclose(
-        told["retrieval"].sel(layer=0, head=0), slow(recording["implicit_attention"], half, 0, 0)[:, 0].mean()
+        result["retrieval"].sel(layer=0, head=0), slow(recording["implicit_attention"], half, 0, 0)[:, 0].mean()
     )
 
 
-def test_of_one_pair_there_is_no_other():
+def test_texts_with_one_pair_are_an_error():
     questions = asking([3, 1])
-    with pytest.raises(BadArgument, match=r"Text 1 lists one pair: .*\nAsk for two pairs or more"):
+    with pytest.raises(BadArgument, match=r"Text 1 lists one pair, .*\nUse texts of two pairs or more"):
         stats.retrieval(recorded(questions), questions)
 
 
-def test_rows_that_were_not_kept():
+def test_rows_that_were_not_stored():
     questions = asking([3, 3])
     recording = recorded(questions.isel(question=slice(0, 4)))
-    message = r"The rows of 2 of 6 questions were not kept; the first is that of the token at position 14 of text 1\."
+    message = r"The rows of 2 of 6 questions were not stored; the first is that of the token at position 14 of text 1\."
     with pytest.raises(BadArgument, match=message):
         stats.retrieval(recording, questions)
 
 
-def test_what_it_cannot_read():
+def test_unreadable_input():
     questions = asking([3])
     blocks = kept(DELTANET, questions).assign_attrs(sample='{"block": 4}')
-    with pytest.raises(BadArgument, match=r"means over blocks\.\nKeep the rows"):
+    with pytest.raises(BadArgument, match=r"means over blocks\.\nStore the rows"):
         stats.retrieval(blocks, questions)
-    with pytest.raises(MissingVariable, match=r"No asked in `questions`\.\nGive what qwenlab\.tasks\.recall_questions"):
+    with pytest.raises(
+        MissingVariable, match=r"No asked in `questions`\.\nGive the result of qwenlab\.tasks\.recall_questions"
+    ):
         stats.retrieval(recorded(questions), questions.drop_vars("asked"))
     bare = Recording({"implicit_attention": kept(DELTANET, questions).drop_dims("row")}, {})
-    with pytest.raises(NotWatched, match="No map was kept"):
+    with pytest.raises(NotWatched, match="No map was stored"):
         stats.retrieval(bare, questions)

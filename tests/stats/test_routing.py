@@ -20,22 +20,22 @@ def slow_entropy(p):
 @few
 @given(made_recordings(probes=["routing"]))
 def test_per_token_means_by_loops(case):
-    told = stats.routing(case.recording).isel(layer=1)
+    result = stats.routing(case.recording).isel(layer=1)
     k, tokens = case.routing.top_k, range(len(case.texts.position))
     probability, chosen = case.routing.probability[:, 1], case.routing.chosen[:, 1]
     weights = [probability[t, chosen[t]] / probability[t, chosen[t]].sum() for t in tokens]
     experts = probability.shape[-1]
-    assert_allclose(told["entropy"], np.mean([slow_entropy(p) for p in probability]), rtol=1e-5)
-    assert_allclose(told["entropy_share"], told["entropy"] / np.log(experts))
-    assert_allclose(told["topk_entropy"], np.mean([slow_entropy(w) for w in weights]), rtol=1e-5, atol=1e-6)
+    assert_allclose(result["entropy"], np.mean([slow_entropy(p) for p in probability]), rtol=1e-5)
+    assert_allclose(result["entropy_share"], result["entropy"] / np.log(experts))
+    assert_allclose(result["topk_entropy"], np.mean([slow_entropy(w) for w in weights]), rtol=1e-5, atol=1e-6)
     if k > 1:
-        assert_allclose(told["topk_entropy_share"], told["topk_entropy"] / np.log(k))
+        assert_allclose(result["topk_entropy_share"], result["topk_entropy"] / np.log(k))
     ranked = -np.sort(-probability, axis=-1)
-    assert_allclose(told["margin"], (ranked[:, k - 1] - ranked[:, k]).mean(), rtol=1e-5, atol=1e-6)
-    assert_allclose(told["shared_gate"], case.routing.shared_gate[:, 1].mean())
-    assert_allclose(told["shared_share"], case.routing.shared_share[:, 1].mean())
+    assert_allclose(result["margin"], (ranked[:, k - 1] - ranked[:, k]).mean(), rtol=1e-5, atol=1e-6)
+    assert_allclose(result["shared_gate"], case.routing.shared_gate[:, 1].mean())
+    assert_allclose(result["shared_share"], case.routing.shared_share[:, 1].mean())
     switched = [1 - len({*chosen[t]} & {*chosen[t - 1]}) / k for t in tokens if case.texts.position[t]]
-    assert_allclose(told["switch_rate"], np.mean(switched))
+    assert_allclose(result["switch_rate"], np.mean(switched))
 
 
 def test_unrelated_neighbours_switch_as_often_as_chance():
@@ -56,25 +56,25 @@ def test_without_a_shared_expert_its_columns_are_left_out():
 def test_lift_is_observed_over_expected_and_counts_tokens(case):
     if case.routing.top_k < 2:
         return
-    told = stats.coactivation(case.recording).isel(layer=0)
+    result = stats.coactivation(case.recording).isel(layer=0)
     chosen = case.routing.chosen[:, 0]
     both = sum(1 for row in chosen if 0 in row and 1 in row)
-    assert told["observed"].sel(expert=0, expert_2=1) == both
-    expected = float(told["expected"].sel(expert=0, expert_2=1))
-    assert_allclose(told["lift"].sel(expert=0, expert_2=1), both / expected if expected else np.nan)
-    assert_allclose(told["expected"].sum(), told["observed"].sum(), rtol=0.02)
-    assert_allclose(told["lift"], told["lift"].transpose("expert_2", "expert"))
-    assert np.isnan(np.diag(told["lift"])).all()
+    assert result["observed"].sel(expert=0, expert_2=1) == both
+    expected = float(result["expected"].sel(expert=0, expert_2=1))
+    assert_allclose(result["lift"].sel(expert=0, expert_2=1), both / expected if expected else np.nan)
+    assert_allclose(result["expected"].sum(), result["observed"].sum(), rtol=0.02)
+    assert_allclose(result["lift"], result["lift"].transpose("expert_2", "expert"))
+    assert np.isnan(np.diag(result["lift"])).all()
 
 
 def test_experts_chosen_blindly_have_no_company():
     case = made(labels=["all"], sequences=200, length=64, layers=4, specialisation=0.0, text_effect=0.0, never_used=0)
-    told = stats.coactivation(case.recording).isel(layer=0)
-    noise = 4 / np.sqrt(told["expected"])
-    assert (np.abs(told["lift"] - 1) < noise).where(told["lift"].notnull(), True).mean() > 0.97
+    result = stats.coactivation(case.recording).isel(layer=0)
+    noise = 4 / np.sqrt(result["expected"])
+    assert (np.abs(result["lift"] - 1) < noise).where(result["lift"].notnull(), True).mean() > 0.97
 
 
-def test_a_planted_pair_stands_out():
+def test_a_planted_pair_has_the_largest_lift():
     node = made(labels=["all"], sequences=64, length=64, top_k=2, never_used=0).recording["routing"]
     rng = np.random.default_rng(0)
     first = rng.integers(0, 16, 20_000)
@@ -101,29 +101,29 @@ def test_one_expert_a_token_has_no_company():
 @few
 @given(made_recordings(probes=["routing"]))
 def test_overlap_is_the_information_of_pairs_of_first_choices(case):
-    told = stats.layer_overlap(case.recording, draws=2).isel(layer=0)
+    result = stats.layer_overlap(case.recording, draws=2).isel(layer=0)
     a, b = case.routing.chosen[:, 0, 0], case.routing.chosen[:, 1, 0]
     pairs = list(zip(a.tolist(), b.tolist(), strict=True))
     n, information = len(pairs), 0.0
     for x, y in set(pairs):
         p = pairs.count((x, y)) / n
         information += p * np.log2(p / ((a == x).mean() * (b == y).mean()))
-    assert_allclose(told["information"], information, atol=1e-10)
+    assert_allclose(result["information"], information, atol=1e-10)
     entropy = [slow_entropy([(z == x).mean() for x in set(z.tolist())]) / np.log(2) for z in (a, b)]
     if sum(entropy):
-        assert_allclose(told["overlap"], information / np.mean(entropy), atol=1e-10)
+        assert_allclose(result["overlap"], information / np.mean(entropy), atol=1e-10)
 
 
 def test_overlap_names_the_next_layer_and_leaves_out_the_last():
-    told = stats.layer_overlap(made().recording)
-    assert told["layer"].values.tolist() == list(range(7))
-    assert told["layer_next"].values.tolist() == list(range(1, 8))
+    result = stats.layer_overlap(made().recording)
+    assert result["layer"].values.tolist() == list(range(7))
+    assert result["layer_next"].values.tolist() == list(range(1, 8))
 
 
 def test_overlap_beyond_chance_is_zero_for_unrelated_layers_only():
     alone = dict(labels=["all"], sequences=32, length=48, specialisation=0.0, text_effect=0.0, repeat=0.0)
-    loose = stats.layer_overlap(made(handover=0.0, **alone).recording)
-    tied = stats.layer_overlap(made(handover=0.9, **alone).recording)
+    loose = stats.layer_overlap(made(correlation=0.0, **alone).recording)
+    tied = stats.layer_overlap(made(correlation=0.9, **alone).recording)
     assert_allclose(loose["adjusted_overlap"], 0, atol=0.01)
     assert (loose["overlap"] > 0.01).all()  # what plug-in says of nothing: the bias that is taken out
     assert (tied["adjusted_overlap"] > 0.1).all()
@@ -133,7 +133,7 @@ def test_overlap_beyond_chance_is_zero_for_unrelated_layers_only():
     ("function", "variable", "message"),
     [
         (stats.coactivation, "coactivation", "rows of coactivation do not add up"),
-        (stats.layer_overlap, "handover", "handover does not hold every token"),
+        (stats.layer_overlap, "transition", "transition does not count every token"),
         (stats.routing, "load", "do not add up to top_k=4"),
     ],
 )

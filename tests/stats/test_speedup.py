@@ -29,33 +29,33 @@ ROUNDS = [
 
 
 def test_by_hand():
-    told = stats.speedup(ledger(ROUNDS), costs(overhead=0.25))
+    result = stats.speedup(ledger(ROUNDS), costs(overhead=0.25))
     # Tested at place 1: three, accepted two; at place 2: two, accepted one.
     length = np.array([1 + 2 / 3, 1 + 2 / 3 + 1 / 3])
     seconds = np.array([1 * 2 + 12 + 0.75, 2 * 2 + 13 + 0.75])
-    assert_allclose(told["expected_length"], length)
-    assert_allclose(told["seconds_per_round"], seconds)
-    assert_allclose(told["tokens_per_second"], length / seconds)
-    assert_allclose(told["speedup"], 10 * length / seconds)
-    assert_allclose(told["break_even_length"], seconds / 10)
-    a = float(told["break_even"].sel(depth=2))
+    assert_allclose(result["expected_length"], length)
+    assert_allclose(result["seconds_per_round"], seconds)
+    assert_allclose(result["tokens_per_second"], length / seconds)
+    assert_allclose(result["speedup"], 10 * length / seconds)
+    assert_allclose(result["break_even_length"], seconds / 10)
+    a = float(result["break_even"].sel(depth=2))
     assert_allclose(1 + a + a**2, 1.775)
-    assert_allclose(told["break_even"].sel(depth=1), 0.475)
-    assert int(told["best_depth"]) == 1
-    assert_allclose(told["best_speedup"], told["speedup"].sel(depth=1))
+    assert_allclose(result["break_even"].sel(depth=1), 0.475)
+    assert int(result["best_depth"]) == 1
+    assert_allclose(result["best_speedup"], result["speedup"].sel(depth=1))
     run = 7 * 2 + (13 + 13 + 12 + 11) + 4 * 0.75  # seconds of the rounds as they were, 7 tokens
-    at = told.sel(depth=2)
+    at = result.sel(depth=2)
     assert_allclose(at["as_run_speedup"], 7 / run * 10)
     assert_allclose(at["as_run_tokens_per_second"], 7 / run)
     assert_allclose(at["acceptance_length"], 7 / 4)
     assert_allclose(at["seconds_per_token"].sel(part=["draft", "verify", "rollback", "overhead"]) * 7, [14, 49, 2, 1])
     for name in ("measured_speedup", "measured_tokens_per_second", "gap"):
-        assert told[name].isnull().all()
-    assert told["acceptance_length"].sel(depth=1).isnull()
+        assert result[name].isnull().all()
+    assert result["acceptance_length"].sel(depth=1).isnull()
 
 
 @pytest.mark.parametrize("by_round", [True, False])
-def test_measured_beside_predicted(by_round):
+def test_measured_and_predicted(by_round):
     data = ledger(ROUNDS)
     if by_round:
         data["seconds"] = ("round", [20.0, 30.0, 25.0, 5.0])
@@ -103,24 +103,24 @@ def test_by_loops(data):
         with pytest.raises(NothingMeasured, match="No draft of this ledger was tested"):
             stats.speedup(data, paid)
         return
-    told = stats.speedup(data, paid)
+    result = stats.speedup(data, paid)
     length, chance = 1.0, 1.0
     for d in range(1, depth + 1):
         chance *= accepted[d - 1] / tested[d - 1] if tested[d - 1] else np.nan
         length += chance
         speed = length / (2 * d + 10 + d + 1 + 0.8) * 10
-        assert_allclose(told["speedup"].sel(depth=d), speed)
-    assert_allclose(told["as_run_speedup"].sel(depth=depth), float(data["emitted"].sum()) / seconds * 10)
-    best = int(told["best_depth"])
+        assert_allclose(result["speedup"].sel(depth=d), speed)
+    assert_allclose(result["as_run_speedup"].sel(depth=depth), float(data["emitted"].sum()) / seconds * 10)
+    best = int(result["best_depth"])
     if best:
-        assert float(told["speedup"].sel(depth=best)) == float(told["speedup"].max()) > 1
+        assert float(result["speedup"].sel(depth=best)) == float(result["speedup"].max()) > 1
     else:
-        assert float(told["speedup"].max()) <= 1
+        assert float(result["speedup"].max()) <= 1
 
 
 def test_the_interval_leaves_out_whole_prompts():
     data = made_ledger()
-    told = stats.speedup(data, costs(), level=0.6)
+    result = stats.speedup(data, costs(), level=0.6)
     counts = np.zeros((12, 2, 4))
     for prompt, tested, accepted in zip(*(data[n].values for n in ("prompt", "tested", "accepted")), strict=True):
         counts[prompt, 0, :tested] += 1
@@ -138,41 +138,41 @@ def test_the_interval_leaves_out_whole_prompts():
     half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     ends = np.stack([p + z**2 / (2 * n) - half, p + z**2 / (2 * n) + half], axis=-1) / (1 + z**2 / n)[:, None]
     expected = 1 + np.array([[1], [2], [3], [4]]) * ends
-    assert_allclose(told["expected_length_interval"], expected)
-    scale = (10 / told["seconds_per_round"].values)[:, None]
-    assert_allclose(told["speedup_interval"], expected * scale)
+    assert_allclose(result["expected_length_interval"], expected)
+    scale = (10 / result["seconds_per_round"].values)[:, None]
+    assert_allclose(result["speedup_interval"], expected * scale)
 
 
 def test_experts_that_a_verify_step_touches():
     touched = xr.DataArray([8.0, 14.0, 19.0], dims="width", attrs={"bytes_per_expert": 1000, "moe_layers": 40})
-    told = stats.speedup(ledger(ROUNDS), costs(3, experts_touched=touched))
-    assert_allclose(told["block_bytes"], [14 * 40_000, 19 * 40_000])
-    assert_allclose(told["plain_bytes"], 8 * 40_000)
-    assert_allclose(told["bytes_per_token"], told["block_bytes"] / told["expected_length"])
+    result = stats.speedup(ledger(ROUNDS), costs(3, experts_touched=touched))
+    assert_allclose(result["block_bytes"], [14 * 40_000, 19 * 40_000])
+    assert_allclose(result["plain_bytes"], 8 * 40_000)
+    assert_allclose(result["bytes_per_token"], result["block_bytes"] / result["expected_length"])
     assert "block_bytes" not in stats.speedup(ledger(ROUNDS), costs())
 
 
-def test_experts_from_what_each_token_chose():
+def test_experts_from_the_choices_of_each_token():
     chosen = np.random.default_rng(0).random((60, 2, 8)).argsort(axis=-1)[..., :3]
     paid = costs(expert_choice=(("token", "layer", "slot"), chosen))
     paid = paid.assign_attrs(bytes_per_expert=1000.0, moe_layers=2)
     touched = stats.expert_union(chosen, widths=[1, 2, 3])["experts_touched"]
-    told = stats.speedup(ledger(ROUNDS), paid)
-    assert_allclose(told["block_bytes"], touched[1:] * 2000)
-    assert_allclose(told["plain_bytes"], 3 * 2000)
+    result = stats.speedup(ledger(ROUNDS), paid)
+    assert_allclose(result["block_bytes"], touched[1:] * 2000)
+    assert_allclose(result["plain_bytes"], 3 * 2000)
 
 
 def test_where_nothing_pays_the_best_depth_is_none():
-    told = stats.speedup(ledger(ROUNDS), costs().assign(draft_step=50.0))
-    assert int(told["best_depth"]) == 0
-    assert float(told["best_speedup"]) == 1
-    assert told["break_even"].isnull().all()
+    result = stats.speedup(ledger(ROUNDS), costs().assign(draft_step=50.0))
+    assert int(result["best_depth"]) == 0
+    assert float(result["best_speedup"]) == 1
+    assert result["break_even"].isnull().all()
 
 
 def test_where_the_costs_come_from_stays_with_the_numbers():
-    told = stats.speedup(ledger(ROUNDS), costs().assign_attrs(device="cpu", dtype="float32", layers=[1]))
-    assert (told.attrs["costs_device"], told.attrs["costs_dtype"]) == ("cpu", "float32")
-    assert "costs_layers" not in told.attrs
+    result = stats.speedup(ledger(ROUNDS), costs().assign_attrs(device="cpu", dtype="float32", layers=[1]))
+    assert (result.attrs["costs_device"], result.attrs["costs_dtype"]) == ("cpu", "float32")
+    assert "costs_layers" not in result.attrs
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_where_the_costs_come_from_stays_with_the_numbers():
         ),
         (lambda: costs().drop_vars("width"), BadArgument, "has no coordinate width"),
         (lambda: costs().assign(verify_step=3.0), BadArgument, "has no coordinate width"),
-        (lambda: costs().assign(plain_step=0.0), BadArgument, r"plain_step'\] is 0.0: no time that a step takes"),
+        (lambda: costs().assign(plain_step=0.0), BadArgument, r"plain_step'\] is 0.0, not a time in seconds"),
         (lambda: costs().assign(rollback=-1.0), BadArgument, r"rollback'\] is -1.0"),
         (lambda: costs().assign(draft_step=np.nan), BadArgument, r"draft_step'\] is nan"),
         (

@@ -39,46 +39,46 @@ def octave(numbers):
 
 
 def test_ranks_are_means_over_tokens(case):
-    told = stats.state_rank(case.recording)
+    result = stats.state_rank(case.recording)
     place = octave(case.texts.position)
     for name in ("effective_rank", "stable_rank"):
-        assert_allclose(told[name], means(case.states[name], place))
-        assert told[name].attrs["units"] == "direction"
-    assert told["full_rank"] == FULL_RANK
+        assert_allclose(result[name], means(case.states[name], place))
+        assert result[name].attrs["units"] == "direction"
+    assert result["full_rank"] == FULL_RANK
     whole = stats.state_rank(case.recording, by_position=False)
     assert whole["effective_rank"].dims == ("layer", "head")
     assert_allclose(whole["effective_rank"], case.states["effective_rank"].mean(axis=0))
 
 
 def test_growth_tells_norms_rewriting_and_when_it_ends(case):
-    told = stats.state_growth(case.recording)
+    result = stats.state_growth(case.recording)
     place, follows = octave(case.texts.position), case.texts.position > 0
     norm = means(case.states["norm"], place)
-    assert_allclose(told["norm"], norm)
-    assert_allclose(told["largest"], means(case.states["largest"], place))
-    assert_allclose(told["rewrite"], means(case.states["rewrite"], place, follows))
+    assert_allclose(result["norm"], norm)
+    assert_allclose(result["largest"], means(case.states["largest"], place))
+    assert_allclose(result["rewrite"], means(case.states["rewrite"], place, follows))
     growth = np.log2(norm[..., 1:]) - np.log2(norm[..., :-1])
-    assert_allclose(told["growth"][..., 2:], growth[..., 1:])
-    assert told["growth"][..., :2].isnull().all()
+    assert_allclose(result["growth"][..., 2:], growth[..., 1:])
+    assert result["growth"][..., :2].isnull().all()
     # Planted: the square root of what was read, up to 64 tokens.
-    assert_allclose(told["growth"].sel(position_bin=[8, 16, 32]).mean(["layer", "head"]), 0.5, atol=0.1)
-    assert_allclose(told["growth"].sel(position_bin=[128]).mean(["layer", "head"]), 0, atol=0.05)
-    assert set(np.unique(told["saturated_from"])) <= {32, 64}
+    assert_allclose(result["growth"].sel(position_bin=[8, 16, 32]).mean(["layer", "head"]), 0.5, atol=0.1)
+    assert_allclose(result["growth"].sel(position_bin=[128]).mean(["layer", "head"]), 0, atol=0.05)
+    assert set(np.unique(result["saturated_from"])) <= {32, 64}
     assert (stats.state_growth(case.recording, share=0.5)["saturated_from"] <= 16).all()
 
 
-def test_retention_is_what_storing_a_pair_added(case):
+def test_retention_is_relative_to_the_stored_part(case):
     pairs = case.pairs
     for by, place in (("distance", octave(case.distance)), ("writes", octave(pairs["writes"]))):
-        told = stats.retention(case.recording, by=by)
+        result = stats.retention(case.recording, by=by)
         mean = {name: means(values, place) for name, values in pairs.items()}
         added, left = mean["written"] - mean["before"], mean["recall"] - mean["before"]
-        assert_allclose(told["survival"], left / added)
-        assert_allclose(told["decay_alone"], mean["decayed"] / added)
-        assert_allclose(told["overwritten"], mean["decayed"] / added - left / added, atol=1e-12)
+        assert_allclose(result["survival"], left / added)
+        assert_allclose(result["decay_alone"], mean["decayed"] / added)
+        assert_allclose(result["overwritten"], mean["decayed"] / added - left / added, atol=1e-12)
         for name in ("recall", "before", "error"):
-            assert_allclose(told[name], mean[name])
-        assert told["pairs"].sum() == pairs["recall"].size
+            assert_allclose(result[name], mean[name])
+        assert result["pairs"].sum() == pairs["recall"].size
     by_distance = stats.retention(case.recording)
     assert_allclose(by_distance["survival"].sel(distance_bin=0), 1)
     assert_allclose(by_distance["overwritten"].isel(head=[1, 2, 3], distance_bin=slice(8)), 0, atol=1e-12)
@@ -86,7 +86,7 @@ def test_retention_is_what_storing_a_pair_added(case):
 
 
 def test_intervals_are_the_jackknife_over_folds(case):
-    told = stats.retention(case.recording, level=0.9)["survival_interval"].isel(distance_bin=4)
+    result = stats.retention(case.recording, level=0.9)["survival_interval"].isel(distance_bin=4)
     rows = octave(case.distance) == 4
     fold = (case.sequence % 8)[rows]
     recall, before, written = (case.pairs[name][rows] for name in ("recall", "before", "written"))
@@ -97,18 +97,18 @@ def test_intervals_are_the_jackknife_over_folds(case):
     without = np.array([survival(fold != one) for one in range(8)])
     error = np.sqrt(7 / 8 * ((without - without.mean(axis=0)) ** 2).sum(axis=0))
     reach = scipy_stats.t.ppf(0.95, 7) * error
-    assert_allclose(told.sel(bound="low"), survival(fold >= 0) - reach)
-    assert_allclose(told.sel(bound="high"), survival(fold >= 0) + reach)
+    assert_allclose(result.sel(bound="low"), survival(fold >= 0) - reach)
+    assert_allclose(result.sel(bound="high"), survival(fold >= 0) + reach)
 
 
 def test_by_label_is_as_if_only_that_label_had_been_read(case):
-    told = stats.retention(case.recording, by_label=True)["error"]
+    result = stats.retention(case.recording, by_label=True)["error"]
     place = octave(case.distance)
     for number, name in enumerate(case.texts.labels):
-        assert_allclose(told.sel(label=name), means(case.pairs["error"], place, case.label == number))
+        assert_allclose(result.sel(label=name), means(case.pairs["error"], place, case.label == number))
 
 
-def test_what_probes_record_is_what_made_recordings_hold(case):
+def test_probes_record_the_variables_of_random_recordings(case):
     model = tiny_model("qwen3_5_moe")
     tokens = torch.randint(1, 280, (60,), generator=torch.Generator().manual_seed(0))
     probes = (DeltaState(every=4), Retention(every=4, pairs=2), StatePrecision(formats=["bfloat16", "int8"]))
@@ -126,11 +126,11 @@ def test_what_probes_record_is_what_made_recordings_hold(case):
 
 
 def test_errors_of_low_precision_are_means_over_tokens(case):
-    told = stats.state_precision(case.recording)
+    result = stats.state_precision(case.recording)
     place = octave(case.texts.position)
     for index, format in enumerate(["bfloat16", "int8"]):
-        assert_allclose(told["error"].sel(format=format), means(case.errors[:, :, index], place))
-    assert_allclose(told["growth"].sel(position_bin=[16, 32, 64]).mean(["layer", "head"]), 0.5, atol=0.05)
+        assert_allclose(result["error"].sel(format=format), means(case.errors[:, :, index], place))
+    assert_allclose(result["growth"].sel(position_bin=[16, 32, 64]).mean(["layer", "head"]), 0.5, atol=0.05)
 
 
 def test_texts_shorter_than_the_sample(case):
@@ -141,8 +141,8 @@ def test_texts_shorter_than_the_sample(case):
         stats.state_rank(node)
 
 
-def test_arguments_that_are_none(case):
-    with pytest.raises(BadArgument, match=r"^by='tokens': choose 'distance', 'writes' or None\.$"):
+def test_invalid_arguments(case):
+    with pytest.raises(BadArgument, match=r"retention\(by='tokens'\): give one of 'distance', 'writes', None"):
         stats.retention(case.recording, by="tokens")
-    with pytest.raises(BadArgument, match=r"^share=1\.5: give the part of the largest norm that counts as saturated"):
+    with pytest.raises(BadArgument, match=r"^share=1\.5: give the share of the largest norm that counts as saturated"):
         stats.state_growth(case.recording, share=1.5)

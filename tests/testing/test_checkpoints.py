@@ -86,5 +86,5 @@ def test_the_tokenizer_keeps_any_text_and_adds_nothing(tmp_path):
 
 @pytest.mark.parametrize(("family", "layout"), [("qwen3_next", "root"), ("qwen3_5", "rooted")])
 def test_a_layout_that_the_family_has_not(tmp_path, family, layout):
-    with pytest.raises(BadArgument, match=rf"layout='{layout}' is none of {family}'s: .*flat \("):
+    with pytest.raises(BadArgument, match=rf"layout='{layout}' does not exist for {family}\.\nUse .*flat \("):
         tiny_checkpoint(tmp_path, family, layout=layout)

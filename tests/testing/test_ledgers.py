@@ -31,14 +31,14 @@ COUNTS = ("prompt", "number", "begin", "proposed", "drafted", "tested", "accepte
         (Played((5, 6), (5, 6, 0), allowed=3), (2, 2, 2, 2, 3, 0, "eos")),
     ],
 )
-def test_a_round_told_by_hand(played, counts):
+def test_a_round_counted_by_hand(played, counts):
     one = ledger([played]).isel(round=0)
     names = ("drafted", "tested", "accepted", "agreed", "emitted", "next_token", "ended")
     assert tuple(one[name].item() for name in names) == counts
 
 
 def test_too_few_tokens_of_the_main_model_are_refused():
-    with pytest.raises(BadArgument, match=r"2 drafts need 3 tokens of the main model, not \[5, 6\]"):
+    with pytest.raises(BadArgument, match=r"2 drafts need 3 tokens of the target model, not \[5, 6\]"):
         ledger([Played((5, 6), (5, 6))])
 
 

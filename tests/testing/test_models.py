@@ -71,13 +71,13 @@ def test_norms_are_off_their_start(model):
     assert 0.05 < weight.std() < 0.2
 
 
-def test_layer_types_as_asked():
+def test_requested_layer_types():
     kinds = [ATTENTION, DELTANET]
     assert tiny_model("qwen3_5", layer_types=kinds).config.layer_types == kinds
     assert tiny_config("qwen3_5", layers=6).layer_types == [DELTANET] * 3 + [ATTENTION] + [DELTANET] * 2
 
 
-def test_sizes_as_asked():
+def test_requested_sizes():
     model = tiny_model("qwen3_5_moe", num_experts=5, num_experts_per_tok=3, layers=1)
     assert decoder_of(model).part(0, "experts").gate_up_proj.shape == (5, 32, 64)
 
@@ -93,7 +93,7 @@ def test_a_misspelt_size_is_an_error():
         tiny_model("qwen3_5", hiden_size=32)
 
 
-def test_a_size_like_no_other_lists_what_there_is():
+def test_an_unknown_size_lists_the_known_ones():
     with pytest.raises(BadArgument, match=r"has no config field 'zzz'.\nIt has .*attention_bias, .*vocab_size"):
         tiny_model("qwen3_5", zzz=32)
 

@@ -47,8 +47,10 @@ def test_counts_agree_with_each_other(case):
     assert (routing["load"].sum("expert") == case.routing.top_k * routing["tokens"]).all()
     totals = routing["load"].sum(["label", "fold"])
     assert_array_equal(np.einsum("lee->le", routing["coactivation"]), totals)
-    assert (routing["handover"].isel(layer=slice(-1)).sum(["expert", "expert_next"]) == len(case.texts.position)).all()
-    assert (routing["handover"].isel(layer=-1) == 0).all()
+    assert (
+        routing["transition"].isel(layer=slice(-1)).sum(["expert", "expert_next"]) == len(case.texts.position)
+    ).all()
+    assert (routing["transition"].isel(layer=-1) == 0).all()
     trace = np.einsum("blkcc->blk", deltanet["key_moment"])
     assert_allclose(trace, np.broadcast_to(tokens.values[..., None], trace.shape), rtol=1e-5)
     assert int(deltanet["sequences"].isel(layer=0).sum()) == case.texts.sequences
@@ -79,7 +81,7 @@ def test_the_same_seed_makes_the_same_recording():
     assert not first["routing"].equals(other["routing"])
 
 
-def test_what_is_planted_is_there():
+def test_planted_effects_are_present():
     case = made(never_used=2, experts=8, top_k=3, labels=["a", "b", "c"], sequences=9)
     assert (case.recording["routing"]["load"].isel(expert=[6, 7]) == 0).all()
     assert case.texts.labels == ("a", "b", "c")
@@ -90,10 +92,10 @@ def test_what_is_planted_is_there():
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        (dict(top_k=16), "too few are left to choose from"),
-        (dict(top_k=0), "too few are left to choose from"),
+        (dict(top_k=16), "too few remain to choose from"),
+        (dict(top_k=0), "too few remain to choose from"),
         (dict(heads=3, key_heads=2), "heads=3 is not a multiple of key_heads=2"),
-        (dict(probes=["routing", "router"]), r"probes=\['router'\]: a made recording's nodes are deltanet"),
+        (dict(probes=["routing", "router"]), r"probes=\['router'\]: the nodes of a random recording are deltanet"),
     ],
 )
 def test_sizes_that_fit_no_model_are_refused(sizes, message):

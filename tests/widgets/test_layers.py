@@ -39,7 +39,7 @@ def test_deltanet(explorer, recording):
     opening = gates(recording, by_label=True).sel(here)
     np.testing.assert_array_equal(lives, half_life(recording, by_label=True)["half_life_share"].sel(here))
     np.testing.assert_array_equal(written, opening["beta_share"])
-    np.testing.assert_array_equal(opened, opening["openness_share"])
+    np.testing.assert_array_equal(opened, opening["mean_gate_share"])
     number = float(half_life(recording, by_label=True)["half_life_mean_log"].sel(here))
     assert f"half-life of the mean log decay {number:.3g} tokens [" in explorer.caption
     assert explorer.caption.startswith("layer 2 · DeltaNet · head 3 · code: ")
@@ -55,7 +55,7 @@ def test_attention(explorer, recording):
     assert float(statistic["distance_share"][len(values) :].sum()) == 0
     bars = [patch.get_width() for patch in targets.patches if isinstance(patch, Rectangle)]
     np.testing.assert_allclose(bars, [statistic[name] for name in ("first_mass", "previous_mass", "self_mass")])
-    np.testing.assert_array_equal(filled(opened), gates(recording)["openness_share"].sel(all_texts))
+    np.testing.assert_array_equal(filled(opened), gates(recording)["mean_gate_share"].sel(all_texts))
 
 
 def test_a_layer_of_the_other_kind_offers_its_own_heads():

@@ -74,5 +74,5 @@ def test_maps_without_statistics_have_a_title_alone(recording):
 
 
 def test_a_recording_without_maps(recording):
-    with pytest.raises(NotWatched, match="No map was kept"):
+    with pytest.raises(NotWatched, match="No map was stored"):
         explore_maps(Recording({name: recording[name].drop_dims("row") for name in recording}, {}))

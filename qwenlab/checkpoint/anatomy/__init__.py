@@ -1,1 +1,1 @@
-"""Parts, parameters, bytes and FLOPs of a checkpoint, from its config alone."""
+"""Parts, parameters, bytes and FLOPs of a checkpoint, computed from its config."""

@@ -1,4 +1,4 @@
-"""What a checkpoint is made of and what it costs, from its config alone: no weights, no torch."""
+"""Anatomy of a checkpoint: layers, parameters, memory and FLOPs, from its config, without weights or torch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qwenlab.arguments import choice
 from qwenlab.checkpoint.anatomy import costs, display
 from qwenlab.checkpoint.anatomy.tensors import LAYER_PARTS, PARTS, Tensor, tensors
 from qwenlab.checkpoint.config import TextConfig, read_config
@@ -22,22 +23,22 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 PHASES = {"prefill": "chunk", "decode": "recurrent"}
-"""The two phases, and the form of the delta rule that transformers runs in each."""
+"""The two phases of generation, and the form of the delta rule that transformers runs in each."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Anatomy:
-    """The layers of a checkpoint by kind, its parameters by part, and its memory, FLOPs and bytes by context.
+    """The layers of a checkpoint by kind, its parameters by part, and its memory, FLOPs and bytes by context length.
 
-    Parameters are those that a checkpoint of this config holds, the vision tower and the MTP head included; costs are
-    those of the text stack. The conventions of the counts are in `qwenlab.checkpoint.anatomy.costs`.
+    Parameters include the vision tower and the MTP head; costs are those of the text stack. See
+    `qwenlab.checkpoint.anatomy.costs` for the counting conventions.
     """
 
     config: TextConfig
 
     @property
     def name(self) -> str:
-        """What the checkpoint is called."""
+        """The name of the checkpoint."""
         return self.config.name
 
     @property
@@ -47,8 +48,8 @@ class Anatomy:
 
     def layers(self, kind: str) -> tuple[int, ...]:
         """Indices of the layers of one kind."""
-        _one_of("kind", kind, KINDS)
-        return tuple(layer for layer, this in enumerate(self.layer_types) if this == kind)
+        choice("layers", "kind", kind, KINDS)
+        return tuple(layer for layer, layer_type in enumerate(self.layer_types) if layer_type == kind)
 
     @cached_property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -57,19 +58,19 @@ class Anatomy:
 
     @cached_property
     def parameters(self) -> dict[str, int]:
-        """Number of parameters by part; a tied head is counted once, with the embedding."""
+        """Number of parameters by part; a tied lm_head counts once, as embedding."""
         return {part: sum(tensor.size for tensor in self.tensors if tensor.part == part) for part in PARTS}
 
     @cached_property
     def active_parameters(self) -> dict[str, int]:
-        """Parameters by part that the text stack uses for one token: of the experts, the chosen ones."""
+        """Parameters by part that the text stack uses for one token; only the chosen experts count."""
         text = [part for part in PARTS if part not in ("vision", "mtp")]
         size = costs.active_size
         return {part: sum(size(tensor, self.config) for tensor in self.tensors if tensor.part == part) for part in text}
 
     @property
     def total(self) -> int:
-        """All parameters of the checkpoint."""
+        """Number of parameters of the checkpoint."""
         return sum(self.parameters.values())
 
     @property
@@ -79,35 +80,35 @@ class Anatomy:
 
     @property
     def active(self) -> int:
-        """Parameters active for one token without the input embedding, of which a token reads one row.
+        """Parameters active for one token, without the input embedding: a token reads only one of its rows.
 
-        This is the number in names such as "35B-A3B". A tied embedding stays in, for it is the head as well.
+        This is the number in names such as "35B-A3B". A tied embedding counts, because it is also the lm_head.
         """
         embedding = 0 if self.config.tie_word_embeddings else self.active_parameters["embedding"]
         return self.active_with_embedding - embedding
 
     def weight_bytes(self, dtype: str | None = None) -> int:
-        """Bytes of all tensors as stored (FP8 releases with their scales), or in memory as `dtype`."""
+        """Bytes of all tensors as stored (with the scales of FP8 releases), or in memory as `dtype`."""
         return sum(costs.stored_bytes(tensor, self.config, dtype) for tensor in self.tensors)
 
     def kv_bytes(self, context: int, batch: int = 1, dtype: str | None = None) -> int:
-        """Bytes of the trunk's KV cache for `batch` sequences of `context` tokens; `dtype` replaces the config's."""
+        """Bytes of the KV cache for `batch` sequences of `context` tokens; `dtype` replaces that of the config."""
         return _count("batch", batch) * costs.kv_bytes(self.config, _count("context", context), dtype)
 
     def mtp_kv_bytes(self, context: int, batch: int = 1, dtype: str | None = None) -> int:
-        """The same for the MTP head's own cache; 0 without a head."""
+        """Bytes of the MTP head's own KV cache, as for `kv_bytes`; 0 without a head."""
         return _count("batch", batch) * costs.mtp_kv_bytes(self.config, _count("context", context), dtype)
 
     def recurrent_bytes(self, batch: int = 1) -> int:
-        """Bytes of the recurrent states, always float32; they do not grow with the context."""
+        """Bytes of the recurrent states, always float32, at any context length."""
         return _count("batch", batch) * costs.recurrent_bytes(self.config)
 
     def convolution_bytes(self, batch: int = 1, dtype: str | None = None) -> int:
-        """Bytes of the convolution states; they do not grow with the context."""
+        """Bytes of the convolution states, at any context length."""
         return _count("batch", batch) * costs.convolution_bytes(self.config, dtype)
 
     def state_bytes(self, batch: int = 1, dtype: str | None = None) -> int:
-        """Bytes of the recurrent and the convolution states together."""
+        """Bytes of the recurrent and the convolution states."""
         return self.recurrent_bytes(batch) + self.convolution_bytes(batch, dtype)
 
     def flops(
@@ -115,28 +116,28 @@ class Anatomy:
     ) -> costs.Cost:
         """FLOPs of one forward pass, by part.
 
-        phase    "prefill" reads `context` tokens into empty caches; "decode" adds one token to each sequence, the
-                 `context`-th
+        phase    "prefill" reads `context` tokens into empty caches; "decode" adds one token, the `context`-th, to each
+                 sequence
         rule     form of the delta rule, "chunk" or "recurrent"; by default the one transformers runs in this phase
-        logits   "all" or "last": for which tokens of a sequence the lm_head runs
+        logits   the tokens of a sequence for which the lm_head runs: "all" or "last"
         """
         step = self._pass(phase, context, batch)
-        rule = _one_of("rule", rule or PHASES[phase], tuple(PHASES.values()))
-        return costs.flops(self.config, step, rule=rule, logits=_one_of("logits", logits, ("all", "last")))
+        rule = choice("flops", "rule", rule or PHASES[phase], PHASES.values())
+        return costs.flops(self.config, step, rule=rule, logits=choice("flops", "logits", logits, ("all", "last")))
 
     def bytes_moved(
         self, phase: str = "prefill", *, context: int, batch: int = 1, dtype: str | None = None
     ) -> costs.Cost:
-        """Bytes one forward pass must move at the least, by part; `dtype` replaces that of weights and caches."""
+        """Minimum bytes that one forward pass moves, by part; `dtype` replaces that of weights and caches."""
         return costs.bytes_moved(self.config, self._pass(phase, context, batch), dtype=dtype)
 
     def _pass(self, phase: str, context: int, batch: int) -> costs.CostedPass:
-        _one_of("phase", phase, tuple(PHASES))
+        choice("anatomy", "phase", phase, PHASES)
         context, batch = _count("context", context), _count("batch", batch)
         return costs.CostedPass(context, 0, batch) if phase == "prefill" else costs.CostedPass(1, context - 1, batch)
 
     def table(self) -> pd.DataFrame:
-        """The layers as a DataFrame: a row a layer, its kind, its parameters by part, in total and active per token."""
+        """DataFrame with one row per layer: its kind, and its parameters by part, in total and active per token."""
         import pandas as pd
 
         rows = [dict.fromkeys((*LAYER_PARTS, "total", "active"), 0) for _ in self.layer_types]
@@ -151,7 +152,7 @@ class Anatomy:
         return table
 
     def memory(self, contexts: Iterable[int], *, batch: int = 1, dtype: str | None = None) -> xr.Dataset:
-        """Bytes of the caches, `kv` and `mtp_kv`, and of `recurrent_state` and `convolution_state`, each [context]."""
+        """Bytes of the caches `kv` and `mtp_kv` and of `recurrent_state` and `convolution_state`, all [context]."""
         import xarray as xr
 
         lengths = list(contexts)
@@ -171,7 +172,7 @@ class Anatomy:
     def cost(
         self, contexts: Iterable[int], *, batch: int = 1, rule: str | None = None, dtype: str | None = None
     ) -> xr.Dataset:
-        """`flops` and `bytes` a token, each [phase, context, part]; keywords as in `flops` and `bytes_moved`."""
+        """`flops` and `bytes` per token, both [phase, context, part]; keywords as in `flops` and `bytes_moved`."""
         import xarray as xr
 
         lengths, parts = list(contexts), list(self.active_parameters)
@@ -200,14 +201,14 @@ class Anatomy:
 
 
 def anatomy(source: str | Path | Mapping[str, Any] | object, *, strict: bool = False) -> Anatomy:
-    """The anatomy of a checkpoint, from its config alone.
+    """Return the anatomy of a checkpoint, from its config.
 
     source  a toy's name, a folder or a config.json, a name in the catalog ("Qwen3.6-27B", with or without "Qwen/"), a
             config dict, a transformers config or model, or a Checkpoint
-    strict  unknown config fields raise UnknownConfigField; by default they warn
+    strict  raise UnknownConfigField for unknown config fields; by default they only warn
 
-    A model's own dtype is used where it has one. Raises UnknownCheckpoint for a name that is not known, and what
-    `read_config` raises.
+    If a model has a dtype, it replaces that of the config. Raises UnknownCheckpoint for an unknown name, and the errors
+    of `read_config`.
     """
     if isinstance(known := getattr(source, "anatomy", None), Anatomy):
         return known
@@ -219,33 +220,27 @@ def anatomy(source: str | Path | Mapping[str, Any] | object, *, strict: bool = F
 
 
 def catalogue() -> dict[str, Path]:
-    """The names `anatomy` knows without a download, and their config files."""
+    """Return the names that `anatomy` knows without a download, and their config files."""
     published = {file.stem: file for file in sorted((Path(__file__).parents[1] / "catalog").glob("*.json"))}
     return published | {name: folder / "config.json" for name, folder in toys().items()}
 
 
 def _config_file(name: str) -> Path:
-    """The config of a toy, a folder or file, or a catalogued name: looked for in this order, as `open` does."""
+    """The config file of a toy, a folder or file, or a catalogued name; searched in this order, as by `open`."""
     path, known = Path(name).expanduser(), catalogue()
     if name not in toys() and (path.is_file() or (path / "config.json").is_file()):
         return path
     if (short := name.removeprefix("Qwen/")) in known:
         return known[short]
     near = difflib.get_close_matches(short, known, n=3, cutoff=0.5)
-    meant = f"Did you mean {' or '.join(near)}? " if near else ""
+    hint = f"Did you mean {' or '.join(near)}? " if near else ""
     raise UnknownCheckpoint(
         f"{name!r} is neither a folder with a config.json nor a name in the catalog.\n"
-        f"{meant}The catalog has {', '.join(known)}."
+        f"{hint}The catalog contains {', '.join(known)}."
     )
-
-
-def _one_of(argument: str, value: str, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        raise BadArgument(f"{argument}={value!r} is not known.\nUse {' or '.join(map(repr, choices))}.")
-    return value
 
 
 def _count(argument: str, value: int) -> int:
     if value < 1:
-        raise BadArgument(f"{argument}={value!r} must be at least 1.")
+        raise BadArgument(f"{argument}={value!r}: give a number that is at least 1.")
     return value

@@ -1,13 +1,14 @@
-"""FLOPs done and bytes moved by one forward pass of a config, part by part, and the bytes its caches hold.
+"""FLOPs and bytes of one forward pass by part, and the bytes of its caches, computed from a config.
 
-What is counted
-  - 2 FLOPs a multiply-add of every matrix product, causal attention over its lower triangle only;
-  - n * n * k FLOPs a triangular solve of n rows and k columns (Golub & Van Loan, Matrix Computations, 3.1);
-  - the chunked delta rule at chunks of 64 tokens, the last one padded (Yang et al. 2024, arXiv:2406.06484, 2412.06464);
-  - the element-wise work of the recurrent delta rule on its state, since that is all it does. No other element-wise
-    work is counted: norms, activations, gates, softmax, rotary positions.
-Bytes are the least a pass can move: each weight it needs once, what is in a cache read once, what is new written once.
-Activations are left out, for they depend on how kernels are fused. So are the vision tower and the MTP head.
+The FLOPs are
+  - 2 per multiply-add of every matrix product; causal attention counts only the lower triangle;
+  - n * n * k per triangular solve of n rows and k columns (Golub & Van Loan, Matrix Computations, 3.1);
+  - those of the chunked delta rule with chunks of 64 tokens, the last one padded (Yang et al. 2024, arXiv:2406.06484,
+    2412.06464);
+  - the element-wise work of the recurrent delta rule on its state, which is all its work. Other element-wise work is
+    not counted: norms, activations, gates, softmax, rotary positions.
+Bytes are the minimum that a pass can move: it reads each weight and each cached value once, and writes each new value
+once. Activations are not counted, because they depend on how kernels are fused; nor are the vision tower and MTP head.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from qwenlab.checkpoint.families import ATTENTION, DELTANET
 from qwenlab.errors import BadArgument, UnknownQuantization
 
 CHUNK = 64
-"""Tokens a chunk of the delta rule: the default of transformers' and flash-linear-attention's chunk kernels."""
+"""Tokens per chunk of the delta rule: the default of the kernels of transformers and flash-linear-attention."""
 
 ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1}
 
-# The matrices of a layer that FP8 releases keep in 16 bits; the rest of its matrices are stored as FP8.
+# The matrices of a layer that FP8 releases store in 16 bits; all others are FP8.
 _NOT_FP8 = ("conv1d", "in_proj_a", "in_proj_b", "in_proj_ba", "gate", "shared_expert_gate")
 _OUTSIDE = ("vision", "mtp")
 
@@ -42,22 +43,22 @@ class CostedPass:
 
     @property
     def tokens(self) -> int:
-        """Tokens this pass computes."""
+        """Number of tokens that the pass computes."""
         return self.batch * self.new
 
     @property
     def pairs(self) -> int:
-        """Query-key pairs that causal attention scores."""
+        """Number of query-key pairs that causal attention scores."""
         return self.batch * (self.new * self.past + self.new * (self.new + 1) // 2)
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """The FLOPs or bytes of one forward pass, by part and by what they are spent on."""
+    """The FLOPs or bytes of one forward pass, by part and purpose."""
 
     unit: str  # "FLOP" or "B"
     tokens: int  # computed by the pass, over the batch
-    terms: Mapping[tuple[str, str], float]  # (part, what for) -> amount
+    terms: Mapping[tuple[str, str], float]  # (part, purpose) -> amount
 
     @property
     def parts(self) -> dict[str, float]:
@@ -69,17 +70,17 @@ class Cost:
 
     @property
     def total(self) -> float:
-        """Amount of the whole pass."""
+        """Total amount of the pass."""
         return sum(self.terms.values())
 
     @property
     def per_token(self) -> dict[str, float]:
-        """Amount by part, divided by the tokens the pass computes."""
+        """Amount by part, per token that the pass computes."""
         return {part: amount / self.tokens for part, amount in self.parts.items()}
 
 
 def flops(config: TextConfig, step: CostedPass, *, rule: str, logits: str = "all") -> Cost:
-    """FLOPs of one pass.
+    """Return the FLOPs of one pass.
 
     rule    "chunk" or "recurrent": the form of the delta rule
     logits  "all" applies the lm_head to every token, "last" to the last of each sequence
@@ -104,7 +105,7 @@ def flops(config: TextConfig, step: CostedPass, *, rule: str, logits: str = "all
 
 
 def _chunk_products(config: TextConfig) -> int:
-    """Matrix products of a chunk, over all value heads: beta K K^T, Q K^T, its use on V, and three with the state."""
+    """Matrix products per chunk, over all value heads: beta K K^T, Q K^T, (Q K^T) V, and three with the state."""
     key, value = config.linear_key_head_dim, config.linear_value_head_dim
     within = 2 * CHUNK * CHUNK * (key + key + value)
     with_state = 3 * 2 * CHUNK * key * value
@@ -112,20 +113,20 @@ def _chunk_products(config: TextConfig) -> int:
 
 
 def _chunk_solves(config: TextConfig) -> int:
-    """The two triangular solves of a chunk, over all value heads: for the new values and for the decayed keys."""
+    """The two triangular solves per chunk, over all value heads: for the new values and for the decayed keys."""
     return config.linear_num_value_heads * CHUNK * CHUNK * (config.linear_value_head_dim + config.linear_key_head_dim)
 
 
 def _recurrent_step(config: TextConfig) -> int:
-    """One token, over all value heads: decay S (1 an element), S^T k (2), S += k delta^T (2), S^T q (2)."""
+    """FLOPs per token, over all value heads; per element: decay S (1), S^T k (2), S += k delta^T (2), S^T q (2)."""
     return 7 * _state_elements(config)
 
 
 def bytes_moved(config: TextConfig, step: CostedPass, *, dtype: str | None = None) -> Cost:
-    """Bytes that one pass reads or writes, at the least.
+    """Return the minimum number of bytes that one pass reads or writes.
 
-    Of the experts, those that `step.tokens` tokens touch on average if each chooses at random: real routing is more
-    concentrated, so this is the dearest case. `dtype` replaces the dtype that weights and KV cache are stored in.
+    The experts count as if each token chose uniformly at random. Real routing is more concentrated, so this is the most
+    expensive case. `dtype` replaces the stored dtype of weights and KV cache.
     """
     terms: dict[tuple[str, str], float] = defaultdict(float)
     terms["embedding", "rows"] = step.tokens * config.hidden_size * item_bytes(dtype or config.dtype)
@@ -145,29 +146,29 @@ def bytes_moved(config: TextConfig, step: CostedPass, *, dtype: str | None = Non
 
 
 def _experts_touched(config: TextConfig, tokens: int) -> float:
-    """Mean share of the experts that `tokens` tokens touch, each choosing its distinct ones uniformly at random."""
+    """Expected share of the experts used by `tokens` tokens that each choose distinct experts uniformly at random."""
     if not config.num_experts:
         return 0.0
     return 1 - (1 - config.num_experts_per_tok / config.num_experts) ** tokens
 
 
 def active_size(tensor: Tensor, config: TextConfig) -> int:
-    """Elements of a tensor that one token uses: all, but of the experts only the chosen ones."""
+    """Elements of a tensor that one token uses: all of them, or those of the chosen experts."""
     return tensor.size // config.num_experts * config.num_experts_per_tok if tensor.part == "experts" else tensor.size
 
 
 def stored_bytes(tensor: Tensor, config: TextConfig, dtype: str | None = None) -> int:
-    """Bytes of one tensor in the checkpoint's files, or in memory as `dtype`.
+    """Return the bytes of one tensor in the checkpoint's files, or in memory as `dtype`.
 
-    FP8 releases store the large matrices of each layer in one byte an element and a 16-bit scale for every block, the
-    rest in 16 bits. A few files keep `A_log` and the DeltaNet norm in float32; they are counted at the config's dtype.
+    FP8 releases store the large matrices of each layer with one byte per element and a 16-bit scale per block, and the
+    rest in 16 bits. A few files store `A_log` and the DeltaNet norm in float32; these count at the config's dtype.
     """
     if dtype is not None or config.quantization is None:
         return tensor.size * item_bytes(dtype or config.dtype)
     if config.quantization != "fp8" or config.weight_block is None:
         raise UnknownQuantization(
-            f"the weights of {config.name} are stored as {config.quantization!r}, whose bytes we cannot count.\n"
-            "Name the dtype they will have in memory, say dtype='bfloat16'."
+            f"The weights of {config.name} are stored as {config.quantization!r}; qwenlab cannot count its bytes.\n"
+            "Pass the dtype that the weights will have in memory, such as dtype='bfloat16'."
         )
     in_layer = tensor.layer is not None or ".layers." in tensor.name
     if not in_layer or len(tensor.shape) < 2 or tensor.module in _NOT_FP8:
@@ -178,12 +179,12 @@ def stored_bytes(tensor: Tensor, config: TextConfig, dtype: str | None = None) -
 
 
 def kv_bytes(config: TextConfig, context: int, dtype: str | None = None) -> int:
-    """Keys and values of all full-attention layers for `context` tokens of one sequence."""
+    """Bytes of the keys and values of all attention layers, for `context` tokens of one sequence."""
     return config.layer_types.count(ATTENTION) * _layer_kv_bytes(config, context, dtype)
 
 
 def mtp_kv_bytes(config: TextConfig, context: int, dtype: str | None = None) -> int:
-    """Keys and values of the MTP head's own layers for `context` tokens of one sequence."""
+    """Bytes of the keys and values of the MTP head's layers, for `context` tokens of one sequence."""
     return config.mtp_num_hidden_layers * _layer_kv_bytes(config, context, dtype)
 
 
@@ -192,18 +193,18 @@ def _layer_kv_bytes(config: TextConfig, context: int, dtype: str | None) -> int:
 
 
 def recurrent_bytes(config: TextConfig) -> int:
-    """The DeltaNet states of one sequence: float32 whatever the model's dtype, as every kernel keeps them."""
+    """Bytes of the DeltaNet states of one sequence: float32 for every model dtype, as in every kernel."""
     return config.layer_types.count(DELTANET) * _state_elements(config) * ITEM_BYTES["float32"]
 
 
 def convolution_bytes(config: TextConfig, dtype: str | None = None) -> int:
-    """The inputs of the short convolutions that are kept of one sequence, as many columns as the kernel is long."""
+    """Bytes of the convolution states of one sequence: the last inputs, one column per tap of the kernel."""
     columns = config.conv_dim * config.linear_conv_kernel_dim
     return config.layer_types.count(DELTANET) * columns * item_bytes(dtype or config.dtype)
 
 
 def _state_elements(config: TextConfig) -> int:
-    """Elements of one layer's recurrent state: a key by value matrix for each value head."""
+    """Elements of one layer's recurrent state: one key-by-value matrix per value head."""
     return config.linear_num_value_heads * config.linear_key_head_dim * config.linear_value_head_dim
 
 
@@ -211,5 +212,5 @@ def item_bytes(dtype: str | object) -> int:
     """Bytes of one element; `dtype` is a name such as "bfloat16", or a torch dtype."""
     name = str(dtype).removeprefix("torch.")
     if name not in ITEM_BYTES:
-        raise BadArgument(f"dtype {name!r} is not known.\nUse one of {', '.join(ITEM_BYTES)}.")
+        raise BadArgument(f"dtype {name!r} is unknown.\nUse one of {', '.join(ITEM_BYTES)}.")
     return ITEM_BYTES[name]

@@ -1,4 +1,4 @@
-"""How an Anatomy looks: in a notebook (HTML) and in a terminal (rich)."""
+"""Display an Anatomy in a notebook (HTML) and in a terminal (rich)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from qwenlab.checkpoint.anatomy.anatomy import Anatomy
 
 COLOURS = {DELTANET: "#0072B2", ATTENTION: "#E69F00"}
-"""The colours of the two kinds of mixer, everywhere in qwenlab (Okabe and Ito: told apart by all eyes)."""
+"""The colours of the two kinds of mixer, everywhere in qwenlab (Okabe and Ito: colour-blind safe)."""
 
 LABELS = {
     DELTANET: "DeltaNet",
@@ -30,18 +30,18 @@ LABELS = {
     "vision": "vision tower",
     "mtp": "MTP head",
 }
-"""What parts are called to a reader, where the name of the part is not yet a word."""
+"""Display names of parts whose name is not plain English."""
 
 _GREY = "#8A8A8A"
-_BLOCKS = {DELTANET: "▄", ATTENTION: "█"}  # as in HTML, attention stands taller: the kinds differ without colour too
+_BLOCKS = {DELTANET: "▄", ATTENTION: "█"}  # attention is taller, as in HTML, so that the kinds differ without colour
 _PART_COLUMNS = ("part", "parameters", "share", "active per token")
 _COST_COLUMNS = ("context", "KV cache", "MTP cache", "states", "prefill FLOP", "decode FLOP", "decode bytes")
-_COST_NOTE = "One sequence; FLOPs and bytes a token."
+_COST_NOTE = "Costs of one sequence; FLOPs and bytes per token."
 _CONTEXTS = (4 * 1024, 32 * 1024, 256 * 1024)
 
 
 def terminal(anatomy: Anatomy) -> RenderableType:
-    """The anatomy as a rich renderable."""
+    """Return the anatomy as a rich renderable."""
     strip = Text().join(Text(_BLOCKS[kind], COLOURS[kind]) for kind in anatomy.layer_types)
     legend = Text("   ").join(
         Text(f"{_BLOCKS[kind]} {LABELS[kind]} {len(anatomy.layers(kind))}", COLOURS[kind]) for kind in KINDS
@@ -58,7 +58,7 @@ def terminal(anatomy: Anatomy) -> RenderableType:
 
 
 def plain(anatomy: Anatomy) -> str:
-    """The anatomy as text without colour."""
+    """Return the anatomy as text without colour."""
     console = Console(file=io.StringIO(), width=120, color_system=None)
     with console.capture() as capture:
         console.print(terminal(anatomy))
@@ -66,7 +66,7 @@ def plain(anatomy: Anatomy) -> str:
 
 
 def html(anatomy: Anatomy) -> str:
-    """The anatomy as one block of HTML; every text in it is escaped."""
+    """Return the anatomy as one block of HTML, with all text escaped."""
     cells = "".join(_cell(layer, kind) for layer, kind in enumerate(anatomy.layer_types))
     legend = "".join(
         f'<span style="margin-right:1.5em">{_swatch(COLOURS[kind])} {LABELS[kind]} {len(anatomy.layers(kind))}</span>'
@@ -115,12 +115,12 @@ def _bar(part: _Part) -> str:
 
 
 def _html_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table of cells that are HTML already: the first column to the left, numbers to the right."""
+    """A table of HTML cells: the first column is left-aligned, numbers are right-aligned."""
 
     def line(tag: str, cells: Iterable[str]) -> str:
         style = "padding:.1em .8em;white-space:nowrap;font-variant-numeric:tabular-nums;text-align:"
-        sided = (("right" if column else "left", cell) for column, cell in enumerate(cells))
-        return "<tr>" + "".join(f'<{tag} style="{style}{side}">{cell}</{tag}>' for side, cell in sided) + "</tr>"
+        aligned = (("right" if column else "left", cell) for column, cell in enumerate(cells))
+        return "<tr>" + "".join(f'<{tag} style="{style}{side}">{cell}</{tag}>' for side, cell in aligned) + "</tr>"
 
     head, body = line("th", columns), "".join(line("td", row) for row in rows)
     style = "margin:0 0 .8em;border-collapse:collapse;font-size:inherit"
@@ -135,7 +135,7 @@ def _title(anatomy: Anatomy) -> str:
 def _subtitle(anatomy: Anatomy) -> str:
     config = anatomy.config
     values, keys = config.linear_num_value_heads, config.linear_num_key_heads
-    experts = f"{config.num_experts} experts, {config.num_experts_per_tok} a token and one shared"
+    experts = f"{config.num_experts} experts, {config.num_experts_per_tok} per token and one shared"
     facts = (
         config.family.name,
         f"{len(config.layer_types)} layers of width {config.hidden_size:,}",
@@ -149,7 +149,7 @@ def _subtitle(anatomy: Anatomy) -> str:
 
 
 class _Part(NamedTuple):
-    """One row of the table of parts."""
+    """A row of the table of parts."""
 
     label: str
     colour: str
@@ -159,7 +159,7 @@ class _Part(NamedTuple):
 
 
 def _parts(anatomy: Anatomy) -> list[_Part]:
-    """The parts this checkpoint has."""
+    """The rows of the table of parts, without parts that this checkpoint lacks."""
     active = {part: f"{size:,}" for part, size in anatomy.active_parameters.items()}
     if not anatomy.config.tie_word_embeddings:
         active["embedding"] = "one row"
@@ -177,7 +177,7 @@ def _parts(anatomy: Anatomy) -> list[_Part]:
 
 
 def _costs(anatomy: Anatomy) -> list[tuple[str, ...]]:
-    """Memory and cost of one sequence, a row a context length that the model is made for."""
+    """Memory and cost of one sequence, one row per context length up to the model's maximum."""
     longest = anatomy.config.max_position_embeddings
     return [
         (
@@ -216,7 +216,7 @@ def _bytes(number: float) -> str:
 
 
 def _scaled(number: float, base: int, units: tuple[str, ...], digits: int = 3) -> str:
-    """A few digits and the largest unit of which there is at least one."""
+    """A few digits and the largest unit in which the number is at least one."""
     power = 0
     while number >= base and power < len(units) - 1:
         number, power = number / base, power + 1
@@ -224,5 +224,5 @@ def _scaled(number: float, base: int, units: tuple[str, ...], digits: int = 3) -
 
 
 def _printable(text: str) -> str:
-    """Text of a config without the control characters that could steer a terminal."""
+    """Replace the control characters in the text of a config, which could control a terminal."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

@@ -1,4 +1,4 @@
-"""Every tensor that a checkpoint of a config holds: its name in the files, its shape, and the part it belongs to."""
+"""List the tensors of a checkpoint from its config: name in the files, shape, and part of the model."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from qwenlab.checkpoint.config import TextConfig, VisionConfig
 from qwenlab.checkpoint.families import ATTENTION, DELTANET, KINDS
 
 PARTS = ("embedding", *KINDS, "router", "experts", "shared_expert", "mlp", "norms", "lm_head", "vision", "mtp")
-"""The parts of a checkpoint. Norms inside a mixer count with the mixer; the shared expert's gate with the expert."""
+"""The parts of a checkpoint. Norms inside a mixer belong to the mixer, the shared expert's gate to the expert."""
 
 LAYER_PARTS = (*KINDS, "router", "experts", "shared_expert", "mlp", "norms")
-"""Those found inside the layers of the trunk."""
+"""The parts inside the layers of the target model."""
 
 
 class Tensor(NamedTuple):
-    """One tensor of a checkpoint; experts are fused, three axes with the expert first."""
+    """One tensor of a checkpoint; the experts of a layer are one tensor [expert, row, column]."""
 
     name: str
     shape: tuple[int, ...]
     part: str
-    layer: int | None = None  # of the trunk; None outside its layers
+    layer: int | None = None  # of the target model; None outside its layers
 
     @property
     def size(self) -> int:
@@ -31,15 +31,15 @@ class Tensor(NamedTuple):
 
     @property
     def module(self) -> str:
-        """The last module of the name: `in_proj_qkv`, `gate`, `A_log`."""
+        """The last part of the name: `in_proj_qkv`, `gate`, `A_log`."""
         return self.name.removesuffix(".weight").removesuffix(".bias").rpartition(".")[2]
 
 
 def tensors(config: TextConfig) -> Iterator[Tensor]:
-    """The tensors of a checkpoint, in the order of the stack.
+    """Yield the tensors of a checkpoint, in the order of the stack.
 
-    A tied head has no tensor of its own. Shapes are those transformers builds (tests hold them to its models on the
-    meta device); those of the MTP head, which it does not build, follow the published files.
+    A tied lm_head has no tensor of its own. Shapes are those of transformers (tests compare them with its models on the
+    meta device); those of the MTP head, which transformers does not load, are those of the published files.
     """
     family = config.family
     prefix = family.root_prefix if config.is_root else family.text_prefix
@@ -75,8 +75,8 @@ def _decoder_layer(config: TextConfig, kind: str, sparse: bool) -> Iterator[tupl
 def _deltanet(config: TextConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     heads, keys, values = config.linear_num_value_heads, config.key_dim, config.value_dim
     rows = {"q": keys, "k": keys, "v": values, "z": values, "a": heads, "b": heads}
-    for name, held in config.family.delta_inputs:
-        yield f"{name}.weight", (sum(rows[letter] for letter in held), config.hidden_size)
+    for name, letters in config.family.delta_inputs:
+        yield f"{name}.weight", (sum(rows[letter] for letter in letters), config.hidden_size)
     yield "conv1d.weight", (config.conv_dim, 1, config.linear_conv_kernel_dim)
     yield "A_log", (heads,)
     yield "dt_bias", (heads,)
@@ -117,7 +117,7 @@ def _sparse_mlp(config: TextConfig) -> Iterator[tuple[str, tuple[int, ...], str]
 
 
 def _mtp(config: TextConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Source: headers of the published files, as vLLM's `qwen3_5_mtp.py` and `qwen3_next_mtp.py` read them."""
+    """Source: headers of the published files, as read by vLLM's `qwen3_5_mtp.py` and `qwen3_next_mtp.py`."""
     size = config.hidden_size
     yield "fc.weight", (size, 2 * size)
     for name in ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm"):

@@ -1,1 +1,1 @@
-"""Weight files: found, checked, hashed and loaded."""
+"""Find, check, hash and load weight files."""

@@ -1,4 +1,4 @@
-"""A short name for the exact weights that a number was measured on."""
+"""Hash the weights of a checkpoint, so that a recording identifies the exact weights it was measured on."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ SAMPLE = 4096
 """Bytes read from the middle of each tensor of a large checkpoint."""
 
 VALUES = 64
-"""Values of each parameter that go into the hash of a model in memory."""
+"""Values per parameter in the hash of a model in memory."""
 
 
 def fingerprint(weights: Weights) -> str:
-    """A hash of config.json and the weights: "sha256:..." of every byte, or "sampled-sha256:..." of a sample.
+    """Hash config.json and the weights: "sha256:..." of every byte, or "sampled-sha256:..." of a sample.
 
-    Up to 1 GiB of shards every byte is hashed. Beyond, each shard adds its name, size and header, and each tensor the
-    4 KiB in its middle: any training step changes that, a single altered value elsewhere does not.
+    Up to 1 GiB of shards, every byte is hashed. Above, the hash covers the name, size and header of each shard and the
+    middle 4 KiB of each tensor: any training step changes it, one changed value elsewhere does not.
     """
     whole = weights.size <= SMALL
     digest = hashlib.sha256()
@@ -35,16 +35,16 @@ def fingerprint(weights: Weights) -> str:
 
 
 def fingerprint_in_memory(module: nn.Module) -> str:
-    """A hash of every parameter's name, shape and dtype and of up to 64 of its values, evenly spaced.
+    """Hash the name, shape and dtype of every parameter, and up to 64 evenly spaced values of it.
 
-    It tells models apart without reading all weights: any training step changes it, an edit of single weights may
-    escape it, and the prefix says so. Values of weights that are offloaded are left out.
+    It distinguishes models without reading all weights: any training step changes it, but a change of single weights
+    may not, hence the prefix "sampled-". Values of offloaded weights are left out.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(module.named_parameters()):
         flat = parameter.detach().flatten()
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        if not flat.is_meta:  # an offloaded weight is away until its layer runs
+        if not flat.is_meta:  # an offloaded weight has no values until its layer runs
             digest.update(flat[:: max(1, len(flat) // VALUES)][:VALUES].float().cpu().numpy().tobytes())
     return f"sampled-sha256:{digest.hexdigest()}"
 

@@ -1,4 +1,4 @@
-"""The hash of a checkpoint that is not open."""
+"""Hash a checkpoint without opening it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qwenlab.checkpoint.weights.shards import read_weights
 
 
 def hash_of(source: str | Path, revision: str | None = None) -> str:
-    """What `Checkpoint.facts.hash` will be: of config.json and the weights in the files. Raises what `open` does."""
+    """Return the `facts.hash` that the checkpoint will have when it is open; raises the same errors as `open`."""
     weights = read_weights(locate(source, revision).folder)
     files = (weights.folder / "config.json", *weights.shards)
     return _hash(weights.folder, tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
@@ -19,5 +19,5 @@ def hash_of(source: str | Path, revision: str | None = None) -> str:
 
 @lru_cache(maxsize=32)
 def _hash(folder: Path, files: tuple[tuple[str, int, int], ...]) -> str:
-    """Read once for as long as the files stay as they are."""
+    """Cached by the name, size and modification time of the files."""
     return fingerprint(read_weights(folder))

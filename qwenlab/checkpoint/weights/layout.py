@@ -1,4 +1,4 @@
-"""Which tensors the files must hold for a part of a model: experts fused or apart, plain or in FP8 with scales."""
+"""Tensor layouts of checkpoint files: experts fused or separate, weights plain or in FP8 with scales."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from qwenlab.checkpoint.weights.shards import StoredTensor
 Shape = tuple[int, ...]
 
 FP8_BLOCK = (128, 128)
-"""Rows and columns that share a scale in the published FP8 releases."""
+"""Rows and columns per scale in the published FP8 releases."""
 
 _EXPERT = re.compile(r"(.*\.experts)\.\d+\.(?:gate|up|down)_proj\.weight")
 _SCALE = "_scale_inv"
 
 
 def expected(fused: Mapping[str, Shape], stored: Mapping[str, StoredTensor], block: Shape) -> dict[str, Shape]:
-    """The tensors and shapes that a complete part has, in the layout its files are in.
+    """Return the names and shapes of the tensors that the files must contain, in the layout of the files.
 
-    fused   the part's tensors with the experts of a layer as one: [expert, row, column]
-    stored  what the files hold, under the same names; decides for each layer whether its experts are apart, and for
-            each matrix whether it must have a scale
+    fused   the tensors of a part of the model, with the experts of a layer as one tensor [expert, row, column]
+    stored  the tensors in the files, under the same names; they show for each layer whether its experts are separate,
+            and for each matrix whether it must have a scale
     """
-    apart = {match[1] for name in stored if (match := _EXPERT.fullmatch(name))}
+    separate = {match[1] for name in stored if (match := _EXPERT.fullmatch(name))}
     shapes: dict[str, Shape] = {}
     for name, shape in fused.items():
-        shapes |= dict(_matrices(name, shape)) if name.rpartition(".")[0] in apart else {name: shape}
+        shapes |= dict(_matrices(name, shape)) if name.rpartition(".")[0] in separate else {name: shape}
     for name, shape in list(shapes.items()):
         if name + _SCALE in stored or (name in stored and stored[name].dtype.startswith("F8")):
             rows, columns = shape[-2:]
@@ -38,7 +38,7 @@ def expected(fused: Mapping[str, Shape], stored: Mapping[str, StoredTensor], blo
 
 
 def misfits(shapes: Mapping[str, Shape], stored: Mapping[str, StoredTensor]) -> list[str]:
-    """What is wrong with the tensors that are there, and which are not, a line each."""
+    """List the tensors with a wrong shape and the missing tensors, one line per tensor."""
     misshapen = [
         f"{name} is {list(stored[name].shape)}, should be {list(shape)}"
         for name, shape in shapes.items()
@@ -48,13 +48,13 @@ def misfits(shapes: Mapping[str, Shape], stored: Mapping[str, StoredTensor]) -> 
 
 
 def assembled(tensors: Mapping[str, torch.Tensor], fused: Mapping[str, Shape], block: Shape) -> dict[str, torch.Tensor]:
-    """Tensors as read from complete files -> those of `fused`: FP8 times its scales, single experts stacked."""
+    """Convert the tensors of complete files to those of `fused`: multiply FP8 by its scales, stack separate experts."""
     plain = {name: _scaled(name, tensors, block) for name in tensors if not name.endswith(_SCALE)}
     return {name: plain[name] if name in plain else _stacked(plain, name, shape[0]) for name, shape in fused.items()}
 
 
 def _matrices(name: str, shape: Shape) -> Iterator[tuple[str, Shape]]:
-    """Names and shapes of the single matrices that a fused tensor of experts stands for."""
+    """Yield the names and shapes of the separate matrices of a fused tensor of experts."""
     stem, _, last = name.rpartition(".")
     experts, rows, columns = shape
     parts = _parts(last)
@@ -64,12 +64,12 @@ def _matrices(name: str, shape: Shape) -> Iterator[tuple[str, Shape]]:
 
 
 def _parts(last: str) -> tuple[str, ...]:
-    """What a fused tensor holds, first rows first."""
+    """The matrices in a fused tensor, in the order of its rows."""
     return ("gate_proj", "up_proj") if last == "gate_up_proj" else (last,)
 
 
 def _scaled(name: str, tensors: Mapping[str, torch.Tensor], block: Shape) -> torch.Tensor:
-    """A matrix times its scales, one for `block[0]` rows and `block[1]` columns; without scales as it is."""
+    """A matrix times its scales, one per block of `block[0]` rows and `block[1]` columns; unchanged without scales."""
     tensor, scale = tensors[name], tensors.get(name + _SCALE)
     if scale is None:
         return tensor
@@ -80,5 +80,7 @@ def _scaled(name: str, tensors: Mapping[str, torch.Tensor], block: Shape) -> tor
 
 def _stacked(plain: Mapping[str, torch.Tensor], name: str, experts: int) -> torch.Tensor:
     stem, _, last = name.rpartition(".")
-    one = (torch.cat([plain[f"{stem}.{expert}.{part}.weight"] for part in _parts(last)]) for expert in range(experts))
-    return torch.stack(list(one))
+    matrices = (
+        torch.cat([plain[f"{stem}.{expert}.{part}.weight"] for part in _parts(last)]) for expert in range(experts)
+    )
+    return torch.stack(list(matrices))

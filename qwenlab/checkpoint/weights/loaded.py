@@ -1,4 +1,4 @@
-"""Whether the weights of a model in memory are all there, and are the numbers that its layers compute with."""
+"""Check that a model in memory has all its weights, and that quantised weights have scales."""
 
 from __future__ import annotations
 
@@ -9,58 +9,54 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from qwenlab.checkpoint.weights.shards import some
+from qwenlab.checkpoint.weights.shards import shorten
 from qwenlab.errors import HalfLoadedModel
 
 RAW = 8.0
-"""Weights of a matrix whose median magnitude is larger are taken for FP8 or integer codes read without their scales.
+"""A matrix with a larger median magnitude is considered FP8 or integer codes that were read without their scales.
 
-FP8 codes fill the range up to 448, and their median is some tens. Trained matrices have medians of 0.001 to 1.
+FP8 codes cover the range up to 448, with medians of several tens. Trained matrices have medians of 0.001 to 1.
 """
 
 _SAMPLE = 16
-"""Values of each matrix that are looked at."""
+"""Number of values of each matrix that are checked."""
 
 _SCALES = ("scale", "absmax", "quant_state", "zero_point", "SCB")
-"""Parts of the names of tensors that turn stored codes into weights."""
+"""Name parts of the tensors that convert stored codes into weights."""
 
 _UNQUANTISED_PACKAGES = ("torch.nn.", "transformers.models.")
-"""Where the layers come from that compute with the numbers they hold. Those of other packages scale by themselves."""
+"""Packages of layers that compute with their weights as stored. Layers of other packages scale them themselves."""
 
 
 def require_loaded(model: nn.Module) -> None:
-    """Check that every weight of a model has a value, and that quantised ones are scaled.
+    """Check that every weight of a model has values, and that quantised weights have scales.
 
-    It looks at names, devices, dtypes and a few values of each matrix; at no activation.
+    The check reads names, devices, dtypes and a few values per matrix, but no activations.
 
-    Raises HalfLoadedModel, naming tensors: a weight on the meta device that no hook of accelerate loads; a config that
-    names a quantisation which transformers skipped; codes of FP8 or integers in a layer without scales.
+    Raises HalfLoadedModel, with the names of the tensors: for a weight on the meta device that no hook of accelerate
+    loads, a quantisation in the config that transformers skipped, and FP8 or integer codes in a layer without scales.
     """
-    held = list(_tensors(model))
-    if absent := _absent(model, held):
+    owned = list(_tensors(model))
+    if absent := _absent(model, owned):
         raise HalfLoadedModel(
-            f"{type(model).__name__} has {len(absent)} weights on the meta device, where they have no values, and no "
-            f"hook of accelerate loads them:\n  {some(absent)}\nLoad the model again, with room for all of it or with "
-            "device_map='auto', which offloads what does not fit."
+            f"{type(model).__name__} has {len(absent)} weights on the meta device, so without values, and no hook of "
+            f"accelerate loads them:\n  {shorten(absent)}\nLoad the model again, with enough memory or with "
+            "device_map='auto', which offloads the weights that do not fit."
         )
-    if skipped := _skipped_quantisation(model, held):
+    if skipped := _skipped_quantisation(model, owned):
         raise HalfLoadedModel(
-            f"The config of {type(model).__name__} names the quantisation {skipped!r}, and transformers loaded the "
-            "weights without it, as if their codes were plain numbers.\nOpen the unquantised or the FP8 release, or "
-            "install what transformers needs for this one. If the weights are plain, as after from_config, delete "
-            "config.quantization_config."
+            f"The config of {type(model).__name__} has the quantisation {skipped!r}, but transformers loaded the "
+            "weights without it, as if the codes were plain weights.\nOpen the unquantised or the FP8 release, or "
+            "install the package that transformers needs for this one. If the weights are plain, as after from_config, "
+            "delete config.quantization_config."
         )
-    if codes := _unscaled(held):
-        raise HalfLoadedModel(
-            f"{type(model).__name__} has {len(codes)} weights that are codes without scales:\n  {some(codes)}\n"
-            "Load the checkpoint with the quantization_config that it was published with."
-        )
-    if raw := _raw(held):
-        raise HalfLoadedModel(
-            f"{type(model).__name__} has {len(raw)} matrices whose median magnitude is above {RAW:g}, like FP8 codes "
-            f"that were read without their scales:\n  {some(raw)}\n"
-            "Load the checkpoint with the quantization_config that it was published with."
-        )
+    raw = f"matrices whose median magnitude is above {RAW:g}, like FP8 codes that were read without their scales"
+    for problem, find in (("weights that are codes without scales", _unscaled), (raw, _raw)):
+        if names := find(owned):
+            raise HalfLoadedModel(
+                f"{type(model).__name__} has {len(names)} {problem}:\n  {shorten(names)}\n"
+                "Load the checkpoint with the quantization_config that it was published with."
+            )
 
 
 OwnedTensor = tuple[str, nn.Module, torch.Tensor]
@@ -74,23 +70,23 @@ def _tensors(model: nn.Module) -> Iterator[OwnedTensor]:
                 yield f"{path}.{name}" if path else name, module, tensor
 
 
-def _absent(model: nn.Module, held: list[OwnedTensor]) -> list[str]:
-    """Tensors without values that nothing brings when their layer runs."""
-    if not any(tensor.is_meta for _, _, tensor in held):
+def _absent(model: nn.Module, owned: list[OwnedTensor]) -> list[str]:
+    """Tensors without values that no hook loads when their layer runs."""
+    if not any(tensor.is_meta for _, _, tensor in owned):
         return []
-    brought = {id(part) for module in model.modules() if _offloads(module) for part in _served(module)}
-    return [path for path, module, tensor in held if tensor.is_meta and id(module) not in brought]
+    loaded = {id(part) for module in model.modules() if _offloads(module) for part in _served(module)}
+    return [path for path, module, tensor in owned if tensor.is_meta and id(module) not in loaded]
 
 
 def _offloads(module: nn.Module) -> bool:
     """Whether a hook of accelerate loads weights before this module runs."""
-    return any(getattr(each, "offload", False) for each in _hooks(module))
+    return any(getattr(hook, "offload", False) for hook in _hooks(module))
 
 
 def _served(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules whose weights its hook loads: itself, and those below where the hook says so."""
-    below = any(getattr(each, "place_submodules", False) for each in _hooks(module))
-    yield from module.modules() if below else (module,)
+    """The modules whose weights a module's hook loads: the module, and its submodules if the hook includes them."""
+    submodules = any(getattr(hook, "place_submodules", False) for hook in _hooks(module))
+    yield from module.modules() if submodules else (module,)
 
 
 def _hooks(module: nn.Module) -> tuple[Any, ...]:
@@ -98,24 +94,24 @@ def _hooks(module: nn.Module) -> tuple[Any, ...]:
     return () if hook is None else tuple(getattr(hook, "hooks", (hook,)))
 
 
-def _skipped_quantisation(model: nn.Module, held: list[OwnedTensor]) -> str | None:
-    """The quantisation that a config names and that no part of the model was loaded with."""
+def _skipped_quantisation(model: nn.Module, owned: list[OwnedTensor]) -> str | None:
+    """The quantisation in the config, if no part of the model was loaded with it."""
     parts = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
-    named = (vars(part.config).get("quantization_config") for part in parts)
-    found: Any = next((each for each in named if each), None)
-    if found is None or any(getattr(part, "hf_quantizer", None) is not None for part in parts):
+    configs = (vars(part.config).get("quantization_config") for part in parts)
+    named: Any = next((config for config in configs if config), None)
+    if named is None or any(getattr(part, "hf_quantizer", None) is not None for part in parts):
         return None
-    # The quantizer is an attribute of the outermost model; of a part of it, the layers show that it was at work.
-    if any(_scales(module, tensor) for _, module, tensor in held):
+    # The quantizer is an attribute of the outermost model only; in a part of it, the layers show that it was used.
+    if any(_scales(module, tensor) for _, module, tensor in owned):
         return None
-    return str(found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None))
+    return str(named.get("quant_method") if isinstance(named, dict) else getattr(named, "quant_method", None))
 
 
-def _unscaled(held: list[OwnedTensor]) -> list[str]:
-    """Weights in a dtype of one byte or of integers, in a module that holds nothing to scale them by."""
+def _unscaled(owned: list[OwnedTensor]) -> list[str]:
+    """Weights with a one-byte or integer dtype, in a module without scales."""
     return [
         f"{path} ({str(tensor.dtype).removeprefix('torch.')})"
-        for path, module, tensor in held
+        for path, module, tensor in owned
         if _is_code(tensor.dtype) and _is_matrix(tensor) and not _scales(module, tensor)
     ]
 
@@ -129,7 +125,7 @@ def _is_code(dtype: torch.dtype) -> bool:
 
 
 def _scales(module: nn.Module, weight: torch.Tensor) -> bool:
-    """Whether a layer scales this weight: by a tensor beside it, or in code of the package that made the layer."""
+    """Whether a layer scales this weight: by another of its tensors, or in the code of its own package."""
     if type(weight.data) is not torch.Tensor or not type(module).__module__.startswith(_UNQUANTISED_PACKAGES):
         return True
     own = (name for name, value in vars(module).items() if isinstance(value, torch.Tensor))
@@ -138,17 +134,17 @@ def _scales(module: nn.Module, weight: torch.Tensor) -> bool:
 
 
 @torch.no_grad()
-def _raw(held: list[OwnedTensor]) -> list[str]:
-    """Matrices whose values are of the size of codes."""
+def _raw(owned: list[OwnedTensor]) -> list[str]:
+    """Matrices whose values are as large as codes."""
     samples: dict[torch.device, dict[str, torch.Tensor]] = {}
-    for path, _, tensor in held:
+    for path, _, tensor in owned:
         plain = not (tensor.is_meta or _is_code(tensor.dtype)) and type(tensor.data) is torch.Tensor
         if plain and _is_matrix(tensor) and tensor.is_contiguous() and tensor.numel() >= _SAMPLE:
             values = tensor.view(-1)
             step = len(values) // _SAMPLE
             samples.setdefault(tensor.device, {})[path] = values[step // 2 :: step][:_SAMPLE].float()
-    found = []
-    for of_device in samples.values():
-        medians = torch.stack(list(of_device.values())).abs().median(dim=1).values
-        found += [path for path, large in zip(of_device, (medians > RAW).tolist(), strict=True) if large]
-    return found
+    raw = []
+    for by_path in samples.values():
+        medians = torch.stack(list(by_path.values())).abs().median(dim=1).values
+        raw += [path for path, large in zip(by_path, (medians > RAW).tolist(), strict=True) if large]
+    return raw

@@ -1,4 +1,4 @@
-"""The trunk: the text stack and lm_head of a checkpoint, as the plain causal language model of transformers."""
+"""Load the target model: text stack and lm_head of a checkpoint, as a causal language model of transformers."""
 
 from __future__ import annotations
 
@@ -13,25 +13,20 @@ from qwenlab.checkpoint.config import TextConfig
 from qwenlab.checkpoint.weights.layout import FP8_BLOCK, expected, misfits
 from qwenlab.checkpoint.weights.loaded import require_loaded
 from qwenlab.checkpoint.weights.mtp_weights import mtp_prefix
-from qwenlab.checkpoint.weights.shards import Weights, some
+from qwenlab.checkpoint.weights.shards import Weights, shorten
 from qwenlab.checkpoint.weights.stored_format import check_quantisation, is_of_quantisation
-from qwenlab.errors import (
-    BadArgument,
-    BrokenWeights,
-    UnknownQuantization,
-    UnusedWeights,
-    UnusedWeightsWarning,
-)
+from qwenlab.errors import BadArgument, BrokenWeights, UnknownQuantization, UnusedWeights, UnusedWeightsWarning
 
-_OURS = (None, "fp8")  # ways of storing weights whose names and shapes `layout` knows
+_DOWNLOAD_AGAIN = "Download config.json and the shards again, from the same revision."
+_OURS = (None, "fp8")  # quantisations whose tensor names and shapes `layout` knows
 
 
 def check_target(weights: Weights, config: TextConfig, *, strict: bool = False) -> None:
-    """Hold the tensors in the files to those the config asks for, from the headers alone.
+    """Compare the tensors in the files with those that the config describes; reads only the headers.
 
-    Raises BrokenWeights for tensors that are missing, misshapen, or not stored as the config says, and
-    UnknownQuantization. Tensors that nothing takes warn, or raise UnusedWeights when strict. Of other quantisations
-    than FP8, `load_trunk` checks what transformers made of them.
+    Raises BrokenWeights for tensors that are missing, have another shape, or are not stored in the format of the
+    config, and UnknownQuantization. Unused tensors give a warning, or raise UnusedWeights when strict. For
+    quantisations other than FP8, `load_target` checks the model that transformers loaded.
     """
     shapes = expected(_fused(weights, config), weights.tensors, config.weight_block or FP8_BLOCK)
     check_quantisation(weights, config, [name for name in shapes if not is_of_quantisation(name)])
@@ -39,24 +34,26 @@ def check_target(weights: Weights, config: TextConfig, *, strict: bool = False) 
         return
     if wrong := misfits(shapes, weights.tensors):
         raise BrokenWeights(
-            f"the shards in {weights.folder} do not hold the model that its config.json describes:\n  {some(wrong)}\n"
-            "Fetch config.json and the shards again, of one revision."
+            f"The shards in {weights.folder} do not match the config.json:\n  {shorten(wrong)}\n{_DOWNLOAD_AGAIN}"
         )
     family = config.family
-    # A tied lm_head may be stored all the same.
+    # A tied lm_head may still be stored.
     known = (mtp_prefix(weights, config) or "mtp.", family.vision_prefix, f"{family.head}.")
     unused = [name for name in weights.tensors if name not in shapes and not name.startswith(known)]
     _report_unused(unused, weights, strict)
 
 
 def _fused(weights: Weights, config: TextConfig) -> dict[str, tuple[int, ...]]:
-    """The tensors of the trunk under their names in these files: transformers saves a text config over root names."""
+    """Shapes of the target model's tensors by their names in these files.
+
+    The files may have the prefix of a root config with a text config: transformers saves them so.
+    """
     family = config.family
     built = family.root_prefix if config.is_root else family.text_prefix
     has_root = any(name.startswith(family.root_prefix) for name in weights.tensors)
-    found = family.root_prefix if has_root else family.text_prefix
+    prefix = family.root_prefix if has_root else family.text_prefix
     return {
-        found + tensor.name.removeprefix(built) if tensor.name.startswith(built) else tensor.name: tensor.shape
+        prefix + tensor.name.removeprefix(built) if tensor.name.startswith(built) else tensor.name: tensor.shape
         for tensor in tensors(config)
         if tensor.part not in ("vision", "mtp")
     }
@@ -65,10 +62,10 @@ def _fused(weights: Weights, config: TextConfig) -> dict[str, tuple[int, ...]]:
 def _report_unused(unused: list[str], weights: Weights, strict: bool) -> None:
     if not unused:
         return
-    message = f"{weights.folder} holds tensors that no part of the model takes:\n  {some(unused)}\n"
+    message = f"{weights.folder} contains tensors that no part of the model uses:\n  {shorten(unused)}\n"
     if strict:
-        raise UnusedWeights(f"{message}Leave strict=False to open the checkpoint without them, with a warning.")
-    warnings.warn(f"{message}The model may lack what they were trained for.", UnusedWeightsWarning, stacklevel=4)
+        raise UnusedWeights(f"{message}Use strict=False to open the checkpoint without them, with a warning.")
+    warnings.warn(f"{message}The model may lack a part of the checkpoint.", UnusedWeightsWarning, stacklevel=4)
 
 
 def load_target(
@@ -83,64 +80,64 @@ def load_target(
 ) -> PreTrainedModel:
     """Load `AutoModelForCausalLM` from the folder's safetensors, in eval mode; never remote code, never a pickle.
 
-    quantised  whether config.json names a quantisation
+    quantised  whether config.json has a quantisation
 
-    Raises BrokenWeights where transformers had to make up a weight or left tensors of a quantised layer unread,
-    UnknownQuantization where it lacks what it needs for a quantisation, and HalfLoadedModel.
+    Raises BrokenWeights if transformers drew a missing weight at random or did not read tensors of a quantised layer,
+    UnknownQuantization if it lacks a package for the quantisation, and HalfLoadedModel.
     """
     if device is not None and device_map is not None:
         raise BadArgument(
-            "device and device_map were both given.\nUse device for one device, device_map to split the model."
+            "Got both device and device_map.\nUse device for one device, or device_map to split the model."
         )
-    chosen = {
+    options = {
         "device_map": {"": device} if device is not None else device_map,
         "attn_implementation": attn_implementation,
         "experts_implementation": experts_implementation,
     }
-    given = {name: value for name, value in chosen.items() if value is not None}
-    model, info = _from_pretrained(weights, dtype=_dtype(dtype), **given)
+    options = {name: value for name, value in options.items() if value is not None}
+    model, info = _from_pretrained(weights, dtype=_dtype(dtype), **options)
     if missing := sorted(info["missing_keys"]):
         raise BrokenWeights(
-            f"transformers found no weights in {weights.folder} for\n  {some(missing)}\nand drew them at random.\n"
-            "Fetch config.json and the shards again, of one revision."
+            f"transformers found no weights in {weights.folder} for\n  {shorten(missing)}\nand drew them at random.\n"
+            f"{_DOWNLOAD_AGAIN}"
         )
     unread = sorted(name for name in info["unexpected_keys"] if is_of_quantisation(name))
     if quantised and unread:
         raise BrokenWeights(
-            f"transformers left tensors of quantised layers in {weights.folder} unread:\n  {some(unread)}\n"
-            "The model would compute with unscaled codes. Open the unquantised release, or the FP8 one."
+            f"transformers did not read tensors of quantised layers in {weights.folder}:\n  {shorten(unread)}\n"
+            "The model would compute with unscaled codes. Open the unquantised or the FP8 release."
         )
     require_loaded(model)
     return model.eval()
 
 
-def _from_pretrained(weights: Weights, **given: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """What transformers makes of the folder, and its account of the tensors."""
+def _from_pretrained(weights: Weights, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Load the folder with transformers; return the model and its loading info."""
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        model_and_info: Any = AutoModelForCausalLM.from_pretrained(
             weights.folder,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
-            **given,
+            **options,
         )
     except ImportError as error:
         raise UnknownQuantization(
-            f"transformers cannot read the weights in {weights.folder} here: {error}\n"
-            "Install what it names, or open the unquantised release."
+            f"transformers cannot read the weights in {weights.folder}: {error}\n"
+            "Install the package that it names, or open the unquantised release."
         ) from error
-    model, info = loaded
+    model, info = model_and_info
     return model, info
 
 
 def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
-    """A torch dtype, or "auto": the checkpoint's own."""
+    """Convert to a torch dtype, or "auto": that of the checkpoint."""
     if dtype is None or dtype == "auto" or isinstance(dtype, torch.dtype):
         return dtype or "auto"
-    named = getattr(torch, dtype, None)
-    if not isinstance(named, torch.dtype):
+    torch_dtype = getattr(torch, dtype, None)
+    if not isinstance(torch_dtype, torch.dtype):
         raise BadArgument(
-            f"dtype={dtype!r} is no dtype of torch.\nUse 'bfloat16', 'float32', or leave it out: the checkpoint's."
+            f"dtype={dtype!r} is not a dtype of torch.\nUse 'bfloat16' or 'float32'; by default it is the checkpoint's."
         )
-    return named
+    return torch_dtype

@@ -61,7 +61,7 @@ def estimate(data: xr.Dataset, name: str, number: Callable[[float], str]) -> str
     """
     low, high = data[f"{name}_interval"].values
     text = number(float(data[name])) + ("" if np.isnan(low) else f" [{number(low)}, {number(high)}]")
-    return f"**{text}**" if name == "harm" and bool(data["stands"]) else text
+    return f"**{text}**" if name == "effect" and bool(data["significant"]) else text
 
 
 def figure_link(name: str, title: str) -> str:

@@ -1,4 +1,4 @@
-"""Cells of a map: filled where what they show stands, underlined where it does not."""
+"""Cells of a map: filled where the value is significant, underlined where it is not."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ FILLED, LINE = 0.88, 0.18  # heights, in cells
 _WIDE = 0.92
 
 
-def cells(ax: Axes, x: np.ndarray, y: np.ndarray, colours: np.ndarray, stands: np.ndarray) -> None:
+def cells(ax: Axes, x: np.ndarray, y: np.ndarray, colours: np.ndarray, significant: np.ndarray) -> None:
     """Cells around the centres x, y [cell], in their colours [cell, channel]; y points down."""
     bottom = y + FILLED / 2
-    top = np.where(stands, bottom - FILLED, bottom - LINE)
+    top = np.where(significant, bottom - FILLED, bottom - LINE)
     _boxes(ax, x, bottom - FILLED, bottom, PALE)
     _boxes(ax, x, top, bottom, colours)
 
 
 def verdicts() -> list[Patch | Line2D]:
     """Entries of a legend: what filled and underlined cells mean."""
-    return [Patch(facecolor="0.45", label="stands"), Line2D([], [], color="0.45", linewidth=2, label="does not")]
+    return [
+        Patch(facecolor="0.45", label="significant"),
+        Line2D([], [], color="0.45", linewidth=2, label="not significant"),
+    ]
 
 
 def _boxes(ax: Axes, x: np.ndarray, top: np.ndarray, bottom: np.ndarray, colour: str | np.ndarray) -> None:

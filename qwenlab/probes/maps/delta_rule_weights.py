@@ -1,4 +1,4 @@
-"""The delta rule unrolled: with which weight a token's value enters a DeltaNet head's output at a later token."""
+"""Unroll the delta rule: the weight of each token's value in a DeltaNet head's output at a later token."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 from qwenlab.capture.prediction import CHUNK
 
 Bounds = Sequence[int]
-"""By row, in rising order: a column that the row's query does not lie beyond."""
+"""Per row, in rising order: an upper bound of the column of the row's query."""
 
 
 class DeltaRuleWeights:
-    """Keys, write strengths and decays of some heads over a text, ready to be asked for rows of the map.
+    """Keys, write strengths and decays of some heads over a text, prepared to compute rows of the map.
 
     With a the decay and b the write strength, a token does S <- a S; S <- S + k (b (v - S^T k))^T; o = S^T q (Yang et
     al. 2024, arXiv:2412.06464; transformers' `torch_recurrent_gated_delta_rule`): first decay, then removal. So o_t is
-    the sum over s <= t of w(t, s) v_s, and what the state before the text adds, with
+    the sum over s <= t of w(t, s) v_s, plus the contribution of the state before the text, with
 
         w(t, s) = b_s k_s^T  M_(s+1) M_(s+2) ... M_t  q_t,    M_i = a_i (I - b_i k_i k_i^T)
 
@@ -27,13 +27,13 @@ class DeltaRuleWeights:
         W = (Q K^T * D) (I + strict_lower(diag(b) K K^T * D))^-1 diag(b)
 
     Without the removal, as if a state were a sum of decayed writes, M_i = a_i and W = (Q K^T * D) diag(b): the weights
-    of layers that have no delta rule (Ali et al. 2024, arXiv:2403.01590), and not those of these.
+    of layers without a delta rule (Ali et al. 2024, arXiv:2403.01590), which are wrong for DeltaNet.
 
-    A row is worked out backwards, a chunk of 64 tokens at a time: what is left of q_t at a chunk's end stands for all
-    that came after, so that neither D nor the inverse is ever larger than a chunk.
+    A row is computed backwards, a chunk of 64 tokens at a time: the query that remains at a chunk's end includes the
+    effect of all later tokens, so neither D nor the inverse is ever larger than a chunk.
 
     key      [batch, head, column, channel], normalised;  beta, g  [batch, head, column]: of padding beta 0 and g 0
-    past     columns before the forward pass that the queries are of
+    past     columns before the forward pass of the queries
     """
 
     def __init__(self, key: torch.Tensor, beta: torch.Tensor, g: torch.Tensor, past: int) -> None:
@@ -51,13 +51,13 @@ class DeltaRuleWeights:
     def rows(
         self, query: torch.Tensor, column: torch.Tensor, bounds: Bounds, *, removal: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The weights of some queries, and what of each query meets the state that the pass began with.
+        """Return the weights of some queries, and the part of each query that reads the state before the pass.
 
-        query   [batch, head, row, channel], normalised and scaled
-        column  int [batch, row]: where each stands among the columns
-        bounds  see `Bounds`
-        removal  False: without what later tokens remove
-        returns [batch, head, row, column], 0 beyond the query's own, and [batch, head, row, channel]
+        query    [batch, head, row, channel], normalised and scaled
+        column   int [batch, row]: column of each query
+        bounds   see `Bounds`
+        removal  False: without the removal by later tokens
+        returns  [batch, head, row, column], 0 beyond the query's own column, and [batch, head, row, channel]
         """
         chunks, heads = self._key.shape[2], query.shape[1]
         place = column + self._front
@@ -73,13 +73,13 @@ class DeltaRuleWeights:
             key, elapsed = self._key[:, :, chunk], self._elapsed[:, :, chunk, None]
             since = elapsed.expand(-1, -1, at.shape[2], -1).gather(3, at.expand(-1, heads, -1, -1))
             decay = (since - elapsed).masked_fill(within > at, -torch.inf).exp()
-            met, rest = now @ key.transpose(2, 3) * decay, since.exp() * now
+            scores, rest = now @ key.transpose(2, 3) * decay, since.exp() * now
             if removal:
-                found = met @ self._removed[:, :, chunk]
-                rest = rest - (found * elapsed.exp()) @ key
+                weight = scores @ self._removed[:, :, chunk]
+                rest = rest - (weight * elapsed.exp()) @ key
             else:
-                found = met * self._beta[:, :, chunk]
-            weights[:, :, reached, begin : begin + CHUNK] = found
+                weight = scores * self._beta[:, :, chunk]
+            weights[:, :, reached, begin : begin + CHUNK] = weight
             left[:, :, reached] = rest
             if begin == self._front + self.past:
                 entering = left.clone()

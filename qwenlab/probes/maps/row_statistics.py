@@ -1,12 +1,12 @@
-"""One vocabulary for both kinds of mixer: what is said of a row of weights, softmax probabilities or implicit ones."""
+"""Statistics of a row of weights, the same for softmax probabilities and implicit attention."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
-from qwenlab.capture.tokens import PADDING, TokenBatch, TokenSample, key_positions
+from qwenlab.capture.tokens import TokenBatch, TokenSample, key_positions
 from qwenlab.probes.attention import AttentionRows
 
 STATISTICS = {
@@ -28,13 +28,13 @@ STATISTICS = {
 
 @dataclass(frozen=True)
 class RowBlock:
-    """Some rows of a map, and where in their sequences they stand.
+    """Some rows of a map, with their places in their sequences.
 
-    rows    which rows, and what each may look at
+    rows    the rows, and the keys visible to each
     by_key  float [batch, query, key, 3]: 1; tokens from the query back to the key; 1 where the key came right after an
             earlier occurrence of the query's token
-    even    float [batch, query]: the share of one key among all that the query may look at
-    again   float [batch, query]: the share of those that came right after such an occurrence
+    even    float [batch, query]: share of one key among all visible keys
+    again   float [batch, query]: share of the visible keys that came right after such an occurrence
     """
 
     rows: AttentionRows
@@ -44,39 +44,39 @@ class RowBlock:
 
     @property
     def columns(self) -> int:
-        """Keys of a row, those that it may not look at included."""
+        """Number of keys of a row, visible or not."""
         return self.by_key.shape[2]
 
     @staticmethod
-    def of(reading: TokenBatch, sample: TokenSample, columns: int, tokens: torch.Tensor | None) -> RowBlock:
-        """The sampled rows over so many columns, whose tokens are [batch, column]; None where those are not known."""
-        rows = AttentionRows.of(reading, columns, sample)
-        distance, seen = rows.distance[:, 0], rows.seen[:, 0]
+    def of(tokens: TokenBatch, sample: TokenSample, columns: int, ids: torch.Tensor | None) -> RowBlock:
+        """Return the sampled rows over the first `columns` keys, whose ids are [batch, column]; None if not known."""
+        rows = AttentionRows.of(tokens, columns, sample)
+        distance, visible = rows.distance[:, 0], rows.visible[:, 0]
         ones = torch.ones_like(distance)
-        again = 0 * ones if tokens is None else _after_the_same(reading, sample, columns, tokens, rows).to(ones.dtype)
-        even = 1 / seen.sum(dim=-1).clamp_min(1)
+        again = 0 * ones if ids is None else _after_the_same(tokens, sample, columns, ids, rows).to(ones.dtype)
+        even = 1 / visible.sum(dim=-1).clamp_min(1)
         return RowBlock(rows, torch.stack([ones, distance, again], dim=-1), even, again.sum(dim=-1) * even)
 
 
 def _after_the_same(
-    reading: TokenBatch, sample: TokenSample, columns: int, tokens: torch.Tensor, rows: AttentionRows
+    tokens: TokenBatch, sample: TokenSample, columns: int, ids: torch.Tensor, rows: AttentionRows
 ) -> torch.Tensor:
-    """bool [batch, query, key]: keys s before the query whose own predecessor is the same token as the query."""
-    real = key_positions(reading, columns) >= 0
-    number = torch.arange(columns, device=tokens.device)
+    """Return bool [batch, query, key]: keys before the query whose predecessor is the same token as the query."""
+    real = key_positions(tokens, columns) >= 0
+    number = torch.arange(columns, device=ids.device)
     newest = torch.where(real, number, -1).cummax(dim=1).values
     before = torch.nn.functional.pad(newest[:, :-1], (1, 0), value=-1)  # column of the real token before each
-    held = torch.nn.functional.pad(tokens, (0, max(0, columns - tokens.shape[1])), value=-1)
-    follows = torch.where(before >= 0, held[:, :columns].gather(1, before.clamp_min(0)), -1)
-    query = held.gather(1, reading.past + sample.columns)
-    same = query[:, :, None] == follows[:, None, :]
-    return same & rows.seen[:, 0] & (rows.distance[:, 0] > 0)
+    ids = torch.nn.functional.pad(ids, (0, max(0, columns - ids.shape[1])), value=-1)
+    previous = torch.where(before >= 0, ids[:, :columns].gather(1, before.clamp_min(0)), -1)
+    query = ids.gather(1, tokens.past + sample.columns)
+    same = query[:, :, None] == previous[:, None, :]
+    return same & rows.visible[:, 0] & (rows.distance[:, 0] > 0)
 
 
 def row_statistics(weight: torch.Tensor, value_norm: torch.Tensor, where: RowBlock) -> dict[str, torch.Tensor]:
-    """Statistics of each row [batch, query, head], and its shares by bin of distance [batch, query, head, bin].
+    """Return statistics of each row [batch, query, head], and shares by bin of distance [batch, query, head, bin].
 
-    weight      [batch, head, query, key], signed, 0 where a query may not look
+    weight      [batch, head, query, key], signed, 0 for keys that are not visible
     value_norm  [batch, head, key]
     """
     rows, heads, size = where.rows, weight.shape[1], weight.abs()
@@ -88,7 +88,7 @@ def row_statistics(weight: torch.Tensor, value_norm: torch.Tensor, where: RowBlo
     by_distance = (beyond[..., :-1] - beyond[..., 1:]).clamp_min(0) / shared[..., None]
     first = rows.first[:, None, None, None].expand(*size.shape[:3], 1)
     on_first = size.gather(3, first)[..., 0].transpose(1, 2)
-    mass = size / shared.transpose(1, 2)[..., None]  # a row of one weight has the entropy 0, not a rounding's
+    mass = size / shared.transpose(1, 2)[..., None]  # so that the entropy of a row of one weight is exactly 0
     return {
         "mass": total,
         "first_mass": on_first / shared,
@@ -104,21 +104,3 @@ def row_statistics(weight: torch.Tensor, value_norm: torch.Tensor, where: RowBlo
         "output_first": on_first * value_norm.gather(2, rows.first[:, None, None].expand(-1, heads, 1)).transpose(1, 2),
         "distance_mass": by_distance,
     }
-
-
-def sampled_at(reading: TokenBatch, positions: torch.Tensor) -> TokenSample:
-    """The tokens at these positions [slot], in rising order; a slot whose token is not in this reading is padding."""
-    wanted = positions.expand(reading.batch, -1).contiguous()
-    rising = torch.where(reading.real, reading.position, -1).cummax(dim=1).values
-    columns = torch.searchsorted(rising, wanted).clamp_max(reading.width - 1)
-    found = (reading.position.gather(1, columns) == wanted) & reading.real.gather(1, columns)
-    return restricted(reading, columns, found)
-
-
-def restricted(reading: TokenBatch, columns: torch.Tensor, real: torch.Tensor) -> TokenSample:
-    """The tokens at these columns [batch, slot], those that are not `real` as padding."""
-    position, row, group = (each.gather(1, columns) for each in (reading.position, reading.row, reading.group))
-    row, group = (torch.where(real, each, PADDING) for each in (row, group))
-    few = replace(reading, real=real, position=position, row=row, group=group, keys=None, whole=False)
-    begins = torch.arange(reading.batch, device=columns.device)[:, None] * reading.width
-    return TokenSample(columns, (begins + columns).flatten(), few)

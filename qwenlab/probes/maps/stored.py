@@ -1,8 +1,7 @@
-"""Maps that are kept, text by text: chosen rows as they are, or means over blocks."""
+"""Store maps text by text: chosen rows as they are, or means over blocks."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,21 +11,22 @@ import torch
 from qwenlab.errors import MapTooLarge
 from qwenlab.probes.base import Variable
 
-FULL = 2048
-"""Tokens, at most, of a text whose full map is kept; and blocks of a map of block means."""
+MAX_LENGTH = 2048
+"""Largest length of a text whose full map is stored, in tokens; largest number of blocks in a map of block means."""
 
-HELD = 2**31
-"""Bytes of maps, at most, that a probe keeps."""
+MAX_BYTES = 2**31
+"""Largest size of the maps that a probe stores, in bytes."""
 
 
 class StoredRows(NamedTuple):
-    """Rows of some heads of one layer, that are to be kept.
+    """Rows of some heads of one layer, to be stored.
 
-    place, heads     which layer, and which of the heads that are kept
-    numbers          [batch] of the sequences, in reading order
-    position, real   [batch, row]: of the rows, and whether they are to be kept
-    weight           [batch, head, row, column];  key_position  int [batch, column], -1 for padding
-    openness         [batch, row, head], where it is known
+    place, heads     index of the layer, and indices of the heads, among those that are stored
+    numbers          [batch]: number of each sequence in reading order
+    position, real   [batch, row]: position of each row, and whether to store it
+    weight           [batch, head, row, column]
+    key_position     int [batch, column], -1 for padding
+    openness         [batch, row, head], mean gate value, or None if not known
     """
 
     place: int
@@ -39,21 +39,7 @@ class StoredRows(NamedTuple):
     openness: torch.Tensor | None
 
 
-class MapStore(ABC):
-    """Keeps weights of some layers, on the host."""
-
-    nbytes: int
-
-    @abstractmethod
-    def add(self, rows: StoredRows) -> None:
-        """Keep rows of some heads of one layer."""
-
-    @abstractmethod
-    def variables(self, heads: int) -> dict[str, Variable]:
-        """What was kept, as variables of a recording."""
-
-
-class WholeMaps(MapStore):
+class WholeMaps:
     """Rows as they are: `weight` [layer, head, row, key], NaN beyond the row's own token."""
 
     def __init__(self, layers: int) -> None:
@@ -61,29 +47,29 @@ class WholeMaps(MapStore):
         self.nbytes = 0
 
     def add(self, rows: StoredRows) -> None:
-        """Keep the real rows of each sequence, over its real tokens."""
+        """Store the real rows of each sequence, over its real tokens."""
         for row, number in enumerate(rows.numbers):
-            wanted, keys = rows.real[row].cpu(), (rows.key_position[row] >= 0).cpu()
-            held = rows.weight[row].cpu()[:, wanted][:, :, keys].numpy()
-            where, opened = rows.position[row].cpu()[wanted].numpy(), rows.openness
-            gate = np.zeros((len(where), len(held))) if opened is None else opened[row].cpu()[wanted].numpy()
-            self._rows[rows.place].append((number, rows.heads, where, held, gate))
-            self.nbytes += held.nbytes
+            real, keys = rows.real[row].cpu(), (rows.key_position[row] >= 0).cpu()
+            weight = rows.weight[row].cpu()[:, real][:, :, keys].numpy()
+            where, openness = rows.position[row].cpu()[real].numpy(), rows.openness
+            gate = np.zeros((len(where), len(weight))) if openness is None else openness[row].cpu()[real].numpy()
+            self._rows[rows.place].append((number, rows.heads, where, weight, gate))
+            self.nbytes += weight.nbytes
 
     def variables(self, heads: int) -> dict[str, Variable]:
-        """Weights, openness of the output gate, and which token of which text each row is."""
+        """Return weights and mean value of the output gate, with the text and position of each row."""
         first = [(number, where) for number, which, where, *_ in self._rows[0] if which.start == 0]
         text = np.array([number for number, where in first for _ in where], np.int64)
         position = np.array([each for _, where in first for each in where], np.int64)
         longest = 1 + int(position.max(initial=-1))
         weight = np.full((len(self._rows), heads, len(text), longest), np.nan, np.float32)
         openness = np.zeros((len(self._rows), heads, len(text)), np.float32)
-        for place, kept in enumerate(self._rows):
+        for place, stored in enumerate(self._rows):
             starts = [0] * heads  # rows filled so far, by head
-            for _, which, where, held, gate in kept:
-                start, keys = starts[which.start], min(held.shape[2], longest)
+            for _, which, where, rows, gate in stored:
+                start, keys = starts[which.start], min(rows.shape[2], longest)
                 here = slice(start, start + len(where))
-                weight[place, which, here, :keys] = held[..., :keys]
+                weight[place, which, here, :keys] = rows[..., :keys]
                 openness[place, which, here] = gate.T
                 starts[which] = [start + len(where)] * (which.stop - which.start)
         order = np.lexsort((position, text))
@@ -92,13 +78,13 @@ class WholeMaps(MapStore):
         by_row = ("layer", "head", "row")
         return {
             "weight": ((*by_row, "key"), weight, "1", "weight of a token's value in a row's output"),
-            "openness": (by_row, openness, "1", "openness of the output gate"),
+            "mean_gate": (by_row, openness, "1", "mean value of the output gate"),
             "text": (("row",), text, "1", "text of the row"),
             "position": (("row",), position, "token", "position of the row's token"),
         }
 
 
-class BlockMeans(MapStore):
+class BlockMeans:
     """Means over blocks of queries and keys: `weight` and `size` (of |weight|) [layer, head, row, key], by block."""
 
     def __init__(self, layers: int, heads: int, block: int) -> None:
@@ -107,7 +93,7 @@ class BlockMeans(MapStore):
         self._lengths: dict[int, int] = {}
 
     @property
-    def nbytes(self) -> int:  # type: ignore[override]
+    def nbytes(self) -> int:
         """Bytes of the sums."""
         return sum(each.nbytes for each in self._sums.values())
 
@@ -115,27 +101,27 @@ class BlockMeans(MapStore):
         """Add the real rows of each sequence to its blocks."""
         for row, number in enumerate(rows.numbers):
             real = rows.real[row]
-            held, where = rows.weight[row][:, real][:, :, rows.key_position[row] >= 0], rows.position[row][real]
+            weight, where = rows.weight[row][:, real][:, :, rows.key_position[row] >= 0], rows.position[row][real]
             if not len(where):
                 continue
-            both = torch.stack([held, held.abs()])
+            both = torch.stack([weight, weight.abs()])
             both = torch.nn.functional.pad(both, (0, -both.shape[3] % self._block))
             both = both.unflatten(3, (-1, self._block)).sum(dim=4)
             blocks = both.shape[3]
             summed = both.new_zeros(*both.shape[:2], blocks, blocks).index_add_(2, where // self._block, both)
-            total = self._grown(number, blocks)
+            total = self._sums_of(number, blocks)
             total[rows.place, :, rows.heads, :blocks, :blocks] += summed.cpu().numpy()
             self._lengths[number] = max(self._lengths.get(number, 0), 1 + int(where.max()))
 
-    def _grown(self, number: int, blocks: int) -> np.ndarray:
-        """The sums of a text, with room for so many blocks."""
-        held = self._sums.get(number, np.zeros((self._layers, 2, self._heads, 0, 0), np.float32))
-        more = max(0, blocks - held.shape[3])
-        self._sums[number] = np.pad(held, ((0, 0), (0, 0), (0, 0), (0, more), (0, more))) if more else held
+    def _sums_of(self, number: int, blocks: int) -> np.ndarray:
+        """Return the sums of a text, enlarged to this number of blocks."""
+        sums = self._sums.get(number, np.zeros((self._layers, 2, self._heads, 0, 0), np.float32))
+        more = max(0, blocks - sums.shape[3])
+        self._sums[number] = np.pad(sums, ((0, 0), (0, 0), (0, 0), (0, more), (0, more))) if more else sums
         return self._sums[number]
 
     def variables(self, heads: int) -> dict[str, Variable]:
-        """Means, and which block of which text each row is."""
+        """Return the means, with the text and the first position of the block of each row."""
         texts = sorted(self._lengths)
         sides = [-(-self._lengths[text] // self._block) for text in texts]
         longest, rows = max(sides, default=0), sum(sides)
@@ -157,27 +143,33 @@ class BlockMeans(MapStore):
         }
 
 
-def check_size(name: str, length: int, full: bool, block: int | None, pictures: MapStore) -> None:
-    """Refuse a map that is too large to be kept whole. Raises MapTooLarge.
+MapStore = WholeMaps | BlockMeans
 
-    name    of the probe;  length  tokens of the text so far, padding included
-    full    whether all rows are kept;  block  the side of a block, where means are
+
+def check_size(name: str, length: int, full: bool, block: int | None, store: MapStore) -> None:
+    """Raise MapTooLarge for a map that is too large to store.
+
+    name    name of the probe
+    length  tokens of the text so far, padding included
+    full    whether all rows are stored
+    block   side of a block in tokens, for means over blocks
     """
-    mend = (
-        f"Reduce it: keep chosen rows with queries=[...], or means over blocks with "
+    fix = (
+        f"Store chosen rows with queries=[...], or means over blocks with "
         f"block={2 ** max(1, (length // 512).bit_length())}; statistics and mass by distance need neither."
     )
-    if full and length > FULL:
+    if full and length > MAX_LENGTH:
         raise MapTooLarge(
-            f"{name}(queries='all') keeps every row, of texts up to {FULL:,} tokens; this one has {length:,}.\n{mend}"
+            f"{name}(queries='all') stores every row of texts up to {MAX_LENGTH:,} tokens; this text has "
+            f"{length:,}.\n{fix}"
         )
-    if block and length > FULL * block:
+    if block and length > MAX_LENGTH * block:
         raise MapTooLarge(
-            f"{name}(block={block}) keeps up to {FULL:,} blocks a text; "
-            f"this one of {length:,} tokens has {-(-length // block):,}.\n{mend}"
+            f"{name}(block={block}) stores up to {MAX_LENGTH:,} blocks per text; "
+            f"this text of {length:,} tokens has {-(-length // block):,}.\n{fix}"
         )
-    if pictures.nbytes > HELD:
+    if store.nbytes > MAX_BYTES:
         raise MapTooLarge(
-            f"{name} keeps {pictures.nbytes / 2**30:.1f} GiB of maps by now, of {HELD / 2**30:.0f} at most.\n"
-            f"Read fewer texts, layers=[...] or heads=[...]. {mend}"
+            f"{name} has stored {store.nbytes / 2**30:.1f} GiB of maps; the limit is {MAX_BYTES / 2**30:.0f} GiB.\n"
+            f"Read fewer texts, layers=[...] or heads=[...]. {fix}"
         )

@@ -1,4 +1,4 @@
-"""The routing probe: which experts each layer chooses, how surely, with whom, and what changes between tokens."""
+"""The routing probe: load, certainty, co-activation and switching of the routed experts of each layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qwenlab.capture.buffers import Captured, Part
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.errors import CannotIntervene
-from qwenlab.probes.accumulators import At, Sums, counted
+from qwenlab.probes.accumulators import LayerSlice, Sums, counted
 from qwenlab.probes.base import Probe, Reduced, Variable
 from qwenlab.probes.routing.windows import WINDOWS, Windows
 
@@ -28,21 +28,21 @@ _PER_TOKEN = {
 
 
 class Routing(Probe):
-    """Load, certainty, company and turnover of the routed experts, from the router's own logits and choices.
+    """Load, certainty, co-activation and switching of the routed experts, from the router's own logits and choices.
 
-    With p the softmax of the router's logits over all experts, and w the weights of the top k, made to sum to 1:
+    With p the softmax of the router's logits over all experts, and w the weights of the top k, renormalised:
 
-    load, weight         times each expert was among the top k; sum of its w
+    load, weight         how often each expert was among the top k; sum of its w
     entropy              of p, and of w, in nats;  margin: p of the k-th choice minus p of the (k+1)-th
     shared gate, share   sigmoid(shared_expert_gate); ||gated shared output|| / (that + ||routed output||)
     co-activation        tokens that chose both of two experts
-    handover             top choice here and in the next of the layers watched
+    transition           tokens by their top choice in this layer and in the next watched layer
     kept                 experts of a token that its predecessor also chose
-    distinct             experts met in aligned windows of 2 to 128 tokens (complete windows only)
+    distinct             number of experts chosen in aligned windows of 2 to 128 tokens (complete windows only)
 
     layers  only these layers
-    every   measure entropies, margin and the shared expert of one token of every so many (`reading.drawn` says which);
-            1 measures all. Choices are counted of every token.
+    every   measure entropies, margin and the shared expert of one token per block of this many (chosen by
+            `tokens.drawn`); 1 measures all. Choices are counted for every token.
     """
 
     name = "routing"
@@ -59,105 +59,107 @@ class Routing(Probe):
         """Empty sums and counts for these layers."""
         super().start(decoder)
         router = decoder.part(self.layers[0], "router")
-        self.top_k, self.experts, self._chose = int(router.top_k), int(router.num_experts), False
+        self.top_k, self.experts, self._top_k_seen = int(router.top_k), int(router.num_experts), False
         self.shared = decoder.part(self.layers[0], "shared_expert_gate") is not None
         count = len(self.layers)
         self._sums, self._certain, self._windows = Sums(count), Sums(count), Windows(count)
         self._coactivation: torch.Tensor | None = None
-        self._handover: torch.Tensor | None = None
+        self._transition: torch.Tensor | None = None
         self._previous: tuple[int, torch.Tensor] | None = None
 
     def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
-        """What the router says, and what routed and shared experts yield."""
+        """The router's logits, weights and choices, and the outputs of routed and shared experts."""
         shared = ("routed", "shared", "shared_gate") if self.shared else ()
         return tuple(("mlp", name) for name in ("router", "weights", "chosen", *shared))
 
-    def keep(self, layer: int, part: Part, notes: Captured, reading: TokenBatch) -> Reduced:
-        """The choices of every token; of the sampled ones also the logits, and what the shared expert gives."""
-        logits, weights, chosen = _tensors(notes, "router", "weights", "chosen")
-        self._count_slots(chosen.shape[-1])
-        sample = reading.sample(self.every)
-        kept = {"weights": weights, "chosen": chosen, "logits": sample.of(logits)}
+    def reduce(self, layer: int, part: Part, captured: Captured, tokens: TokenBatch) -> Reduced:
+        """Return the choices of every token, and logits and shared-expert share of the sampled tokens."""
+        logits, weights, chosen = _tensors(captured, "router", "weights", "chosen")
+        self._check_top_k(chosen.shape[-1])
+        sample = tokens.sample(self.every)
+        reduced = {"weights": weights, "chosen": chosen, "logits": sample.of(logits)}
         if self.shared:
-            kept |= _shared(*map(sample.of, _tensors(notes, "routed", "shared", "shared_gate")))
-        return kept
+            reduced |= _shared(*map(sample.of, _tensors(captured, "routed", "shared", "shared_gate")))
+        return reduced
 
-    def _count_slots(self, k: int) -> None:
-        """The number of experts per token, which an edit may change. Raises CannotIntervene unless all layers agree."""
-        if self._chose and k != self.top_k:
+    def _check_top_k(self, k: int) -> None:
+        """Set the number of experts per token, which an intervention may change; raise CannotIntervene if it varies."""
+        if self._top_k_seen and k != self.top_k:
             raise CannotIntervene(
-                f"Routing saw tokens with {self.top_k} experts and with {k}; what it counts has one number for all.\n"
-                "Watch them apart: give each number a watch of its own, and Routing the layers that have it."
+                f"Routing saw tokens with {self.top_k} experts and with {k}; its counts need one number for all.\n"
+                "Use one watch per number of experts, with Routing(layers=[...]) for the layers that have it."
             )
-        self.top_k, self._chose = k, True
+        self.top_k, self._top_k_seen = k, True
 
-    def look(self, where: At, part: Part, kept: Reduced, reading: TokenBatch) -> None:
+    def accumulate(self, where: LayerSlice, part: Part, reduced: Reduced, tokens: TokenBatch) -> None:
         """Add up the choices of every token, and the certainty of the sampled ones."""
-        chosen, weights = kept["chosen"], kept["weights"].float()
+        chosen, weights = reduced["chosen"], reduced["weights"].float()
         weights = weights / weights.sum(dim=-1, keepdim=True)
-        none = weights.new_zeros(*chosen.shape[:-1], self.experts)
-        hot = reading.masked(none.scatter(-1, chosen, 1.0), axis=1)  # [layer, batch, position, expert]
-        tokens, by_expert = torch.ones_like(chosen[..., 0]), none.scatter(-1, chosen, weights)
-        turnover = self._turnover(where, chosen, hot, reading)
-        self._sums.add(where, reading, tokens=tokens, load=hot, weight=by_expert, **turnover)
-        self._look_at_certainty(where, kept, weights, hot, reading)
+        zeros = weights.new_zeros(*chosen.shape[:-1], self.experts)
+        hot = tokens.masked(zeros.scatter(-1, chosen, 1.0), axis=1)  # [layer, batch, position, expert]
+        ones, by_expert = torch.ones_like(chosen[..., 0]), zeros.scatter(-1, chosen, weights)
+        repeats = self._repeats(where, chosen, hot, tokens)
+        self._sums.add(where, tokens, tokens=ones, load=hot, weight=by_expert, **repeats)
+        self._add_certainty(where, reduced, weights, hot, tokens)
         flat = hot.flatten(1, 2)
-        self._coactivation = self._accumulated(self._coactivation, where, flat.transpose(1, 2) @ flat)
-        self._look_at_handover(where, chosen, weights, reading)
-        self._windows.add(where, hot > 0, reading)
+        self._coactivation = self._added(self._coactivation, where, flat.transpose(1, 2) @ flat)
+        self._add_transition(where, chosen, weights, tokens)
+        self._windows.add(where, hot > 0, tokens)
 
-    def _look_at_certainty(
-        self, where: At, kept: Reduced, weights: torch.Tensor, hot: torch.Tensor, reading: TokenBatch
+    def _add_certainty(
+        self, where: LayerSlice, reduced: Reduced, weights: torch.Tensor, hot: torch.Tensor, tokens: TokenBatch
     ) -> None:
-        """Entropies, and by how much the last expert chosen leads the best of those that were not."""
-        sample = reading.sample(self.every)
-        weights, chosen, hot = (sample.of(each, axis=1) for each in (weights, kept["chosen"], hot))
-        probability = kept["logits"].float().softmax(dim=-1)
-        # Where every expert is chosen there is none to lead, and the largest of the rest is 0.
+        """Add up entropies, and the margin of the last chosen expert over the best of the others."""
+        sample = tokens.sample(self.every)
+        weights, chosen, hot = (sample.of(each, axis=1) for each in (weights, reduced["chosen"], hot))
+        probability = reduced["logits"].float().softmax(dim=-1)
+        # If every expert is chosen there are no others, and their largest probability counts as 0.
         rest = probability.masked_fill(hot > 0, 0).amax(dim=-1)
         certain = {
             "entropy": torch.special.entr(probability).sum(dim=-1),
             "topk_entropy": torch.special.entr(weights).sum(dim=-1),
             "margin": probability.gather(-1, chosen).amin(dim=-1) - rest,
-        } | {name: kept[name] for name in ("shared_gate", "shared_share") if name in kept}
-        self._certain.add(where, sample.reading, measured=torch.ones_like(rest), **certain)
+        } | {name: reduced[name] for name in ("shared_gate", "shared_share") if name in reduced}
+        self._certain.add(where, sample.tokens, measured=torch.ones_like(rest), **certain)
 
-    def _look_at_handover(self, where: At, chosen: torch.Tensor, weights: torch.Tensor, reading: TokenBatch) -> None:
-        """Pairs of the top choice in a layer and in the next one watched."""
+    def _add_transition(
+        self, where: LayerSlice, chosen: torch.Tensor, weights: torch.Tensor, tokens: TokenBatch
+    ) -> None:
+        """Count pairs of the top choice in a layer and in the next watched layer."""
         top = chosen.gather(-1, weights.argmax(dim=-1, keepdim=True))[..., 0]
-        givers = slice(where.start, where.stop - 1)
-        before, self._previous = self._previous, (givers.stop, top[-1])
+        layers = slice(where.start, where.stop - 1)
+        before, self._previous = self._previous, (layers.stop, top[-1])
         if before is not None and before[0] == where.start - 1 and before[1].shape == top[0].shape:
-            top, givers = torch.cat([before[1].to(top.device)[None], top]), slice(before[0], givers.stop)
+            top, layers = torch.cat([before[1].to(top.device)[None], top]), slice(before[0], layers.stop)
         if len(top) > 1:
             pair = (top[:-1] * self.experts + top[1:]).flatten(1)
             counts = torch.zeros(len(pair), self.experts**2, device=top.device)
-            counts.scatter_add_(1, pair, reading.real.flatten().float().expand_as(pair))
+            counts.scatter_add_(1, pair, tokens.real.flatten().float().expand_as(pair))
             counts = counts.unflatten(1, (self.experts, self.experts))
-            self._handover = self._accumulated(self._handover, givers, counts)
+            self._transition = self._added(self._transition, layers, counts)
 
-    def _turnover(
-        self, where: At, chosen: torch.Tensor, hot: torch.Tensor, reading: TokenBatch
+    def _repeats(
+        self, where: LayerSlice, chosen: torch.Tensor, hot: torch.Tensor, tokens: TokenBatch
     ) -> dict[str, torch.Tensor]:
-        """Experts shared by each token and the one before it, which the call before may have read."""
-        newest = reading.carried((id(self), "newest"), len(self.layers), hot[:, :, 0])
+        """Return the number of experts that each token shares with the one before it, also across calls."""
+        newest = tokens.carried((id(self), "newest"), len(self.layers), hot[:, :, 0])
         last = newest[where].to(hot.device)
-        met = torch.cat([last[:, :, None], hot], dim=2)
-        cell = (reading.before[..., None] * self.experts + chosen).flatten(2)
-        kept = met.flatten(2).gather(2, cell).unflatten(2, (-1, chosen.shape[-1])).sum(dim=-1)
-        now = hot.gather(2, reading.last[None, :, None, None].expand(len(hot), -1, 1, self.experts))[:, :, 0]
-        newest[where] = torch.where(reading.idle[:, None], last, now).to(newest.device)
-        return {"kept": torch.where(reading.follows, kept, 0), "pairs": reading.follows.expand_as(kept)}
+        with_last = torch.cat([last[:, :, None], hot], dim=2)
+        cell = (tokens.before[..., None] * self.experts + chosen).flatten(2)
+        kept = with_last.flatten(2).gather(2, cell).unflatten(2, (-1, chosen.shape[-1])).sum(dim=-1)
+        now = hot.gather(2, tokens.last[None, :, None, None].expand(len(hot), -1, 1, self.experts))[:, :, 0]
+        newest[where] = torch.where(tokens.idle[:, None], last, now).to(newest.device)
+        return {"kept": torch.where(tokens.follows, kept, 0), "pairs": tokens.follows.expand_as(kept)}
 
-    def _accumulated(self, total: torch.Tensor | None, where: At, more: torch.Tensor) -> torch.Tensor:
-        """Counts [layer, expert, expert] of all layers, with these added."""
+    def _added(self, total: torch.Tensor | None, where: LayerSlice, more: torch.Tensor) -> torch.Tensor:
+        """Return the counts [layer, expert, expert] of all layers after adding these."""
         if total is None:
             total = more.new_zeros(len(self.layers), self.experts, self.experts, dtype=torch.float64)
         total[where] += more.to(total.device)
         return total
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
-        """Sums and counts by label, fold, layer and expert, and pairs of experts by layer."""
+        """Return sums and counts by label, fold, layer and expert, and pairs of experts by layer."""
         count, grouped = len(labels), ("label", "fold", "layer")
 
         def stacked(name: str, *shape: int) -> np.ndarray:
@@ -168,11 +170,11 @@ class Routing(Probe):
             for name, (units, meaning) in _PER_TOKEN.items()
             if self.shared or not name.startswith("shared")
         }
-        by_expert, load = (*grouped, "expert"), counted(stacked("load", self.experts))
-        weight = stacked("weight", self.experts)
-        by_window = (*grouped, "window")
+        by_expert, by_window, by_pair = (*grouped, "expert"), (*grouped, "window"), ("layer", "expert")
+        load, weight = counted(stacked("load", self.experts)), stacked("weight", self.experts)
         distinct, windows = self._windows.arrays(count)
-        together, following = (self._pairs(counts) for counts in (self._coactivation, self._handover))
+        transition = "tokens by their top choice in this and in the next layer watched"
+        together, following = (self._pairs(counts) for counts in (self._coactivation, self._transition))
         variables |= {
             "tokens": (grouped, counted(stacked("tokens")), "token", "tokens read"),
             "measured": (grouped, counted(stacked("measured")), "token", "tokens whose certainty was measured"),
@@ -181,30 +183,25 @@ class Routing(Probe):
             "weight_sum": (by_expert, weight, "1", "renormalised routing weight, summed over tokens"),
             "distinct_sum": (by_window, distinct, "expert", "distinct experts, summed over windows"),
             "windows": (by_window, windows, "window", "complete windows"),
-            "coactivation": (("layer", "expert", "expert_2"), together, "token", "tokens that chose both experts"),
-            "handover": (
-                ("layer", "expert", "expert_next"),
-                following,
-                "token",
-                "tokens by their top choice in this and in the next layer watched",
-            ),
+            "coactivation": ((*by_pair, "expert_2"), together, "token", "tokens that chose both experts"),
+            "transition": ((*by_pair, "expert_next"), following, "token", transition),
         }
         dataset = self._dataset(labels, variables, window=("window", np.array(WINDOWS), {"units": "token"}))
         return dataset.assign_attrs(top_k=self.top_k, experts=self.experts)
 
     def _pairs(self, counts: torch.Tensor | None) -> np.ndarray:
-        none = np.zeros((len(self.layers), self.experts, self.experts))
-        return counted(none if counts is None else counts.cpu().numpy())
+        zeros = np.zeros((len(self.layers), self.experts, self.experts))
+        return counted(zeros if counts is None else counts.cpu().numpy())
 
 
-def _tensors(notes: Captured, *names: str) -> tuple[torch.Tensor, ...]:
-    found = [notes[name] for name in names]
-    assert all(isinstance(note, torch.Tensor) for note in found)
-    return tuple(note for note in found if isinstance(note, torch.Tensor))
+def _tensors(captured: Captured, *names: str) -> tuple[torch.Tensor, ...]:
+    values = [captured[name] for name in names]
+    assert all(isinstance(value, torch.Tensor) for value in values)
+    return tuple(value for value in values if isinstance(value, torch.Tensor))
 
 
 def _shared(routed: torch.Tensor, shared: torch.Tensor, logit: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Openness of the shared expert's gate, and its part in the output."""
+    """Return openness of the shared expert's gate, and its share of the output."""
     gate = torch.sigmoid(logit[..., 0].float())
     ours = gate * torch.linalg.vector_norm(shared.float(), dim=-1)
     both = ours + torch.linalg.vector_norm(routed.float(), dim=-1)

@@ -1,4 +1,4 @@
-"""Distinct experts in windows of neighbouring tokens, however the tokens are fed."""
+"""Count distinct experts in windows of consecutive tokens, independent of batching."""
 
 from __future__ import annotations
 
@@ -8,51 +8,51 @@ import numpy as np
 import torch
 
 from qwenlab.capture.tokens import FOLDS, PADDING, TokenBatch
-from qwenlab.probes.accumulators import At, Sums, counted
+from qwenlab.probes.accumulators import LayerSlice, Sums, counted
 
 WINDOWS = (2, 4, 8, 16, 32, 64, 128)
 """Lengths, in tokens, of the aligned windows in which distinct experts are counted."""
 
-LONGEST = WINDOWS[-1]
+LONGEST_WINDOW = WINDOWS[-1]
 
 
 class Windows:
-    """Counts, layer by layer, the distinct experts of every complete window [n i, n i + n) of a sequence's positions.
+    """Counts, per layer, the distinct experts of every complete window [n i, n i + n) of a sequence's positions.
 
-    A window that began before this call is completed from what was kept of the calls before; one of which a token was
-    never read is not counted.
+    A window that began before this call is completed with the choices carried from earlier calls. A window with a token
+    that was never read is not counted.
     """
 
     def __init__(self, layers: int) -> None:
         self._layers, self._sums = layers, Sums(layers)
 
-    def add(self, where: At, met: torch.Tensor, reading: TokenBatch) -> None:
-        """Add `met` bool [layer, batch, position, expert]: the experts that each token chose."""
-        places = reading.once(WindowSlots, lambda: WindowSlots.of(reading))
-        met_at = met.new_zeros(*met.shape[:2], places.slots + 1, met.shape[3])
-        met_at = met_at.scatter_(2, places.slot[None, :, :, None].expand_as(met), met)[:, :, :-1]
-        self._complete(where, met_at, places, reading)
+    def add(self, where: LayerSlice, chosen: torch.Tensor, tokens: TokenBatch) -> None:
+        """Add `chosen` bool [layer, batch, position, expert]: the experts that each token chose."""
+        places = tokens.once(WindowSlots, lambda: WindowSlots.of(tokens))
+        in_slot = chosen.new_zeros(*chosen.shape[:2], places.slots + 1, chosen.shape[3])
+        in_slot = in_slot.scatter_(2, places.slot[None, :, :, None].expand_as(chosen), chosen)[:, :, :-1]
+        self._complete(where, in_slot, places, tokens)
         distinct = []
         for _ in WINDOWS:
-            met_at = met_at[:, :, 0::2] | met_at[:, :, 1::2]  # a window of 2n tokens is two of n
-            distinct.append(met_at.sum(dim=-1).flatten(1))
+            in_slot = in_slot[:, :, 0::2] | in_slot[:, :, 1::2]  # a window of 2n tokens is two of n
+            distinct.append(in_slot.sum(dim=-1).flatten(1))
         counts = torch.cat(distinct, dim=1)
         both = torch.stack([counts, torch.ones_like(counts)], dim=-1)
-        self._sums.move(where, 1 + (reading.groups - 1) * len(WINDOWS), places.group, both=both)
+        self._sums.add_rows(where, 1 + (tokens.groups - 1) * len(WINDOWS), places.group, both=both)
 
-    def _complete(self, where: At, met_at: torch.Tensor, places: WindowSlots, reading: TokenBatch) -> None:
-        """Add what was kept of the longest window that was open, and keep the one that is open now."""
-        spread = places.open[None, :, :, None].expand(len(met_at), -1, -1, met_at.shape[3])
-        kept = reading.carried((id(self), "met"), self._layers, met_at[:, :, :LONGEST])
-        begin = reading.carried((id(self), "begin"), self._layers, places.last[None], -1)
-        held, held_begin = (each[where].to(met_at.device) for each in (kept, begin))
-        still_open = (held_begin == places.origin) & (places.longest < reading.begin)
-        met_at[:, :, :LONGEST] |= held & still_open[..., None]
-        kept[where] = torch.where(reading.idle[:, None, None], held, met_at.gather(2, spread)).to(kept.device)
-        begin[where] = torch.where(reading.idle[:, None], held_begin, places.last).to(begin.device)
+    def _complete(self, where: LayerSlice, in_slot: torch.Tensor, places: WindowSlots, tokens: TokenBatch) -> None:
+        """Add the carried choices of the longest window that was open, and carry those of the one that is open now."""
+        index = places.open[None, :, :, None].expand(len(in_slot), -1, -1, in_slot.shape[3])
+        carried = tokens.carried((id(self), "met"), self._layers, in_slot[:, :, :LONGEST_WINDOW])
+        begin = tokens.carried((id(self), "begin"), self._layers, places.last[None], -1)
+        old, old_begin = (each[where].to(in_slot.device) for each in (carried, begin))
+        still_open = (old_begin == places.origin) & (places.longest < tokens.begin)
+        in_slot[:, :, :LONGEST_WINDOW] |= old & still_open[..., None]
+        carried[where] = torch.where(tokens.idle[:, None, None], old, in_slot.gather(2, index)).to(carried.device)
+        begin[where] = torch.where(tokens.idle[:, None], old_begin, places.last).to(begin.device)
 
     def arrays(self, labels: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sum of distinct experts, and number of windows: [label, fold, layer, window] each."""
+        """Return the sum of distinct experts, and the number of windows: [label, fold, layer, window] each."""
         both = self._sums.array("both", labels * len(WINDOWS), 2)  # windows are innermost, after label and fold
         layers = both.shape[2]
         both = both.transpose(2, 0, 1, 3).reshape(layers, labels, FOLDS, len(WINDOWS), 2).transpose(1, 2, 0, 3, 4)
@@ -61,15 +61,15 @@ class Windows:
 
 @dataclass(frozen=True)
 class WindowSlots:
-    """Where the tokens of a reading lie among windows: the same in every layer.
+    """Places of the tokens of a batch among windows, the same in every layer.
 
-    origin  int [batch, 1]: position at which the longest window of each row's first token starts
-    slot    int [batch, position]: place of each token after that; padding goes to a spare one, the last
-    slots   how many there are
-    group   int [window in all]: group and length of every window of every length; padding's where it is not complete
+    origin   int [batch, 1]: position at which the longest window of each row's first token starts
+    slot     int [batch, position]: offset of each token from there; padding goes to an extra slot, the last
+    slots    number of slots
+    group    int [windows of all lengths]: group and length of every window; padding's if it is not complete
     longest  int [batch, place]: positions of the longest window at the origin
-    last    int [batch, 1]: position at which the longest window of each row's next token starts
-    open    int [batch, place]: places of that window after the origin
+    last     int [batch, 1]: position at which the longest window of each row's next token starts
+    open     int [batch, place]: slots of that window
     """
 
     origin: torch.Tensor
@@ -81,19 +81,20 @@ class WindowSlots:
     open: torch.Tensor
 
     @staticmethod
-    def of(reading: TokenBatch) -> WindowSlots:
-        """The places of these tokens."""
-        origin = reading.begin // LONGEST * LONGEST
-        slots = (reading.width // LONGEST + 2) * LONGEST  # from the longest window's start to beyond the last token
-        slot = torch.where(reading.real, reading.position - origin, slots)
-        group_at = reading.group.new_zeros(reading.batch, slots + 1).scatter_(1, slot, reading.group)[:, :-1]
-        found = []
-        for index, length in enumerate(WINDOWS):
-            group = group_at[:, length - 1 :: length]  # a window has the group of its last token
-            start = origin + length * torch.arange(group.shape[1], device=origin.device)
-            complete = (group > PADDING) & (start >= reading.first[:, None])
-            found.append(torch.where(complete, 1 + (group - 1) * len(WINDOWS) + index, PADDING).flatten())
-        places = torch.arange(LONGEST, device=origin.device)
-        last = (1 + torch.where(reading.real, reading.position, -1).amax(dim=1, keepdim=True)) // LONGEST * LONGEST
-        still_open = (last - origin).clamp(0, slots - LONGEST) + places
-        return WindowSlots(origin, slot, slots, torch.cat(found), origin + places, last, still_open)
+    def of(tokens: TokenBatch) -> WindowSlots:
+        """Return the places of these tokens."""
+        length = LONGEST_WINDOW
+        origin = tokens.begin // length * length
+        slots = (tokens.width // length + 2) * length  # from the longest window's start to beyond the last token
+        slot = torch.where(tokens.real, tokens.position - origin, slots)
+        group_at = tokens.group.new_zeros(tokens.batch, slots + 1).scatter_(1, slot, tokens.group)[:, :-1]
+        groups = []
+        for index, size in enumerate(WINDOWS):
+            group = group_at[:, size - 1 :: size]  # a window has the group of its last token
+            start = origin + size * torch.arange(group.shape[1], device=origin.device)
+            complete = (group > PADDING) & (start >= tokens.first[:, None])
+            groups.append(torch.where(complete, 1 + (group - 1) * len(WINDOWS) + index, PADDING).flatten())
+        places = torch.arange(length, device=origin.device)
+        last = (1 + torch.where(tokens.real, tokens.position, -1).amax(dim=1, keepdim=True)) // length * length
+        still_open = (last - origin).clamp(0, slots - length) + places
+        return WindowSlots(origin, slot, slots, torch.cat(groups), origin + places, last, still_open)

@@ -1,4 +1,4 @@
-"""Hooks that read the clock around every mixer, MLP and layer, for the Timing probe."""
+"""Hooks that read the clock before and after every mixer, MLP and layer, for the Timing probe."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PREFILL, DECODE = range(len(PHASES))
 
 
 class Stopwatch:
-    """Times the parts of a decoder. What probes do inside a layer is told to it and taken out again."""
+    """Times the parts of a decoder, and subtracts the time that probes take inside a layer."""
 
     def __init__(self, timing: Timing) -> None:
         self.timing = timing
@@ -27,29 +27,29 @@ class Stopwatch:
         self._inside: list[tuple[str, Mark]] | None = None  # spans of the layer that is running
 
     def outer(self, decoder: Decoder, hooks: ExitStack) -> None:
-        """Read the clock around whole layers, until `hooks` closes."""
+        """Time whole layers, until `hooks` closes."""
         for layer in self.timing.layers:
-            self._around(decoder.layers[layer], layer, "rest", hooks)
+            self._time(decoder.layers[layer], layer, "rest", hooks)
 
     def inner(self, decoder: Decoder, hooks: ExitStack) -> None:
-        """Read the clock around their parts; placed after the taps, so that it starts last and stops first."""
+        """Time their parts; placed after the capture hooks, so that it starts last and stops first."""
         for layer in self.timing.layers:
             for part in ("mixer", "mlp"):
-                self._around(decoder.part(layer, part), layer, part, hooks)
+                self._time(decoder.part(layer, part), layer, part, hooks)
 
-    def start_model(self, passed: ForwardPass) -> None:
-        """The decoder is about to read this."""
-        self._phase, self._inside = DECODE if passed.width == 1 else PREFILL, None
+    def start_model(self, forward_pass: ForwardPass) -> None:
+        """Start the clock of the decoder."""
+        self._phase, self._inside = DECODE if forward_pass.width == 1 else PREFILL, None
         self._began["model"] = self.timing.now()
 
     def end_model(self) -> None:
-        """The decoder has read it, and the probes have looked."""
+        """Stop the clock of the decoder, after the probes have run."""
         if self._phase is not None:
             self.timing.add_model(self._phase, self._span("model"))
         self._phase = None
 
     def leave_out(self, work: Callable[[], None]) -> None:
-        """Do a probe's work; inside a layer, its time is taken out of that layer's rest."""
+        """Run a probe's work; inside a layer, subtract its time from that layer's "rest"."""
         began = time.perf_counter()
         if self._inside is None:
             work()
@@ -57,11 +57,11 @@ class Stopwatch:
             self._began["probes"] = self.timing.now()
             work()
             self._inside.append(("probes", self._span("probes")))
-        # Between two forward passes only decode steps that were kept are reduced.
+        # Between two forward passes only stored decode steps are reduced.
         phase = DECODE if self._phase is None else self._phase
         self.timing.probe_seconds[phase] += time.perf_counter() - began
 
-    def _around(self, module: nn.Module, layer: int, part: str, hooks: ExitStack) -> None:
+    def _time(self, module: nn.Module, layer: int, part: str, hooks: ExitStack) -> None:
         def start(args: Any, kwargs: Any) -> None:
             if self._phase is not None:
                 self._began[part] = self.timing.now()

@@ -1,4 +1,4 @@
-"""The timing probe: where the time of a forward pass goes, by part of each layer, prefill and decode apart."""
+"""The timing probe: time of a forward pass by part of each layer, separately for prefill and decode."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ PHASES = ("prefill", "decode")
 TIMED = ("mixer", "mlp", "rest")
 
 Mark = tuple[Any, Any]
-"""A reading of the clock at the start of a span, and one at its end."""
+"""Clock readings at the start and at the end of a span."""
 
-UNREAD = 4096
-"""CUDA events that may wait to be read: beyond this many, those already done are added up."""
+MAX_EVENTS = 4096
+"""CUDA events that may wait to be read; beyond this many, the completed ones are added up."""
 
 
 class Timing(Probe):
-    """Seconds of every mixer, every MLP and the rest of every layer, with what the readings themselves cost.
+    """Seconds of every mixer, every MLP and the rest of every layer, and the cost of reading the clock.
 
-    The clock is `perf_counter` on a CPU and a pair of CUDA events around the part on a GPU. What other probes of the
-    same `watch` do is done after a part has ended and is not in its time; it is in `probe_seconds` (host time). "rest"
-    is the layer less its mixer, its MLP and the probes' time: norms and residual additions. A forward pass of more than
-    one token a sequence is prefill, of one token decode.
+    The clock is `perf_counter` on a CPU and a pair of CUDA events on a GPU. Other probes of the same `watch` run after
+    a part has ended, so their time is not in that of the part; it is in `probe_seconds` (host time). "rest" is the time
+    of the layer minus those of its mixer, its MLP and the probes: norms and residual additions. A forward pass of more
+    than one token per sequence is prefill, one of a single token is decode.
 
     layers  only these layers
     """
@@ -38,7 +38,7 @@ class Timing(Probe):
     name = "timing"
 
     def start(self, decoder: Decoder) -> None:
-        """Empty clocks, and the cost of reading one."""
+        """Empty all times, and measure the cost of reading the clock."""
         super().start(decoder)
         self.on_gpu = next(decoder.module.parameters()).is_cuda
         self._seconds = [{layer: dict.fromkeys(TIMED, 0.0) for layer in self.layers} for _ in PHASES]
@@ -51,7 +51,7 @@ class Timing(Probe):
         self.clock_cost = self._measure_clock()
 
     def now(self) -> Any:
-        """One reading of the clock."""
+        """Read the clock: seconds on a CPU, a CUDA event on a GPU."""
         if not self.on_gpu:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -59,44 +59,44 @@ class Timing(Probe):
         return event
 
     def add_layer(self, phase: int, layer: int, spans: Sequence[tuple[str, Mark]]) -> None:
-        """Book a layer that has run to its end: "rest" is the whole less the other spans, of parts and of probes."""
+        """Add the spans of a layer: "rest" is the span of the layer minus those of its parts and of probes."""
         seconds, calls = self._seconds[phase][layer], self._calls[phase]
         calls[layer] += 1
         for name, mark in spans:
             if name != "probes":
-                self._book(seconds, name, mark, 1)
+                self._add(seconds, name, mark, 1)
             if name != "rest":
-                self._book(seconds, "rest", mark, -1)
+                self._add(seconds, "rest", mark, -1)
 
     def add_model(self, phase: int, mark: Mark) -> None:
-        """Add a span to the seconds of the whole decoder."""
-        self._book(self._model_seconds, phase, mark, 1)
+        """Add a span of the whole decoder."""
+        self._add(self._model_seconds, phase, mark, 1)
 
-    def look_at_tokens(self, reading: TokenBatch) -> None:
+    def on_tokens(self, tokens: TokenBatch) -> None:
         """Count the tokens of each phase."""
-        phase = PHASES.index("decode") if reading.decode or reading.width == 1 else PHASES.index("prefill")
-        self.tokens[phase] = self.tokens[phase].to(reading.real.device) + reading.real.sum()
+        phase = PHASES.index("decode") if tokens.decode or tokens.width == 1 else PHASES.index("prefill")
+        self.tokens[phase] = self.tokens[phase].to(tokens.real.device) + tokens.real.sum()
 
-    def _book(self, account: dict[Any, float], name: Any, mark: Mark, sign: int) -> None:
+    def _add(self, account: dict[Any, float], name: Any, mark: Mark, sign: int) -> None:
         if not self.on_gpu:
             account[name] += sign * (mark[1] - mark[0])
             return
         self._waiting.append((account, name, mark, sign))
-        if len(self._waiting) > UNREAD:
-            self._read(only_done=True)
+        if len(self._waiting) > MAX_EVENTS:
+            self._read(only_completed=True)
 
-    def _read(self, only_done: bool) -> None:
-        left = []
+    def _read(self, only_completed: bool) -> None:
+        pending = []
         for account, name, (start, end), sign in self._waiting:
-            if only_done and not end.query():
-                left.append((account, name, (start, end), sign))
+            if only_completed and not end.query():
+                pending.append((account, name, (start, end), sign))
                 continue
             end.synchronize()
             account[name] += sign * start.elapsed_time(end) / 1000
-        self._waiting = left
+        self._waiting = pending
 
     def _measure_clock(self, pairs: int = 200) -> float:
-        """Median host seconds of one pair of readings."""
+        """Return the median host seconds of one pair of readings."""
         costs = []
         for _ in range(pairs):
             began = time.perf_counter()
@@ -105,30 +105,20 @@ class Timing(Probe):
         return float(np.median(costs))
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
-        """Seconds and calls by phase, layer and part."""
-        self._read(only_done=False)
+        """Return seconds and calls by phase, layer and part."""
+        self._read(only_completed=False)
         by_layer = ("phase", "layer")
-        seconds = [[list(parts.values()) for parts in of_phase.values()] for of_phase in self._seconds]
+        seconds = np.array([[list(parts.values()) for parts in of_phase.values()] for of_phase in self._seconds])
         calls = [list(of_phase.values()) for of_phase in self._calls]
-        model_seconds = list(self._model_seconds.values())
-        what = "device" if self.on_gpu else "wall-clock"
+        model, probes = np.array(list(self._model_seconds.values())), np.array(self.probe_seconds)
+        clock = "device" if self.on_gpu else "wall-clock"
         dataset = self._dataset(
             labels,
             {
-                "seconds": ((*by_layer, "part"), np.array(seconds), "s", f"{what} time of the part, summed over calls"),
+                "seconds": ((*by_layer, "part"), seconds, "s", f"{clock} time of the part, summed over calls"),
                 "calls": (by_layer, np.array(calls), "call", "forward passes"),
-                "model_seconds": (
-                    ("phase",),
-                    np.array(model_seconds),
-                    "s",
-                    f"{what} time of the decoder, probes included",
-                ),
-                "probe_seconds": (
-                    ("phase",),
-                    np.array(self.probe_seconds),
-                    "s",
-                    "host time of the probes themselves",
-                ),
+                "model_seconds": (("phase",), model, "s", f"{clock} time of the decoder, probes included"),
+                "probe_seconds": (("phase",), probes, "s", "host time of the probes themselves"),
                 "tokens": (("phase",), np.array([int(n) for n in self.tokens]), "token", "tokens read"),
             },
             phase=("phase", np.array(PHASES, dtype=object)),

@@ -1,4 +1,4 @@
-"""A ledger of rounds, read and checked: the input of every acceptance rate."""
+"""Read and check a ledger of rounds, the input of every acceptance rate."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _AGAIN = "Make the ledger again; do not edit or cut one of its variables."
 
 
 def read_rounds(source: Source, *more: str) -> xr.Dataset:
-    """Node "rounds", checked round by round; `more` are variables needed besides the counts.
+    """Read the node "rounds" and check it round by round; `more` names variables needed besides the counts.
 
-    Raises NothingMeasured for a ledger without rounds, and InconsistentRecording where it lacks one of the attrs
-    `FACTS`, where the counts of a round contradict each other, and where the acceptance length of the untruncated
-    rounds is not 1 + sum over i of accepted_i / rounds.
+    Raises NothingMeasured for a ledger without rounds, and InconsistentRecording if it lacks one of the attrs `FACTS`,
+    if the counts of a round contradict each other, or if the acceptance length of the untruncated rounds is not
+    1 + sum over i of accepted_i / rounds.
     """
     data = read(source, "rounds", *_NEEDS, *more)
     if missing := [name for name in FACTS if name not in data.attrs]:
         raise InconsistentRecording(
-            f"This ledger does not say its {', '.join(missing)}, and its rates depend on that.\n"
+            f"This ledger lacks the attributes {', '.join(missing)}, on which its rates depend.\n"
             f"Set ledger.attrs: {', '.join(FACTS)}; qwenlab.speculative.generate does."
         )
     if not data.sizes["round"]:
@@ -49,25 +49,25 @@ def read_rounds(source: Source, *more: str) -> xr.Dataset:
 
 
 def several(sources: Source | Sequence[Source]) -> list[xr.Dataset]:
-    """Ledgers of different depths under one rule, on texts of one kind: checked, the shallowest first.
+    """Read and check ledgers of different depths under one rule, on texts of one kind, the shallowest first.
 
-    Raises BadArgument where two have the same depth, or differ in rule, text or temperature.
+    Raises BadArgument if two have the same depth, or differ in rule, text or temperature.
     """
-    each = [sources] if isinstance(sources, Recording | xr.Dataset) else list(sources)
-    if not each:
-        raise BadArgument("No ledgers: give one Recording, or ledger, for each depth.")
-    ledgers = sorted((read_rounds(source) for source in each), key=lambda ledger: int(ledger.attrs["depth"]))
+    listed = [sources] if isinstance(sources, Recording | xr.Dataset) else list(sources)
+    if not listed:
+        raise BadArgument("No ledgers: give one Recording or ledger per depth.")
+    ledgers = sorted((read_rounds(source) for source in listed), key=lambda ledger: int(ledger.attrs["depth"]))
     depths = [int(ledger.attrs["depth"]) for ledger in ledgers]
     if len(set(depths)) < len(depths):
         raise BadArgument(
-            f"The ledgers have depths {depths}: one each.\nCompare what else differs side by side instead."
+            f"The ledgers have depths {depths}: give one ledger per depth.\nCompare other differences side by side."
         )
     for name in ("rule", "text", "temperature"):
         values = {str(ledger.attrs.get(name)) for ledger in ledgers}
         if len(values) > 1:
             raise BadArgument(
                 f"The ledgers differ in their {name}: {', '.join(sorted(values))}.\n"
-                "Along depth, compare like with like."
+                "Give ledgers that differ in depth only."
             )
     return ledgers
 
@@ -79,16 +79,16 @@ def about(data: xr.Dataset) -> dict[str, Any]:
 
 
 def about_all(ledgers: Sequence[xr.Dataset]) -> dict[str, Any]:
-    """The same of several ledgers: values that differ are joined to one text."""
+    """Attrs of rates over several ledgers: values that differ are joined to one text."""
     facts = [about(ledger) for ledger in ledgers]
     if len(facts) == 1:
         return facts[0]
-    texts = {name: [str(each[name]) for each in facts] for name in facts[0]}
+    texts = {name: [str(fact[name]) for fact in facts] for name in facts[0]}
     return {name: words[0] if len(set(words)) == 1 else ", ".join(words) for name, words in texts.items()}
 
 
 def by_place(counts: xr.DataArray, depth: int) -> np.ndarray:
-    """Whether a round's count (drafted, tested, accepted ...) reaches each place of the draft: bool [round, draft]."""
+    """Expand a count per round (drafted, tested, accepted ...) to one bool per draft: [round, draft]."""
     return np.asarray(counts.values[:, None] >= np.arange(1, depth + 1))
 
 
@@ -102,7 +102,7 @@ def _check_counts(data: xr.Dataset) -> None:
     drafts, targets = data["draft_token"].values, data["target_token"].values
     taken = by_place(data["accepted"], depth)
     wrong = {
-        f"ended is none of {', '.join(_ENDS)}": ~np.isin(ended, _ENDS),
+        f"ended is not one of {', '.join(_ENDS)}": ~np.isin(ended, _ENDS),
         f"drafted is over {depth}, the depth": drafted > depth,
         "drafted > proposed": drafted > proposed,
         "tested > drafted": tested > drafted,
@@ -113,10 +113,10 @@ def _check_counts(data: xr.Dataset) -> None:
         "emitted is not 1 to accepted + 1": (emitted < 1) | (emitted > accepted + 1),
         "ended 'rejected', yet no draft was tested and not accepted": (ended == "rejected") & (tested == accepted),
         "ended 'full', yet not every draft was accepted": (ended == "full") & (accepted != drafted),
-        "a draft given to the main model has no token": (by_place(data["drafted"], depth) & (drafts < 0)).any(axis=1),
+        "a draft given to the target model has no token": (by_place(data["drafted"], depth) & (drafts < 0)).any(axis=1),
     }
     if data.attrs["rule"] == "greedy":
-        wrong["accepted a draft that is not the main model's token, under the rule greedy"] = (
+        wrong["accepted a draft that is not the target model's token, under the rule greedy"] = (
             taken & (drafts != targets)
         ).any(axis=1)
     for what, where in wrong.items():
@@ -132,7 +132,7 @@ def _check_counts(data: xr.Dataset) -> None:
 def _check_identity(data: xr.Dataset) -> None:
     """Check that acceptance length = 1 + sum over i of accepted_i / rounds, over the untruncated rounds.
 
-    No round emits more than accepted + 1, so that the sums are equal only where every such round emitted as many.
+    No round emits more than accepted + 1, so the sums are equal only if every untruncated round emitted that many.
     """
     whole = data.isel(round=np.flatnonzero(np.isin(data["ended"].values.astype(str), ("rejected", "full"))))
     rounds = whole.sizes["round"]

@@ -1,4 +1,4 @@
-"""Input of every statistic: the node of a recording it reads, checked."""
+"""Read and check the input of a statistic: one node of a recording."""
 
 from __future__ import annotations
 
@@ -16,9 +16,15 @@ from qwenlab.record.recording import DECODED, PROBES, Recording
 Source: TypeAlias = Recording | xr.Dataset
 P = ParamSpec("P")
 
+RECORD_AGAIN = "Make the recording again; do not edit or cut one of its variables."
+"""Last sentence of messages about recordings whose variables contradict each other."""
+
 
 def statistic(function: Callable[P, xr.Dataset]) -> Callable[P, xr.Dataset]:
-    """Mark a public statistic: layers, heads and labels must match exactly, and units are never inherited."""
+    """Decorate a public statistic: layers, heads and labels must match exactly, and units are never inherited.
+
+    The result has the attrs `statistic`, its name, and `checkpoint`, that of its recordings.
+    """
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> xr.Dataset:
@@ -26,7 +32,7 @@ def statistic(function: Callable[P, xr.Dataset]) -> Callable[P, xr.Dataset]:
             out = function(*args, **kwargs)
         source = args[0] if args else kwargs.get("source", kwargs.get("sources"))
         sources = source if isinstance(source, list | tuple) else [source]
-        if names := {each.checkpoint: None for each in sources if isinstance(each, Recording)}:
+        if names := {data.checkpoint: None for data in sources if isinstance(data, Recording)}:
             out = out.assign_attrs(checkpoint=", ".join(names))
         return out.assign_attrs(statistic=function.__name__)
 
@@ -34,7 +40,7 @@ def statistic(function: Callable[P, xr.Dataset]) -> Callable[P, xr.Dataset]:
 
 
 def read(source: Source, node: str, *needs: str, by_label: bool = True) -> xr.Dataset:
-    """The Dataset of one node; labels are added up unless `by_label`.
+    """Return the Dataset of one node; labels are added up unless `by_label`.
 
     Raises NotWatched (the recording has no such node), NotARecording (neither a Recording nor a Dataset),
     MissingVariable and NothingMeasured (no token was read).
@@ -54,7 +60,7 @@ def read(source: Source, node: str, *needs: str, by_label: bool = True) -> xr.Da
         )
     if "tokens" in data and not data["tokens"].sum() > 0:
         every = json.loads(data.attrs.get("sample", "{}")).get("every", 1)
-        short = f", or, where texts are short, with {PROBES[node]}(every=1): it measured one token of every {every}"
+        short = f", or, if texts are short, with {PROBES[node]}(every=1): it measured one token of every {every}"
         raise NothingMeasured(
             f"The {PROBES[node]} probe measured no token.\n"
             f"Run the model on some text inside the `with` of qwenlab.watch{short if every > 1 else ''}."
@@ -63,10 +69,17 @@ def read(source: Source, node: str, *needs: str, by_label: bool = True) -> xr.Da
     return numbered if by_label or "label" not in data.dims else numbered.sum("label", keep_attrs=True)
 
 
+def mixer_nodes(source: Source, names: tuple[str, str], marker: str) -> list[str]:
+    """Names of the nodes of DeltaNet and attention to read; a Dataset with the variable `marker` is of attention."""
+    if isinstance(source, Recording):
+        return [name for name in names if name in source] or [names[0]]
+    return [names[marker in source]]
+
+
 def along(
     dims: Sequence[str], formula: Callable[..., np.ndarray], *arrays: xr.DataArray, out: Sequence[str] = (), **more: Any
 ) -> xr.DataArray:
-    """A formula on plain arrays, applied by name: `dims`, those that an array has, are the last axes of each array.
+    """Apply a formula for plain arrays to named dims: those of `dims` that an array has are its last axes.
 
     out   dims that the formula adds to its result
     more  other arguments of the formula
@@ -78,5 +91,5 @@ def along(
 
 
 def ratio(total: xr.DataArray, count: xr.DataArray) -> xr.DataArray:
-    """A mean from its sum and count; NaN where nothing was counted."""
+    """Divide a sum by its count; NaN where nothing was counted."""
     return total / count.where(count > 0)

@@ -1,4 +1,4 @@
-"""What the steps of drafting and verifying cost, read and checked."""
+"""Read and check the costs of drafting and verification steps."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import xarray as xr
 from qwenlab.errors import BadArgument, MissingVariable
 
 _NEEDS = ("plain_step", "verify_step", "draft_step", "rollback")
-_AGAIN = "Measure the steps again, on the machine that is asked about."
+_AGAIN = "Measure the steps again, on the machine of interest."
 
 
 class StepCosts(NamedTuple):
-    """Seconds: of a plain step, of a verify step [width - 1], of a draft step, of a rollback, of the loop around."""
+    """Seconds per plain step, verify step [width - 1], draft step and rollback; overhead: of the loop, per round."""
 
     plain: float
     verify: np.ndarray
@@ -23,32 +23,32 @@ class StepCosts(NamedTuple):
     overhead: float
 
     def fixed(self, depth: int) -> np.ndarray:
-        """Of a round that drafts d tokens, d = 1 to depth: [depth]."""
+        """Seconds per round that drafts d tokens, d = 1 to depth: [depth]."""
         d = np.arange(1, depth + 1)
         return d * self.draft + self.verify[d] + self.rollback + self.overhead
 
     def of(self, data: xr.Dataset) -> np.ndarray:
-        """Of all rounds of a ledger together: for drafting, verifying, rolling back, and the loop around them."""
+        """Seconds of all rounds of a ledger together: drafting, verifying, rolling back, and the surrounding loop."""
         rounds = data.sizes["round"]
         draft, verify = data["proposed"].values.sum() * self.draft, self.verify[data["drafted"].values].sum()
         return np.array([draft, verify, rounds * self.rollback, rounds * self.overhead])
 
 
 def read_costs(costs: xr.Dataset, widest: int) -> StepCosts:
-    """The costs of steps of width 1 to `widest`; raises MissingVariable, BadArgument for what is no time in seconds."""
+    """Return the costs of steps of width 1 to `widest`; raises MissingVariable, or BadArgument for invalid times."""
     if not isinstance(costs, xr.Dataset):
         raise BadArgument(f"costs is a {type(costs).__name__}: give a Dataset with {', '.join(_NEEDS)}, in seconds.")
     if missing := [name for name in _NEEDS if name not in costs]:
         has = ", ".join(map(str, costs)) or "nothing"
         raise MissingVariable(f"No {', '.join(missing)} in the costs; they have {has}.\nMeasure it, in seconds.")
-    given = {name: costs[name] for name in (*_NEEDS, "overhead") if name in costs}
-    for name, cost in given.items():
+    present = {name: costs[name] for name in (*_NEEDS, "overhead") if name in costs}
+    for name, cost in present.items():
         if cost.attrs.get("units", "s") != "s":
             raise BadArgument(f"costs[{name!r}] is in {cost.attrs['units']}, not in seconds (s).\nConvert it first.")
         enough = cost.values >= 0 if name in ("rollback", "overhead") else cost.values > 0
         if not (np.isfinite(cost.values) & enough).all():
-            raise BadArgument(f"costs[{name!r}] is {cost.values.tolist()}: no time that a step takes.\n{_AGAIN}")
-    single = {name: float(cost) for name, cost in given.items() if name != "verify_step"}
+            raise BadArgument(f"costs[{name!r}] is {cost.values.tolist()}, not a time in seconds.\n{_AGAIN}")
+    single = {name: float(cost) for name, cost in present.items() if name != "verify_step"}
     return StepCosts(
         plain=single["plain_step"],
         verify=by_width(costs, "verify_step", widest),
@@ -59,11 +59,11 @@ def read_costs(costs: xr.Dataset, widest: int) -> StepCosts:
 
 
 def by_width(costs: xr.Dataset, name: str, widest: int) -> np.ndarray:
-    """A cost by width, 1 to `widest`; raises BadArgument for a width that was not measured."""
+    """Return a cost by width, 1 to `widest`; raises BadArgument for a width that was not measured."""
     needed = list(range(1, widest + 1))
-    held = costs["width"].values.tolist() if "width" in costs.coords and costs[name].dims == ("width",) else []
-    if missing := sorted(set(needed) - set(held)):
-        lacks = f"not width {', '.join(map(str, missing))}" if held else "no coordinate width"
+    measured = costs["width"].values.tolist() if "width" in costs.coords and costs[name].dims == ("width",) else []
+    if missing := sorted(set(needed) - set(measured)):
+        lacks = f"not width {', '.join(map(str, missing))}" if measured else "no coordinate width"
         raise BadArgument(
             f"costs[{name!r}] has {lacks}: a round of {widest - 1} drafts is verified in one step of width {widest}.\n"
             f"{_AGAIN}"

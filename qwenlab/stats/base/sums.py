@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import BadArgument, InconsistentRecording
-from qwenlab.stats.base.source import along, ratio
+from qwenlab.stats.base.source import RECORD_AGAIN, along, ratio
 from qwenlab.stats.base.variables import Variables, bounds, described, jackknife_method
 from qwenlab.stats.formulas.intervals import jackknife
 from qwenlab.stats.formulas.quantiles import shares
@@ -22,11 +22,11 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 class MeanSum(NamedTuple):
-    """How a mean is made of two sums, and what it means.
+    """Definition of a mean as the quotient of two sums, with its units, meaning and bounds.
 
-    over   the sum to divide by: "tokens" for a mean over tokens
-    total  the sum to divide; by default the name of the mean, with "_sum"
-    counts says which folds hold data; by default `over`
+    over    name of the denominator: "tokens" for a mean over tokens
+    total   name of the numerator; by default the name of the mean, with "_sum"
+    counts  name of the count that says which folds hold data; by default `over`
     """
 
     units: str
@@ -39,7 +39,7 @@ class MeanSum(NamedTuple):
 
 
 def means(sums: Mapping[Any, xr.DataArray], table: Mapping[str, MeanSum], level: float) -> Variables:
-    """The means of a table and their intervals, those whose sums there are."""
+    """Compute those means of a table whose sums are present, with their intervals."""
     out: Variables = {}
     for name, (units, long_name, most, least, over, total, counts) in table.items():
         if (total or f"{name}_sum") in sums:
@@ -60,9 +60,9 @@ def estimated(
     level: float,
     within: tuple[float, float] = (-np.inf, np.inf),
 ) -> Variables:
-    """A statistic of sums over folds, and its jackknife interval: {name: ..., name_interval: ...}.
+    """Compute a statistic of sums over folds, and its jackknife interval: {name: ..., name_interval: ...}.
 
-    of      makes the statistic of sums without their fold
+    of      computes the statistic from sums without the dim fold
     sums    DataArrays with the dim fold
     count   tokens or other counts by fold; empty folds are ignored
     within  the values the statistic can have: the interval is cut there
@@ -79,16 +79,15 @@ def estimated(
 
 
 def matching_count(count: xr.DataArray, histogram: xr.DataArray, dim: str) -> xr.DataArray:
-    """The count [..., fold, layer] of heads that have a histogram, 0 for heads outside the sample.
+    """Return the count [..., fold, layer] of heads that have a histogram, 0 for heads outside the sample.
 
-    Raises InconsistentRecording where a head's histogram does not add up to its count.
+    Raises InconsistentRecording if a head's histogram does not add up to its count.
     """
     by_histogram, by_count = histogram.sum(dim), count.sum("fold")
     if not bool(((by_histogram == 0) | (abs(by_histogram - by_count) <= 1e-3 * by_count)).all()):
         raise InconsistentRecording(
             f"{histogram.name} adds up to {float(by_histogram.max()):,.0f} and {count.name} to "
-            f"{float(by_count.max()):,.0f}: they are not of the same tokens.\n"
-            "Make the recording again; do not edit or cut one of its variables."
+            f"{float(by_count.max()):,.0f}: they do not count the same tokens.\n{RECORD_AGAIN}"
         )
     return count.where(by_histogram > 0, 0)
 
@@ -105,18 +104,18 @@ def histogram_quantiles(
 
 
 def share(counts: xr.DataArray, dim: str) -> xr.DataArray:
-    """Counts as shares of their sum along `dim`."""
+    """Divide counts by their sum along `dim`."""
     return along([dim], shares, counts, out=[dim])
 
 
 def join_layers(nodes: Sequence[xr.Dataset]) -> xr.Dataset:
-    """Statistics of both kinds of mixer, the layers in their order; NaN where a kind lacks a variable or a head."""
+    """Join statistics of both kinds of mixer, sorted by layer; NaN where a kind lacks a variable or a head."""
     joined = xr.concat(nodes, "layer", data_vars="all", coords="different", compat="equals", join="outer")
     return joined.sortby("layer")
 
 
 def _edges(lower: xr.DataArray, spacing: Spacing) -> np.ndarray:
-    """All edges [bin + 1] of a histogram whose coordinate has the lower ones."""
+    """All edges [bin + 1] of a histogram, from its lower edges."""
     edges = lower.values.astype(np.float64)
     last = {"equal": 2 * edges[-1] - edges[-2], "ratio": edges[-1] ** 2 / edges[-2], "octave": 2 * edges[-2]}
     return np.append(edges, last[spacing])

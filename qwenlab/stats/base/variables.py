@@ -1,4 +1,4 @@
-"""Variables of results: values with units, meaning and intervals."""
+"""Build the variables of a result: values with units, meaning and intervals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Variables: TypeAlias = dict[str, xr.DataArray]
 
 
 def described(array: xr.DataArray, units: str, long_name: str, **more: object) -> xr.DataArray:
-    """The array with these attrs and no others."""
+    """Return the array with these attrs and no others."""
     out = array.copy(deep=False)
     out.attrs = {"units": units, "long_name": long_name, **more}
     return out
@@ -25,13 +25,13 @@ def described(array: xr.DataArray, units: str, long_name: str, **more: object) -
 def variable(
     values: np.ndarray, dims: Sequence[str], units: str, long_name: str, facts: Mapping[str, Any] | None = None
 ) -> xr.DataArray:
-    """A described array of plain values; a leading axis that dims do not name has size one and is dropped."""
+    """Describe an array of plain values; a leading axis that dims do not name has size one and is dropped."""
     array = xr.DataArray(values if np.ndim(values) == len(dims) else values[0], dims=dims)
     return described(array, units, long_name, **(facts or {}))
 
 
 def variables(table: Mapping[str, tuple[np.ndarray, Sequence[str], str, str]]) -> Variables:
-    """Described arrays from a table of (values, dims, units, long_name)."""
+    """Describe the arrays of a table of (values, dims, units, long_name)."""
     return {name: variable(*row) for name, row in table.items()}
 
 
@@ -45,10 +45,10 @@ def with_interval(
     facts: Mapping[str, Any],
     method: Mapping[str, Any],
 ) -> Variables:
-    """An estimate and its interval: {name: ..., name_interval: ...}, from values and ends [..., bound].
+    """Describe an estimate and its interval: {name: ..., name_interval: ...}, from values and ends [..., bound].
 
     facts   attrs of both
-    method  attrs of the interval: how it was made, and its level
+    method  attrs of the interval: its construction and level
     """
     interval = variable(ends, (*dims, "bound"), units, f"{long_name}, interval", {**facts, **method})
     return {name: variable(values, dims, units, long_name, facts), f"{name}_interval": bounds(interval)}
@@ -60,14 +60,14 @@ def bounds(interval: xr.DataArray) -> xr.DataArray:
 
 
 def result(data: xr.Dataset, variables: Mapping[str, xr.DataArray]) -> xr.Dataset:
-    """The variables of a statistic, with the record of what its probe left out."""
+    """Return the variables of a statistic as a Dataset, with the attr `sample` of its probe."""
     return xr.Dataset(dict(variables), attrs={"sample": data.attrs.get("sample", "{}")})
 
 
 def check_level(level: float) -> None:
     """Raise BadArgument for a level outside 0 to 1."""
     if not 0 < level < 1:
-        raise BadArgument(f"level={level!r}: give the probability an interval should have, such as 0.95.")
+        raise BadArgument(f"level={level!r}: give the coverage probability of the intervals, such as 0.95.")
 
 
 def jackknife_method(level: float, left_out: str) -> dict[str, Any]:
@@ -87,9 +87,9 @@ def share_method(level: float, cluster: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """The settings of `formulas.intervals.bootstrap` over whole texts; raises BadArgument.
+    """Settings of `formulas.intervals.bootstrap` over whole texts; raises BadArgument.
 
-    clusters  what is drawn, in the plural
+    clusters  name of the units that are drawn, in the plural
     """
 
     level: float
@@ -100,7 +100,7 @@ class Bootstrap:
     def __post_init__(self) -> None:
         check_level(self.level)
         if self.resamples < 1:
-            raise BadArgument(f"resamples={self.resamples!r}: give how many bootstrap draws to make, such as 2000.")
+            raise BadArgument(f"resamples={self.resamples!r}: give the number of bootstrap draws, such as 2000.")
 
     def interval(self, sums: np.ndarray, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """Low and high [value, bound] of a statistic `of` sums [cluster, column]."""
@@ -108,7 +108,7 @@ class Bootstrap:
 
     @property
     def attrs(self) -> dict[str, Any]:
-        """Attrs of such an interval."""
+        """Attrs of the interval."""
         return {
             "interval": f"bootstrap of whole {self.clusters}, expanded percentiles",
             "level": self.level,

@@ -1,4 +1,4 @@
-"""Acceptance of drafts as sums over rounds, and the rates that are made of them."""
+"""Acceptance rates of drafts, from counts that add up over rounds."""
 
 import numpy as np
 from scipy.optimize import brentq
@@ -13,23 +13,21 @@ def tally(
     *,
     depth: int,
 ) -> np.ndarray:
-    """The counts of each round, to be added up: [round, 4 depth + 6].
+    """Counts of each round, to be added up: [round, 4 depth + 6].
 
-    drafted .. emitted  int [round]; agreed -1 where it is not known
-    returns             1 or 0 for each place drafted, tested, accepted, agreed (NaN: not known); then the numbers
+    drafted .. emitted  int [round]; agreed is -1 if not known
+    returns             for each draft 1 or 0: drafted, tested, accepted, agreed (NaN: not known); then the numbers
                         drafted, accepted, agreed, emitted; 1; and 1 for a round with drafts
     """
     known = np.where(agreed < 0, np.nan, agreed)
     place = np.arange(1, depth + 1)
-    by_place = [
-        np.where(np.isnan(n), np.nan, n >= place)
-        for n in (each[:, None] for each in (drafted, tested, accepted, known))
-    ]
+    counts = (count[:, None] for count in (drafted, tested, accepted, known))
+    by_place = [np.where(np.isnan(count), np.nan, count >= place) for count in counts]
     return np.column_stack([*by_place, drafted, accepted, known, emitted, np.ones(len(drafted)), drafted > 0])
 
 
 def rates(sums: np.ndarray, depth: int) -> np.ndarray:
-    """Rates of sums [..., 4 depth + 6] of a tally: [..., 3 depth + 4], NaN where nothing was counted.
+    """Rates from sums [..., 4 depth + 6] of a tally: [..., 3 depth + 4], NaN where nothing was counted.
 
     By place unconditional, conditional and server position rate; then acceptance length, draft efficiency, server rate,
     server length.
@@ -45,25 +43,25 @@ def rates(sums: np.ndarray, depth: int) -> np.ndarray:
 
 
 def trials(sums: np.ndarray, depth: int) -> np.ndarray:
-    """Rounds that each of the `rates` is a mean over, of sums [..., 4 depth + 6]: [..., 3 depth + 4]."""
+    """Number of rounds that each of the `rates` is a mean over, from sums [..., 4 depth + 6]: [..., 3 depth + 4]."""
     rounds, drafting = sums[..., -2:-1], sums[..., -1:]
     by_place = [sums[..., : 2 * depth], np.repeat(drafting, depth, axis=-1)]
     return np.concatenate([*by_place, rounds, np.repeat(drafting, 3, axis=-1)], axis=-1)
 
 
 def limits(depth: int) -> np.ndarray:
-    """The least and the most that each of the `rates` can be: [2, 3 depth + 4]. Lengths are from 1 to depth + 1."""
+    """Lower and upper bounds of the `rates`: [2, 3 depth + 4]. Lengths are from 1 to depth + 1."""
     length = np.zeros(3 * depth + 4)
     length[[3 * depth, 3 * depth + 3]] = 1
     return np.stack([length, 1 + depth * length])
 
 
 def chain(sums: np.ndarray) -> np.ndarray:
-    """Tokens a round of each depth is expected to emit: [..., depth].
+    """Expected number of tokens per round for each depth: [..., depth].
 
     sums     [..., 2 depth]  tested by place, accepted by place
     returns  1 + sum over i <= d of the product over j <= i of accepted_j / tested_j, for d = 1, 2, ...; NaN from the
-             first place on that nothing was tested in
+             first place without tested drafts on
     """
     tested, accepted = np.split(sums, 2, axis=-1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -71,9 +69,9 @@ def chain(sums: np.ndarray) -> np.ndarray:
 
 
 def break_even(length: float, depth: int) -> float:
-    """The constant conditional acceptance a with 1 + a + ... + a^depth = length, between 0 and 1.
+    """Solve 1 + a + ... + a^depth = length for the constant conditional acceptance a, between 0 and 1.
 
-    0 where length is at most 1: it pays with nothing accepted. NaN where it is over depth + 1: it never pays.
+    0 if length is at most 1: drafting pays with nothing accepted. NaN if it is over depth + 1: drafting never pays.
     """
     if not length <= depth + 1:
         return np.nan

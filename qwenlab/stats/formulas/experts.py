@@ -1,4 +1,4 @@
-"""What the load of experts alone foretells: how many are met, kept, chosen together or never chosen."""
+"""Expected counts of experts under independent routing with given loads: distinct, repeated, co-activated, unused."""
 
 import numpy as np
 from scipy.special import gammaln
@@ -14,11 +14,11 @@ def variation(load: np.ndarray) -> np.ndarray:
 
 
 def unused(load: np.ndarray, tokens: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Expected number of experts that none of n tokens chose, the n drawn from those read without replacement.
+    """Expected number of experts that none of n tokens chose, drawn without replacement from the tokens read.
 
     load    [..., expert]   tokens that chose each expert
     tokens  [...]           tokens read, N
-    sizes   [size]          n; beyond N the answer is NaN
+    sizes   [size]          n; NaN beyond N
     returns [..., size]     sum over experts of C(N - load, n) / C(N, n)  (rarefaction: Hurlbert 1971, Ecology 52:577)
     """
     total = tokens[..., None, None].astype(np.float64)
@@ -35,7 +35,7 @@ def _log_falling(total: np.ndarray, n: np.ndarray) -> np.ndarray:
 
 
 def distinct_if_independent(share: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Expected number of distinct experts that n tokens choose, each token for itself.
+    """Expected number of distinct experts that n independent tokens choose.
 
     share   [..., expert]  probability that a token chooses the expert
     sizes   [size]         n
@@ -45,9 +45,11 @@ def distinct_if_independent(share: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def distinct_in_blocks(chosen: np.ndarray, text: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """MeanSum number of distinct experts that n tokens in a row of one text choose, over all such n: [size].
+    """Mean number of distinct experts in blocks of n consecutive tokens, over all blocks within one text: [size].
 
-    chosen  int [token, slot];  text [token]: the number of its text;  sizes [size]: n, each with one such block
+    chosen  int [token, slot]: numbers of the chosen experts
+    text    [token]: index of the token's text
+    sizes   [size]: n; at least one text has n tokens
     """
     before = np.zeros((len(chosen) + 1, chosen.max() + 1), np.int32)  # tokens before this one that chose the expert
     np.put_along_axis(before[1:], chosen, 1, axis=1)
@@ -56,26 +58,26 @@ def distinct_in_blocks(chosen: np.ndarray, text: np.ndarray, sizes: np.ndarray) 
     return np.array([(before[n:] > before[:-n]).sum(axis=1)[one].mean() for n, one in zip(sizes, inside, strict=True)])
 
 
-def kept_if_independent(share: np.ndarray) -> np.ndarray:
+def repeated_if_independent(share: np.ndarray) -> np.ndarray:
     """Expected number of experts that two independent tokens both choose: sum over experts of share^2 [..., expert]."""
     return (share**2).sum(axis=-1)
 
 
 def independent_pairs(load: np.ndarray, top_k: int) -> np.ndarray:
-    """Tokens expected to choose both of two experts, if company were blind to who is who.
+    """Expected number of tokens that choose both of two experts, if chosen independently given their loads.
 
     load     [..., expert]           tokens that chose each expert
     returns  [..., expert, expert]   symmetric, 0 on the diagonal, row sums (top_k - 1) load: quasi-independence
 
-    A token's k choices all differ, so the product of two shares overstates every pair. The table w_a w_b without its
-    diagonal that has the right row sums is found by iterative proportional fitting (Deming and Stephan 1940).
+    A token's k choices all differ, so the product of two shares overstates every pair. Iterative proportional fitting
+    (Deming and Stephan 1940) finds the table w_a w_b, without its diagonal, with these row sums.
     """
-    wanted = (top_k - 1) * load.astype(np.float64)
-    weight = np.sqrt(wanted / np.maximum(wanted.sum(axis=-1, keepdims=True), 1)) * np.sqrt(wanted)
+    target = (top_k - 1) * load.astype(np.float64)
+    weight = np.sqrt(target / np.maximum(target.sum(axis=-1, keepdims=True), 1)) * np.sqrt(target)
     for _ in range(_ROUNDS):
         others = weight.sum(axis=-1, keepdims=True) - weight
         rows = weight * others
-        ratio = np.divide(wanted, rows, out=np.ones_like(rows), where=rows > 0)
+        ratio = np.divide(target, rows, out=np.ones_like(rows), where=rows > 0)
         weight = weight * np.sqrt(ratio)
         if np.abs(ratio - 1).max(initial=0) < _CLOSE:
             break

@@ -1,4 +1,4 @@
-"""Entropy and mutual information of tables of counts, in nats, and what chance alone would give."""
+"""Entropy and mutual information of tables of counts, in nats, with their values for independent counts."""
 
 import numpy as np
 from scipy import stats
@@ -19,10 +19,10 @@ def mutual_information(table: np.ndarray) -> np.ndarray:
 
 
 def independent_information(table: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """What `mutual_information` says of independent pairs with the same margins, n samples being finite: [draw].
+    """Plug-in mutual information of random independent tables with the same margins, its finite-sample bias: [draw].
 
-    table  int [n, m]. Tables of the same margins are drawn by Patefield's algorithm (scipy.stats.random_table): that is
-    what shuffling one column of the pairs gives.
+    table  int [n, m]. Patefield's algorithm (scipy.stats.random_table) draws the tables, as shuffling one column of the
+           pairs would.
     """
     rows, columns = table.sum(axis=1), table.sum(axis=0)
     rows, columns = rows[rows > 0], columns[columns > 0]

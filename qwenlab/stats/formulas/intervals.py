@@ -1,4 +1,4 @@
-"""The intervals of the package: three constructions, each over independent clusters (texts, prompts or folds of them).
+"""Intervals of all statistics: three constructions, over independent clusters (texts, prompts or folds of them).
 
     jackknife  a smooth statistic of sums, unbounded or far from its bounds: Student's t on the jackknife error
     share      a share, or a mean within known bounds, also close to them: Wilson's score interval
@@ -19,8 +19,8 @@ _TINY = 1e-12  # a variance up to this is rounding
 def jackknife(estimate: np.ndarray, left_out: np.ndarray, counted: np.ndarray, level: float) -> np.ndarray:
     """Student's interval around an estimate, with the error of the delete-one-cluster jackknife (Tukey 1958).
 
-    estimate  [...]            the statistic of all clusters
-    left_out  [..., cluster]   the statistic without that cluster
+    estimate  [...]            statistic of all clusters
+    left_out  [..., cluster]   statistic without that cluster
     counted   [..., cluster]   bool: the cluster holds data; others are ignored
     returns   [..., 2]         low, high; NaN with fewer than two clusters, or where one of `left_out` is not defined
 
@@ -42,9 +42,9 @@ def share(
 ) -> np.ndarray:
     """Wilson's score interval of a mean within [least, most], at its effective number of trials.
 
-    estimate  [...]            the mean over all trials; least, most likewise
-    left_out  [..., cluster]   the mean without that cluster
-    trials    [..., cluster]   trials in each cluster, such as rounds of a prompt; clusters of none are ignored
+    estimate  [...]            mean over all trials; least, most likewise
+    left_out  [..., cluster]   mean without that cluster
+    trials    [..., cluster]   trials in each cluster, such as rounds of a prompt; empty clusters are ignored
     returns   [..., 2]         low, high, within [least, most]; NaN with fewer than two clusters
 
     The effective number is p (1 - p) over the squared jackknife error of p, the mean rescaled to [0, 1], times
@@ -99,12 +99,12 @@ def bootstrap(
 
 
 def central(values: np.ndarray, level: float) -> np.ndarray:
-    """The central part of values [..., draw] that holds this share of them: [..., 2], low and high."""
+    """Central interval of values [..., draw] that contains this share of them: [..., 2], low and high."""
     return np.moveaxis(np.quantile(values, [0.5 - level / 2, 0.5 + level / 2], axis=-1), 0, -1)
 
 
 def expanded_level(level: float, clusters: int) -> float:
-    """The level at which plain bootstrap percentiles of so few clusters cover as often as `level` says."""
+    """Level at which plain bootstrap percentiles of this many clusters have the coverage `level`."""
     if clusters < 2:
         return level
     reach = np.sqrt(clusters / (clusters - 1)) * stats.t.ppf(0.5 + level / 2, clusters - 1)
@@ -112,14 +112,14 @@ def expanded_level(level: float, clusters: int) -> float:
 
 
 def mean_reach(values: np.ndarray, level: float) -> float:
-    """Half the width of Student's interval of the mean of values drawn at random; NaN for fewer than two."""
+    """Half width of Student's interval of the mean of independent values; NaN for fewer than two."""
     if len(values) < 2:
         return np.nan
     return float(stats.t.ppf(0.5 + level / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
 
 
 def widened(estimate: np.ndarray, interval: np.ndarray, reach: np.ndarray) -> np.ndarray:
-    """An interval [..., bound] around an estimate [...] with an independent error of this reach [...] added.
+    """Widen an interval [..., bound] of an estimate [...] by an independent error of half width `reach` [...].
 
     Distances from the estimate add up in squares (MOVER: Zou and Donner 2008, doi:10.1002/sim.3095).
     """
@@ -152,7 +152,7 @@ def share_of_sums(
 
 
 def by_cluster(rows: np.ndarray, cluster: np.ndarray) -> np.ndarray:
-    """Sums [cluster, column] of rows [row, column] by the cluster [row] of each, in the order of its numbers."""
+    """Sum rows [row, column] by their cluster [row]: [cluster, column], in the order of the cluster numbers."""
     _, index = np.unique(cluster, return_inverse=True)
     order = np.argsort(index, kind="stable")
     starts = np.flatnonzero(np.diff(index[order], prepend=-1))
@@ -160,7 +160,7 @@ def by_cluster(rows: np.ndarray, cluster: np.ndarray) -> np.ndarray:
 
 
 def _jackknife_error(left_out: np.ndarray, counted: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """The jackknife error [...], and Student's quantile for the clusters that count; NaN for fewer than two."""
+    """Jackknife error [...], and Student's quantile for the number of counted clusters; NaN for fewer than two."""
     clusters = counted.sum(axis=-1)
     enough = np.where(clusters > 1, clusters, np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -171,6 +171,6 @@ def _jackknife_error(left_out: np.ndarray, counted: np.ndarray, level: float) ->
 
 
 def _without_each(sums: np.ndarray, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """A statistic of sums [cluster, column] without each cluster in turn: [value, cluster]."""
+    """Statistic of sums [cluster, column] with each cluster left out in turn: [value, cluster]."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.moveaxis(of(sums.sum(axis=0) - sums), 0, -1)

@@ -1,4 +1,4 @@
-"""Differences paired by text: tests by flipping their signs, their correction, the ranks they allow, intervals."""
+"""Tests of differences paired by text: sign flips, corrections for many tests, confidence sets of ranks."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import numpy as np
 from scipy import stats
 
 TINY = 1e-9
-"""Differences up to this are arithmetic's: equal scores, summed in another order."""
+"""Differences up to this are rounding errors: equal scores, summed in another order."""
 
 _BLOCK = 4096  # draws at a time
-_SLACK = 1 - 1e-9  # sums that are equal but for rounding count as equal
+_SLACK = 1 - 1e-9  # sums that differ by rounding only count as equal
 
 
 def sign_flips(texts: int, draws: int, seed: int) -> Iterator[np.ndarray]:
-    """Signs [draw, text] in blocks, the first row all +1: every pattern if those are no more than `draws`, else random.
+    """Yield blocks of signs [draw, text], the first row all +1: all patterns if at most `draws`, else random ones.
 
-    Patterns that differ in all signs give sums that differ in their sign alone, so the first text keeps its own.
+    Patterns that differ in all signs give sums that differ only in sign, so the first text keeps its own.
     """
     if texts <= 31 and 2 ** (texts - 1) <= draws:
         bits = np.arange(2 ** (texts - 1))[:, None] >> np.arange(texts - 1) & 1
@@ -32,12 +32,12 @@ def sign_flips(texts: int, draws: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def flip_p(difference: np.ndarray, *, draws: int, seed: int) -> np.ndarray:
-    """Two-sided p [unit] of differences [unit, text] that are as likely to have the other sign, text by text.
+    """Two-sided p-value [unit] of a sign-flip test of differences [unit, text].
 
     The share of sign patterns under which the sum is at least as far from 0 (Fisher 1935, The Design of Experiments,
-    section 21): exact where all 2^(texts - 1) are gone through; else of random ones, the observed among them, so that
+    section 21): exact if all 2^(texts - 1) are enumerated; else over random ones including the observed one, so that
     p is never 0 and never too small (Phipson and Smyth 2010, doi:10.2202/1544-6115.1585). The null is symmetry
-    about 0, so that nothing is assumed of the spread, and with few texts p cannot be small: 2^(1 - texts) at least.
+    about 0, so the spread may have any form, and with few texts p cannot be small: at least 2^(1 - texts).
     """
     values = _cut(difference)
     least = _SLACK * np.abs(values.sum(axis=1)) - TINY  # a sum of 0 is one only up to rounding
@@ -49,10 +49,10 @@ def flip_p(difference: np.ndarray, *, draws: int, seed: int) -> np.ndarray:
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """p-values of any shape, adjusted for their number (Holm 1979, Scand. J. Statist. 6:65); NaN does not count.
+    """Adjust p-values of any shape for their number (Holm 1979, Scand. J. Statist. 6:65); NaN is not counted.
 
-    Of m, the i-th smallest is multiplied by m - i + 1, and none is below a smaller one's. Rejecting those at most alpha
-    makes a false rejection with probability alpha at most, however the tests depend on each other.
+    The i-th smallest of m is multiplied by m - i + 1, and adjusted values keep the order. Rejecting those up to alpha
+    has a familywise error rate of at most alpha, under any dependence of the tests.
     """
     out = np.full(p.shape, np.nan)
     known = np.flatnonzero(~np.isnan(p))
@@ -63,11 +63,12 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def max_p(difference: np.ndarray, *, draws: int, seed: int) -> np.ndarray:
-    """As `flip_p`, corrected for the number of units by the largest of them: [unit]; 1 where all differences are 0.
+    """As `flip_p`, corrected for the number of units by the maximum statistic: [unit]; 1 where all differences are 0.
 
     A unit's statistic is |sum| / root of the sum of squares; p is the share of sign patterns, flipped for all units at
     once, under which the largest statistic of any unit is at least that (Westfall and Young 1993: the single-step
-    maximum). It knows how units hang together, and with few texts it can be as small as `flip_p`, however many units.
+    maximum). It takes the dependence of units into account; with few texts p can be as small as for `flip_p`, for any
+    number of units.
     """
     values = _cut(difference)
     size = np.sqrt((values**2).sum(axis=1))
@@ -84,12 +85,12 @@ def max_p(difference: np.ndarray, *, draws: int, seed: int) -> np.ndarray:
 
 
 def larger(values: np.ndarray, *, level: float, draws: int, seed: int) -> np.ndarray:
-    """Of units [unit, text], which have a mean that is surely larger than which: bool [unit, than unit].
+    """Which of the units [unit, text] have a significantly larger mean than which: bool [unit, than unit].
 
-    Simultaneous: with probability `level` no pair at all is told apart, or put in order, wrongly. A pair's statistic is
-    |sum of its differences| / root of the sum of their squares; it is held to the maximum of that over all pairs when
-    the signs of whole texts are flipped (Westfall and Young 1993, Resampling-Based Multiple Testing: the single-step
-    maximum). Time and memory grow with the square of the number of units.
+    Simultaneous: with probability `level` no pair is called different, or ordered, wrongly. A pair's statistic is
+    |sum of its differences| / root of the sum of their squares, compared with its maximum over all pairs when the signs
+    of whole texts are flipped (Westfall and Young 1993, Resampling-Based Multiple Testing: the single-step maximum).
+    Time and memory grow with the square of the number of units.
     """
     signs = np.concatenate(list(sign_flips(values.shape[1], draws, seed)))
     sums, units = signs @ values.T, len(values)
@@ -107,22 +108,23 @@ def larger(values: np.ndarray, *, level: float, draws: int, seed: int) -> np.nda
 
 
 def rank_bounds(above: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First and last rank [unit] that each unit can have, 1 for the largest, of `larger`.
+    """First and last rank [unit] that each unit can have, 1 for the largest, from the result of `larger`.
 
-    1 + the number of units surely larger, and the number of units - those surely smaller: simultaneous confidence sets
-    of all ranks (Mogstad, Romano, Shaikh and Wilhelm 2024, Inference for Ranks, Rev. Econ. Stud. 91:476).
+    1 + the number of significantly larger units, and the number of units minus that of significantly smaller ones:
+    simultaneous confidence sets of all ranks (Mogstad, Romano, Shaikh and Wilhelm 2024, Inference for Ranks, Rev. Econ.
+    Stud. 91:476).
     """
     return 1 + above.sum(axis=0), len(above) - above.sum(axis=1)
 
 
 def beyond_p(beyond: np.ndarray, controls: np.ndarray) -> float:
-    """Two-sided p that a unit has another mean than the population its controls were drawn from; NaN below two of each.
+    """Two-sided p-value that a unit and the population of its controls have the same mean; NaN below two of each.
 
-    beyond    [text]     its values less the mean of its controls', text by text
-    controls  [control]  means of these
+    beyond    [text]     values of the unit minus the mean of its controls, text by text
+    controls  [control]  means of the controls
 
-    Welch's t (1947, Biometrika 34:28) with Satterthwaite's degrees of freedom, of two sources of error: texts, and
-    which controls were drawn.
+    Welch's t (1947, Biometrika 34:28) with Satterthwaite's degrees of freedom, for two sources of error: texts, and the
+    random choice of controls.
     """
     if len(beyond) < 2 or len(controls) < 2:
         return np.nan
@@ -135,4 +137,5 @@ def beyond_p(beyond: np.ndarray, controls: np.ndarray) -> float:
 
 
 def _cut(difference: np.ndarray) -> np.ndarray:
+    """Set rounding errors to 0."""
     return np.where(np.abs(difference) > TINY, difference, 0.0)

@@ -121,7 +121,7 @@ def test_an_unknown_name_is_an_error_with_the_nearest_names_and_the_list():
 
 
 def test_a_path_without_a_config_is_an_error(tmp_path):
-    with pytest.raises(UnreadableConfig, match=r"there is no config\.json"):
+    with pytest.raises(UnreadableConfig, match=r"There is no config\.json"):
         anatomy(tmp_path)
 
 
@@ -171,16 +171,16 @@ def test_cost_is_labelled_and_equals_flops_and_bytes_moved():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda a: a.flops("train", context=1), r"phase='train' is not known\.\nUse 'prefill' or 'decode'"),
-        (lambda a: a.flops(context=1, rule="fast"), r"rule='fast' is not known\.\nUse 'chunk' or 'recurrent'"),
-        (lambda a: a.flops(context=1, logits="some"), r"logits='some' is not known\.\nUse 'all' or 'last'"),
-        (lambda a: a.layers("mamba"), r"kind='mamba' is not known"),
-        (lambda a: a.kv_bytes(0), r"context=0 must be at least 1"),
-        (lambda a: a.bytes_moved("decode", context=8, batch=0), r"batch=0 must be at least 1"),
-        (lambda a: a.memory([8], dtype="int3"), r"dtype 'int3' is not known"),
+        (lambda a: a.flops("train", context=1), r"anatomy\(phase='train'\): give one of 'prefill', 'decode'\."),
+        (lambda a: a.flops(context=1, rule="fast"), r"flops\(rule='fast'\): give one of 'chunk', 'recurrent'\."),
+        (lambda a: a.flops(context=1, logits="some"), r"flops\(logits='some'\): give one of 'all', 'last'\."),
+        (lambda a: a.layers("mamba"), r"layers\(kind='mamba'\): give one of 'linear_attention', 'full_attention'\."),
+        (lambda a: a.kv_bytes(0), r"context=0: give a number that is at least 1"),
+        (lambda a: a.bytes_moved("decode", context=8, batch=0), r"batch=0: give a number that is at least 1"),
+        (lambda a: a.memory([8], dtype="int3"), r"dtype 'int3' is unknown"),
     ],
 )
-def test_arguments_that_cannot_be_are_errors(call, message):
+def test_invalid_arguments_are_errors(call, message):
     with pytest.raises(BadArgument, match=message):
         call(anatomy("Qwen3.5-0.8B"))
 

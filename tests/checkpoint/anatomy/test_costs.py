@@ -218,5 +218,5 @@ def test_caches_hold_the_bytes_that_are_predicted(tiny_moe, dtype):
 
 
 def test_an_unknown_dtype_is_an_error():
-    with pytest.raises(BadArgument, match=r"dtype 'int3' is not known\.\nUse one of float64, float32"):
+    with pytest.raises(BadArgument, match=r"dtype 'int3' is unknown\.\nUse one of float64, float32"):
         anatomy("Qwen3.6-27B").kv_bytes(1, dtype="int3")

@@ -1,4 +1,4 @@
-"""The hash of a checkpoint: the same for the same bytes, another for any change it promises to see."""
+"""The hash of a checkpoint: equal for equal bytes, different for every change that it promises to detect."""
 
 import shutil
 
@@ -30,17 +30,17 @@ def copied(folder, to):
     return shutil.copytree(folder, to, dirs_exist_ok=True)
 
 
-def test_it_says_that_every_byte_was_read(folder):
+def test_the_prefix_of_a_full_hash(folder):
     kind, digest = of(folder).split(":")
     assert kind == "sha256"
     assert len(digest) == 64
 
 
-def test_it_says_that_a_sample_was_read(folder, large):
+def test_the_prefix_of_a_sampled_hash(folder, large):
     assert of(folder).startswith("sampled-sha256:")
 
 
-def test_it_does_not_depend_on_the_place(folder, tmp_path):
+def test_it_does_not_depend_on_the_path(folder, tmp_path):
     assert of(copied(folder, tmp_path)) == of(folder)
 
 

@@ -1,4 +1,4 @@
-"""Layouts of the files: whatever the sizes, what was taken apart goes together again, and scales meet their blocks."""
+"""Layouts of the files, for any sizes: separate experts are fused again, and scales apply to their blocks."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ SIZES = st.integers(1, 5)
 
 
 def headers(tensors, dtype="BF16"):
-    """What the headers of shards holding these tensors say."""
+    """The headers of shards with these tensors."""
     return {name: StoredTensor(Path("shard"), dtype, tuple(t.shape), 0, 0) for name, t in tensors.items()}
 
 
@@ -27,15 +27,15 @@ def fused_experts(draw):
     }
 
 
-def take_apart(tensors):
+def separate(tensors):
     gate_up, down = tensors["mlp.experts.gate_up_proj"], tensors["mlp.experts.down_proj"]
     width = gate_up.shape[1] // 2
-    apart = {"mlp.gate.weight": tensors["mlp.gate.weight"]}
+    parts = {"mlp.gate.weight": tensors["mlp.gate.weight"]}
     for expert in range(len(down)):
-        apart[f"mlp.experts.{expert}.gate_proj.weight"] = gate_up[expert, :width]
-        apart[f"mlp.experts.{expert}.up_proj.weight"] = gate_up[expert, width:]
-        apart[f"mlp.experts.{expert}.down_proj.weight"] = down[expert]
-    return apart
+        parts[f"mlp.experts.{expert}.gate_proj.weight"] = gate_up[expert, :width]
+        parts[f"mlp.experts.{expert}.up_proj.weight"] = gate_up[expert, width:]
+        parts[f"mlp.experts.{expert}.down_proj.weight"] = down[expert]
+    return parts
 
 
 def shapes(tensors):
@@ -43,11 +43,11 @@ def shapes(tensors):
 
 
 @given(fused_experts())
-def test_experts_taken_apart_are_expected_and_go_together_again(tensors):
-    apart = take_apart(tensors)
-    assert expected(shapes(tensors), headers(apart), (128, 128)) == shapes(apart)
-    assert misfits(shapes(apart), headers(apart)) == []
-    torch.testing.assert_close(assembled(apart, shapes(tensors), (128, 128)), tensors, atol=0, rtol=0)
+def test_separate_experts_are_expected_and_fused_again(tensors):
+    parts = separate(tensors)
+    assert expected(shapes(tensors), headers(parts), (128, 128)) == shapes(parts)
+    assert misfits(shapes(parts), headers(parts)) == []
+    torch.testing.assert_close(assembled(parts, shapes(tensors), (128, 128)), tensors, atol=0, rtol=0)
 
 
 @given(fused_experts())
@@ -57,7 +57,7 @@ def test_fused_experts_stay_as_they_are(tensors):
 
 
 @given(rows=SIZES, columns=SIZES, block=st.tuples(SIZES, SIZES))
-def test_each_value_meets_the_scale_of_its_block(rows, columns, block):
+def test_each_value_is_multiplied_by_the_scale_of_its_block(rows, columns, block):
     stored = torch.rand(rows, columns)
     scale = torch.rand(-(-rows // block[0]), -(-columns // block[1]))
     files = {"o_proj.weight": stored, "o_proj.weight_scale_inv": scale}
@@ -67,7 +67,7 @@ def test_each_value_meets_the_scale_of_its_block(rows, columns, block):
     torch.testing.assert_close(assembled(files, wanted, block)["o_proj.weight"], torch.tensor(by_hand))
 
 
-def test_one_layer_apart_does_not_ask_it_of_another():
+def test_layers_may_have_different_layouts():
     files = {
         "layers.0.mlp.experts.0.down_proj.weight": torch.rand(2, 3),
         "layers.1.mlp.experts.down_proj": torch.rand(1, 2, 3),

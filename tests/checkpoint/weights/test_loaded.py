@@ -1,4 +1,4 @@
-"""Models that are not wholly in memory are refused where numbers would be taken from them."""
+"""Functions that run a model reject one that lacks weights or scales."""
 
 import json
 from types import SimpleNamespace
@@ -73,21 +73,21 @@ ENTRIES = {
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_every_entry_looks(checkpoint, name):
+def test_every_entry_point_checks(checkpoint, name):
     on_meta(checkpoint.model, CONVOLUTION)
     with pytest.raises(HalfLoadedModel, match=CONVOLUTION):
         ENTRIES[name](checkpoint)
 
 
 @pytest.mark.parametrize("offload", [cpu_offload, disk_offload])
-def test_weights_that_accelerate_brings_are_there(model, offload, tmp_path):
+def test_weights_that_accelerate_loads_are_accepted(model, offload, tmp_path):
     ids = torch.tensor([[1, 2, 3, 4]])
     wanted = model(ids).logits
     offload(model, *([tmp_path] if offload is disk_offload else []))
     with torch.no_grad(), ql.watch(model, ql.probes.DeltaNet()):
         found = model(ids).logits
     torch.testing.assert_close(found, wanted)
-    # A second weight that no hook knows of is found beside those that are brought.
+    # A weight without a hook is found among those that hooks load.
     model.model.layers[0].linear_attn.stray = nn.Linear(2, 2, device="meta")
     with pytest.raises(HalfLoadedModel, match=r"2 weights on the meta device[\s\S]*stray\.weight"):
         require_loaded(model)
@@ -102,10 +102,10 @@ def test_offloaded_parts_with_one_hook_for_all_below(model):
     ("change", "message"),
     [
         (
-            {"quant_method": "modelopt"},  # of another maker: transformers skips it with a line in the log
-            "names the quantisation 'modelopt', and transformers loaded the weights without it",
+            {"quant_method": "modelopt"},  # transformers skips it and only logs that
+            "has the quantisation 'modelopt', but transformers loaded the weights without it",
         ),
-        (None, r"\d+ matrices whose median magnitude is above 8, like FP8 codes"),  # the config lost its entry
+        (None, r"\d+ matrices whose median magnitude is above 8, like FP8 codes"),  # the config lacks its entry
     ],
 )
 def test_fp8_that_from_pretrained_reads_as_plain_weights(tmp_path, change, message):
@@ -136,7 +136,7 @@ def test_codes_without_scales(model, dtype):
 
 
 def test_layers_of_other_packages_scale_by_themselves(model):
-    """As those of bitsandbytes and HQQ, which keep their scales in places of their own."""
+    """As in bitsandbytes and HQQ, which store their scales elsewhere."""
 
     class Linear8bit(nn.Linear):
         __module__ = "bitsandbytes.nn.modules"
@@ -150,10 +150,10 @@ def test_layers_of_other_packages_scale_by_themselves(model):
 
 
 def test_a_part_of_a_model_whose_quantizer_is_outside(model):
-    """`hf_quantizer` is an attribute of the outermost model; of its text stack the layers show that it was at work."""
+    """`hf_quantizer` is an attribute of the outermost model; in its text stack, the layers show that it was used."""
     stack = model.model
     stack.config.quantization_config = {"quant_method": "fp8"}
-    with pytest.raises(HalfLoadedModel, match="names the quantisation 'fp8'"):
+    with pytest.raises(HalfLoadedModel, match="has the quantisation 'fp8'"):
         require_loaded(stack)
     stack.layers[0].linear_attn.out_proj.weight_scale_inv = nn.Parameter(torch.ones(1))
     require_loaded(stack)
@@ -163,8 +163,8 @@ def test_a_part_of_a_model_whose_quantizer_is_outside(model):
     del stack.config.quantization_config
 
 
-def test_open_looks_at_what_was_loaded(tmp_path):
-    """Files in which codes are stored as bfloat16: no header tells, the size of the numbers does."""
+def test_open_checks_the_loaded_values(tmp_path):
+    """Files with codes stored as bfloat16: the headers look correct, only the size of the values is wrong."""
     folder = tiny_checkpoint(tmp_path, "qwen3_5", layer_types=KINDS, shards=1)
     tensors = load_file(folder / "model.safetensors")
     name = "model.language_model.layers.1.self_attn.q_proj.weight"

@@ -1,4 +1,4 @@
-"""Shards: what is found wrong with them before, and instead of, loading a model."""
+"""Shards: their defects are found before a model is loaded."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def folder(tmp_path, tensors):
 
 
 @pytest.mark.parametrize("shards", [1, 2, 4])
-def test_headers_say_what_the_shards_hold(tmp_path, tensors, shards):
+def test_headers_describe_the_tensors_in_the_shards(tmp_path, tensors, shards):
     save_shards(tensors, tmp_path, shards)
     weights = read_weights(tmp_path)
     assert {name: stored.shape for name, stored in weights.tensors.items()} == {
@@ -55,32 +55,32 @@ def test_one_file_counts_before_an_index(folder):
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth", "last.ckpt"])
-def test_pickles_are_refused(tmp_path, name):
+def test_pickles_are_rejected(tmp_path, name):
     (tmp_path / name).write_bytes(b"\x80\x04")
     with pytest.raises(PickleWeights, match=rf"(?s){tmp_path} has only pickled weights \({name}\).*save_pretrained"):
         read_weights(tmp_path)
 
 
-def test_a_pickle_beside_safetensors_is_left_alone(folder):
+def test_a_pickle_next_to_safetensors_is_ignored(folder):
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04")
     assert set(read_weights(folder).tensors) == set("abcd")
 
 
 def test_no_weights(tmp_path):
-    with pytest.raises(NoWeights, match=r"(?s)neither model.safetensors nor .*index.json.\nGive a folder"):
+    with pytest.raises(NoWeights, match=r"(?s)neither model.safetensors nor .*index.json.\nPass a folder"):
         read_weights(tmp_path)
 
 
 def test_shards_without_their_index(folder):
     (folder / INDEX).unlink()
-    with pytest.raises(NoWeights, match=r"model-00001-of-00002.safetensors.*but no .*index.json.\nFetch the index"):
+    with pytest.raises(NoWeights, match=r"model-00001-of-00002.safetensors.*but no .*index.json.\nDownload the index"):
         read_weights(folder)
 
 
 @pytest.mark.parametrize("index", ["", "[]", "{}", '{"weight_map": null}', '{"weight_map": ["a"]}'])
 def test_an_index_that_cannot_be_read(folder, index):
     (folder / INDEX).write_text(index)
-    with pytest.raises(BrokenWeights, match=r"index.json is no index.*\nFetch it again"):
+    with pytest.raises(BrokenWeights, match=r"index.json is not an index.*\nDownload it again"):
         read_weights(folder)
 
 
@@ -89,8 +89,8 @@ def test_a_missing_shard_is_named(folder):
     with pytest.raises(MissingShard) as caught:
         read_weights(folder)
     assert str(caught.value) == (
-        f"{folder} lacks 1 of the 2 shards that {INDEX} names:\n  model-00002-of-00002.safetensors\n"
-        "Fetch them; `hf download` goes on where it stopped."
+        f"{folder} lacks 1 of the 2 shards in {INDEX}:\n  model-00002-of-00002.safetensors\n"
+        "Download them; `hf download` continues where it stopped."
     )
 
 
@@ -115,14 +115,16 @@ HEADERLESS = {
 @pytest.mark.parametrize("content", HEADERLESS.values(), ids=HEADERLESS)
 def test_a_shard_without_a_header(folder, content):
     (folder / "model-00001-of-00002.safetensors").write_bytes(content)
-    with pytest.raises(TruncatedShard, match=rf"(?s)no whole safetensors .*in its {len(content)} bytes.*git lfs pull"):
+    with pytest.raises(
+        TruncatedShard, match=rf"(?s)not a complete safetensors file: its {len(content)} bytes.*git lfs pull"
+    ):
         read_weights(folder)
 
 
 def test_a_shard_with_bytes_to_spare(folder):
     with (folder / "model-00001-of-00002.safetensors").open("ab") as shard:
         shard.write(b"more")
-    with pytest.raises(TruncatedShard, match="cut short or overwritten"):
+    with pytest.raises(TruncatedShard, match="truncated or overwritten"):
         read_weights(folder)
 
 
@@ -130,7 +132,9 @@ def test_an_index_of_another_version(folder):
     index = json.loads((folder / INDEX).read_text())
     index["weight_map"]["lost"] = "model-00002-of-00002.safetensors"
     (folder / INDEX).write_text(json.dumps(index))
-    with pytest.raises(BrokenWeights, match=r"(?s)do not hold:\n  lost \(in model-00002-of-00002.*fetch both again"):
+    with pytest.raises(
+        BrokenWeights, match=r"(?s)do not contain:\n  lost \(in model-00002-of-00002.*download both again"
+    ):
         read_weights(folder)
 
 
@@ -141,15 +145,15 @@ def test_finite_weights_pass(folder):
 @pytest.mark.parametrize("name", ["a", "b", "c"])
 def test_a_nan_is_named(folder, name):
     for shard in folder.glob("*.safetensors"):
-        held = load_file(shard)
-        if name in held:
-            held[name].view(-1)[1] = float("nan")
-            save_file(held, shard)
+        tensors = load_file(shard)
+        if name in tensors:
+            tensors[name].view(-1)[1] = float("nan")
+            save_file(tensors, shard)
             where = shard.name
     with pytest.raises(NonFiniteWeights) as caught:
         read_weights(folder).require_finite()
     count = {"a": 6, "b": 5, "c": 16}[name]
-    assert f"\n  {name} in {where}: 1 of {count} values\nFetch the shard again" in str(caught.value)
+    assert f"\n  {name} in {where}: 1 of {count} values\nDownload the shard again" in str(caught.value)
 
 
 def test_an_infinity_is_named(tmp_path):

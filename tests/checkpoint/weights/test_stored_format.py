@@ -1,14 +1,14 @@
-"""Files that are not stored as their config says are refused before they are loaded."""
+"""Files whose format differs from their config are rejected before they are loaded."""
 
 import json
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 import qwenlab as ql
 from qwenlab.errors import BrokenWeights, UnknownQuantization, UnusedWeightsWarning
 from qwenlab.testing.checkpoints import tiny_checkpoint
+from tests.checkpoint.changing import change_tensors
 
 KINDS = ["linear_attention", "full_attention"]
 MATRIX = "model.language_model.layers.1.self_attn.q_proj.weight"
@@ -31,15 +31,9 @@ def change_config(folder, **fields):
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def change_tensors(folder, change):
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
 @pytest.mark.parametrize("strict", [False, True])
 def test_fp8_of_another_maker(fp8, strict):
-    """One `weight_scale` per tensor, and a quant_method that transformers skips with a log line."""
+    """One `weight_scale` per tensor, and a quant_method that transformers skips; it only logs that."""
 
     def rename(tensors):
         for name in [name for name in tensors if name.endswith("_scale_inv")]:
@@ -55,9 +49,9 @@ def test_fp8_of_another_maker(fp8, strict):
 def test_a_config_that_lost_its_quantisation(fp8):
     change_config(fp8, quantization_config=None)
     message = (
-        r"no quantization_config with a quant_method, and \d+ tensors are those of a quantised model:[\s\S]*F8_E4M3"
+        r"no quantization_config with a quant_method, but \d+ tensors are those of a quantised model:[\s\S]*F8_E4M3"
     )
-    with pytest.raises(BrokenWeights, match=message + r"[\s\S]*Put back the quantization_config"):
+    with pytest.raises(BrokenWeights, match=message + r"[\s\S]*Restore the quantization_config"):
         ql.open(fp8)
 
 
@@ -77,7 +71,7 @@ def test_codes_in_a_plain_checkpoint(plain, dtype):
 
 @pytest.mark.parametrize("name", ["weight_scale", "weight_scale_inv", "qzeros", "g_idx", "weight.absmax"])
 def test_scales_in_a_plain_checkpoint(plain, name):
-    """A tensor that nothing takes only warns; one that a quantised layer has is an error."""
+    """An unused tensor only warns; a tensor of a quantised layer is an error."""
     path = MATRIX.removesuffix("weight") + name
     change_tensors(plain, lambda tensors: tensors.update({path: torch.ones(1)}))
     with pytest.raises(BrokenWeights, match=path):
@@ -88,7 +82,7 @@ DAMAGE = {
     "has no weight_scale_inv": lambda tensors: tensors.pop(f"{MATRIX}_scale_inv"),
     "which is not stored in FP8": lambda tensors: tensors.update({MATRIX: tensors[MATRIX].to(torch.bfloat16)}),
     "is stored as I8": lambda tensors: tensors.update({MATRIX: tensors[MATRIX].float().to(torch.int8)}),
-    "is no part of block-scaled FP8": lambda tensors: tensors.update(
+    "is not part of block-scaled FP8": lambda tensors: tensors.update(
         {MATRIX.replace("weight", "input_scale"): torch.ones(())}
     ),
 }
@@ -97,20 +91,22 @@ DAMAGE = {
 @pytest.mark.parametrize("message", DAMAGE)
 def test_fp8_whose_codes_and_scales_do_not_pair(fp8, message):
     change_tensors(fp8, DAMAGE[message])
-    with pytest.raises(BrokenWeights, match=rf"do not hold the FP8 weights that config.json describes[\s\S]*{message}"):
+    with pytest.raises(
+        BrokenWeights, match=rf"do not match the FP8 weights that config.json describes[\s\S]*{message}"
+    ):
         ql.open(fp8)
 
 
 def test_a_quantisation_that_needs_a_package(plain):
     change_config(plain, quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 128})
-    with pytest.raises(UnknownQuantization, match=r"cannot read the weights in .* here: [\s\S]*unquantised release"):
+    with pytest.raises(UnknownQuantization, match=r"cannot read the weights in .*: [\s\S]*unquantised release"):
         ql.open(plain)
 
 
 def test_bitsandbytes_is_left_to_transformers(plain):
-    """Its quant_method says nothing of the number of bits, by which transformers knows it."""
+    """transformers needs the number of bits, which is not part of the quant_method."""
     change_config(plain, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
-    with pytest.raises(UnknownQuantization, match=r"cannot read the weights in .* here: .*bitsandbytes"):
+    with pytest.raises(UnknownQuantization, match=r"cannot read the weights in .*: .*bitsandbytes"):
         ql.open(plain)
 
 

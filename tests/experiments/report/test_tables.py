@@ -49,16 +49,16 @@ def test_labelled_rows():
 
 
 @pytest.mark.parametrize(
-    ("name", "bounds", "stands", "text"),
+    ("name", "bounds", "significant", "text"),
     [
-        ("harm", [0.4, 0.6], True, "**0.5 [0.4, 0.6]**"),
-        ("harm", [0.4, 0.6], False, "0.5 [0.4, 0.6]"),
-        ("beyond_controls", [0.4, 0.6], True, "0.5 [0.4, 0.6]"),
-        ("harm", [np.nan, np.nan], False, "0.5"),
+        ("effect", [0.4, 0.6], True, "**0.5 [0.4, 0.6]**"),
+        ("effect", [0.4, 0.6], False, "0.5 [0.4, 0.6]"),
+        ("effect_above_controls", [0.4, 0.6], True, "0.5 [0.4, 0.6]"),
+        ("effect", [np.nan, np.nan], False, "0.5"),
     ],
 )
-def test_an_estimate_has_its_interval_and_is_bold_where_an_effect_is_significant(name, bounds, stands, text):
-    data = xr.Dataset({name: 0.5, f"{name}_interval": ("bound", bounds), "stands": stands})
+def test_an_estimate_has_its_interval_and_is_bold_where_an_effect_is_significant(name, bounds, significant, text):
+    data = xr.Dataset({name: 0.5, f"{name}_interval": ("bound", bounds), "significant": significant})
     assert estimate(data, name, "{:.1f}".format) == text
 
 

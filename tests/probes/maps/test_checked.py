@@ -1,4 +1,4 @@
-"""Implicit attention is held to the kernel; what is hidden, of the other kind or asked for wrongly is an error."""
+"""Implicit attention is checked against the kernel; hidden sites, wrong layers and wrong arguments are errors."""
 
 import sys
 
@@ -21,7 +21,7 @@ def test_the_weights_make_the_kernels_output(model, text):
 
 
 def test_without_the_removal_of_keys_they_do_not(model, text):
-    """How far off is said beside how near the weights are; with keys that are never written again, as near as those."""
+    """Without key removal the error is large; with keys that are never written again, it is as small as with it."""
     options = dict(every=1, layers=[0], without_removal=True)
     node = recorded(model, one_by_one([text(120)]), ImplicitAttention(**options))["implicit_attention"]
     exact, without, out = (
@@ -66,8 +66,8 @@ def test_a_kernel_of_another_convention_is_an_error(small, text, monkeypatch):
 
     monkeypatch.setattr(modeling, "torch_chunk_gated_delta_rule", in_bits)
     message = (
-        r"^The output that the weights of ImplicitAttention\(\) make is not the one that the kernel returned: they "
-        r"differ by [0-9.]+ of its norm in layer 0, head [0-3] \(at most 0\.0001 is rounding\), and in 4 of 4 heads\.\n"
+        r"^ImplicitAttention\(\) recomputes the output from its weights, and the result differs from the kernel's: by "
+        r"[0-9.]+ of the norm in layer 0, head [0-3] \(rounding explains at most 0\.0001\), and in 4 of 4 heads\.\n"
         r"The kernel in use follows another convention"
     )
     with pytest.raises(KernelDisagrees, match=message), watch(small, ImplicitAttention(every=1)):
@@ -84,11 +84,11 @@ def test_a_kernel_that_hides_the_delta_rule_is_an_error(text):
 @pytest.mark.parametrize("kinds", [("full", "linear", "linear", "full", "linear"), ("linear",)])
 def test_a_layout_that_follows_no_period(kinds, text):
     model = tiny_model("qwen3_5", layer_types=[f"{kind}_attention" for kind in kinds])
-    found = recorded(model, one_by_one([text(90)]), *both()[: len(set(kinds))])
+    recording = recorded(model, one_by_one([text(90)]), *both()[: len(set(kinds))])
     for node, kind in KINDS.items():
-        if node in found:
+        if node in recording:
             expected = [layer for layer, each in enumerate(kinds) if kind.startswith(each)]
-            assert found[node]["layer"].values.tolist() == expected
+            assert recording[node]["layer"].values.tolist() == expected
 
 
 def test_layers_of_the_other_kind_are_refused(small):
@@ -110,9 +110,9 @@ def test_layers_of_the_other_kind_are_refused(small):
         (dict(queries="some"), r"queries='some'\): give positions of tokens in their texts, or 'all'\."),
         (dict(queries=[]), r"queries=\[\]\): give positions of tokens"),
         (dict(queries=[3, -1]), r"queries=\[-1, 3\]\): give positions of tokens"),
-        (dict(queries=[0], block=8), r"queries=\[0\], block=8\): give either rows to keep, or the side of a block"),
-        (dict(block=1), r"block=1\): give either rows"),
-        (dict(every=0), r"every=0\): give a whole number"),
+        (dict(queries=[0], block=8), r"queries=\[0\], block=8\): give either the rows to store, or the side of"),
+        (dict(block=1), r"block=1\): give either the rows"),
+        (dict(every=0), r"every=0\): give an integer number of tokens, 1 or more\."),
     ],
 )
 def test_options_that_make_no_sense(probe, options, message):

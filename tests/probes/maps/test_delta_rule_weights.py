@@ -1,4 +1,4 @@
-"""The delta rule unrolled: beside a float64 loop, however the tokens are split, and in cases whose answer is known."""
+"""The unrolled delta rule matches a float64 loop for any split of the tokens, and known answers."""
 
 import numpy as np
 import pytest
@@ -65,9 +65,9 @@ def test_chosen_rows_are_rows_of_the_whole_map(length, rows, seed):
     query, key, g, beta = drawn(2, 1, length, 5, seed)
     whole, _ = DeltaRuleWeights(key, beta, g, 0).rows(query, torch.arange(length).expand(2, -1), range(length))
     chosen = torch.randint(0, length, (2, rows), generator=torch.Generator().manual_seed(seed)).sort(dim=1).values
-    asked = query.gather(2, chosen[:, None, :, None].expand(-1, 1, -1, 5))
-    found, _ = DeltaRuleWeights(key, beta, g, 0).rows(asked, chosen, chosen.amax(dim=0).tolist())
-    np.testing.assert_allclose(found, whole.gather(2, chosen[:, None, :, None].expand(-1, 1, -1, length)), atol=1e-6)
+    rows = query.gather(2, chosen[:, None, :, None].expand(-1, 1, -1, 5))
+    result, _ = DeltaRuleWeights(key, beta, g, 0).rows(rows, chosen, chosen.amax(dim=0).tolist())
+    np.testing.assert_allclose(result, whole.gather(2, chosen[:, None, :, None].expand(-1, 1, -1, length)), atol=1e-6)
 
 
 @settings(max_examples=20)
@@ -79,8 +79,8 @@ def test_the_published_matrix_form_says_the_same(length, seed):
     decay = (elapsed[:, None] - elapsed[None]).tril().exp().tril()
     onto = (b[:, None] * (k @ k.T) * decay).tril(-1)
     closed = (q @ k.T * decay) @ torch.linalg.inv(torch.eye(length).double() + onto) @ b.diag()
-    found, _ = DeltaRuleWeights(key, beta, g, 0).rows(query, torch.arange(length)[None], range(length))
-    np.testing.assert_allclose(found[0, 0], closed, atol=1e-5)
+    result, _ = DeltaRuleWeights(key, beta, g, 0).rows(query, torch.arange(length)[None], range(length))
+    np.testing.assert_allclose(result[0, 0], closed, atol=1e-5)
 
 
 @settings(max_examples=15)
@@ -111,8 +111,8 @@ def test_a_key_that_comes_again_replaces_the_first_value():
     key = np.eye(4)[[2, 1, 2, 0]]
     weight = rows_of(key, np.zeros(4), np.ones(4), key)
     np.testing.assert_allclose(weight, np.diag([1, 1, 1, 1]) + 0 * weight, atol=1e-7)
-    asked = rows_of(key, np.zeros(4), np.ones(4), np.tile(np.eye(4)[2], (4, 1)))
-    np.testing.assert_allclose(asked, [[1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0]], atol=1e-7)
+    rows = rows_of(key, np.zeros(4), np.ones(4), np.tile(np.eye(4)[2], (4, 1)))
+    np.testing.assert_allclose(rows, [[1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0]], atol=1e-7)
 
 
 def test_what_half_of_a_write_leaves_of_the_first_value():
@@ -139,7 +139,7 @@ def test_weights_are_linear_in_the_query_and_know_no_values():
 
 
 def test_a_decay_to_nothing_forgets_everything_before_it():
-    """The decay of a token falls before its own write: what it brings itself is untouched."""
+    """The decay of a token comes before its own write, which it does not reduce."""
     query, key, g, beta = drawn(1, 1, 80, 5, 1)
     g[..., 40] = -200.0
     weight, _ = DeltaRuleWeights(key, beta, g, 0).rows(query, torch.arange(80)[None], range(80))

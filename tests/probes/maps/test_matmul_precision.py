@@ -1,4 +1,4 @@
-"""What the products of a kernel may be rounded to, and what ImplicitAttention allows for it."""
+"""Precision of a kernel's products, and the tolerance of ImplicitAttention that follows from it."""
 
 import copy
 import sys
@@ -44,7 +44,7 @@ def test_only_cuda_may_be_set_to_tf32(precision):
     [(FUSED, "cuda", TF32), (FUSED, "cpu", TF32), ("hub.rule", "cuda", TF32), ("notebook.my_rule", "cpu", IEEE)],
 )
 def test_of_other_kernels_it_is_tf32_on_a_gpu(kernel, device, eps):
-    """Those of flash-linear-attention run on a CPU in Triton's interpreter, which may stand for a GPU."""
+    """Those of flash-linear-attention run on a CPU in Triton's interpreter, which may emulate a GPU."""
     assert product_eps(kernel, device) == eps
 
 
@@ -72,11 +72,11 @@ def test_what_rounding_explains_is_allowed(small, text, monkeypatch, precision, 
         with torch.no_grad(), watch(small, ImplicitAttention(every=1)):
             small(tokens)
     off_by(fails, modeling, monkeypatch)
-    refused = pytest.raises(KernelDisagrees, match=rf"\(at most {allowed} is rounding\)")
+    refused = pytest.raises(KernelDisagrees, match=rf"\(rounding explains at most {allowed}\)")
     with refused as raised, torch.no_grad(), watch(small, ImplicitAttention(every=1)):
         small(tokens)
     message = str(raised.value)
-    assert "watch with transformers' own kernel, which models on the CPU use, without the edit." in message
+    assert "watch with transformers' own kernel, which models on the CPU use, and without the" in message
     for word in ("TRITON_F32_DEFAULT=ieee before triton is imported", 'set_float32_matmul_precision("highest")'):
         assert (word in message) == (setting != "highest")
 
@@ -86,7 +86,7 @@ def test_a_coarser_output_does_not_name_the_products(small, text, monkeypatch, p
     precision("high")
     model = copy.deepcopy(small).to(torch.bfloat16)
     off_by(0.5, sys.modules[type(small).__module__], monkeypatch)
-    refused = pytest.raises(KernelDisagrees, match=r"at most 0\.0156 is rounding")
+    refused = pytest.raises(KernelDisagrees, match=r"rounding explains at most 0\.0156")
     with refused as raised, torch.no_grad(), watch(model, ImplicitAttention(every=1)):
         model(text(70)[None])
     assert "TRITON_F32_DEFAULT" not in str(raised.value)

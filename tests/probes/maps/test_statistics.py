@@ -1,4 +1,4 @@
-"""Statistics of implicit and softmax attention maps: beside the float64 reference, however texts are fed."""
+"""Statistics of implicit and softmax attention maps match the float64 reference for any batching."""
 
 import json
 
@@ -20,24 +20,24 @@ def texts(model):
 
 @pytest.mark.parametrize("every", [1, 5])
 def test_every_statistic_is_the_references(model, texts, every):
-    found = seen(model, texts, *both(every=every))
+    result = seen(model, texts, *both(every=every))
     read, tokens = [text for _, text in texts], [ids.tolist() for ids, _ in texts]
     for node, kind in KINDS.items():
-        assert_says(said(found[node]), reference.maps(read, tokens, kind, every))
+        assert_says(said(result[node]), reference.maps(read, tokens, kind, every))
 
 
 @pytest.mark.parametrize("heads", [[1], [0, 2, 3], [3]])
 def test_some_heads_say_what_they_say_among_all(model, texts, heads):
-    found = seen(model, texts[:3], *both(every=4, heads=heads))
+    result = seen(model, texts[:3], *both(every=4, heads=heads))
     read, tokens = [text for _, text in texts[:3]], [ids.tolist() for ids, _ in texts[:3]]
     for node, kind in KINDS.items():
-        assert_says(said(found[node]), reference.maps(read, tokens, kind, 4, heads))
-        assert found[node]["head"].values.tolist() == heads
+        assert_says(said(result[node]), reference.maps(read, tokens, kind, 4, heads))
+        assert result[node]["head"].values.tolist() == heads
 
 
 def test_blocks_of_rows_and_heads_say_what_all_say_at_once(model, texts, monkeypatch):
     whole = seen(model, texts[:3], *both(every=1, queries="all"))
-    monkeypatch.setattr(maps, "BLOCK", 2 * 70 * 6)
+    monkeypatch.setattr(maps, "MAX_WEIGHTS", 2 * 70 * 6)
     monkeypatch.setattr(maps, "ROWS", 4)
     assert_alike(seen(model, texts[:3], *both(every=1, queries="all")), whole)
 
@@ -64,23 +64,23 @@ def test_any_pieces_say_what_the_whole_says(small, lengths, widths):
 
 def test_a_row_of_one_token_has_no_entropy(small):
     """Not even that of a rounding: there is nothing to divide."""
-    found = recorded(small, one_by_one([POOL[row, :1] for row in range(6)]), *both(every=1))
+    result = recorded(small, one_by_one([POOL[row, :1] for row in range(6)]), *both(every=1))
     for node in KINDS:
-        assert (found[node]["entropy_sum"] == 0).all()
+        assert (result[node]["entropy_sum"] == 0).all()
 
 
 def test_embeddings_in_place_of_tokens_have_no_induction(small, text):
     embedded = small.get_input_embeddings()(text(30))[None]
-    found = recorded(small, lambda model, seen: model(inputs_embeds=embedded), *both(every=1))
+    result = recorded(small, lambda model, seen: model(inputs_embeds=embedded), *both(every=1))
     for node in KINDS:
-        assert int(found[node]["induction_rows"].sum()) == 0
-        assert int(found[node]["tokens"].sum()) == 30
+        assert int(result[node]["induction_rows"].sum()) == 0
+        assert int(result[node]["tokens"].sum()) == 30
 
 
 def test_what_was_left_out_is_told(small, text):
     probes = ImplicitAttention(layers=[0], every=1, heads=[1]), SoftmaxAttention(every=7, block=4)
-    found = recorded(small, one_by_one([text(9)]), *probes)
-    assert [json.loads(found[node].attrs["sample"]) for node in KINDS] == [
+    result = recorded(small, one_by_one([text(9)]), *probes)
+    assert [json.loads(result[node].attrs["sample"]) for node in KINDS] == [
         {"layers": [0], "heads": [1]},
         {"every": 7, "block": 4},
     ]

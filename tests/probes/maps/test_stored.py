@@ -1,4 +1,4 @@
-"""Maps that are kept: chosen rows, whole maps and block means; from prefill and decode, merged and saved."""
+"""Stored maps: chosen rows, whole maps and block means; from prefill and decode, merged and saved."""
 
 import numpy as np
 import pytest
@@ -23,10 +23,10 @@ def texts(model):
 def test_rows_of_decode_steps_reach_back_over_all_passes(small, text, widths):
     """Weights of token-by-token decode, of prefill and of a split of the two are the same."""
     tokens = text(150)
-    found = recorded(small, in_pieces([tokens], widths), *both(queries="all"))
+    result = recorded(small, in_pieces([tokens], widths), *both(queries="all"))
     whole = recorded(small, one_by_one([tokens]), *both(queries="all"))
     for node in KINDS:
-        weight = {tuple(at): row for at, row in by_row(found[node]).items()}
+        weight = {tuple(at): row for at, row in by_row(result[node]).items()}
         assert len(weight) == 150
         for at, row in by_row(whole[node]).items():
             np.testing.assert_allclose(weight[at], row, atol=1e-5)
@@ -35,38 +35,38 @@ def test_rows_of_decode_steps_reach_back_over_all_passes(small, text, widths):
 
 def test_kept_rows_are_the_references_and_end_at_their_token(model, texts):
     queries = [0, 4, 19]
-    found = seen(model, texts, *both(every=8, queries=queries))
+    result = seen(model, texts, *both(every=8, queries=queries))
     for node, kind in KINDS.items():
         layers = reference.layers_where([text for _, text in texts], lambda layer, kind=kind: layer.kind == kind)
         name = "weight" if kind == "linear_attention" else "probability"
         expected = {(n, q) for n, length in enumerate(LENGTHS) for q in queries if q < length}
-        assert set(by_row(found[node])) == expected
-        for (number, position), row in by_row(found[node]).items():
+        assert set(by_row(result[node])) == expected
+        for (number, position), row in by_row(result[node]).items():
             for place, layer in enumerate(layers):
                 mixer = texts[number][1].layers[layer].mixer
                 np.testing.assert_allclose(row[place], mixer[name][position, :, : position + 1], atol=1e-5)
-        beyond = np.arange(found[node].sizes["key"]) > found[node]["position"].values[:, None]
-        assert (found[node]["weight"].isnull().values == beyond).all()
-        openness = texts[0][1].layers[layers[0]].mixer["openness"][queries]
-        np.testing.assert_allclose(found[node]["openness"].values[0, :, :3].T, openness, atol=1e-5)
+        beyond = np.arange(result[node].sizes["key"]) > result[node]["position"].values[:, None]
+        assert (result[node]["weight"].isnull().values == beyond).all()
+        openness = texts[0][1].layers[layers[0]].mixer["mean_gate"][queries]
+        np.testing.assert_allclose(result[node]["mean_gate"].values[0, :, :3].T, openness, atol=1e-5)
 
 
 @pytest.mark.parametrize("widths", [(40,), (7, 1, 1)])
 def test_block_means_are_means_of_the_whole_map(small, widths):
     texts = [POOL[0], POOL[1, :11]]
-    found = recorded(small, in_pieces(texts, widths), *both(block=4))
+    result = recorded(small, in_pieces(texts, widths), *both(block=4))
     whole = recorded(small, one_by_one(texts), *both(queries="all"))
     for node in KINDS:
-        assert found[node]["position"].values.tolist() == [*range(0, 40, 4), 0, 4, 8]
-        assert found[node]["text"].values.tolist() == [0] * 10 + [1] * 3
+        assert result[node]["position"].values.tolist() == [*range(0, 40, 4), 0, 4, 8]
+        assert result[node]["text"].values.tolist() == [0] * 10 + [1] * 3
         for row, (text, begin) in enumerate(
-            zip(found[node]["text"].values, found[node]["position"].values, strict=True)
+            zip(result[node]["text"].values, result[node]["position"].values, strict=True)
         ):
             here = whole[node].isel(row=whole[node]["text"].values == text)
             for name, of in (("weight", here["weight"].values), ("size", abs(here["weight"].values))):
                 block = of[:, :, begin : begin + 4]
                 means = [np.nanmean(block[..., k : k + 4], axis=(2, 3)) for k in range(0, begin + 1, 4)]
-                got = found[node][name].values[:, :, row]
+                got = result[node][name].values[:, :, row]
                 np.testing.assert_allclose(got[..., : len(means)], np.moveaxis(means, 0, -1), atol=1e-6)
                 assert np.isnan(got[..., len(means) :]).all()
 
@@ -87,17 +87,17 @@ def test_recordings_merge_and_are_saved(small, text, options, tmp_path):
 @pytest.mark.parametrize("probe", [ImplicitAttention, SoftmaxAttention])
 def test_a_map_that_is_too_large_names_its_reductions(small, text, probe, monkeypatch):
     name = probe.__name__
-    reduce = r"\.\nReduce it: keep chosen rows with queries=\[\.\.\.\], or means over blocks with block=8; statistics"
-    told = rf"^{name}\(queries='all'\) keeps every row, of texts up to 2,048 tokens; this one has 2,049{reduce}"
-    with pytest.raises(MapTooLarge, match=told), watch(small, probe(queries="all", every=2049)), torch.no_grad():
+    fix = r"\.\nStore chosen rows with queries=\[\.\.\.\], or means over blocks with block=8; statistics"
+    message = rf"^{name}\(queries='all'\) stores every row of texts up to 2,048 tokens; this text has 2,049{fix}"
+    with pytest.raises(MapTooLarge, match=message), watch(small, probe(queries="all", every=2049)), torch.no_grad():
         small(text(2049)[None])
-    monkeypatch.setattr(stored, "FULL", 20)
-    told = rf"^{name}\(block=2\) keeps up to 20 blocks a text; this one of 41 tokens has 21\.\nReduce it"
-    with pytest.raises(MapTooLarge, match=told), watch(small, probe(block=2)):
+    monkeypatch.setattr(stored, "MAX_LENGTH", 20)
+    message = rf"^{name}\(block=2\) stores up to 20 blocks per text; this text of 41 tokens has 21\.\nStore chosen rows"
+    with pytest.raises(MapTooLarge, match=message), watch(small, probe(block=2)):
         small(text(41)[None])
-    monkeypatch.setattr(stored, "HELD", 2000)
-    told = rf"^{name} keeps 0\.0 GiB of maps by now, of 0 at most\.\nRead fewer texts, layers=\[\.\.\.\] or heads="
+    monkeypatch.setattr(stored, "MAX_BYTES", 2000)
+    message = rf"^{name} has stored 0\.0 GiB of maps; the limit is 0 GiB\.\nRead fewer texts, layers=\[\.\.\.\] or"
     with watch(small, probe(queries="all")):
         small(text(20)[None])
-        with pytest.raises(MapTooLarge, match=told):
+        with pytest.raises(MapTooLarge, match=message):
             small(text(20)[None])

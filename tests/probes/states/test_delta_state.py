@@ -1,4 +1,4 @@
-"""DeltaState beside a float64 loop over tokens, however the tokens are fed; planted states; files; refusals."""
+"""DeltaState matches a float64 loop for any batching; planted states; files; errors."""
 
 import sys
 from types import MethodType
@@ -23,7 +23,7 @@ from qwenlab.errors import (
 )
 from qwenlab.probes import DeltaNet, DeltaState, Retention, StatePrecision
 from qwenlab.probes.session import watch
-from qwenlab.probes.states.base import StateSample, moments, octave_of
+from qwenlab.probes.states.base import StateSample, octave_of, state_updates
 from qwenlab.probes.states.delta_state import statistics
 from qwenlab.testing.models import tiny_model
 from tests.capture.test_prediction import drawn
@@ -97,19 +97,19 @@ def seen(model, texts, probe):
 
 @pytest.mark.parametrize("every", [1, 7])
 def test_sums_are_those_of_a_loop_over_tokens(model, texts, every):
-    found = seen(model, texts, DeltaState(every=every))
-    assert_says(found, reference([text for _, text in texts], lambda token, text: measured(token, every, text)))
+    recording = seen(model, texts, DeltaState(every=every))
+    assert_says(recording, reference([text for _, text in texts], lambda token, text: measured(token, every, text)))
 
 
 def test_given_positions_layers_and_heads(model, texts):
     steps, read = (0, 5, 8, 64, 89, 300), [text for _, text in texts]
     layers, heads = found_layers(model)[1:], [1, 3]
-    found = seen(model, texts, DeltaState(layers=layers, heads=heads, steps=steps))
+    recording = seen(model, texts, DeltaState(layers=layers, heads=heads, steps=steps))
     expected = reference(read, lambda token, text: token in steps)
     expected = {name: values[:, :, 1:] for name, values in expected.items()}
-    assert_says(found, {name: v if name == "tokens" else v[:, :, :, heads] for name, v in expected.items()})
-    assert found["head"].values.tolist() == heads
-    assert found["layer"].values.tolist() == layers
+    assert_says(recording, {name: v if name == "tokens" else v[:, :, :, heads] for name, v in expected.items()})
+    assert recording["head"].values.tolist() == heads
+    assert recording["layer"].values.tolist() == layers
 
 
 def found_layers(model):
@@ -123,12 +123,12 @@ def test_states_in_the_file_are_those_of_a_loop_however_they_are_fed(model, text
     feeds = {"prefill": (90,), "decode": (1,), "split": (50, *[1] * 40), "pieces": (7, 1, 3)}
     for name, widths in feeds.items():
         recorded(model, in_pieces([tokens], widths), DeltaState(steps=steps, to=tmp_path / f"{name}.nc"))
-        with xr.open_dataset(tmp_path / f"{name}.nc") as kept:
-            kept = kept.sortby("position")
-            assert kept["position"].values.tolist() == steps
-            for index, layer in enumerate(kept["layer"].values):
+        with xr.open_dataset(tmp_path / f"{name}.nc") as saved:
+            saved = saved.sortby("position")
+            assert saved["position"].values.tolist() == steps
+            for index, layer in enumerate(saved["layer"].values):
                 expected = text.layers[layer].mixer["state"][steps]
-                off = np.linalg.norm(kept["state"].values[:, index] - expected, axis=(-2, -1))
+                off = np.linalg.norm(saved["state"].values[:, index] - expected, axis=(-2, -1))
                 assert (off <= 1e-4 * np.linalg.norm(expected, axis=(-2, -1))).all(), name
 
 
@@ -190,13 +190,13 @@ def around_all(key, value, alpha, beta):
     g, beta = (
         torch.as_tensor(each, dtype=torch.float32).expand(length) for each in (torch.as_tensor(alpha).log(), beta)
     )
-    given_all = (key[None, :, None], value[None, :, None], g[None, :, None], beta[None, :, None])
+    arguments = (key[None, :, None], value[None, :, None], g[None, :, None], beta[None, :, None])
     number = torch.arange(length)
     width = min(64, length)
     sections = tuple(np.bincount(number // width).tolist())
     chosen = StateSample(torch.zeros_like(number), number, number, torch.ones_like(number), sections)
-    found = [m for n, c in enumerate(chunks(*given_all, None)) for m in moments(c, n, chosen, 1)]
-    return tuple(torch.cat([getattr(m, name) for m in found])[:, 0] for name in ("before", "after"))
+    updates = [u for n, c in enumerate(chunks(*arguments, None)) for u in state_updates(c, n, chosen, 1)]
+    return tuple(torch.cat([getattr(update, name) for update in updates])[:, 0] for name in ("before", "after"))
 
 
 def test_orthonormal_keys_give_their_number_as_rank():
@@ -204,8 +204,8 @@ def test_orthonormal_keys_give_their_number_as_rank():
     key, value = (np.linalg.qr(rng.normal(size=(12, 12)))[0] for _ in range(2))
     for r in range(1, 13):
         _, after = around_all(key[:r], value[:r], alpha=1.0, beta=1.0)
-        told = {name: float(each) for name, each in statistics(after[-1]).items()}
-        assert told == pytest.approx(dict(norm=r**0.5, effective_rank=r, stable_rank=r, largest=1), rel=1e-5)
+        values = {name: float(each) for name, each in statistics(after[-1]).items()}
+        assert values == pytest.approx(dict(norm=r**0.5, effective_rank=r, stable_rank=r, largest=1), rel=1e-5)
 
 
 def test_a_repeated_key_holds_the_newest_value_only():
@@ -266,9 +266,9 @@ def test_a_layout_without_a_period(text):
     kinds = ["linear_attention", "full_attention", "full_attention", "linear_attention", "linear_attention"]
     model = tiny_model("qwen3_5", layer_types=kinds, linear_num_key_heads=1, linear_num_value_heads=3)
     tokens = text(20)
-    found = recorded(model, one_by_one([tokens]), DeltaState(every=1))["deltastate"]
-    assert found["layer"].values.tolist() == [0, 3, 4]
-    assert_says(found, reference([Text(layers_of(model, tokens), 0, [0] * 20)], lambda token, text: True))
+    recording = recorded(model, one_by_one([tokens]), DeltaState(every=1))["deltastate"]
+    assert recording["layer"].values.tolist() == [0, 3, 4]
+    assert_says(recording, reference([Text(layers_of(model, tokens), 0, [0] * 20)], lambda token, text: True))
 
 
 # The file.
@@ -286,18 +286,18 @@ def test_a_file_holds_every_chosen_state_with_its_token(small, text, tmp_path):
 
     probe = DeltaState(every=1, to=path)
     recorded(small, feed, probe)
-    with xr.open_dataset(path) as kept:
-        assert kept["state"].dims == ("token", "layer", "head", "key_channel", "channel")
-        assert kept["state"].dtype == np.float32
-        assert not kept["state"].isnull().any()
-        assert kept["label"].values.tolist().count("code") == 9
+    with xr.open_dataset(path) as saved:
+        assert saved["state"].dims == ("token", "layer", "head", "key_channel", "channel")
+        assert saved["state"].dtype == np.float32
+        assert not saved["state"].isnull().any()
+        assert saved["label"].values.tolist().count("code") == 9
         for number, length in ((0, 9), (1, 20)):
-            ours = kept.sel(token=kept["sequence"] == number)
+            ours = saved.sel(token=saved["sequence"] == number)
             assert ours["position"].values.tolist() == list(range(length))
-        assert kept["kind"].values.tolist() == ["linear_attention"]
-        assert kept.attrs["probe"] == "DeltaState"
-        assert kept.attrs["family"] == "qwen3_5_moe"
-        assert "package" not in kept.attrs
+        assert saved["kind"].values.tolist() == ["linear_attention"]
+        assert saved.attrs["probe"] == "DeltaState"
+        assert saved.attrs["family"] == "qwen3_5_moe"
+        assert "package" not in saved.attrs
     assert list(path.parent.iterdir()) == [path]
     recorded(small, one_by_one(texts), probe)  # a second block replaces it
     assert list(path.parent.iterdir()) == [path]
@@ -324,8 +324,8 @@ def test_a_block_that_fails_leaves_the_file_that_was_there(small, text, tmp_path
 
 def test_a_file_without_a_state(small, text, tmp_path):
     recorded(small, one_by_one([text(3)]), DeltaState(steps=[5], to=tmp_path / "states.nc"))
-    with xr.open_dataset(tmp_path / "states.nc") as kept:
-        assert kept.sizes["token"] == 0
+    with xr.open_dataset(tmp_path / "states.nc") as saved:
+        assert saved.sizes["token"] == 0
 
 
 # What is refused.
@@ -342,24 +342,24 @@ def test_no_other_layer_has_a_state(moe, dense, text):
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("options", "message"),
     [
-        (dict(every=0), r"^DeltaState\(every=0\): give a whole number of tokens, 1 or more\.$"),
+        (dict(every=0), r"^DeltaState\(every=0\): give an integer number of tokens, 1 or more\.$"),
         (
             dict(steps=[]),
-            r"^DeltaState\(every=None, steps=\[\]\): give one of them, and as steps positions of tokens in",
+            r"^DeltaState\(every=None, steps=\[\]\): give only one of them; steps are positions of tokens in",
         ),
         (dict(steps=[3, -1]), r"steps=\[-1, 3\]"),
-        (dict(steps=[3], every=2), r"^DeltaState\(every=2, steps=\[3\]\): give one of them"),
+        (dict(steps=[3], every=2), r"^DeltaState\(every=2, steps=\[3\]\): give only one of them"),
     ],
 )
-def test_steps_that_are_none(asked, message):
+def test_steps_that_are_none(options, message):
     with pytest.raises(BadArgument, match=message):
-        DeltaState(**asked)
+        DeltaState(**options)
 
 
 def test_heads_that_are_not_there(small, text):
-    message = r"^DeltaState\(heads=\[1, 4\]\): its layers have value heads 0 to 3\.\nLeave `heads` out to read all"
+    message = r"^DeltaState\(heads=\[1, 4\]\): its layers have heads 0 to 3\.\nLeave `heads` out to read all"
     with pytest.raises(BadArgument, match=message), watch(small, DeltaState(heads=[4, 1])):
         small(text(5)[None])
 
@@ -390,14 +390,14 @@ def test_a_kernel_of_another_convention(small, text, monkeypatch):
 
     monkeypatch.setattr(modeling, "torch_chunk_gated_delta_rule", in_bits)
     message = (
-        r"^The state that DeltaState\(\) works out is not the one that the kernel returned: they differ by [0-9.]+ % "
-        r"of its norm in layer 0 .*\n.*: watch with transformers' own kernel, without the edit\.$"
+        r"^DeltaState\(\) recomputes the state, and its result differs from the kernel's: by [0-9.]+ % of the norm in "
+        r"layer 0 .*\n.*: watch with transformers' own kernel, without the intervention\.$"
     )
     with pytest.raises(KernelDisagrees, match=message), watch(small, DeltaState()):
         small(text(40)[None], use_cache=True)
 
 
 def test_the_state_is_the_kernels(model, text):
-    found = recorded(model, lambda model, seen: model(text(150)[None], use_cache=True), DeltaState())["deltastate"]
-    assert 0 <= found.attrs["state_gap"] < 1e-5
-    assert found.attrs["full_rank"] == min(model.config.linear_key_head_dim, model.config.linear_value_head_dim)
+    recording = recorded(model, lambda model, seen: model(text(150)[None], use_cache=True), DeltaState())["deltastate"]
+    assert 0 <= recording.attrs["state_gap"] < 1e-5
+    assert recording.attrs["full_rank"] == min(model.config.linear_key_head_dim, model.config.linear_value_head_dim)

@@ -1,4 +1,4 @@
-"""States in low precision: the replay beside a float64 loop, and a decode that keeps its states rounded."""
+"""States in low precision: the replay matches a float64 loop, and a decode that stores its states rounded."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_each_element_is_the_nearest_that_the_format_has(seed, size):
 
 
 def by_hand(mixer, after, format):
-    """Errors [token, head] of a state that is rounded after so many tokens, by a loop in float64."""
+    """Errors [token, head] of a state that is rounded after every `after` tokens, by a loop in float64."""
     tokens, heads = mixer["beta"].shape
     group = heads // mixer["key"].shape[1]
     errors = np.zeros((tokens, heads))
@@ -55,19 +55,19 @@ def by_hand(mixer, after, format):
 def test_errors_are_those_of_a_loop_over_tokens(model, text, after):
     tokens = text(33)
     probe = StatePrecision(every=1, after=after)
-    found = recorded(model, lambda model, seen: model(tokens[None], use_cache=True), probe)["state_precision"]
+    result = recorded(model, lambda model, seen: model(tokens[None], use_cache=True), probe)["state_precision"]
     place = np.array([0, *(1 + int(np.log2(t)) for t in range(1, 33))])
-    for index, layer in enumerate(found["layer"].values):
+    for index, layer in enumerate(result["layer"].values):
         mixer = layers_of(model, tokens)[layer].mixer
         for format in FORMATS:
             errors = by_hand(mixer, after, format)
-            told = found["error_sum"].sel(format=format)[0, 0, index]
+            error = result["error_sum"].sel(format=format)[0, 0, index]
             expected = np.stack([errors[place == b].sum(axis=0) for b in range(22)], axis=-1)
             # One element that rounds the other way, of 256, is a few per cent of an error.
-            assert_allclose(told, expected, rtol=0.1, atol=1e-6)
-            assert_allclose(told.sum(), expected.sum(), rtol=0.02)
-    assert found.attrs["state_gap"] < 1e-5
-    assert found["tokens"].sum() == 33 * 3
+            assert_allclose(error, expected, rtol=0.1, atol=1e-6)
+            assert_allclose(error.sum(), expected.sum(), rtol=0.02)
+    assert result.attrs["state_gap"] < 1e-5
+    assert result["tokens"].sum() == 33 * 3
 
 
 POOL = torch.randint(1, 280, (4, 30), generator=torch.Generator().manual_seed(3))
@@ -89,8 +89,8 @@ def test_any_pieces_of_any_batch_say_what_the_whole_says(small, lengths, widths,
 
 
 def test_coarser_formats_stray_further(moe, text):
-    found = recorded(moe, one_by_one([text(200)]), StatePrecision())["state_precision"]["error_sum"]
-    by_format = found.sum(["label", "fold", "head", "position_bin"])
+    result = recorded(moe, one_by_one([text(200)]), StatePrecision())["state_precision"]["error_sum"]
+    by_format = result.sum(["label", "fold", "head", "position_bin"])
     assert (by_format.sel(format="bfloat16") < by_format.sel(format="int8")).all()
     assert (by_format.sel(format="bfloat16") < by_format.sel(format="float8_e4m3")).all()
 
@@ -122,9 +122,9 @@ def test_a_decode_keeps_its_states_rounded(model, text, format):
 
 
 def test_a_decode_that_rounds_strays_as_the_replay_says(small, text):
-    """The first DeltaNet layer, whose inputs are not changed: its own state beside the replay's."""
+    """The first DeltaNet layer, whose inputs are not changed: its own state against the replay's."""
     tokens = text(20)
-    found = recorded(small, one_by_one([tokens]), StatePrecision(every=1, formats=["int8"]))["state_precision"]
+    result = recorded(small, one_by_one([tokens]), StatePrecision(every=1, formats=["int8"]))["state_precision"]
     _, plain = decoded(small, tokens)
     with intervene(small, StateDtype("int8")):
         _, low = decoded(small, tokens)
@@ -132,20 +132,20 @@ def test_a_decode_that_rounds_strays_as_the_replay_says(small, text):
     strayed = (other - one).norm(dim=(1, 2)) / one.norm(dim=(1, 2))
     last = by_hand(layers_of(small, tokens)[0].mixer, 1, "int8")[-1]
     assert_allclose(strayed, last, rtol=0.1)
-    assert found["error_sum"].sum() > 0
+    assert result["error_sum"].sum() > 0
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("options", "message"),
     [
         (
             dict(formats=["fp4"]),
-            r"^StatePrecision\(formats=\.\.\.\): 'fp4' is no format of a state\.\nChoose among bfloat16",
+            r"^StatePrecision\(formats=\.\.\.\): 'fp4' is not a format of a state\.\nChoose among bfloat16",
         ),
-        (dict(formats=[]), r"^StatePrecision\(formats=\(\), after=1\): give one format at least"),
-        (dict(after=0), r"after=0\): give one format at least, and a whole number of tokens, 1 or more\.$"),
+        (dict(formats=[]), r"^StatePrecision\(formats=\(\)\): give at least one format\.$"),
+        (dict(after=0), r"^StatePrecision\(after=0\): give an integer number of tokens, 1 or more\.$"),
     ],
 )
-def test_arguments_that_are_none(asked, message):
+def test_arguments_that_are_none(options, message):
     with pytest.raises(BadArgument, match=message):
-        StatePrecision(**asked)
+        StatePrecision(**options)

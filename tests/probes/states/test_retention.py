@@ -1,4 +1,4 @@
-"""Retention beside a float64 loop, however the tokens are fed; a planted replacement, a planted decay; refusals."""
+"""Retention matches a float64 loop for any batching; a planted replacement, a planted decay; errors."""
 
 import json
 import re
@@ -91,8 +91,8 @@ def test_sums_are_those_of_a_loop_over_tokens(model, texts, every, pairs):
             with seen.label("ab"[text.label[0]]):
                 model(tokens[None])
 
-    found = recorded(model, feed, Retention(every=every, pairs=pairs))["retention"]
-    assert_says(found, reference([text for _, text in texts], every, pairs))
+    result = recorded(model, feed, Retention(every=every, pairs=pairs))["retention"]
+    assert_says(result, reference([text for _, text in texts], every, pairs))
 
 
 STORED, ASKED = set(range(0, 280, 3)), set(range(0, 280, 2))
@@ -107,17 +107,17 @@ def test_pairs_of_some_tokens_after_some_tokens(model, texts, every, pairs):
             with seen.label("ab"[text.label[0]]):
                 model(tokens[None])
 
-    found = recorded(model, feed, Retention(every=every, pairs=pairs, stored=STORED, asked=ASKED))["retention"]
+    result = recorded(model, feed, Retention(every=every, pairs=pairs, stored=STORED, asked=ASKED))["retention"]
     chosen = [lambda token, text, wanted=wanted: ids[text.number][token] in wanted for wanted in (STORED, ASKED)]
-    assert_says(found, reference([text for _, text in texts], every, pairs, *chosen))
-    assert json.loads(found.attrs["sample"])["asked"] == sorted(ASKED)
+    assert_says(result, reference([text for _, text in texts], every, pairs, *chosen))
+    assert json.loads(result.attrs["sample"])["asked"] == sorted(ASKED)
 
 
 def test_tokens_that_never_come_are_asked_nothing(small, text):
     """None stored: as many states asked, of no pair. None asked: nothing measured."""
     for stored, asked, tokens in ((None, [299], 0), ([299], None, 9)):
-        found = recorded(small, one_by_one([text(9)]), Retention(every=1, stored=stored, asked=asked))["retention"]
-        assert (found["tokens"].sum(), found["pairs_by_distance"].sum()) == (tokens, 0)
+        result = recorded(small, one_by_one([text(9)]), Retention(every=1, stored=stored, asked=asked))["retention"]
+        assert (result["tokens"].sum(), result["pairs_by_distance"].sum()) == (tokens, 0)
 
 
 POOL = torch.randint(1, 280, (6, 60), generator=torch.Generator().manual_seed(3))
@@ -187,15 +187,15 @@ def test_what_the_kernel_was_really_given_is_told(small, text):
     key[..., 3] = 1
     value = torch.zeros(1, 2, 4, 16)
     value[:, 0, :, 0], value[:, 1, :, 1] = 2, 3
-    told = planted(small, text(2), key=key, value=value, g=torch.zeros(1, 2, 4), beta=torch.ones(1, 2, 4))
-    at_1 = told.isel(distance_bin=1)
+    sums = planted(small, text(2), key=key, value=value, g=torch.zeros(1, 2, 4), beta=torch.ones(1, 2, 4))
+    at_1 = sums.isel(distance_bin=1)
     assert at_1["pairs_by_distance"].values.tolist() == [1] * 4
     assert_allclose(at_1["recall_by_distance"], 0, atol=1e-5)
     assert_allclose(at_1["before_by_distance"], 0, atol=1e-5)
     for name in ("written", "decayed"):
         assert_allclose(at_1[f"{name}_by_distance"], 1, atol=1e-5)
     assert_allclose(at_1["error_by_distance"], np.hypot(2, 3) / 2, atol=1e-5)
-    assert told["pairs_by_writes"].isel(writes_bin=1).values.tolist() == [1] * 4
+    assert sums["pairs_by_writes"].isel(writes_bin=1).values.tolist() == [1] * 4
 
 
 def test_orthogonal_keys_lose_by_decay_alone(small, text):
@@ -203,11 +203,11 @@ def test_orthogonal_keys_lose_by_decay_alone(small, text):
     key = torch.eye(16)[None, :10, None].expand(1, 10, 2, 16).contiguous()
     value = torch.ones(1, 10, 4, 16)
     given = dict(key=key, value=value, g=torch.full((1, 10, 4), np.log(0.5) / 16), beta=torch.ones(1, 10, 4))
-    told = planted(small, text(10), **given).isel(distance_bin=4)  # distance 8
-    assert told["pairs_by_distance"].values.tolist() == [1] * 4
+    sums = planted(small, text(10), **given).isel(distance_bin=4)  # distance 8
+    assert sums["pairs_by_distance"].values.tolist() == [1] * 4
     for name in ("recall", "decayed"):
-        assert_allclose(told[f"{name}_by_distance"], 0.5**0.5, rtol=1e-4)
-    assert_allclose(told["written_by_distance"], 1, rtol=1e-4)
+        assert_allclose(sums[f"{name}_by_distance"], 0.5**0.5, rtol=1e-4)
+    assert_allclose(sums["written_by_distance"], 1, rtol=1e-4)
 
 
 def test_memory_does_not_grow_with_the_text(small, text):
@@ -218,9 +218,9 @@ def test_memory_does_not_grow_with_the_text(small, text):
         cache = None
         for piece in text(260).split(20):
             cache = model(piece[None], past_key_values=cache, use_cache=True).past_key_values
-            (thread,) = seen._reader._threads.values()
-            held = [each for each in thread.carry.values() if hasattr(each, "key")]
-            sizes.append([each.key.nbytes + each.value.nbytes for each in held])
+            (sequences,) = seen._tracker._cached.values()
+            pairs = [value for value in sequences.carry.values() if hasattr(value, "key")]
+            sizes.append([each.key.nbytes + each.value.nbytes for each in pairs])
 
     recorded(small, feed, Retention(every=8, pairs=1))
     assert len(sizes[0]) == 1
@@ -228,18 +228,18 @@ def test_memory_does_not_grow_with_the_text(small, text):
 
 
 def test_pairs_that_are_none():
-    with pytest.raises(BadArgument, match=r"^Retention\(pairs=0\): give a whole number of tokens, 1 or more\.$"):
+    with pytest.raises(BadArgument, match=r"^Retention\(pairs=0\): give an integer number of tokens, 1 or more\.$"):
         Retention(pairs=0)
 
 
 @pytest.mark.parametrize("ids", [[], [-1], [True], "7", 7])
 def test_ids_that_are_none(ids):
-    with pytest.raises(BadArgument, match=rf"^Retention\(stored={re.escape(repr(ids))}\): give ids of tokens"):
+    with pytest.raises(BadArgument, match=rf"^Retention\(stored={re.escape(repr(ids))}\): give token ids"):
         Retention(stored=ids)
     with pytest.raises(BadArgument, match=r"^Retention\(asked="):
         Retention(asked=ids)
 
 
 def test_embeddings_have_no_ids(small, text):
-    with pytest.raises(BadArgument, match="was given inputs_embeds"), watch(small, Retention(stored=[3])):
+    with pytest.raises(BadArgument, match="the model got inputs_embeds"), watch(small, Retention(stored=[3])):
         small(inputs_embeds=2 * small.get_input_embeddings()(text(9)[None]))

@@ -1,4 +1,4 @@
-"""What the stopwatch counts, and what it leaves out."""
+"""The stopwatch counts the time of the model's parts, and excludes that of probes."""
 
 import time
 
@@ -13,7 +13,7 @@ from tests.probes.feeding import batch, padded, recorded
 
 
 class Sleeper(Probe):
-    """Sleeps at every part it looks at."""
+    """Sleeps at every part that it reads."""
 
     name = "sleeper"
     seconds = 0.02
@@ -21,7 +21,7 @@ class Sleeper(Probe):
     def wants(self, layer):
         return (("mixer", "mixer"), ("mlp", "mlp"))
 
-    def keep(self, layer, part, notes, reading):
+    def reduce(self, layer, part, captured, tokens):
         time.sleep(self.seconds)
 
     def dataset(self, labels):
@@ -34,48 +34,48 @@ def generated(model, prompts, new):
 
 
 def test_calls_tokens_and_phases(moe, text):
-    found = recorded(moe, generated(moe, [text(9), text(4)], 6), Timing())["timing"]
-    assert found["calls"].sel(phase="prefill").values.tolist() == [1] * 4
-    assert found["calls"].sel(phase="decode").values.tolist() == [5] * 4
-    assert found["tokens"].values.tolist() == [13, 10]
-    assert found["phase"].values.tolist() == ["prefill", "decode"]
-    assert found["part"].values.tolist() == ["mixer", "mlp", "rest"]
+    result = recorded(moe, generated(moe, [text(9), text(4)], 6), Timing())["timing"]
+    assert result["calls"].sel(phase="prefill").values.tolist() == [1] * 4
+    assert result["calls"].sel(phase="decode").values.tolist() == [5] * 4
+    assert result["tokens"].values.tolist() == [13, 10]
+    assert result["phase"].values.tolist() == ["prefill", "decode"]
+    assert result["part"].values.tolist() == ["mixer", "mlp", "rest"]
     # Every part, every layer and the whole model are read once a call.
-    assert found.attrs["readings"] == 6 * (1 + 4 * 3)
-    assert found.attrs["clock"] == "perf_counter"
-    assert 0 < found.attrs["clock_cost_seconds"] < 1e-3
+    assert result.attrs["readings"] == 6 * (1 + 4 * 3)
+    assert result.attrs["clock"] == "perf_counter"
+    assert 0 < result.attrs["clock_cost_seconds"] < 1e-3
 
 
 def test_parts_add_up_to_no_more_than_the_model(moe, text):
-    found = recorded(moe, generated(moe, [text(30)], 5), Timing(), DeltaNet(), Routing(), Residual())["timing"]
-    assert (found["seconds"].values > 0).all()
-    parts = found["seconds"].sum(["layer", "part"])
-    assert (parts < found["model_seconds"]).all()
-    assert (parts + found["probe_seconds"]).sum() > 0.5 * found["model_seconds"].sum()
+    result = recorded(moe, generated(moe, [text(30)], 5), Timing(), DeltaNet(), Routing(), Residual())["timing"]
+    assert (result["seconds"].values > 0).all()
+    parts = result["seconds"].sum(["layer", "part"])
+    assert (parts < result["model_seconds"]).all()
+    assert (parts + result["probe_seconds"]).sum() > 0.5 * result["model_seconds"].sum()
 
 
 def test_padding_is_not_counted(moe, text):
-    found = recorded(moe, padded([text(9), text(4)], "left"), Timing())["timing"]
-    assert found["tokens"].values.tolist() == [13, 0]
+    result = recorded(moe, padded([text(9), text(4)], "left"), Timing())["timing"]
+    assert result["tokens"].values.tolist() == [13, 0]
 
 
 def test_what_probes_do_is_in_no_part(moe, text):
     sleeper = Sleeper()
-    found = recorded(moe, lambda model, seen: [model(text(20)[None]) for _ in range(3)], Timing(), sleeper)["timing"]
+    result = recorded(moe, lambda model, seen: [model(text(20)[None]) for _ in range(3)], Timing(), sleeper)["timing"]
     slept = 3 * 4 * 2 * Sleeper.seconds
-    assert found["probe_seconds"].sel(phase="prefill") >= slept
-    assert found["model_seconds"].sel(phase="prefill") >= slept
+    assert result["probe_seconds"].sel(phase="prefill") >= slept
+    assert result["model_seconds"].sel(phase="prefill") >= slept
     bare = recorded(moe, lambda model, seen: [model(text(20)[None]) for _ in range(3)], Timing())["timing"]
     for part in ("mixer", "mlp", "rest"):
-        with_sleep, without = (float(each["seconds"].sel(phase="prefill", part=part).sum()) for each in (found, bare))
+        with_sleep, without = (float(each["seconds"].sel(phase="prefill", part=part).sum()) for each in (result, bare))
         assert with_sleep < without + slept / 4, part
 
 
 def test_what_probes_do_with_kept_decode_steps_is_counted(moe, text):
-    found = recorded(moe, generated(moe, [text(5)], 8), Timing(), Sleeper())["timing"]
+    result = recorded(moe, generated(moe, [text(5)], 8), Timing(), Sleeper())["timing"]
     # Seven steps were gathered, and looked at together.
-    assert found["probe_seconds"].sel(phase="decode") >= 4 * 2 * Sleeper.seconds
-    assert found["probe_seconds"].sel(phase="decode") < 2 * 4 * 2 * Sleeper.seconds
+    assert result["probe_seconds"].sel(phase="decode") >= 4 * 2 * Sleeper.seconds
+    assert result["probe_seconds"].sel(phase="decode") < 2 * 4 * 2 * Sleeper.seconds
 
 
 @pytest.mark.parametrize("slow", ["mixer", "mlp", "rest"])
@@ -93,10 +93,10 @@ def test_time_goes_to_the_part_that_takes_it(text, slow):
 
 
 def test_some_layers(moe, text):
-    found = recorded(moe, lambda model, seen: model(text(5)[None]), Timing(layers=[1, 3]), Residual())["timing"]
-    assert found["layer"].values.tolist() == [1, 3]
-    assert found["calls"].values.tolist() == [[1, 1], [0, 0]]
-    assert found.attrs["sample"] == '{"layers": [1, 3]}'
+    result = recorded(moe, lambda model, seen: model(text(5)[None]), Timing(layers=[1, 3]), Residual())["timing"]
+    assert result["layer"].values.tolist() == [1, 3]
+    assert result["calls"].values.tolist() == [[1, 1], [0, 0]]
+    assert result.attrs["sample"] == '{"layers": [1, 3]}'
 
 
 def test_a_forward_pass_that_broke_off_leaves_no_clock_running(small, text):
@@ -114,10 +114,10 @@ def test_a_forward_pass_that_broke_off_leaves_no_clock_running(small, text):
         time.sleep(0.5)
         small(text(5)[None])
     hook.remove()
-    found = seen.recording()["timing"]
-    assert found["calls"].values.tolist() == [[1, 1], [0, 0]]
-    assert found["model_seconds"].sum() < 0.5
-    assert (found["seconds"].sel(phase="prefill") > 0).all()
+    result = seen.recording()["timing"]
+    assert result["calls"].values.tolist() == [[1, 1], [0, 0]]
+    assert result["model_seconds"].sum() < 0.5
+    assert (result["seconds"].sel(phase="prefill") > 0).all()
 
 
 def test_a_layer_that_broke_off_does_not_pay_for_the_next_pass(small, text):
@@ -134,9 +134,9 @@ def test_a_layer_that_broke_off_does_not_pay_for_the_next_pass(small, text):
             small(text(5)[None])
         small(text(5)[None])
     hook.remove()
-    found = seen.recording()["timing"]
-    assert (found["seconds"].sel(phase="prefill") > 0).all()
-    assert found["calls"].values.tolist() == [[1], [0]]
+    result = seen.recording()["timing"]
+    assert (result["seconds"].sel(phase="prefill") > 0).all()
+    assert result["calls"].values.tolist() == [[1], [0]]
 
 
 def test_gradient_checkpointing_is_timed_once(small, text):

@@ -49,11 +49,11 @@ def test_the_rule_plants_one_token():
 def test_runs_are_kept_for_the_same_settings_only(tmp_path):
     file = tmp_path / "lossless.jsonl"
     settings = {"dtype": "bfloat16", "code": {"commit": "a"}}
-    assert lossless.kept(file, settings) == []
+    assert lossless.earlier_runs(file, settings) == []
     with file.open("a") as rows:
         rows.write(json.dumps({"run": 0}) + "\n")
-    assert lossless.kept(file, settings) == [{"run": 0}]
-    assert lossless.kept(file, settings | {"code": {"commit": "b"}}) == []
+    assert lossless.earlier_runs(file, settings) == [{"run": 0}]
+    assert lossless.earlier_runs(file, settings | {"code": {"commit": "b"}}) == []
     assert len(file.read_text().splitlines()) == 1
 
 

@@ -39,11 +39,14 @@ def spoilt(**values):
         (dict(agreed=(0, 4)), "agreed is neither"),
         (dict(emitted=(0, 4)), r"emitted is not 1 to accepted \+ 1"),
         (dict(emitted=(2, 0)), r"emitted is not 1 to accepted \+ 1"),
-        (dict(ended=(0, "stopped")), "ended is none of rejected, full, eos, length"),
+        (dict(ended=(0, "stopped")), "ended is not one of rejected, full, eos, length"),
         (dict(ended=(1, "rejected")), "ended 'rejected', yet no draft was tested and not accepted"),
         (dict(ended=(0, "full")), "ended 'full', yet not every draft was accepted"),
-        (dict(draft_token=((0, 2), -1)), "a draft given to the main model has no token"),
-        (dict(target_token=((1, 0), 7)), "accepted a draft that is not the main model's token, under the rule greedy"),
+        (dict(draft_token=((0, 2), -1)), "a draft given to the target model has no token"),
+        (
+            dict(target_token=((1, 0), 7)),
+            "accepted a draft that is not the target model's token, under the rule greedy",
+        ),
     ],
 )
 def test_counts_that_cannot_be_are_refused(values, message):
@@ -51,7 +54,7 @@ def test_counts_that_cannot_be_are_refused(values, message):
         stats.acceptance(spoilt(**values))
 
 
-def test_how_many_rounds_are_alike_is_said():
+def test_the_number_of_similar_rounds_is_reported():
     data = ledger(ROUNDS)
     data["proposed"] = data["proposed"] - 1
     with pytest.raises(InconsistentRecording, match=r"3 rounds of 3 are like it"):
@@ -67,16 +70,16 @@ def test_the_identity_is_asserted_with_its_numbers():
     )
 
 
-def test_another_rule_may_accept_what_is_not_the_first_choice():
+def test_other_rules_may_accept_other_tokens_than_the_first_choice():
     data = spoilt(target_token=((1, 0), 7)).assign_attrs(rule="speculative_sampling")
     assert int(stats.acceptance(data)["accepted"].sum()) == 7
 
 
 @pytest.mark.parametrize("fact", ["rule", "depth", "policy", "text", "origin"])
-def test_a_ledger_says_what_its_rates_depend_on(fact):
+def test_a_ledger_needs_the_attributes_its_rates_depend_on(fact):
     data = ledger(ROUNDS)
     del data.attrs[fact]
-    with pytest.raises(InconsistentRecording, match=f"does not say its {fact}, and its rates depend on that"):
+    with pytest.raises(InconsistentRecording, match=f"lacks the attributes {fact}, on which its rates depend"):
         stats.acceptance(data)
 
 
@@ -99,17 +102,17 @@ def test_room_for_more_drafts_than_the_depth_changes_nothing():
 
 def test_a_length_cut_of_another_maker_is_taken():
     data = spoilt(emitted=(2, 1), accepted=(2, 2), ended=(2, "length"))
-    told = stats.acceptance(data)
-    assert int(told["truncated_rounds"]) == 1
-    assert float(told["acceptance_length"]) == pytest.approx((3 + 4 + 1) / 3)
+    result = stats.acceptance(data)
+    assert int(result["truncated_rounds"]) == 1
+    assert float(result["acceptance_length"]) == pytest.approx((3 + 4 + 1) / 3)
 
 
 def test_a_ledger_from_a_file_is_the_same(tmp_path):
     data = made_ledger()
     saved = Recording({"rounds": data}, {"checkpoint": "toy"}).save(tmp_path / "run.nc")
-    told = stats.acceptance(Recording.open(saved))
-    assert told.attrs["checkpoint"] == "toy"
-    assert told.drop_attrs().identical(stats.acceptance(data).drop_attrs())
+    result = stats.acceptance(Recording.open(saved))
+    assert result.attrs["checkpoint"] == "toy"
+    assert result.drop_attrs().identical(stats.acceptance(data).drop_attrs())
 
 
 def test_reading_leaves_the_ledger_as_it_was():

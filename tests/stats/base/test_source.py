@@ -73,7 +73,7 @@ OF_OTHERS = (
     "ablation_findings",
     "ablation_table",
     "losses",
-    "over_texts",
+    "mean_over_texts",
 )  # not of a recording's nodes
 CASES = [(node, name) for node, names in BY_NODE.items() for name in names]
 
@@ -105,24 +105,24 @@ def test_names_stay_functions_when_their_files_are_imported_first():
 
 @pytest.mark.parametrize(("node", "name"), CASES)
 def test_a_recording_and_its_node_give_the_same(node, name, recording):
-    told, from_node = call(name, recording), call(name, recording[node])
+    result, from_node = call(name, recording), call(name, recording[node])
     if name not in OF_BOTH_KINDS:
-        assert told.drop_attrs().identical(from_node.drop_attrs())
-    assert told.attrs["statistic"] == name
-    assert told.attrs["checkpoint"] == "made-up"
-    assert json.loads(told.attrs["sample"]) == {}
+        assert result.drop_attrs().identical(from_node.drop_attrs())
+    assert result.attrs["statistic"] == name
+    assert result.attrs["checkpoint"] == "made-up"
+    assert json.loads(result.attrs["sample"]) == {}
 
 
 @pytest.mark.parametrize("name", sorted({*stats.__all__} - set(OF_OTHERS)))
 def test_every_number_says_its_units_and_meaning(name, recording):
-    told = call(name, recording)
-    for variable in told.data_vars.values():
+    result = call(name, recording)
+    for variable in result.data_vars.values():
         assert variable.attrs["units"]
         assert variable.attrs["long_name"]
-    for interval in (v for v in told.data_vars if str(v).endswith("_interval")):
-        assert told[interval].attrs["interval"]
-        assert told[interval].attrs["level"] == 0.95
-        low, high = (told[interval].sel(bound=end) for end in ("low", "high"))
+    for interval in (v for v in result.data_vars if str(v).endswith("_interval")):
+        assert result[interval].attrs["interval"]
+        assert result[interval].attrs["level"] == 0.95
+        low, high = (result[interval].sel(bound=end) for end in ("low", "high"))
         assert not (low > high).any()
 
 
@@ -141,7 +141,7 @@ def test_a_probe_that_did_not_watch_is_named(node, name):
 
 
 @pytest.mark.parametrize(("node", "name"), CASES)
-def test_another_dataset_is_refused_by_what_it_lacks(node, name, recording):
+def test_another_dataset_is_an_error_that_names_missing_variables(node, name, recording):
     wrong = recording["memory" if node != "memory" else "residual"]
     if name == "gates" and node == "attention":
         wrong = recording["attention"].drop_vars("gate_hist")
@@ -151,7 +151,7 @@ def test_another_dataset_is_refused_by_what_it_lacks(node, name, recording):
         call(name, wrong)
 
 
-def test_what_is_no_dataset_is_refused():
+def test_other_types_are_errors():
     with pytest.raises(NotARecording, match="this is dict"):
         stats.half_life({})
 
@@ -178,9 +178,9 @@ def test_an_unknown_keyword_is_an_error(recording):
 
 
 def test_one_text_has_estimates_but_no_intervals():
-    told = stats.half_life(made_recording(labels=["all"], sequences=1))
-    assert told["half_life_mean_log"].notnull().all()
-    assert told["half_life_mean_log_interval"].isnull().all()
+    result = stats.half_life(made_recording(labels=["all"], sequences=1))
+    assert result["half_life_mean_log"].notnull().all()
+    assert result["half_life_mean_log_interval"].isnull().all()
 
 
 def test_layers_that_do_not_match_are_an_error_not_dropped(recording):
@@ -208,7 +208,7 @@ ONE_UNIT = {
     r".*entropy(_independent)?": "nat",
     r"context": "token",
     r".*(_length|distance|half_life(_mean_\w+)?|horizon)": "token",
-    r"(clean_)?accuracy|chance|.*_p_holm|p|p_\w+|stands": "1",
+    r"(clean_)?accuracy|chance|.*_p_holm|p|p_\w+|significant": "1",
     r".*seconds_per_token": "s/token",
     r".*bytes": "B",
 }
@@ -237,10 +237,10 @@ def test_a_quantity_has_one_unit(name, recording):
 
 
 @pytest.mark.parametrize("score", ["loss", "kl", "accuracy", "agreement"])
-def test_scores_of_a_sweep_have_the_units_of_what_is_made_of_them(score, recording):
+def test_scores_of_a_sweep_have_the_units_of_their_statistics(score, recording):
     sweep = recording["ablations"]
     assert wrong_units(sweep) == {}
-    assert stats.ablations(sweep, score=score)["harm"].attrs["units"] == sweep[score].attrs["units"]
+    assert stats.ablations(sweep, score=score)["effect"].attrs["units"] == sweep[score].attrs["units"]
 
 
 def test_measures_have_those_units(tmp_path):

@@ -21,7 +21,7 @@ def test_rates_of_nothing_are_not_numbers():
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), min_size=1, max_size=6))
 def test_chain_by_loops(counts):
     accepted, tested = (np.array(each, float) for each in zip(*counts, strict=True))
-    told = chain(np.concatenate([tested, accepted]))
+    result = chain(np.concatenate([tested, accepted]))
     for depth in range(1, len(counts) + 1):
         length = 1.0
         for last in range(1, depth + 1):
@@ -29,7 +29,7 @@ def test_chain_by_loops(counts):
             for place in range(last):
                 product *= accepted[place] / tested[place]
             length += product
-        assert_allclose(told[depth - 1], length)
+        assert_allclose(result[depth - 1], length)
 
 
 def test_chain_ends_where_nothing_was_tested():
@@ -48,5 +48,5 @@ def test_break_even_at_its_ends(length, depth, rate):
 
 
 @pytest.mark.parametrize("length", [4.01, np.nan])
-def test_what_cannot_break_even_is_no_number(length):
+def test_impossible_break_even_is_nan(length):
     assert np.isnan(break_even(length, 3))

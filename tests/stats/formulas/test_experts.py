@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 from qwenlab.stats.formulas.experts import (
     distinct_if_independent,
     independent_pairs,
-    kept_if_independent,
+    repeated_if_independent,
     unused,
     variation,
 )
@@ -32,23 +32,23 @@ def test_unused_is_the_mean_over_all_subsets_of_tokens():
         assert_allclose(unused(chose.sum(axis=0), np.array(7), np.array([n]))[0], np.mean(counted))
 
 
-def test_unused_beyond_what_was_read_is_nan():
+def test_unused_beyond_the_tokens_read_is_nan():
     assert np.isnan(unused(np.array([1, 2]), np.array(3), np.array([4])))
 
 
 def test_unused_of_many_tokens_stays_exact():
-    told = unused(np.array([5]), np.array(10**7), np.array([10**6]))
-    assert_allclose(told, 0.9**5, rtol=1e-5)
+    result = unused(np.array([5]), np.array(10**7), np.array([10**6]))
+    assert_allclose(result, 0.9**5, rtol=1e-5)
 
 
-def test_distinct_and_kept_are_what_independent_tokens_do():
+def test_distinct_and_repeated_agree_with_independent_tokens():
     rng = np.random.default_rng(1)
     share = np.array([0.9, 0.5, 0.3, 0.05, 0.0])
     chose = rng.random((40_000, 8, 5)) < share
     sizes = np.array([2, 4, 8])
     distinct = [chose[:, :n].any(axis=1).sum(axis=1).mean() for n in sizes]
     assert_allclose(distinct_if_independent(share, sizes), distinct, rtol=0.01)
-    assert_allclose(kept_if_independent(share), (chose[:, 0] & chose[:, 1]).sum(axis=1).mean(), rtol=0.01)
+    assert_allclose(repeated_if_independent(share), (chose[:, 0] & chose[:, 1]).sum(axis=1).mean(), rtol=0.01)
 
 
 def test_variation_of_an_even_load_is_zero():

@@ -21,12 +21,12 @@ tables = arrays(np.int64, st.tuples(st.integers(1, 5), st.integers(1, 5)), eleme
 
 
 def slow_information(table):
-    total, told = table.sum(), 0.0
+    total, result = table.sum(), 0.0
     for i, row in enumerate(table):
         for j, count in enumerate(row):
             if count:
-                told += count / total * log(count * total / (table[i].sum() * table[:, j].sum()))
-    return told
+                result += count / total * log(count * total / (table[i].sum() * table[:, j].sum()))
+    return result
 
 
 @given(tables)
@@ -44,7 +44,7 @@ def test_entropy_of_nothing_is_nan():
     assert np.isnan(entropy(np.zeros(3)))
 
 
-def test_independent_information_is_what_shuffling_pairs_gives():
+def test_independent_information_agrees_with_shuffled_pairs():
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 6, 150), rng.integers(0, 9, 150) % 7
     table = np.zeros((8, 7), np.int64)
@@ -54,9 +54,9 @@ def test_independent_information_is_what_shuffling_pairs_gives():
         other = np.zeros_like(table)
         np.add.at(other, (a, rng.permutation(b)), 1)
         shuffled.append(slow_information(other) if len(shuffled) < 50 else mutual_information(other))
-    told = independent_information(table, 2000, rng)
-    assert_allclose(told.mean(), np.mean(shuffled), rtol=0.03)
-    assert_allclose(told.std(), np.std(shuffled), rtol=0.1)
+    result = independent_information(table, 2000, rng)
+    assert_allclose(result.mean(), np.mean(shuffled), rtol=0.03)
+    assert_allclose(result.std(), np.std(shuffled), rtol=0.1)
 
 
 def test_independent_information_of_one_row_is_none():

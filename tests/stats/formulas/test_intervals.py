@@ -15,8 +15,8 @@ def leave_one_out(values):
 
 def test_jackknife_of_a_mean_is_students_interval():
     values = np.random.default_rng(0).normal(size=8)
-    told = jackknife(values.mean(), leave_one_out(values), np.full(8, True), 0.9)
-    assert_allclose(told, stats.t.interval(0.9, 7, values.mean(), stats.sem(values)))
+    result = jackknife(values.mean(), leave_one_out(values), np.full(8, True), 0.9)
+    assert_allclose(result, stats.t.interval(0.9, 7, values.mean(), stats.sem(values)))
 
 
 def test_jackknife_passes_over_empty_folds():
@@ -50,7 +50,7 @@ def rate(sums):
 
 def test_bootstrap_of_a_ratio_by_loops():
     sums = np.array([[4.0, 1.0], [6.0, 5.0], [5.0, 2.0]])
-    told = bootstrap(sums, rate, level=0.6, resamples=700, seed=5)  # more draws than are made at a time
+    result = bootstrap(sums, rate, level=0.6, resamples=700, seed=5)  # more draws than are made at a time
     times = np.random.default_rng(5)
     drawn = []
     for block in (256, 256, 188):
@@ -58,7 +58,7 @@ def test_bootstrap_of_a_ratio_by_loops():
             rounds, accepted = (sum(n * each[column] for n, each in zip(row, sums, strict=True)) for column in (0, 1))
             drawn.append(accepted / rounds)
     reach = np.sqrt(3 / 2) * stats.t.ppf(0.8, 2)  # of 3 clusters: Student's interval, with the unbiased spread
-    assert_allclose(told, [np.quantile(drawn, [stats.norm.cdf(-reach), stats.norm.cdf(reach)])])
+    assert_allclose(result, [np.quantile(drawn, [stats.norm.cdf(-reach), stats.norm.cdf(reach)])])
 
 
 def test_bootstrap_of_a_mean_covers_the_truth_as_often_as_it_says():
@@ -80,8 +80,8 @@ def test_bootstrap_leaves_out_draws_without_a_value():
     def of(sums):
         return np.stack([sums[..., 1] / sums[..., 0], sums[..., 2]], axis=-1)
 
-    told = bootstrap(sums, of, level=0.9, resamples=50, seed=0)
-    assert_allclose(told, [[0.4, 0.4], [np.nan, np.nan]])
+    result = bootstrap(sums, of, level=0.9, resamples=50, seed=0)
+    assert_allclose(result, [[0.4, 0.4], [np.nan, np.nan]])
 
 
 def wilson(right, trials, level=0.95):
@@ -91,32 +91,32 @@ def wilson(right, trials, level=0.95):
 
 @pytest.mark.parametrize(("right", "ends"), [(128, (0.97, 1.0)), (0, (0.0, 0.03))])
 def test_all_or_nothing_has_an_interval(right, ends):
-    told = share(np.array(right / 128), np.full(8, right / 128), np.full(8, 16), 0.95)
-    assert_allclose(told, ends, atol=0.005)
-    assert_allclose(told, wilson(right, 128), atol=1e-12)
+    result = share(np.array(right / 128), np.full(8, right / 128), np.full(8, 16), 0.95)
+    assert_allclose(result, ends, atol=0.005)
+    assert_allclose(result, wilson(right, 128), atol=1e-12)
 
 
 def test_clusters_that_agree_have_the_interval_of_independent_trials():
-    told = share(np.array(0.5), np.full(8, 0.5), np.full(8, 10), 0.9)
-    assert_allclose(told, wilson(40, 80, 0.9), atol=1e-12)
+    result = share(np.array(0.5), np.full(8, 0.5), np.full(8, 10), 0.9)
+    assert_allclose(result, wilson(40, 80, 0.9), atol=1e-12)
 
 
 def test_clusters_that_differ_count_as_fewer_trials():
     """By hand: 4 clusters of 10 trials; the jackknife error of their mean is that of a mean of 4 values."""
     values = np.array([0.2, 0.9, 0.5, 0.6])
-    told = share(values.mean(), leave_one_out(values), np.full(4, 10), 0.95)
+    result = share(values.mean(), leave_one_out(values), np.full(4, 10), 0.95)
     ratio = stats.t.ppf(0.975, 3) / stats.norm.ppf(0.975)
     p, effective = 0.55, 0.55 * 0.45 / (stats.sem(values) * ratio) ** 2
     z = stats.norm.ppf(0.975)
     middle = (p + z**2 / (2 * effective)) / (1 + z**2 / effective)
     half = z / (1 + z**2 / effective) * np.sqrt(p * (1 - p) / effective + z**2 / (4 * effective**2))
-    assert_allclose(told, [middle - half, middle + half])
+    assert_allclose(result, [middle - half, middle + half])
 
 
 def test_a_share_between_other_bounds_is_rescaled():
     values, how = np.array([0.2, 0.9, 0.5, 0.6]), dict(trials=np.full(4, 10), level=0.95)
-    told = share(1 + 3 * values.mean(), 1 + 3 * leave_one_out(values), **how, least=1, most=4)
-    assert_allclose(told, 1 + 3 * share(values.mean(), leave_one_out(values), **how))
+    result = share(1 + 3 * values.mean(), 1 + 3 * leave_one_out(values), **how, least=1, most=4)
+    assert_allclose(result, 1 + 3 * share(values.mean(), leave_one_out(values), **how))
 
 
 @pytest.mark.parametrize("trials", [[5, 0], [0, 0]])
@@ -155,8 +155,8 @@ def test_a_share_covers_the_truth_as_often_as_it_says(mean, spread, prompts):
     for _ in range(800):
         sums = rounds_of_prompts(rng, prompts, mean, spread)
         trials = np.concatenate([np.repeat(sums[:, :1], 3, axis=1), sums[:, 1:4], sums[:, :1]], axis=1)
-        told = share_of_sums(sums, rates, trials, 0.95, least=least, most=most)
-        covered.append((told[:, 0] <= truth) & (truth <= told[:, 1]))
+        result = share_of_sums(sums, rates, trials, 0.95, least=least, most=most)
+        covered.append((result[:, 0] <= truth) & (truth <= result[:, 1]))
     assert 0.93 <= np.mean(covered) <= 0.98
     assert (np.mean(covered, axis=0) > 0.92).all()
 
@@ -185,5 +185,5 @@ def test_the_reach_of_a_mean_is_half_of_students_interval():
 
 
 def test_widening_adds_distances_in_squares():
-    told = intervals.widened(np.array([2.0, 1.0]), np.array([[-1.0, 6.0], [1.0, 1.0]]), np.array([4.0, 0.5]))
-    assert_allclose(told, [[2 - 5, 2 + np.sqrt(32)], [0.5, 1.5]])
+    result = intervals.widened(np.array([2.0, 1.0]), np.array([[-1.0, 6.0], [1.0, 1.0]]), np.array([4.0, 0.5]))
+    assert_allclose(result, [[2 - 5, 2 + np.sqrt(32)], [0.5, 1.5]])

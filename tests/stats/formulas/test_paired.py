@@ -94,8 +94,8 @@ def slow_holm(p):
 
 @given(st.lists(P, min_size=1, max_size=8))
 def test_holm(p):
-    told = paired.holm(np.array(p))
-    assert_allclose(told, slow_holm(p))
+    result = paired.holm(np.array(p))
+    assert_allclose(result, slow_holm(p))
     assert_allclose(paired.holm(np.array([p, p])).shape, (2, len(p)))
 
 
@@ -108,23 +108,23 @@ def slow_larger(values, level):
     count = len(values)
     apart = {(i, j): values[i] - values[j] for i in range(count) for j in range(count) if i != j}
     largest = [max((scaled(row, signs) for row in apart.values()), default=0) for signs in patterns(values.shape[1])]
-    told = np.zeros((count, count), bool)
+    result = np.zeros((count, count), bool)
     for (i, j), row in apart.items():
         p = np.mean([m >= scaled(row, [1] * len(row)) - 1e-12 for m in largest])
-        told[i, j] = row.sum() > 0 and p < 1 - level
-    return told
+        result[i, j] = row.sum() > 0 and p < 1 - level
+    return result
 
 
 @settings(max_examples=60)
 @given(units(), st.sampled_from([0.5, 0.8, 0.9]))
 def test_larger_holds_all_pairs_to_their_largest(values, level):
-    told = paired.larger(values, level=level, **HOW)
-    assert_array_equal(told, slow_larger(values, level))
-    assert_array_equal(paired.larger(values + 5, level=level, **HOW), told)  # a shift of all is none of any pair
-    first, last = paired.rank_bounds(told)
+    result = paired.larger(values, level=level, **HOW)
+    assert_array_equal(result, slow_larger(values, level))
+    assert_array_equal(paired.larger(values + 5, level=level, **HOW), result)  # a shift of all is none of any pair
+    first, last = paired.rank_bounds(result)
     for unit in range(len(values)):
-        assert first[unit] == 1 + sum(told[other, unit] for other in range(len(values)))
-        assert last[unit] == len(values) - sum(told[unit, other] for other in range(len(values)))
+        assert first[unit] == 1 + sum(result[other, unit] for other in range(len(values)))
+        assert last[unit] == len(values) - sum(result[unit, other] for other in range(len(values)))
     by_mean = np.argsort(-values.sum(axis=1), kind="stable")
     ranks = np.empty(len(values), int)
     ranks[by_mean] = np.arange(1, len(values) + 1)
@@ -150,11 +150,11 @@ def test_rank_bounds_hold_the_planted_ranks_as_often_as_they_say():
 def test_beyond_p_is_welchs_t_where_texts_differ_in_the_unit_alone(seed, texts, controls):
     rng = np.random.default_rng(seed)
     unit, means = rng.normal(0.5, 1, texts), rng.normal(0, 1, controls)
-    told = paired.beyond_p(unit - means.mean(), means)
-    assert_allclose(told, stats.ttest_ind(unit, means, equal_var=False).pvalue)
+    result = paired.beyond_p(unit - means.mean(), means)
+    assert_allclose(result, stats.ttest_ind(unit, means, equal_var=False).pvalue)
 
 
-def test_beyond_p_of_what_has_no_spread():
+def test_beyond_p_without_spread():
     assert paired.beyond_p(np.zeros(4), np.zeros(2)) == 1
     assert paired.beyond_p(np.full(4, paired.TINY / 2), np.zeros(2)) == 1
     assert paired.beyond_p(np.full(4, 0.3), np.zeros(2)) == 0

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from qwenlab.stats.formulas.quantiles import linear_quantiles, log2_quantiles, shares, whole_quantiles
+from qwenlab.stats.formulas.quantiles import integer_quantiles, linear_quantiles, log2_quantiles, shares
 
 Q = np.array([0.05, 0.25, 0.5, 0.75, 0.95])
 UNIT = np.linspace(0, 1, 129)
@@ -33,9 +33,9 @@ def test_log2_is_within_one_bin_of_the_sample_quantile(values):
 def test_whole_is_exact_up_to_four_and_in_the_bin_beyond(values):
     counts, _ = np.histogram(values, DISTANCES)
     truth = np.quantile(values, Q, method="inverted_cdf")
-    told = whole_quantiles(counts, DISTANCES, Q)
-    assert_array_equal(np.searchsorted(DISTANCES, told, "right"), np.searchsorted(DISTANCES, truth, "right"))
-    assert_array_equal(told[truth < 4], truth[truth < 4])
+    result = integer_quantiles(counts, DISTANCES, Q)
+    assert_array_equal(np.searchsorted(DISTANCES, result, "right"), np.searchsorted(DISTANCES, truth, "right"))
+    assert_array_equal(result[truth < 4], truth[truth < 4])
 
 
 def test_many_samples_evenly_spread_are_interpolated_within_the_bin():
@@ -46,6 +46,6 @@ def test_many_samples_evenly_spread_are_interpolated_within_the_bin():
 def test_leading_axes_are_kept_and_empty_histograms_are_nan():
     counts = np.array([[[0, 4, 0], [0, 0, 0]]])
     edges = np.array([0.0, 1, 2, 3])
-    told = linear_quantiles(counts, edges, np.array([0.5, 0.75]))
-    assert_allclose(told, [[[1.5, 1.75], [np.nan, np.nan]]])
+    result = linear_quantiles(counts, edges, np.array([0.5, 0.75]))
+    assert_allclose(result, [[[1.5, 1.75], [np.nan, np.nan]]])
     assert_allclose(shares(counts), [[[0, 1, 0], [np.nan] * 3]])

@@ -1,0 +1,27 @@
+"""Differences that a change is meant to make: each with its reason, counted and printed, and no failure.
+
+Emptied when the checkout before already has them.
+"""
+
+from __future__ import annotations
+
+import re
+
+INTENDED = {
+    r" @(interval|resamples|seed|draws|level): |_interval: |_low: missing|_high: missing|_interval @\w+: ": (
+        "intervals have one home: Wilson's score, the jackknife or the expanded bootstrap"
+    ),
+    r" @units: '(nat|byte|tokens|text)' became ": "one unit per quantity: nat/token, token, B",
+    r"chance": "chance is a coordinate or a variable, not an attribute",
+    r" @\w+: extra after$": "functions that measure return provenance under the names of a recording",
+    r"^made/recording ": "the probes sum made recordings: float32 sums, and the tiny model's memory",
+    r"^decoding/.*/audit: .*diagnosis: ": "the audit's sentence names its new interval",
+    r"depth=0\.5|/task: \d+ of \d+ texts|labels: ": "needle(depth=) is needle(position=)",
+    r" @checkpoint: 'TEMPORARY/before/": "a toy's folder is that of its checkout",
+}
+"""Pattern of "case: path: difference" -> reason."""
+
+
+def reason(difference: str) -> str:
+    """Why this difference is meant; "" if it is not."""
+    return next((why for pattern, why in INTENDED.items() if re.search(pattern, difference)), "")
