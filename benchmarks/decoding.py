@@ -72,7 +72,7 @@ def decoding(checkpoint: Checkpoint, rounds: int) -> dict[str, Any]:
                 speeds[name].append(new / (_now(checkpoint.model) - began))
     base = np.array(speeds["generate"])
     return {
-        "generate, tokens a second, median": float(np.median(base)),
+        "generate, tokens per second, median": float(np.median(base)),
         "ratios": {name: quartiles(np.array(values) / base) for name, values in speeds.items()},
     }
 
@@ -125,7 +125,7 @@ def tracing(checkpoint: Checkpoint, depth: int = 3, rounds: int = 3) -> dict[str
         ratios.append(speeds[-1] / (new / (_now(checkpoint.model) - began)))
     return {
         "depth": depth,
-        "trace, tokens a second, median": float(np.median(speeds)),
+        "trace, tokens per second, median": float(np.median(speeds)),
         "trace / online": quartiles(np.array(ratios)),
     }
 

@@ -194,7 +194,7 @@ with ql.watch(model, ql.probes.Residual(), ql.probes.DeltaNet()) as training:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        print(f"step {step}: loss {loss.item():.3f} nats a token")
+        print(f"step {step}: loss {loss.item():.3f} nat/token")
 
 ql.stats.residual(training.recording(), by_label=True)["ratio"].sel(part="mixer").to_pandas().T
 

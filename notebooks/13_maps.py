@@ -243,7 +243,7 @@ notebook.show(
 # %% [markdown]
 # How many heads differ between domains? The table counts heads whose intervals on the two domains do not overlap,
 # widened for the number of heads (Bonferroni: level 1 − 0.05 / heads), and names the head of each kind that differs
-# most (layer.head). It uses the mean distance, because a horizon is a whole number of tokens and its interval is too
+# most (layer.head). It uses the mean distance, because a horizon is an integer number of tokens and its interval is too
 # coarse.
 
 # %%

@@ -1,6 +1,7 @@
 """Old public names, which still work and warn. This file is deleted with the first release.
 
-`OLD` gives the new full name of each old one. A room that is gone, such as `qwenlab.probe`, answers for its old names.
+`OLD` gives the new full name of each old one. A package that is gone, such as `qwenlab.probe`,
+still finds its old names.
 """
 
 from __future__ import annotations

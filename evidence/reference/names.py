@@ -74,7 +74,7 @@ def path(name: str) -> str:
 
 
 def get(name: str) -> Any:
-    """The object that a name stands for, taking the keywords before."""
+    """The object with a name, taking the keywords before."""
     found = _find(path(name))
     return _renaming(found, KEYWORDS[name]) if name in KEYWORDS else found
 

@@ -20,7 +20,7 @@ max_tokens: int = 128  # of each text
 prompts_per_domain: int = 4  # beginnings of other held-out texts, which the model goes on with
 prompt_tokens: int = 48  # of each prompt
 new_tokens: int = 32  # decoded after each prompt
-depth: int = 3  # drafts a round
+depth: int = 3  # drafts per round
 trials: int = 5  # random controls of each ablation
 device: str | None = None  # None: the CPU
 dtype: str | None = None  # None: the checkpoint's own
@@ -56,8 +56,8 @@ of_layers = [each for parts in (mixers, mlps) for each in (*parts, *controls(par
 # %% [markdown]
 # ## Along given texts
 #
-# The text stays the same under every ablation, and its own tokens stand for the main model's choices. What moves is
-# what the head drafts: whether hidden states still tell it what comes.
+# The text stays the same under every ablation, and its own tokens are taken as the target model's choices. Only the
+# drafts of the head change: they show whether the hidden states still predict what follows.
 
 # %%
 given, begun = {}, {}

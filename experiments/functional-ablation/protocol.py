@@ -64,7 +64,7 @@ def drawn_again(group: Ablation, among: Sequence[Ablation], number: int, seed: i
 
 
 def matched(group: Ablation, among: Sequence[Ablation], number: int, seed: int) -> list[Ablation]:
-    """Controls with as many parameters; none where no other parts make up as many, as beside the experts of an MoE."""
+    """Controls with as many parameters; none where the other parts have fewer in all, as with the experts of a MoE."""
     try:
         return controls([group], among, match="parameters", number=number, seed=seed)
     except BadArgument:
@@ -131,7 +131,7 @@ def _lens_kl(checkpoint: Checkpoint, after: torch.Tensor, before: torch.Tensor) 
     """KL(read off `after` || read off `before`), streams [position, channel], mean over positions."""
     norm, head = decoder_of(checkpoint.model).module.norm, checkpoint.model.get_output_embeddings()
     total = 0.0
-    for y, x in zip(after.split(64), before.split(64), strict=True):  # a large vocabulary fits so many rows at a time
+    for y, x in zip(after.split(64), before.split(64), strict=True):  # 64 rows of a large vocabulary fit in memory
         p, q = (head(norm(each)).float().log_softmax(dim=-1) for each in (y, x))
         total += float((p.exp() * (p - q)).sum())
     return total / len(after)

@@ -152,7 +152,7 @@ def beside_paper(every: list[Run]) -> pd.DataFrame:
             f"{number(drawn.mean())}, from {number(drawn.min())} to {number(drawn.max())}",
             *(_drawn(run, name) for run in every),
         ]
-    return labelled(rows, ["loss (nat/token)", "in the place of"], [PUBLISHED, *(run.name for run in every)])
+    return labelled(rows, ["loss (nat/token)", "instead of"], [PUBLISHED, *(run.name for run in every)])
 
 
 def _losses(run: Run, name: str) -> str:
@@ -252,7 +252,7 @@ def recall_figure(every: list[Run]) -> Figure:
         axes.set_xscale("log", base=2)
         axes.set_xticks(pairs, [str(each) for each in pairs])
         axes.minorticks_off()
-        axes.set(title=run.name if same else f"{run.name} ({one})", xlabel="pairs told", ylim=(-0.03, 1.03))
+        axes.set(title=run.name if same else f"{run.name} ({one})", xlabel="pairs listed", ylim=(-0.03, 1.03))
     grid[0][0].set(ylabel="accuracy")
     grid[0][-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
     return drawn

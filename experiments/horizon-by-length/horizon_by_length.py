@@ -17,7 +17,7 @@
 checkpoint: str = "toy-moe"  # a shipped toy, a folder, or a name on the hub
 context: int = 256  # tokens of each passage
 tokens: int = 4096  # of the stretch that is read, whatever the context
-every: int = 32  # rows and states of one token of so many
+every: int = 32  # rows and states of one token in `every`
 device: str | None = None  # None: the CPU
 dtype: str | None = None  # None: the checkpoint's own
 seed: int = 0  # which stretch of the held-out prose: seeds read none of the same tokens

@@ -168,7 +168,7 @@ def states_figure(rank: pd.DataFrame) -> Figure:
 
 
 def _tokens(axes: Axes, x: pd.Index | tuple[int, ...], y: tuple[int, ...] = ()) -> None:
-    """Ticks in whole numbers."""
+    """Integer ticks."""
     if axes.get_xscale() != "symlog":
         axes.set_xscale("log", base=2)
     axes.set_xticks(list(x), [f"{each:,}" for each in x])

@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # How many drafts a round, on one kind of text
+# # How many drafts per round, on one kind of text
 #
 # One point of [the experiment](spec.yaml): `qwenlab run experiments/mtp-depth` runs all of them, and `report.py`
 # writes [REPORT.md](REPORT.md) from the store. The text is decoded once, at the greatest depth; the rounds of every
@@ -20,7 +20,7 @@ domain: str = "code"  # whose held-out texts give the prompts
 prompts: int = 12  # intervals need two or more
 max_tokens: int = 64  # of each prompt
 new_tokens: int = 96  # decoded after each prompt
-depth: int = 8  # drafts a round, at most
+depth: int = 8  # drafts per round, at most
 device: str | None = None  # None: the CPU
 dtype: str | None = None  # None: the checkpoint's own
 seed: int = 0  # draws which texts are read

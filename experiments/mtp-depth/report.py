@@ -30,13 +30,13 @@ def figure(name: str, ylabel: str, *, even: bool = False) -> Figure:
             axes.plot(line.index, line, color=colour, marker=mark, markersize=4, label=domain)
         if even:
             axes.axhline(1, color="0.5", linewidth=0.8, linestyle="--")
-        axes.set(title=checkpoint, xlabel="drafts a round (depth)")
+        axes.set(title=checkpoint, xlabel="drafts per round (depth)")
     grid[0][0].set(ylabel=ylabel)
     grid[0][-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return drawn
 
 
 if __name__ == "__main__":
-    REPORT.figure("acceptance_length", figure("acceptance_length", "acceptance length (tokens a round)"))
+    REPORT.figure("acceptance_length", figure("acceptance_length", "acceptance length (tokens per round)"))
     REPORT.figure("speedup", figure("speedup", "predicted speed-up (times plain decoding)", even=True))
     REPORT.write()

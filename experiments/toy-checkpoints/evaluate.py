@@ -51,7 +51,7 @@ def zeroed(checkpoint: Any, layers: Iterable[int], word: str = "mixer") -> Itera
 
 
 def losses(checkpoint: Any) -> dict[str, Any]:
-    """Held-out loss of each domain beside its unigram entropy."""
+    """Held-out loss of each domain and its unigram entropy."""
     found = {}
     for domain in ql.tasks.DOMAINS:
         texts = ql.tasks.texts(domain)[:TEXTS]

@@ -31,7 +31,7 @@ DROPPED = ("_name_or_path", "architectures", "transformers_version", "chunk_size
 
 
 def published_tensors(state: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Trunk and head under the published names, in bfloat16."""
+    """Target model and head under the published names, in bfloat16."""
     tensors = {}
     for name, tensor in state["trunk"].items():
         tensors[name.replace("model.", "model.language_model.", 1) if name.startswith("model.") else name] = tensor

@@ -155,7 +155,7 @@ def chained_loss(head: MtpHead, tokens: torch.Tensor, hidden: torch.Tensor, dept
 
 
 class Training:
-    """Trunk, head, optimiser and the batches of one run; `state` and `restore` make it resumable."""
+    """Target model, head, optimiser and the batches of one run; `state` and `restore` make it resumable."""
 
     def __init__(
         self, name: str, tokenizer: Tokenizer, recipe: Recipe, domains: Sequence[Sequence[str]], device: str = "cpu"
@@ -187,7 +187,7 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
 
     def run(self, tokens: torch.Tensor) -> tuple[Any, torch.Tensor]:
-        """The trunk's output on these tokens, and its hidden states after the final norm."""
+        """The target model's output on these tokens, and its hidden states after the final norm."""
         routed = {"output_router_logits": True} if self.routed else {}
         out = self.trunk(tokens, use_cache=False, output_hidden_states=True, **routed)
         return out, out.hidden_states[-1]

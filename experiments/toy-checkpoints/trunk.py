@@ -56,7 +56,7 @@ SHAPES = {
 
 
 def build(name: str) -> tuple[PreTrainedModel, MtpHead]:
-    """A fresh trunk and its head. DeltaNet layers start with a memory: see `give_memory`."""
+    """A fresh target model and its head. DeltaNet layers start with a memory: see `give_memory`."""
     model_class, config_class, shape = SHAPES[name]
     trunk = model_class(config_class(**shape))
     head = MtpHead(trunk)

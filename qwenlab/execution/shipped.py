@@ -15,7 +15,7 @@ ENDINGS = (".ipynb", ".py")
 def shipped_notebooks() -> dict[str, Path]:
     """Name -> path of every shipped notebook, in order.
 
-    A wheel has them inside the package. An editable install finds them in the clone, beside the package.
+    A wheel has them inside the package. An editable install finds them in the clone, next to the package.
     """
     package = Path(str(files("qwenlab")))
     inside, beside = package / "notebooks", package.parent / "notebooks"

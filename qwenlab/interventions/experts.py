@@ -1,4 +1,4 @@
-"""Interventions on routed experts: which experts a token gets, and with which weights.
+"""Interventions on routed experts: which experts each token gets, and with which weights.
 
 Every router of transformers takes the softmax of its logits over all experts, chooses the k largest and makes their
 weights sum to 1 (unless `norm_topk_prob=False`, which qwen3_next reads). Interventions that change the choice apply

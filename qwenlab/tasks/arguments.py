@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from qwenlab.arguments import integer
 from qwenlab.errors import BadArgument
 
 
 def whole(where: str, least: int = 1, **values: Any) -> None:
-    """Raise BadArgument for a value that is not a whole number of at least `least`; `where` names the function."""
+    """Raise BadArgument for a value that is not an integer of at least `least`; `where` names the function."""
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise BadArgument(f"{where}({name}={value!r}): give a whole number, {least} or more.")
+        integer(where, name, value, least=least)
 
 
 def list_of_texts(where: str, texts: Any) -> list[str]:

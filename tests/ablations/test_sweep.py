@@ -258,7 +258,7 @@ def test_what_a_sweep_refuses(moe, tasks, tmp_path):
     with pytest.raises(BadArgument, match=r"sweep: several tasks are named 'plain'"):
         sweep(moe, mixers, [tasks[0], tasks[0]])
     for size in (0, True, 1.5):
-        with pytest.raises(BadArgument, match=rf"batch_size={size!r}\): give a whole number, 1 or more"):
+        with pytest.raises(BadArgument, match=rf"batch_size={size!r}\): give an integer, 1 or more"):
             sweep(moe, mixers, tasks, batch_size=size)
     with pytest.raises(BadArgument, match=r"sweep\(keep='.+'\): this file is damaged, or not from a sweep"):
         sweep(moe, mixers, tasks, keep=tmp_path)

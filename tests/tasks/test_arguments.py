@@ -8,13 +8,13 @@ from qwenlab.tasks.arguments import list_of_texts, one_per_text, whole
 
 @pytest.mark.parametrize("value", [0, -3, 2.0, True, "4", None])
 def test_what_is_no_whole_number(value):
-    with pytest.raises(BadArgument, match=r"mqar\(pairs=.*\): give a whole number, 1 or more"):
+    with pytest.raises(BadArgument, match=r"mqar\(pairs=.*\): give an integer, 1 or more"):
         whole("mqar", pairs=value)
 
 
 def test_the_least_is_allowed():
     whole("needle", least=7, length=7)
-    with pytest.raises(BadArgument, match=r"needle\(length=6\): give a whole number, 7 or more"):
+    with pytest.raises(BadArgument, match=r"needle\(length=6\): give an integer, 7 or more"):
         whole("needle", least=7, length=6)
 
 

@@ -75,5 +75,5 @@ def test_a_text_in_which_nothing_follows_is_named(toy):
 
 
 def test_one_token_cannot_be_asked_for(toy):
-    with pytest.raises(BadArgument, match=r"text_task\(max_tokens=1\): give a whole number, 2 or more"):
+    with pytest.raises(BadArgument, match=r"text_task\(max_tokens=1\): give an integer, 2 or more"):
         text_task(toy, ["a b c"], name="t", max_tokens=1)

@@ -57,8 +57,8 @@ def test_padding_is_on_the_right():
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        (dict(texts=["a text"], decode=-1), r"feed\(decode=-1\): give a whole number, 0 or more"),
-        (dict(texts=["a text"], batch_size=0), r"feed\(batch_size=0\): give a whole number, 1 or more"),
+        (dict(texts=["a text"], decode=-1), r"feed\(decode=-1\): give an integer, 0 or more"),
+        (dict(texts=["a text"], batch_size=0), r"feed\(batch_size=0\): give an integer, 1 or more"),
         (dict(texts=[]), r"feed\(checkpoint, texts\): give a list of at least one text"),
         (dict(texts="one string"), "give a list of at least one text"),
         (dict(texts=["a", ""]), r"feed: texts \[1\] have no tokens"),

@@ -141,7 +141,7 @@ def test_a_folder_is_there(toy, tmp_path):
     ("given", "why"),
     [
         (dict(tasks=[]), "give the name of at least one task"),
-        (dict(tasks=["a"], limit=0), r"harness_scores\(limit=0\): give a whole number"),
+        (dict(tasks=["a"], limit=0), r"harness_scores\(limit=0\): give an integer"),
         (dict(tasks=["a"], batch_size=0), r"harness_scores\(batch_size=0\)"),
     ],
 )

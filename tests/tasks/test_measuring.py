@@ -108,7 +108,7 @@ def test_a_text_whose_asked_tokens_add_no_byte_has_no_bits(toy):
     [
         (dict(tasks=[]), r"measure\(checkpoint, tasks\): give a list"),
         (dict(tasks=[Task("a", ((1, 2),), ((1,),))], batch_size=0), r"measure\(batch_size=0\)"),
-        (dict(tasks=[Task("a", ((1, 2),), ((1,),))], block=0), r"measure\(block=0\): give a whole number, 1 or more"),
+        (dict(tasks=[Task("a", ((1, 2),), ((1,),))], block=0), r"measure\(block=0\): give an integer, 1 or more"),
     ],
 )
 def test_foolish_arguments_are_refused(toy, given, why):

@@ -92,10 +92,10 @@ def test_another_tokenizer_has_another_chance(toy):
 @pytest.mark.parametrize(
     ("sizes", "why"),
     [
-        (dict(pairs=0), r"mqar\(pairs=0\): give a whole number"),
-        (dict(pairs=2, questions=0), r"mqar\(questions=0\): give a whole number"),
-        (dict(pairs=2, length=4.5), r"mqar\(length=4.5\): give a whole number"),
-        (dict(pairs=2, count=0), r"mqar\(count=0\): give a whole number"),
+        (dict(pairs=0), r"mqar\(pairs=0\): give an integer"),
+        (dict(pairs=2, questions=0), r"mqar\(questions=0\): give an integer"),
+        (dict(pairs=2, length=4.5), r"mqar\(length=4.5\): give an integer"),
+        (dict(pairs=2, count=0), r"mqar\(count=0\): give an integer"),
         (dict(pairs=2, questions=3), r"questions=3\): there are 2 pairs to ask for"),
         (dict(pairs=3000), r"takes 3,000 different keys"),
         (dict(pairs=8, length=48), r"length=48\): the shortest such sequence has 49 tokens"),

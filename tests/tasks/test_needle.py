@@ -42,5 +42,5 @@ def test_a_position_is_a_share(toy, position):
 
 
 def test_the_question_needs_room(toy):
-    with pytest.raises(BadArgument, match=r"needle\(length=6\): give a whole number, 7 or more"):
+    with pytest.raises(BadArgument, match=r"needle\(length=6\): give an integer, 7 or more"):
         needle(toy, length=6, position=0)

@@ -55,17 +55,17 @@ def test_any_key_is_repeated_where_no_distance_is_given(toy):
 @pytest.mark.parametrize(
     ("make", "sizes", "why"),
     [
-        (copying, dict(length=6), r"copying\(length=6\): give a whole number, 7 or more"),
+        (copying, dict(length=6), r"copying\(length=6\): give an integer, 7 or more"),
         (copying, dict(length=30_000), r"copying\(length=30000\) takes 3,749 different keys"),
-        (induction, dict(length=5), r"induction\(length=5\): give a whole number, 6 or more"),
+        (induction, dict(length=5), r"induction\(length=5\): give an integer, 6 or more"),
         (
             induction,
             dict(length=64, distance=10),
             r"distance=10\): .* 3 tokens, and 20 of these(.|\n)*multiple of 3 up to 60",
         ),
         (induction, dict(length=64, distance=63), "multiple of 3 up to 60"),
-        (induction, dict(length=64, distance=0), r"induction\(distance=0\): give a whole number"),
-        (induction, dict(length=64, count=0), r"induction\(count=0\): give a whole number"),
+        (induction, dict(length=64, distance=0), r"induction\(distance=0\): give an integer"),
+        (induction, dict(length=64, count=0), r"induction\(count=0\): give an integer"),
     ],
 )
 def test_sizes_that_cannot_be_made_are_refused(toy, make, sizes, why):

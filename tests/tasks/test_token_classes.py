@@ -109,7 +109,7 @@ def test_a_class_is_of_the_text_as_far_as_it_is_read(toy):
 
 @pytest.mark.parametrize("n", [0, 2.5])
 def test_an_n_gram_has_a_token(toy, n):
-    with pytest.raises(BadArgument, match=rf"token_classes\(n={n}\): give a whole number, 1 or more"):
+    with pytest.raises(BadArgument, match=rf"token_classes\(n={n}\): give an integer, 1 or more"):
         token_classes(toy, "a b", n=n)
 
 

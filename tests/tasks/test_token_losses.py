@@ -57,8 +57,8 @@ def test_they_are_kept_on_disk(toy, tmp_path):
         (dict(texts="a string"), r"losses\(checkpoint, texts\): give a list"),
         (dict(texts=["a b", "x"]), r"losses: texts \[1\] have fewer than two tokens"),
         (dict(texts=["a b"], labels=[]), "give a name for each of the 1 texts"),
-        (dict(texts=["a b"], n=0), r"n=0\): give a whole number"),
-        (dict(texts=["a b"], max_tokens=1), r"losses\(max_tokens=1\): give a whole number, 2 or more"),
+        (dict(texts=["a b"], n=0), r"n=0\): give an integer"),
+        (dict(texts=["a b"], max_tokens=1), r"losses\(max_tokens=1\): give an integer, 2 or more"),
         (dict(texts=["a b"], batch_size=0), r"losses\(batch_size=0\)"),
     ],
 )

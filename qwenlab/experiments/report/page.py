@@ -57,7 +57,7 @@ def report(experiment: str, out: str | Path | None = None, *, store: StoreLike =
     out  the page; by default report.html in the experiment's folder of the store
 
     Its links to notebooks, logs and facts are relative: they hold for as long as page and store are moved together.
-    Raises UnknownRun for an experiment with no runs, and BadArgument for a store that is no folder.
+    Raises UnknownRun for an experiment with no runs, and BadArgument for a store that is not a folder.
     """
     kept = opened(store)
     if not isinstance(kept, FolderStore):

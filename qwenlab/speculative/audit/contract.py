@@ -32,8 +32,8 @@ class Contract:
     tokens   the token paired with the hidden state h[p]
     chain    the head's own state that a deeper draft reads as hidden: after `mtp.norm`, or before it
     cache    prefilled: a chain attends to all true pairs of the text before it; empty: to its own entries only
-    weights  "scaled like the trunk": each matrix that is many times larger or smaller than the target model's matrix of
-             that name is scaled to its size, as quantised weights need if they were read without their scales
+    weights  "scaled like the target model": each matrix that is many times larger or smaller than the target
+             model's matrix of that name is scaled to its size, as quantised weights need if they were read without their scales
 
     No token and no hidden state is used before it is known in decoding: "x[p]" pairs the newest hidden state with the
     token before the newest, "x[p+2]" the newest token with the hidden state before the newest. Every draft is for the
@@ -48,7 +48,7 @@ class Contract:
     tokens: Literal["x[p+1]", "x[p]", "x[p+2]"] = "x[p+1]"
     chain: Literal["after mtp.norm", "before mtp.norm"] = "after mtp.norm"
     cache: Literal["prefilled", "empty"] = "prefilled"
-    weights: Literal["as loaded", "scaled like the trunk"] = "as loaded"
+    weights: Literal["as loaded", "scaled like the target model"] = "as loaded"
 
     def __post_init__(self) -> None:
         for name, values in settings().items():
@@ -113,7 +113,7 @@ def read_target_states(model: PreTrainedModel, tokens: torch.Tensor, *, chunk: i
 def adapt_head(contract: Contract, head: MtpHead, factors: Mapping[str, float]) -> MtpHead:
     """The head with its weights changed to the contract. `head` is unchanged, and shares the unchanged weights.
 
-    factors  by matrix, its factor under "scaled like the trunk": `scales.scale_factors`
+    factors  by matrix, its factor under "scaled like the target model": `scales.scale_factors`
     """
     changed: dict[str, torch.Tensor] = {}
     shift = {"w": -1.0, "1 + w": 0.0, "2 + w": 1.0}[contract.norms]
@@ -121,7 +121,7 @@ def adapt_head(contract: Contract, head: MtpHead, factors: Mapping[str, float]) 
         # The modules add 1 in float32 for every dtype of the weight, so this adds no rounding of its own.
         norms = (name for name, module in head.named_modules() if isinstance(module, type(head.norm)))
         changed |= {f"{name}.weight": head.get_parameter(f"{name}.weight").float() + shift for name in norms}
-    if contract.weights == "scaled like the trunk":
+    if contract.weights == "scaled like the target model":
         changed |= {name: head.get_parameter(name) * factor for name, factor in factors.items()}
     if contract.order == "hidden first":
         columns = changed.get("fc.weight", head.get_parameter("fc.weight")).chunk(2, dim=1)

@@ -33,7 +33,7 @@ _FIXES = {
     "cache = prefilled": "read the pairs of the whole text into the head's cache before it drafts",
     "cache = empty": "let each chain begin with an empty cache",
     "weights = as loaded": "leave its matrices unchanged",
-    "weights = scaled like the trunk": (
+    "weights = scaled like the target model": (
         "the size of its matrices differs from the target model's, as for quantised weights read without their scales: "
         "multiply each block by its scale when loading"
     ),

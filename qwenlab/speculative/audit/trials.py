@@ -28,7 +28,7 @@ COLUMNS = ("drafts", "agreement", "shared_probability")
 class Trials:
     """A head that drafts along texts that the target model has read.
 
-    factors  by matrix, its factor under "scaled like the trunk"
+    factors  by matrix, its factor under "scaled like the target model"
     seed     of the controls
     bar      progress bar, updated by one for each text
     """

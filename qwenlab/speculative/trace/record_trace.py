@@ -141,7 +141,7 @@ class _HiddenStates:
 
 
 def _read_all(checkpoint: Checkpoint, texts: Sequence[Prompt], chunk: int) -> torch.Tensor:
-    """Hidden states [token, channel] of all tokens of some texts, after the trunk's final norm."""
+    """Hidden states [token, channel] of all tokens of some texts, after the target model's final norm."""
     states = []
     for passage in passages_of(checkpoint, texts):
         context = TargetContext(checkpoint.model)

@@ -24,7 +24,7 @@ BROKEN = {
     "norms = w": lambda head: norms_shifted(head, 1),
     "norms = 2 + w": lambda head: norms_shifted(head, -1),
     "order = hidden first": halves_swapped,
-    "weights = scaled like the trunk": fp8_read_raw,
+    "weights = scaled like the target model": fp8_read_raw,
 }
 WRONGLY_RUN = [*[*Contract().variants().values()][1:6], Contract(cache="empty")]
 SIX = {"domain": "arithmetic", "count": 6, "max_tokens": 48}

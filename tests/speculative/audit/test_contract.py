@@ -45,7 +45,7 @@ def test_variants_differ_in_one_setting():
         "tokens = x[p+2]",
         "chain = before mtp.norm",
         "cache = empty",
-        "weights = scaled like the trunk",
+        "weights = scaled like the target model",
     ]
     for label, variant in VARIANTS.items():
         name, value = label.split(" = ")
@@ -81,7 +81,7 @@ def test_the_default_contract_leaves_the_head_unchanged(checkpoint):
     assert adapt_head(Contract(), checkpoint.mtp, {"fc.weight": 2.0}) is checkpoint.mtp
 
 
-@pytest.mark.parametrize("label", ["norms = w", "order = hidden first", "weights = scaled like the trunk"])
+@pytest.mark.parametrize("label", ["norms = w", "order = hidden first", "weights = scaled like the target model"])
 def test_a_changed_head_shares_what_it_does_not_change(checkpoint, label):
     head, before = checkpoint.mtp, {name: w.clone() for name, w in checkpoint.mtp.state_dict().items()}
     other = adapt_head(VARIANTS[label], head, {"layers.0.self_attn.o_proj.weight": 0.5})
@@ -115,12 +115,12 @@ def test_the_right_contract_undoes_a_fault_of_the_weights(checkpoint, read, brok
 
 def test_scaling_multiplies_the_matrices_that_have_a_factor(checkpoint):
     name = "layers.0.self_attn.o_proj.weight"
-    scaled = adapt_head(VARIANTS["weights = scaled like the trunk"], checkpoint.mtp, {name: 0.5})
+    scaled = adapt_head(VARIANTS["weights = scaled like the target model"], checkpoint.mtp, {name: 0.5})
     assert torch.equal(scaled.get_parameter(name), 0.5 * checkpoint.mtp.get_parameter(name))
 
 
 def test_scaling_and_order_together(checkpoint):
-    both = Contract(order="hidden first", weights="scaled like the trunk")
+    both = Contract(order="hidden first", weights="scaled like the target model")
     changed = adapt_head(both, checkpoint.mtp, {"fc.weight": 0.5}).fc.weight
     assert torch.equal(changed, 0.5 * halves_swapped(checkpoint.mtp).fc.weight)
 

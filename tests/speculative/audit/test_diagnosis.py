@@ -139,7 +139,7 @@ def test_undecided_settings_come_with_the_reason():
         "norms = w": NOTHING,
         "norms = 2 + w": (-0.1, -0.1),
         "chain = before mtp.norm": NOTHING,
-        "weights = scaled like the trunk": (0, 0, 0),
+        "weights = scaled like the target model": (0, 0, 0),
     }
     assert undecided_settings(settings(effects)) == [
         "cannot tell: hidden = before the final norm: the scale of the target model's final norm varies by 5% of its "
@@ -147,6 +147,6 @@ def test_undecided_settings_come_with_the_reason():
         "cannot tell: norms = w",
         "cannot tell: chain = before mtp.norm: the scale of mtp.norm varies by 7% of its mean, and norms undo its "
         "constant part",
-        "no difference here: weights = scaled like the trunk: all matrices have about the target model's size, so none "
-        "was scaled",
+        "no difference here: weights = scaled like the target model: all matrices have about the target model's "
+        "size, so none was scaled",
     ]
