@@ -380,7 +380,7 @@ def recall_figure():
         mean = values.mean(["set", "text"])
         reach = np.abs(interval(values) - mean.values)
         axes.errorbar(np.array(PAIRS) * 1.05**place, mean, reach, **looks[name], label=name, linewidth=1)
-    axes.axhline(ql.tasks.CHANCE, color="0.6", linewidth=1, linestyle="--", label="chance")
+    axes.axhline(chance, color="0.6", linewidth=1, linestyle="--", label="chance")
     axes.set(xlabel="pairs in the text", ylabel="correct answers (share)", ylim=(-0.02, 1.05), xscale="log")
     axes.set_xticks(PAIRS, [str(pairs) for pairs in PAIRS])
     axes.minorticks_off()

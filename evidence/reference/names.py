@@ -35,6 +35,7 @@ RENAMED: dict[str, str] = {
     "decode.Rerun": "speculative.RerunRollback",
     "runs.ablate": "recipes.ablate",
     "tasks.read": "tasks.feed",
+    "stats.over_texts": "stats.mean_over_texts",
 }
 """Public names, without "qwenlab.": {"probe.zero": "interventions.Zero"}."""
 
@@ -53,7 +54,16 @@ ATTRIBUTES: dict[str, str] = {"edits": "interventions"}
 ARGUMENTS: dict[str, tuple[str, str]] = {}
 """Text arguments, each with a name that only checkouts with the new text have: {"kl": ("divergence", "stats.kl")}."""
 
-FIELDS: dict[str, str] = {"edits": "interventions", "edit": "intervention"}
+FIELDS: dict[str, str] = {
+    "edits": "interventions",
+    "edit": "intervention",
+    **{f"{of}harm{part}": f"{of}effect{part}" for of in ("", "control_") for part in ("", "_interval")},
+    "beyond_controls": "effect_above_controls",
+    "beyond_controls_interval": "effect_above_controls_interval",
+    "stands": "significant",
+    **{f"openness{part}": f"mean_gate{part}" for part in ("", "_interval", "_share", "_quantile", "_sum")},
+    "handover": "transition",
+}
 """Variables, dims, attributes, nodes and fields of results: {"harm": "effect", "rounds/number": "rounds/index"}."""
 
 TEXTS: dict[str, str] = {f"{old}(": f"{new}(" for old, new in CLASSES.items()}

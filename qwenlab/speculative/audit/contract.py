@@ -33,7 +33,7 @@ class Contract:
     chain    the head's own state that a deeper draft reads as hidden: after `mtp.norm`, or before it
     cache    prefilled: a chain attends to all true pairs of the text before it; empty: to its own entries only
     weights  "scaled like the target model": each matrix that is many times larger or smaller than the target
-             model's matrix of that name is scaled to its size, as quantised weights need if they were read without their scales
+             model's matrix of that name is scaled to its size, as quantised weights need if their scales were not read
 
     No token and no hidden state is used before it is known in decoding: "x[p]" pairs the newest hidden state with the
     token before the newest, "x[p+2]" the newest token with the hidden state before the newest. Every draft is for the
