@@ -21,7 +21,7 @@ import qwenlab as ql
 from benchmarks.__main__ import machine, results_file
 from benchmarks.models import build
 from benchmarks.timing import quartiles
-from qwenlab.checkpoint.open import Checkpoint
+from qwenlab.checkpoint.checkpoint import Checkpoint
 from qwenlab.speculative.decoding_loop import Decoding, Settings
 from qwenlab.speculative.policies import FixedDepth
 from qwenlab.speculative.rollback import ReplayRollback

@@ -12,8 +12,8 @@ import torch
 import xarray as xr
 
 from qwenlab.ablations import Ablation, combined, controls, units
+from qwenlab.checkpoint.checkpoint import Checkpoint
 from qwenlab.checkpoint.decoder import decoder_of
-from qwenlab.checkpoint.open import Checkpoint
 from qwenlab.errors import BadArgument
 from qwenlab.interventions import cache_activations
 

@@ -10,7 +10,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from qwenlab.ablations.ablation import Ablation, check_ablations, coordinates
-from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
+from qwenlab.checkpoint.checkpoint import Checkpoint, require_checkpoint
 from qwenlab.interventions.session import intervene
 from qwenlab.speculative.scores import acceptance_score
 

@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 
 from qwenlab.ablations.prefix import record_layer_outputs, reuse_outputs
 from qwenlab.capture.provenance import provenance_of
+from qwenlab.checkpoint.checkpoint import Checkpoint, require_checkpoint
 from qwenlab.checkpoint.decoder import decoder_of
-from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
 from qwenlab.checkpoint.sites import Site, find_sites
 from qwenlab.errors import BadArgument
 from qwenlab.interventions.activations import cache_activations

@@ -17,8 +17,8 @@ from qwenlab.ablations.prefix import record_layer_outputs, reuse_outputs
 from qwenlab.ablations.resume import BY_TEXT, ScoreTable, key_of
 from qwenlab.capture.active import active_interventions
 from qwenlab.capture.provenance import provenance_of, running_on
+from qwenlab.checkpoint.checkpoint import Checkpoint, require_checkpoint
 from qwenlab.checkpoint.decoder import Decoder, decoder_of
-from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
 from qwenlab.errors import InterruptedWarning
 from qwenlab.interventions.session import intervene
 from qwenlab.tasks.grading import TaskBatch, check_tasks, grade, task_batches

@@ -18,7 +18,7 @@ from qwenlab.errors import BadArgument
 from qwenlab.record.whole_files import replacing
 
 if TYPE_CHECKING:
-    from qwenlab.checkpoint.open import Checkpoint
+    from qwenlab.checkpoint.checkpoint import Checkpoint
 
 FORMATS = ("png", "svg", "pdf")
 _NAME = re.compile(r"[A-Za-z0-9_-]+")

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 import transformers
 
-from qwenlab.checkpoint.open import Checkpoint, open as open_checkpoint
+from qwenlab.checkpoint.checkpoint import Checkpoint
+from qwenlab.checkpoint.open import open as open_checkpoint
 
 SMALL = 1e8
 """Parameters of a model below which more threads cost time: its matrices are too small to share."""

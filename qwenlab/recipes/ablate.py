@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from qwenlab.ablations.ablation import Ablation
-    from qwenlab.checkpoint.open import Checkpoint
+    from qwenlab.checkpoint.checkpoint import Checkpoint
     from qwenlab.tasks.task import Task
 
 DEFAULT_TASKS = ("code", "prose", "mqar:8")

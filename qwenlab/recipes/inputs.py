@@ -10,7 +10,7 @@ from qwenlab import tasks
 from qwenlab.errors import BadArgument
 
 if TYPE_CHECKING:
-    from qwenlab.checkpoint.open import Checkpoint
+    from qwenlab.checkpoint.checkpoint import Checkpoint
 
 # A text after a type is the help text of parameters that recipes share, or of those without one in a docstring.
 CheckpointInput = Annotated[
@@ -31,7 +31,8 @@ TwoOrMore = Annotated[int, range(2, 2**63)]
 
 def opened(source: CheckpointInput, device: str | None, dtype: str | None) -> Checkpoint:
     """The checkpoint itself if it is open already, else opened with these options."""
-    from qwenlab.checkpoint.open import Checkpoint, open  # loads torch, which takes seconds
+    from qwenlab.checkpoint.checkpoint import Checkpoint
+    from qwenlab.checkpoint.open import open  # loads torch, which takes seconds
 
     return source if isinstance(source, Checkpoint) else open(source, device=device, dtype=dtype)
 

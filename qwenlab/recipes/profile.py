@@ -12,7 +12,7 @@ from qwenlab.recipes import inputs
 from qwenlab.recipes.saving import Saved, save_figures
 
 if TYPE_CHECKING:
-    from qwenlab.checkpoint.open import Checkpoint
+    from qwenlab.checkpoint.checkpoint import Checkpoint
     from qwenlab.record.recording import Recording
 
 

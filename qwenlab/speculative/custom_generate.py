@@ -13,8 +13,8 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from qwenlab.checkpoint.caches import cache_argument, first_cache
+from qwenlab.checkpoint.checkpoint import Checkpoint
 from qwenlab.checkpoint.mtp_head import MtpHead
-from qwenlab.checkpoint.open import Checkpoint
 from qwenlab.errors import BadArgument, BadPrompt, NothingDecoded
 from qwenlab.speculative.context import TargetContext
 from qwenlab.speculative.decoding_loop import Decoding, Settings

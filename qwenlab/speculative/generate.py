@@ -15,7 +15,7 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogit
 
 from qwenlab.arguments import choice
 from qwenlab.capture.provenance import provenance_of
-from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
+from qwenlab.checkpoint.checkpoint import Checkpoint, require_checkpoint
 from qwenlab.errors import BadArgument, InterruptedWarning
 from qwenlab.record.recording import Recording
 from qwenlab.speculative.decoding_loop import Decoding, Drafting, Settings

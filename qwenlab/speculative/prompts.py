@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from qwenlab.arguments import integer
-from qwenlab.checkpoint.open import Checkpoint
+from qwenlab.checkpoint.checkpoint import Checkpoint
 from qwenlab.errors import BadArgument, BadPrompt
 from qwenlab.speculative.context import input_device
 

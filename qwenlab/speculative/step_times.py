@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from qwenlab.capture.provenance import provenance_of
 from qwenlab.capture.wrapping import in_this_thread, outputs
-from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
+from qwenlab.checkpoint.checkpoint import Checkpoint, require_checkpoint
 from qwenlab.errors import BadPrompt
 from qwenlab.speculative.context import TargetContext
 from qwenlab.speculative.decoding_loop import Decoding, Settings

@@ -15,7 +15,7 @@ from itertools import permutations
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
+from qwenlab.checkpoint.checkpoint import Checkpoint, require_checkpoint
 from qwenlab.errors import BadArgument
 from qwenlab.tasks.held_out import texts
 from qwenlab.tasks.recall import KEYS, VALUES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
+from qwenlab.checkpoint.checkpoint import Checkpoint, require_checkpoint
 from qwenlab.errors import BadArgument
 
 

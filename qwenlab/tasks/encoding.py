@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
+from qwenlab.checkpoint.checkpoint import Checkpoint, require_checkpoint
 from qwenlab.errors import BadArgument
 from qwenlab.tasks.arguments import list_of_texts, whole
 from qwenlab.tasks.task import Task

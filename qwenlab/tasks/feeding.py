@@ -9,7 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 from qwenlab.checkpoint.caches import cached_by
-from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
+from qwenlab.checkpoint.checkpoint import Checkpoint, require_checkpoint
 from qwenlab.errors import BadArgument
 from qwenlab.tasks.arguments import list_of_texts, whole
 from qwenlab.tasks.encoding import padded

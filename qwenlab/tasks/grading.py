@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
+from qwenlab.checkpoint.checkpoint import Checkpoint, require_checkpoint
 from qwenlab.errors import BadArgument
 from qwenlab.tasks.arguments import whole
 from qwenlab.tasks.encoding import padded

@@ -15,7 +15,7 @@ import torch
 import xarray as xr
 
 from qwenlab.capture.provenance import provenance_of
-from qwenlab.checkpoint.open import Checkpoint
+from qwenlab.checkpoint.checkpoint import Checkpoint
 from qwenlab.errors import BadArgument, MissingExtra
 from qwenlab.tasks.arguments import whole
 

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from qwenlab.capture.provenance import provenance_of
 from qwenlab.checkpoint.caches import cached_by
-from qwenlab.checkpoint.open import Checkpoint
+from qwenlab.checkpoint.checkpoint import Checkpoint
 from qwenlab.tasks.arguments import one_per_text, whole
 from qwenlab.tasks.encoding import all_encoded, task_of
 from qwenlab.tasks.grading import TaskBatch, asked_scores, check_tasks, grade, task_batches

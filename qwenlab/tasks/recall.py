@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import xarray as xr
 
-from qwenlab.checkpoint.open import Checkpoint
+from qwenlab.checkpoint.checkpoint import Checkpoint
 from qwenlab.errors import BadArgument
 from qwenlab.tasks.task import Task
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 
-from qwenlab.checkpoint.open import Checkpoint
+from qwenlab.checkpoint.checkpoint import Checkpoint
 from qwenlab.errors import BadArgument
 from qwenlab.tasks.alphabet import alphabet
 from qwenlab.tasks.arguments import whole

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qwenlab.checkpoint.open import Checkpoint
+from qwenlab.checkpoint.checkpoint import Checkpoint
 from qwenlab.tasks.arguments import list_of_texts, whole
 from qwenlab.tasks.encoding import Encoded, encoded
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 from transformers import DynamicCache, StaticCache
 
 from qwenlab.checkpoint.caches import cache_argument
-from qwenlab.checkpoint.open import Checkpoint
+from qwenlab.checkpoint.checkpoint import Checkpoint
 from qwenlab.errors import CannotRollBack
 from qwenlab.speculative.context import TargetContext
 from qwenlab.speculative.rollback import ReplayRollback, RerunRollback, Rollback

@@ -5,18 +5,17 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable
 from html import escape
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from qwenlab.checkpoint.anatomy.costs import Cost
+from qwenlab.checkpoint.config import TextConfig
 from qwenlab.checkpoint.families import ATTENTION, DELTANET, KINDS
 from qwenlab.errors import UnknownQuantization
-
-if TYPE_CHECKING:
-    from qwenlab.checkpoint.anatomy.anatomy import Anatomy
 
 COLOURS = {DELTANET: "#0072B2", ATTENTION: "#E69F00"}
 """The colours of the two kinds of mixer, everywhere in qwenlab (Okabe and Ito: colour-blind safe)."""
@@ -40,7 +39,32 @@ _COST_NOTE = "Costs of one sequence; FLOPs and bytes per token."
 _CONTEXTS = (4 * 1024, 32 * 1024, 256 * 1024)
 
 
-def terminal(anatomy: Anatomy) -> RenderableType:
+class Displayed(Protocol):
+    """What is displayed of an `Anatomy`, which imports this file."""
+
+    @property
+    def config(self) -> TextConfig: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def layer_types(self) -> tuple[str, ...]: ...
+    @property
+    def parameters(self) -> dict[str, int]: ...
+    @property
+    def active_parameters(self) -> dict[str, int]: ...
+    @property
+    def total(self) -> int: ...
+    @property
+    def active(self) -> int: ...
+    def layers(self, kind: str) -> tuple[int, ...]: ...
+    def kv_bytes(self, context: int) -> int: ...
+    def mtp_kv_bytes(self, context: int) -> int: ...
+    def state_bytes(self) -> int: ...
+    def flops(self, phase: str, *, context: int) -> Cost: ...
+    def bytes_moved(self, phase: str, *, context: int) -> Cost: ...
+
+
+def terminal(anatomy: Displayed) -> RenderableType:
     """Return the anatomy as a rich renderable."""
     strip = Text().join(Text(_BLOCKS[kind], COLOURS[kind]) for kind in anatomy.layer_types)
     legend = Text("   ").join(
@@ -57,7 +81,7 @@ def terminal(anatomy: Anatomy) -> RenderableType:
     return Group(Text(_title(anatomy), "bold"), Text(_subtitle(anatomy)), strip, legend, parts, costs, _COST_NOTE)
 
 
-def plain(anatomy: Anatomy) -> str:
+def plain(anatomy: Displayed) -> str:
     """Return the anatomy as text without colour."""
     console = Console(file=io.StringIO(), width=120, color_system=None)
     with console.capture() as capture:
@@ -65,7 +89,7 @@ def plain(anatomy: Anatomy) -> str:
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
-def html(anatomy: Anatomy) -> str:
+def html(anatomy: Displayed) -> str:
     """Return the anatomy as one block of HTML, with all text escaped."""
     cells = "".join(_cell(layer, kind) for layer, kind in enumerate(anatomy.layer_types))
     legend = "".join(
@@ -127,12 +151,12 @@ def _html_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return f'<table style="{style}"><thead>{head}</thead><tbody>{body}</tbody></table>'
 
 
-def _title(anatomy: Anatomy) -> str:
+def _title(anatomy: Displayed) -> str:
     active = f", {_parameters(anatomy.active)} active per token" if anatomy.config.num_experts else ""
     return f"{_printable(anatomy.name)}: {_parameters(anatomy.total)} parameters{active}"
 
 
-def _subtitle(anatomy: Anatomy) -> str:
+def _subtitle(anatomy: Displayed) -> str:
     config = anatomy.config
     values, keys = config.linear_num_value_heads, config.linear_num_key_heads
     experts = f"{config.num_experts} experts, {config.num_experts_per_tok} per token and one shared"
@@ -158,7 +182,7 @@ class _Part(NamedTuple):
     active: str
 
 
-def _parts(anatomy: Anatomy) -> list[_Part]:
+def _parts(anatomy: Displayed) -> list[_Part]:
     """The rows of the table of parts, without parts that this checkpoint lacks."""
     active = {part: f"{size:,}" for part, size in anatomy.active_parameters.items()}
     if not anatomy.config.tie_word_embeddings:
@@ -176,7 +200,7 @@ def _parts(anatomy: Anatomy) -> list[_Part]:
     ]
 
 
-def _costs(anatomy: Anatomy) -> list[tuple[str, ...]]:
+def _costs(anatomy: Displayed) -> list[tuple[str, ...]]:
     """Memory and cost of one sequence, one row per context length up to the model's maximum."""
     longest = anatomy.config.max_position_embeddings
     return [
@@ -193,7 +217,7 @@ def _costs(anatomy: Anatomy) -> list[tuple[str, ...]]:
     ]
 
 
-def _decode_bytes(anatomy: Anatomy, context: int) -> str:
+def _decode_bytes(anatomy: Displayed, context: int) -> str:
     try:
         return _bytes(anatomy.bytes_moved("decode", context=context).total)
     except UnknownQuantization:

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from qwenlab.arguments import integer
 from qwenlab.capture.provenance import provenance_of
-from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
+from qwenlab.checkpoint.checkpoint import Checkpoint, require_checkpoint
 from qwenlab.errors import BadArgument, BadPrompt
 from qwenlab.speculative.audit.contract import FIRST_ROW, Contract, TargetStates, read_target_states
 from qwenlab.speculative.audit.diagnosis import (

@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
+from qwenlab.checkpoint.checkpoint import Checkpoint, require_checkpoint
 from qwenlab.errors import BadArgument
 from qwenlab.speculative.decoding_loop import Decoding, Settings
 from qwenlab.speculative.lossless.noise import BlockReaders, pooled

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from qwenlab.arguments import integer
-from qwenlab.checkpoint.open import Checkpoint
+from qwenlab.checkpoint.checkpoint import Checkpoint
 from qwenlab.errors import BadArgument, BadPrompt
 from qwenlab.speculative.generate import Generated
 from qwenlab.speculative.prompts import Prompt, check_labels, context_length, tokenize

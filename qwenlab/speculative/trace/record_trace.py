@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 
 from qwenlab.arguments import integer
 from qwenlab.capture.provenance import provenance_of
+from qwenlab.checkpoint.checkpoint import Checkpoint, require_checkpoint
 from qwenlab.checkpoint.mtp_head import MtpHead
-from qwenlab.checkpoint.open import Checkpoint, require_checkpoint
 from qwenlab.errors import BadArgument, InterruptedWarning
 from qwenlab.speculative.context import TargetContext
 from qwenlab.speculative.draft_chains import chains
