@@ -24,7 +24,7 @@ import qwenlab as ql
 from benchmarks.__main__ import machine, results_file
 from benchmarks.models import MEDIUM
 from benchmarks.timing import quartiles
-from qwenlab.ablations.prefix import given_back
+from qwenlab.ablations.prefix import reuse_outputs
 from qwenlab.checkpoint.decoder import decoder_of
 from qwenlab.testing.checkpoints import tiny_checkpoint
 
@@ -120,7 +120,7 @@ def paired(call: Callable[[], Any], variants: Mapping[str, Any], rounds: int, ca
 @contextmanager
 def every_layer() -> Iterator[None]:
     """Context manager: store no outputs, and run all layers under every intervention."""
-    with _patched(outputs_of_layers=lambda decoder: nullcontext({}), given_back=lambda *of: nullcontext(0)):
+    with _patched(record_layer_outputs=lambda decoder: nullcontext({}), reuse_outputs=lambda *of: nullcontext(0)):
         yield
 
 
@@ -131,11 +131,11 @@ def counting() -> Iterator[list[int]]:
 
     @contextmanager
     def counted(*of: Any) -> Iterator[int]:
-        with given_back(*of) as skipped:
+        with reuse_outputs(*of) as skipped:
             skipped_layers.append(skipped)
             yield skipped
 
-    with _patched(given_back=counted):
+    with _patched(reuse_outputs=counted):
         yield skipped_layers
 
 
@@ -147,7 +147,7 @@ def _patched(**functions: Callable[..., Any]) -> Iterator[None]:
 
 def output_bytes(checkpoint: ql.checkpoint.Checkpoint) -> int:
     """Bytes of the outputs of all layers for one batch."""
-    with torch.no_grad(), MODULES[0].outputs_of_layers(decoder_of(checkpoint.model)) as layers:
+    with torch.no_grad(), MODULES[0].record_layer_outputs(decoder_of(checkpoint.model)) as layers:
         checkpoint.model(tokens(checkpoint), use_cache=False)
     return sum((output[0] if isinstance(output, tuple) else output).nbytes for output in layers.values())
 

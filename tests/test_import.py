@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow  # processes or Jupyter kernels are started
+
 HEAVY = {"torch", "transformers", "numpy", "scipy", "pandas", "xarray", "matplotlib", "IPython", "papermill"}
 
 

@@ -22,6 +22,8 @@ from qwenlab.cli import app
 from qwenlab.execution.notebook import read_notebook
 from qwenlab.experiments.record import read_metrics
 
+pytestmark = pytest.mark.slow  # processes or Jupyter kernels are started
+
 ROOT = Path(__file__).parents[1]
 PAGE, FOLDER = ROOT / "docs" / "scheduling.md", ROOT / "docs" / "scheduling"
 SCRIPTS = [FOLDER / "nightly.sh", FOLDER / "sweep.sbatch"]
@@ -152,7 +154,6 @@ class TestANight:
         assert done.returncode == 2
         assert "Did you mean tiny?" in done.stderr
 
-    @pytest.mark.slow
     def test_is_silent_until_a_metric_moves_or_a_run_fails(self, home, environment):
         value = home / "experiments" / "tiny" / "value.txt"
         for date in ("2026-01-30", "2026-01-31"):
@@ -188,7 +189,6 @@ class TestAnArrayJob:
         assert process.communicate()[1] == "task 1: only 1 values were given; match --array to them\n"
         assert process.returncode == 2
 
-    @pytest.mark.slow
     def test_that_runs_out_of_time_comes_again_and_runs_what_is_missing(self, home, environment):
         gate = home / "experiments" / "tiny" / "wait"
         gate.touch()
@@ -272,7 +272,6 @@ class TestAirflow:
         assert by_task["convert"].endswith(f"--output {notebook['input_nb']}")
 
 
-@pytest.mark.slow
 class TestPapermillAlone:
     @pytest.fixture
     def papermill(self, home, environment):

@@ -8,8 +8,11 @@ from __future__ import annotations
 import re
 
 INTENDED = {
-    r" @(interval|resamples|seed|draws|level): |_interval: |_low: missing|_high: missing|_interval @\w+: ": (
+    r" @(interval|resamples|seed|draws|level): |_interval( @?\w+)?: ": (
         "intervals have one home: Wilson's score, the jackknife or the expanded bootstrap"
+    ),
+    r"_(low|high)( @?\w+)?: missing|/tables/\d (coords|variables): |/tables/\d/bound( dims)?: extra": (
+        "ablation_table has its intervals along `bound`"
     ),
     r" @units: '(nat|byte|tokens|text)' became ": "one unit per quantity: nat/token, token, B",
     r"chance": "chance is a coordinate or a variable, not an attribute",

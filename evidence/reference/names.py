@@ -66,7 +66,11 @@ FIELDS: dict[str, str] = {
 }
 """Variables, dims, attributes, nodes and fields of results: {"harm": "effect", "rounds/number": "rounds/index"}."""
 
-TEXTS: dict[str, str] = {f"{old}(": f"{new}(" for old, new in CLASSES.items()}
+TEXTS: dict[str, str] = {
+    **{f"{old}(": f"{new}(" for old, new in CLASSES.items()},
+    "over_texts": "mean_over_texts",
+    "scaled like the trunk": "scaled like the target model",
+}
 """Words within text results (attributes and labels, such as the edits of a recording): {"zero": "Zero"}."""
 
 

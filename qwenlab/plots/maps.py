@@ -192,6 +192,6 @@ def openness_by_token(
     name_tokens(ax.xaxis, checked[0]["query"].values, tokens, length)
     if tokens is None:
         ax.set_xlabel("position (tokens)")
-    figure.colorbar(mesh, ax=ax, pad=0.01, aspect=12, label="mean_gate")
+    figure.colorbar(mesh, ax=ax, pad=0.01, aspect=12, label="mean gate value")
     ax.set_title("Openness of the output gate")
     return figure

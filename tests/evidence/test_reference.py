@@ -92,6 +92,7 @@ def test_renamed_fields_and_texts_are_mapped(monkeypatch):
     before = {"rounds/harm": np.array(1.0), "rounds/harm dims": "label", "rounds @edits": "zero('layers.0.mixer')"}
     after = {"rounds/effect": np.array(1.0), "rounds/effect dims": "group", "rounds @edits": "Zero('layers.0.mixer')"}
     monkeypatch.setattr(names, "TEXTS", {})
+    monkeypatch.setattr(names, "FIELDS", {})
     assert len(compare(before, after).differences) == 5
     monkeypatch.setattr(names, "FIELDS", {"rounds/harm": "rounds/effect", "label": "group"})
     monkeypatch.setattr(names, "TEXTS", {"zero": "Zero"})

@@ -7,6 +7,8 @@ from qwenlab.errors import CellFailed
 from qwenlab.execution.engine import release
 from tests.execution.conftest import printed
 
+pytestmark = pytest.mark.slow  # processes or Jupyter kernels are started
+
 PID = "import os; print(os.getpid())"
 
 
@@ -28,7 +30,6 @@ def test_a_patched_function_is_named_and_costs_the_kernel(run):
     assert [used(each)["changed"] for each in (first, second)] == [["numpy.mean"], []]
 
 
-@pytest.mark.slow
 def test_each_kind_of_change_is_named(run, tmp_path):
     """Each line of code, and the name that is reported for it."""
     (tmp_path / "helper.py").write_text(
@@ -128,7 +129,6 @@ ORDINARY = [
 ]
 
 
-@pytest.mark.slow
 def test_an_ordinary_notebook_keeps_its_kernel(run):
     release()
     done = [run(*ORDINARY) for _ in range(3)]
@@ -137,7 +137,6 @@ def test_an_ordinary_notebook_keeps_its_kernel(run):
     assert len({printed(each).split()[0] for each in done}) == 1
 
 
-@pytest.mark.slow
 def test_figures_are_shown_in_every_notebook(run, monkeypatch):
     release()
     monkeypatch.delenv("MPLBACKEND", raising=False)  # as it is for users: Jupyter's own
@@ -148,7 +147,6 @@ def test_figures_are_shown_in_every_notebook(run, monkeypatch):
     release()
 
 
-@pytest.mark.slow
 def test_a_folder_of_modules_of_the_notebook_is_read_again(run, tmp_path):
     (tmp_path / "helpers").mkdir()  # without an __init__.py
     inner = tmp_path / "helpers" / "inner.py"
@@ -161,7 +159,6 @@ def test_a_folder_of_modules_of_the_notebook_is_read_again(run, tmp_path):
     assert (printed(after), used(after)["runs_in_kernel"]) == ("22", 2)
 
 
-@pytest.mark.slow
 def test_a_cell_that_raised_costs_the_kernel(run):
     release()
     run("1")
@@ -170,7 +167,6 @@ def test_a_cell_that_raised_costs_the_kernel(run):
     assert used(run("1"))["runs_in_kernel"] == 1
 
 
-@pytest.mark.slow
 def test_a_cell_that_raised_is_the_reason_though_the_kernel_cannot_answer(run):
     release()
     with pytest.raises(CellFailed, match="ValueError: boom"):
@@ -178,7 +174,6 @@ def test_a_cell_that_raised_is_the_reason_though_the_kernel_cannot_answer(run):
     assert used(run("1"))["runs_in_kernel"] == 1
 
 
-@pytest.mark.slow
 def test_a_kernel_that_died_after_its_notebook_is_replaced(run):
     release()
     process = psutil.Process(int(printed(run(PID))))
@@ -187,14 +182,12 @@ def test_a_kernel_that_died_after_its_notebook_is_replaced(run):
     assert used(run("1"))["runs_in_kernel"] == 1
 
 
-@pytest.mark.slow
 def test_a_kernel_that_cannot_be_prepared_is_replaced(run):
     release()
     run("import ctypes; ctypes.CDLL.__init__.__code__ = (lambda *args, **kwargs: 1 / 0).__code__")
     assert used(run("1"))["runs_in_kernel"] == 1
 
 
-@pytest.mark.slow
 def test_a_cold_run_leaves_the_warm_kernel_as_it_is(run):
     release()
     run("1")

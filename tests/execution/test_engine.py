@@ -17,15 +17,15 @@ from qwenlab.execution.engine import release
 from qwenlab.execution.secrets import Secret
 from tests.execution.conftest import printed, statuses
 
+pytestmark = pytest.mark.slow  # processes or Jupyter kernels are started
 
-@pytest.mark.slow
+
 def test_a_cell_that_raised_failed_and_those_after_it_did_not_run(run, tmp_path):
     with pytest.raises(CellFailed, match=r"question\.py: cell \[3\] raised ValueError: boom"):
         run("x = 1", "raise ValueError('boom')", "y = 2", parameters="a = 1")
     assert statuses(tmp_path / "question.ipynb") == ["completed", "completed", "failed", "pending"]
 
 
-@pytest.mark.slow
 def test_a_kernel_that_died_completed_nothing_more(run, tmp_path):
     with pytest.raises(NotebookKernelDied, match=r"question\.py: the kernel stopped before the notebook ended"):
         run("x = 1", "import os; os._exit(1)", "y = 2", parameters="a = 1")
@@ -33,7 +33,6 @@ def test_a_kernel_that_died_completed_nothing_more(run, tmp_path):
     assert jupytext.read(tmp_path / "question.ipynb").metadata.papermill["exception"] is True
 
 
-@pytest.mark.slow
 def test_an_interrupted_notebook_is_not_completed(tmp_path):
     """Papermill itself writes that every cell completed after Ctrl-C."""
     source = tmp_path / "slow.py"
@@ -49,7 +48,6 @@ def test_an_interrupted_notebook_is_not_completed(tmp_path):
     assert statuses(tmp_path / "slow.failed.ipynb") == ["completed", "failed", "pending"]
 
 
-@pytest.mark.slow
 def test_output_is_recorded_up_to_a_limit(run, monkeypatch):
     monkeypatch.setattr(engine, "OUTPUT_LIMIT", 10_000)
     slowly = "import time\nfor n in range(9):\n    print(str(n) * 2_000, flush=True)\n    time.sleep(0.2)"
@@ -62,7 +60,6 @@ def test_output_is_recorded_up_to_a_limit(run, monkeypatch):
     assert "".join(noted).count("[qwenlab: output of this cell beyond 0 MiB was dropped]") == 1
 
 
-@pytest.mark.slow
 def test_secrets_are_in_no_file(run, tmp_path):
     values = {"hf_token": Secret("hf_abcdef")}
     done = run("print(len(hf_token), hf_token)", parameters='hf_token: str = ""', values=values)
@@ -71,7 +68,6 @@ def test_secrets_are_in_no_file(run, tmp_path):
     assert "•••" in (tmp_path / "question.ipynb").read_text()
 
 
-@pytest.mark.slow
 def test_the_file_is_complete_at_every_moment(run, tmp_path):
     path = tmp_path / "question.ipynb"
     run(f"import json, pathlib; json.loads(pathlib.Path({str(path)!r}).read_text()); print('whole')", "1")
@@ -79,7 +75,6 @@ def test_the_file_is_complete_at_every_moment(run, tmp_path):
     assert list(tmp_path.glob(".*")) == []
 
 
-@pytest.mark.slow
 def test_papermill_alone_can_use_it_by_name(tmp_path):
     """Through its entry point, in a loop: the kernel is kept, the names are not."""
     notebook = tmp_path / "in.ipynb"

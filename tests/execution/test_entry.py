@@ -1,9 +1,12 @@
 """The entry point forwards to the engine."""
 
 import nbformat
+import pytest
 
 from qwenlab.execution.engine import Engine
 from qwenlab.execution.entry import LazyEngine
+
+pytestmark = pytest.mark.slow  # processes or Jupyter kernels are started
 
 
 def test_it_answers_as_the_engine_does():

@@ -12,6 +12,8 @@ import pytest
 from qwenlab.errors import BadParameter, NotebookFailed, UnknownNotebook, UnknownParameter
 from qwenlab.execution import run_notebook
 
+pytestmark = pytest.mark.slow  # processes or Jupyter kernels are started
+
 NOTEBOOK = """\
 # %% [markdown]
 # A question.
@@ -68,13 +70,11 @@ def test_runs_with_its_parameters_in_its_folder_on_this_python(notebook, tmp_pat
     assert jupytext.read(executed).metadata.papermill.input_path == str(notebook)
 
 
-@pytest.mark.slow
 def test_progress_is_shown(notebook, tmp_path, capfd):
     run_notebook(notebook, tmp_path / "out")
     assert "question: 100%" in capfd.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seed", "message"), [(10, r"cell \[4\] raised AssertionError: seeds end at nine"), (9, "the kernel stopped")]
 )
@@ -111,7 +111,6 @@ def test_a_secret_of_the_environment_is_in_no_file_and_no_error(notebook, tmp_pa
     assert jupytext.read(executed).metadata.papermill.parameters == {"pin": "••• ($PIN)", "eos_token": "e"}
 
 
-@pytest.mark.slow
 def test_a_plain_value_with_the_name_of_a_credential_is_warned_of(notebook, tmp_path):
     notebook.write_text('# %% tags=["parameters"]\nhf_token: str = ""\nsort_key: str = "a"\n')
     with pytest.warns(

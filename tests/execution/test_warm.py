@@ -6,6 +6,8 @@ from qwenlab.execution import engine
 from qwenlab.execution.engine import release
 from tests.execution.conftest import printed
 
+pytestmark = pytest.mark.slow  # processes or Jupyter kernels are started
+
 
 @pytest.fixture
 def two(run):
@@ -59,14 +61,12 @@ print(random.random(), np.random.rand(), torch.rand(1).item())
 """
 
 
-@pytest.mark.slow
 def test_nothing_of_a_notebook_is_left_for_the_next(two, run):
     cold = printed(run(LOOK, name="fresh", warm=False))
     assert two(CHANGES, LOOK) == cold
     assert cold.startswith("False False")
 
 
-@pytest.mark.slow
 def test_an_environment_variable_costs_the_kernel(run):
     release()
     changed = run("import os; os.environ['LEFT'] = '1'; os.environ['GIVEN'] = '2'", environment={"GIVEN": "1"})
@@ -76,7 +76,6 @@ def test_an_environment_variable_costs_the_kernel(run):
     assert after.metadata.papermill["qwenlab"]["runs_in_kernel"] == 1
 
 
-@pytest.mark.slow
 def test_a_variable_that_is_set_for_a_notebook_is_not_there_for_the_next(run):
     look = "import os; print(os.environ.get('GIVEN'))"
     given = run(f"{look}; os.environ['GIVEN'] = '2'", environment={"GIVEN": "1"})
@@ -86,21 +85,18 @@ def test_a_variable_that_is_set_for_a_notebook_is_not_there_for_the_next(run):
     assert counts[1] == counts[0] + 1
 
 
-@pytest.mark.slow
 def test_each_has_its_seed(run):
     draws = "import numpy as np; print(np.random.rand())"
     printed_by_seed = [printed(run(draws, seed=seed)) for seed in (1, 2, 1)]
     assert printed_by_seed[0] == printed_by_seed[2] != printed_by_seed[1]
 
 
-@pytest.mark.slow
 def test_a_module_in_the_notebooks_folder_is_read_again(two, tmp_path):
     (tmp_path / "helper.py").write_text("value = 1")
     change = f"import helper, pathlib; pathlib.Path({str(tmp_path / 'helper.py')!r}).write_text('value = 22')"
     assert two(change, "import helper; print(helper.value)") == "22"
 
 
-@pytest.mark.slow
 def test_what_is_left_running_costs_the_kernel(run):
     release()
     start = "import threading, time; threading.Thread(target=time.sleep, args=(9,), name='worker', daemon={}).start()"
@@ -111,14 +107,12 @@ def test_what_is_left_running_costs_the_kernel(run):
     assert run("1").metadata.papermill["qwenlab"]["runs_in_kernel"] == 1
 
 
-@pytest.mark.slow
 def test_a_kernel_is_replaced_after_its_lifetime(run, monkeypatch):
     release()
     monkeypatch.setattr(engine, "LIFETIME", 2)
     assert [run("1").metadata.papermill["qwenlab"]["runs_in_kernel"] for _ in range(3)] == [1, 2, 1]
 
 
-@pytest.mark.slow
 def test_a_kernel_that_has_grown_is_replaced(run, monkeypatch):
     release()
     monkeypatch.setattr(engine, "GROWTH", 50 * 2**20)
@@ -134,7 +128,6 @@ OPEN = (
 
 
 class TestTheCheckpoint:
-    @pytest.mark.slow
     def test_is_read_once(self, run):
         release()
         used = [run(OPEN).metadata.papermill["qwenlab"] for _ in range(3)]
@@ -168,7 +161,6 @@ class TestTheCheckpoint:
         assert len({line.split()[0] for line in printed(twice).splitlines()}) == 2
 
 
-@pytest.mark.slow
 def test_results_are_those_of_a_cold_run_bit_for_bit(run):
     reads = (
         "import torch, qwenlab as ql\n"

@@ -17,6 +17,8 @@ from qwenlab.errors import RecordedTwice
 from qwenlab.experiments.record import LOCK, METRICS, RUN, read_metrics
 from tests.experiments.waiting import until
 
+pytestmark = pytest.mark.slow  # processes or Jupyter kernels are started
+
 COUNT = 6
 
 

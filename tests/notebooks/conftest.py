@@ -14,7 +14,7 @@ import pytest
 from filelock import FileLock
 
 import qwenlab as ql
-from qwenlab.execution.engine import Setting
+from qwenlab.execution.engine import RunSettings
 from qwenlab.execution.notebook import execute, read_notebook
 from qwenlab.testing.checkpoints import tiny_checkpoint
 
@@ -73,7 +73,7 @@ def _execute(stem: str, done: Executed, parameters: dict) -> None:
     notebook, declared = read_notebook(source)
     given = {name: declared.resolve(name, value) for name, value in parameters.items()}
     running = done.path.with_suffix(".running.ipynb")
-    execute(notebook, given, Setting(source.parent, source, running, warm=True))
+    execute(notebook, given, RunSettings(source.parent, source, running, warm=True))
     running.replace(done.path)
 
 

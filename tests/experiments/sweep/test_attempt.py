@@ -16,6 +16,8 @@ from qwenlab.experiments.sweep.attempt import Cancellation, Outcome, run_job
 from qwenlab.experiments.sweep.run import job
 from tests.experiments.conftest import NOTEBOOK
 
+pytestmark = pytest.mark.slow  # processes or Jupyter kernels are started
+
 
 @pytest.fixture
 def run(experiment, tmp_path):
@@ -37,7 +39,6 @@ def loss(outcome: Outcome) -> list[float]:
     return list(read_metrics(Path(outcome.where) / "metrics.parquet")["value"])
 
 
-@pytest.mark.slow
 def test_a_run_that_finished_has_everything_in_its_folder(run):
     outcome = run()
     assert outcome.state == "finished"
@@ -80,7 +81,6 @@ def test_a_kernel_that_is_killed_leaves_what_it_recorded(run):
     assert statuses[-1] == "failed"
 
 
-@pytest.mark.slow
 def test_a_run_that_takes_too_long_is_ended(run):
     run()  # the kernel is warm
     outcome = run(parameters={"mode": "slow"}, timeout="4 s")
@@ -89,7 +89,6 @@ def test_a_run_that_takes_too_long_is_ended(run):
     assert outcome.seconds < 30
 
 
-@pytest.mark.slow
 def test_a_retry_is_another_attempt(run, tmp_path):
     outcome = run(parameters={"mode": "once"}, retries=1)
     assert outcome.state == "finished"
@@ -101,7 +100,6 @@ def test_a_retry_is_another_attempt(run, tmp_path):
     )
 
 
-@pytest.mark.slow
 def test_a_run_without_all_its_metrics_is_not_finished(run):
     cells = NOTEBOOK.replace("ql.experiments.record(loss", "if x > 5: ql.experiments.record(loss")
     outcome = run(cells)
@@ -128,7 +126,6 @@ def test_cancellation_ends_the_kernel_and_is_not_a_failure(run):
     assert outcome.seconds < 30
 
 
-@pytest.mark.slow
 def test_secrets_are_in_no_file_of_a_run(run):
     cells = NOTEBOOK.replace("x: int = 1", 'x: int = 1\nhf_token: str = ""').replace(
         'ValueError("boom")', "ValueError(hf_token)"
@@ -141,7 +138,6 @@ def test_secrets_are_in_no_file_of_a_run(run):
     assert [each.name for each in files if b"hf_secret99" in each.read_bytes()] == []
 
 
-@pytest.mark.slow
 def test_a_clock_that_jumps_back_changes_no_decision(run, monkeypatch):
     times = iter(f"20{year:02d}-01-01T00:00:00+00:00" for year in range(90, 0, -1))
     monkeypatch.setattr(provenance, "now", lambda: next(times))

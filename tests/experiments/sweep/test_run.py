@@ -17,6 +17,8 @@ from qwenlab.experiments import find, metrics, run
 from qwenlab.experiments.store.store import FACTS
 from tests.experiments.conftest import NOTEBOOK
 
+pytestmark = pytest.mark.slow  # processes or Jupyter kernels are started
+
 SWEEP = {"sweep": {"grid": {"x": [1, 2, 3]}}}
 SLOW = NOTEBOOK.replace('case "slow":\n        time.sleep(60)', 'case "slow":\n        time.sleep(60 if x == 2 else 0)')
 
@@ -51,7 +53,6 @@ def states(store: Path) -> dict[tuple[int, str], int]:
     return table.groupby(["params.x", "state"]).size().to_dict()
 
 
-@pytest.mark.slow
 def test_a_failing_point_does_not_stop_the_others(experiment, tmp_path, capfd):
     folder = experiment(NOTEBOOK.replace('case "raise"', 'case "well" if x == 2'), **SWEEP)
     result = run(folder, store=tmp_path / "store")
@@ -73,7 +74,6 @@ def test_a_failing_point_does_not_stop_the_others(experiment, tmp_path, capfd):
     assert states(tmp_path / "store")[2, "failed"] == 1
 
 
-@pytest.mark.slow
 def test_only_what_is_missing_is_run(experiment, tmp_path):
     folder, store = experiment(**SWEEP), tmp_path / "store"
     run(folder, store=store, only={"x": 2})
@@ -85,7 +85,6 @@ def test_only_what_is_missing_is_run(experiment, tmp_path):
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.slow
 def test_a_stop_is_clean(experiment, tmp_path, sent):
     folder, store = experiment(SLOW, parameters={"mode": "slow"}, **SWEEP), tmp_path / "store"
     process = start("run", folder, "--store", store)
@@ -100,7 +99,6 @@ def test_a_stop_is_clean(experiment, tmp_path, sent):
     assert list(metrics(state="interrupted", store=store)["metric"]) == ["loss"]
 
 
-@pytest.mark.slow
 def test_a_runner_that_is_killed_leaves_nothing_half_done(experiment, tmp_path):
     folder, store = experiment(SLOW, parameters={"mode": "slow"}, **SWEEP), tmp_path / "store"
     process = start("run", folder, "--store", store)
@@ -122,7 +120,6 @@ def test_a_runner_that_is_killed_leaves_nothing_half_done(experiment, tmp_path):
     assert list(finished.groupby("params.x").size()) == [2, 1, 1]  # x = 1 was finished with the other notebook too
 
 
-@pytest.mark.slow
 def test_two_runners_share_the_work(experiment, tmp_path):
     folder, store = experiment(sweep={"grid": {"x": [1, 2, 3, 4, 5]}}), tmp_path / "store"
     both = [start("run", folder, "--store", store) for _ in range(2)]
@@ -132,7 +129,6 @@ def test_two_runners_share_the_work(experiment, tmp_path):
     assert sum(int(count) for out in printed for count in re.findall(r"(\d+) finished(?! before)", out)) == 5
 
 
-@pytest.mark.slow
 def test_a_full_disk_loses_nothing_that_was_there(experiment, tmp_path):
     """On a real file system of 400 kB, in a mount namespace of its own."""
     if subprocess.run(["unshare", "-rm", "true"]).returncode:
@@ -172,7 +168,6 @@ def test_the_needs_are_checked_first(experiment, tmp_path):
 
 
 class TestTheCommand:
-    @pytest.mark.slow
     def test_a_dry_run_runs_nothing(self, experiment, tmp_path):
         folder, store = experiment(**SWEEP), tmp_path / "store"
         done = subprocess.run(command("run", folder, "--store", store, "--dry-run"), capture_output=True, text=True)
@@ -180,14 +175,12 @@ class TestTheCommand:
         assert "3 points, 3 to run" in " ".join(done.stdout.split())
         assert not store.exists()
 
-    @pytest.mark.slow
     def test_a_misspelt_parameter_is_status_2_with_its_line(self, experiment, tmp_path):
         folder = experiment(parameters={"mod": "well"})
         done = subprocess.run(command("run", folder, "--store", tmp_path / "store"), capture_output=True, text=True)
         assert done.returncode == 2
         assert re.search(r"UnknownParameter: .*spec\.yaml:\d+: .*did you mean 'mode'", done.stderr)
 
-    @pytest.mark.slow
     def test_set_and_only(self, experiment, tmp_path):
         folder, store = experiment(**SWEEP), tmp_path / "store"
         words = ("run", folder, "--store", store, "--set", "mode=raise", "--only", "x=3")
@@ -199,7 +192,6 @@ class TestTheCommand:
         assert (bad.returncode, "--only x: write name=value" in bad.stderr) == (2, True)
 
 
-@pytest.mark.slow
 def test_runs_of_other_code_of_the_same_version_are_named(experiment, tmp_path):
     folder, store = experiment(), tmp_path / "store"
     first = run(folder, store=store)

@@ -14,6 +14,8 @@ from qwenlab.experiments.store.catalogue import catalogue
 from qwenlab.experiments.store.location import store_at
 from tests.experiments.conftest import NOTEBOOK
 
+pytestmark = pytest.mark.slow  # processes or Jupyter kernels are started
+
 TRICKY = "p@ss\"w\\x<é>'"
 SECRETS = {
     "number": 918273645,
@@ -63,7 +65,6 @@ def from_variables(monkeypatch):
     return {name: {"env": f"MY_{name}"} for name in SECRETS}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", ["variables", "listed"])
 def test_a_secret_is_in_no_file_of_a_store_and_in_no_message(experiment, tmp_path, from_variables, how, capfd):
     given = from_variables if how == "variables" else SECRETS
@@ -102,7 +103,6 @@ def facts(outcome) -> dict:
     return json.loads((Path(outcome.where) / "facts.json").read_text())
 
 
-@pytest.mark.slow
 def test_everyday_names_are_ordinary_parameters(experiment, tmp_path):
     cells = NOTEBOOK.replace("x: int = 1", 'x: int = 1\neos_token: str = "</s>"\nsort_key: str = "name"')
     cells = cells.replace("+ x)", "+ x + len(sort_key))").replace("import os", 'print("eos is", eos_token)\nimport os')
@@ -128,7 +128,6 @@ def test_the_command_does_not_print_a_secret_of_a_wrong_type(experiment, tmp_pat
     assert "918" not in done.stdout + done.stderr
 
 
-@pytest.mark.slow
 def test_what_is_recorded_at_once_is_all_in_the_run(experiment, tmp_path):
     """From threads and a forked process of a notebook; nothing of their lock is left in the run's folder."""
     at_once = """

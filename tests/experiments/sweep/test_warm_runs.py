@@ -11,6 +11,8 @@ from qwenlab.experiments import run
 from qwenlab.experiments.record import read_metrics
 from tests.execution.conftest import printed
 
+pytestmark = pytest.mark.slow  # processes or Jupyter kernels are started
+
 PATCHES = """\
 # %% tags=["parameters"]
 uniform_gate: bool = False
@@ -64,7 +66,6 @@ def pids(folder: Path) -> list[str]:
     return [printed(jupytext.read(file.parent / "notebook.ipynb")) for file in began]
 
 
-@pytest.mark.slow
 def test_a_function_that_one_run_patches_is_whole_in_the_next(experiment, tmp_path):
     release()
     folder = experiment(PATCHES, sweep={"grid": {"uniform_gate": [True, False]}})
@@ -77,7 +78,6 @@ def test_a_function_that_one_run_patches_is_whole_in_the_next(experiment, tmp_pa
     assert "replaced" not in logs[1]
 
 
-@pytest.mark.slow
 def test_a_run_that_breaks_its_process_is_tried_again_in_another_and_the_others_finish(experiment, tmp_path):
     release()
     folder = experiment(BREAKS, sweep={"grid": {"x": [1, 2, 3, 4, 5]}}, retries=1)

@@ -93,9 +93,9 @@ def test_without_the_removal_values_only_decay(length, past, seed):
     decay = (elapsed[:, None] - elapsed[None]).tril().exp().tril()
     column = torch.arange(past, length)[None]
     rows = DeltaRuleWeights(key, beta, g, past).rows(query[:, :, past:], column, range(past, length), removal=False)
-    np.testing.assert_allclose(rows[0][0, 0], ((q @ k.T * decay) * b)[past:], atol=1e-5)
+    np.testing.assert_allclose(rows[0][0, 0], ((q @ k.T * decay) * b)[past:], rtol=1e-5, atol=1e-5)
     since = elapsed[past:] - (elapsed[past - 1] if past else 0)
-    np.testing.assert_allclose(rows[1][0, 0], q[past:] * since[:, None].exp(), atol=1e-5)
+    np.testing.assert_allclose(rows[1][0, 0], q[past:] * since[:, None].exp(), rtol=1e-5, atol=1e-5)
 
 
 def rows_of(key, g, beta, query):
