@@ -221,7 +221,9 @@ def test_routing_of_a_dense_checkpoint_ends_with_what_is_missing(executed):
 @pytest.mark.slow
 def test_comparing_runs_that_it_makes_itself(executed):
     (moved,) = [text for text in executed("90_compare").markdown if "went from" in text]
-    assert re.search(r"`loss` went from .* nat/token: .* at 97\.5 %, over 10 of `text`: \*\*(beyond|within) noise\*\*", moved)
+    assert re.search(
+        r"`loss` went from .* nat/token: .* at 97\.5 %, over 10 of `text`: \*\*(beyond|within) noise\*\*", moved
+    )
     assert re.search(r"`distance` went from .* token: .*, without pairs, so without an interval", moved)
 
 

@@ -80,7 +80,7 @@ def test_the_published_matrix_form_says_the_same(length, seed):
     onto = (b[:, None] * (k @ k.T) * decay).tril(-1)
     closed = (q @ k.T * decay) @ torch.linalg.inv(torch.eye(length).double() + onto) @ b.diag()
     result, _ = DeltaRuleWeights(key, beta, g, 0).rows(query, torch.arange(length)[None], range(length))
-    np.testing.assert_allclose(result[0, 0], closed, atol=1e-5)
+    np.testing.assert_allclose(result[0, 0], closed, rtol=1e-5, atol=1e-5)
 
 
 @settings(max_examples=15)
