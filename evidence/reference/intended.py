@@ -1,6 +1,6 @@
 """Differences that a change is meant to make: each with its reason, counted and printed, and no failure.
 
-Emptied when the checkout before already has them.
+Empty this table when the checkout before already has them: a row hides what matches it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ INTENDED = {
         "ablation_table has its intervals along `bound`"
     ),
     r" @units: '(nat|byte|tokens|text)' became ": "one unit per quantity: nat/token, token, B",
-    r"chance": "chance is a coordinate or a variable, not an attribute",
+    r"[ /]@?chance\b|coords: .*\bchance\b": "chance is a coordinate or a variable, not an attribute",
     r" @\w+: extra after$": "functions that measure return provenance under the names of a recording",
     r"^made/recording ": "the probes sum made recordings: float32 sums, and the tiny model's memory",
     r"^decoding/.*/audit: .*diagnosis: ": "the audit's sentence names its new interval",

@@ -136,7 +136,7 @@ def mass_by_distance(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure
 def reconstruction(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
     """Relative error of DeltaNet heads' outputs that are recomputed from implicit attention weights, on a log axis.
 
-    statistics  of stats.reach. Filled: the weights of `probe.ImplicitAttention`; rings, if recorded: the weights
+    statistics  of stats.reach. Filled: the weights of `ql.probes.ImplicitAttention`; rings, if recorded: the weights
                 without key removal. Heads of a layer are side by side, smallest error first. Dashed: the error of 0
     ax          axes to draw in; by default those of a new figure
 

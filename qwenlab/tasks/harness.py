@@ -30,7 +30,7 @@ def harness_scores(
     limit: int | None = None,
     batch_size: int = 8,
 ) -> xr.Dataset:
-    """Scores of the model on tasks of lm-evaluation-harness; inside an edit's `with` block, of the edited model.
+    """Scores of the model on tasks of lm-evaluation-harness; in the `with` block of `intervene`, of the changed model.
 
     tasks        names of its tasks, groups or tags
     task_folder  a folder of task files (YAML) of your own, which is searched first. A task file can run code. Most of

@@ -42,8 +42,8 @@ def measure(
     asked          number of asked tokens
 
     Coordinates: task, its name; chance, the accuracy of a guess, NaN for plain text. The attributes say where the
-    scores come from, under the names of `Recording.attrs`. Inside an edit's `with` block the scores are those of the
-    edited model. Raises BadArgument.
+    scores come from, under the names of `Recording.attrs`. Inside `intervene` the scores are those of the
+    changed model. Raises BadArgument.
     """
     check_tasks("measure", tasks)
     whole("measure", batch_size=batch_size, **({} if block is None else {"block": block}))

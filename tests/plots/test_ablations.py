@@ -17,7 +17,7 @@ BLUE, ORANGE = "#0072b2", "#e69f00"
 
 
 @pytest.fixture(scope="module")
-def told():
+def statistics():
     return stats.ablations(made_sweep(planted={"mixer 3": 0.4, "mlp 6": -0.3}, seed=4))
 
 
@@ -39,16 +39,16 @@ def words(ax):
     return [text.get_text() for text in ax.texts]
 
 
-def test_cells_are_the_harm_of_each_layer_and_task(told):
-    figure = checked(lambda: plots.ablation_map(told))
+def test_cells_are_the_harm_of_each_layer_and_task(statistics):
+    figure = checked(lambda: plots.ablation_map(statistics))
     for ax, part in zip(figure.axes, ("mixer", "mlp"), strict=False):
-        here = told.isel(ablation=np.flatnonzero(told["of"].values == part))
+        here = statistics.isel(ablation=np.flatnonzero(statistics["of"].values == part))
         assert ax.get_title(loc="left") == part
         assert strip(ax) == ([BLUE] * 3 + [ORANGE]) * 2
         assert [label.get_text() for label in ax.get_xticklabels()] == list(map(str, range(8)))
         assert [label.get_text() for label in ax.get_yticklabels()] == ["code", "recall"]
         for row, (middles, heights, colours) in enumerate(cells(ax)):
-            one, largest = here.isel(task=row), float(np.abs(told["effect"].isel(task=row)).max())
+            one, largest = here.isel(task=row), float(np.abs(statistics["effect"].isel(task=row)).max())
             assert_allclose(middles[:, 0], range(8))
             assert (np.round(middles[:, 1]) == row).all()
             assert_allclose(heights, np.where(one["significant"], 0.88, 0.18))
@@ -61,9 +61,9 @@ def test_cells_are_the_harm_of_each_layer_and_task(told):
     assert figure.axes[-1].get_ylabel() == "rise of the loss\n(share of the task's largest)"
 
 
-def test_values_are_written_into_few_cells(told):
-    ax = plots.ablation_map(told).axes[0]
-    values = told["effect"].isel(ablation=np.flatnonzero(told["of"].values == "mixer"))
+def test_values_are_written_into_few_cells(statistics):
+    ax = plots.ablation_map(statistics).axes[0]
+    values = statistics["effect"].isel(ablation=np.flatnonzero(statistics["of"].values == "mixer"))
     assert f"{float(values.sel(ablation='mixer 3')[0]):.2g}" in words(ax)
     assert len(words(ax)) == 16 + 2 + 1
     many = plots.ablation_map(stats.ablations(made_sweep(layers=40, of=("mixer",), controls=0), resamples=50))
@@ -73,14 +73,14 @@ def test_values_are_written_into_few_cells(told):
 @pytest.mark.parametrize(("value", "text"), [(0.1234, "0.12"), (-0.00062, "-6e-4"), (1.2e-7, "1e-7"), (0, "0")])
 def test_numbers_are_short(value, text):
     sweep = made_sweep(layers=2, of=("mixer",), tasks={"code": 4}, controls=0)
-    told = stats.ablations(sweep, resamples=10)
-    told["effect"][:] = [[value, 1.0]]
-    assert text in words(plots.ablation_map(told).axes[0])
+    statistics = stats.ablations(sweep, resamples=10)
+    statistics["effect"][:] = [[value, 1.0]]
+    assert text in words(plots.ablation_map(statistics).axes[0])
 
 
 def test_parts_of_one_layer_have_rows_of_their_own():
-    told = stats.ablations(made_sweep(layers=4, of=("head",), slots=3, controls=0), resamples=50)
-    ax = checked(lambda: plots.ablation_map(told)).axes[0]
+    statistics = stats.ablations(made_sweep(layers=4, of=("head",), slots=3, controls=0), resamples=50)
+    ax = checked(lambda: plots.ablation_map(statistics)).axes[0]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "1", "2"] * 2
     (_, first), (_, second) = ((task, cells(ax)[task][0]) for task in (0, 1))
     assert_allclose(first[:, 0], np.repeat(range(4), 3))
@@ -92,9 +92,9 @@ def test_parts_of_one_layer_have_rows_of_their_own():
 
 def test_gates_have_their_words_though_not_every_layer_has_all():
     sweep = made_sweep(layers=4, of=("gate", "decay"), controls=0)
-    told = stats.ablations(sweep, resamples=50)
-    told = told.assign_coords(of=("ablation", ["gate"] * 8)).isel(ablation=[0, 1, 2, 3, 4, 6])
-    ax = plots.ablation_map(told).axes[0]
+    statistics = stats.ablations(sweep, resamples=50)
+    statistics = statistics.assign_coords(of=("ablation", ["gate"] * 8)).isel(ablation=[0, 1, 2, 3, 4, 6])
+    ax = plots.ablation_map(statistics).axes[0]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["gate", "decay"] * 2
     middles = cells(ax)[0][0]
     assert_allclose(middles[:, 0], [0, 1, 2, 3, 0, 2])
@@ -102,17 +102,17 @@ def test_gates_have_their_words_though_not_every_layer_has_all():
 
 
 def test_what_is_of_several_layers_has_a_column_with_its_name():
-    told = stats.ablations(made_sweep(layers=2, of=("kind",), controls=0), resamples=50)
+    statistics = stats.ablations(made_sweep(layers=2, of=("kind",), controls=0), resamples=50)
     kinds = ["linear_attention", ""]
-    told = told.assign_coords(layer=("ablation", [-1, -1]), kind=("ablation", kinds))
-    told = told.assign_coords(ablation=["all linear_attention", "everything"])
-    ax = checked(lambda: plots.ablation_map(told)).axes[0]
+    statistics = statistics.assign_coords(layer=("ablation", [-1, -1]), kind=("ablation", kinds))
+    statistics = statistics.assign_coords(ablation=["all linear_attention", "everything"])
+    ax = checked(lambda: plots.ablation_map(statistics)).axes[0]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["all linear_attention", "everything"]
     assert strip(ax) == [BLUE, to_hex("0.25")]
 
 
-def test_the_strongest_colour_is_the_end_of_the_map(told):
-    rows, _, colours = cells(plots.ablation_map(told).axes[0])[0]
+def test_the_strongest_colour_is_the_end_of_the_map(statistics):
+    rows, _, colours = cells(plots.ablation_map(statistics).axes[0])[0]
     assert_allclose(colours[3], to_rgba(mpl.colormaps["PRGn_r"](1.0)), atol=0.01)
     assert_allclose(rows[3], [3, 0], atol=0.2)
 
@@ -132,8 +132,8 @@ def test_of_acceptance_too():
 
 
 def test_no_harm_at_all_is_drawn():
-    told = stats.ablations(made_sweep(layers=2, tasks={"code": 3}, controls=0), resamples=10)
-    plots.ablation_map(told.assign(effect=told["effect"] * 0)).draw_without_rendering()
+    statistics = stats.ablations(made_sweep(layers=2, tasks={"code": 3}, controls=0), resamples=10)
+    plots.ablation_map(statistics.assign(effect=statistics["effect"] * 0)).draw_without_rendering()
 
 
 def test_other_data_are_refused():
