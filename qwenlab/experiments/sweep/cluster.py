@@ -89,11 +89,15 @@ def _connection(on: str) -> Iterator[bool]:
     arguments: dict[str, Any] = dict(address="local", include_dashboard=False) if on == LOCAL else dict(address=on)
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
+    # Ray's processes inherit this: a SIGTERM to the process group must leave the driver the time to record its runs.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         try:
             ray.init(**arguments, log_to_driver=False, logging_level=logging.WARNING)
         except (OSError, RuntimeError, ValueError) as error:
             raise ClusterFailed(f"No connection to {on}: {error}\nThis machine has Ray {ray.__version__}.") from error
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if in_main_thread:  # Ray replaces the handler of `qwenlab.cli`
             signal.signal(signal.SIGTERM, before)
         yield True
