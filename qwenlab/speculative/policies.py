@@ -129,8 +129,10 @@ def call_policy(policy: Policy, probability: np.ndarray) -> np.ndarray:
     )
 
 
-def policy_name(policy: Policy) -> str:
+def policy_name(policy: Policy | None) -> str:
     """Name of a policy in results: a function's name, or the object's own repr if its class defines one."""
+    if policy is None:
+        return "fixed depth"
     name = getattr(policy, "__name__", None)
     if isinstance(name, str):
         return name

@@ -16,12 +16,13 @@ from tqdm.auto import tqdm
 
 from qwenlab.capture.provenance import provenance_of
 from qwenlab.capture.wrapping import in_this_thread, outputs
-from qwenlab.checkpoint.checkpoint import Checkpoint, require_checkpoint
+from qwenlab.checkpoint.checkpoint import Checkpoint
+from qwenlab.checkpoint.mtp_head import MtpHead
 from qwenlab.errors import BadPrompt
 from qwenlab.speculative.context import TargetContext
 from qwenlab.speculative.decoding_loop import Decoding, Settings
 from qwenlab.speculative.drafter import Drafter
-from qwenlab.speculative.prompts import checked_depth, context_length, encode_prompts
+from qwenlab.speculative.prompts import drafting_head, encode_prompts
 from qwenlab.speculative.rollback import ReplayRollback, Rollback
 from qwenlab.speculative.verification import Greedy
 
@@ -59,9 +60,7 @@ def step_times(
 
     Raises NoMtpHead, BadPrompt and BadArgument.
     """
-    require_checkpoint(checkpoint)
-    head = checkpoint.require_mtp()
-    checked_depth(depth, context_length(checkpoint))
+    head = drafting_head(checkpoint, depth)
     (tokens,) = encode_prompts(checkpoint, text if isinstance(text, str) else [text], 1, where="step_times")
     widths = list(range(1, depth + 2))
     context = min(128, len(tokens) // 2) if context is None else context
@@ -90,7 +89,7 @@ def step_times(
             drafter.add_pairs(tokens[target.position : target.position + 1], hidden[:1])
             seconds["draft"].append(clock.measure(_draft, drafter, drafter.first())[0])
             drafter.discard_drafts()
-    overhead = _overhead(checkpoint, tokens[:context], depth, method, repeats, clock)
+    overhead = _overhead(head, tokens[:context], depth, method, repeats, clock)
     attrs = {"context": context, "rollback": method.name} | provenance_of(
         checkpoint, [tokens.tolist()], seed=0, drafted=True
     )
@@ -126,12 +125,11 @@ def _draft(drafter: Drafter, y: torch.Tensor) -> torch.Tensor:
 
 
 def _overhead(
-    checkpoint: Checkpoint, prompt: torch.Tensor, depth: int, rollback: Rollback, rounds: int, clock: Clock
+    head: MtpHead, prompt: torch.Tensor, depth: int, rollback: Rollback, rounds: int, clock: Clock
 ) -> list[float]:
     """Seconds of real rounds spent outside target model, head and rollback, one per round."""
-    head, generator = checkpoint.require_mtp(), torch.Generator(prompt.device)
     settings = Settings(depth, Greedy())
-    decoding = Decoding(head, prompt, settings, rollback, max_new_tokens=rounds * (depth + 1) + 1, generator=generator)
+    decoding = Decoding(head, prompt, settings, rollback, max_new_tokens=rounds * (depth + 1) + 1)
     decoding.start()
     overhead = []
     with _time_parts(decoding, clock) as spent:

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from qwenlab.arguments import integer
 from qwenlab.capture.provenance import provenance_of
-from qwenlab.checkpoint.checkpoint import Checkpoint, require_checkpoint
+from qwenlab.checkpoint.checkpoint import Checkpoint
 from qwenlab.errors import BadArgument, BadPrompt
 from qwenlab.speculative.audit.contract import FIRST_ROW, Contract, TargetStates, read_target_states
 from qwenlab.speculative.audit.diagnosis import (
@@ -31,7 +31,7 @@ from qwenlab.speculative.audit.paired_rates import MIN_TEXTS, PairedRates
 from qwenlab.speculative.audit.scales import scale_factors, weight_scales
 from qwenlab.speculative.audit.trials import Trials
 from qwenlab.speculative.context import TargetContext
-from qwenlab.speculative.prompts import Prompt, checked_depth, context_length
+from qwenlab.speculative.prompts import Prompt, drafting_head
 from qwenlab.speculative.trace.passages import passages_of
 
 _MEANINGS = {
@@ -117,10 +117,8 @@ def audit(
 
     Raises NoMtpHead, BadPrompt, and BadArgument for an invalid depth, level or max_tokens, or too few texts.
     """
-    require_checkpoint(checkpoint)
-    head = checkpoint.require_mtp()
+    head = drafting_head(checkpoint, depth)
     assumed = Contract() if contract is None else contract
-    checked_depth(depth, context_length(checkpoint))
     if not 0 < level < 1:
         raise BadArgument(f"audit(level={level!r}): give a probability between 0 and 1, such as 0.95.")
     read = _read(checkpoint, texts, max_tokens)
@@ -149,10 +147,11 @@ def audit(
         wanted = assumed.changed(faults[0]) if faults else assumed
         own = {"wanted contract": sums[faults[0] if faults else "assumed"][:, :1]}
         controls = _dataset("control", own | trials.controls(wanted), attrs).isel(draft=0)
-    found = diagnose(settings, controls, assumed, faults)
-    tokens = [text.tokens.tolist() for text in read]
-    facts = provenance_of(checkpoint, tokens, seed=seed, drafted=True)
-    return Audit(found.verdict, found.sentence, found.faults, found.wanted, assumed, settings, controls, weights, facts)
+    verdict, diagnosis = diagnose(settings, controls, faults)
+    if verdict == "no verdict":
+        faults, wanted = (), assumed
+    facts = provenance_of(checkpoint, [text.tokens.tolist() for text in read], seed=seed, drafted=True)
+    return Audit(verdict, diagnosis, faults, wanted, assumed, settings, controls, weights, facts)
 
 
 def _read(checkpoint: Checkpoint, texts: Prompt | Sequence[Prompt], max_tokens: int) -> list[TargetStates]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,10 +47,7 @@ class Trials:
         the drafts that are the target model's argmax; `shared_probability` sums, over drafts, the sum over tokens of
         min(p, q) of both distributions.
         """
-        head = adapt_head(contract, self.head, self.factors)
-        return self._per_text(
-            lambda text: _tally(draft_with(contract, head, text, depth=depth), self.head, text, depth)
-        )
+        return self._sums(contract, adapt_head(contract, self.head, self.factors), depth=depth)
 
     def controls(self, contract: Contract) -> dict[str, np.ndarray]:
         """Sums of draft 1, [text, 1, column], with the link between draft and target cut in several ways.
@@ -61,29 +58,35 @@ class Trials:
         random head      a head of the same shape with random weights
         """
         head, rng = adapt_head(contract, self.head, self.factors), np.random.default_rng(self.seed)
-        random = random_head(self.head, self.seed)
 
-        def shuffled(text: TargetStates) -> np.ndarray:
+        def shuffled(text: TargetStates) -> TargetStates:
             order = torch.from_numpy(rng.permutation(len(text.tokens))).to(text.tokens.device)
-            changed = replace(text, after=text.after[order], before=text.before[order])
-            return _tally(draft_with(contract, head, changed, depth=1), self.head, text, 1)
+            return replace(text, after=text.after[order], before=text.before[order])
 
-        def shifted(text: TargetStates) -> np.ndarray:
+        def shifted(text: TargetStates) -> TargetStates:
             by = len(text.tokens) // 2
-            other = replace(text, after=text.after.roll(by, dims=0), target=text.target.roll(by, dims=0))
-            return _tally(draft_with(contract, head, text, depth=1), self.head, other, 1)
+            return replace(text, after=text.after.roll(by, dims=0), target=text.target.roll(by, dims=0))
 
-        def randomised(text: TargetStates) -> np.ndarray:
-            return _tally(draft_with(contract, random, text, depth=1), self.head, text, 1)
+        return {
+            "commonest token": _commonest(self.texts),
+            "shuffled hidden": self._sums(contract, head, read=map(shuffled, self.texts)),
+            "shifted target": self._sums(contract, head, compared=map(shifted, self.texts)),
+            "random head": self._sums(contract, random_head(self.head, self.seed)),
+        }
 
-        controls = {"shuffled hidden": shuffled, "shifted target": shifted, "random head": randomised}
-        sums = {name: self._per_text(control) for name, control in controls.items()}
-        return {"commonest token": _commonest(self.texts)} | sums
-
-    def _per_text(self, tally: Callable[[TargetStates], np.ndarray]) -> np.ndarray:
+    def _sums(
+        self,
+        contract: Contract,
+        head: MtpHead,
+        *,
+        depth: int = 1,
+        read: Iterable[TargetStates] | None = None,
+        compared: Iterable[TargetStates] | None = None,
+    ) -> np.ndarray:
+        """Sums [text, draft, column] of drafts along the texts that are read, compared with those to compare."""
         sums = []
-        for text in self.texts:
-            sums.append(tally(text))
+        for text, other in zip(read or self.texts, compared or self.texts, strict=True):
+            sums.append(_tally(draft_with(contract, head, text, depth=depth), self.head, other, depth))
             self.bar.update()
         return np.stack(sums)
 

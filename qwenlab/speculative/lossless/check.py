@@ -10,14 +10,14 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from qwenlab.checkpoint.checkpoint import Checkpoint, require_checkpoint
+from qwenlab.checkpoint.checkpoint import Checkpoint
 from qwenlab.errors import BadArgument
 from qwenlab.speculative.decoding_loop import Decoding, Settings
 from qwenlab.speculative.lossless.noise import BlockReaders, pooled
 from qwenlab.speculative.lossless.reference import COMPONENTS, ReferenceReader, excess_tokens, state_errors
 from qwenlab.speculative.lossless.report import Fault, LosslessReport, LosslessVerdict, variable
 from qwenlab.speculative.policies import Policy
-from qwenlab.speculative.prompts import Prompt, checked_depth, context_length, encode_prompts, end_tokens_of
+from qwenlab.speculative.prompts import Prompt, drafting_head, encode_prompts, end_tokens_of
 from qwenlab.speculative.rollback import ReplayRollback, Rollback
 from qwenlab.speculative.verification import VerificationRule, resolve_rule
 
@@ -62,18 +62,14 @@ def check_lossless(
 
     Raises NoMtpHead, BadPrompt, BadArgument and, if the reference's logits are NaN, NonFiniteWeights.
     """
-    require_checkpoint(checkpoint)
-    head = checkpoint.require_mtp()
+    head = drafting_head(checkpoint, depth)
     rule = resolve_rule(rule, 0.0, where="check_lossless")
-    checked_depth(depth, context_length(checkpoint))
     settings = Settings(depth, rule, policy, end_tokens=end_tokens_of(checkpoint))
     rows: list[dict[str, Any]] = []
     floor: dict[str, float] = dict.fromkeys((*COMPONENTS, "verdict rule"), 0.0)
     texts = encode_prompts(checkpoint, prompts, max_new_tokens, where="check_lossless")
     for text, prompt in enumerate(tqdm(texts, desc="checking", unit="text", disable=not progress)):
-        own = rollback() if isinstance(rollback, type) else rollback
-        generator = torch.Generator(prompt.device)
-        decoding = Decoding(head, prompt, settings, own, max_new_tokens=max_new_tokens, generator=generator)
+        decoding = Decoding(head, prompt, settings, rollback, max_new_tokens=max_new_tokens)
         compared, states = _compare(decoding, prompt, text)
         rows += compared
         floor = {name: max(value, states.get(name, 0.0)) for name, value in floor.items()}
@@ -84,7 +80,7 @@ def check_lossless(
     bounds = [[TOKEN_MARGIN * max(noise.largest, noise.step, least) for noise in row["noise"]] for row in rows]
     # The floor of a text of a few tokens can be 0, so it is at least eps.
     allowed = {name: 0.0 if name == "position" else MARGIN * max(floor[name], eps) for name in COMPONENTS}
-    return _report(rows, floor, allowed, bounds, {"rule": rule.name, "depth": depth, "rollback": own.name})
+    return _report(rows, floor, allowed, bounds, {"rule": rule.name, "depth": depth, "rollback": rollback.name})
 
 
 @torch.no_grad()

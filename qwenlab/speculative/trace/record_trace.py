@@ -14,13 +14,13 @@ from tqdm.auto import tqdm
 
 from qwenlab.arguments import integer
 from qwenlab.capture.provenance import provenance_of
-from qwenlab.checkpoint.checkpoint import Checkpoint, require_checkpoint
+from qwenlab.checkpoint.checkpoint import Checkpoint
 from qwenlab.checkpoint.mtp_head import MtpHead
 from qwenlab.errors import BadArgument, InterruptedWarning
 from qwenlab.speculative.context import TargetContext
 from qwenlab.speculative.draft_chains import chains
 from qwenlab.speculative.generate import Generated
-from qwenlab.speculative.prompts import Prompt, checked_depth, context_length
+from qwenlab.speculative.prompts import Prompt, drafting_head
 from qwenlab.speculative.rounds import NONE
 from qwenlab.speculative.trace.passages import Passage, passages_of
 from qwenlab.speculative.trace.trace import Trace
@@ -82,9 +82,7 @@ def trace(
 
     Interrupted (Ctrl-C), it returns the finished texts, with a warning. Raises NoMtpHead, BadPrompt and BadArgument.
     """
-    require_checkpoint(checkpoint)
-    head = checkpoint.require_mtp()
-    checked_depth(depth, context_length(checkpoint))
+    head = drafting_head(checkpoint, depth)
     integer("trace", "chunk", chunk, least=1, unit="tokens")
     passages = passages_of(checkpoint, texts, labels=labels, window=window)
     hidden_states = _HiddenStates(checkpoint, shuffled, donors, seed, chunk)

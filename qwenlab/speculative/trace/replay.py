@@ -23,7 +23,7 @@ def replay_ledger(trace: xr.Dataset, *, depth: int, policy: Policy | None) -> xr
     attrs = {
         "rule": "greedy",
         "depth": depth,
-        "policy": "fixed depth" if policy is None else policy_name(policy),
+        "policy": policy_name(policy),
         "drafting": "greedy",
         "temperature": 0.0,
         "top_k": 0,
