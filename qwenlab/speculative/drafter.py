@@ -6,6 +6,7 @@ import torch
 from transformers import DynamicCache
 
 from qwenlab.checkpoint.mtp_head import MtpHead
+from qwenlab.speculative.context import at_least_float32
 
 CHUNK = 2048
 """Maximum number of true pairs of a prompt that the head reads in one pass."""
@@ -53,8 +54,7 @@ class Drafter:
 
     def logits(self, y: torch.Tensor) -> torch.Tensor:
         """Logits [1, vocabulary] of a draft, in float32 or better."""
-        logits = self.head.logits(y)[0]
-        return logits if logits.dtype == torch.float64 else logits.float()
+        return at_least_float32(self.head.logits(y)[0])
 
     def discard_drafts(self) -> None:
         """Remove the pairs of drafts from the cache."""

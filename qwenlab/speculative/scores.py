@@ -13,8 +13,7 @@ from qwenlab.errors import BadArgument
 from qwenlab.speculative.generate import generate
 from qwenlab.speculative.prompts import Prompt
 from qwenlab.speculative.trace.record_trace import trace
-
-_CONDITIONS = ("rule", "depth", "policy", "text", "origin")
+from qwenlab.stats.base.rounds import FACTS
 
 
 def acceptance_score(
@@ -63,7 +62,7 @@ def acceptance_score(
     rounds = np.bincount(prompt, minlength=number)
     with np.errstate(invalid="ignore"):
         length = np.bincount(prompt, emitted, minlength=number) / rounds
-    say: dict[str, Any] = {name: ledger.attrs[name] for name in _CONDITIONS}
+    say: dict[str, Any] = {name: ledger.attrs[name] for name in FACTS}
     means = "acceptance length: emitted / rounds"
     return xr.Dataset(
         {

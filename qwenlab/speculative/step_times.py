@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from qwenlab.speculative.drafter import Drafter
 from qwenlab.speculative.prompts import drafting_head, encode_prompts
 from qwenlab.speculative.rollback import ReplayRollback, Rollback
 from qwenlab.speculative.verification import Greedy
+from qwenlab.stats.base.variables import variable
 
 QUARTILES = (0.25, 0.5, 0.75)
 
@@ -89,7 +90,7 @@ def step_times(
             drafter.add_pairs(tokens[target.position : target.position + 1], hidden[:1])
             seconds["draft"].append(clock.measure(_draft, drafter, drafter.first())[0])
             drafter.discard_drafts()
-    overhead = _overhead(head, tokens[:context], depth, method, repeats, clock)
+    overhead = _overhead(head, tokens[:context], depth, rollback, repeats, clock)
     attrs = {"context": context, "rollback": method.name} | provenance_of(
         checkpoint, [tokens.tolist()], seed=0, drafted=True
     )
@@ -125,47 +126,31 @@ def _draft(drafter: Drafter, y: torch.Tensor) -> torch.Tensor:
 
 
 def _overhead(
-    head: MtpHead, prompt: torch.Tensor, depth: int, rollback: Rollback, rounds: int, clock: Clock
+    head: MtpHead, prompt: torch.Tensor, depth: int, rollback: type[Rollback], rounds: int, clock: Clock
 ) -> list[float]:
     """Seconds of real rounds spent outside target model, head and rollback, one per round."""
-    settings = Settings(depth, Greedy())
-    decoding = Decoding(head, prompt, settings, rollback, max_new_tokens=rounds * (depth + 1) + 1)
+    decoding = Decoding(head, prompt, Settings(depth, Greedy()), rollback, max_new_tokens=rounds * (depth + 1) + 1)
     decoding.start()
-    overhead = []
-    with _time_parts(decoding, clock) as spent:
-        for _ in range(rounds):
-            spent.clear()
-            elapsed, _ = clock.measure(decoding.step)
-            overhead.append(elapsed - sum(spent))
-            if decoding.ended:
-                break
-    return overhead
+    overhead, spent = list[float](), list[float]()
 
-
-@contextmanager
-def _time_parts(decoding: Decoding, clock: Clock) -> Iterator[list[float]]:
-    """Context manager that collects the seconds of each call of target model, head and rollback."""
-    spent: list[float] = []
-
-    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any) -> Any:
-            elapsed, result = clock.measure(function, *args)
-            spent.append(elapsed)
-            return result
-
-        return run
+    def timed(function: Callable[..., Any], *args: Any) -> Any:
+        elapsed, result = clock.measure(function, *args)
+        spent.append(elapsed)
+        return result
 
     parts: list[tuple[Any, str]] = [(decoding.context, "read"), (decoding.context, "logits")]
     parts += [(decoding.drafter, name) for name in ("first", "next", "logits")]
-    if decoding.rollback.name != "snapshot-and-rerun":  # its `keep` calls `read`, which is timed already
+    if rollback.name != "snapshot-and-rerun":  # its `keep` calls `read`, which is timed already
         parts.append((decoding.rollback, "keep"))
     for owner, name in parts:
-        setattr(owner, name, timed(getattr(owner, name)))
-    try:
-        yield spent
-    finally:
-        for owner, name in parts:
-            delattr(owner, name)
+        setattr(owner, name, partial(timed, getattr(owner, name)))
+    for _ in range(rounds):
+        spent.clear()
+        elapsed, _ = clock.measure(decoding.step)
+        overhead.append(elapsed - sum(spent))
+        if decoding.ended:
+            break
+    return overhead
 
 
 def _costs(
@@ -200,19 +185,14 @@ def _with_experts(
     costs: xr.Dataset, context: TargetContext, layers: tuple[int, ...], tokens: torch.Tensor
 ) -> xr.Dataset:
     """Add the experts that every token of a text chose."""
-    chosen: dict[int, np.ndarray] = {}
+    chosen: list[np.ndarray] = []
+    store = in_this_thread(lambda _, __, out: chosen.append(out[2].cpu().numpy()))
     with ExitStack() as hooks:
         for layer in layers:
-            store = in_this_thread(partial(_store_choice, chosen, layer))
             hooks.enter_context(outputs(context.decoder.part(layer, "router"), store))
         context.read(tokens)
-    choice = np.stack([chosen[layer] for layer in layers], axis=1)
-    attrs = {"units": "1", "long_name": "experts that a token chose"}
-    costs = costs.assign(expert_choice=(("token", "layer", "slot"), choice, attrs))
+    choice = variable(np.stack(chosen, axis=1), ("token", "layer", "slot"), "1", "experts that a token chose")
+    costs = costs.assign(expert_choice=choice)
     experts: torch.nn.Module = context.decoder.part(layers[0], "experts")
     size = sum(p.nbytes for p in experts.parameters()) / context.decoder.module.config.num_experts
     return costs.assign_coords(layer=list(layers)).assign_attrs(bytes_per_expert=size, moe_layers=len(layers))
-
-
-def _store_choice(chosen: dict[int, np.ndarray], layer: int, args: Any, kwargs: Any, out: Any) -> None:
-    chosen[layer] = out[2].cpu().numpy()

@@ -56,13 +56,9 @@ class Contract:
 
     def variants(self) -> dict[str, Contract]:
         """All contracts that differ from this one in one setting, by label, such as "norms = w"."""
-        labels = (
-            f"{name} = {value}"
-            for name, values in settings().items()
-            for value in values
-            if value != getattr(self, name)
-        )
-        return {label: self.changed(label) for label in labels}
+        labels = (f"{name} = {value}" for name, values in settings().items() for value in values)
+        contracts = {label: self.changed(label) for label in labels}
+        return {label: contract for label, contract in contracts.items() if contract != self}
 
     def changed(self, label: str) -> Contract:
         """This contract with one setting changed; `label` as in `variants`."""

@@ -15,11 +15,12 @@ from qwenlab.errors import BadArgument
 from qwenlab.speculative.decoding_loop import Decoding, Settings
 from qwenlab.speculative.lossless.noise import BlockReaders, pooled
 from qwenlab.speculative.lossless.reference import COMPONENTS, ReferenceReader, excess_tokens, state_errors
-from qwenlab.speculative.lossless.report import Fault, LosslessReport, LosslessVerdict, variable
+from qwenlab.speculative.lossless.report import Fault, LosslessReport, LosslessVerdict, error_variable
 from qwenlab.speculative.policies import Policy
 from qwenlab.speculative.prompts import Prompt, drafting_head, encode_prompts, end_tokens_of
 from qwenlab.speculative.rollback import ReplayRollback, Rollback
 from qwenlab.speculative.verification import VerificationRule, resolve_rule
+from qwenlab.stats.base.variables import variable
 
 MARGIN = 10.0
 """Allowed error of a state, in multiples of its noise floor. It does not apply to tokens."""
@@ -139,24 +140,23 @@ def _report(
     fault = next((fault for fault in faults if fault is not None), None)
     regrets = [regret for row in rows for regret in row["regrets"]]
     differing = sum(regret > 0 for regret in regrets)
-    data: dict[str, Any] = {
-        name: ("round", np.array([row[key] for row in rows]), {"units": "1", "long_name": meaning})
-        for name, key, meaning in (
-            ("text", "text", "number of the text"),
-            ("number", "round", "number of the round in the text"),
-            ("accepted", "accepted", "drafts accepted"),
-        )
+    widest = [max(own, default=0.0) for own in bounds]
+
+    def by_round(values: list[float], units: str, meaning: str) -> xr.DataArray:
+        return variable(np.array(values), ["round"], units, meaning)
+
+    data = {
+        "text": by_round([row["text"] for row in rows], "1", "number of the text"),
+        "number": by_round([row["round"] for row in rows], "1", "number of the round in the text"),
+        "accepted": by_round([row["accepted"] for row in rows], "1", "drafts accepted"),
     }
     for name in COMPONENTS:
-        values = np.array([np.max([*row["layers"][name].values()]) for row in rows])
-        data[variable(name)] = ("round", values, {"units": "1", "long_name": f"relative error, {name}"})
-    worst = np.array([max(row["regrets"], default=0.0) for row in rows])
-    data["regret"] = ("round", worst, {"units": "nat", "long_name": "largest regret of a token"})
-    widest = np.array([max(own, default=0.0) for own in bounds])
-    data["allowed_regret"] = ("round", widest, {"units": "nat", "long_name": "largest allowed regret of a token"})
+        worst = [np.max([*row["layers"][name].values()]) for row in rows]
+        data[error_variable(name)] = by_round(worst, "1", f"relative error, {name}")
+    data["regret"] = by_round([max(row["regrets"], default=0.0) for row in rows], "nat", "largest regret of a token")
+    data["allowed_regret"] = by_round(widest, "nat", "largest allowed regret of a token")
     verdict: LosslessVerdict = "NOT lossless" if fault else "lossless up to numerics" if differing else "lossless"
-    detectable = float(widest.max())
-    return LosslessReport(verdict, fault, xr.Dataset(data, attrs=attrs), floor, differing, len(regrets), detectable)
+    return LosslessReport(verdict, fault, xr.Dataset(data, attrs=attrs), floor, differing, len(regrets), max(widest))
 
 
 def _find_fault(row: dict[str, Any], bounds: list[float], allowed: dict[str, float]) -> Fault | None:

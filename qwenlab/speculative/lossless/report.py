@@ -86,7 +86,11 @@ class LosslessReport:
         return self.fault is None
 
     def __repr__(self) -> str:
-        lines = [f"{self.verdict}: {self.tokens:,} tokens in {self.rounds.sizes['round']:,} rounds, {self._how()}"]
+        attrs = self.rounds.attrs
+        lines = [
+            f"{self.verdict}: {self.tokens:,} tokens in {self.rounds.sizes['round']:,} rounds, "
+            f"rule {attrs['rule']}, depth {attrs['depth']}, rollback {attrs['rollback']}"
+        ]
         if self.fault is not None:
             lines.append(f"  first fault: {self.fault}")
         if self.differing:
@@ -98,18 +102,14 @@ class LosslessReport:
             f"in half of the rounds, more than {median:.3g} nat"
         )
         for name in COMPONENTS[1:]:
-            worst = float(self.rounds[variable(name)].max())
+            worst = float(self.rounds[error_variable(name)].max())
             lines.append(f"  {name:<16} largest error {worst:.1e}, noise floor {self.floor[name]:.1e}")
         return "\n".join(lines)
-
-    def _how(self) -> str:
-        attrs = self.rounds.attrs
-        return f"rule {attrs['rule']}, depth {attrs['depth']}, rollback {attrs['rollback']}"
 
     def _repr_html_(self) -> str:
         return f'<pre style="font-family:monospace;font-size:90%;line-height:1.4">{escape(repr(self))}</pre>'
 
 
-def variable(component: str) -> str:
+def error_variable(component: str) -> str:
     """Name of the variable with a component's error in `LosslessReport.rounds`."""
     return component.replace(" ", "_") + "_error"

@@ -64,7 +64,11 @@ def passages_of(
             "Leave window out, or give generated.tokens to trace them as existing texts."
         )
     context = context_length(checkpoint)
-    pieces = [piece for text in passages for piece in (_windows(text, window) if window else (text,))]
+    pieces = [
+        replace(text, tokens=text.tokens[start : start + (window or len(text.tokens))], start=start)
+        for text in passages
+        for start in range(0, len(text.tokens), window or len(text.tokens))
+    ]
     for number, piece in enumerate(pieces):
         if len(piece.tokens) > context:
             subject = "Windows have" if window else f"Text {number} has"
@@ -92,9 +96,3 @@ def _from_generated(generated: Generated) -> Iterator[Passage]:
         if len(tokens) > begin:
             end: End = "eos" if ended == "eos" else "length" if ended == "length" else "open"
             yield Passage(tokens, begin, label, end, limit=begin + generated.max_new_tokens)
-
-
-def _windows(text: Passage, size: int) -> Iterator[Passage]:
-    """The text in windows of `size` tokens; the last one may be shorter."""
-    for start in range(0, len(text.tokens), size):
-        yield replace(text, tokens=text.tokens[start : start + size], start=start)

@@ -21,11 +21,14 @@ from qwenlab.speculative.context import TargetContext
 from qwenlab.speculative.draft_chains import chains
 from qwenlab.speculative.generate import Generated
 from qwenlab.speculative.prompts import Prompt, drafting_head
-from qwenlab.speculative.rounds import NONE
+from qwenlab.speculative.rounds import NONE, draft_coordinate
 from qwenlab.speculative.trace.passages import Passage, passages_of
 from qwenlab.speculative.trace.trace import Trace
+from qwenlab.stats.base.variables import variable
 
 _VARIABLES = {
+    "text": ("1", "number of the text or window"),
+    "position": ("token", "place in the text or window"),
     "token": ("id", "the text's token"),
     "target_token": ("id", "argmax of the target model after reading it"),
     "target_entropy": ("nat", "entropy of the target model's distribution after reading it"),
@@ -122,7 +125,10 @@ class _HiddenStates:
         if shuffled and donors is not None:
             raise BadArgument("trace(shuffled=True, donors=...): choose one control at a time.")
         self._rng, self._shuffled = random.Random(seed), shuffled
-        self._pool = None if donors is None else _read_all(checkpoint, donors, chunk)
+        self._pool: torch.Tensor | None = None
+        if donors is not None:
+            texts = (passage.tokens for passage in passages_of(checkpoint, donors))
+            self._pool = torch.cat([TargetContext(checkpoint.model).read_in_chunks(text, chunk) for text in texts])
         self.attrs = {"hidden": "shuffled"} if shuffled else {} if donors is None else {"hidden": "of other texts"}
 
     def read_by_head(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -138,38 +144,22 @@ class _HiddenStates:
         return hidden
 
 
-def _read_all(checkpoint: Checkpoint, texts: Sequence[Prompt], chunk: int) -> torch.Tensor:
-    """Hidden states [token, channel] of all tokens of some texts, after the target model's final norm."""
-    states = []
-    for passage in passages_of(checkpoint, texts):
-        context = TargetContext(checkpoint.model)
-        tokens = torch.tensor(passage.tokens, device=context.device)
-        states += [context.read(part) for part in tokens.split(chunk)]
-    return torch.cat(states)
-
-
 def _traced(
     head: MtpHead, passage: Passage, depth: int, chunk: int, hidden_states: _HiddenStates, bar: Any
 ) -> dict[str, np.ndarray]:
     """The variables of one passage, [token] and [token, draft]."""
     context = TargetContext(head.trunk)
     tokens = torch.tensor(passage.tokens, device=context.device)
-    states = []
-    for part in tokens.split(chunk):
-        states.append(context.read(part))
-        bar.update(len(part))
-    hidden = torch.cat(states)
-    logits_of = context.logits
-    del context, states
+    hidden = context.read_in_chunks(tokens, chunk, bar.update)
     draft_token = tokens.new_full((len(tokens), depth), NONE)
     draft_probability = torch.full_like(draft_token, torch.nan, dtype=torch.float32)
     for step in chains(head, tokens, hidden_states.read_by_head(hidden), depth=depth, chunk=chunk):
         place = slice(step.rows.start, step.rows.stop), step.draft - 1
         draft_token[place] = step.tokens
         draft_probability[place] = step.logits.softmax(dim=-1).amax(dim=-1).to(tokens.device)
-    target = _target(logits_of, tokens, hidden, draft_token, chunk)
-    found = {"token": tokens, "draft_token": draft_token, "draft_probability": draft_probability, **target}
-    return {name: values.cpu().numpy() for name, values in found.items()}
+    found = {"token": tokens, "draft_token": draft_token, "draft_probability": draft_probability}
+    found |= _target(context.logits, tokens, hidden, draft_token, chunk)
+    return {name: (x.float() if x.is_floating_point() else x.int()).numpy(force=True) for name, x in found.items()}
 
 
 def _target(
@@ -206,20 +196,16 @@ def _target(
 def _dataset(passages: Sequence[Passage], read: Sequence[dict[str, np.ndarray]], attrs: dict[str, Any]) -> xr.Dataset:
     """One Dataset of all passages, in order."""
     lengths = np.array([len(passage.tokens) for passage in passages], dtype=np.int64)
-    text = np.repeat(np.arange(len(passages)), lengths)
-    position = np.concatenate([np.arange(length) for length in lengths])
-    data: dict[str, Any] = {
-        "text": ("token", text, {"units": "1", "long_name": "number of the text or window"}),
-        "position": ("token", position, {"units": "token", "long_name": "place in the text or window"}),
+    columns = {
+        "text": np.repeat(np.arange(len(passages)), lengths),
+        "position": np.concatenate([np.arange(length) for length in lengths]),
+        **{name: np.concatenate([variables[name] for variables in read]) for name in read[0]},
     }
-    for name, (units, meaning) in _VARIABLES.items():
-        values = np.concatenate([variables[name] for variables in read])
-        values = values.astype(np.int32 if values.dtype.kind == "i" else np.float32)
-        data[name] = (("token", "draft")[: values.ndim], values, {"units": units, "long_name": meaning})
-    data["length"] = ("text", lengths, {"units": "token", "long_name": "tokens of the text or window"})
-    for name, (units, meaning) in _BY_TEXT.items():
-        values = np.array([getattr(passage, name) for passage in passages])
-        data[name] = ("text", values, {"units": units, "long_name": meaning})
-    drafts = np.arange(1, attrs["depth"] + 1)
-    coords = {"draft": ("draft", drafts, {"units": "1", "long_name": "place of a draft in its round"})}
-    return xr.Dataset(data, coords, attrs)
+    data = {
+        name: variable(columns[name], ("token", "draft")[: columns[name].ndim], *about)
+        for name, about in _VARIABLES.items()
+    }
+    data["length"] = variable(lengths, ["text"], "token", "tokens of the text or window")
+    for name, about in _BY_TEXT.items():
+        data[name] = variable(np.array([getattr(passage, name) for passage in passages]), ["text"], *about)
+    return xr.Dataset(data, draft_coordinate(attrs["depth"]), attrs)
