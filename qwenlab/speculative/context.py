@@ -110,7 +110,7 @@ def input_device(model: PreTrainedModel) -> torch.device:
 
 
 def _check_cache(cache: Cache, layers: int) -> None:
-    """Reject a cache that is in use, or that is not a state per DeltaNet layer and growing keys per attention layer."""
+    """Reject a cache that is in use or has other kinds of layers."""
     kinds = {type(layer).__name__ for layer in cache.layers if type(layer) not in (LinearAttentionLayer, DynamicLayer)}
     if kinds or len(cache.layers) != layers:
         has = f"layers of the kinds {', '.join(sorted(kinds))}" if kinds else f"{len(cache.layers)} layers for {layers}"

@@ -87,8 +87,7 @@ class CustomGenerate:
         rule = resolve_rule(name, temperature, where="CustomGenerate")
         settings = Settings(self.depth, rule, self.policy, resolve_drafting(None, rule), logits_processor)
         mask = model_kwargs.get("attention_mask")
-        rows: list[torch.Tensor] = []
-        rounds: list[list[Round]] = []
+        rows, rounds = list[torch.Tensor](), list[list[Round]]()
         for number, row in enumerate(input_ids):
             prompt = row if mask is None else row[mask[number].bool()]
             context = first_context if len(input_ids) == 1 else TargetContext(model)
@@ -107,12 +106,9 @@ class CustomGenerate:
             _run(decoding, self.streamer)
             rounds.append(decoding.rounds)
             rows.append(torch.cat([row, row.new_tensor(decoding.tokens[decoding.begin :])]))
-        attrs = settings.attrs(
-            rollback=self.rollback.name,
-            temperature=temperature,
-            seed=self.seed,
-            processors=", ".join(type(processor).__name__ for processor in logits_processor),
-        )
+        names = ", ".join(type(processor).__name__ for processor in logits_processor)
+        drawn: dict[str, Any] = {"temperature": temperature, "seed": self.seed, "processors": names}
+        attrs = settings.attrs(rollback=self.rollback.name, **drawn)
         self._ledger = ledger(rounds, depth=self.depth, labels=[""] * len(rows), attrs=attrs)
         sequences: Any = pad_sequence(rows, batch_first=True, padding_value=config.pad_token_id or 0)
         if config.return_dict_in_generate:

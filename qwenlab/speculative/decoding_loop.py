@@ -42,18 +42,10 @@ class Settings:
 
     def attrs(self, *, rollback: str, temperature: float, seed: int, **more: Any) -> dict[str, Any]:
         """Attributes of a ledger made with these settings."""
-        return {
-            "rule": self.rule.name,
-            "depth": self.depth,
-            "policy": policy_name(self.policy),
-            "drafting": self.drafting,
-            "temperature": temperature,
-            **more,
-            "rollback": rollback,
-            "seed": seed,
-            "origin": "online",
-            "text": "own",
-        }
+        policy = policy_name(self.policy)
+        made = {"rule": self.rule.name, "depth": self.depth, "policy": policy, "drafting": self.drafting}
+        drawn = {"temperature": temperature, **more, "rollback": rollback, "seed": seed}
+        return made | drawn | {"origin": "online", "text": "own"}
 
 
 @dataclass

@@ -51,9 +51,7 @@ def chains(
 
     The chain of row t (1 .. T - 1) has the head's drafts when x[0..t] is known and the target model has read x[0..t-1].
     Its first draft is made at position t-1 from the true pair (x[t], h[t-1]), draft k at position t+k-2 from draft k-1
-    and the head's state there. Every draft attends to the true pairs 0 .. t-1 and to the entries of its own chain only:
-    this is a mask over a cache of the true pairs up to the chunk's end and then one entry per row and draft. These
-    entries are removed after the chunk.
+    and the head's state there. Every draft attends to the true pairs 0 .. t-1 and to the entries of its own chain only.
 
     tokens     int [T]
     hidden     float [T, channel]: the target model's hidden states after its final norm; the last one is not read
@@ -90,11 +88,8 @@ def chains(
 
 
 def _mask(head: MtpHead, rows: range, draft: int, state: torch.Tensor, *, prefilled: bool) -> Any:
-    """Attention mask of one draft, in the format of the head's attention implementation.
-
-    Order of the keys in the cache: the true pairs up to the chunk's end (if prefilled), then a block of one entry per
-    row for each draft from the second on (without prefilled: from the first on).
-    """
+    """Attention mask of one draft, in the format of the head's attention implementation."""
+    # Keys in the cache: if prefilled, the true pairs up to the chunk's end; then an entry per row for each other draft.
     width, true = len(rows), rows.stop - 1 if prefilled else 0
     keys = true + width * (draft - 1 if prefilled else draft)
 

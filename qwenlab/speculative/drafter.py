@@ -27,11 +27,6 @@ class Drafter:
         self._hidden: list[torch.Tensor] = []
         self._true_pairs = 0
 
-    @property
-    def pairs(self) -> int:
-        """Number of pairs in the cache."""
-        return int(self.cache.get_seq_length())
-
     def add_pairs(self, tokens: torch.Tensor, hidden: torch.Tensor) -> None:
         """Queue true pairs, int [pair] and float [pair, channel]; `first` reads them."""
         self._tokens.append(tokens)
@@ -44,7 +39,7 @@ class Drafter:
         for start in range(0, len(tokens), CHUNK):
             part = slice(start, start + CHUNK)
             y = self.head(tokens[part][None], hidden[part][None], past_key_values=self.cache)
-        self._true_pairs = self.pairs
+        self._true_pairs = self.cache.get_seq_length()
         return y[:, -1:]
 
     def next(self, draft: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -58,5 +53,5 @@ class Drafter:
 
     def discard_drafts(self) -> None:
         """Remove the pairs of drafts from the cache."""
-        if excess := self.pairs - self._true_pairs:
+        if excess := self.cache.get_seq_length() - self._true_pairs:
             self.cache.crop(-excess)

@@ -134,14 +134,9 @@ def generate(
                 InterruptedWarning,
                 stacklevel=2,
             )
-    attrs = settings.attrs(
-        rollback=rollback.name,
-        temperature=temperature,
-        seed=seed,
-        top_k=0 if top_k is None else top_k,
-        top_p=1.0 if top_p is None else top_p,
-    )
-    return _result(checkpoint, decoded, names, max_new_tokens, settings, attrs)
+    truncated = {"top_k": 0 if top_k is None else top_k, "top_p": 1.0 if top_p is None else top_p}
+    attrs = settings.attrs(rollback=rollback.name, temperature=temperature, seed=seed, **truncated)
+    return _result(checkpoint, decoded, names, max_new_tokens, attrs)
 
 
 def warpers(temperature: float, top_k: int | None, top_p: float | None) -> LogitsProcessorList:
@@ -174,15 +169,11 @@ def resolve_drafting(drafting: Drafting | None, rule: VerificationRule) -> Draft
 
 
 def _result(
-    checkpoint: Checkpoint,
-    decoded: list[Decoding],
-    labels: list[str],
-    max_new_tokens: int,
-    settings: Settings,
-    attrs: dict[str, Any],
+    checkpoint: Checkpoint, decoded: list[Decoding], labels: list[str], max_new_tokens: int, attrs: dict[str, Any]
 ) -> Generated:
     tokens = [decoding.tokens for decoding in decoded]
     names = labels[: len(decoded)]
+    seed = attrs["seed"] if decoded[0].settings.rule.samples else ""
     return Generated(
         tokens=tokens,
         begin=[decoding.begin for decoding in decoded],
@@ -190,8 +181,6 @@ def _result(
         texts=[str(checkpoint.tokenizer.decode(each.tokens[each.begin :])) for each in decoded],
         labels=names,
         max_new_tokens=max_new_tokens,
-        ledger=ledger([decoding.rounds for decoding in decoded], depth=settings.depth, labels=names, attrs=attrs),
-        facts=provenance_of(
-            checkpoint, tokens, names, seed=attrs["seed"] if settings.rule.samples else "", drafted=True
-        ),
+        ledger=ledger([decoding.rounds for decoding in decoded], depth=attrs["depth"], labels=names, attrs=attrs),
+        facts=provenance_of(checkpoint, tokens, names, seed=seed, drafted=True),
     )

@@ -31,8 +31,7 @@ class Round:
     seconds        from the first draft to the end of the rollback
 
     Per draft: its token and its probability under the draft head. Per tested draft: the target model's token for its
-    place, the draft's probability under the target model, and the entropy of the target model's distribution [nat]. All
-    at temperature 1.
+    place, the draft's probability under the target model, and that model's entropy [nat]. All at temperature 1.
     """
 
     begin: int
@@ -86,9 +85,8 @@ def ledger(
 ) -> xr.Dataset:
     """Rounds as a Dataset: counts [round], tokens and probabilities [round, draft].
 
-    rounds  the rounds of each text, in order
+    rounds  the rounds of each text, in order;  labels: label of each text
     depth   maximum drafts per round: the length of the dim `draft`
-    labels  label of each text
     attrs   conditions under which the rounds were run: rule, depth, policy, ...
     """
     flat = [(text, number, item) for text, items in enumerate(rounds) for number, item in enumerate(items)]

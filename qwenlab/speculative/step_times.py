@@ -90,11 +90,13 @@ def step_times(
             drafter.add_pairs(tokens[target.position : target.position + 1], hidden[:1])
             seconds["draft"].append(clock.measure(_draft, drafter, drafter.first())[0])
             drafter.discard_drafts()
-    overhead = _overhead(head, tokens[:context], depth, rollback, repeats, clock)
-    attrs = {"context": context, "rollback": method.name} | provenance_of(
-        checkpoint, [tokens.tolist()], seed=0, drafted=True
-    )
-    return _costs(checkpoint, tokens, seconds, overhead, widths, attrs)
+    seconds["overhead"] = _overhead(head, tokens[:context], depth, rollback, repeats, clock)
+    attrs = {
+        "context": context,
+        "rollback": method.name,
+        **provenance_of(checkpoint, [tokens.tolist()], seed=0, drafted=True),
+    }
+    return _with_experts(_costs(seconds, widths, attrs), TargetContext(checkpoint.model), tokens)
 
 
 class Clock:
@@ -153,20 +155,14 @@ def _overhead(
     return overhead
 
 
-def _costs(
-    checkpoint: Checkpoint,
-    tokens: torch.Tensor,
-    seconds: dict[Any, list[float]],
-    overhead: list[float],
-    widths: list[int],
-    attrs: dict[str, Any],
-) -> xr.Dataset:
+def _costs(seconds: dict[Any, list[float]], widths: list[int], attrs: dict[str, Any]) -> xr.Dataset:
+    """Median and quartiles of the seconds of each kind of step."""
     measured: dict[str, tuple[tuple[str, ...], list[Any], str]] = {
         "verify_step": (("width",), [seconds["verify", width] for width in widths], "a verify step"),
         "plain_step": ((), seconds["verify", 1], "a plain step"),
         "draft_step": ((), seconds["draft"], "a draft step"),
         "rollback": ((), seconds["rollback"], "a rollback"),
-        "overhead": ((), overhead, "a round outside model, head and rollback"),
+        "overhead": ((), seconds["overhead"], "a round outside model, head and rollback"),
     }
     data: dict[str, Any] = {}
     for name, (dims, values, meaning) in measured.items():
@@ -175,16 +171,14 @@ def _costs(
         data[name] = dims, quartiles[..., 1], described
         data[f"{name}_quantiles"] = (*dims, "quantile"), quartiles, described
     coords: dict[str, Any] = {"width": ("width", widths, {"units": "token"}), "quantile": list(QUARTILES)}
-    costs = xr.Dataset(data, coords, attrs | {"threads": torch.get_num_threads()})
-    context = TargetContext(checkpoint.model)
-    sparse = context.decoder.layers_with("router")
-    return costs if not sparse else _with_experts(costs, context, sparse, tokens)
+    return xr.Dataset(data, coords, attrs | {"threads": torch.get_num_threads()})
 
 
-def _with_experts(
-    costs: xr.Dataset, context: TargetContext, layers: tuple[int, ...], tokens: torch.Tensor
-) -> xr.Dataset:
-    """Add the experts that every token of a text chose."""
+def _with_experts(costs: xr.Dataset, context: TargetContext, tokens: torch.Tensor) -> xr.Dataset:
+    """Add the experts that every token of a text chose; nothing in a model without experts."""
+    layers = context.decoder.layers_with("router")
+    if not layers:
+        return costs
     chosen: list[np.ndarray] = []
     store = in_this_thread(lambda _, __, out: chosen.append(out[2].cpu().numpy()))
     with ExitStack() as hooks:
@@ -192,7 +186,7 @@ def _with_experts(
             hooks.enter_context(outputs(context.decoder.part(layer, "router"), store))
         context.read(tokens)
     choice = variable(np.stack(chosen, axis=1), ("token", "layer", "slot"), "1", "experts that a token chose")
-    costs = costs.assign(expert_choice=choice)
     experts: torch.nn.Module = context.decoder.part(layers[0], "experts")
     size = sum(p.nbytes for p in experts.parameters()) / context.decoder.module.config.num_experts
-    return costs.assign_coords(layer=list(layers)).assign_attrs(bytes_per_expert=size, moe_layers=len(layers))
+    attrs = {"bytes_per_expert": size, "moe_layers": len(layers)}
+    return costs.assign(expert_choice=choice).assign_coords(layer=list(layers)).assign_attrs(attrs)

@@ -107,10 +107,7 @@ def read_target_states(model: PreTrainedModel, tokens: torch.Tensor, *, chunk: i
 
 @torch.no_grad()
 def adapt_head(contract: Contract, head: MtpHead, factors: Mapping[str, float]) -> MtpHead:
-    """The head with its weights changed to the contract. `head` is unchanged, and shares the unchanged weights.
-
-    factors  by matrix, its factor under "scaled like the target model": `scales.scale_factors`
-    """
+    """A head with its weights changed to the contract, by the factors of `scale_factors`; it shares all others."""
     changed: dict[str, torch.Tensor] = {}
     shift = {"w": -1.0, "1 + w": 0.0, "2 + w": 1.0}[contract.norms]
     if shift:
@@ -135,10 +132,7 @@ def with_parameters(head: MtpHead, tensors: Mapping[str, torch.Tensor]) -> MtpHe
 
 
 def draft_with(contract: Contract, head: MtpHead, text: TargetStates, *, depth: int) -> Iterator[Step]:
-    """The drafts of `chains` at every place of a text from `FIRST_ROW` on (and some at the place before it).
-
-    head  the result of `adapt_head` for this contract
-    """
+    """The drafts of a head of `adapt_head` at every place of a text from `FIRST_ROW` on (and some before it)."""
     hidden = text.after if contract.hidden == "after the final norm" else text.before
     tokens, offset = text.tokens, 0
     if contract.tokens == "x[p]":

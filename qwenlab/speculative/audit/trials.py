@@ -20,9 +20,6 @@ from qwenlab.speculative.audit.contract import (
 )
 from qwenlab.speculative.draft_chains import Step
 
-COLUMNS = ("drafts", "agreement", "shared_probability")
-"""Columns of the sums per text and draft: number of compared drafts, and sums of two measures (`Trials.run`)."""
-
 
 @dataclass(frozen=True)
 class Trials:
@@ -42,10 +39,9 @@ class Trials:
     def run(self, contract: Contract, *, depth: int) -> np.ndarray:
         """Sums [text, draft, column] of the head's drafts under a contract.
 
-        Draft 1 is compared at every place from `FIRST_ROW` on. Draft k is compared where all drafts before it agreed
-        and the text continues with them: elsewhere the target model's choice follows other tokens. `agreement` counts
-        the drafts that are the target model's argmax; `shared_probability` sums, over drafts, the sum over tokens of
-        min(p, q) of both distributions.
+        Draft 1 is compared at every place from `FIRST_ROW` on; draft k where all drafts before it agreed and the text
+        continues with them. The columns are the number of drafts, the number that are the target model's argmax, and
+        the sum over drafts and tokens of min(p, q) of both distributions.
         """
         return self._sums(contract, adapt_head(contract, self.head, self.factors), depth=depth)
 
@@ -95,19 +91,17 @@ def random_head(head: MtpHead, seed: int) -> MtpHead:
     """A random head of the same shape on the same target model: norms of scale 1, matrices with the config's std."""
     device = head.fc.weight.device
     generator, std = torch.Generator(device).manual_seed(seed), float(head.config.initializer_range)
-    drawn = {
-        name: torch.zeros_like(weight)
-        if weight.ndim == 1
-        else torch.empty_like(weight).normal_(std=std, generator=generator)
-        for name, weight in head.named_parameters()
-    }
+    drawn = {name: torch.zeros_like(weight) for name, weight in head.named_parameters()}
+    for weight in drawn.values():
+        if weight.ndim > 1:
+            weight.normal_(std=std, generator=generator)
     return with_parameters(head, drawn)
 
 
 @torch.no_grad()
 def _tally(steps: Iterator[Step], head: MtpHead, text: TargetStates, depth: int) -> np.ndarray:
     """Sums [draft, column] over the places of a text; `head` gives the logits of the target model's hidden states."""
-    length, sums = len(text.tokens), np.zeros((depth, len(COLUMNS)))
+    length, sums = len(text.tokens), np.zeros((depth, 3))
     follows = text.target == text.tokens.roll(-1)  # the text continues with the target model's choice
     going = torch.arange(length, device=text.tokens.device) >= FIRST_ROW
     for step in steps:

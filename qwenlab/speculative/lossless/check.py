@@ -42,10 +42,9 @@ def check_lossless(
 ) -> LosslessReport:
     """Decode with drafts, and compare every token, and every state after every round, with plain decoding.
 
-    The reference reads the emitted tokens one by one, without drafts. Kernels of another width round differently, so
-    its states and logits differ slightly from those of correct speculative decoding. This noise is measured on the same
-    texts: they are read in blocks of depth + 1 tokens, depth + 1 times with blocks that start at different tokens, and
-    nothing is rolled back. No logit of the checked decoding is used for it.
+    The reference reads the emitted tokens one by one, without drafts. Kernels of another width round differently. This
+    noise is measured by reading the same texts in blocks of depth + 1 tokens, depth + 1 times with blocks that start at
+    different tokens, without rollback. No logit of the checked decoding is used for it.
 
     States: the allowed error is `MARGIN` (10) times the noise floor. The floor is the largest error of the first of
     these readings, and at least the `eps` of the model's dtype.
@@ -54,9 +53,7 @@ def check_lossless(
     the token's position. The noise is the largest of three numbers [nat]: the largest change, in any reading in blocks,
     of the gap between the best token and one that competes with it (at most `COMPETING`, 1 nat, below the best); the
     0.99 quantile of these changes over all positions of all texts; and the spacing of two neighbouring logits in the
-    model's dtype. `detectable` in the result is the largest allowed regret at any position.
-
-    A fault of the model that every reading in blocks shares raises the noise and thus `detectable`.
+    model's dtype. A fault of the model that every reading shares raises the noise, and thus `detectable` in the result.
 
     rule      a rule that takes the argmax: "greedy", or your own `VerificationRule` with `samples = False`
     rollback  the class to check, or an object of it
@@ -103,17 +100,8 @@ def _compare(decoding: Decoding, prompt: torch.Tensor, text: int) -> tuple[list[
             noise.append(readings.newest)
         pairs = step.begin - 1 if step.proposed else pairs
         state = (decoding.context, decoding.drafter.cache, reference, pairs)
-        rows.append(
-            {
-                "text": text,
-                "round": len(rows),
-                "accepted": step.accepted,
-                "layers": state_errors(*state),
-                "excess": excess_tokens(*state),
-                "regrets": regrets,
-                "noise": noise,
-            }
-        )
+        row = {"text": text, "round": len(rows), "accepted": step.accepted, "regrets": regrets, "noise": noise}
+        rows.append(row | {"layers": state_errors(*state), "excess": excess_tokens(*state)})
         regrets, noise = [], []
     readings.finish()
     return rows, readings.states
@@ -131,11 +119,7 @@ def _report(
     bounds: list[list[float]],
     attrs: dict[str, Any],
 ) -> LosslessReport:
-    """The report on these rounds.
-
-    allowed  by component of the state, its allowed error
-    bounds   by round, the allowed regret of each of its tokens [nat]
-    """
+    """The report; `allowed` is the error per component, `bounds` the regret [nat] per token of each round."""
     faults = (_find_fault(row, own, allowed) for row, own in zip(rows, bounds, strict=True))
     fault = next((fault for fault in faults if fault is not None), None)
     regrets = [regret for row in rows for regret in row["regrets"]]

@@ -70,8 +70,7 @@ class LosslessReport:
     differing number of tokens that are not plain decoding's argmax
     tokens    number of checked tokens
     detectable
-              the largest allowed regret [nat]: at every position, a token less likely than the best by more than this
-              is detected. Most positions allow less: see `rounds["allowed_regret"]`
+              the largest allowed regret at any position [nat]; most allow less: see `rounds["allowed_regret"]`
     """
 
     verdict: LosslessVerdict
@@ -87,24 +86,21 @@ class LosslessReport:
 
     def __repr__(self) -> str:
         attrs = self.rounds.attrs
+        regret, median = float(self.rounds["regret"].max()), float(self.rounds["allowed_regret"].median())
         lines = [
             f"{self.verdict}: {self.tokens:,} tokens in {self.rounds.sizes['round']:,} rounds, "
-            f"rule {attrs['rule']}, depth {attrs['depth']}, rollback {attrs['rollback']}"
+            f"rule {attrs['rule']}, depth {attrs['depth']}, rollback {attrs['rollback']}",
+            f"first fault: {self.fault}" if self.fault else "",
+            f"{self.differing} tokens differ from plain decoding, the worst by {regret:.2g} nat"
+            if self.differing
+            else "",
+            f"detects every token more than {self.detectable:.3g} nat below the best; "
+            f"in half of the rounds, more than {median:.3g} nat",
         ]
-        if self.fault is not None:
-            lines.append(f"  first fault: {self.fault}")
-        if self.differing:
-            regret = float(self.rounds["regret"].max())
-            lines.append(f"  {self.differing} tokens differ from plain decoding, the worst by {regret:.2g} nat")
-        median = float(self.rounds["allowed_regret"].median())
-        lines.append(
-            f"  detects every token more than {self.detectable:.3g} nat below the best; "
-            f"in half of the rounds, more than {median:.3g} nat"
-        )
         for name in COMPONENTS[1:]:
             worst = float(self.rounds[error_variable(name)].max())
-            lines.append(f"  {name:<16} largest error {worst:.1e}, noise floor {self.floor[name]:.1e}")
-        return "\n".join(lines)
+            lines.append(f"{name:<16} largest error {worst:.1e}, noise floor {self.floor[name]:.1e}")
+        return "\n  ".join(filter(None, lines))
 
     def _repr_html_(self) -> str:
         return f'<pre style="font-family:monospace;font-size:90%;line-height:1.4">{escape(repr(self))}</pre>'

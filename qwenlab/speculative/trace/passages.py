@@ -43,11 +43,7 @@ def passages_of(
     labels: Sequence[str] | None = None,
     window: int | None = None,
 ) -> list[Passage]:
-    """Texts as passages, in order.
-
-    texts   strings, token lists, or the result of `generate`; a single text needs no list
-    labels  label of each text; by default "", or the generated text's own label
-    window  maximum tokens of a passage: longer texts are cut; longer generated texts are an error
+    """Texts as passages, in order; the arguments are those of `trace`.
 
     Raises BadPrompt for a text of fewer than two tokens or longer than the model's context, and BadArgument.
     """
@@ -64,11 +60,11 @@ def passages_of(
             "Leave window out, or give generated.tokens to trace them as existing texts."
         )
     context = context_length(checkpoint)
-    pieces = [
-        replace(text, tokens=text.tokens[start : start + (window or len(text.tokens))], start=start)
-        for text in passages
-        for start in range(0, len(text.tokens), window or len(text.tokens))
-    ]
+    pieces = []
+    for text in passages:
+        size = window or len(text.tokens)
+        starts = range(0, len(text.tokens), size)
+        pieces += [replace(text, tokens=text.tokens[start : start + size], start=start) for start in starts]
     for number, piece in enumerate(pieces):
         if len(piece.tokens) > context:
             subject = "Windows have" if window else f"Text {number} has"

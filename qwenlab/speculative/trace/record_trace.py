@@ -62,17 +62,14 @@ def trace(
 ) -> Trace:
     """Record the drafts of the MTP head at every place of texts, and the target model's choices there.
 
-    The target model reads each text once, then the head reads it `depth` times, all chains in parallel (`chains`). For
-    a text that `generate` wrote under the rule "greedy", `Trace.replay` gives the rounds that decoding runs, for any
-    depth up to this one and any policy. For other texts it gives rounds in which the text's own tokens replace the
-    target model's choices: teacher-forced.
+    The target model reads each text once, then the head reads it `depth` times, all chains in parallel (`chains`).
+    `Trace.replay` gives the rounds that decoding would run, for any depth up to this one and any policy.
 
     texts   strings, token lists, or the result of `generate`
     depth   drafts at each place, 1 or more
     window  longer texts are cut into windows of this many tokens, and each is read separately. Without it, a text
             longer than the model's context is an error
-    chunk   tokens per pass: apart from the caches and one hidden state per token, memory does not grow with the text.
-            256 suits a CPU; use more on a GPU, which reads many weights for each chunk
+    chunk   tokens per pass, which bounds memory except caches and hidden states. 256 suits a CPU; use more on a GPU
     labels  label of each text, such as its domain; by default ""
 
     Two controls show how much the head draws from the hidden states. They change only what the head reads: the target
@@ -82,7 +79,6 @@ def trace(
     donors    the head reads hidden states drawn at random from these other texts
     seed      of the two controls
 
-
     Interrupted (Ctrl-C), it returns the finished texts, with a warning. Raises NoMtpHead, BadPrompt and BadArgument.
     """
     head = drafting_head(checkpoint, depth)
@@ -90,9 +86,8 @@ def trace(
     passages = passages_of(checkpoint, texts, labels=labels, window=window)
     hidden_states = _HiddenStates(checkpoint, shuffled, donors, seed, chunk)
     done: list[dict[str, np.ndarray]] = []
-    with tqdm(
-        total=sum(len(passage.tokens) for passage in passages), unit="token", desc="tracing", disable=not progress
-    ) as bar:
+    tokens = sum(len(passage.tokens) for passage in passages)
+    with tqdm(total=tokens, unit="token", desc="tracing", disable=not progress) as bar:
         try:
             for passage in passages:
                 done.append(_traced(head, passage, depth, chunk, hidden_states, bar))
@@ -133,15 +128,14 @@ class _HiddenStates:
 
     def read_by_head(self, hidden: torch.Tensor) -> torch.Tensor:
         """The states [token, channel] for the head, of the text's own; the head never reads the last one."""
-        number = len(hidden) - 1
+        order = list(range(len(hidden) - 1))
         if self._shuffled:
-            order = list(range(number))
             self._rng.shuffle(order)
-            return torch.cat([hidden[order], hidden[number:]])
-        if self._pool is not None:
-            order = self._rng.choices(range(len(self._pool)), k=number)
-            return torch.cat([self._pool[order], hidden[number:]])
-        return hidden
+        elif self._pool is not None:
+            order = self._rng.choices(range(len(self._pool)), k=len(order))
+        else:
+            return hidden
+        return torch.cat([(hidden if self._pool is None else self._pool)[order], hidden[-1:]])
 
 
 def _traced(
@@ -165,11 +159,8 @@ def _traced(
 def _target(
     logits_of: Any, tokens: torch.Tensor, hidden: torch.Tensor, drafts: torch.Tensor, chunk: int
 ) -> dict[str, torch.Tensor]:
-    """The target model's choice and entropy at every place, and the probability of the drafts under it.
-
-    Draft k of row t is for the place after row t + k - 1. So the distribution at a row gives the probability of draft 1
-    of that row, draft 2 of the row before, ...
-    """
+    """The target model's choice and entropy at every place, and the probability of the drafts under it."""
+    # The distribution at a row gives the probability of draft 1 of that row, draft 2 of the row before, ...
     place = torch.arange(len(tokens), device=tokens.device)[:, None]
     later = torch.arange(drafts.shape[1], device=tokens.device)  # k - 1
     same_place = drafts[(place - later).clamp_min(0), later].clamp_min(0)  # any token for rows without a draft
@@ -201,10 +192,9 @@ def _dataset(passages: Sequence[Passage], read: Sequence[dict[str, np.ndarray]],
         "position": np.concatenate([np.arange(length) for length in lengths]),
         **{name: np.concatenate([variables[name] for variables in read]) for name in read[0]},
     }
-    data = {
-        name: variable(columns[name], ("token", "draft")[: columns[name].ndim], *about)
-        for name, about in _VARIABLES.items()
-    }
+    dims, data = ("token", "draft"), dict[str, xr.DataArray]()
+    for name, about in _VARIABLES.items():
+        data[name] = variable(columns[name], dims[: columns[name].ndim], *about)
     data["length"] = variable(lengths, ["text"], "token", "tokens of the text or window")
     for name, about in _BY_TEXT.items():
         data[name] = variable(np.array([getattr(passage, name) for passage in passages]), ["text"], *about)

@@ -61,9 +61,8 @@ class Trace:
         policy  called before each draft; by default `depth` drafts in every round
 
         On the model's own greedy output these are exactly the rounds that `generate` runs. On other texts the text's
-        own tokens replace the target model's choices, and the ledger has text="teacher_forced". The rounds of a text
-        without an end of text stop before one whose outcome lies beyond its last token. No model is run. Raises
-        BadPolicy and BadArgument.
+        own tokens replace the target model's choices, and the ledger has text="teacher_forced". A text without an end
+        of text has no round whose outcome lies beyond its last token. Raises BadPolicy and BadArgument.
         """
         depth = self.depth if depth is None else depth
         if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= self.depth:
