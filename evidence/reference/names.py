@@ -30,6 +30,7 @@ RENAMED: dict[str, str] = {
     "edit": "intervene",
     "probe.take": "interventions.cache_activations",
     **{f"probe.{old}": f"interventions.{new}" for old, new in CLASSES.items()},
+    "decode.chains": "speculative.draft_chains",
     "decode.custom_generate": "speculative.CustomGenerate",
     "decode.Replay": "speculative.ReplayRollback",
     "decode.Rerun": "speculative.RerunRollback",

@@ -37,7 +37,7 @@ class Step:
     logits: torch.Tensor
 
 
-def chains(
+def draft_chains(
     head: MtpHead,
     tokens: torch.Tensor,
     hidden: torch.Tensor,

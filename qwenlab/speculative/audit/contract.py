@@ -15,7 +15,7 @@ from qwenlab.arguments import choice
 from qwenlab.capture.wrapping import in_this_thread, inputs
 from qwenlab.checkpoint.mtp_head import MtpHead
 from qwenlab.speculative.context import TargetContext
-from qwenlab.speculative.draft_chains import Step, chains
+from qwenlab.speculative.draft_chains import Step, draft_chains
 
 FIRST_ROW = 2
 """First place of a text at which a chain begins under every contract."""
@@ -139,7 +139,7 @@ def draft_with(contract: Contract, head: MtpHead, text: TargetStates, *, depth: 
         tokens = torch.cat([tokens[:1], tokens[:-1]])
     elif contract.tokens == "x[p+2]":
         tokens, hidden, offset = tokens[1:], hidden[:-1], 1
-    steps = chains(
+    steps = draft_chains(
         head,
         tokens,
         hidden,

@@ -18,7 +18,7 @@ from qwenlab.checkpoint.checkpoint import Checkpoint
 from qwenlab.checkpoint.mtp_head import MtpHead
 from qwenlab.errors import BadArgument, InterruptedWarning
 from qwenlab.speculative.context import TargetContext
-from qwenlab.speculative.draft_chains import chains
+from qwenlab.speculative.draft_chains import draft_chains
 from qwenlab.speculative.generate import Generated
 from qwenlab.speculative.prompts import Prompt, drafting_head
 from qwenlab.speculative.rounds import NONE, draft_coordinate
@@ -62,7 +62,7 @@ def trace(
 ) -> Trace:
     """Record the drafts of the MTP head at every place of texts, and the target model's choices there.
 
-    The target model reads each text once, then the head reads it `depth` times, all chains in parallel (`chains`).
+    The target model reads each text once, then the head reads it `depth` times, all chains in parallel.
     `Trace.replay` gives the rounds that decoding would run, for any depth up to this one and any policy.
 
     texts   strings, token lists, or the result of `generate`
@@ -147,7 +147,7 @@ def _traced(
     hidden = context.read_in_chunks(tokens, chunk, bar.update)
     draft_token = tokens.new_full((len(tokens), depth), NONE)
     draft_probability = torch.full_like(draft_token, torch.nan, dtype=torch.float32)
-    for step in chains(head, tokens, hidden_states.read_by_head(hidden), depth=depth, chunk=chunk):
+    for step in draft_chains(head, tokens, hidden_states.read_by_head(hidden), depth=depth, chunk=chunk):
         place = slice(step.rows.start, step.rows.stop), step.draft - 1
         draft_token[place] = step.tokens
         draft_probability[place] = step.logits.softmax(dim=-1).amax(dim=-1).to(tokens.device)

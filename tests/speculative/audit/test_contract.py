@@ -8,7 +8,7 @@ import torch
 import qwenlab as ql
 from qwenlab.errors import BadArgument
 from qwenlab.speculative.audit.contract import FIRST_ROW, Contract, adapt_head, draft_with, read_target_states, settings
-from qwenlab.speculative.draft_chains import chains
+from qwenlab.speculative.draft_chains import draft_chains
 from tests.speculative.miswired import halves_swapped, norms_shifted, uneven
 
 VARIANTS = Contract().variants()
@@ -156,7 +156,7 @@ def test_the_hidden_state_before_the_norm(dense, prompts):
 def test_cache_and_chain_are_those_of_chains(checkpoint, read, contract, options):
     found = drafts(contract, checkpoint, read)
     with torch.no_grad():
-        for step in chains(checkpoint.mtp, read.tokens, read.after, depth=2, **options):
+        for step in draft_chains(checkpoint.mtp, read.tokens, read.after, depth=2, **options):
             assert torch.equal(found[step.rows.start : step.rows.stop, step.draft - 1], step.tokens)
 
 
