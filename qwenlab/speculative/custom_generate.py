@@ -133,9 +133,10 @@ class CustomGenerate:
                 "Speculative decoding got no tokens: the MTP head needs the token of each hidden state.\n"
                 "Give input_ids, not inputs_embeds."
             )
-        if self.head.trunk is not model:
+        if self.head.target_model is not model:
             raise BadArgument(
-                f"This MTP head belongs to another {type(self.head.trunk).__name__} than the one that generates.\n"
+                f"This MTP head belongs to another {type(self.head.target_model).__name__} than the one "
+                "that generates.\n"
                 "Use the head of the generating model: qwenlab.open(...) returns both."
             )
 

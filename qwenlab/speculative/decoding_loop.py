@@ -91,7 +91,7 @@ class Decoding:
         self.settings, self.stop = settings, stop
         self.rollback = rollback() if isinstance(rollback, type) else rollback
         self.generator = torch.Generator(prompt.device).manual_seed(seed)
-        self.context = TargetContext(head.trunk) if context is None else context
+        self.context = TargetContext(head.target_model) if context is None else context
         self.drafter = Drafter(head)
         self.tokens: list[int] = prompt.tolist()
         self.begin, self.limit = len(prompt), len(prompt) + max_new_tokens

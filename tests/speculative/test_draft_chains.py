@@ -51,8 +51,8 @@ def drafted(head, tokens, hidden, depth=DEPTH, **options):
 def slow_chain(head, tokens, hidden, row, *, prefilled=True, before_norm=False):
     """Drafts and logits [depth, vocabulary] of the chain of one row, over the true pairs and its own entries."""
     weights, config = head.state_dict(), head.config
-    embedding = head.trunk.get_input_embeddings().weight.detach().double().numpy()
-    lm_head = head.trunk.get_output_embeddings().weight.detach().double().numpy()
+    embedding = head.target_model.get_input_embeddings().weight.detach().double().numpy()
+    lm_head = head.target_model.get_output_embeddings().weight.detach().double().numpy()
     first = 0 if prefilled else row - 1
     fed_tokens, fed_hidden = tokens[first + 1 : row + 1].tolist(), list(hidden[first:row].double().numpy())
     draft, logits = [], []

@@ -134,7 +134,7 @@ def audit(
         "comparisons": len(MEASURES) * len(variants),
         "seed": seed,
         "scaled": len(scale_factors(weights)),
-        "final_norm_spread": _spread(head.trunk.get_decoder().norm.weight),
+        "final_norm_spread": _spread(head.target_model.get_decoder().norm.weight),
         "mtp_norm_spread": _spread(head.norm.weight),
     }
     readings = (len(contracts) + _CONTROLS) * len(read)

@@ -124,7 +124,7 @@ def adapt_head(contract: Contract, head: MtpHead, factors: Mapping[str, float]) 
 
 def with_parameters(head: MtpHead, tensors: Mapping[str, torch.Tensor]) -> MtpHead:
     """A copy of the head with these parameters; all other parameters, and the target model, are shared."""
-    copied = copy.deepcopy(head, {id(part): part for part in (head.trunk, *head.parameters())})
+    copied = copy.deepcopy(head, {id(part): part for part in (head.target_model, *head.parameters())})
     for name, tensor in tensors.items():
         owner, _, last = name.rpartition(".")
         setattr(copied.get_submodule(owner), last, nn.Parameter(tensor, requires_grad=False))

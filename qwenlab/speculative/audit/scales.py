@@ -31,10 +31,10 @@ def weight_scales(head: MtpHead, block: tuple[int, ...] | None = None) -> xr.Dat
 
     block  rows and columns per scale of a target model in FP8; by default those of the published releases
 
-    returns  rms [weight], trunk_rms [weight] (mean over the target model's attention layers; NaN if none has such a
-             matrix), ratio [weight]. `fc` has no match in a layer: its trunk_rms is the mean of all the others
+    returns  rms [weight], target_rms [weight] (mean over the target model's attention layers; NaN if none has such a
+             matrix), ratio [weight]. `fc` has no match in a layer: its target_rms is the mean of all the others
     """
-    decoder = decoder_of(head.trunk)
+    decoder = decoder_of(head.target_model)
     layers = [decoder.layers[layer] for layer in decoder.layers_of(ATTENTION)]
     sizes = {}
     for name, weight in head.named_parameters():
@@ -46,7 +46,7 @@ def weight_scales(head: MtpHead, block: tuple[int, ...] | None = None) -> xr.Dat
         target[list(sizes).index("fc.weight")] = np.nanmean(target)
     table = {
         "rms": (rms, ["weight"], "weight", "root mean square of the head's matrix"),
-        "trunk_rms": (target, ["weight"], "weight", "root mean square of the target model's matrix"),
+        "target_rms": (target, ["weight"], "weight", "root mean square of the target model's matrix"),
         "ratio": (rms / target, ["weight"], "1", "size of the head's matrix / the target model's"),
     }
     return xr.Dataset(variables(table), {"weight": list(sizes)})

@@ -25,7 +25,7 @@ class ReferenceReader:
     """
 
     def __init__(self, head: MtpHead, prompt: torch.Tensor) -> None:
-        self.head, self.context = head, TargetContext(head.trunk)
+        self.head, self.context = head, TargetContext(head.target_model)
         self.head_cache: Cache = DynamicCache(config=head.config)
         self._hidden: torch.Tensor | None = None
         self.read(prompt, last=True)  # logits of all tokens of a long prompt would exceed memory

@@ -142,7 +142,7 @@ def _traced(
     head: MtpHead, passage: Passage, depth: int, chunk: int, hidden_states: _HiddenStates, bar: Any
 ) -> dict[str, np.ndarray]:
     """The variables of one passage, [token] and [token, draft]."""
-    context = TargetContext(head.trunk)
+    context = TargetContext(head.target_model)
     tokens = torch.tensor(passage.tokens, device=context.device)
     hidden = context.read_in_chunks(tokens, chunk, bar.update)
     draft_token = tokens.new_full((len(tokens), depth), NONE)

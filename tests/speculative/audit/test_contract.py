@@ -85,7 +85,7 @@ def test_the_default_contract_leaves_the_head_unchanged(checkpoint):
 def test_a_changed_head_shares_what_it_does_not_change(checkpoint, label):
     head, before = checkpoint.mtp, {name: w.clone() for name, w in checkpoint.mtp.state_dict().items()}
     other = adapt_head(VARIANTS[label], head, {"layers.0.self_attn.o_proj.weight": 0.5})
-    assert other.trunk is head.trunk
+    assert other.target_model is head.target_model
     apart = {name for name, w in other.named_parameters() if w.data_ptr() != head.get_parameter(name).data_ptr()}
     every_norm = {f"{name}.weight" for name, part in head.named_modules() if isinstance(part, type(head.norm))}
     assert len(every_norm) == 7

@@ -116,7 +116,7 @@ def test_a_random_head_has_the_shape_and_nothing_else(family):
     state = torch.get_rng_state()
     drawn, again, other = (random_head(head, seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
-    assert drawn.trunk is head.trunk
+    assert drawn.target_model is head.target_model
     for name, weight in head.named_parameters():
         new = drawn.get_parameter(name)
         assert new.shape == weight.shape and new.dtype == weight.dtype
