@@ -64,6 +64,8 @@ FIELDS: dict[str, str] = {
     "stands": "significant",
     **{f"openness{part}": f"mean_gate{part}" for part in ("", "_interval", "_share", "_quantile", "_sum")},
     "handover": "transition",
+    "floor": "noise_floor",
+    "differing": "differing_tokens",
     "trunk_rms": "target_rms",
 }
 """Variables, dims, attributes, nodes and fields of results: {"harm": "effect", "rounds/number": "rounds/index"}."""

@@ -65,9 +65,11 @@ class LosslessReport:
     rounds    Dataset over `round`: relative error of each component, from plain decoding; `regret`, the largest
               ln p(best) - ln p(emitted) of its tokens under plain decoding [nat]; `allowed_regret`, the largest
               allowed [nat]
-    floor     by component, the largest error that reading in blocks of depth + 1 causes by itself; of "verdict rule",
+    noise_floor
+              by component, the largest error that reading in blocks of depth + 1 causes by itself; of "verdict rule",
               the 0.99 quantile of the noise of competing tokens over all positions [nat]
-    differing number of tokens that are not plain decoding's argmax
+    differing_tokens
+              number of tokens that are not plain decoding's argmax
     tokens    number of checked tokens
     detectable
               the largest allowed regret at any position [nat]; most allow less: see `rounds["allowed_regret"]`
@@ -76,8 +78,8 @@ class LosslessReport:
     verdict: LosslessVerdict
     fault: Fault | None
     rounds: xr.Dataset
-    floor: dict[str, float]
-    differing: int
+    noise_floor: dict[str, float]
+    differing_tokens: int
     tokens: int
     detectable: float
 
@@ -91,15 +93,15 @@ class LosslessReport:
             f"{self.verdict}: {self.tokens:,} tokens in {self.rounds.sizes['round']:,} rounds, "
             f"rule {attrs['rule']}, depth {attrs['depth']}, rollback {attrs['rollback']}",
             f"first fault: {self.fault}" if self.fault else "",
-            f"{self.differing} tokens differ from plain decoding, the worst by {regret:.2g} nat"
-            if self.differing
+            f"{self.differing_tokens} tokens differ from plain decoding, the worst by {regret:.2g} nat"
+            if self.differing_tokens
             else "",
             f"detects every token more than {self.detectable:.3g} nat below the best; "
             f"in half of the rounds, more than {median:.3g} nat",
         ]
         for name in COMPONENTS[1:]:
             worst = float(self.rounds[error_variable(name)].max())
-            lines.append(f"{name:<16} largest error {worst:.1e}, noise floor {self.floor[name]:.1e}")
+            lines.append(f"{name:<16} largest error {worst:.1e}, noise floor {self.noise_floor[name]:.1e}")
         return "\n  ".join(filter(None, lines))
 
     def _repr_html_(self) -> str:
