@@ -50,17 +50,12 @@ class Settings:
 
 @dataclass
 class Drafts:
-    """Drafts of one round.
-
-    tokens    int [draft];  logprobs: float [draft], under the draft head at temperature 1
-    proposal  as in `VerificationRule.verify`
-    proposed  drafts made, with one that the policy discarded
-    """
+    """Drafts of one round: tokens and log-probabilities [draft], and a proposal as in `VerificationRule.verify`."""
 
     tokens: torch.Tensor
     logprobs: torch.Tensor
     proposal: torch.Tensor | None
-    proposed: int
+    proposed: int  # with one that the policy discarded
 
 
 class Decoding:

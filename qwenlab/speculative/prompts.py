@@ -67,8 +67,7 @@ def context_length(checkpoint: Checkpoint) -> int:
 def drafting_head(checkpoint: Checkpoint | MtpHead, depth: Any) -> MtpHead:
     """The MTP head of an open checkpoint, which is to make chains of `depth` drafts.
 
-    Raises NoMtpHead, and BadArgument for something else than a checkpoint and for a depth that drafts nothing or
-    exceeds the model's context.
+    Raises NoMtpHead, and BadArgument for a depth that drafts nothing or exceeds the model's context.
     """
     if isinstance(checkpoint, MtpHead):
         head = checkpoint

@@ -56,8 +56,7 @@ def step_times(
     text     blocks are cut from it after the context; it must be long enough
     context  tokens read before the blocks; by default half of the text, at most 128
     depth    widths are 1 to depth + 1
-    repeats  measurements of each step, in random order; by default 16, or fewer if the text is short. On a GPU each
-             measurement waits until the device is done
+    repeats  measurements of each step, in random order; by default 16, or fewer if the text is short
 
     Raises NoMtpHead, BadPrompt and BadArgument.
     """
@@ -76,21 +75,21 @@ def step_times(
     hidden = target.read(tokens[:context])
     drafter.add_pairs(tokens[1 : context + 1], hidden)
     drafter.first()
-    clock = Clock(target.device)
+    measure = partial(_measure, target.device)
     seconds: dict[Any, list[float]] = {("verify", width): [] for width in widths} | {"rollback": [], "draft": []}
     rng = random.Random(0)
     for _ in tqdm(range(repeats), desc="timing steps", unit="repeat", disable=not progress):
         for width in rng.sample(widths, len(widths)):
             block = tokens[target.position : target.position + width]
-            elapsed, hidden = clock.measure(_verify, target, method, block)
+            elapsed, hidden = measure(_verify, target, method, block)
             seconds["verify", width].append(elapsed)
-            seconds["rollback"] += [clock.measure(method.keep, target, 1)[0]] if width == widths[-1] else []
+            seconds["rollback"] += [measure(method.keep, target, 1)[0]] if width == widths[-1] else []
             if width < widths[-1]:
                 method.keep(target, 1)
             drafter.add_pairs(tokens[target.position : target.position + 1], hidden[:1])
-            seconds["draft"].append(clock.measure(_draft, drafter, drafter.first())[0])
+            seconds["draft"].append(measure(_draft, drafter, drafter.first())[0])
             drafter.discard_drafts()
-    seconds["overhead"] = _overhead(head, tokens[:context], depth, rollback, repeats, clock)
+    seconds["overhead"] = _overhead(head, tokens[:context], depth, rollback, repeats)
     attrs = {
         "context": context,
         "rollback": method.name,
@@ -99,19 +98,14 @@ def step_times(
     return _with_experts(_costs(seconds, widths, attrs), TargetContext(checkpoint.model), tokens)
 
 
-class Clock:
-    """Measures the time of function calls; waits for the device before and after."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-
-    def measure(self, function: Callable[..., Any], *args: Any) -> tuple[float, Any]:
-        """Call the function; return the seconds and its result."""
-        self._wait()
-        began = time.perf_counter()
-        result = function(*args)
-        self._wait()
-        return time.perf_counter() - began, result
+def _measure(device: torch.device, function: Callable[..., Any], *args: Any) -> tuple[float, Any]:
+    """Seconds and result of a function call; waits for the device before and after."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    began = time.perf_counter()
+    result = function(*args)
+    wait()
+    return time.perf_counter() - began, result
 
 
 def _verify(context: TargetContext, rollback: Rollback, block: torch.Tensor) -> torch.Tensor:
@@ -127,16 +121,15 @@ def _draft(drafter: Drafter, y: torch.Tensor) -> torch.Tensor:
     return drafter.next(drafter.logits(y).argmax(dim=-1), y)
 
 
-def _overhead(
-    head: MtpHead, prompt: torch.Tensor, depth: int, rollback: type[Rollback], rounds: int, clock: Clock
-) -> list[float]:
+def _overhead(head: MtpHead, prompt: torch.Tensor, depth: int, rollback: type[Rollback], rounds: int) -> list[float]:
     """Seconds of real rounds spent outside target model, head and rollback, one per round."""
     decoding = Decoding(head, prompt, Settings(depth, Greedy()), rollback, max_new_tokens=rounds * (depth + 1) + 1)
     decoding.start()
+    measure = partial(_measure, decoding.context.device)
     overhead, spent = list[float](), list[float]()
 
     def timed(function: Callable[..., Any], *args: Any) -> Any:
-        elapsed, result = clock.measure(function, *args)
+        elapsed, result = measure(function, *args)
         spent.append(elapsed)
         return result
 
@@ -148,7 +141,7 @@ def _overhead(
         setattr(owner, name, partial(timed, getattr(owner, name)))
     for _ in range(rounds):
         spent.clear()
-        elapsed, _ = clock.measure(decoding.step)
+        elapsed, _ = measure(decoding.step)
         overhead.append(elapsed - sum(spent))
         if decoding.ended:
             break

@@ -109,12 +109,12 @@ def audit(
     texts       several, of a kind that the model writes well; use 10 or more to detect small effects
     contract    the assumed settings: by default those of the published heads
     depth       drafts per chain; 1 leaves the setting `chain` out
-    max_tokens  tokens read per text;  level: of the intervals;  seed: of resampling and of the controls
+    max_tokens  tokens read per text; memory holds two hidden states of each
+    level       of the intervals;  seed: of the controls
 
     A setting is wanted if one measure rises by half a percentage point or more, with an interval above 0 after
     correction for all comparisons (Bonferroni), and the other does not fall; on ties the assumed one remains. Of two
-    simultaneous faults only the larger may be found: audit again with `contract=result.wanted`. Memory: two hidden
-    states per token.
+    simultaneous faults only the larger may be found: audit again with `contract=result.wanted`.
 
     Raises NoMtpHead, BadPrompt, and BadArgument for an invalid depth, level or max_tokens, or too few texts.
     """

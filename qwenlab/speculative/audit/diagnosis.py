@@ -69,10 +69,7 @@ def rank_faults(data: xr.Dataset) -> tuple[str, ...]:
 
 
 def diagnose(data: xr.Dataset, controls: xr.Dataset, faults: tuple[str, ...]) -> tuple[AuditVerdict, str]:
-    """Verdict of an audit, and the verdict in a sentence.
-
-    data, controls  `settings` and `controls` of the `Audit`;  faults: of `rank_faults`
-    """
+    """Verdict of an audit in a word and in a sentence, from its settings, its controls and the ranked faults."""
     if (reason := _at_chance(controls)) is not None:
         return "no verdict", f"no verdict: {reason}"
     if not faults:

@@ -23,12 +23,7 @@ from qwenlab.speculative.draft_chains import Step
 
 @dataclass(frozen=True)
 class Trials:
-    """A head that drafts along texts that the target model has read.
-
-    factors  by matrix, its factor under "scaled like the target model"
-    seed     of the controls
-    bar      progress bar, updated by one for each text
-    """
+    """A head that drafts along texts that the target model has read; `factors` are those of `scale_factors`."""
 
     head: MtpHead
     texts: Sequence[TargetStates]
