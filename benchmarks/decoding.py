@@ -159,11 +159,8 @@ def scripted(name: str, rounds: int, depths: tuple[int, ...] = (1, 3)) -> dict[s
     for number in tqdm(range(rounds + 1), desc=f"{name}, scripted acceptance", unit="round"):
         for way in rng.sample(list(ways), len(ways)):
             depth, rate, policy = ways[way]
-            generator = torch.Generator(model.device).manual_seed(number)
-            settings = Settings(depth, Scripted(rate), policy)
-            decoding = Decoding(
-                head, text.to(model.device), settings, ReplayRollback(), max_new_tokens=NEW, generator=generator
-            )
+            settings, prompt = Settings(depth, Scripted(rate), policy), text.to(model.device)
+            decoding = Decoding(head, prompt, settings, ReplayRollback, max_new_tokens=NEW, seed=number)
             decoding.start()
             began = _now(model)
             while not decoding.ended:

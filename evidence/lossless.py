@@ -120,7 +120,7 @@ def of_check(report: ql.speculative.LosslessReport) -> dict[str, Any]:
         "verdict": report.verdict,
         "fault": None if report.fault is None else report.fault.component,
         "tokens": report.tokens,
-        "differing": report.differing,
+        "differing": report.differing_tokens,
         "regret": float(report.rounds["regret"].max()),
         "detectable": report.detectable,
         "median allowed": float(report.rounds["allowed_regret"].median()),

@@ -33,6 +33,7 @@ OLD = {
     "plots.teacher_forced": "plots.agreement",
     "stats.over_texts": "stats.mean_over_texts",
     "tasks.read": "tasks.feed",
+    "decode.chains": "speculative.draft_chains",
     "decode.custom_generate": "speculative.CustomGenerate",
     "decode.Losslessness": "speculative.LosslessReport",
     "decode.Replay": "speculative.ReplayRollback",

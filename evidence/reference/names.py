@@ -30,6 +30,7 @@ RENAMED: dict[str, str] = {
     "edit": "intervene",
     "probe.take": "interventions.cache_activations",
     **{f"probe.{old}": f"interventions.{new}" for old, new in CLASSES.items()},
+    "decode.chains": "speculative.draft_chains",
     "decode.custom_generate": "speculative.CustomGenerate",
     "decode.Replay": "speculative.ReplayRollback",
     "decode.Rerun": "speculative.RerunRollback",
@@ -63,6 +64,9 @@ FIELDS: dict[str, str] = {
     "stands": "significant",
     **{f"openness{part}": f"mean_gate{part}" for part in ("", "_interval", "_share", "_quantile", "_sum")},
     "handover": "transition",
+    "floor": "noise_floor",
+    "differing": "differing_tokens",
+    "trunk_rms": "target_rms",
 }
 """Variables, dims, attributes, nodes and fields of results: {"harm": "effect", "rounds/number": "rounds/index"}."""
 

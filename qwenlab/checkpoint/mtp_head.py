@@ -26,12 +26,12 @@ class MtpHead(nn.Module):
     transformers' `hidden_states`. Deeper drafts reuse the head: the draft is the token, `y` the hidden state.
     Source: vLLM `qwen3_5_mtp.py`, SGLang `qwen3_5_mtp.py`, llama.cpp PR 24025.
 
-    The module owns only the `mtp.*` tensors; embedding, lm_head and rotary tables belong to the target model, `trunk`.
+    The module owns only the `mtp.*` tensors; embedding, lm_head and rotary tables belong to `target_model`.
     """
 
-    def __init__(self, trunk: PreTrainedModel) -> None:
+    def __init__(self, target_model: PreTrainedModel) -> None:
         super().__init__()
-        decoder = trunk.get_decoder()
+        decoder = target_model.get_decoder()
         config = copy.deepcopy(decoder.config)
         config.layer_types = ["full_attention"]
         config.num_hidden_layers = 1
@@ -45,12 +45,12 @@ class MtpHead(nn.Module):
         self.norm = norm_class(size, eps=eps)
         self.config = config
         # A plain tuple keeps the target model out of this module's parameters and state dict.
-        self._trunk = (trunk,)
+        self._target_model = (target_model,)
 
     @property
-    def trunk(self) -> PreTrainedModel:
+    def target_model(self) -> PreTrainedModel:
         """The target model, whose embedding, rotary tables and lm_head this head uses."""
-        return self._trunk[0]
+        return self._target_model[0]
 
     def forward(
         self,
@@ -70,8 +70,8 @@ class MtpHead(nn.Module):
         past_key_values the head's own cache, never that of the target model
         returns         float [batch, pair, channel], y: pass it to `logits`, or back as `hidden`
         """
-        decoder = self.trunk.get_decoder()
-        embedded = self.trunk.get_input_embeddings()(tokens).to(hidden.device)
+        decoder = self.target_model.get_decoder()
+        embedded = self.target_model.get_input_embeddings()(tokens).to(hidden.device)
         u = self.fc(torch.cat([self.pre_fc_norm_embedding(embedded), self.pre_fc_norm_hidden(hidden)], dim=-1))
         if position_ids is None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -99,4 +99,4 @@ class MtpHead(nn.Module):
 
     def logits(self, y: torch.Tensor) -> torch.Tensor:
         """Next-token logits [batch, pair, vocabulary] of `y`, from the target model's lm_head."""
-        return self.trunk.get_output_embeddings()(y)
+        return self.target_model.get_output_embeddings()(y)

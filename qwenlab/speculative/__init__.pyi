@@ -1,7 +1,7 @@
 from .audit.audit import Audit as Audit, audit as audit
 from .audit.contract import Contract as Contract
 from .custom_generate import CustomGenerate as CustomGenerate
-from .draft_chains import chains as chains
+from .draft_chains import draft_chains as draft_chains
 from .generate import Generated as Generated, generate as generate
 from .lossless.check import LosslessReport as LosslessReport, check_lossless as check_lossless
 from .policies import ExpectedValue as ExpectedValue, FixedDepth as FixedDepth, Threshold as Threshold

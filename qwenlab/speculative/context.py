@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -55,10 +56,19 @@ class TargetContext:
         hidden: torch.Tensor = out.last_hidden_state[0]
         return hidden
 
+    def read_in_chunks(
+        self, tokens: Sequence[int] | torch.Tensor, chunk: int, progress: Callable[[int], Any] = lambda _: None
+    ) -> torch.Tensor:
+        """`read` with `chunk` tokens per pass; calls `progress` with the number of tokens of each."""
+        states = []
+        for part in torch.as_tensor(tokens, device=self.device).split(chunk):
+            states.append(self.read(part))
+            progress(len(part))
+        return torch.cat(states)
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Next-token logits [token, vocabulary] of hidden states, in float32 or better."""
-        logits: torch.Tensor = self.model.get_output_embeddings()(hidden)
-        return logits if logits.dtype == torch.float64 else logits.float()
+        return at_least_float32(self.model.get_output_embeddings()(hidden))
 
     @property
     def deltanet(self) -> list[Any]:
@@ -87,6 +97,11 @@ class TargetContext:
                 layer.crop(-tokens)
 
 
+def at_least_float32(logits: torch.Tensor) -> torch.Tensor:
+    """Logits in float32, or unchanged in float64."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
 def input_device(model: PreTrainedModel) -> torch.device:
     """Device of a model's input tokens: that of its embedding."""
     embedding: Any = model.get_input_embeddings()
@@ -95,7 +110,7 @@ def input_device(model: PreTrainedModel) -> torch.device:
 
 
 def _check_cache(cache: Cache, layers: int) -> None:
-    """Reject a cache that is in use, or that is not a state per DeltaNet layer and growing keys per attention layer."""
+    """Reject a cache that is in use or has other kinds of layers."""
     kinds = {type(layer).__name__ for layer in cache.layers if type(layer) not in (LinearAttentionLayer, DynamicLayer)}
     if kinds or len(cache.layers) != layers:
         has = f"layers of the kinds {', '.join(sorted(kinds))}" if kinds else f"{len(cache.layers)} layers for {layers}"

@@ -18,8 +18,9 @@ from qwenlab.checkpoint.mtp_head import MtpHead
 from qwenlab.errors import BadArgument, BadPrompt, NothingDecoded
 from qwenlab.speculative.context import TargetContext
 from qwenlab.speculative.decoding_loop import Decoding, Settings
+from qwenlab.speculative.generate import resolve_drafting
 from qwenlab.speculative.policies import Policy
-from qwenlab.speculative.prompts import checked_depth
+from qwenlab.speculative.prompts import drafting_head
 from qwenlab.speculative.rollback import ReplayRollback, Rollback
 from qwenlab.speculative.rounds import Round, ledger
 from qwenlab.speculative.verification import VerificationRule, resolve_rule
@@ -54,8 +55,7 @@ class CustomGenerate:
         seed: int = 0,
         streamer: BaseStreamer | None = None,
     ) -> None:
-        self.head = checkpoint if isinstance(checkpoint, MtpHead) else checkpoint.require_mtp()
-        self.depth = checked_depth(depth, int(self.head.config.max_position_embeddings))
+        self.head, self.depth = drafting_head(checkpoint, depth), depth
         self.rule, self.policy, self.rollback, self.seed = rule, policy, rollback, seed
         self.streamer = streamer
         self._ledger: xr.Dataset | None = None
@@ -82,34 +82,33 @@ class CustomGenerate:
         self._refuse(model, input_ids, generation_config)
         first_context = TargetContext(model, first_cache(model_kwargs.values()))  # raises for an unsuitable cache
         config: Any = generation_config
-        settings = self._settings(config, logits_processor)
-        processors = settings.processors
+        temperature = float(config.temperature or 1) if config.do_sample else 0.0
+        name = self.rule or ("speculative_sampling" if config.do_sample else "greedy")
+        rule = resolve_rule(name, temperature, where="CustomGenerate")
+        settings = Settings(self.depth, rule, self.policy, resolve_drafting(None, rule), logits_processor)
         mask = model_kwargs.get("attention_mask")
-        rows: list[torch.Tensor] = []
-        rounds: list[list[Round]] = []
+        rows, rounds = list[torch.Tensor](), list[list[Round]]()
         for number, row in enumerate(input_ids):
             prompt = row if mask is None else row[mask[number].bool()]
             context = first_context if len(input_ids) == 1 else TargetContext(model)
-            if processors:
-                settings = replace(settings, processors=_for_row(processors, number, input_ids, len(prompt)))
+            if logits_processor:
+                settings = replace(settings, processors=_for_row(logits_processor, number, input_ids, len(prompt)))
             decoding = Decoding(
                 self.head,
                 prompt,
                 settings,
-                self.rollback(),
+                self.rollback,
                 max_new_tokens=config.max_length - input_ids.shape[1],
-                generator=torch.Generator(row.device).manual_seed(self.seed + number),
+                seed=self.seed + number,
                 context=context,
                 stop=_stop_function(stopping_criteria, row, len(prompt)),
             )
-            rounds.append(_run(decoding, self.streamer))
+            _run(decoding, self.streamer)
+            rounds.append(decoding.rounds)
             rows.append(torch.cat([row, row.new_tensor(decoding.tokens[decoding.begin :])]))
-        attrs = settings.attrs(
-            rollback=self.rollback.name,
-            temperature=float(config.temperature or 1) if settings.rule.samples else 0.0,
-            seed=self.seed,
-            processors=", ".join(type(processor).__name__ for processor in processors),
-        )
+        names = ", ".join(type(processor).__name__ for processor in logits_processor)
+        drawn: dict[str, Any] = {"temperature": temperature, "seed": self.seed, "processors": names}
+        attrs = settings.attrs(rollback=self.rollback.name, **drawn)
         self._ledger = ledger(rounds, depth=self.depth, labels=[""] * len(rows), attrs=attrs)
         sequences: Any = pad_sequence(rows, batch_first=True, padding_value=config.pad_token_id or 0)
         if config.return_dict_in_generate:
@@ -134,18 +133,12 @@ class CustomGenerate:
                 "Speculative decoding got no tokens: the MTP head needs the token of each hidden state.\n"
                 "Give input_ids, not inputs_embeds."
             )
-        if self.head.trunk is not model:
+        if self.head.target_model is not model:
             raise BadArgument(
-                f"This MTP head belongs to another {type(self.head.trunk).__name__} than the one that generates.\n"
+                f"This MTP head belongs to another {type(self.head.target_model).__name__} than the one "
+                "that generates.\n"
                 "Use the head of the generating model: qwenlab.open(...) returns both."
             )
-
-    def _settings(self, config: Any, processors: LogitsProcessorList) -> Settings:
-        temperature = float(config.temperature or 1) if config.do_sample else 0.0
-        name = self.rule or ("speculative_sampling" if config.do_sample else "greedy")
-        rule = resolve_rule(name, temperature, where="CustomGenerate")
-        sampled = rule.name == "speculative_sampling"
-        return Settings(self.depth, rule, self.policy, "sampled" if sampled else "greedy", processors)
 
 
 def _for_row(processors: LogitsProcessorList, number: int, rows: torch.Tensor, begin: int) -> LogitsProcessorList:
@@ -169,17 +162,10 @@ def _stop_function(criteria: StoppingCriteriaList, row: torch.Tensor, begin: int
     return stop
 
 
-def _run(decoding: Decoding, streamer: BaseStreamer | None) -> list[Round]:
+def _run(decoding: Decoding, streamer: BaseStreamer | None) -> None:
     """Decode one text to its end; `streamer` gets the prompt and then every token."""
-    rounds: list[Round] = []
     put = streamer.put if streamer is not None else lambda _: None
     put(torch.tensor([decoding.tokens]))
-    decoding.start()
-    put(torch.tensor(decoding.tokens[-1:]))
-    while not decoding.ended:
-        rounds.append(decoding.step())
-        for token in decoding.tokens[-rounds[-1].emitted :]:
-            put(torch.tensor([token]))
+    decoding.run(lambda tokens: [put(torch.tensor([token])) for token in tokens])
     if streamer is not None:
         streamer.end()
-    return rounds

@@ -42,33 +42,20 @@ class Settings:
 
     def attrs(self, *, rollback: str, temperature: float, seed: int, **more: Any) -> dict[str, Any]:
         """Attributes of a ledger made with these settings."""
-        return {
-            "rule": self.rule.name,
-            "depth": self.depth,
-            "policy": "fixed depth" if self.policy is None else policy_name(self.policy),
-            "drafting": self.drafting,
-            "temperature": temperature,
-            **more,
-            "rollback": rollback,
-            "seed": seed,
-            "origin": "online",
-            "text": "own",
-        }
+        policy = policy_name(self.policy)
+        made = {"rule": self.rule.name, "depth": self.depth, "policy": policy, "drafting": self.drafting}
+        drawn = {"temperature": temperature, **more, "rollback": rollback, "seed": seed}
+        return made | drawn | {"origin": "online", "text": "own"}
 
 
 @dataclass
 class Drafts:
-    """Drafts of one round.
-
-    tokens    int [draft];  logprobs: float [draft], under the draft head at temperature 1
-    proposal  float [draft, vocabulary]: the distributions the drafts were drawn from; None: they were not drawn
-    proposed  drafts made, with one that the policy discarded
-    """
+    """Drafts of one round: tokens and log-probabilities [draft], and a proposal as in `VerificationRule.verify`."""
 
     tokens: torch.Tensor
     logprobs: torch.Tensor
     proposal: torch.Tensor | None
-    proposed: int
+    proposed: int  # with one that the policy discarded
 
 
 class Decoding:
@@ -77,7 +64,10 @@ class Decoding:
     tokens    prompt and emitted tokens
     context   the target model's state, after all tokens but the newest
     drafter   the draft head and its cache
+    rounds    the rounds run
     ended     "" while the text is unfinished, then "eos" or "length"
+    rollback  a class, or an object for this text
+    seed      of the generator that draws tokens
     stop      called after every token with `tokens`: whether the text ends there, as it does after an end token
     """
 
@@ -86,19 +76,29 @@ class Decoding:
         head: MtpHead,
         prompt: torch.Tensor,
         settings: Settings,
-        rollback: Rollback,
+        rollback: type[Rollback] | Rollback,
         *,
         max_new_tokens: int,
-        generator: torch.Generator,
+        seed: int = 0,
         context: TargetContext | None = None,
         stop: Callable[[list[int]], bool] | None = None,
     ) -> None:
-        self.settings, self.rollback, self.generator, self.stop = settings, rollback, generator, stop
-        self.context = TargetContext(head.trunk) if context is None else context
+        self.settings, self.stop = settings, stop
+        self.rollback = rollback() if isinstance(rollback, type) else rollback
+        self.generator = torch.Generator(prompt.device).manual_seed(seed)
+        self.context = TargetContext(head.target_model) if context is None else context
         self.drafter = Drafter(head)
         self.tokens: list[int] = prompt.tolist()
         self.begin, self.limit = len(prompt), len(prompt) + max_new_tokens
+        self.rounds: list[Round] = []
         self.ended: Ended | Literal[""] = ""
+
+    def run(self, emitted: Callable[[list[int]], Any]) -> None:
+        """Decode the text to its end; call `emitted` with the first token, and with the tokens of each round."""
+        self.start()
+        emitted(self.tokens[-1:])
+        while not self.ended:
+            emitted(self.tokens[-self.step().emitted :])
 
     @torch.no_grad()
     def start(self) -> None:
@@ -124,7 +124,9 @@ class Decoding:
         emitted = self._emit([*drafts.tokens[: verified.accepted].tolist(), verified.next_token])
         self.rollback.keep(self.context, emitted)  # the newest token has not been read yet, and the one before it has
         self.drafter.add_pairs(block.new_tensor(self.tokens[begin:]), hidden[:emitted])
-        return replace(self._round(begin, drafts, verified, emitted, logits), seconds=perf_counter() - began)
+        counted = self._round(begin, drafts, verified, emitted, logits)
+        self.rounds.append(replace(counted, seconds=perf_counter() - began))
+        return self.rounds[-1]
 
     def _draft(self, most: int) -> Drafts:
         """Draft until the policy stops, at most `most` tokens."""
@@ -133,7 +135,9 @@ class Decoding:
         y: torch.Tensor | None = None
         stopped, drops = False, getattr(policy, "drops", False)
         while len(tokens) < most or (drops and tokens):  # a policy that drops is called after the last draft too
-            stopped = policy is not None and not call_policy(policy, _probabilities(logprobs))[0]
+            if policy is not None:
+                probability = np.array([[float(logprob.exp()) for logprob in logprobs]])
+                stopped = not call_policy(policy, probability)[0]
             if stopped or len(tokens) == most:
                 break
             y = self.drafter.first() if y is None else self.drafter.next(tokens[-1], y)
@@ -210,8 +214,3 @@ class Decoding:
             target_probability=logprobs[places, drafts.tokens[:tested].to(logits.device)].exp().tolist(),
             target_entropy=(-(logprobs.exp() * logprobs).nansum(dim=-1)).tolist(),
         )
-
-
-def _probabilities(logprobs: list[torch.Tensor]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Probabilities of this round's drafts, [1, draft], the argument of a policy."""
-    return np.array([[float(logprob.exp()) for logprob in logprobs]], dtype=np.float64)

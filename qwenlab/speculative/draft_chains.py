@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from torch import nn
 from transformers import DynamicCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from qwenlab.capture.wrapping import in_this_thread
+from qwenlab.capture.wrapping import in_this_thread, inputs
 from qwenlab.checkpoint.mtp_head import MtpHead
 from qwenlab.errors import BadArgument
+from qwenlab.speculative.context import at_least_float32
 
 Feedback: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Chooses the head's input for the next draft: takes the head's states [row, channel] before and after `mtp.norm`,
@@ -37,7 +37,7 @@ class Step:
     logits: torch.Tensor
 
 
-def chains(
+def draft_chains(
     head: MtpHead,
     tokens: torch.Tensor,
     hidden: torch.Tensor,
@@ -51,9 +51,7 @@ def chains(
 
     The chain of row t (1 .. T - 1) has the head's drafts when x[0..t] is known and the target model has read x[0..t-1].
     Its first draft is made at position t-1 from the true pair (x[t], h[t-1]), draft k at position t+k-2 from draft k-1
-    and the head's state there. Every draft attends to the true pairs 0 .. t-1 and to the entries of its own chain only:
-    this is a mask over a cache of the true pairs up to the chunk's end and then one entry per row and draft. These
-    entries are removed after the chunk.
+    and the head's state there. Every draft attends to the true pairs 0 .. t-1 and to the entries of its own chain only.
 
     tokens     int [T]
     hidden     float [T, channel]: the target model's hidden states after its final norm; the last one is not read
@@ -65,7 +63,9 @@ def chains(
     Run it without gradients. Raises BadArgument for an attention implementation that takes no mask.
     """
     cache = DynamicCache(config=head.config)
-    with _record_before_norm(head, record=feedback is not None) as before:
+    before_norm: list[torch.Tensor] = []
+    store = in_this_thread(lambda args, _: before_norm.append(args[0]))
+    with inputs(head.norm, store) if feedback is not None else nullcontext():
         for start in range(1, len(tokens), chunk):
             rows = range(start, min(start + chunk, len(tokens)))
             token, state = tokens[rows.start : rows.stop], hidden[rows.start - 1 : rows.stop - 1]
@@ -80,20 +80,16 @@ def chains(
                     position_ids=(positions + draft - 1)[None],
                     past_key_values=cache,
                 )
-                logits = head.logits(y)[0]
-                logits = logits if logits.dtype == torch.float64 else logits.float()
+                logits = at_least_float32(head.logits(y)[0])
                 token = logits.argmax(dim=-1).to(tokens.device)
-                state = y[0] if feedback is None else feedback(before[-1][0], y[0])
+                state = y[0] if feedback is None else feedback(before_norm.pop()[0], y[0])
                 yield Step(rows, draft, token, logits)
             cache.crop((rows.stop - 1 if prefilled else 0) - cache.get_seq_length())
 
 
 def _mask(head: MtpHead, rows: range, draft: int, state: torch.Tensor, *, prefilled: bool) -> Any:
-    """Attention mask of one draft, in the format of the head's attention implementation.
-
-    Order of the keys in the cache: the true pairs up to the chunk's end (if prefilled), then a block of one entry per
-    row for each draft from the second on (without prefilled: from the first on).
-    """
+    """Attention mask of one draft, in the format of the head's attention implementation."""
+    # Keys in the cache: if prefilled, the true pairs up to the chunk's end; then an entry per row for each other draft.
     width, true = len(rows), rows.stop - 1 if prefilled else 0
     keys = true + width * (draft - 1 if prefilled else draft)
 
@@ -103,8 +99,7 @@ def _mask(head: MtpHead, rows: range, draft: int, state: torch.Tensor, *, prefil
         return (pair < rows.start + query) | (entry_of == query)
 
     implementation = head.config._attn_implementation
-    known = implementation in ALL_MASK_ATTENTION_FUNCTIONS
-    make = ALL_MASK_ATTENTION_FUNCTIONS[implementation] if known else lambda **_: None
+    make = ALL_MASK_ATTENTION_FUNCTIONS.get(implementation, lambda **_: None)
     mask = make(
         batch_size=1,
         q_length=width,
@@ -121,19 +116,3 @@ def _mask(head: MtpHead, rows: range, draft: int, state: torch.Tensor, *, prefil
             "cannot be computed in parallel.\nOpen the checkpoint with attn_implementation='sdpa'."
         )
     return mask
-
-
-@contextmanager
-def _record_before_norm(head: nn.Module, *, record: bool) -> Iterator[list[torch.Tensor]]:
-    """Context manager that gives a list with the newest input of the head's final norm; empty if not `record`."""
-    newest: list[torch.Tensor] = []
-
-    def store(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        newest[:] = args[:1]
-
-    handle = head.get_submodule("norm").register_forward_pre_hook(in_this_thread(store)) if record else None
-    try:
-        yield newest
-    finally:
-        if handle is not None:
-            handle.remove()

@@ -6,6 +6,7 @@ import torch
 from transformers import DynamicCache
 
 from qwenlab.checkpoint.mtp_head import MtpHead
+from qwenlab.speculative.context import at_least_float32
 
 CHUNK = 2048
 """Maximum number of true pairs of a prompt that the head reads in one pass."""
@@ -26,11 +27,6 @@ class Drafter:
         self._hidden: list[torch.Tensor] = []
         self._true_pairs = 0
 
-    @property
-    def pairs(self) -> int:
-        """Number of pairs in the cache."""
-        return int(self.cache.get_seq_length())
-
     def add_pairs(self, tokens: torch.Tensor, hidden: torch.Tensor) -> None:
         """Queue true pairs, int [pair] and float [pair, channel]; `first` reads them."""
         self._tokens.append(tokens)
@@ -43,7 +39,7 @@ class Drafter:
         for start in range(0, len(tokens), CHUNK):
             part = slice(start, start + CHUNK)
             y = self.head(tokens[part][None], hidden[part][None], past_key_values=self.cache)
-        self._true_pairs = self.pairs
+        self._true_pairs = self.cache.get_seq_length()
         return y[:, -1:]
 
     def next(self, draft: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -53,10 +49,9 @@ class Drafter:
 
     def logits(self, y: torch.Tensor) -> torch.Tensor:
         """Logits [1, vocabulary] of a draft, in float32 or better."""
-        logits = self.head.logits(y)[0]
-        return logits if logits.dtype == torch.float64 else logits.float()
+        return at_least_float32(self.head.logits(y)[0])
 
     def discard_drafts(self) -> None:
         """Remove the pairs of drafts from the cache."""
-        if excess := self.pairs - self._true_pairs:
+        if excess := self.cache.get_seq_length() - self._true_pairs:
             self.cache.crop(-excess)

@@ -8,28 +8,20 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any, get_args
 
-import torch
 import xarray as xr
 from tqdm.auto import tqdm
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from qwenlab.arguments import choice
 from qwenlab.capture.provenance import provenance_of
-from qwenlab.checkpoint.checkpoint import Checkpoint, require_checkpoint
+from qwenlab.checkpoint.checkpoint import Checkpoint
 from qwenlab.errors import BadArgument, InterruptedWarning
 from qwenlab.record.recording import Recording
 from qwenlab.speculative.decoding_loop import Decoding, Drafting, Settings
 from qwenlab.speculative.policies import Policy
-from qwenlab.speculative.prompts import (
-    Prompt,
-    check_labels,
-    checked_depth,
-    context_length,
-    encode_prompts,
-    end_tokens_of,
-)
+from qwenlab.speculative.prompts import Prompt, check_labels, drafting_head, encode_prompts, end_tokens_of
 from qwenlab.speculative.rollback import ReplayRollback, Rollback
-from qwenlab.speculative.rounds import Round, ledger
+from qwenlab.speculative.rounds import ledger
 from qwenlab.speculative.verification import VerificationRule, resolve_rule
 
 
@@ -119,29 +111,20 @@ def generate(
     Interrupted (Ctrl-C), it returns the text decoded until then, with a warning. Raises NoMtpHead, BadPrompt,
     BadPolicy, CannotRollBack and BadArgument.
     """
-    require_checkpoint(checkpoint)
-    head = checkpoint.require_mtp()
+    head = drafting_head(checkpoint, depth)
     texts = encode_prompts(checkpoint, prompts, max_new_tokens)
     names = [""] * len(texts) if labels is None else check_labels(labels, len(texts), "prompt")
     rule = resolve_rule(rule, temperature)
-    settings = Settings(
-        checked_depth(depth, context_length(checkpoint)),
-        rule,
-        policy,
-        _drafting(drafting, rule),
-        warpers(temperature, top_k, top_p),
-        end_tokens_of(checkpoint),
-    )
-    decoded: list[tuple[Decoding, list[Round]]] = []
+    processors = warpers(temperature, top_k, top_p)
+    settings = Settings(depth, rule, policy, resolve_drafting(drafting, rule), processors, end_tokens_of(checkpoint))
+    decoded: list[Decoding] = []
     with tqdm(total=len(texts) * max_new_tokens, unit="token", desc="decoding", disable=not progress) as bar:
         try:
             for number, prompt in enumerate(texts):
-                own = rollback() if isinstance(rollback, type) else rollback
-                generator = torch.Generator(prompt.device).manual_seed(seed + number)
-                decoding = Decoding(head, prompt, settings, own, max_new_tokens=max_new_tokens, generator=generator)
-                decoded.append((decoding, []))
-                _run(decoding, decoded[-1][1], bar)
-                bar.update(decoding.limit - len(decoding.tokens))  # the tokens after an early end of text
+                options: Any = {"max_new_tokens": max_new_tokens, "seed": seed + number}
+                decoded.append(Decoding(head, prompt, settings, rollback, **options))
+                decoded[-1].run(lambda tokens: bar.update(len(tokens)))
+                bar.update(decoded[-1].limit - len(decoded[-1].tokens))  # the tokens after an early end of text
         except KeyboardInterrupt:
             if not decoded:
                 raise
@@ -151,14 +134,9 @@ def generate(
                 InterruptedWarning,
                 stacklevel=2,
             )
-    attrs = settings.attrs(
-        rollback=own.name,
-        temperature=temperature,
-        seed=seed,
-        top_k=0 if top_k is None else top_k,
-        top_p=1.0 if top_p is None else top_p,
-    )
-    return _result(checkpoint, decoded, names, max_new_tokens, settings, attrs)
+    truncated = {"top_k": 0 if top_k is None else top_k, "top_p": 1.0 if top_p is None else top_p}
+    attrs = settings.attrs(rollback=rollback.name, temperature=temperature, seed=seed, **truncated)
+    return _result(checkpoint, decoded, names, max_new_tokens, attrs)
 
 
 def warpers(temperature: float, top_k: int | None, top_p: float | None) -> LogitsProcessorList:
@@ -178,15 +156,7 @@ def warpers(temperature: float, top_k: int | None, top_p: float | None) -> Logit
     return LogitsProcessorList(chosen)
 
 
-def _run(decoding: Decoding, rounds: list[Round], bar: Any) -> None:
-    decoding.start()
-    bar.update(1)
-    while not decoding.ended:
-        rounds.append(decoding.step())
-        bar.update(rounds[-1].emitted)
-
-
-def _drafting(drafting: Drafting | None, rule: VerificationRule) -> Drafting:
+def resolve_drafting(drafting: Drafting | None, rule: VerificationRule) -> Drafting:
     """The way of drafting, with its default; raises BadArgument if the rule cannot use it."""
     if drafting is None:
         return "sampled" if rule.name == "speculative_sampling" else "greedy"
@@ -199,25 +169,18 @@ def _drafting(drafting: Drafting | None, rule: VerificationRule) -> Drafting:
 
 
 def _result(
-    checkpoint: Checkpoint,
-    made: list[tuple[Decoding, list[Round]]],
-    labels: list[str],
-    max_new_tokens: int,
-    settings: Settings,
-    attrs: dict[str, Any],
+    checkpoint: Checkpoint, decoded: list[Decoding], labels: list[str], max_new_tokens: int, attrs: dict[str, Any]
 ) -> Generated:
-    decodings = [decoding for decoding, _ in made]
-    tokens = [decoding.tokens for decoding in decodings]
-    names = labels[: len(made)]
+    tokens = [decoding.tokens for decoding in decoded]
+    names = labels[: len(decoded)]
+    seed = attrs["seed"] if decoded[0].settings.rule.samples else ""
     return Generated(
         tokens=tokens,
-        begin=[decoding.begin for decoding in decodings],
-        ended=[decoding.ended or "interrupted" for decoding in decodings],
-        texts=[str(checkpoint.tokenizer.decode(each.tokens[each.begin :])) for each in decodings],
+        begin=[decoding.begin for decoding in decoded],
+        ended=[decoding.ended or "interrupted" for decoding in decoded],
+        texts=[str(checkpoint.tokenizer.decode(each.tokens[each.begin :])) for each in decoded],
         labels=names,
         max_new_tokens=max_new_tokens,
-        ledger=ledger([rounds for _, rounds in made], depth=settings.depth, labels=names, attrs=attrs),
-        facts=provenance_of(
-            checkpoint, tokens, names, seed=attrs["seed"] if settings.rule.samples else "", drafted=True
-        ),
+        ledger=ledger([decoding.rounds for decoding in decoded], depth=attrs["depth"], labels=names, attrs=attrs),
+        facts=provenance_of(checkpoint, tokens, names, seed=seed, drafted=True),
     )

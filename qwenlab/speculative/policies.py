@@ -31,7 +31,6 @@ class FixedDepth:
             raise BadArgument(f"FixedDepth({self.depth}): give 0 (no drafts) or more.")
 
     def __call__(self, probability: np.ndarray) -> np.ndarray:
-        """Draft until there are `depth` drafts."""
         rounds, drafts = probability.shape
         return np.full(rounds, drafts < self.depth)
 
@@ -48,7 +47,6 @@ class Threshold:
             raise BadArgument(f"Threshold({self.probability}): give a probability, 0 to 1.")
 
     def __call__(self, probability: np.ndarray) -> np.ndarray:
-        """Draft while the newest draft's probability reaches the threshold."""
         rounds, drafts = probability.shape
         return probability[:, -1] >= self.probability if drafts else np.ones(rounds, dtype=bool)
 
@@ -93,7 +91,6 @@ class ExpectedValue:
             raise BadArgument(f"{self!r}: guess is a probability, or a list of them by place in the round.")
 
     def __call__(self, probability: np.ndarray) -> np.ndarray:
-        """Draft while the next draft is expected to add more than the round's rate."""
         rounds, drafts = probability.shape
         if drafts + 1 >= len(self.verify_step):
             return np.zeros(rounds, dtype=bool)
@@ -129,8 +126,10 @@ def call_policy(policy: Policy, probability: np.ndarray) -> np.ndarray:
     )
 
 
-def policy_name(policy: Policy) -> str:
+def policy_name(policy: Policy | None) -> str:
     """Name of a policy in results: a function's name, or the object's own repr if its class defines one."""
+    if policy is None:
+        return "fixed depth"
     name = getattr(policy, "__name__", None)
     if isinstance(name, str):
         return name

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from qwenlab.arguments import integer
-from qwenlab.checkpoint.checkpoint import Checkpoint
+from qwenlab.checkpoint.checkpoint import Checkpoint, require_checkpoint
+from qwenlab.checkpoint.mtp_head import MtpHead
 from qwenlab.errors import BadArgument, BadPrompt
 from qwenlab.speculative.context import input_device
 
@@ -63,14 +64,23 @@ def context_length(checkpoint: Checkpoint) -> int:
     return int(config.max_position_embeddings)
 
 
-def checked_depth(depth: Any, context: int) -> int:
-    """The depth; raises BadArgument for one that drafts nothing, or that exceeds the context of `context` tokens."""
+def drafting_head(checkpoint: Checkpoint | MtpHead, depth: Any) -> MtpHead:
+    """The MTP head of an open checkpoint, which is to make chains of `depth` drafts.
+
+    Raises NoMtpHead, and BadArgument for a depth that drafts nothing or exceeds the model's context.
+    """
+    if isinstance(checkpoint, MtpHead):
+        head = checkpoint
+    else:
+        require_checkpoint(checkpoint)
+        head = checkpoint.require_mtp()
+    context = int(head.config.max_position_embeddings)
     if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth < context:
         raise BadArgument(
             f"depth={depth!r}: give an integer number of drafts per round, 1 or more and below the context of "
             f"{context:,}.\nTo decode without drafts, use model.generate."
         )
-    return depth
+    return head
 
 
 def end_tokens_of(checkpoint: Checkpoint) -> list[int]:

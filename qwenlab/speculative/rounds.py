@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
+from qwenlab.stats.base.variables import variable
+
 Ended = Literal["rejected", "full", "eos", "length"]
 
 NONE = -1
@@ -29,8 +31,7 @@ class Round:
     seconds        from the first draft to the end of the rollback
 
     Per draft: its token and its probability under the draft head. Per tested draft: the target model's token for its
-    place, the draft's probability under the target model, and the entropy of the target model's distribution [nat]. All
-    at temperature 1.
+    place, the draft's probability under the target model, and that model's entropy [nat]. All at temperature 1.
     """
 
     begin: int
@@ -84,9 +85,8 @@ def ledger(
 ) -> xr.Dataset:
     """Rounds as a Dataset: counts [round], tokens and probabilities [round, draft].
 
-    rounds  the rounds of each text, in order
+    rounds  the rounds of each text, in order;  labels: label of each text
     depth   maximum drafts per round: the length of the dim `draft`
-    labels  label of each text
     attrs   conditions under which the rounds were run: rule, depth, policy, ...
     """
     flat = [(text, number, item) for text, items in enumerate(rounds) for number, item in enumerate(items)]
@@ -104,10 +104,13 @@ def ledger(
 
 def ledger_from_columns(columns: Mapping[str, Any], attrs: Mapping[str, Any]) -> xr.Dataset:
     """A ledger from the values of all its variables, [round] or [round, draft]."""
-    data: dict[str, Any] = {}
+    data = {}
     for name, (kind, units, meaning) in (_BY_ROUND | _BY_DRAFT).items():
         values: np.ndarray = np.asarray(columns[name], dtype=kind)
-        data[name] = (("round", "draft")[: values.ndim], values, {"units": units, "long_name": meaning})
-    drafts = np.arange(1, columns["draft_token"].shape[1] + 1)
-    coords = {"draft": ("draft", drafts, {"units": "1", "long_name": "place of a draft in its round"})}
-    return xr.Dataset(data, coords, dict(attrs))
+        data[name] = variable(values, ("round", "draft")[: values.ndim], units, meaning)
+    return xr.Dataset(data, draft_coordinate(data["draft_token"].shape[1]), dict(attrs))
+
+
+def draft_coordinate(depth: int) -> dict[str, xr.DataArray]:
+    """The coordinate `draft` of ledgers and traces: 1 to `depth`."""
+    return {"draft": variable(np.arange(1, depth + 1), ["draft"], "1", "place of a draft in its round")}

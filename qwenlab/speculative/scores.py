@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -13,8 +12,8 @@ from qwenlab.errors import BadArgument
 from qwenlab.speculative.generate import generate
 from qwenlab.speculative.prompts import Prompt
 from qwenlab.speculative.trace.record_trace import trace
-
-_CONDITIONS = ("rule", "depth", "policy", "text", "origin")
+from qwenlab.stats.base.rounds import FACTS
+from qwenlab.stats.base.variables import variable
 
 
 def acceptance_score(
@@ -37,8 +36,7 @@ def acceptance_score(
                     scored on it
     window, chunk   as in `trace`, without max_new_tokens;  labels: label of each text
 
-    acceptance_length  emitted / rounds [token], per text, with truncated rounds. NaN for a text without a round: one of
-                       fewer tokens than a round emits, or whose first token ended it
+    acceptance_length  emitted / rounds [token], per text, with truncated rounds; NaN for a text without a round
     rounds             number of these rounds
 
     Inside the `with` block of an intervention, the changed target model verifies and the head drafts from its hidden
@@ -51,25 +49,20 @@ def acceptance_score(
         )
     if max_new_tokens is None:
         made = trace(checkpoint, texts, depth=depth, window=window, chunk=chunk, labels=labels, progress=progress)
-        number = int((made.dataset["start"] == 0).sum())
         names = made.dataset["label"].values[made.dataset["start"].values == 0]
         ledger, facts = made.replay()["rounds"], made.facts
     else:
         written = generate(
             checkpoint, texts, depth=depth, max_new_tokens=max_new_tokens, labels=labels, progress=progress
         )
-        number, names, ledger, facts = len(written.tokens), np.array(written.labels), written.ledger, written.facts
-    prompt, emitted = ledger["prompt"].values, ledger["emitted"].values
+        names, ledger, facts = np.array(written.labels), written.ledger, written.facts
+    prompt, number = ledger["prompt"].values, len(names)
     rounds = np.bincount(prompt, minlength=number)
     with np.errstate(invalid="ignore"):
-        length = np.bincount(prompt, emitted, minlength=number) / rounds
-    say: dict[str, Any] = {name: ledger.attrs[name] for name in _CONDITIONS}
-    means = "acceptance length: emitted / rounds"
-    return xr.Dataset(
-        {
-            "acceptance_length": ("text", length, {"units": "token", "long_name": means} | say),
-            "rounds": ("text", rounds, {"units": "round", "long_name": "rounds"}),
-        },
-        {"label": ("text", names, {"long_name": "label of the text"})},
-        facts | say,
-    )
+        length = np.bincount(prompt, ledger["emitted"].values, minlength=number) / rounds
+    conditions = {name: ledger.attrs[name] for name in FACTS}
+    data = {
+        "acceptance_length": variable(length, ["text"], "token", "acceptance length: emitted / rounds", conditions),
+        "rounds": variable(rounds, ["text"], "round", "rounds"),
+    }
+    return xr.Dataset(data, {"label": ("text", names, {"long_name": "label of the text"})}, facts | conditions)

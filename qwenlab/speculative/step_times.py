@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any
 
@@ -16,14 +16,16 @@ from tqdm.auto import tqdm
 
 from qwenlab.capture.provenance import provenance_of
 from qwenlab.capture.wrapping import in_this_thread, outputs
-from qwenlab.checkpoint.checkpoint import Checkpoint, require_checkpoint
+from qwenlab.checkpoint.checkpoint import Checkpoint
+from qwenlab.checkpoint.mtp_head import MtpHead
 from qwenlab.errors import BadPrompt
 from qwenlab.speculative.context import TargetContext
 from qwenlab.speculative.decoding_loop import Decoding, Settings
 from qwenlab.speculative.drafter import Drafter
-from qwenlab.speculative.prompts import checked_depth, context_length, encode_prompts
+from qwenlab.speculative.prompts import drafting_head, encode_prompts
 from qwenlab.speculative.rollback import ReplayRollback, Rollback
 from qwenlab.speculative.verification import Greedy
+from qwenlab.stats.base.variables import variable
 
 QUARTILES = (0.25, 0.5, 0.75)
 
@@ -54,14 +56,11 @@ def step_times(
     text     blocks are cut from it after the context; it must be long enough
     context  tokens read before the blocks; by default half of the text, at most 128
     depth    widths are 1 to depth + 1
-    repeats  measurements of each step, in random order; by default 16, or fewer if the text is short. On a GPU each
-             measurement waits until the device is done
+    repeats  measurements of each step, in random order; by default 16, or fewer if the text is short
 
     Raises NoMtpHead, BadPrompt and BadArgument.
     """
-    require_checkpoint(checkpoint)
-    head = checkpoint.require_mtp()
-    checked_depth(depth, context_length(checkpoint))
+    head = drafting_head(checkpoint, depth)
     (tokens,) = encode_prompts(checkpoint, text if isinstance(text, str) else [text], 1, where="step_times")
     widths = list(range(1, depth + 2))
     context = min(128, len(tokens) // 2) if context is None else context
@@ -76,40 +75,37 @@ def step_times(
     hidden = target.read(tokens[:context])
     drafter.add_pairs(tokens[1 : context + 1], hidden)
     drafter.first()
-    clock = Clock(target.device)
+    measure = partial(_measure, target.device)
     seconds: dict[Any, list[float]] = {("verify", width): [] for width in widths} | {"rollback": [], "draft": []}
     rng = random.Random(0)
     for _ in tqdm(range(repeats), desc="timing steps", unit="repeat", disable=not progress):
         for width in rng.sample(widths, len(widths)):
             block = tokens[target.position : target.position + width]
-            elapsed, hidden = clock.measure(_verify, target, method, block)
+            elapsed, hidden = measure(_verify, target, method, block)
             seconds["verify", width].append(elapsed)
-            seconds["rollback"] += [clock.measure(method.keep, target, 1)[0]] if width == widths[-1] else []
+            seconds["rollback"] += [measure(method.keep, target, 1)[0]] if width == widths[-1] else []
             if width < widths[-1]:
                 method.keep(target, 1)
             drafter.add_pairs(tokens[target.position : target.position + 1], hidden[:1])
-            seconds["draft"].append(clock.measure(_draft, drafter, drafter.first())[0])
+            seconds["draft"].append(measure(_draft, drafter, drafter.first())[0])
             drafter.discard_drafts()
-    overhead = _overhead(checkpoint, tokens[:context], depth, method, repeats, clock)
-    attrs = {"context": context, "rollback": method.name} | provenance_of(
-        checkpoint, [tokens.tolist()], seed=0, drafted=True
-    )
-    return _costs(checkpoint, tokens, seconds, overhead, widths, attrs)
+    seconds["overhead"] = _overhead(head, tokens[:context], depth, rollback, repeats)
+    attrs = {
+        "context": context,
+        "rollback": method.name,
+        **provenance_of(checkpoint, [tokens.tolist()], seed=0, drafted=True),
+    }
+    return _with_experts(_costs(seconds, widths, attrs), TargetContext(checkpoint.model), tokens)
 
 
-class Clock:
-    """Measures the time of function calls; waits for the device before and after."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-
-    def measure(self, function: Callable[..., Any], *args: Any) -> tuple[float, Any]:
-        """Call the function; return the seconds and its result."""
-        self._wait()
-        began = time.perf_counter()
-        result = function(*args)
-        self._wait()
-        return time.perf_counter() - began, result
+def _measure(device: torch.device, function: Callable[..., Any], *args: Any) -> tuple[float, Any]:
+    """Seconds and result of a function call; waits for the device before and after."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    began = time.perf_counter()
+    result = function(*args)
+    wait()
+    return time.perf_counter() - began, result
 
 
 def _verify(context: TargetContext, rollback: Rollback, block: torch.Tensor) -> torch.Tensor:
@@ -125,65 +121,41 @@ def _draft(drafter: Drafter, y: torch.Tensor) -> torch.Tensor:
     return drafter.next(drafter.logits(y).argmax(dim=-1), y)
 
 
-def _overhead(
-    checkpoint: Checkpoint, prompt: torch.Tensor, depth: int, rollback: Rollback, rounds: int, clock: Clock
-) -> list[float]:
+def _overhead(head: MtpHead, prompt: torch.Tensor, depth: int, rollback: type[Rollback], rounds: int) -> list[float]:
     """Seconds of real rounds spent outside target model, head and rollback, one per round."""
-    head, generator = checkpoint.require_mtp(), torch.Generator(prompt.device)
-    settings = Settings(depth, Greedy())
-    decoding = Decoding(head, prompt, settings, rollback, max_new_tokens=rounds * (depth + 1) + 1, generator=generator)
+    decoding = Decoding(head, prompt, Settings(depth, Greedy()), rollback, max_new_tokens=rounds * (depth + 1) + 1)
     decoding.start()
-    overhead = []
-    with _time_parts(decoding, clock) as spent:
-        for _ in range(rounds):
-            spent.clear()
-            elapsed, _ = clock.measure(decoding.step)
-            overhead.append(elapsed - sum(spent))
-            if decoding.ended:
-                break
-    return overhead
+    measure = partial(_measure, decoding.context.device)
+    overhead, spent = list[float](), list[float]()
 
-
-@contextmanager
-def _time_parts(decoding: Decoding, clock: Clock) -> Iterator[list[float]]:
-    """Context manager that collects the seconds of each call of target model, head and rollback."""
-    spent: list[float] = []
-
-    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any) -> Any:
-            elapsed, result = clock.measure(function, *args)
-            spent.append(elapsed)
-            return result
-
-        return run
+    def timed(function: Callable[..., Any], *args: Any) -> Any:
+        elapsed, result = measure(function, *args)
+        spent.append(elapsed)
+        return result
 
     parts: list[tuple[Any, str]] = [(decoding.context, "read"), (decoding.context, "logits")]
     parts += [(decoding.drafter, name) for name in ("first", "next", "logits")]
-    if decoding.rollback.name != "snapshot-and-rerun":  # its `keep` calls `read`, which is timed already
+    if rollback.name != "snapshot-and-rerun":  # its `keep` calls `read`, which is timed already
         parts.append((decoding.rollback, "keep"))
     for owner, name in parts:
-        setattr(owner, name, timed(getattr(owner, name)))
-    try:
-        yield spent
-    finally:
-        for owner, name in parts:
-            delattr(owner, name)
+        setattr(owner, name, partial(timed, getattr(owner, name)))
+    for _ in range(rounds):
+        spent.clear()
+        elapsed, _ = measure(decoding.step)
+        overhead.append(elapsed - sum(spent))
+        if decoding.ended:
+            break
+    return overhead
 
 
-def _costs(
-    checkpoint: Checkpoint,
-    tokens: torch.Tensor,
-    seconds: dict[Any, list[float]],
-    overhead: list[float],
-    widths: list[int],
-    attrs: dict[str, Any],
-) -> xr.Dataset:
+def _costs(seconds: dict[Any, list[float]], widths: list[int], attrs: dict[str, Any]) -> xr.Dataset:
+    """Median and quartiles of the seconds of each kind of step."""
     measured: dict[str, tuple[tuple[str, ...], list[Any], str]] = {
         "verify_step": (("width",), [seconds["verify", width] for width in widths], "a verify step"),
         "plain_step": ((), seconds["verify", 1], "a plain step"),
         "draft_step": ((), seconds["draft"], "a draft step"),
         "rollback": ((), seconds["rollback"], "a rollback"),
-        "overhead": ((), overhead, "a round outside model, head and rollback"),
+        "overhead": ((), seconds["overhead"], "a round outside model, head and rollback"),
     }
     data: dict[str, Any] = {}
     for name, (dims, values, meaning) in measured.items():
@@ -192,29 +164,22 @@ def _costs(
         data[name] = dims, quartiles[..., 1], described
         data[f"{name}_quantiles"] = (*dims, "quantile"), quartiles, described
     coords: dict[str, Any] = {"width": ("width", widths, {"units": "token"}), "quantile": list(QUARTILES)}
-    costs = xr.Dataset(data, coords, attrs | {"threads": torch.get_num_threads()})
-    context = TargetContext(checkpoint.model)
-    sparse = context.decoder.layers_with("router")
-    return costs if not sparse else _with_experts(costs, context, sparse, tokens)
+    return xr.Dataset(data, coords, attrs | {"threads": torch.get_num_threads()})
 
 
-def _with_experts(
-    costs: xr.Dataset, context: TargetContext, layers: tuple[int, ...], tokens: torch.Tensor
-) -> xr.Dataset:
-    """Add the experts that every token of a text chose."""
-    chosen: dict[int, np.ndarray] = {}
+def _with_experts(costs: xr.Dataset, context: TargetContext, tokens: torch.Tensor) -> xr.Dataset:
+    """Add the experts that every token of a text chose; nothing in a model without experts."""
+    layers = context.decoder.layers_with("router")
+    if not layers:
+        return costs
+    chosen: list[np.ndarray] = []
+    store = in_this_thread(lambda _, __, out: chosen.append(out[2].cpu().numpy()))
     with ExitStack() as hooks:
         for layer in layers:
-            store = in_this_thread(partial(_store_choice, chosen, layer))
             hooks.enter_context(outputs(context.decoder.part(layer, "router"), store))
         context.read(tokens)
-    choice = np.stack([chosen[layer] for layer in layers], axis=1)
-    attrs = {"units": "1", "long_name": "experts that a token chose"}
-    costs = costs.assign(expert_choice=(("token", "layer", "slot"), choice, attrs))
+    choice = variable(np.stack(chosen, axis=1), ("token", "layer", "slot"), "1", "experts that a token chose")
     experts: torch.nn.Module = context.decoder.part(layers[0], "experts")
     size = sum(p.nbytes for p in experts.parameters()) / context.decoder.module.config.num_experts
-    return costs.assign_coords(layer=list(layers)).assign_attrs(bytes_per_expert=size, moe_layers=len(layers))
-
-
-def _store_choice(chosen: dict[int, np.ndarray], layer: int, args: Any, kwargs: Any, out: Any) -> None:
-    chosen[layer] = out[2].cpu().numpy()
+    attrs = {"bytes_per_expert": size, "moe_layers": len(layers)}
+    return costs.assign(expert_choice=choice).assign_coords(layer=list(layers)).assign_attrs(attrs)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple
 
 import torch
+from torch import Generator, Tensor
 
 from qwenlab.arguments import choice
 from qwenlab.errors import BadArgument
@@ -30,9 +31,7 @@ class VerificationRule(ABC):
     samples: ClassVar[bool]
 
     @abstractmethod
-    def verify(
-        self, drafts: torch.Tensor, proposal: torch.Tensor | None, scores: torch.Tensor, generator: torch.Generator
-    ) -> Verification:
+    def verify(self, drafts: Tensor, proposal: Tensor | None, scores: Tensor, generator: Generator) -> Verification:
         """Accept or reject the drafts, and choose the next token.
 
         drafts    int [draft], may be empty
@@ -48,10 +47,7 @@ class Greedy(VerificationRule):
     name = "greedy"
     samples = False
 
-    def verify(
-        self, drafts: torch.Tensor, proposal: torch.Tensor | None, scores: torch.Tensor, generator: torch.Generator
-    ) -> Verification:
-        """Accept the longest prefix of argmaxes."""
+    def verify(self, drafts: Tensor, proposal: Tensor | None, scores: Tensor, generator: Generator) -> Verification:
         return _longest_match(drafts, scores.argmax(dim=-1))
 
 
@@ -64,10 +60,7 @@ class ExactMatch(VerificationRule):
     name = "exact_match"
     samples = True
 
-    def verify(
-        self, drafts: torch.Tensor, proposal: torch.Tensor | None, scores: torch.Tensor, generator: torch.Generator
-    ) -> Verification:
-        """Accept the longest prefix of drawn tokens."""
+    def verify(self, drafts: Tensor, proposal: Tensor | None, scores: Tensor, generator: Generator) -> Verification:
         drawn = torch.multinomial(scores.softmax(dim=-1), 1, generator=generator)[:, 0]
         return _longest_match(drafts, drawn)
 
@@ -82,10 +75,7 @@ class SpeculativeSampling(VerificationRule):
     name = "speculative_sampling"
     samples = True
 
-    def verify(
-        self, drafts: torch.Tensor, proposal: torch.Tensor | None, scores: torch.Tensor, generator: torch.Generator
-    ) -> Verification:
-        """Accept drafts up to the first rejection; then draw from the residual, or from p if all were accepted."""
+    def verify(self, drafts: Tensor, proposal: Tensor | None, scores: Tensor, generator: Generator) -> Verification:
         p, places = scores.softmax(dim=-1), torch.arange(len(drafts), device=scores.device)
         if proposal is None:
             proposal = torch.nn.functional.one_hot(drafts, p.shape[-1]).to(p.dtype)
@@ -99,7 +89,7 @@ class SpeculativeSampling(VerificationRule):
         return Verification(accepted, int(torch.multinomial(rest, 1, generator=generator)))
 
 
-def _longest_match(drafts: torch.Tensor, tokens: torch.Tensor) -> Verification:
+def _longest_match(drafts: Tensor, tokens: Tensor) -> Verification:
     """Accept the longest prefix of drafts equal to `tokens`; add the token after it."""
     accepted = int((drafts == tokens[: len(drafts)]).long().cumprod(dim=0).sum())
     return Verification(accepted, int(tokens[accepted]))

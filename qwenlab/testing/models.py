@@ -99,11 +99,11 @@ def tiny_model(
     return model.eval()
 
 
-def tiny_head(trunk: PreTrainedModel, *, seed: int = 1) -> MtpHead:
-    """A random multi-token-prediction head on the target model `trunk`."""
+def tiny_head(target_model: PreTrainedModel, *, seed: int = 1) -> MtpHead:
+    """A random multi-token-prediction head on a target model."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = MtpHead(trunk)
+        head = MtpHead(target_model)
         spread(head)
     return head.eval()
 

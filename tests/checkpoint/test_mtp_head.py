@@ -34,7 +34,7 @@ def head(request):
 def pairs(head):
     """Tokens x[1:] and the target model's hidden states h[:-1] of two sequences."""
     tokens = torch.randint(0, 270, (2, LENGTH + 1), generator=torch.Generator().manual_seed(3))
-    return tokens[:, 1:], target_hidden(head.trunk, tokens)[:, :-1]
+    return tokens[:, 1:], target_hidden(head.target_model, tokens)[:, :-1]
 
 
 def target_hidden(target, tokens, **inputs):
@@ -44,7 +44,7 @@ def target_hidden(target, tokens, **inputs):
 
 def slow(head, tokens, hidden, first=0):
     """The slow version over each sequence of a batch."""
-    embedding = head.trunk.get_input_embeddings().weight.detach().double().numpy()
+    embedding = head.target_model.get_input_embeddings().weight.detach().double().numpy()
     weights, positions = head.state_dict(), range(first, first + tokens.shape[1])
     rows = zip(tokens.tolist(), hidden.double().numpy(), strict=True)
     return np.stack([slow_mtp_head(weights, head.config, embedding, t, h, positions) for t, h in rows])
@@ -102,11 +102,11 @@ def test_left_padding_changes_nothing(head, pairs):
 @torch.no_grad()
 def test_logits_are_those_of_the_target_models_lm_head(head, pairs):
     y = head(*pairs)
-    assert torch.equal(head.logits(y), head.trunk.lm_head(y))
+    assert torch.equal(head.logits(y), head.target_model.lm_head(y))
 
 
 def test_owns_only_the_mtp_tensors(head):
-    of_target = {id(parameter) for parameter in head.trunk.parameters()}
+    of_target = {id(parameter) for parameter in head.target_model.parameters()}
     assert not of_target & {id(parameter) for parameter in head.parameters()}
 
 

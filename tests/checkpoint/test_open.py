@@ -105,7 +105,7 @@ def test_a_shipped_toy_opens_by_its_name_without_a_warning(name):
         warnings.simplefilter("error")
         ckpt = ql.open(name, strict=True)
     assert (ckpt.facts.source, ckpt.anatomy.name) == (name, name)
-    assert ckpt.require_mtp().trunk is ckpt.model
+    assert ckpt.require_mtp().target_model is ckpt.model
 
 
 def test_the_model_generates(whole):

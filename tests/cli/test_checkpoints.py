@@ -176,6 +176,6 @@ class TestTrace:
         status, out, _ = run("trace", "toy-dense", "--text", text, "--out", made, "--depth", 2, "--window", 64)
         assert status == 0
         traced = ql.speculative.Trace.open(made)
-        assert (traced.depth, traced.own) == (2, False)
+        assert (traced.depth, traced.is_own_output) == (2, False)
         assert f"{traced.dataset.sizes['token']:,} tokens, rule greedy" in out
         assert "teacher-forced agreement" in out

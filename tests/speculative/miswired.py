@@ -14,7 +14,7 @@ def with_head(checkpoint, head):
 
 def copied(head):
     """A copy with its own weights on the same target model."""
-    return copy.deepcopy(head, {id(head.trunk): head.trunk})
+    return copy.deepcopy(head, {id(head.target_model): head.target_model})
 
 
 @torch.no_grad()
@@ -52,7 +52,7 @@ def fp8_read_raw(head, block=128):
 def made_for_before_the_norm(head):
     """The target model's final norm folded into the head's norm of hidden states, except its mean scale."""
     out = copied(head)
-    scale = 1 + head.trunk.get_decoder().norm.weight
+    scale = 1 + head.target_model.get_decoder().norm.weight
     folded = (1 + head.pre_fc_norm_hidden.weight) * scale / scale.square().mean().sqrt()
     out.pre_fc_norm_hidden.weight.copy_(folded - 1)
     return out

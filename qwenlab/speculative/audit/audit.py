@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from qwenlab.arguments import integer
 from qwenlab.capture.provenance import provenance_of
-from qwenlab.checkpoint.checkpoint import Checkpoint, require_checkpoint
+from qwenlab.checkpoint.checkpoint import Checkpoint
 from qwenlab.errors import BadArgument, BadPrompt
 from qwenlab.speculative.audit.contract import FIRST_ROW, Contract, TargetStates, read_target_states
 from qwenlab.speculative.audit.diagnosis import (
@@ -30,9 +30,10 @@ from qwenlab.speculative.audit.diagnosis import (
 from qwenlab.speculative.audit.paired_rates import MIN_TEXTS, PairedRates
 from qwenlab.speculative.audit.scales import scale_factors, weight_scales
 from qwenlab.speculative.audit.trials import Trials
-from qwenlab.speculative.context import TargetContext
-from qwenlab.speculative.prompts import Prompt, checked_depth, context_length
+from qwenlab.speculative.context import input_device
+from qwenlab.speculative.prompts import Prompt, drafting_head
 from qwenlab.speculative.trace.passages import passages_of
+from qwenlab.stats.base.variables import jackknife_method, variable
 
 _MEANINGS = {
     "agreement": "drafts equal to the target model's argmax / drafts, teacher-forced",
@@ -74,13 +75,13 @@ class Audit:
         drafts = int(self.settings["drafts"][0, 0])
         lines = [
             self.diagnosis,
-            f"  {drafts:,} drafts in {attrs['texts']} texts, teacher-forced, rule greedy; effects relative to the "
+            f"{drafts:,} drafts in {attrs['texts']} texts, teacher-forced, rule greedy; effects relative to the "
             f"assumed contract, with simultaneous {attrs['level']:.0%} intervals",
-            *(f"  {line}" for line in _table(self.settings, self.controls)),
-            f"  matrices: root mean square {float(ratio.min()):.2g} to {float(ratio.max()):.2g} of the target model's",
+            *_table(self.settings, self.controls),
+            f"matrices: root mean square {float(ratio.min()):.2g} to {float(ratio.max()):.2g} of the target model's",
+            *undecided_settings(self.settings),
         ]
-        lines += [f"  {line}" for line in undecided_settings(self.settings)]
-        return "\n".join(lines)
+        return "\n  ".join(lines)
 
     def _repr_html_(self) -> str:
         return f'<pre style="font-family:monospace;font-size:90%;line-height:1.4">{escape(repr(self))}</pre>'
@@ -108,19 +109,17 @@ def audit(
     texts       several, of a kind that the model writes well; use 10 or more to detect small effects
     contract    the assumed settings: by default those of the published heads
     depth       drafts per chain; 1 leaves the setting `chain` out
-    max_tokens  tokens read per text;  level: of the intervals;  seed: of resampling and of the controls
+    max_tokens  tokens read per text; memory holds two hidden states of each
+    level       of the intervals;  seed: of the controls
 
     A setting is wanted if one measure rises by half a percentage point or more, with an interval above 0 after
     correction for all comparisons (Bonferroni), and the other does not fall; on ties the assumed one remains. Of two
-    simultaneous faults only the larger may be found: audit again with `contract=result.wanted`. Memory: two hidden
-    states per token.
+    simultaneous faults only the larger may be found: audit again with `contract=result.wanted`.
 
     Raises NoMtpHead, BadPrompt, and BadArgument for an invalid depth, level or max_tokens, or too few texts.
     """
-    require_checkpoint(checkpoint)
-    head = checkpoint.require_mtp()
+    head = drafting_head(checkpoint, depth)
     assumed = Contract() if contract is None else contract
-    checked_depth(depth, context_length(checkpoint))
     if not 0 < level < 1:
         raise BadArgument(f"audit(level={level!r}): give a probability between 0 and 1, such as 0.95.")
     read = _read(checkpoint, texts, max_tokens)
@@ -135,12 +134,11 @@ def audit(
         "comparisons": len(MEASURES) * len(variants),
         "seed": seed,
         "scaled": len(scale_factors(weights)),
-        "final_norm_spread": _spread(head.trunk.get_decoder().norm.weight),
+        "final_norm_spread": _spread(head.target_model.get_decoder().norm.weight),
         "mtp_norm_spread": _spread(head.norm.weight),
     }
-    with tqdm(
-        total=(len(contracts) + _CONTROLS) * len(read), unit="text", desc="auditing", disable=not progress
-    ) as bar:
+    readings = (len(contracts) + _CONTROLS) * len(read)
+    with tqdm(total=readings, unit="text", desc="auditing", disable=not progress) as bar:
         trials = Trials(head, read, scale_factors(weights), seed, bar)
         sums = {label: trials.run(contract, depth=depth) for label, contract in contracts.items()}
         settings = _dataset("setting", sums, attrs)
@@ -149,10 +147,11 @@ def audit(
         wanted = assumed.changed(faults[0]) if faults else assumed
         own = {"wanted contract": sums[faults[0] if faults else "assumed"][:, :1]}
         controls = _dataset("control", own | trials.controls(wanted), attrs).isel(draft=0)
-    found = diagnose(settings, controls, assumed, faults)
-    tokens = [text.tokens.tolist() for text in read]
-    facts = provenance_of(checkpoint, tokens, seed=seed, drafted=True)
-    return Audit(found.verdict, found.sentence, found.faults, found.wanted, assumed, settings, controls, weights, facts)
+    verdict, diagnosis = diagnose(settings, controls, faults)
+    if verdict == "no verdict":
+        faults, wanted = (), assumed
+    facts = provenance_of(checkpoint, [text.tokens.tolist() for text in read], seed=seed, drafted=True)
+    return Audit(verdict, diagnosis, faults, wanted, assumed, settings, controls, weights, facts)
 
 
 def _read(checkpoint: Checkpoint, texts: Prompt | Sequence[Prompt], max_tokens: int) -> list[TargetStates]:
@@ -172,20 +171,17 @@ def _read(checkpoint: Checkpoint, texts: Prompt | Sequence[Prompt], max_tokens: 
                 f"Text {number} has {len(passage.tokens)} tokens, and drafts are compared from the third token on.\n"
                 f"Give at least {shortest} tokens."
             )
-    device = TargetContext(checkpoint.model).device
+    device = input_device(checkpoint.model)
     return [read_target_states(checkpoint.model, torch.tensor(passage.tokens, device=device)) for passage in passages]
 
 
 def _dataset(dim: str, sums: dict[str, np.ndarray], attrs: dict[str, Any]) -> xr.Dataset:
-    """Rates by condition and draft, with intervals, and effects relative to the first condition, Bonferroni-corrected.
-
-    sums  by condition (a setting or a control), [text, draft, column] as of `Trials.run`
-    """
+    """Rates by condition and draft, and effects relative to the first condition, Bonferroni-corrected."""
     stacked = np.stack(list(sums.values()))
     corrected = 1 - (1 - attrs["level"]) / attrs["comparisons"]
     paired = [PairedRates(stacked[:, :, draft]) for draft in range(stacked.shape[2])]
     drafts = stacked[..., 0].sum(axis=1).astype(np.int64)
-    data: dict[str, Any] = {"drafts": ((dim, "draft"), drafts, {"units": "draft", "long_name": "drafts compared"})}
+    data = {"drafts": variable(drafts, (dim, "draft"), "draft", "drafts compared")}
     for kind, level, estimates in (
         ("", attrs["level"], [rates.rates(attrs["level"]) for rates in paired]),
         ("_effect", corrected, [rates.effects(corrected) for rates in paired]),
@@ -193,11 +189,11 @@ def _dataset(dim: str, sums: dict[str, np.ndarray], attrs: dict[str, Any]) -> xr
         values = np.stack([value for value, _ in estimates], axis=1)  # [condition, draft, measure]
         ends = np.stack([interval for _, interval in estimates], axis=1)
         for column, (name, meaning) in enumerate(_MEANINGS.items()):
-            described = {"units": "1", "long_name": f"{meaning}{', minus that of the first row' if kind else ''}"}
-            data[f"{name}{kind}"] = (dim, "draft"), values[..., column], described
-            interval_attrs = described | {"interval": "Student's t on the delete-one-text jackknife", "level": level}
-            data[f"{name}{kind}_interval"] = (dim, "draft", "bound"), ends[..., column, :], interval_attrs
-    place = "draft", np.arange(1, stacked.shape[2] + 1), {"units": "1", "long_name": "place of a draft in its chain"}
+            about = "1", f"{meaning}{', minus that of the first row' if kind else ''}"
+            data[f"{name}{kind}"] = variable(values[..., column], (dim, "draft"), *about)
+            interval = variable(ends[..., column, :], (dim, "draft", "bound"), *about, jackknife_method(level, "text"))
+            data[f"{name}{kind}_interval"] = interval
+    place = variable(np.arange(1, stacked.shape[2] + 1), ["draft"], "1", "place of a draft in its chain")
     return xr.Dataset(data, {dim: list(sums), "draft": place, "bound": ["low", "high"]}, attrs)
 
 

@@ -15,7 +15,7 @@ from qwenlab.arguments import choice
 from qwenlab.capture.wrapping import in_this_thread, inputs
 from qwenlab.checkpoint.mtp_head import MtpHead
 from qwenlab.speculative.context import TargetContext
-from qwenlab.speculative.draft_chains import Step, chains
+from qwenlab.speculative.draft_chains import Step, draft_chains
 
 FIRST_ROW = 2
 """First place of a text at which a chain begins under every contract."""
@@ -56,13 +56,9 @@ class Contract:
 
     def variants(self) -> dict[str, Contract]:
         """All contracts that differ from this one in one setting, by label, such as "norms = w"."""
-        labels = (
-            f"{name} = {value}"
-            for name, values in settings().items()
-            for value in values
-            if value != getattr(self, name)
-        )
-        return {label: self.changed(label) for label in labels}
+        labels = (f"{name} = {value}" for name, values in settings().items() for value in values)
+        contracts = {label: self.changed(label) for label in labels}
+        return {label: contract for label, contract in contracts.items() if contract != self}
 
     def changed(self, label: str) -> Contract:
         """This contract with one setting changed; `label` as in `variants`."""
@@ -111,10 +107,7 @@ def read_target_states(model: PreTrainedModel, tokens: torch.Tensor, *, chunk: i
 
 @torch.no_grad()
 def adapt_head(contract: Contract, head: MtpHead, factors: Mapping[str, float]) -> MtpHead:
-    """The head with its weights changed to the contract. `head` is unchanged, and shares the unchanged weights.
-
-    factors  by matrix, its factor under "scaled like the target model": `scales.scale_factors`
-    """
+    """A head with its weights changed to the contract, by the factors of `scale_factors`; it shares all others."""
     changed: dict[str, torch.Tensor] = {}
     shift = {"w": -1.0, "1 + w": 0.0, "2 + w": 1.0}[contract.norms]
     if shift:
@@ -131,7 +124,7 @@ def adapt_head(contract: Contract, head: MtpHead, factors: Mapping[str, float]) 
 
 def with_parameters(head: MtpHead, tensors: Mapping[str, torch.Tensor]) -> MtpHead:
     """A copy of the head with these parameters; all other parameters, and the target model, are shared."""
-    copied = copy.deepcopy(head, {id(part): part for part in (head.trunk, *head.parameters())})
+    copied = copy.deepcopy(head, {id(part): part for part in (head.target_model, *head.parameters())})
     for name, tensor in tensors.items():
         owner, _, last = name.rpartition(".")
         setattr(copied.get_submodule(owner), last, nn.Parameter(tensor, requires_grad=False))
@@ -139,17 +132,14 @@ def with_parameters(head: MtpHead, tensors: Mapping[str, torch.Tensor]) -> MtpHe
 
 
 def draft_with(contract: Contract, head: MtpHead, text: TargetStates, *, depth: int) -> Iterator[Step]:
-    """The drafts of `chains` at every place of a text from `FIRST_ROW` on (and some at the place before it).
-
-    head  the result of `adapt_head` for this contract
-    """
+    """The drafts of a head of `adapt_head` at every place of a text from `FIRST_ROW` on (and some before it)."""
     hidden = text.after if contract.hidden == "after the final norm" else text.before
     tokens, offset = text.tokens, 0
     if contract.tokens == "x[p]":
         tokens = torch.cat([tokens[:1], tokens[:-1]])
     elif contract.tokens == "x[p+2]":
         tokens, hidden, offset = tokens[1:], hidden[:-1], 1
-    steps = chains(
+    steps = draft_chains(
         head,
         tokens,
         hidden,

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import xarray as xr
-
-from qwenlab.speculative.audit.contract import Contract
 
 AuditVerdict = Literal["no fault found", "fault found", "no verdict"]
 
@@ -40,20 +37,6 @@ _FIXES = {
 }
 
 
-@dataclass(frozen=True)
-class Diagnosis:
-    """Verdict, faults and sentence of an audit.
-
-    faults  labels of the settings that do better than the assumed ones, the largest gain first
-    wanted  the assumed contract with the first of them: audit again with it to find a second fault
-    """
-
-    verdict: AuditVerdict
-    faults: tuple[str, ...]
-    wanted: Contract
-    sentence: str
-
-
 def decisive_draft(label: str) -> int:
     """The draft whose rates decide about a setting: 2 for `chain`, which does not affect draft 1; otherwise 1."""
     return 2 if label.startswith("chain = ") else 1
@@ -78,22 +61,21 @@ def setting_verdict(data: xr.Dataset, label: str) -> str:
 def rank_faults(data: xr.Dataset) -> tuple[str, ...]:
     """Labels of the wanted settings, the largest gain first; `chain` last, as it needs a correct draft 1."""
     wanted = [label for label in data["setting"].values.tolist()[1:] if data["verdict"].sel(setting=label) == "wanted"]
-    return tuple(sorted(wanted, key=lambda label: (decisive_draft(label), -_gain(decisive_row(data, label)))))
+
+    def gain(label: str) -> float:
+        return sum(float(decisive_row(data, label)[f"{measure}_effect"]) for measure in MEASURES)
+
+    return tuple(sorted(wanted, key=lambda label: (decisive_draft(label), -gain(label))))
 
 
-def diagnose(data: xr.Dataset, controls: xr.Dataset, assumed: Contract, faults: tuple[str, ...]) -> Diagnosis:
-    """The diagnosis of an audit.
-
-    data      rates and effects by setting and draft, as `Audit.settings`
-    controls  as `Audit.controls`, run under the contract of the first fault, or the assumed contract without faults
-    """
+def diagnose(data: xr.Dataset, controls: xr.Dataset, faults: tuple[str, ...]) -> tuple[AuditVerdict, str]:
+    """Verdict of an audit in a word and in a sentence, from its settings, its controls and the ranked faults."""
     if (reason := _at_chance(controls)) is not None:
-        return Diagnosis("no verdict", (), assumed, f"no verdict: {reason}")
+        return "no verdict", f"no verdict: {reason}"
     if not faults:
-        return Diagnosis("no fault found", (), assumed, f"no fault found: {_healthy(data, controls)}")
+        return "no fault found", f"no fault found: {_healthy(data, controls)}"
     others = f". Also better, one at a time: {', '.join(faults[1:])}" if len(faults) > 1 else ""
-    sentence = f"the weights want {faults[0]}: {_change(data, faults[0])}; fix: {_FIXES[faults[0]]}{others}"
-    return Diagnosis("fault found", faults, assumed.changed(faults[0]), sentence)
+    return "fault found", f"the weights want {faults[0]}: {_change(data, faults[0])}; fix: {_FIXES[faults[0]]}{others}"
 
 
 def _at_chance(controls: xr.Dataset) -> str | None:
@@ -103,10 +85,11 @@ def _at_chance(controls: xr.Dataset) -> str | None:
     causes = (
         "The head is untrained or belongs to another model, two settings are wrong at once, or there are too few texts"
     )
-    for name, meaning in (
-        ("commonest token", "always drafting the target model's commonest token"),
-        ("shuffled hidden", "the head with shuffled hidden states, so it does not use them"),
-    ):
+    meanings = {
+        "commonest token": "always drafting the target model's commonest token",
+        "shuffled hidden": "the head with shuffled hidden states, so it does not use them",
+    }
+    for name, meaning in meanings.items():
         control = controls.sel(control=name)
         if not float(control["agreement_effect_interval"][1]) < 0:
             baseline = float(control["agreement"])
@@ -152,10 +135,6 @@ def undecided_settings(data: xr.Dataset) -> list[str]:
 def decisive_row(data: xr.Dataset, label: str) -> xr.Dataset:
     """The row of a setting at its decisive draft."""
     return data.sel(setting=label, draft=decisive_draft(label))
-
-
-def _gain(row: xr.Dataset) -> float:
-    return sum(float(row[f"{measure}_effect"]) for measure in MEASURES)
 
 
 def _interval(ends: xr.DataArray, sign: str = "") -> str:

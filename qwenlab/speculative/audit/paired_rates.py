@@ -36,13 +36,11 @@ class PairedRates:
     def _estimate(
         self, function: Callable[[np.ndarray], np.ndarray], counted: np.ndarray, level: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        total = self.sums.sum(axis=1)
-        estimate = function(_rates(total))
-        left_out = [function(_rates(total - self.sums[:, text])) for text in range(self.sums.shape[1])]
+        total = self.sums.sum(axis=1, keepdims=True)
+        estimate = function(_rates(total))[:, 0]
+        left_out = np.ascontiguousarray(function(_rates(total - self.sums)).swapaxes(1, 2))  # [.., text left out]
         enough = counted & (counted.sum(axis=1, keepdims=True) >= MIN_TEXTS)
-        shape = (*estimate.shape, len(left_out))
-        by_text = np.stack(left_out, axis=-1) if left_out else np.empty(shape)
-        return estimate, jackknife(estimate, by_text, np.broadcast_to(enough[:, None], shape), level)
+        return estimate, jackknife(estimate, left_out, np.broadcast_to(enough[:, None], left_out.shape), level)
 
 
 def _rates(sums: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from qwenlab.checkpoint.decoder import decoder_of
 from qwenlab.checkpoint.families import ATTENTION
 from qwenlab.checkpoint.mtp_head import MtpHead
 from qwenlab.checkpoint.weights.layout import FP8_BLOCK
+from qwenlab.stats.base.variables import variables
 
 FAR = 8.0
 """A matrix this many times larger or smaller than the target model's was not read as it was stored.
@@ -30,10 +31,10 @@ def weight_scales(head: MtpHead, block: tuple[int, ...] | None = None) -> xr.Dat
 
     block  rows and columns per scale of a target model in FP8; by default those of the published releases
 
-    returns  rms [weight], trunk_rms [weight] (mean over the target model's attention layers; NaN if none has such a
-             matrix), ratio [weight]. `fc` has no match in a layer: its trunk_rms is the mean of all the others
+    returns  rms [weight], target_rms [weight] (mean over the target model's attention layers; NaN if none has such a
+             matrix), ratio [weight]. `fc` has no match in a layer: its target_rms is the mean of all the others
     """
-    decoder = decoder_of(head.trunk)
+    decoder = decoder_of(head.target_model)
     layers = [decoder.layers[layer] for layer in decoder.layers_of(ATTENTION)]
     sizes = {}
     for name, weight in head.named_parameters():
@@ -43,19 +44,12 @@ def weight_scales(head: MtpHead, block: tuple[int, ...] | None = None) -> xr.Dat
     rms, target = np.array(list(sizes.values())).T
     if not np.isnan(target).all():
         target[list(sizes).index("fc.weight")] = np.nanmean(target)
-    attrs = {"units": "weight", "long_name": "root mean square of the head's matrix"}
-    return xr.Dataset(
-        {
-            "rms": ("weight", rms, attrs),
-            "trunk_rms": ("weight", target, attrs | {"long_name": "root mean square of the target model's matrix"}),
-            "ratio": (
-                "weight",
-                rms / target,
-                {"units": "1", "long_name": "size of the head's matrix / the target model's"},
-            ),
-        },
-        {"weight": list(sizes)},
-    )
+    table = {
+        "rms": (rms, ["weight"], "weight", "root mean square of the head's matrix"),
+        "target_rms": (target, ["weight"], "weight", "root mean square of the target model's matrix"),
+        "ratio": (rms / target, ["weight"], "1", "size of the head's matrix / the target model's"),
+    }
+    return xr.Dataset(variables(table), {"weight": list(sizes)})
 
 
 def scale_factors(scales: xr.Dataset) -> dict[str, float]:

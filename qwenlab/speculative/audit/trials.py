@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,18 +20,10 @@ from qwenlab.speculative.audit.contract import (
 )
 from qwenlab.speculative.draft_chains import Step
 
-COLUMNS = ("drafts", "agreement", "shared_probability")
-"""Columns of the sums per text and draft: number of compared drafts, and sums of two measures (`Trials.run`)."""
-
 
 @dataclass(frozen=True)
 class Trials:
-    """A head that drafts along texts that the target model has read.
-
-    factors  by matrix, its factor under "scaled like the target model"
-    seed     of the controls
-    bar      progress bar, updated by one for each text
-    """
+    """A head that drafts along texts that the target model has read; `factors` are those of `scale_factors`."""
 
     head: MtpHead
     texts: Sequence[TargetStates]
@@ -42,15 +34,11 @@ class Trials:
     def run(self, contract: Contract, *, depth: int) -> np.ndarray:
         """Sums [text, draft, column] of the head's drafts under a contract.
 
-        Draft 1 is compared at every place from `FIRST_ROW` on. Draft k is compared where all drafts before it agreed
-        and the text continues with them: elsewhere the target model's choice follows other tokens. `agreement` counts
-        the drafts that are the target model's argmax; `shared_probability` sums, over drafts, the sum over tokens of
-        min(p, q) of both distributions.
+        Draft 1 is compared at every place from `FIRST_ROW` on; draft k where all drafts before it agreed and the text
+        continues with them. The columns are the number of drafts, the number that are the target model's argmax, and
+        the sum over drafts and tokens of min(p, q) of both distributions.
         """
-        head = adapt_head(contract, self.head, self.factors)
-        return self._per_text(
-            lambda text: _tally(draft_with(contract, head, text, depth=depth), self.head, text, depth)
-        )
+        return self._sums(contract, adapt_head(contract, self.head, self.factors), depth=depth)
 
     def controls(self, contract: Contract) -> dict[str, np.ndarray]:
         """Sums of draft 1, [text, 1, column], with the link between draft and target cut in several ways.
@@ -61,29 +49,35 @@ class Trials:
         random head      a head of the same shape with random weights
         """
         head, rng = adapt_head(contract, self.head, self.factors), np.random.default_rng(self.seed)
-        random = random_head(self.head, self.seed)
 
-        def shuffled(text: TargetStates) -> np.ndarray:
+        def shuffled(text: TargetStates) -> TargetStates:
             order = torch.from_numpy(rng.permutation(len(text.tokens))).to(text.tokens.device)
-            changed = replace(text, after=text.after[order], before=text.before[order])
-            return _tally(draft_with(contract, head, changed, depth=1), self.head, text, 1)
+            return replace(text, after=text.after[order], before=text.before[order])
 
-        def shifted(text: TargetStates) -> np.ndarray:
+        def shifted(text: TargetStates) -> TargetStates:
             by = len(text.tokens) // 2
-            other = replace(text, after=text.after.roll(by, dims=0), target=text.target.roll(by, dims=0))
-            return _tally(draft_with(contract, head, text, depth=1), self.head, other, 1)
+            return replace(text, after=text.after.roll(by, dims=0), target=text.target.roll(by, dims=0))
 
-        def randomised(text: TargetStates) -> np.ndarray:
-            return _tally(draft_with(contract, random, text, depth=1), self.head, text, 1)
+        return {
+            "commonest token": _commonest(self.texts),
+            "shuffled hidden": self._sums(contract, head, read=map(shuffled, self.texts)),
+            "shifted target": self._sums(contract, head, compared=map(shifted, self.texts)),
+            "random head": self._sums(contract, random_head(self.head, self.seed)),
+        }
 
-        controls = {"shuffled hidden": shuffled, "shifted target": shifted, "random head": randomised}
-        sums = {name: self._per_text(control) for name, control in controls.items()}
-        return {"commonest token": _commonest(self.texts)} | sums
-
-    def _per_text(self, tally: Callable[[TargetStates], np.ndarray]) -> np.ndarray:
+    def _sums(
+        self,
+        contract: Contract,
+        head: MtpHead,
+        *,
+        depth: int = 1,
+        read: Iterable[TargetStates] | None = None,
+        compared: Iterable[TargetStates] | None = None,
+    ) -> np.ndarray:
+        """Sums [text, draft, column] of drafts along the texts that are read, compared with those to compare."""
         sums = []
-        for text in self.texts:
-            sums.append(tally(text))
+        for text, other in zip(read or self.texts, compared or self.texts, strict=True):
+            sums.append(_tally(draft_with(contract, head, text, depth=depth), self.head, other, depth))
             self.bar.update()
         return np.stack(sums)
 
@@ -92,19 +86,17 @@ def random_head(head: MtpHead, seed: int) -> MtpHead:
     """A random head of the same shape on the same target model: norms of scale 1, matrices with the config's std."""
     device = head.fc.weight.device
     generator, std = torch.Generator(device).manual_seed(seed), float(head.config.initializer_range)
-    drawn = {
-        name: torch.zeros_like(weight)
-        if weight.ndim == 1
-        else torch.empty_like(weight).normal_(std=std, generator=generator)
-        for name, weight in head.named_parameters()
-    }
+    drawn = {name: torch.zeros_like(weight) for name, weight in head.named_parameters()}
+    for weight in drawn.values():
+        if weight.ndim > 1:
+            weight.normal_(std=std, generator=generator)
     return with_parameters(head, drawn)
 
 
 @torch.no_grad()
 def _tally(steps: Iterator[Step], head: MtpHead, text: TargetStates, depth: int) -> np.ndarray:
     """Sums [draft, column] over the places of a text; `head` gives the logits of the target model's hidden states."""
-    length, sums = len(text.tokens), np.zeros((depth, len(COLUMNS)))
+    length, sums = len(text.tokens), np.zeros((depth, 3))
     follows = text.target == text.tokens.roll(-1)  # the text continues with the target model's choice
     going = torch.arange(length, device=text.tokens.device) >= FIRST_ROW
     for step in steps:

@@ -10,16 +10,17 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from qwenlab.checkpoint.checkpoint import Checkpoint, require_checkpoint
+from qwenlab.checkpoint.checkpoint import Checkpoint
 from qwenlab.errors import BadArgument
 from qwenlab.speculative.decoding_loop import Decoding, Settings
 from qwenlab.speculative.lossless.noise import BlockReaders, pooled
 from qwenlab.speculative.lossless.reference import COMPONENTS, ReferenceReader, excess_tokens, state_errors
-from qwenlab.speculative.lossless.report import Fault, LosslessReport, LosslessVerdict, variable
+from qwenlab.speculative.lossless.report import Fault, LosslessReport, LosslessVerdict, error_variable
 from qwenlab.speculative.policies import Policy
-from qwenlab.speculative.prompts import Prompt, checked_depth, context_length, encode_prompts, end_tokens_of
+from qwenlab.speculative.prompts import Prompt, drafting_head, encode_prompts, end_tokens_of
 from qwenlab.speculative.rollback import ReplayRollback, Rollback
 from qwenlab.speculative.verification import VerificationRule, resolve_rule
+from qwenlab.stats.base.variables import variable
 
 MARGIN = 10.0
 """Allowed error of a state, in multiples of its noise floor. It does not apply to tokens."""
@@ -41,10 +42,9 @@ def check_lossless(
 ) -> LosslessReport:
     """Decode with drafts, and compare every token, and every state after every round, with plain decoding.
 
-    The reference reads the emitted tokens one by one, without drafts. Kernels of another width round differently, so
-    its states and logits differ slightly from those of correct speculative decoding. This noise is measured on the same
-    texts: they are read in blocks of depth + 1 tokens, depth + 1 times with blocks that start at different tokens, and
-    nothing is rolled back. No logit of the checked decoding is used for it.
+    The reference reads the emitted tokens one by one, without drafts. Kernels of another width round differently. This
+    noise is measured by reading the same texts in blocks of depth + 1 tokens, depth + 1 times with blocks that start at
+    different tokens, without rollback. No logit of the checked decoding is used for it.
 
     States: the allowed error is `MARGIN` (10) times the noise floor. The floor is the largest error of the first of
     these readings, and at least the `eps` of the model's dtype.
@@ -53,27 +53,21 @@ def check_lossless(
     the token's position. The noise is the largest of three numbers [nat]: the largest change, in any reading in blocks,
     of the gap between the best token and one that competes with it (at most `COMPETING`, 1 nat, below the best); the
     0.99 quantile of these changes over all positions of all texts; and the spacing of two neighbouring logits in the
-    model's dtype. `detectable` in the result is the largest allowed regret at any position.
-
-    A fault of the model that every reading in blocks shares raises the noise and thus `detectable`.
+    model's dtype. A fault of the model that every reading shares raises the noise, and thus `detectable` in the result.
 
     rule      a rule that takes the argmax: "greedy", or your own `VerificationRule` with `samples = False`
     rollback  the class to check, or an object of it
 
     Raises NoMtpHead, BadPrompt, BadArgument and, if the reference's logits are NaN, NonFiniteWeights.
     """
-    require_checkpoint(checkpoint)
-    head = checkpoint.require_mtp()
+    head = drafting_head(checkpoint, depth)
     rule = resolve_rule(rule, 0.0, where="check_lossless")
-    checked_depth(depth, context_length(checkpoint))
     settings = Settings(depth, rule, policy, end_tokens=end_tokens_of(checkpoint))
     rows: list[dict[str, Any]] = []
     floor: dict[str, float] = dict.fromkeys((*COMPONENTS, "verdict rule"), 0.0)
     texts = encode_prompts(checkpoint, prompts, max_new_tokens, where="check_lossless")
     for text, prompt in enumerate(tqdm(texts, desc="checking", unit="text", disable=not progress)):
-        own = rollback() if isinstance(rollback, type) else rollback
-        generator = torch.Generator(prompt.device)
-        decoding = Decoding(head, prompt, settings, own, max_new_tokens=max_new_tokens, generator=generator)
+        decoding = Decoding(head, prompt, settings, rollback, max_new_tokens=max_new_tokens)
         compared, states = _compare(decoding, prompt, text)
         rows += compared
         floor = {name: max(value, states.get(name, 0.0)) for name, value in floor.items()}
@@ -84,7 +78,7 @@ def check_lossless(
     bounds = [[TOKEN_MARGIN * max(noise.largest, noise.step, least) for noise in row["noise"]] for row in rows]
     # The floor of a text of a few tokens can be 0, so it is at least eps.
     allowed = {name: 0.0 if name == "position" else MARGIN * max(floor[name], eps) for name in COMPONENTS}
-    return _report(rows, floor, allowed, bounds, {"rule": rule.name, "depth": depth, "rollback": own.name})
+    return _report(rows, floor, allowed, bounds, {"rule": rule.name, "depth": depth, "rollback": rollback.name})
 
 
 @torch.no_grad()
@@ -106,17 +100,8 @@ def _compare(decoding: Decoding, prompt: torch.Tensor, text: int) -> tuple[list[
             noise.append(readings.newest)
         pairs = step.begin - 1 if step.proposed else pairs
         state = (decoding.context, decoding.drafter.cache, reference, pairs)
-        rows.append(
-            {
-                "text": text,
-                "round": len(rows),
-                "accepted": step.accepted,
-                "layers": state_errors(*state),
-                "excess": excess_tokens(*state),
-                "regrets": regrets,
-                "noise": noise,
-            }
-        )
+        row = {"text": text, "round": len(rows), "accepted": step.accepted, "regrets": regrets, "noise": noise}
+        rows.append(row | {"layers": state_errors(*state), "excess": excess_tokens(*state)})
         regrets, noise = [], []
     readings.finish()
     return rows, readings.states
@@ -134,33 +119,28 @@ def _report(
     bounds: list[list[float]],
     attrs: dict[str, Any],
 ) -> LosslessReport:
-    """The report on these rounds.
-
-    allowed  by component of the state, its allowed error
-    bounds   by round, the allowed regret of each of its tokens [nat]
-    """
+    """The report; `allowed` is the error per component, `bounds` the regret [nat] per token of each round."""
     faults = (_find_fault(row, own, allowed) for row, own in zip(rows, bounds, strict=True))
     fault = next((fault for fault in faults if fault is not None), None)
     regrets = [regret for row in rows for regret in row["regrets"]]
     differing = sum(regret > 0 for regret in regrets)
-    data: dict[str, Any] = {
-        name: ("round", np.array([row[key] for row in rows]), {"units": "1", "long_name": meaning})
-        for name, key, meaning in (
-            ("text", "text", "number of the text"),
-            ("number", "round", "number of the round in the text"),
-            ("accepted", "accepted", "drafts accepted"),
-        )
+    widest = [max(own, default=0.0) for own in bounds]
+
+    def by_round(values: list[float], units: str, meaning: str) -> xr.DataArray:
+        return variable(np.array(values), ["round"], units, meaning)
+
+    data = {
+        "text": by_round([row["text"] for row in rows], "1", "number of the text"),
+        "number": by_round([row["round"] for row in rows], "1", "number of the round in the text"),
+        "accepted": by_round([row["accepted"] for row in rows], "1", "drafts accepted"),
     }
     for name in COMPONENTS:
-        values = np.array([np.max([*row["layers"][name].values()]) for row in rows])
-        data[variable(name)] = ("round", values, {"units": "1", "long_name": f"relative error, {name}"})
-    worst = np.array([max(row["regrets"], default=0.0) for row in rows])
-    data["regret"] = ("round", worst, {"units": "nat", "long_name": "largest regret of a token"})
-    widest = np.array([max(own, default=0.0) for own in bounds])
-    data["allowed_regret"] = ("round", widest, {"units": "nat", "long_name": "largest allowed regret of a token"})
+        worst = [np.max([*row["layers"][name].values()]) for row in rows]
+        data[error_variable(name)] = by_round(worst, "1", f"relative error, {name}")
+    data["regret"] = by_round([max(row["regrets"], default=0.0) for row in rows], "nat", "largest regret of a token")
+    data["allowed_regret"] = by_round(widest, "nat", "largest allowed regret of a token")
     verdict: LosslessVerdict = "NOT lossless" if fault else "lossless up to numerics" if differing else "lossless"
-    detectable = float(widest.max())
-    return LosslessReport(verdict, fault, xr.Dataset(data, attrs=attrs), floor, differing, len(regrets), detectable)
+    return LosslessReport(verdict, fault, xr.Dataset(data, attrs=attrs), floor, differing, len(regrets), max(widest))
 
 
 def _find_fault(row: dict[str, Any], bounds: list[float], allowed: dict[str, float]) -> Fault | None:

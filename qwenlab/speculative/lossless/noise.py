@@ -60,8 +60,7 @@ class BlockReaders:
     """Read a reference's text in blocks of `width` tokens, without rollback.
 
     There are `width` readers, and each starts its blocks at another token. So every position takes every place in a
-    block, as it may in a round of drafts, and for each round of that width one reader starts a block where the round
-    began. They use no logit of the decoding that is checked.
+    block, as it may in a round of drafts.
 
     states  by component, the largest error of the first reader's states relative to the reference
     newest  noise of the position that the reference predicts now; complete after `finish`
@@ -107,8 +106,7 @@ class BlockReaders:
 
 def pooled(positions: Sequence[PositionNoise]) -> float:
     """The quantile `POOLED` of the changes of all competitors in all readings at these positions [nat]."""
-    changes = [
-        change[1:].numpy() for position in positions for change in position.changes
-    ]  # [0] is the best's own gap, always 0
+    # The first change is that of the best's own gap, which is 0.
+    changes = [change[1:].numpy() for position in positions for change in position.changes]
     values = np.concatenate([np.empty(0), *changes])
     return float(np.quantile(values, POOLED)) if len(values) else 0.0

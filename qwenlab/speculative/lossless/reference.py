@@ -25,36 +25,30 @@ class ReferenceReader:
     """
 
     def __init__(self, head: MtpHead, prompt: torch.Tensor) -> None:
-        self.head, self.context = head, TargetContext(head.trunk)
+        self.head, self.context = head, TargetContext(head.target_model)
         self.head_cache: Cache = DynamicCache(config=head.config)
         self._hidden: torch.Tensor | None = None
-        self.logits = self._logits(
-            self._states(prompt)[-1:]
-        )  # logits of all tokens of a long prompt would exceed memory
+        self.read(prompt, last=True)  # logits of all tokens of a long prompt would exceed memory
 
-    def read(self, block: torch.Tensor) -> None:
-        """Read a block; the head reads the pairs of its tokens with the hidden states before them."""
-        self.logits = self._logits(self._states(block))
+    def read(self, block: torch.Tensor, *, last: bool = False) -> None:
+        """Read a block; the head reads the pairs of its tokens with the hidden states before them.
 
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits of hidden states; raises NonFiniteWeights for NaN."""
-        logits = self.context.logits(hidden)
-        if logits.isnan().any():
-            raise NonFiniteWeights(
-                f"Plain decoding of {type(self.context.model).__name__} gives logits that are NaN, so speculative "
-                "decoding cannot be compared with it.\nCheck its weights for NaN: ql.open(..., strict=True)."
-            )
-        return logits
+        last  compute the logits of the last token only
 
-    def _states(self, block: torch.Tensor) -> torch.Tensor:
-        """Let target model and head read a block; return the target model's hidden states, float [token, channel]."""
+        Raises NonFiniteWeights for logits that are NaN.
+        """
         hidden = self.context.read(block)
         before = hidden[:-1] if self._hidden is None else torch.cat([self._hidden, hidden[:-1]])
         tokens = block[1:] if self._hidden is None else block
         if len(tokens):
             self.head(tokens[None], before[None], past_key_values=self.head_cache)
         self._hidden = hidden[-1:]
-        return hidden
+        self.logits = self.context.logits(hidden[-1:] if last else hidden)
+        if self.logits.isnan().any():
+            raise NonFiniteWeights(
+                f"Plain decoding of {type(self.context.model).__name__} gives logits that are NaN, so speculative "
+                "decoding cannot be compared with it.\nCheck its weights for NaN: ql.open(..., strict=True)."
+            )
 
 
 def state_errors(

@@ -65,20 +65,21 @@ class LosslessReport:
     rounds    Dataset over `round`: relative error of each component, from plain decoding; `regret`, the largest
               ln p(best) - ln p(emitted) of its tokens under plain decoding [nat]; `allowed_regret`, the largest
               allowed [nat]
-    floor     by component, the largest error that reading in blocks of depth + 1 causes by itself; of "verdict rule",
+    noise_floor
+              by component, the largest error that reading in blocks of depth + 1 causes by itself; of "verdict rule",
               the 0.99 quantile of the noise of competing tokens over all positions [nat]
-    differing number of tokens that are not plain decoding's argmax
+    differing_tokens
+              number of tokens that are not plain decoding's argmax
     tokens    number of checked tokens
     detectable
-              the largest allowed regret [nat]: at every position, a token less likely than the best by more than this
-              is detected. Most positions allow less: see `rounds["allowed_regret"]`
+              the largest allowed regret at any position [nat]; most allow less: see `rounds["allowed_regret"]`
     """
 
     verdict: LosslessVerdict
     fault: Fault | None
     rounds: xr.Dataset
-    floor: dict[str, float]
-    differing: int
+    noise_floor: dict[str, float]
+    differing_tokens: int
     tokens: int
     detectable: float
 
@@ -86,30 +87,27 @@ class LosslessReport:
         return self.fault is None
 
     def __repr__(self) -> str:
-        lines = [f"{self.verdict}: {self.tokens:,} tokens in {self.rounds.sizes['round']:,} rounds, {self._how()}"]
-        if self.fault is not None:
-            lines.append(f"  first fault: {self.fault}")
-        if self.differing:
-            regret = float(self.rounds["regret"].max())
-            lines.append(f"  {self.differing} tokens differ from plain decoding, the worst by {regret:.2g} nat")
-        median = float(self.rounds["allowed_regret"].median())
-        lines.append(
-            f"  detects every token more than {self.detectable:.3g} nat below the best; "
-            f"in half of the rounds, more than {median:.3g} nat"
-        )
-        for name in COMPONENTS[1:]:
-            worst = float(self.rounds[variable(name)].max())
-            lines.append(f"  {name:<16} largest error {worst:.1e}, noise floor {self.floor[name]:.1e}")
-        return "\n".join(lines)
-
-    def _how(self) -> str:
         attrs = self.rounds.attrs
-        return f"rule {attrs['rule']}, depth {attrs['depth']}, rollback {attrs['rollback']}"
+        regret, median = float(self.rounds["regret"].max()), float(self.rounds["allowed_regret"].median())
+        lines = [
+            f"{self.verdict}: {self.tokens:,} tokens in {self.rounds.sizes['round']:,} rounds, "
+            f"rule {attrs['rule']}, depth {attrs['depth']}, rollback {attrs['rollback']}",
+            f"first fault: {self.fault}" if self.fault else "",
+            f"{self.differing_tokens} tokens differ from plain decoding, the worst by {regret:.2g} nat"
+            if self.differing_tokens
+            else "",
+            f"detects every token more than {self.detectable:.3g} nat below the best; "
+            f"in half of the rounds, more than {median:.3g} nat",
+        ]
+        for name in COMPONENTS[1:]:
+            worst = float(self.rounds[error_variable(name)].max())
+            lines.append(f"{name:<16} largest error {worst:.1e}, noise floor {self.noise_floor[name]:.1e}")
+        return "\n  ".join(filter(None, lines))
 
     def _repr_html_(self) -> str:
         return f'<pre style="font-family:monospace;font-size:90%;line-height:1.4">{escape(repr(self))}</pre>'
 
 
-def variable(component: str) -> str:
+def error_variable(component: str) -> str:
     """Name of the variable with a component's error in `LosslessReport.rounds`."""
     return component.replace(" ", "_") + "_error"

@@ -43,11 +43,7 @@ def passages_of(
     labels: Sequence[str] | None = None,
     window: int | None = None,
 ) -> list[Passage]:
-    """Texts as passages, in order.
-
-    texts   strings, token lists, or the result of `generate`; a single text needs no list
-    labels  label of each text; by default "", or the generated text's own label
-    window  maximum tokens of a passage: longer texts are cut; longer generated texts are an error
+    """Texts as passages, in order; the arguments are those of `trace`.
 
     Raises BadPrompt for a text of fewer than two tokens or longer than the model's context, and BadArgument.
     """
@@ -64,7 +60,11 @@ def passages_of(
             "Leave window out, or give generated.tokens to trace them as existing texts."
         )
     context = context_length(checkpoint)
-    pieces = [piece for text in passages for piece in (_windows(text, window) if window else (text,))]
+    pieces = []
+    for text in passages:
+        size = window or len(text.tokens)
+        starts = range(0, len(text.tokens), size)
+        pieces += [replace(text, tokens=text.tokens[start : start + size], start=start) for start in starts]
     for number, piece in enumerate(pieces):
         if len(piece.tokens) > context:
             subject = "Windows have" if window else f"Text {number} has"
@@ -92,9 +92,3 @@ def _from_generated(generated: Generated) -> Iterator[Passage]:
         if len(tokens) > begin:
             end: End = "eos" if ended == "eos" else "length" if ended == "length" else "open"
             yield Passage(tokens, begin, label, end, limit=begin + generated.max_new_tokens)
-
-
-def _windows(text: Passage, size: int) -> Iterator[Passage]:
-    """The text in windows of `size` tokens; the last one may be shorter."""
-    for start in range(0, len(text.tokens), size):
-        yield replace(text, tokens=text.tokens[start : start + size], start=start)

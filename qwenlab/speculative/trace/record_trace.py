@@ -14,18 +14,21 @@ from tqdm.auto import tqdm
 
 from qwenlab.arguments import integer
 from qwenlab.capture.provenance import provenance_of
-from qwenlab.checkpoint.checkpoint import Checkpoint, require_checkpoint
+from qwenlab.checkpoint.checkpoint import Checkpoint
 from qwenlab.checkpoint.mtp_head import MtpHead
 from qwenlab.errors import BadArgument, InterruptedWarning
 from qwenlab.speculative.context import TargetContext
-from qwenlab.speculative.draft_chains import chains
+from qwenlab.speculative.draft_chains import draft_chains
 from qwenlab.speculative.generate import Generated
-from qwenlab.speculative.prompts import Prompt, checked_depth, context_length
-from qwenlab.speculative.rounds import NONE
+from qwenlab.speculative.prompts import Prompt, drafting_head
+from qwenlab.speculative.rounds import NONE, draft_coordinate
 from qwenlab.speculative.trace.passages import Passage, passages_of
 from qwenlab.speculative.trace.trace import Trace
+from qwenlab.stats.base.variables import variable
 
 _VARIABLES = {
+    "text": ("1", "number of the text or window"),
+    "position": ("token", "place in the text or window"),
     "token": ("id", "the text's token"),
     "target_token": ("id", "argmax of the target model after reading it"),
     "target_entropy": ("nat", "entropy of the target model's distribution after reading it"),
@@ -59,17 +62,14 @@ def trace(
 ) -> Trace:
     """Record the drafts of the MTP head at every place of texts, and the target model's choices there.
 
-    The target model reads each text once, then the head reads it `depth` times, all chains in parallel (`chains`). For
-    a text that `generate` wrote under the rule "greedy", `Trace.replay` gives the rounds that decoding runs, for any
-    depth up to this one and any policy. For other texts it gives rounds in which the text's own tokens replace the
-    target model's choices: teacher-forced.
+    The target model reads each text once, then the head reads it `depth` times, all chains in parallel.
+    `Trace.replay` gives the rounds that decoding would run, for any depth up to this one and any policy.
 
     texts   strings, token lists, or the result of `generate`
     depth   drafts at each place, 1 or more
     window  longer texts are cut into windows of this many tokens, and each is read separately. Without it, a text
             longer than the model's context is an error
-    chunk   tokens per pass: apart from the caches and one hidden state per token, memory does not grow with the text.
-            256 suits a CPU; use more on a GPU, which reads many weights for each chunk
+    chunk   tokens per pass, which bounds memory except caches and hidden states. 256 suits a CPU; use more on a GPU
     labels  label of each text, such as its domain; by default ""
 
     Two controls show how much the head draws from the hidden states. They change only what the head reads: the target
@@ -79,19 +79,15 @@ def trace(
     donors    the head reads hidden states drawn at random from these other texts
     seed      of the two controls
 
-
     Interrupted (Ctrl-C), it returns the finished texts, with a warning. Raises NoMtpHead, BadPrompt and BadArgument.
     """
-    require_checkpoint(checkpoint)
-    head = checkpoint.require_mtp()
-    checked_depth(depth, context_length(checkpoint))
+    head = drafting_head(checkpoint, depth)
     integer("trace", "chunk", chunk, least=1, unit="tokens")
     passages = passages_of(checkpoint, texts, labels=labels, window=window)
     hidden_states = _HiddenStates(checkpoint, shuffled, donors, seed, chunk)
     done: list[dict[str, np.ndarray]] = []
-    with tqdm(
-        total=sum(len(passage.tokens) for passage in passages), unit="token", desc="tracing", disable=not progress
-    ) as bar:
+    tokens = sum(len(passage.tokens) for passage in passages)
+    with tqdm(total=tokens, unit="token", desc="tracing", disable=not progress) as bar:
         try:
             for passage in passages:
                 done.append(_traced(head, passage, depth, chunk, hidden_states, bar))
@@ -124,64 +120,47 @@ class _HiddenStates:
         if shuffled and donors is not None:
             raise BadArgument("trace(shuffled=True, donors=...): choose one control at a time.")
         self._rng, self._shuffled = random.Random(seed), shuffled
-        self._pool = None if donors is None else _read_all(checkpoint, donors, chunk)
+        self._pool: torch.Tensor | None = None
+        if donors is not None:
+            texts = (passage.tokens for passage in passages_of(checkpoint, donors))
+            self._pool = torch.cat([TargetContext(checkpoint.model).read_in_chunks(text, chunk) for text in texts])
         self.attrs = {"hidden": "shuffled"} if shuffled else {} if donors is None else {"hidden": "of other texts"}
 
     def read_by_head(self, hidden: torch.Tensor) -> torch.Tensor:
         """The states [token, channel] for the head, of the text's own; the head never reads the last one."""
-        number = len(hidden) - 1
+        order = list(range(len(hidden) - 1))
         if self._shuffled:
-            order = list(range(number))
             self._rng.shuffle(order)
-            return torch.cat([hidden[order], hidden[number:]])
-        if self._pool is not None:
-            order = self._rng.choices(range(len(self._pool)), k=number)
-            return torch.cat([self._pool[order], hidden[number:]])
-        return hidden
-
-
-def _read_all(checkpoint: Checkpoint, texts: Sequence[Prompt], chunk: int) -> torch.Tensor:
-    """Hidden states [token, channel] of all tokens of some texts, after the target model's final norm."""
-    states = []
-    for passage in passages_of(checkpoint, texts):
-        context = TargetContext(checkpoint.model)
-        tokens = torch.tensor(passage.tokens, device=context.device)
-        states += [context.read(part) for part in tokens.split(chunk)]
-    return torch.cat(states)
+        elif self._pool is not None:
+            order = self._rng.choices(range(len(self._pool)), k=len(order))
+        else:
+            return hidden
+        return torch.cat([(hidden if self._pool is None else self._pool)[order], hidden[-1:]])
 
 
 def _traced(
     head: MtpHead, passage: Passage, depth: int, chunk: int, hidden_states: _HiddenStates, bar: Any
 ) -> dict[str, np.ndarray]:
     """The variables of one passage, [token] and [token, draft]."""
-    context = TargetContext(head.trunk)
+    context = TargetContext(head.target_model)
     tokens = torch.tensor(passage.tokens, device=context.device)
-    states = []
-    for part in tokens.split(chunk):
-        states.append(context.read(part))
-        bar.update(len(part))
-    hidden = torch.cat(states)
-    logits_of = context.logits
-    del context, states
+    hidden = context.read_in_chunks(tokens, chunk, bar.update)
     draft_token = tokens.new_full((len(tokens), depth), NONE)
     draft_probability = torch.full_like(draft_token, torch.nan, dtype=torch.float32)
-    for step in chains(head, tokens, hidden_states.read_by_head(hidden), depth=depth, chunk=chunk):
+    for step in draft_chains(head, tokens, hidden_states.read_by_head(hidden), depth=depth, chunk=chunk):
         place = slice(step.rows.start, step.rows.stop), step.draft - 1
         draft_token[place] = step.tokens
         draft_probability[place] = step.logits.softmax(dim=-1).amax(dim=-1).to(tokens.device)
-    target = _target(logits_of, tokens, hidden, draft_token, chunk)
-    found = {"token": tokens, "draft_token": draft_token, "draft_probability": draft_probability, **target}
-    return {name: values.cpu().numpy() for name, values in found.items()}
+    found = {"token": tokens, "draft_token": draft_token, "draft_probability": draft_probability}
+    found |= _target(context.logits, tokens, hidden, draft_token, chunk)
+    return {name: (x.float() if x.is_floating_point() else x.int()).numpy(force=True) for name, x in found.items()}
 
 
 def _target(
     logits_of: Any, tokens: torch.Tensor, hidden: torch.Tensor, drafts: torch.Tensor, chunk: int
 ) -> dict[str, torch.Tensor]:
-    """The target model's choice and entropy at every place, and the probability of the drafts under it.
-
-    Draft k of row t is for the place after row t + k - 1. So the distribution at a row gives the probability of draft 1
-    of that row, draft 2 of the row before, ...
-    """
+    """The target model's choice and entropy at every place, and the probability of the drafts under it."""
+    # The distribution at a row gives the probability of draft 1 of that row, draft 2 of the row before, ...
     place = torch.arange(len(tokens), device=tokens.device)[:, None]
     later = torch.arange(drafts.shape[1], device=tokens.device)  # k - 1
     same_place = drafts[(place - later).clamp_min(0), later].clamp_min(0)  # any token for rows without a draft
@@ -208,20 +187,15 @@ def _target(
 def _dataset(passages: Sequence[Passage], read: Sequence[dict[str, np.ndarray]], attrs: dict[str, Any]) -> xr.Dataset:
     """One Dataset of all passages, in order."""
     lengths = np.array([len(passage.tokens) for passage in passages], dtype=np.int64)
-    text = np.repeat(np.arange(len(passages)), lengths)
-    position = np.concatenate([np.arange(length) for length in lengths])
-    data: dict[str, Any] = {
-        "text": ("token", text, {"units": "1", "long_name": "number of the text or window"}),
-        "position": ("token", position, {"units": "token", "long_name": "place in the text or window"}),
+    columns = {
+        "text": np.repeat(np.arange(len(passages)), lengths),
+        "position": np.concatenate([np.arange(length) for length in lengths]),
+        **{name: np.concatenate([variables[name] for variables in read]) for name in read[0]},
     }
-    for name, (units, meaning) in _VARIABLES.items():
-        values = np.concatenate([variables[name] for variables in read])
-        values = values.astype(np.int32 if values.dtype.kind == "i" else np.float32)
-        data[name] = (("token", "draft")[: values.ndim], values, {"units": units, "long_name": meaning})
-    data["length"] = ("text", lengths, {"units": "token", "long_name": "tokens of the text or window"})
-    for name, (units, meaning) in _BY_TEXT.items():
-        values = np.array([getattr(passage, name) for passage in passages])
-        data[name] = ("text", values, {"units": units, "long_name": meaning})
-    drafts = np.arange(1, attrs["depth"] + 1)
-    coords = {"draft": ("draft", drafts, {"units": "1", "long_name": "place of a draft in its round"})}
-    return xr.Dataset(data, coords, attrs)
+    dims, data = ("token", "draft"), dict[str, xr.DataArray]()
+    for name, about in _VARIABLES.items():
+        data[name] = variable(columns[name], dims[: columns[name].ndim], *about)
+    data["length"] = variable(lengths, ["text"], "token", "tokens of the text or window")
+    for name, about in _BY_TEXT.items():
+        data[name] = variable(np.array([getattr(passage, name) for passage in passages]), ["text"], *about)
+    return xr.Dataset(data, draft_coordinate(attrs["depth"]), attrs)

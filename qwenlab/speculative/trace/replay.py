@@ -12,32 +12,18 @@ from qwenlab.speculative.rounds import NONE, ledger_from_columns
 
 
 def replay_ledger(trace: xr.Dataset, *, depth: int, policy: Policy | None) -> xr.Dataset:
-    """The ledger that `generate` would return along the traced texts.
-
-    A round at row t has x[t] as its newest token, and accepts the longest prefix in which draft k is x[t + k]. The
-    policy chooses the number of drafts: at most `depth`, and one less than the tokens that may still be emitted.
-    """
+    """The ledger that `generate` would return along the traced texts, of at most `depth` drafts per round."""
     rounds = _rounds_at_every_row(trace, depth, policy)
     selected = _select_rounds(trace, rounds)
     columns = _columns(trace, {name: values[selected] for name, values in rounds.items()}, depth)
-    attrs = {
-        "rule": "greedy",
-        "depth": depth,
-        "policy": "fixed depth" if policy is None else policy_name(policy),
-        "drafting": "greedy",
-        "temperature": 0.0,
-        "top_k": 0,
-        "top_p": 1.0,
-        "rollback": "none",
-        "origin": "replay",
-        "text": trace.attrs["text"],
-        **({"hidden": trace.attrs["hidden"]} if "hidden" in trace.attrs else {}),
-    }
+    attrs = {"rule": "greedy", "depth": depth, "policy": policy_name(policy), "drafting": "greedy", "temperature": 0.0}
+    attrs |= {"top_k": 0, "top_p": 1.0, "rollback": "none", "origin": "replay"}
+    attrs |= {name: trace.attrs[name] for name in ("text", "hidden") if name in trace.attrs}
     return ledger_from_columns(columns, attrs)
 
 
 def _rounds_at_every_row(trace: xr.Dataset, depth: int, policy: Policy | None) -> dict[str, np.ndarray]:
-    """Counts [row] of the round that would begin at each possible row."""
+    """Counts [row] of the round that would begin at each row t, which accepts the drafts k that are x[t + k]."""
     length, begin, limit = (trace[name].values for name in ("length", "begin", "limit"))
     text, position = trace["text"].values, trace["position"].values
     row = np.flatnonzero((position >= begin[text]) & (position < length[text] - 1))
@@ -106,6 +92,7 @@ def _columns(trace: xr.Dataset, rounds: dict[str, np.ndarray], depth: int) -> di
     prompt = (np.cumsum(trace["start"].values == 0) - 1)[text]  # windows of one text are one prompt
     place = np.arange(1, depth + 1)
     read = np.minimum(row[:, None] + place, trace.sizes["token"] - 1)
+    added = rounds["emitted"] > rounds["accepted"]
     drafted, tested = (place <= rounds[name][:, None] for name in ("drafted", "tested"))
     return {
         **rounds,
@@ -114,9 +101,7 @@ def _columns(trace: xr.Dataset, rounds: dict[str, np.ndarray], depth: int) -> di
         "number": np.arange(len(row)) - np.searchsorted(prompt, prompt),
         "begin": (trace["start"].values[text] + trace["position"].values[row] + 1),
         "agreed": np.full(len(row), NONE),
-        "next_token": np.where(
-            rounds["emitted"] > rounds["accepted"], trace["token"].values[row + rounds["emitted"]], NONE
-        ),
+        "next_token": np.where(added, trace["token"].values[row + rounds["emitted"]], NONE),
         "seconds": np.full(len(row), np.nan),
         "draft_token": np.where(drafted, trace["draft_token"].values[row, :depth], NONE),
         "draft_probability": np.where(drafted, trace["draft_probability"].values[row, :depth], np.nan),

@@ -38,12 +38,12 @@ class Trace:
         return int(self.dataset.sizes["draft"])
 
     @property
-    def own(self) -> bool:
+    def is_own_output(self) -> bool:
         """Whether the texts are the model's own greedy output; otherwise a replay is teacher-forced."""
         return str(self.dataset.attrs["text"]) == "own"
 
     @property
-    def departures(self) -> int:
+    def non_argmax_tokens(self) -> int:
         """Number of emitted tokens that are not the target model's argmax in this pass.
 
         In the model's own output these are a few near ties, because kernels of another width round differently. A large
@@ -61,9 +61,8 @@ class Trace:
         policy  called before each draft; by default `depth` drafts in every round
 
         On the model's own greedy output these are exactly the rounds that `generate` runs. On other texts the text's
-        own tokens replace the target model's choices, and the ledger has text="teacher_forced". The rounds of a text
-        without an end of text stop before one whose outcome lies beyond its last token. No model is run. Raises
-        BadPolicy and BadArgument.
+        own tokens replace the target model's choices, and the ledger has text="teacher_forced". A text without an end
+        of text has no round whose outcome lies beyond its last token. Raises BadPolicy and BadArgument.
         """
         depth = self.depth if depth is None else depth
         if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= self.depth:
@@ -91,7 +90,11 @@ class Trace:
         data = self.dataset
         window = int(data.attrs["window"])
         what = f"windows of up to {window:,} tokens" if window else "texts"
-        kind = f"the model's own greedy output, {self.departures:,} departures" if self.own else "teacher-forced"
+        kind = (
+            f"the model's own greedy output, {self.non_argmax_tokens:,} tokens not its argmax"
+            if self.is_own_output
+            else "teacher-forced"
+        )
         return (
             f"Trace of {self.facts.get('checkpoint', 'an unnamed model')}: depth {self.depth}, "
             f"{data.sizes['text']:,} {what}, {data.sizes['token']:,} tokens, {kind}"

@@ -148,6 +148,7 @@ def test_two_faults_are_found_one_after_the_other(dense):
 def test_a_head_at_chance_gets_no_verdict(dense, broken, why):
     found = audited(with_head(dense, broken(dense.mtp)), **EIGHT)
     assert (found.verdict, found.faults, bool(found)) == ("no verdict", (), False), repr(found)
+    assert found.wanted == found.assumed
     assert why in found.diagnosis
 
 

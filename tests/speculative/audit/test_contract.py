@@ -8,7 +8,7 @@ import torch
 import qwenlab as ql
 from qwenlab.errors import BadArgument
 from qwenlab.speculative.audit.contract import FIRST_ROW, Contract, adapt_head, draft_with, read_target_states, settings
-from qwenlab.speculative.draft_chains import chains
+from qwenlab.speculative.draft_chains import draft_chains
 from tests.speculative.miswired import halves_swapped, norms_shifted, uneven
 
 VARIANTS = Contract().variants()
@@ -85,7 +85,7 @@ def test_the_default_contract_leaves_the_head_unchanged(checkpoint):
 def test_a_changed_head_shares_what_it_does_not_change(checkpoint, label):
     head, before = checkpoint.mtp, {name: w.clone() for name, w in checkpoint.mtp.state_dict().items()}
     other = adapt_head(VARIANTS[label], head, {"layers.0.self_attn.o_proj.weight": 0.5})
-    assert other.trunk is head.trunk
+    assert other.target_model is head.target_model
     apart = {name for name, w in other.named_parameters() if w.data_ptr() != head.get_parameter(name).data_ptr()}
     every_norm = {f"{name}.weight" for name, part in head.named_modules() if isinstance(part, type(head.norm))}
     assert len(every_norm) == 7
@@ -156,7 +156,7 @@ def test_the_hidden_state_before_the_norm(dense, prompts):
 def test_cache_and_chain_are_those_of_chains(checkpoint, read, contract, options):
     found = drafts(contract, checkpoint, read)
     with torch.no_grad():
-        for step in chains(checkpoint.mtp, read.tokens, read.after, depth=2, **options):
+        for step in draft_chains(checkpoint.mtp, read.tokens, read.after, depth=2, **options):
             assert torch.equal(found[step.rows.start : step.rows.stop, step.draft - 1], step.tokens)
 
 

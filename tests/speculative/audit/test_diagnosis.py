@@ -73,15 +73,14 @@ def test_the_largest_gain_is_first_and_the_chain_last():
     assert rank_faults(settings(effects)) == ("order = hidden first", "norms = w", "chain = before mtp.norm")
 
 
-def diagnosed(data, measured=None, assumed=None):
-    return diagnose(data, controls() if measured is None else measured, assumed or Contract(), rank_faults(data))
+def diagnosed(data, measured=None):
+    return diagnose(data, controls() if measured is None else measured, rank_faults(data))
 
 
 def test_a_fault_comes_with_its_effect_and_fix():
-    found = diagnosed(settings({"norms = w": (0.1, 0.2), "order = hidden first": (0.05, 0.0)}))
-    assert (found.verdict, found.faults) == ("fault found", ("norms = w", "order = hidden first"))
-    assert found.wanted == Contract(norms="w")
-    assert found.sentence == (
+    verdict, sentence = diagnosed(settings({"norms = w": (0.1, 0.2), "order = hidden first": (0.05, 0.0)}))
+    assert verdict == "fault found"
+    assert sentence == (
         "the weights want norms = w: agreement of draft 1 0.500 -> 0.600, +0.100 [+0.090, +0.110]; fix: 1 was added "
         "to its norm weights before they were stored: subtract 1 from them all, or multiply by w. Also better, one "
         "at a time: order = hidden first"
@@ -89,31 +88,27 @@ def test_a_fault_comes_with_its_effect_and_fix():
 
 
 def test_the_sentence_names_the_decisive_measure():
-    sentence = diagnosed(settings({"norms = w": (0.0, 0.2)})).sentence
+    _, sentence = diagnosed(settings({"norms = w": (0.0, 0.2)}))
     assert "norms = w: shared probability of draft 1 0.500 -> 0.700, +0.200 [+0.190, +0.210]; fix" in sentence
 
 
 def test_the_chain_is_diagnosed_by_draft_2():
-    assumed = Contract(chain="before mtp.norm")
-    found = diagnosed(settings({"chain = after mtp.norm": (0.2, 0.2)}), assumed=assumed)
-    assert found.wanted == Contract()
-    assert "agreement of draft 2 0.500 -> 0.700" in found.sentence
-    assert "fix: feed back the output of mtp.norm" in found.sentence
+    _, sentence = diagnosed(settings({"chain = after mtp.norm": (0.2, 0.2)}))
+    assert "agreement of draft 2 0.500 -> 0.700" in sentence
+    assert "fix: feed back the output of mtp.norm" in sentence
 
 
 def test_every_setting_has_a_fix():
     labels = {label for variant in Contract().variants().values() for label in variant.variants()}
     assert len(labels) == 16
     for label in labels:
-        name, value = label.split(" = ")
-        other = next(each for each in Contract().variants().values() if getattr(each, name) != value)
-        assert "; fix: " in diagnosed(settings({label: (0.2, 0.2)}), assumed=other).sentence
+        assert "; fix: " in diagnosed(settings({label: (0.2, 0.2)}))[1]
 
 
 def test_no_fault():
-    found = diagnosed(settings({"norms = w": (-0.1, -0.2)}))
-    assert (found.verdict, found.faults, found.wanted) == ("no fault found", (), Contract())
-    assert found.sentence == (
+    verdict, sentence = diagnosed(settings({"norms = w": (-0.1, -0.2)}))
+    assert verdict == "no fault found"
+    assert sentence == (
         "no fault found: draft 1 agrees in 0.500 [0.400, 0.600] of the places, by chance in 0.100, and no other "
         "setting does better"
     )
@@ -121,16 +116,16 @@ def test_no_fault():
 
 def test_a_head_at_chance_gets_no_verdict():
     data = settings({"norms = w": (0.05, 0.05)})
-    found = diagnosed(data, controls(own=0.12))
-    assert (found.verdict, found.faults, found.wanted) == ("no verdict", (), Contract())
-    assert "not distinguishable from 0.100 for always drafting the target model's commonest token" in found.sentence
-    assert "two settings are wrong at once" in found.sentence
+    verdict, sentence = diagnosed(data, controls(own=0.12))
+    assert verdict == "no verdict"
+    assert "not distinguishable from 0.100 for always drafting the target model's commonest token" in sentence
+    assert "two settings are wrong at once" in sentence
 
 
 def test_a_head_that_ignores_hidden_states_gets_no_verdict():
-    found = diagnosed(settings({"norms = w": NOTHING}), controls(shuffled=0.48))
-    assert found.verdict == "no verdict"
-    assert "not distinguishable from 0.480 for the head with shuffled hidden states" in found.sentence
+    verdict, sentence = diagnosed(settings({"norms = w": NOTHING}), controls(shuffled=0.48))
+    assert verdict == "no verdict"
+    assert "not distinguishable from 0.480 for the head with shuffled hidden states" in sentence
 
 
 def test_undecided_settings_come_with_the_reason():

@@ -42,13 +42,13 @@ def test_sizes_are_root_mean_squares(checkpoint):
         assert float(one["rms"]) == pytest.approx(size(head.get_parameter(name)), rel=1e-5)
         if name != "fc.weight":
             own = [size(layers[layer].get_parameter(name.removeprefix("layers.0."))) for layer in (3, 7)]
-            assert float(one["trunk_rms"]) == pytest.approx(np.mean(own), rel=1e-5)
-        assert float(one["ratio"]) == pytest.approx(float(one["rms"] / one["trunk_rms"]))
+            assert float(one["target_rms"]) == pytest.approx(np.mean(own), rel=1e-5)
+        assert float(one["ratio"]) == pytest.approx(float(one["rms"] / one["target_rms"]))
 
 
 def test_fc_is_compared_with_the_mean_of_the_others(checkpoint):
-    trunk = weight_scales(checkpoint.mtp)["trunk_rms"]
-    assert float(trunk.sel(weight="fc.weight")) == pytest.approx(float(trunk.drop_sel(weight="fc.weight").mean()))
+    target = weight_scales(checkpoint.mtp)["target_rms"]
+    assert float(target.sel(weight="fc.weight")) == pytest.approx(float(target.drop_sel(weight="fc.weight").mean()))
 
 
 def test_a_healthy_head_has_the_target_models_size(checkpoint):
@@ -68,7 +68,7 @@ def test_weights_read_without_scales_are_detected_and_rescaled(checkpoint):
     assert float(scales["ratio"].sel(weight=list(found)).min()) > 100
     for name, factor in found.items():
         assert size(raw.get_parameter(name)) * factor == pytest.approx(
-            float(scales["trunk_rms"].sel(weight=name)), rel=1e-4
+            float(scales["target_rms"].sel(weight=name)), rel=1e-4
         )
 
 
@@ -90,17 +90,17 @@ def test_a_matrix_of_zeros_is_not_scaled(tiny):
 def test_a_target_model_in_fp8_is_read_with_its_scales(tiny):
     plain = weight_scales(tiny)
     for layer in (0, 2):
-        owner = tiny.trunk.get_decoder().layers[layer].self_attn.o_proj
+        owner = tiny.target_model.get_decoder().layers[layer].self_attn.o_proj
         weight, scale = fp8(owner.weight.detach(), 48, 80)
         owner.weight, owner.weight_scale_inv = (nn.Parameter(each, requires_grad=False) for each in (weight, scale))
-    np.testing.assert_allclose(weight_scales(tiny, (48, 80))["trunk_rms"], plain["trunk_rms"], rtol=2e-3)
+    np.testing.assert_allclose(weight_scales(tiny, (48, 80))["target_rms"], plain["target_rms"], rtol=2e-3)
 
 
 @pytest.mark.parametrize("lost", ["meta", "other shape", "other scales", "no such layer"])
 def test_matrices_without_a_match_have_no_ratio(tiny, lost):
     name = "layers.0.self_attn.o_proj.weight"
     for layer in (0, 2):
-        attention = tiny.trunk.get_decoder().layers[layer].self_attn
+        attention = tiny.target_model.get_decoder().layers[layer].self_attn
         if lost == "meta":
             attention.o_proj = copy.deepcopy(attention.o_proj).to("meta")
         elif lost == "other shape":

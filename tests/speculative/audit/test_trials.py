@@ -9,7 +9,7 @@ import torch
 import qwenlab as ql
 from qwenlab.speculative.audit.contract import FIRST_ROW, Contract, read_target_states
 from qwenlab.speculative.audit.trials import Trials, random_head
-from qwenlab.speculative.draft_chains import chains
+from qwenlab.speculative.draft_chains import draft_chains
 from qwenlab.testing.models import tiny_head, tiny_model
 
 LENGTH, DEPTH = 40, 3
@@ -34,7 +34,7 @@ def slow_sums(checkpoint, text):
     head, length = checkpoint.mtp, len(text.tokens)
     main = checkpoint.model(text.tokens[None]).logits[0].double()
     logits = np.zeros((length, DEPTH, main.shape[-1]))
-    for step in chains(head, text.tokens, text.after, depth=DEPTH):
+    for step in draft_chains(head, text.tokens, text.after, depth=DEPTH):
         logits[step.rows.start : step.rows.stop, step.draft - 1] = step.logits
     sums = np.zeros((DEPTH, 3))
     for row in range(FIRST_ROW, length):
@@ -104,7 +104,7 @@ def test_the_target_is_shifted_by_half_a_text(checkpoint, texts):
     found = trials(checkpoint.mtp, [text]).controls(Contract())["shifted target"]
     length, agreed = len(text.tokens), 0
     with torch.no_grad():
-        for step in chains(checkpoint.mtp, text.tokens, text.after, depth=1):
+        for step in draft_chains(checkpoint.mtp, text.tokens, text.after, depth=1):
             for row, token in zip(step.rows, step.tokens.tolist(), strict=True):
                 agreed += row >= FIRST_ROW and token == int(text.target[(row - length // 2) % length])
     assert found[0, 0, 1] == agreed
@@ -116,7 +116,7 @@ def test_a_random_head_has_the_shape_and_nothing_else(family):
     state = torch.get_rng_state()
     drawn, again, other = (random_head(head, seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
-    assert drawn.trunk is head.trunk
+    assert drawn.target_model is head.target_model
     for name, weight in head.named_parameters():
         new = drawn.get_parameter(name)
         assert new.shape == weight.shape and new.dtype == weight.dtype

@@ -74,7 +74,7 @@ def test_a_lenient_rule_is_named(dense, prompts):
     found = check_lossless(dense, prompts(dense), depth=3, max_new_tokens=40, rule=Lenient(), progress=False)
     assert found.fault.component == "verdict rule"
     assert "less likely than the target model's best by" in repr(found)
-    assert found.differing > 0
+    assert found.differing_tokens > 0
 
 
 def test_a_tie_is_numerics():
@@ -86,7 +86,7 @@ def test_a_tie_is_numerics():
     for regret, verdict in ((0.0, "lossless"), (1e-6, "lossless up to numerics"), (1e-4, "NOT lossless")):
         found = _report([{**clean, "regrets": [0.0, regret]}], allowed, allowed, [[1e-5, 1e-5]], attrs)
         assert found.verdict == verdict
-        assert found.differing == (regret > 0)
+        assert found.differing_tokens == (regret > 0)
         assert found.tokens == 2
 
 
@@ -132,7 +132,7 @@ def test_the_smallest_detectable_loss_is_printed(bfloat16, prompts):
     found = check_lossless(bfloat16, prompts(bfloat16), depth=2, max_new_tokens=24, progress=False)
     assert found
     assert found.detectable == float(found.rounds["allowed_regret"].max())
-    assert 2 * found.floor["verdict rule"] <= float(found.rounds["allowed_regret"].min())
+    assert 2 * found.noise_floor["verdict rule"] <= float(found.rounds["allowed_regret"].min())
     median = float(found.rounds["allowed_regret"].median())
     line = (
         f"  detects every token more than {found.detectable:.3g} nat below the best; "
@@ -174,7 +174,7 @@ def test_an_error_of_a_state_is_allowed_ten_times_its_floor_in_bfloat16(bfloat16
     options = {"depth": 5, "max_new_tokens": 24, "progress": False}
     found = check_lossless(bfloat16, prompts(bfloat16, 2, 48), rollback=faulty.EmptyKeys, **options)
     assert found.verdict == "NOT lossless"
-    assert found.fault.allowed["recurrent"] == 10 * max(found.floor["recurrent"], torch.finfo(torch.bfloat16).eps)
+    assert found.fault.allowed["recurrent"] == 10 * max(found.noise_floor["recurrent"], torch.finfo(torch.bfloat16).eps)
     assert check_lossless(bfloat16, prompts(bfloat16, 2, 48), **options)
 
 

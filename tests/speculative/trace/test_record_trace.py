@@ -135,23 +135,23 @@ def own(moe):
 
 def test_greedy_output_is_the_models_own(moe, own):
     seen = traced(moe, own)
-    assert seen.own
-    assert seen.departures == 0
+    assert seen.is_own_output
+    assert seen.non_argmax_tokens == 0
     assert seen.dataset["begin"].values.tolist() == own.begin
     assert seen.dataset["limit"].values.tolist() == [own.begin[0] + 12]
 
 
 def test_the_same_tokens_as_an_existing_text_are_teacher_forced(moe, own):
-    assert not traced(moe, own.tokens).own
+    assert not traced(moe, own.tokens).is_own_output
 
 
 def test_sampled_output_is_teacher_forced(moe):
     drawn = generate(moe, TEXTS[:1], depth=2, max_new_tokens=6, rule="exact_match", temperature=1.0, progress=False)
-    assert not traced(moe, drawn).own
+    assert not traced(moe, drawn).is_own_output
 
 
 def test_output_of_another_checkpoint_is_teacher_forced(own):
-    assert not traced(ql.open("toy-dense"), own).own
+    assert not traced(ql.open("toy-dense"), own).is_own_output
 
 
 def test_tokens_that_are_not_the_models_choice_are_counted(moe, own):
@@ -160,7 +160,9 @@ def test_tokens_that_are_not_the_models_choice_are_counted(moe, own):
     seen = traced(moe, dataclasses.replace(own, tokens=[tokens]))
     data = seen.dataset
     emitted = range(own.begin[0], len(tokens))
-    assert seen.departures == sum(int(data["target_token"][place - 1]) != tokens[place] for place in emitted) >= 1
+    assert (
+        seen.non_argmax_tokens == sum(int(data["target_token"][place - 1]) != tokens[place] for place in emitted) >= 1
+    )
 
 
 # --- what cannot be traced ---

@@ -168,7 +168,9 @@ def test_a_recording_without_a_trace_is_refused(tmp_path):
 
 def test_repr_describes_the_trace(own, moe):
     tokens = own.dataset.sizes["token"]
-    shown = f"Trace of toy-moe: depth 5, 3 texts, {tokens} tokens, the model's own greedy output, 0 departures"
+    shown = (
+        f"Trace of toy-moe: depth 5, 3 texts, {tokens} tokens, the model's own greedy output, 0 tokens not its argmax"
+    )
     assert repr(own) == shown
     cut = trace(moe, [[5, 6, 7, 8, 9]], depth=1, window=3, progress=False)
     assert repr(cut) == "Trace of toy-moe: depth 1, 2 windows of up to 3 tokens, 5 tokens, teacher-forced"
