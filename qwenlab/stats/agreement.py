@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import xarray as xr
 
 from qwenlab.errors import InconsistentRecording, NothingMeasured
 from qwenlab.stats.base.source import Source, read, statistic
-from qwenlab.stats.base.variables import share_method, variable, with_interval
+from qwenlab.stats.base.variables import Row, share_method, variables
 from qwenlab.stats.formulas.intervals import by_cluster, share_of_sums
 
 _NEEDS = ("draft_token", "target_token", "text", "position", "begin", "length", "label", "end")
@@ -62,19 +60,17 @@ def agreement(source: Source, *, by_label: bool = False, level: float = 0.95) ->
     group = ("label",) if by_label else ()
     facts = {"rule": "greedy"} | {name: data.attrs[name] for name in ("depth", "text", "hidden") if name in data.attrs}
     facts |= {"origin": "trace", "chains": int(some.sum()), "texts": len(np.unique(text[some]))}
-    number = [len(rows) for rows in clusters]
     dims = (*group, "draft")
-    variables = {
-        "chains": variable(sums[:, :depth].astype(np.int64), dims, "chain", "chains compared", facts),
-        "texts": variable(np.array(number), group, "text", "texts", facts),
+    table = {
+        "chains": Row(sums[:, :depth].astype(np.int64), dims, "chain", "chains compared"),
+        "texts": Row(np.array([len(rows) for rows in clusters]), group, "text", "texts"),
     }
     for place, (name, meaning) in enumerate(_RATES.items()):
         span = slice(place * depth, (place + 1) * depth)
-        variables |= with_interval(name, _rates(sums)[:, span], ends[:, span], dims, "1", meaning, facts, method)
-    at: dict[str, Any] = {"draft": np.arange(1, depth + 1)} | ({"label": np.array(names, object)} if by_label else {})
-    out = xr.Dataset(variables, at)
-    out["draft"].attrs.update(units="1", long_name="place in the draft")
-    return out.assign_attrs(facts | method | {"sample": "{}"})
+        table[name] = Row(_rates(sums)[:, span], dims, "1", meaning, ends[:, span])
+    at = {"draft": ("draft", np.arange(1, depth + 1), {"units": "1", "long_name": "place in the draft"})}
+    out = xr.Dataset(variables(table, facts, method), at, facts | method | {"sample": "{}"})
+    return out.assign_coords(label=np.array(names, object)) if by_label else out
 
 
 def _compared(data: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -97,8 +93,7 @@ def _compared(data: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
 def _rates(sums: np.ndarray) -> np.ndarray:
     """Agreement, unconditional and conditional agreement from sums [..., 4 depth]: [..., 3 depth]."""
     compared, equal, so_far, before = np.split(sums, 4, axis=-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.concatenate([equal / compared, so_far / compared, so_far / before], axis=-1)
+    return np.concatenate([equal / compared, so_far / compared, so_far / before], axis=-1)
 
 
 def _trials(sums: np.ndarray) -> np.ndarray:

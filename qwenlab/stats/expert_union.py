@@ -9,7 +9,7 @@ import xarray as xr
 
 from qwenlab.errors import BadArgument, NothingMeasured
 from qwenlab.stats.base.source import statistic
-from qwenlab.stats.base.variables import variables
+from qwenlab.stats.base.variables import Row, variables
 from qwenlab.stats.formulas import experts as formulas
 
 _DIMS = ("token", "layer", "slot")
@@ -46,15 +46,14 @@ def expert_union(choices: xr.DataArray | np.ndarray, *, widths: Sequence[int] = 
     independent = np.stack([formulas.distinct_if_independent(share, sizes) for share in shares])
     by, width = ("layer", "width"), ("width",)
     table = {
-        "distinct": (distinct, by, "expert", "distinct experts in a block"),
-        "independent": (independent, by, "expert", "distinct experts of unrelated tokens"),
-        "experts_touched": (distinct.mean(axis=0), width, "expert", "experts touched, mean over layers"),
-        "blocks": (blocks, width, "block", "blocks"),
+        "distinct": Row(distinct, by, "expert", "distinct experts in a block"),
+        "independent": Row(independent, by, "expert", "distinct experts of unrelated tokens"),
+        "experts_touched": Row(distinct.mean(axis=0), width, "expert", "experts touched, mean over layers"),
+        "blocks": Row(blocks, width, "block", "blocks"),
     }
     layer = chosen["layer"].values if "layer" in chosen.coords else np.arange(len(by_layer))
-    out = xr.Dataset(variables(table), {"layer": layer, "width": sizes}, {"sample": "{}"})
-    out["width"].attrs.update(units="token", long_name="tokens in a block")
-    return out
+    at = {"layer": layer, "width": ("width", sizes, {"units": "token", "long_name": "tokens in a block"})}
+    return xr.Dataset(variables(table), at, {"sample": "{}"})
 
 
 def _checked(choices: xr.DataArray | np.ndarray) -> xr.DataArray:

@@ -10,7 +10,7 @@ import xarray as xr
 from qwenlab.errors import InconsistentRecording, NothingMeasured
 from qwenlab.stats.base.source import RECORD_AGAIN, Source, along, ratio, read, statistic
 from qwenlab.stats.base.sums import MeanSum, estimated, means
-from qwenlab.stats.base.variables import described, result, variables as described_all
+from qwenlab.stats.base.variables import Row, described, result, variables as described_all
 from qwenlab.stats.experts import checked_load
 from qwenlab.stats.formulas import experts as formulas
 from qwenlab.stats.formulas.information import entropy, independent_information, mutual_information
@@ -135,11 +135,11 @@ def layer_overlap(source: Source, *, draws: int = 20, seed: int = 0) -> xr.Datas
     overlap, bias = information / scale, by_chance / scale
     over, unrelated = ("layer",), "the same for unrelated choices"
     table = {
-        "information": (information * _BITS, over, "bit", "information on the next layer's first expert"),
-        "information_independent": (by_chance * _BITS, over, "bit", unrelated),
-        "overlap": (overlap, over, "share of entropy", "overlap with the next layer's first expert"),
-        "overlap_independent": (bias, over, "share of entropy", unrelated),
-        "adjusted_overlap": ((overlap - bias) / (1 - bias), over, "1", "overlap beyond chance"),
+        "information": Row(information * _BITS, over, "bit", "information on the next layer's first expert"),
+        "information_independent": Row(by_chance * _BITS, over, "bit", unrelated),
+        "overlap": Row(overlap, over, "share of entropy", "overlap with the next layer's first expert"),
+        "overlap_independent": Row(bias, over, "share of entropy", unrelated),
+        "adjusted_overlap": Row((overlap - bias) / (1 - bias), over, "1", "overlap beyond chance"),
     }
     at = counts["layer"].coords | {"layer_next": ("layer", data["layer"].values[1:])}
     return result(data, described_all(table)).assign_coords(at).assign_attrs(draws=draws, seed=seed)

@@ -8,7 +8,7 @@ import xarray as xr
 from qwenlab.errors import NothingMeasured
 from qwenlab.stats.base.source import Source, read, statistic
 from qwenlab.stats.base.sums import estimated
-from qwenlab.stats.base.variables import bounds, check_level, result, variable, variables as described_all
+from qwenlab.stats.base.variables import Row, check_level, result, variables as described_all
 from qwenlab.stats.experts import checked_load
 from qwenlab.stats.formulas.information import entropy, mutual_information, permuted_information
 from qwenlab.stats.formulas.intervals import central
@@ -47,19 +47,15 @@ def specialisation(source: Source, *, permutations: int = 1000, level: float = 0
     bias = shuffled.mean(axis=-1)
     excess = information - bias
     as_informative = (shuffled >= information[:, None] - 1e-12).sum(axis=-1)
-    of, same = ("layer",), "the same with shuffled labels"
-    variables = described_all(
-        {
-            "information": (information * _BITS, of, "bit", "information of an expert on the label"),
-            "shuffled": (bias * _BITS, of, "bit", same),
-            "p_value": ((1 + as_informative) / (1 + permutations), of, "1", "probability by shuffling alone"),
-            "specialisation": (excess / (of_labels - bias), of, "share of label entropy", "specialisation"),
-            "label_entropy": (of_labels * _BITS, of, "bit", "entropy of the labels"),
-        }
-    )
-    method = {"interval": "quantiles over shufflings", "level": level}
-    ends = variable(central(shuffled, level) * _BITS, ("layer", "bound"), "bit", f"{same}, interval", method)
-    variables["shuffled_interval"] = bounds(ends)
+    of, between = ("layer",), central(shuffled, level) * _BITS
+    table = {
+        "information": Row(information * _BITS, of, "bit", "information of an expert on the label"),
+        "shuffled": Row(bias * _BITS, of, "bit", "the same with shuffled labels", between),
+        "p_value": Row((1 + as_informative) / (1 + permutations), of, "1", "probability by shuffling alone"),
+        "specialisation": Row(excess / (of_labels - bias), of, "share of label entropy", "specialisation"),
+        "label_entropy": Row(of_labels * _BITS, of, "bit", "entropy of the labels"),
+    }
+    variables = described_all(table, method={"interval": "quantiles over shufflings", "level": level})
     meaning = "log odds of the expert, against other labels"
     variables |= estimated("log_odds", _log_odds, (load, tokens), tokens, units="nat", long_name=meaning, level=level)
     out = result(data, variables).assign_coords(load["layer"].coords)

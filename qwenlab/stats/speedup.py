@@ -11,7 +11,7 @@ from qwenlab.errors import MissingVariable, NothingMeasured
 from qwenlab.stats.base.rounds import about, about_all, by_place, several
 from qwenlab.stats.base.source import Source, statistic
 from qwenlab.stats.base.step_costs import StepCosts, by_width, read_costs
-from qwenlab.stats.base.variables import Variables, jackknife_method, share_method, variable, with_interval
+from qwenlab.stats.base.variables import Row, Variables, jackknife_method, share_method, variables
 from qwenlab.stats.expert_union import expert_union
 from qwenlab.stats.formulas import acceptance as formulas
 from qwenlab.stats.formulas.intervals import by_cluster, jackknife_of_sums, share_of_sums
@@ -24,6 +24,7 @@ _AS_RUN = {
     "as_run_tokens_per_second": ("token/s", "predicted tokens per second of the rounds as run"),
     "as_run_speedup": ("times", "predicted speed-up of the rounds as run"),
     "measured_tokens_per_second": ("token/s", "measured tokens per second"),
+    "measured_speedup": ("times", "measured speed-up over plain decoding"),
     "gap": ("1", "gap: measured seconds per token over the predicted of the rounds as run, less 1"),
 }
 
@@ -86,45 +87,40 @@ def speedup(sources: Source | Sequence[Source], costs: xr.Dataset, *, level: flo
     speed = length / even
     best, most = (int(np.nanargmax(speed)) + 1, np.nanmax(speed)) if np.nanmax(speed) > 1 else (0, 1.0)
     break_even = np.array([formulas.break_even(float(tokens), d) for d, tokens in enumerate(even, start=1)])
-    lengths, speeds = "predicted acceptance length", "predicted speed-up over plain decoding"
-    constant = "break-even: the constant conditional rate that pays for itself"
     at = ("depth",)
     table = {
-        "seconds_per_round": (seconds, at, "s", "predicted seconds per round"),
-        "tokens_per_second": (length / seconds, at, "token/s", "predicted tokens per second"),
-        "break_even_length": (even, at, "token", "break-even acceptance length"),
-        "break_even": (break_even, at, "1", constant),
-        "best_depth": (np.array(best), (), "draft", "best depth"),
-        "best_speedup": (np.array(most), (), "times", "predicted speed-up at the best depth"),
+        "expected_length": Row(length, at, "token", "predicted acceptance length", ends),
+        "speedup": Row(speed, at, "times", "predicted speed-up over plain decoding", ends / even[:, None]),
+        "seconds_per_round": Row(seconds, at, "s", "predicted seconds per round"),
+        "tokens_per_second": Row(length / seconds, at, "token/s", "predicted tokens per second"),
+        "break_even_length": Row(even, at, "token", "break-even acceptance length"),
+        "break_even": Row(break_even, at, "1", "break-even: the constant conditional rate that pays for itself"),
+        "best_depth": Row(best, (), "draft", "best depth"),
+        "best_speedup": Row(most, (), "times", "predicted speed-up at the best depth"),
         **_bytes(costs, length),
     }
-    variables = {
-        **with_interval("expected_length", length, ends, at, "token", lengths, about_rates, method),
-        **with_interval("speedup", speed, ends / even[:, None], at, "times", speeds, about_rates, method),
-        **{name: variable(*row, about_rates) for name, row in table.items()},
-        **_as_run(ledgers, depth, paid, level),
-    }
-    out = xr.Dataset(variables, {"depth": depths, "part": list(PARTS)})
-    out["depth"].attrs.update(units="draft", long_name="depth")
     facts = {f"costs_{name}": value for name, value in costs.attrs.items() if isinstance(value, str | int | float)}
-    return out.assign_attrs(about_rates | method | facts | {"sample": "{}"})
+    return xr.Dataset(
+        variables(table, about_rates, method) | _as_run(ledgers, depth, paid, level),
+        {"depth": ("depth", depths, {"units": "draft", "long_name": "depth"}), "part": list(PARTS)},
+        about_rates | method | facts | {"sample": "{}"},
+    )
 
 
 def _as_run(ledgers: Sequence[xr.Dataset], depth: int, paid: StepCosts, level: float) -> Variables:
     """Predicted and measured costs of the rounds of each ledger, at its depth."""
     rows = {ledger.sizes["draft"]: _of_ledger(ledger, paid, level) for ledger in ledgers}
-    facts, at = about_all(ledgers), ("depth",)
 
     def over_depth(name: str) -> np.ndarray:
         nothing = np.full_like(rows[depth][name], np.nan)
         return np.stack([rows[d][name] if d in rows else nothing for d in range(1, depth + 1)])
 
-    variables = {name: variable(over_depth(name), at, *row, facts) for name, row in _AS_RUN.items()}
-    speed, ends = over_depth("measured_speedup"), over_depth("measured_speedup_interval")
-    meaning, method = "measured speed-up over plain decoding", jackknife_method(level, "prompt")
-    variables |= with_interval("measured_speedup", speed, ends, at, "times", meaning, facts, method)
-    parts = variable(over_depth("seconds_per_token"), (*at, "part"), "s/token", "seconds per token, by part", facts)
-    return variables | {"seconds_per_token": parts}
+    table = {name: Row(over_depth(name), ("depth",), *row) for name, row in _AS_RUN.items()}
+    table["measured_speedup"] = table["measured_speedup"]._replace(ends=over_depth("measured_speedup_interval"))
+    table["seconds_per_token"] = Row(
+        over_depth("seconds_per_token"), ("depth", "part"), "s/token", "seconds per token, by part"
+    )
+    return variables(table, about_all(ledgers), jackknife_method(level, "prompt"))
 
 
 def _of_ledger(data: xr.Dataset, paid: StepCosts, level: float) -> dict[str, np.ndarray]:
@@ -150,7 +146,7 @@ def _of_ledger(data: xr.Dataset, paid: StepCosts, level: float) -> dict[str, np.
     return {name: np.asarray(value) for name, value in values.items()}
 
 
-def _bytes(costs: xr.Dataset, length: np.ndarray) -> dict[str, tuple[np.ndarray, tuple[str, ...], str, str]]:
+def _bytes(costs: xr.Dataset, length: np.ndarray) -> dict[str, Row]:
     """Bytes of experts that a verification step of each depth reads; empty if the costs do not contain experts."""
     name = next((name for name in ("experts_touched", "expert_choice") if name in costs), None)
     if name is None:
@@ -168,7 +164,7 @@ def _bytes(costs: xr.Dataset, length: np.ndarray) -> dict[str, tuple[np.ndarray,
         touched = by_width(costs, name, widest)
     read = touched * float(facts["bytes_per_expert"]) * float(facts["moe_layers"])
     return {
-        "block_bytes": (read[1:], ("depth",), "B", "experts that a verify step reads"),
-        "bytes_per_token": (read[1:] / length, ("depth",), "B/token", "experts read per emitted token"),
-        "plain_bytes": (read[0], (), "B", "experts that a plain step reads"),
+        "block_bytes": Row(read[1:], ("depth",), "B", "experts that a verify step reads"),
+        "bytes_per_token": Row(read[1:] / length, ("depth",), "B/token", "experts read per emitted token"),
+        "plain_bytes": Row(read[0], (), "B", "experts that a plain step reads"),
     }

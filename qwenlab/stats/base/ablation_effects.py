@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import InconsistentRecording, NothingMeasured
-from qwenlab.stats.base.variables import Bootstrap, variable, with_interval
+from qwenlab.stats.base.variables import Bootstrap, Row, variables
 from qwenlab.stats.formulas import paired
 from qwenlab.stats.formulas.intervals import mean_reach, widened
 
@@ -108,13 +108,9 @@ def dataset_of(
     units, means  units and meaning of the effect
     more          dims, units and meaning of the variables that are not in every statistic of ablations
     """
-    variables: dict[str, xr.DataArray] = {}
-    for name, (dims, unit, meaning) in {**more, **_meanings(units, means)}.items():
-        if (ends := values.get(f"{name}_interval")) is not None:
-            variables |= with_interval(name, values[name], ends, dims, unit, meaning, {}, how.attrs)
-        else:
-            variables[name] = variable(values[name], dims, unit, meaning)
-    variables["controls"] = variable(of.controls_per_unit, ("ablation",), "control", "controls")
+    meanings = {**more, **_meanings(units, means)}
+    table = {name: Row(values[name], *about, values.get(f"{name}_interval")) for name, about in meanings.items()}
+    table["controls"] = Row(of.controls_per_unit, ("ablation",), "control", "controls")
     data, control_of = of.data, of.data["control_of"].values.astype(str)
     at: dict[str, Any] = {"task": np.array(of.tasks, object)}
     for name in ("ablation", *(name for name in ABOUT if name != "control_of")):
@@ -123,7 +119,7 @@ def dataset_of(
     at["control_of"] = ("control", as_objects(control_of[control_of != ""]))
     facts = {name: data.attrs[name] for name in FACTS if name in data.attrs}
     tests = {"score": of.score, "hypotheses": int(values["p"].size), "sample": "{}"}
-    return xr.Dataset(variables, at).assign_attrs(facts | tests | how.attrs)
+    return xr.Dataset(variables(table, method=how.attrs), at, facts | tests | how.attrs)
 
 
 def as_objects(values: np.ndarray) -> np.ndarray:

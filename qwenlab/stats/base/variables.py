@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import xarray as xr
@@ -22,36 +22,37 @@ def described(array: xr.DataArray, units: str, long_name: str, **more: object) -
     return out
 
 
-def variable(
-    values: np.ndarray, dims: Sequence[str], units: str, long_name: str, facts: Mapping[str, Any] | None = None
-) -> xr.DataArray:
-    """Describe an array of plain values; a leading axis that dims do not name has size one and is dropped."""
-    array = xr.DataArray(values if np.ndim(values) == len(dims) else values[0], dims=dims)
-    return described(array, units, long_name, **(facts or {}))
+class Row(NamedTuple):
+    """A variable as plain values, and the ends [..., bound] of its interval, if it has one."""
+
+    values: Any
+    dims: Sequence[str]
+    units: str
+    long_name: str
+    ends: np.ndarray | None = None
 
 
-def variables(table: Mapping[str, tuple[np.ndarray, Sequence[str], str, str]]) -> Variables:
-    """Describe the arrays of a table of (values, dims, units, long_name)."""
-    return {name: variable(*row) for name, row in table.items()}
-
-
-def with_interval(
-    name: str,
-    values: np.ndarray,
-    ends: np.ndarray,
-    dims: Sequence[str],
-    units: str,
-    long_name: str,
-    facts: Mapping[str, Any],
-    method: Mapping[str, Any],
+def variables(
+    table: Mapping[str, Row], facts: Mapping[str, Any] | None = None, method: Mapping[str, Any] | None = None
 ) -> Variables:
-    """Describe an estimate and its interval: {name: ..., name_interval: ...}, from values and ends [..., bound].
+    """Describe the rows of a table: {name: ...}, and {name_interval: ...} for those with an interval.
 
-    facts   attrs of both
-    method  attrs of the interval: its construction and level
+    A leading axis that the dims do not name has size one and is dropped.
+
+    facts   attrs of all variables
+    method  attrs of the intervals: their construction and level
     """
-    interval = variable(ends, (*dims, "bound"), units, f"{long_name}, interval", {**facts, **method})
-    return {name: variable(values, dims, units, long_name, facts), f"{name}_interval": bounds(interval)}
+    out: Variables = {}
+    for name, (values, dims, units, long_name, ends) in table.items():
+        out[name] = described(_array(values, dims), units, long_name, **(facts or {}))
+        if ends is not None:
+            about, interval = {**(facts or {}), **(method or {})}, bounds(_array(ends, (*dims, "bound")))
+            out[f"{name}_interval"] = described(interval, units, f"{long_name}, interval", **about)
+    return out
+
+
+def _array(values: Any, dims: Sequence[str]) -> xr.DataArray:
+    return xr.DataArray(values if np.ndim(values) == len(dims) else values[0], dims=dims)
 
 
 def bounds(interval: xr.DataArray) -> xr.DataArray:
