@@ -21,12 +21,7 @@ _DRAWS = 200
 
 
 def controls(
-    ablations: Sequence[Ablation],
-    among: Sequence[Ablation],
-    *,
-    match: Match = "number",
-    number: int = 3,
-    seed: int = 0,
+    ablations: Sequence[Ablation], among: Sequence[Ablation], *, match: Match = "number", number: int = 3, seed: int = 0
 ) -> list[Ablation]:
     """For each ablation, `number` different random sets of other parts that match it, or as many as there are.
 

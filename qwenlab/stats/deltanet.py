@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from qwenlab.stats.base.source import Source, along, ratio, read, statistic
-from qwenlab.stats.base.sums import QUANTILES, MeanSum, estimated, histogram_quantiles, matching_count, means, share
+from qwenlab.stats.base.sums import QUANTILES, Estimate, distribution, estimates, matching_count
 from qwenlab.stats.base.variables import described, result
 from qwenlab.stats.formulas.keys import collision
-from qwenlab.stats.formulas.quantiles import log2_quantiles
 
 _LN_HALF = float(np.log(0.5))
+_MEAN_LIVES = {
+    "half_life_mean_log": Estimate(
+        "token",
+        "half-life of the mean log decay",
+        sums=("log_alpha_sum", "tokens"),
+        of=lambda log_alpha, count: _LN_HALF / ratio(log_alpha, count),
+    ),
+    "half_life_mean_alpha": Estimate(
+        "token",
+        "half-life of the mean decay",
+        sums=("alpha_sum", "tokens"),
+        of=lambda alpha, count: _LN_HALF / xr.ufuncs.log(ratio(alpha, count)),
+    ),
+}
 _WRITTEN = {
-    "beta": MeanSum("1", "write strength", 1),
-    "update_norm": MeanSum("1", "norm of the update", over="error_tokens"),
-    "error_ratio": MeanSum("1", "prediction error over value norm", over="error_tokens"),
-    "state_norm": MeanSum("1", "norm of the state at a sequence's end", over="sequences"),
+    "beta": Estimate("1", "write strength", 1),
+    "update_norm": Estimate("1", "norm of the update", over="error_tokens"),
+    "error_ratio": Estimate("1", "prediction error over value norm", over="error_tokens"),
+    "state_norm": Estimate("1", "norm of the state at a sequence's end", over="sequences"),
 }
 
 
@@ -44,27 +56,13 @@ def half_life(
     Source: S <- alpha S in Gated DeltaNet (Yang et al. 2024, arXiv:2412.06464).
     """
     data = read(source, "deltanet", "half_life_hist", "log_alpha_sum", "alpha_sum", "tokens", by_label=by_label)
-    histogram = data["half_life_hist"]
-    tokens = matching_count(data["tokens"], histogram, "half_life_bin")
-    lives = histogram_quantiles(log2_quantiles, histogram, "half_life_bin", "ratio", quantiles)
-    how: dict[str, Any] = dict(units="token", level=level, within=(0, np.inf))
-    of_log, of_alpha = "half-life of the mean log decay", "half-life of the mean decay"
-    logs, alphas = (data["log_alpha_sum"], tokens), (data["alpha_sum"], tokens)
+    tokens, lives, by_life = distribution(data, "half_life_hist", "half_life_bin", "ratio", quantiles)
     variables = {
         "half_life": described(lives, "token", "half-life of the state", scale="log2"),
-        **estimated("half_life_mean_log", _of_log, logs, tokens, long_name=of_log, **how),
-        **estimated("half_life_mean_alpha", _of_alpha, alphas, tokens, long_name=of_alpha, **how),
-        "half_life_share": described(share(histogram, "half_life_bin"), "share of tokens", "tokens by half-life"),
+        **estimates({**data, "tokens": tokens}, _MEAN_LIVES, level),
+        "half_life_share": described(by_life, "share of tokens", "tokens by half-life"),
     }
     return result(data, variables)
-
-
-def _of_log(log_alpha: xr.DataArray, count: xr.DataArray) -> xr.DataArray:
-    return _LN_HALF / ratio(log_alpha, count)
-
-
-def _of_alpha(alpha: xr.DataArray, count: xr.DataArray) -> xr.DataArray:
-    return _LN_HALF / xr.ufuncs.log(ratio(alpha, count))
 
 
 @statistic
@@ -85,7 +83,7 @@ def writing(source: Source, *, by_label: bool = False, level: float = 0.95) -> x
     tokens, predicted = matching_count(data["tokens"], data["beta_hist"], "beta_bin"), data["error_tokens"]
     sequences = data["sequences"].where(predicted.sum("fold") > 0, 0)
     table = _WRITTEN if predicted.any() else {"beta": _WRITTEN["beta"]}
-    return result(data, means({**data, "tokens": tokens, "sequences": sequences}, table, level))
+    return result(data, estimates({**data, "tokens": tokens, "sequences": sequences}, table, level))
 
 
 @statistic

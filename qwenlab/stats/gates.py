@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import xarray as xr
 
 from qwenlab.stats.base.source import Source, mixer_nodes, read, statistic
-from qwenlab.stats.base.sums import QUANTILES, MeanSum, histogram_quantiles, join_layers, matching_count, means, share
+from qwenlab.stats.base.sums import QUANTILES, Estimate, distribution, estimates, join_layers
 from qwenlab.stats.base.variables import Variables, described, result
-from qwenlab.stats.formulas.quantiles import linear_quantiles
 
 _GATES = {"mean_gate": ("gate", "mean value of the output gate"), "beta": ("beta", "write strength")}
 
@@ -35,12 +34,9 @@ def _of_mixer(source: Source, node: str, quantiles: Sequence[float], by_label: b
     variables: Variables = {}
     for name, (stored, long_name) in _GATES.items():
         if f"{stored}_hist" in data:
-            histogram, dim = data[f"{stored}_hist"], f"{stored}_bin"
-            tokens = matching_count(data["tokens"], histogram, dim)
-            at = histogram_quantiles(linear_quantiles, histogram, dim, "equal", quantiles)
-            variables |= means(
-                {f"{name}_sum": data[f"{stored}_sum"], "tokens": tokens}, {name: MeanSum("1", long_name, 1)}, level
-            )
+            tokens, at, by_bin = distribution(data, f"{stored}_hist", f"{stored}_bin", "equal", quantiles)
+            mean = Estimate("1", long_name, 1, sums=(f"{stored}_sum", "tokens"))
+            variables |= estimates({**data, "tokens": tokens}, {name: mean}, level)
             variables[f"{name}_quantile"] = described(at, "1", long_name)
-            variables[f"{name}_share"] = described(share(histogram, dim), "share of tokens", f"tokens by {long_name}")
+            variables[f"{name}_share"] = described(by_bin, "share of tokens", f"tokens by {long_name}")
     return result(data, variables)

@@ -8,12 +8,12 @@ import xarray as xr
 
 from qwenlab.errors import NotARecording, NothingMeasured
 from qwenlab.record.recording import Recording
-from qwenlab.stats.attention import attention_distance
 from qwenlab.stats.base.source import read, statistic
 from qwenlab.stats.base.variables import Variables, described
 from qwenlab.stats.deltanet import half_life, writing
 from qwenlab.stats.experts import expert_load
 from qwenlab.stats.gates import gates
+from qwenlab.stats.reach import attention_distance
 from qwenlab.stats.residual import residual
 from qwenlab.stats.routing import routing
 

@@ -1,50 +1,56 @@
-"""Reach of heads of both kinds of mixer: the same statistics for implicit and softmax attention."""
+"""Distances over which heads attend: the same statistics for implicit and softmax attention, and softmax alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
 import xarray as xr
 
-from qwenlab.errors import BadArgument
 from qwenlab.stats.base.source import Source, mixer_nodes, ratio, read, statistic
-from qwenlab.stats.base.sums import MeanSum, estimated, histogram_quantiles, join_layers, means, share
+from qwenlab.stats.base.sums import (
+    QUANTILES,
+    Estimate,
+    distribution,
+    estimates,
+    histogram_quantiles,
+    join_layers,
+    share,
+)
 from qwenlab.stats.base.variables import described, result
-from qwenlab.stats.formulas.quantiles import integer_quantiles
 
 HORIZONS = (0.5, 0.9)
 """Default shares of the mass whose distance is a head's horizon."""
 
-
 _MEANS = {
-    "first_mass": MeanSum("1", "mass on the first token", 1),
-    "first_even": MeanSum("1", "the same of even weights", 1),
-    "previous_mass": MeanSum("1", "mass on the token before", 1),
-    "self_mass": MeanSum("1", "mass on the token itself", 1),
-    "distance": MeanSum("token", "mean distance of the mass"),
-    "entropy": MeanSum("nat", "entropy of the mass"),
-    "negative": MeanSum("1", "share of negative weight", 1),
-    "mass": MeanSum("1", "sum of |weight|"),
-    "mean_gate": MeanSum("1", "mean value of the output gate", 1),
-    "induction": MeanSum("1", "mass on what came after the same token", 1, over="induction_rows"),
-    "induction_even": MeanSum("1", "the same of even weights", 1, over="induction_rows"),
-    "induction_lift": MeanSum(
-        "1",
-        "induction over that of even weights",
-        total="induction_sum",
-        over="induction_even_sum",
-        counts="induction_rows",
+    "first_mass": Estimate("1", "mass on the first token", 1),
+    "first_even": Estimate("1", "the same of even weights", 1),
+    "previous_mass": Estimate("1", "mass on the token before", 1),
+    "self_mass": Estimate("1", "mass on the token itself", 1),
+    "distance": Estimate("token", "mean distance of the mass"),
+    "entropy": Estimate("nat", "entropy of the mass"),
+    "negative": Estimate("1", "share of negative weight", 1),
+    "mass": Estimate("1", "sum of |weight|"),
+    "mean_gate": Estimate("1", "mean value of the output gate", 1),
+    "induction": Estimate("1", "mass on what came after the same token", 1, over="induction_rows"),
+    "induction_even": Estimate("1", "the same of even weights", 1, over="induction_rows"),
+    "induction_lift": Estimate(
+        "1", "induction over that of even weights", sums=("induction_sum", "induction_even_sum"), over="induction_rows"
     ),
-    "output_first": MeanSum(
+    "output_first": Estimate(
         "1", "share of the output from the first token, gate off", 1, over="output_sum", counts="tokens"
     ),
-    "gated_output_first": MeanSum(
+    "gated_output_first": Estimate(
         "1", "share of the output from the first token, gate on", 1, over="gated_output_sum", counts="tokens"
     ),
 }
 
+_SOFTMAX = {
+    "distance": Estimate("token", "mean attention distance"),
+    "entropy": Estimate("nat", "entropy of the attention row"),
+    "first_mass": Estimate("1", "attention on the first token", 1),
+    "previous_mass": Estimate("1", "attention on the token before", 1),
+    "self_mass": Estimate("1", "attention on the token itself", 1),
+}
 _ERRORS = {
     "reconstruction_error": ("gap_square_sum", "distance from the kernel's output, relative to it"),
     "without_removal_error": ("without_removal_gap_square_sum", "the same of weights without key removal"),
@@ -83,9 +89,6 @@ def reach(
 
     All of these depend on context length: compare only over the same texts.
     """
-    shares = np.asarray(horizons, np.float64)
-    if shares.ndim != 1 or not ((shares > 0) & (shares < 1)).all():
-        raise BadArgument(f"horizons={horizons!r}: give shares between 0 and 1, both excluded, such as {HORIZONS}.")
     nodes = mixer_nodes(source, ("implicit_attention", "softmax_attention"), "gated_output_sum")
     return join_layers([_of_kind(source, name, horizons, by_label, level) for name in nodes])
 
@@ -96,17 +99,41 @@ def _of_kind(source: Source, node: str, horizons: Sequence[float], by_label: boo
     mass = data["distance_mass"]
 
     def horizon(by_distance: xr.DataArray) -> xr.DataArray:
-        at = histogram_quantiles(integer_quantiles, by_distance, "distance_bin", "octave", horizons)
-        return at.rename(quantile="share")
+        return histogram_quantiles(by_distance, "distance_bin", "octave", horizons, "horizons").rename(quantile="share")
 
-    how: dict[str, Any] = dict(
-        units="token", long_name="distance that holds this share of the mass", within=(0, np.inf)
-    )
-    variables = estimated("horizon", horizon, [mass], data["tokens"], level=level, **how)
-    variables |= means(data, _MEANS, level)
+    meaning = "distance that holds this share of the mass"
+    table = {"horizon": Estimate("token", meaning, sums=("distance_mass",), of=horizon)} | _MEANS
+    variables = estimates(data, table, level)
     variables["mass_share"] = described(share(mass.sum("fold"), "distance_bin"), "share of mass", "mass by distance")
     for name, (gap, long_name) in _ERRORS.items():
         if gap in data:
             error = ratio(data[gap].sum("fold"), data["out_square_sum"].sum("fold")) ** 0.5
             variables[name] = described(error, "1", long_name)
+    return result(data, variables)
+
+
+@statistic
+def attention_distance(
+    source: Source, *, quantiles: Sequence[float] = QUANTILES, by_label: bool = False, level: float = 0.95
+) -> xr.Dataset:
+    """Attention distance, entropy and special masses: means over queries by [layer, head], with intervals.
+
+    distance           mean over queries of the row's mean distance back, tokens (0: the query's own token)
+    distance_quantile  [.., quantile] distance that contains that share of all attention mass; exact up to 4 tokens,
+                       then within a bin of half an octave
+    distance_share     [.., distance_bin] share of the mass in each bin
+    entropy            of the attention row, nats: ln of its effective number of tokens
+    first_mass         probability on the sequence's first token (the usual sink)
+    previous_mass      on the token before;  self_mass  on the query's own token
+
+    All of these depend on context length: compare only over the same texts.
+    """
+    sums = [f"{name}_sum" for name in _SOFTMAX]
+    data = read(source, "attention", "tokens", "distance_mass", *sums, by_label=by_label)
+    tokens, within, by_distance = distribution(data, "distance_mass", "distance_bin", "octave", quantiles)
+    variables = {
+        **estimates({**data, "tokens": tokens}, _SOFTMAX, level),
+        "distance_quantile": described(within, "token", "distance that holds this share of attention", scale="log2"),
+        "distance_share": described(by_distance, "share of attention", "attention by distance"),
+    }
     return result(data, variables)

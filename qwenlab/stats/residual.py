@@ -5,14 +5,14 @@ from __future__ import annotations
 import xarray as xr
 
 from qwenlab.stats.base.source import Source, read, statistic
-from qwenlab.stats.base.sums import MeanSum, means
+from qwenlab.stats.base.sums import Estimate, estimates
 from qwenlab.stats.base.variables import result
 
 _MEANS = {
-    "norm": MeanSum("1", "norm of what is added"),
-    "stream_norm": MeanSum("1", "norm of the stream before"),
-    "ratio": MeanSum("1", "norm of what is added over that of the stream"),
-    "cosine": MeanSum("1", "cosine of what is added to the stream", 1, least=-1),
+    "norm": Estimate("1", "norm of what is added"),
+    "stream_norm": Estimate("1", "norm of the stream before"),
+    "ratio": Estimate("1", "norm of what is added over that of the stream"),
+    "cosine": Estimate("1", "cosine of what is added to the stream", 1, least=-1),
 }
 
 
@@ -26,4 +26,4 @@ def residual(source: Source, *, by_label: bool = False, level: float = 0.95) -> 
     cosine       cosine between the two: near 0 new directions, positive grows the stream, negative shrinks it
     """
     data = read(source, "residual", *(f"{name}_sum" for name in _MEANS), "tokens", by_label=by_label)
-    return result(data, means(data, _MEANS, level))
+    return result(data, estimates(data, _MEANS, level))

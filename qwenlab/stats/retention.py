@@ -9,16 +9,16 @@ import xarray as xr
 
 from qwenlab.arguments import choice
 from qwenlab.stats.base.source import Source, read, statistic
-from qwenlab.stats.base.sums import MeanSum, means
+from qwenlab.stats.base.sums import Estimate, estimates
 from qwenlab.stats.base.variables import described, result
 
 _MEANS = {
-    "recall": MeanSum("1", "value returned", least=-np.inf, over="pairs"),
-    "before": MeanSum("1", "value returned before it was stored", least=-np.inf, over="pairs"),
-    "survival": MeanSum("1", "part of a stored value that is left", least=-np.inf, over="added", counts="pairs"),
-    "decay_alone": MeanSum("1", "part of a stored value that decay alone leaves", over="added", counts="pairs"),
-    "overwritten": MeanSum("1", "overwritten part of a stored value", least=-np.inf, over="added", counts="pairs"),
-    "error": MeanSum("1", "retrieval error", over="pairs"),
+    "recall": Estimate("1", "value returned", least=-np.inf, over="pairs"),
+    "before": Estimate("1", "value returned before it was stored", least=-np.inf, over="pairs"),
+    "survival": Estimate("1", "part of a stored value that is left", least=-np.inf, over="added", counts="pairs"),
+    "decay_alone": Estimate("1", "part of a stored value that decay alone leaves", over="added", counts="pairs"),
+    "overwritten": Estimate("1", "overwritten part of a stored value", least=-np.inf, over="added", counts="pairs"),
+    "error": Estimate("1", "retrieval error", over="pairs"),
 }
 
 
@@ -60,6 +60,6 @@ def retention(
     left, added = recall - before, written - before
     sums = {"recall_sum": recall, "before_sum": before, "error_sum": error, "added": added, "pairs": pairs}
     sums |= {"survival_sum": left, "decay_alone_sum": decayed, "overwritten_sum": decayed - left}
-    variables = means(sums, _MEANS, level)
+    variables = estimates(sums, _MEANS, level)
     variables["pairs"] = described(pairs.sum("fold"), "pair", "queried pairs")
     return result(data, variables)

@@ -9,18 +9,18 @@ import xarray as xr
 
 from qwenlab.errors import BadArgument, MissingVariable
 from qwenlab.stats.base.source import Source, statistic
-from qwenlab.stats.base.sums import MeanSum, join_layers, means
+from qwenlab.stats.base.sums import Estimate, estimates, join_layers
 from qwenlab.stats.base.variables import result
 from qwenlab.stats.formulas.intervals import by_cluster
 from qwenlab.stats.maps import stored_maps
 
 _MEANS = {
-    "retrieval": MeanSum("1", "mass on the queried value", 1, over="questions"),
-    "control": MeanSum("1", "mass on the value of another pair", 1, over="questions"),
-    "advantage": MeanSum("1", "mass on the queried value, less that on another pair's", 1, least=-1, over="questions"),
-    "picked": MeanSum("1", "questions in which the queried value has the most weight", 1, over="questions"),
-    "even": MeanSum("1", "mass on each token of even weights", 1, over="questions"),
-    "chance": MeanSum("1", "questions in which a pair's value has the most weight by chance", 1, over="questions"),
+    "retrieval": Estimate("1", "mass on the queried value", 1, over="questions"),
+    "control": Estimate("1", "mass on the value of another pair", 1, over="questions"),
+    "advantage": Estimate("1", "mass on the queried value, less that on another pair's", 1, least=-1, over="questions"),
+    "picked": Estimate("1", "questions in which the queried value has the most weight", 1, over="questions"),
+    "even": Estimate("1", "mass on each token of even weights", 1, over="questions"),
+    "chance": Estimate("1", "questions in which a pair's value has the most weight by chance", 1, over="questions"),
 }
 
 
@@ -73,7 +73,7 @@ def _of_kind(data: xr.Dataset, questions: xr.Dataset, level: float) -> xr.Datase
         for name, values in _at_questions(data, questions).items()
     }
     sums["questions"] = xr.DataArray(np.unique(texts, return_counts=True)[1], dims="fold")
-    return result(data, means(sums, _MEANS, level))
+    return result(data, estimates(sums, _MEANS, level))
 
 
 def _at_questions(data: xr.Dataset, questions: xr.Dataset) -> dict[str, np.ndarray]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import xarray as xr
 
 from qwenlab.errors import InconsistentRecording, NothingMeasured
 from qwenlab.stats.base.source import RECORD_AGAIN, Source, along, ratio, read, statistic
-from qwenlab.stats.base.sums import MeanSum, estimated, means
+from qwenlab.stats.base.sums import Estimate, estimates
 from qwenlab.stats.base.variables import Row, described, result, variables as described_all
 from qwenlab.stats.experts import checked_load
 from qwenlab.stats.formulas import experts as formulas
@@ -34,35 +32,37 @@ def routing(source: Source, *, by_label: bool = False, level: float = 0.95) -> x
     """
     needs = ("entropy_sum", "topk_entropy_sum", "margin_sum", "kept_sum", "pairs", "load", "tokens")
     data = read(source, "routing", *needs, "measured", by_label=by_label)
-    load, tokens, pairs = checked_load(data), data["tokens"], data["pairs"]
+    checked_load(data)
     top_k = _top_k(data)
+
+    def switched(kept: xr.DataArray, n: xr.DataArray) -> xr.DataArray:
+        return 1 - ratio(kept, top_k * n)
 
     def by_chance(chosen: xr.DataArray, n: xr.DataArray) -> xr.DataArray:
         return 1 - along(["expert"], formulas.repeated_if_independent, ratio(chosen, n)) / top_k
 
     least, most = np.log(top_k), np.log(data.sizes["expert"])
-    sums = {**data, "entropy_share_sum": data["entropy_sum"] / most}
-    sums["topk_entropy_share_sum"] = data["topk_entropy_sum"] / (least or np.nan)
+    units = "share of experts"
     table = {
-        "entropy": MeanSum("nat", "entropy of the router, all experts", most, over="measured"),
-        "entropy_share": MeanSum("share of ln E", "entropy of the router, all experts", 1, over="measured"),
-        "topk_entropy": MeanSum("nat", "entropy of the top-k weights", least, over="measured"),
-        "topk_entropy_share": MeanSum("share of ln k", "entropy of the top-k weights", 1, over="measured"),
-        "margin": MeanSum("1", "margin of the k-th expert", 1, over="measured"),
-        "shared_gate": MeanSum("1", "gate of the shared expert", 1, over="measured"),
-        "shared_share": MeanSum("1", "share of the shared expert", 1, over="measured"),
-    }
-    how: dict[str, Any] = dict(units="share of experts", level=level, within=(0, 1))
-    before, unrelated = "experts the token before did not have", "the same between unrelated tokens"
-    repeated, chose = (data["kept_sum"], pairs), (load, tokens)
-    variables = {
-        **means(sums, table, level),
-        **estimated(
-            "switch_rate", lambda sum_, n: 1 - ratio(sum_, top_k * n), repeated, pairs, long_name=before, **how
+        "entropy": Estimate("nat", "entropy of the router, all experts", most, over="measured"),
+        "entropy_share": Estimate("share of ln E", "entropy of the router, all experts", 1, over="measured"),
+        "topk_entropy": Estimate("nat", "entropy of the top-k weights", least, over="measured"),
+        "topk_entropy_share": Estimate("share of ln k", "entropy of the top-k weights", 1, over="measured"),
+        "margin": Estimate("1", "margin of the k-th expert", 1, over="measured"),
+        "shared_gate": Estimate("1", "gate of the shared expert", 1, over="measured"),
+        "shared_share": Estimate("1", "share of the shared expert", 1, over="measured"),
+        "switch_rate": Estimate(units, "experts the token before did not have", 1, over="pairs", of=switched),
+        "chance_switch_rate": Estimate(
+            units, "the same between unrelated tokens", 1, sums=("load", "tokens"), of=by_chance
         ),
-        **estimated("chance_switch_rate", by_chance, chose, tokens, long_name=unrelated, **how),
     }
-    return result(data, variables)
+    sums = {
+        **data,
+        "entropy_share_sum": data["entropy_sum"] / most,
+        "topk_entropy_share_sum": data["topk_entropy_sum"] / (least or np.nan),
+        "switch_rate_sum": data["kept_sum"],
+    }
+    return result(data, estimates(sums, table, level))
 
 
 @statistic

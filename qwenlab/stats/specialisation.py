@@ -7,7 +7,7 @@ import xarray as xr
 
 from qwenlab.errors import NothingMeasured
 from qwenlab.stats.base.source import Source, read, statistic
-from qwenlab.stats.base.sums import estimated
+from qwenlab.stats.base.sums import Estimate, estimates
 from qwenlab.stats.base.variables import Row, check_level, result, variables as described_all
 from qwenlab.stats.experts import checked_load
 from qwenlab.stats.formulas.information import entropy, mutual_information, permuted_information
@@ -35,7 +35,7 @@ def specialisation(source: Source, *, permutations: int = 1000, level: float = 0
     """
     check_level(level)
     data = read(source, "routing", "load", "tokens")
-    load, tokens = checked_load(data), data["tokens"]
+    load = checked_load(data)
     blocks, label = _blocks(load)
     rng = np.random.default_rng(seed)
     order = np.stack([rng.permutation(len(label)) for _ in range(permutations)])
@@ -57,7 +57,8 @@ def specialisation(source: Source, *, permutations: int = 1000, level: float = 0
     }
     variables = described_all(table, method={"interval": "quantiles over shufflings", "level": level})
     meaning = "log odds of the expert, against other labels"
-    variables |= estimated("log_odds", _log_odds, (load, tokens), tokens, units="nat", long_name=meaning, level=level)
+    log_odds = Estimate("nat", meaning, least=-np.inf, sums=("load", "tokens"), of=_log_odds)
+    variables |= estimates(data, {"log_odds": log_odds}, level)
     out = result(data, variables).assign_coords(load["layer"].coords)
     return out.assign_attrs(permutations=permutations, seed=seed, blocks=len(label))
 

@@ -12,7 +12,7 @@ from qwenlab.stats.base.rounds import about, about_all, by_place, several
 from qwenlab.stats.base.source import Source, statistic
 from qwenlab.stats.base.step_costs import StepCosts, by_width, read_costs
 from qwenlab.stats.base.variables import Row, Variables, jackknife_method, share_method, variables
-from qwenlab.stats.expert_union import expert_union
+from qwenlab.stats.experts import expert_union
 from qwenlab.stats.formulas import acceptance as formulas
 from qwenlab.stats.formulas.intervals import by_cluster, jackknife_of_sums, share_of_sums
 

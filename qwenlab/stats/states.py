@@ -1,18 +1,35 @@
-"""Norm, rank and growth of DeltaNet states."""
+"""Norm, rank and growth of DeltaNet states, and their error in low precision."""
 
 from __future__ import annotations
 
+import numpy as np
 import xarray as xr
 
 from qwenlab.errors import BadArgument
 from qwenlab.stats.base.source import Source, ratio, read, statistic
-from qwenlab.stats.base.sums import MeanSum, estimated, means
-from qwenlab.stats.base.variables import Variables, described, result
+from qwenlab.stats.base.sums import Estimate, estimates
+from qwenlab.stats.base.variables import described, result
+
+
+def _growth(total: xr.DataArray, count: xr.DataArray) -> xr.DataArray:
+    """log2 of the mean in a bin over that in the bin before, an octave lower."""
+    size = xr.ufuncs.log2(ratio(total, count))
+    return (size - size.shift(position_bin=1)).where(size["position_bin"] > 1)
+
 
 _SIZES = {
-    "norm": MeanSum("1", "norm of the state"),
-    "largest": MeanSum("1", "largest singular value of the state"),
-    "rewrite": MeanSum("1", "change of the state by a token, over its norm", over="rewrites"),
+    "norm": Estimate("1", "norm of the state"),
+    "largest": Estimate("1", "largest singular value of the state"),
+    "rewrite": Estimate("1", "change of the state by a token, over its norm", over="rewrites"),
+    "growth": Estimate(
+        "1", "growth of the norm by an octave of position", least=-np.inf, sums=("norm_sum", "tokens"), of=_growth
+    ),
+}
+_ERRORS = {
+    "error": Estimate("1", "error of the state, of its norm"),
+    "growth": Estimate(
+        "1", "growth of the error by an octave of position", least=-np.inf, sums=("error_sum", "tokens"), of=_growth
+    ),
 }
 
 
@@ -31,9 +48,9 @@ def state_rank(source: Source, *, by_position: bool = True, by_label: bool = Fal
     data = data if by_position else data.sum("position_bin", keep_attrs=True)
     full = int(data.attrs["full_rank"])
     table = {
-        f"{name}_rank": MeanSum("direction", f"{name} rank of the state", full) for name in ("effective", "stable")
+        f"{name}_rank": Estimate("direction", f"{name} rank of the state", full) for name in ("effective", "stable")
     }
-    variables = means(data, table, level)
+    variables = estimates(data, table, level)
     variables["full_rank"] = described(xr.DataArray(full), "direction", "largest rank that a state can have")
     return result(data, variables)
 
@@ -56,7 +73,7 @@ def state_growth(source: Source, *, share: float = 0.9, by_label: bool = False, 
         raise BadArgument(f"share={share!r}: give the share of the largest norm that counts as saturated, up to 1.")
     names = ("norm_sum", "largest_sum", "rewrite_sum", "rewrites", "tokens")
     data = read(source, "deltastate", *names, by_label=by_label)
-    variables = means(data, _SIZES, level) | growth_by_octave(data["norm_sum"], data["tokens"], "norm", level)
+    variables = estimates(data, _SIZES, level)
     norm = variables["norm"]
     full = norm >= share * norm.max("position_bin")
     first = norm["position_bin"].isel(position_bin=full.argmax("position_bin"))
@@ -65,12 +82,14 @@ def state_growth(source: Source, *, share: float = 0.9, by_label: bool = False, 
     return result(data, variables)
 
 
-def growth_by_octave(total: xr.DataArray, count: xr.DataArray, quantity: str, level: float) -> Variables:
-    """Compute log2 of the mean in a bin over that in the bin before, an octave lower: {growth, growth_interval}."""
-    meaning = f"growth of the {quantity} by an octave of position"
-    return estimated("growth", _growth, (total, count), count, units="1", long_name=meaning, level=level)
+@statistic
+def state_precision(source: Source, *, by_label: bool = False, level: float = 0.95) -> xr.Dataset:
+    """Error of states in low precision: means over tokens by [layer, format, head, position_bin].
 
-
-def _growth(total: xr.DataArray, count: xr.DataArray) -> xr.DataArray:
-    size = xr.ufuncs.log2(ratio(total, count))
-    return (size - size.shift(position_bin=1)).where(size["position_bin"] > 1)
+    error    ||S' - S|| / ||S||, S' being the state rounded to the format every `after` tokens (attr sample) from the
+             beginning of the text on, and S the state in float32; with an interval
+    growth   log2 of the mean error over that of the octave before: 0 if errors decay as fast as they arise, 1/2 if
+             independent errors add up; from position 2 on
+    """
+    data = read(source, "state_precision", "error_sum", "tokens", by_label=by_label)
+    return result(data, estimates(data, _ERRORS, level))
