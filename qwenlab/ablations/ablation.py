@@ -8,6 +8,7 @@ from typing import Any
 
 from qwenlab.errors import BadArgument
 from qwenlab.interventions.base import Intervention
+from qwenlab.tasks.arguments import named_differently
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,7 @@ def check_ablations(where: str, ablations: Any) -> None:
     listed = isinstance(ablations, Sequence) and len(ablations) > 0
     if not listed or not all(isinstance(item, Ablation) for item in ablations):
         raise BadArgument(f"{where}: give a list of at least one ablation, for example from qwenlab.ablations.units.")
-    names = [ablation.name for ablation in ablations]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise BadArgument(
-            f"{where}: several ablations are named {', '.join(map(repr, repeated))}.\nGive them different names."
-        )
+    named_differently(where, "ablations", ablations)
 
 
 def coordinates(ablations: Sequence[Ablation]) -> dict[str, Any]:

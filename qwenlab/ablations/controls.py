@@ -29,7 +29,7 @@ def controls(
             ablation are left out
     match   "number": as many parts; "kind": as many, in layers with the same kind of mixer; "parameters": any number of
             parts with as many parameters, within 10 %
-    seed    of the draws, by the name of the ablation: they do not depend on the other items or the order of either list
+    seed    of the draws of each ablation, which do not depend on the other items or the order of either list
 
     Raises BadArgument if an ablation has no match at all: its effect could then be that of any other parts.
     """
@@ -67,7 +67,6 @@ def _overlapping(among: Sequence[Ablation]) -> tuple[str, str] | None:
 
 
 def _of(ablation: Ablation, among: Sequence[Ablation], match: Match, number: int, seed: int) -> Iterator[Ablation]:
-    """The controls of one ablation."""
     others = [other for other in among if not other.overlaps(ablation)]
     if match == "kind":
         others = [other for other in others if other.kind == ablation.kind]

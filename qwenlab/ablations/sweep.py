@@ -50,8 +50,6 @@ def sweep(
     layers below the lowest changed layer do not run again. Inside the block of other interventions, "unchanged" means
     the model under those.
 
-    ablations   from `units`, `controls` and `combined`, with different names
-    tasks       from `qwenlab.tasks`
     batch_size  sequences per batch: memory holds the logits of two models, [batch, asked positions, vocabulary], and
                 the output of every layer
     keep        a file that stores the scores as they are computed; if it exists, the sweep resumes from it
