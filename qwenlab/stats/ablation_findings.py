@@ -87,7 +87,6 @@ def _drafting(data: xr.Dataset) -> str:
 
 
 def _caveats(data: xr.Dataset) -> Iterator[str]:
-    """Caveats that apply to every task."""
     controls = data["controls"]
     if bool((controls == 0).all()):
         yield "\nNo ablation has controls: ablating as much elsewhere may have the same effect."
@@ -107,7 +106,6 @@ def _caveats(data: xr.Dataset) -> Iterator[str]:
 
 
 def _of_task(here: xr.Dataset, score: str, alpha: float, tests: int) -> Iterator[str]:
-    """Sentences about one task."""
     texts = int(here["texts"])
     if "at_chance" in here and bool(here["at_chance"]):
         yield (

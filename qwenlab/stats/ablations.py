@@ -9,7 +9,7 @@ import xarray as xr
 
 from qwenlab.arguments import choice
 from qwenlab.errors import InconsistentRecording, NothingMeasured
-from qwenlab.stats.base.ablation_effects import ABOUT, AblationEffects, Meaning, ablation_effects, dataset_of, stacked
+from qwenlab.stats.base.ablation_effects import ABOUT, AblationEffects, Meaning, ablation_effects
 from qwenlab.stats.base.rounds import FACTS
 from qwenlab.stats.base.source import Source, read, statistic
 from qwenlab.stats.base.variables import Bootstrap
@@ -62,24 +62,22 @@ def ablations(
     controls, their number. By [task, control]: control_effect, as effect; control_of names each control's ablation.
 
     level  of the intervals, <name>_interval: `formulas.intervals.bootstrap` over whole texts, the same draws for all
-           ablations. Controls are random too: Student's error of their mean is added (`formulas.intervals.widened`),
-           since a bootstrap of two or three never leaves their range. NaN below two texts. At 0.95, intervals of
-           effect_above_controls covered 0.94 to 0.99 with 2 to 8 controls in simulation
+           ablations; NaN below two texts. Student's error of the mean of the controls is added, because a bootstrap
+           of two or three never leaves their range. With 2 to 8 controls at 0.95, intervals of effect_above_controls
+           covered 0.94 to 0.99 in simulation
 
-    A KL divergence is never below 0, nor is a share of changes: a difference from 0 only shows that the edit changes
-    something; compare it with the controls.
+    A KL divergence is never below 0, nor is a share of changes: compare them with the controls, not with 0.
 
-    Raises BadArgument, MissingVariable, InconsistentRecording for controls without their ablation or several chances in
-    a task, and NothingMeasured without texts or ablations, or where a score is NaN or infinite.
+    Raises BadArgument, InconsistentRecording for controls without their ablation or several chances in a task, and
+    NothingMeasured without texts or ablations, or where a score is NaN or infinite.
     """
     how = Bootstrap(level, resamples, seed)
     choice("stats.ablations", "score", score, get_args(Score))
     data = read(source, "ablations", *dict.fromkeys([score, *_NEEDS]))
     sweep = AblationEffects.of(data, score, _effect(data, score), data["task"].values.astype(str))
     _check_chance(sweep)
-    values = ablation_effects(sweep, how) | stacked([_of_clean(sweep, name, how) for name in sweep.tasks])
-    units, means = _EFFECT[score]
-    return dataset_of(sweep, values, units, means, _OF_CLEAN | (_SHARE_LOST if score == "accuracy" else {}), how)
+    more = _OF_CLEAN | (_SHARE_LOST if score == "accuracy" else {})
+    return ablation_effects(sweep, lambda here: _of_clean(sweep, here, how), *_EFFECT[score], more, how)
 
 
 def _effect(data: xr.Dataset, score: str) -> np.ndarray:
@@ -99,9 +97,8 @@ def _check_chance(sweep: AblationEffects) -> None:
             )
 
 
-def _of_clean(sweep: AblationEffects, task: str, how: Bootstrap) -> dict[str, Any]:
+def _of_clean(sweep: AblationEffects, here: np.ndarray, how: Bootstrap) -> dict[str, Any]:
     """Scores of the unedited model on one task and, for accuracy, the share of it that is lost."""
-    here = sweep.task == task
     clean, chance = (sweep.data[name].values[here] for name in ("clean_accuracy", "chance"))
     above, texts = clean - chance, int(here.sum())
     (interval,) = how.interval(above[:, None], lambda sums: sums / texts)
@@ -138,8 +135,7 @@ def ablated_acceptance(
     some ablation, or the unedited model, has no round: no ablation is scored on them.
 
     Attrs hold the rule, the depth and the text: in the edited model's own text (text="own"), the text differs between
-    ablations. Raises BadArgument, MissingVariable, InconsistentRecording for controls without their ablation, and
-    NothingMeasured where no text of a label is left.
+    ablations. Raises NothingMeasured where no text of a label is left, else as `ablations`.
     """
     how = Bootstrap(level, resamples, seed)
     data = read(source, "ablated_acceptance", *_NEEDS_LENGTHS)
@@ -153,14 +149,16 @@ def ablated_acceptance(
             "Give longer texts, or leave out ablations under which the model ends at once."
         )
     sweep = AblationEffects.of(data, "acceptance_length", (clean - lengths)[:, known], task[known])
-    values = ablation_effects(sweep, how)
-    values |= stacked([_of_lengths(clean[known & (task == name)], how) for name in sweep.tasks])
-    values["left_out"] = np.array([(~known[task == name]).sum() for name in sweep.tasks])
+
+    def of_clean(here: np.ndarray) -> dict[str, Any]:
+        lengths, (name, *_) = clean[known][here], sweep.task[here]
+        (interval,) = how.interval(lengths[:, None], lambda sums: sums / len(lengths))
+        return {
+            "clean_acceptance_length": lengths.mean(),
+            "clean_acceptance_length_interval": interval,
+            "left_out": (~known[task == name]).sum(),
+        }
+
     facts = {name: data.attrs[name] for name in FACTS if name in data.attrs}
-    return dataset_of(sweep, values, "token", "fall of the acceptance length", _OF_LENGTHS, how).assign_attrs(facts)
-
-
-def _of_lengths(clean: np.ndarray, how: Bootstrap) -> dict[str, np.ndarray]:
-    """The unedited model's acceptance length on one task."""
-    (interval,) = how.interval(clean[:, None], lambda sums: sums / len(clean))
-    return {"clean_acceptance_length": clean.mean(), "clean_acceptance_length_interval": interval}
+    meaning = "fall of the acceptance length"
+    return ablation_effects(sweep, of_clean, "token", meaning, _OF_LENGTHS, how).assign_attrs(facts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -57,18 +58,16 @@ def acceptance(source: Source, *, by: By | None = None, level: float = 0.95) -> 
     acceptance_length           emitted / rounds, including truncated ones; over the others it is 1 + sum over i of
                                 accepted_i / rounds, which is asserted
     draft_efficiency            accepted / drafted
-    server_rate, server_length  agreed / drafted, and 1 + agreed / rounds with drafts. These, and the position rate, are
-                                as vLLM and llama.cpp count: `agreed` includes drafts that an end of text cut away; NaN
-                                if it is not known (a replay)
+    server_rate, server_length  agreed / drafted, and 1 + agreed / rounds with drafts. All server rates are as vLLM and
+                                llama.cpp count: with drafts that an end of text cut away; NaN if not known (a replay)
     rounds, truncated_rounds    all, and those that emitted fewer than accepted + 1;  prompts: number of texts
 
     by     "label"; "position": tokens known before the round, in bins that double; "entropy": of the target model's
            distribution at the place of a tested draft: only tested, accepted, conditional and prompts
-    level  of the intervals, <name>_interval: `formulas.intervals.share` over whole prompts, separately for each group;
-           a trial is a round. At 0.95, coverage with 8 prompts was 0.93 to 0.98 in simulation. NaN below two prompts
+    level  of the intervals <name>_interval: `formulas.intervals.share` over whole prompts, a trial being a round; NaN
+           below two prompts
 
-    `by_depth` compares depths. Raises BadArgument, and NothingMeasured and InconsistentRecording as
-    `stats.base.rounds.read_rounds`.
+    `by_depth` compares depths. Raises BadArgument, NothingMeasured and InconsistentRecording.
     """
     method = share_method(level, "prompt")
     if by == "entropy":
@@ -85,8 +84,8 @@ def acceptance(source: Source, *, by: By | None = None, level: float = 0.95) -> 
 def by_depth(sources: Sequence[Source], *, by: Literal["label"] | None = None, level: float = 0.95) -> xr.Dataset:
     """Compute `acceptance` of several ledgers along `depth`: one ledger per depth, under one rule.
 
-    Places beyond a ledger's depth have count 0 and no rate. Raises BadArgument if two ledgers have the same depth, or
-    differ in rule, temperature, kind of text or labels; else as `acceptance`.
+    Places beyond a ledger's depth have count 0 and no rate. Also raises BadArgument if two ledgers have the same depth,
+    or differ in rule, temperature, kind of text or labels.
     """
     method = share_method(level, "prompt")
     ledgers = several(sources)
@@ -121,28 +120,21 @@ def _acceptance(data: xr.Dataset, by: Literal["label", "position"] | None, metho
         "truncated_rounds": Row(truncated, group, "round", "truncated rounds: emitted < accepted + 1"),
         "prompts": Row(np.array([len(some) for some in clusters]), group, "prompt", "prompts"),
     }
-    rates, ends = formulas.rates(sums, depth), np.stack([_intervals(some, depth, method) for some in clusters])
+    rates, trials = partial(formulas.rates, depth=depth), partial(formulas.trials, depth=depth)
+    least, most = formulas.limits(depth)
+    interval = partial(share_of_sums, of=rates, level=method["level"], least=least, most=most)
+    ends = np.stack([interval(some, trials=trials(some)) for some in clusters])
     spans = [*(slice(place * depth, (place + 1) * depth) for place in range(3)), *range(3 * depth, 3 * depth + 4)]
     for (name, meaning), span in zip(_RATES.items(), spans, strict=True):
         dims = by_draft if isinstance(span, slice) else group
         units = "token" if name.endswith("length") else "1"
-        table[name] = Row(rates[:, span], dims, units, meaning, ends[:, span])
+        table[name] = Row(rates(sums)[:, span], dims, units, meaning, ends[:, span])
     return _dataset(table, data, by, names, method)
 
 
 def _counts(names: Sequence[str], sums: np.ndarray, dims: Sequence[str]) -> dict[str, Row]:
-    """Counts of drafts by place, from sums [group, count * draft]."""
     by_name = zip(names, np.split(sums, len(names), axis=1), strict=True)
     return {name: Row(values.astype(np.int64), dims, "draft", _COUNTS[name]) for name, values in by_name}
-
-
-def _intervals(clusters: np.ndarray, depth: int, method: dict[str, Any]) -> np.ndarray:
-    """Intervals of all rates, [rate, bound], from tallies by prompt."""
-    least, most = formulas.limits(depth)
-    trials = formulas.trials(clusters, depth)
-    return share_of_sums(
-        clusters, lambda sums: formulas.rates(sums, depth), trials, method["level"], least=least, most=most
-    )
 
 
 def _groups(data: xr.Dataset, by: Literal["label", "position"] | None) -> tuple[np.ndarray, np.ndarray]:

@@ -29,12 +29,10 @@ def agreement(source: Source, *, by_label: bool = False, level: float = 0.95) ->
     texts                         number of texts
 
     Here every emitted token begins a chain; in decoding, only the last token of a round does. Rounds begin where drafts
-    have just failed, and failures cluster, so online the first place has a lower rate: a selection effect, not an
-    error. Places beyond the text, or after its end-of-text token, are left out. Along texts that the model did not
-    write, a draft is compared with the model's choice after the text so far.
+    have just failed, and failures cluster, so in decoding the first place has a lower rate: a selection effect. Along
+    texts that the model did not write, a draft is compared with the model's choice after the text so far.
 
-    level  of the intervals, <name>_interval: `formulas.intervals.share` over whole texts; a trial is a chain. NaN below
-           two texts
+    level  of the intervals <name>_interval: `formulas.intervals.share` over whole texts, a trial being a chain
 
     Raises NothingMeasured where no draft can be compared, InconsistentRecording for a trace without depth and text.
     """
@@ -56,7 +54,8 @@ def agreement(source: Source, *, by_label: bool = False, level: float = 0.95) ->
     names = list(dict.fromkeys(labels[some].tolist()))
     clusters = [by_cluster(rows[here], text[here]) for here in (some & (labels == name) for name in names)]
     sums = np.stack([rows.sum(axis=0) for rows in clusters])
-    ends = np.stack([share_of_sums(rows, _rates, _trials(rows), level) for rows in clusters])
+    trials = np.r_[:depth, :depth, 3 * depth : 4 * depth]  # columns: the number of chains that each rate is a mean over
+    ends = np.stack([share_of_sums(rows, _rates, rows[:, trials], level) for rows in clusters])
     group = ("label",) if by_label else ()
     facts = {"rule": "greedy"} | {name: data.attrs[name] for name in ("depth", "text", "hidden") if name in data.attrs}
     facts |= {"origin": "trace", "chains": int(some.sum()), "texts": len(np.unique(text[some]))}
@@ -94,9 +93,3 @@ def _rates(sums: np.ndarray) -> np.ndarray:
     """Agreement, unconditional and conditional agreement from sums [..., 4 depth]: [..., 3 depth]."""
     compared, equal, so_far, before = np.split(sums, 4, axis=-1)
     return np.concatenate([equal / compared, so_far / compared, so_far / before], axis=-1)
-
-
-def _trials(sums: np.ndarray) -> np.ndarray:
-    """Number of chains that each of the rates is a mean over: [..., 3 depth]."""
-    compared, _, _, before = np.split(sums, 4, axis=-1)
-    return np.concatenate([compared, compared, before], axis=-1)

@@ -23,13 +23,12 @@ def calibration(source: Source, *, bins: int = 10, level: float = 0.95) -> xr.Da
     calibration_error  mean over tested drafts of |conditional - mean_probability| of their bin (expected calibration
                        error: Guo et al. 2017, arXiv:1706.04599); above 0 by chance alone if drafts are few
 
-    A policy that stops at a threshold of this probability is only as good as the probability predicts acceptance. Under
-    the greedy rule, accepted means equal to the target model's first choice.
+    A policy that stops at a threshold of this probability is only as good as the probability predicts acceptance.
 
     level  of the intervals <name>_interval over whole prompts: of conditional `formulas.intervals.share`, a trial being
            a tested draft; of mean_probability `formulas.intervals.jackknife`
 
-    Raises BadArgument, NothingMeasured if no tested draft has a probability, else as `acceptance`.
+    Raises NothingMeasured if no tested draft has a probability, else as `acceptance`.
     """
     of_share, of_mean = share_method(level, "prompt"), jackknife_method(level, "prompt")
     integer("stats.calibration", "bins", bins, least=1, unit="bins of [0, 1]")

@@ -34,10 +34,9 @@ def patching(source: Source, *, level: float = 0.95, resamples: int = 2000, seed
     Coordinates: layer, kind and part (mixer, residual, ...) by site; source_token and target_token by position, if all
     pairs have the same token there, else ""; differs, whether they differ in any pair.
 
-    level  of the intervals, <name>_interval: `formulas.intervals.bootstrap` over whole pairs; NaN below two pairs
+    level  of the intervals <name>_interval: `formulas.intervals.bootstrap` over whole pairs; NaN below two pairs
 
-    Raises BadArgument, MissingVariable, and NothingMeasured if nothing was patched or a log-probability is NaN or
-    infinite.
+    Raises NothingMeasured if nothing was patched, or a log-probability is NaN or infinite.
     """
     how = Bootstrap(level, resamples, seed, "pairs")
     data = read(source, "patching", *_NEEDS)
@@ -85,7 +84,6 @@ def _check(patched: np.ndarray, whole: np.ndarray, before: np.ndarray) -> None:
 
 
 def _coordinates(data: xr.Dataset) -> dict[str, Any]:
-    """Coordinates of sites and positions."""
     names = data["site"].values.astype(str)
     source, target = (
         data[f"{name}_token"].transpose("pair", "position").values.astype(str) for name in ("source", "target")

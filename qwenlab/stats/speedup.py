@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
 
-from qwenlab.errors import MissingVariable, NothingMeasured
+from qwenlab.errors import BadArgument, MissingVariable, NothingMeasured
 from qwenlab.stats.base.rounds import about, about_all, by_place, several
 from qwenlab.stats.base.source import Source, statistic
-from qwenlab.stats.base.step_costs import StepCosts, by_width, read_costs
 from qwenlab.stats.base.variables import Row, Variables, jackknife_method, share_method, variables
 from qwenlab.stats.experts import expert_union
 from qwenlab.stats.formulas import acceptance as formulas
@@ -19,6 +19,8 @@ from qwenlab.stats.formulas.intervals import by_cluster, jackknife_of_sums, shar
 PARTS = ("draft", "verify", "rollback", "overhead", "unexplained")
 """Parts of a round's time; unexplained: measured, but not in any of the costs."""
 
+_COSTS = ("plain_step", "verify_step", "draft_step", "rollback")
+_AGAIN = "Measure the steps again, on the machine of interest."
 _AS_RUN = {
     "acceptance_length": ("token", "acceptance length: emitted / rounds"),
     "as_run_tokens_per_second": ("token/s", "predicted tokens per second of the rounds as run"),
@@ -44,13 +46,12 @@ def speedup(sources: Source | Sequence[Source], costs: xr.Dataset, *, level: flo
                          without accepted drafts, NaN if it never pays
     best_depth           depth with the largest speedup, best_speedup; 0 and 1 (plain decoding) if none is above 1
 
-    Of each ledger's own rounds, at its depth, NaN at other depths:
+    Of each ledger's own rounds, at its depth, NaN at other depths, with as_run_ and measured_tokens_per_second:
 
     acceptance_length    emitted / rounds
-    as_run_speedup       predicted by the costs for the rounds as run, ragged and truncated; and
-                         as_run_tokens_per_second
+    as_run_speedup       predicted by the costs for the rounds as run, ragged and truncated
     measured_speedup     from the ledger's `seconds` of each round or, in its attrs, of all; over plain decoding: the
-                         attr plain_seconds_per_token, or plain_step; and measured_tokens_per_second
+                         attr plain_seconds_per_token, or plain_step
     gap                  measured seconds per token over those predicted as run, minus 1
     seconds_per_token    [depth, part] draft, verify, rollback, overhead, and the unexplained part
 
@@ -67,15 +68,14 @@ def speedup(sources: Source | Sequence[Source], costs: xr.Dataset, *, level: flo
              being a round; of measured_speedup `formulas.intervals.jackknife` of its logarithm. Costs count as exact
 
     This assumes that rounds of any depth begin at similar places, and that drafts which a policy allowed are like those
-    it did not; the measured values test this. The prompt's prefill is not included.
-
-    Raises BadArgument, MissingVariable, NothingMeasured, else as `by_depth`.
+    it did not; the measured values test this. The prompt's prefill is not included. Raises MissingVariable for a cost
+    that is missing, BadArgument for an invalid one, else as `by_depth`.
     """
     method = share_method(level, "prompt")
     ledgers = several(sources)
     data = ledgers[-1]
     depth, about_rates = data.sizes["draft"], about(data)
-    paid = read_costs(costs, depth + 1)
+    paid = _read_costs(costs, depth + 1)
     rows = np.concatenate([by_place(data[name], depth) for name in ("tested", "accepted")], axis=1)
     sums = by_cluster(rows, data["prompt"].values)
     if not sums[:, 0].any():
@@ -107,7 +107,7 @@ def speedup(sources: Source | Sequence[Source], costs: xr.Dataset, *, level: flo
     )
 
 
-def _as_run(ledgers: Sequence[xr.Dataset], depth: int, paid: StepCosts, level: float) -> Variables:
+def _as_run(ledgers: Sequence[xr.Dataset], depth: int, paid: _StepCosts, level: float) -> Variables:
     """Predicted and measured costs of the rounds of each ledger, at its depth."""
     rows = {ledger.sizes["draft"]: _of_ledger(ledger, paid, level) for ledger in ledgers}
 
@@ -123,7 +123,7 @@ def _as_run(ledgers: Sequence[xr.Dataset], depth: int, paid: StepCosts, level: f
     return variables(table, about_all(ledgers), jackknife_method(level, "prompt"))
 
 
-def _of_ledger(data: xr.Dataset, paid: StepCosts, level: float) -> dict[str, np.ndarray]:
+def _of_ledger(data: xr.Dataset, paid: _StepCosts, level: float) -> dict[str, np.ndarray]:
     """Acceptance length of one ledger, its predicted and measured speed, and its time by part."""
     tokens, by_part = data["emitted"].values.astype(np.float64), paid.of(data)
     times = data["seconds"].values if "seconds" in data else np.full(len(tokens), np.nan)
@@ -161,10 +161,68 @@ def _bytes(costs: xr.Dataset, length: np.ndarray) -> dict[str, Row]:
     if name == "expert_choice":
         touched = expert_union(costs[name], widths=range(1, widest + 1))["experts_touched"].values
     else:
-        touched = by_width(costs, name, widest)
+        touched = _by_width(costs, name, widest)
     read = touched * float(facts["bytes_per_expert"]) * float(facts["moe_layers"])
     return {
         "block_bytes": Row(read[1:], ("depth",), "B", "experts that a verify step reads"),
         "bytes_per_token": Row(read[1:] / length, ("depth",), "B/token", "experts read per emitted token"),
         "plain_bytes": Row(read[0], (), "B", "experts that a plain step reads"),
     }
+
+
+class _StepCosts(NamedTuple):
+    """Seconds per plain step, verify step [width - 1], draft step and rollback; overhead: of the loop, per round."""
+
+    plain: float
+    verify: np.ndarray
+    draft: float
+    rollback: float
+    overhead: float
+
+    def fixed(self, depth: int) -> np.ndarray:
+        """Seconds per round that drafts d tokens, d = 1 to depth: [depth]."""
+        d = np.arange(1, depth + 1)
+        return d * self.draft + self.verify[d] + self.rollback + self.overhead
+
+    def of(self, data: xr.Dataset) -> np.ndarray:
+        """Seconds of all rounds of a ledger together: drafting, verifying, rolling back, and the surrounding loop."""
+        rounds = data.sizes["round"]
+        draft, verify = data["proposed"].values.sum() * self.draft, self.verify[data["drafted"].values].sum()
+        return np.array([draft, verify, rounds * self.rollback, rounds * self.overhead])
+
+
+def _read_costs(costs: xr.Dataset, widest: int) -> _StepCosts:
+    """Return the costs of steps of width 1 to `widest`; raises MissingVariable, or BadArgument for invalid times."""
+    if not isinstance(costs, xr.Dataset):
+        raise BadArgument(f"costs is a {type(costs).__name__}: give a Dataset with {', '.join(_COSTS)}, in seconds.")
+    if missing := [name for name in _COSTS if name not in costs]:
+        has = ", ".join(map(str, costs)) or "nothing"
+        raise MissingVariable(f"No {', '.join(missing)} in the costs; they have {has}.\nMeasure it, in seconds.")
+    present = {name: costs[name] for name in (*_COSTS, "overhead") if name in costs}
+    for name, cost in present.items():
+        if cost.attrs.get("units", "s") != "s":
+            raise BadArgument(f"costs[{name!r}] is in {cost.attrs['units']}, not in seconds (s).\nConvert it first.")
+        enough = cost.values >= 0 if name in ("rollback", "overhead") else cost.values > 0
+        if not (np.isfinite(cost.values) & enough).all():
+            raise BadArgument(f"costs[{name!r}] is {cost.values.tolist()}, not a time in seconds.\n{_AGAIN}")
+    single = {name: float(cost) for name, cost in present.items() if name != "verify_step"}
+    return _StepCosts(
+        plain=single["plain_step"],
+        verify=_by_width(costs, "verify_step", widest),
+        draft=single["draft_step"],
+        rollback=single["rollback"],
+        overhead=single.get("overhead", 0.0),
+    )
+
+
+def _by_width(costs: xr.Dataset, name: str, widest: int) -> np.ndarray:
+    """Return a cost by width, 1 to `widest`; raises BadArgument for a width that was not measured."""
+    needed = list(range(1, widest + 1))
+    measured = costs["width"].values.tolist() if "width" in costs.coords and costs[name].dims == ("width",) else []
+    if missing := sorted(set(needed) - set(measured)):
+        lacks = f"not width {', '.join(map(str, missing))}" if measured else "no coordinate width"
+        raise BadArgument(
+            f"costs[{name!r}] has {lacks}: a round of {widest - 1} drafts is verified in one step of width {widest}.\n"
+            f"{_AGAIN}"
+        )
+    return np.asarray(costs[name].sel(width=needed).values, np.float64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -25,31 +25,19 @@ Meaning: TypeAlias = tuple[Sequence[str], str, str]
 
 @dataclass(frozen=True)
 class AblationEffects:
-    """Checked differences between ablations and the unedited model.
-
-    data      the dataset of the ablations
-    score     name of the compared score in that dataset
-    effect    [ablation, text], positive if worse
-    units     rows of ablations other than controls
-    controls  for each unit, the rows of its controls
-    task      task of each text;  tasks: without duplicates
-    """
+    """Checked differences between ablations and the unedited model."""
 
     data: xr.Dataset
     score: str
-    effect: np.ndarray
-    units: np.ndarray
-    controls: tuple[np.ndarray, ...]
-    task: np.ndarray
+    effect: np.ndarray  # [ablation, text], positive if worse
+    units: np.ndarray  # rows of ablations other than controls
+    controls: tuple[np.ndarray, ...]  # for each unit, the rows of its controls
+    task: np.ndarray  # of each text
     tasks: tuple[str, ...]
 
     @staticmethod
     def of(data: xr.Dataset, score: str, effect: np.ndarray, task: np.ndarray) -> AblationEffects:
-        """Check and group a sweep.
-
-        Raises InconsistentRecording for controls without their ablation, and NothingMeasured without texts, ablations
-        or finite numbers.
-        """
+        """Check and group a sweep; raises InconsistentRecording and NothingMeasured."""
         names, control_of = (data[name].values.astype(str) for name in ("ablation", "control_of"))
         units = np.flatnonzero(control_of == "")
         if not effect.shape[1] or not len(units):
@@ -71,46 +59,32 @@ class AblationEffects:
         controls = tuple(np.flatnonzero(control_of == name) for name in names[units])
         return AblationEffects(data, score, effect, units, controls, task, tuple(dict.fromkeys(task.tolist())))
 
-    @property
-    def controls_per_unit(self) -> np.ndarray:
-        return np.array([len(rows) for rows in self.controls])
 
-
-def ablation_effects(of: AblationEffects, how: Bootstrap) -> dict[str, np.ndarray]:
-    """Effects, effects above controls, effects of controls, their intervals, p-values and ranks, all as [task, ...]."""
-    # enough draws for p-values that survive Holm's correction
-    draws = max(how.resamples, int(np.ceil(10 * len(of.units) * len(of.tasks) / (1 - how.level))))
-    out = stacked([_of_task(of, name, draws, how) for name in of.tasks])
-    out["p_holm"] = paired.holm(out["p"])
-    out["p_beyond_holm"] = paired.holm(out["p_beyond"])
-    alpha, same_sign = 1 - how.level, np.sign(out["effect_above_controls"]) == np.sign(out["effect"])
-    beyond = (out["p_beyond_holm"] < alpha) & same_sign
-    out["significant"] = (out["p_holm"] < alpha) & ((of.controls_per_unit == 0) | beyond)
-    return out
-
-
-def stacked(parts: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Stack the numbers of all tasks along a first axis: [task, ...]."""
-    return {name: np.stack([np.asarray(part[name]) for part in parts]) for name in parts[0]}
-
-
-def dataset_of(
+def ablation_effects(
     of: AblationEffects,
-    values: Mapping[str, np.ndarray],
+    own: Callable[[np.ndarray], Mapping[str, Any]],
     units: str,
     means: str,
     more: Mapping[str, Meaning],
     how: Bootstrap,
 ) -> xr.Dataset:
-    """Return the variables with their coordinates.
+    """Effects, effects above controls, effects of controls, their intervals, p-values and ranks, by task.
 
-    values        by name, as `ablation_effects` returns them
-    units, means  units and meaning of the effect
-    more          dims, units and meaning of the variables that are not in every statistic of ablations
+    own           computes further numbers of a task, from a bool [text] that says which texts are of it
+    units, means  units and meaning of the effect;  more: those of the further numbers
     """
+    # enough draws for p-values that survive Holm's correction
+    draws = max(how.resamples, int(np.ceil(10 * len(of.units) * len(of.tasks) / (1 - how.level))))
+    parts = [_of_task(of, of.task == name, draws, how) | dict(own(of.task == name)) for name in of.tasks]
+    values = {name: np.stack([np.asarray(part[name]) for part in parts]) for name in parts[0]}
+    values |= {f"{name}_holm": paired.holm(values[name]) for name in ("p", "p_beyond")}
+    alpha, same_sign = 1 - how.level, np.sign(values["effect_above_controls"]) == np.sign(values["effect"])
+    controls = np.array([len(rows) for rows in of.controls])
+    beyond = (values["p_beyond_holm"] < alpha) & same_sign
+    values["significant"] = (values["p_holm"] < alpha) & ((controls == 0) | beyond)
     meanings = {**more, **_meanings(units, means)}
     table = {name: Row(values[name], *about, values.get(f"{name}_interval")) for name, about in meanings.items()}
-    table["controls"] = Row(of.controls_per_unit, ("ablation",), "control", "controls")
+    table["controls"] = Row(controls, ("ablation",), "control", "controls")
     data, control_of = of.data, of.data["control_of"].values.astype(str)
     at: dict[str, Any] = {"task": np.array(of.tasks, object)}
     for name in ("ablation", *(name for name in ABOUT if name != "control_of")):
@@ -127,9 +101,7 @@ def as_objects(values: np.ndarray) -> np.ndarray:
     return values if values.dtype.kind in "iuf" else values.astype(object)
 
 
-def _of_task(of: AblationEffects, task: str, draws: int, how: Bootstrap) -> dict[str, Any]:
-    """The numbers of one task that do not depend on other tasks."""
-    here = of.task == task
+def _of_task(of: AblationEffects, here: np.ndarray, draws: int, how: Bootstrap) -> dict[str, Any]:
     effect, texts, units = of.effect[:, here], int(here.sum()), of.units
     own = np.stack([effect[rows].mean(axis=0) if len(rows) else np.full(texts, np.nan) for rows in of.controls])
     beyond = effect[units] - own

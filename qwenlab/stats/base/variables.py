@@ -37,10 +37,7 @@ def variables(
 ) -> Variables:
     """Describe the rows of a table: {name: ...}, and {name_interval: ...} for those with an interval.
 
-    A leading axis that the dims do not name has size one and is dropped.
-
-    facts   attrs of all variables
-    method  attrs of the intervals: their construction and level
+    `facts` are attrs of all variables, `method` those of intervals. A leading axis without a dim has size 1: drop it.
     """
     out: Variables = {}
     for name, (values, dims, units, long_name, ends) in table.items():
@@ -88,10 +85,7 @@ def share_method(level: float, cluster: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Settings of `formulas.intervals.bootstrap` over whole texts; raises BadArgument.
-
-    clusters  name of the units that are drawn, in the plural
-    """
+    """Settings of `formulas.intervals.bootstrap` over whole texts, or other clusters; raises BadArgument."""
 
     level: float
     resamples: int
@@ -109,7 +103,6 @@ class Bootstrap:
 
     @property
     def attrs(self) -> dict[str, Any]:
-        """Attrs of the interval."""
         return {
             "interval": f"bootstrap of whole {self.clusters}, expanded percentiles",
             "level": self.level,

@@ -36,8 +36,7 @@ def flip_p(difference: np.ndarray, *, draws: int, seed: int) -> np.ndarray:
 
     The share of sign patterns under which the sum is at least as far from 0 (Fisher 1935, The Design of Experiments,
     section 21): exact if all 2^(texts - 1) are enumerated; else over random ones including the observed one, so that
-    p is never 0 and never too small (Phipson and Smyth 2010, doi:10.2202/1544-6115.1585). The null is symmetry
-    about 0, so the spread may have any form, and with few texts p cannot be small: at least 2^(1 - texts).
+    p is never too small (Phipson and Smyth 2010, doi:10.2202/1544-6115.1585). It is at least 2^(1 - texts).
     """
     values = _cut(difference)
     least = _SLACK * np.abs(values.sum(axis=1)) - TINY  # a sum of 0 is one only up to rounding
