@@ -4,24 +4,33 @@ from .acceptance import acceptance as acceptance, by_depth as by_depth
 from .agreement import agreement as agreement
 from .calibration import calibration as calibration
 from .cost import memory as memory, time_by_kind as time_by_kind
-from .deltanet import half_life as half_life, key_collision as key_collision, writing as writing
+from .deltanet import (
+    gates as gates,
+    half_life as half_life,
+    key_collision as key_collision,
+    writing as writing,
+)
 from .experts import (
     distinct_experts as distinct_experts,
     expert_load as expert_load,
     expert_union as expert_union,
     unused_experts as unused_experts,
 )
-from .gates import gates as gates
-from .layers import layer_table as layer_table
-from .losses import losses as losses
-from .maps import attention_map as attention_map
+from .layers import layer_table as layer_table, residual as residual
+from .losses import losses as losses, mean_over_texts as mean_over_texts
+from .maps import attention_map as attention_map, retrieval as retrieval
 from .patching import patching as patching
 from .reach import attention_distance as attention_distance, reach as reach
-from .residual import residual as residual
-from .retention import retention as retention
-from .retrieval import retrieval as retrieval
-from .routing import coactivation as coactivation, layer_overlap as layer_overlap, routing as routing
-from .specialisation import specialisation as specialisation
+from .routing import (
+    coactivation as coactivation,
+    layer_overlap as layer_overlap,
+    routing as routing,
+    specialisation as specialisation,
+)
 from .speedup import speedup as speedup
-from .states import state_growth as state_growth, state_precision as state_precision, state_rank as state_rank
-from .texts import mean_over_texts as mean_over_texts
+from .states import (
+    retention as retention,
+    state_growth as state_growth,
+    state_precision as state_precision,
+    state_rank as state_rank,
+)

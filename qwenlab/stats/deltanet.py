@@ -1,4 +1,4 @@
-"""Half-lives, writes and key collisions of DeltaNet heads."""
+"""Half-lives, writes and key collisions of DeltaNet heads, and the gates of heads of both kinds of mixer."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from qwenlab.stats.base.source import Source, along, ratio, read, statistic
-from qwenlab.stats.base.sums import QUANTILES, Estimate, distribution, estimates, matching_count
-from qwenlab.stats.base.variables import described, result
+from qwenlab.stats.base.source import Source, along, mixer_nodes, ratio, read, statistic
+from qwenlab.stats.base.sums import QUANTILES, Estimate, distribution, estimates, join_layers, matching_count
+from qwenlab.stats.base.variables import Variables, described, result
 from qwenlab.stats.formulas.keys import collision
 
 _LN_HALF = float(np.log(0.5))
+_GATES = {"mean_gate": ("gate", "mean value of the output gate"), "beta": ("beta", "write strength")}
 _MEAN_LIVES = {
     "half_life_mean_log": Estimate(
         "token",
@@ -47,10 +48,9 @@ def half_life(
     half_life             [.., quantile]  quantiles over tokens of ln(1/2) / g, from a histogram with bins of a fifth of
                           an octave (interpolated in log2; in the outermost bins, at 2^-6 and 2^26, only a bound)
     half_life_mean_log    ln(1/2) / mean(g): the number of consecutive tokens that halve a state, because decays
-                          multiply. Compare this one with distances.
-    half_life_mean_alpha  ln(1/2) / ln(mean(alpha)): of the mean decay, as often reported. ln(mean(alpha)) >= mean(g)
-                          (Jensen), so it is never shorter. The two agree if alpha is constant, and differ if a head
-                          sometimes forgets everything at once.
+                          multiply. Compare this one with distances
+    half_life_mean_alpha  ln(1/2) / ln(mean(alpha)): of the mean decay, as often reported. It is never shorter (Jensen),
+                          and longer if a head sometimes forgets everything at once
     half_life_share       [.., half_life_bin]  share of tokens in each bin: the distribution itself
 
     Source: S <- alpha S in Gated DeltaNet (Yang et al. 2024, arXiv:2412.06464).
@@ -75,8 +75,7 @@ def writing(source: Source, *, by_label: bool = False, level: float = 0.95) -> x
                  state
     state_norm   Frobenius norm of the state at a sequence's end, mean over sequences
 
-    The last three exist for heads whose prediction was measured (attr sample): NaN for other heads, and left out if no
-    head was measured. `DeltaNet(prediction_heads="all")` measures all.
+    The last three exist for heads whose prediction was measured; `DeltaNet(prediction_heads="all")` measures all.
     """
     names = [f"{name}_sum" for name in _WRITTEN]
     data = read(source, "deltanet", "beta_hist", "tokens", "error_tokens", "sequences", *names, by_label=by_label)
@@ -105,4 +104,33 @@ def key_collision(source: Source, *, by_label: bool = False) -> xr.Dataset:
         "isotropic_floor": described(floor, "1", "squared cosine of evenly spread keys"),
         "key_directions": described(1 / collide, "direction", "directions the keys spread over"),
     }
+    return result(data, variables)
+
+
+@statistic
+def gates(
+    source: Source, *, quantiles: Sequence[float] = QUANTILES, by_label: bool = False, level: float = 0.95
+) -> xr.Dataset:
+    """Gates over tokens by [layer, head], of both kinds of mixer, in the model's order of layers.
+
+    mean_gate  sigmoid of the output gate's input, averaged over the head's channels, mean over tokens. Attention
+               multiplies by it, DeltaNet by z sigmoid(z)
+    beta       write strength of DeltaNet (NaN for attention, which has none)
+
+    For each, the mean with its interval, `_quantile` [.., quantile] from 128 equal bins, and `_share` of tokens by bin.
+    """
+    nodes = mixer_nodes(source, ("deltanet", "attention"), "distance_mass")
+    return join_layers([_gates_of(source, name, quantiles, by_label, level) for name in nodes])
+
+
+def _gates_of(source: Source, node: str, quantiles: Sequence[float], by_label: bool, level: float) -> xr.Dataset:
+    data = read(source, node, "gate_hist", "gate_sum", "tokens", by_label=by_label)
+    variables: Variables = {}
+    for name, (stored, long_name) in _GATES.items():
+        if f"{stored}_hist" in data:
+            tokens, at, by_bin = distribution(data, f"{stored}_hist", f"{stored}_bin", "equal", quantiles)
+            mean = Estimate("1", long_name, 1, sums=(f"{stored}_sum", "tokens"))
+            variables |= estimates({**data, "tokens": tokens}, {name: mean}, level)
+            variables[f"{name}_quantile"] = described(at, "1", long_name)
+            variables[f"{name}_share"] = described(by_bin, "share of tokens", f"tokens by {long_name}")
     return result(data, variables)

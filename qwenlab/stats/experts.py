@@ -65,8 +65,7 @@ def distinct_experts(source: Source, *, by_label: bool = False, level: float = 0
                   p the share of tokens that chose the expert
     relative      distinct / independent: below 1 if neighbours share experts (weights read once serve them all)
 
-    With several labels added up, differences between texts already bring `relative` below 1; by_label=True excludes
-    this.
+    With several labels added up, differences between texts bring `relative` below 1, too: give by_label=True.
     """
     data = read(source, "routing", "distinct_sum", "windows", "load", "tokens", by_label=by_label)
     checked_load(data)
@@ -98,10 +97,8 @@ def unused_experts(source: Source, *, by_label: bool = False, level: float = 0.9
     never_used    [layer, expert] bool: the expert is unused after all tokens
 
     If the curve still falls at its end, the number of unused experts depends on how much was read, not on the model.
-    An expert unused in N independent tokens has, at level 0.95, a share of tokens below about 3 / N; tokens of one text
-    are not independent, and the true bound is wider.
-
-    The interval is `formulas.intervals.jackknife`: at 0.95 it covered 0.93 to 0.98 with 8 and 16 folds in simulation.
+    An expert unused in N independent tokens has, at level 0.95, a share of tokens below about 3 / N; the tokens of a
+    text are not independent.
     """
     data = read(source, "routing", "load", "tokens", by_label=by_label)
     load, tokens = checked_load(data), data["tokens"]
@@ -143,8 +140,7 @@ def expert_union(choices: xr.DataArray | np.ndarray, *, widths: Sequence[int] = 
     experts_touched  [width] mean of `distinct` over layers: for the costs of `stats.speedup`
     blocks           [width] number of blocks
 
-    choices  int [token, layer, slot], index of a routed expert; a DataArray may have a coordinate `text` [token], and
-             no block spans two texts
+    choices  int [token, layer, slot], index of a routed expert; no block spans two texts, by the coordinate `text`
     widths   n; drafting d tokens verifies blocks of d + 1
 
     Raises BadArgument for other shapes, values and widths, and NothingMeasured if no text is as long as a block.

@@ -14,7 +14,6 @@ from qwenlab.stats.base.sums import (
     estimates,
     histogram_quantiles,
     join_layers,
-    share,
 )
 from qwenlab.stats.base.variables import described, result
 
@@ -104,7 +103,9 @@ def _of_kind(source: Source, node: str, horizons: Sequence[float], by_label: boo
     meaning = "distance that holds this share of the mass"
     table = {"horizon": Estimate("token", meaning, sums=("distance_mass",), of=horizon)} | _MEANS
     variables = estimates(data, table, level)
-    variables["mass_share"] = described(share(mass.sum("fold"), "distance_bin"), "share of mass", "mass by distance")
+    by_distance = mass.sum("fold")
+    mass_share = ratio(by_distance, by_distance.sum("distance_bin"))
+    variables["mass_share"] = described(mass_share, "share of mass", "mass by distance")
     for name, (gap, long_name) in _ERRORS.items():
         if gap in data:
             error = ratio(data[gap].sum("fold"), data["out_square_sum"].sum("fold")) ** 0.5

@@ -12,7 +12,7 @@ from qwenlab.errors import BadArgument, InconsistentRecording
 from qwenlab.stats.base.source import RECORD_AGAIN, along, ratio
 from qwenlab.stats.base.variables import Variables, bounds, described, jackknife_method
 from qwenlab.stats.formulas.intervals import jackknife
-from qwenlab.stats.formulas.quantiles import integer_quantiles, linear_quantiles, log2_quantiles, shares
+from qwenlab.stats.formulas.quantiles import integer_quantiles, linear_quantiles, log2_quantiles
 
 Spacing = Literal["equal", "ratio", "octave"]
 """How a histogram's edges follow: equal steps, each the same multiple of the last, or 1, 1.5, 2, 3, 4, 6, ..."""
@@ -60,10 +60,7 @@ def estimates(data: Mapping[Any, xr.DataArray], table: Mapping[str, Estimate], l
 
 
 def matching_count(count: xr.DataArray, histogram: xr.DataArray, dim: str) -> xr.DataArray:
-    """Return the count [..., fold, layer] of heads that have a histogram, 0 for heads outside the sample.
-
-    Raises InconsistentRecording if a head's histogram does not add up to its count.
-    """
+    """Return the count, 0 for heads outside the sample; raises InconsistentRecording if a histogram differs from it."""
     by_histogram, by_count = histogram.sum(dim), count.sum("fold")
     if not bool(((by_histogram == 0) | (abs(by_histogram - by_count) <= 1e-3 * by_count)).all()):
         raise InconsistentRecording(
@@ -95,12 +92,8 @@ def distribution(
 ) -> tuple[xr.DataArray, xr.DataArray, xr.DataArray]:
     """`matching_count` of the tokens of a histogram, its quantiles, and its shares by bin."""
     counts = data[name]
-    return matching_count(data["tokens"], counts, dim), histogram_quantiles(counts, dim, spacing, q), share(counts, dim)
-
-
-def share(counts: xr.DataArray, dim: str) -> xr.DataArray:
-    """Divide counts by their sum along `dim`."""
-    return along([dim], shares, counts, out=[dim])
+    tokens = matching_count(data["tokens"], counts, dim)
+    return tokens, histogram_quantiles(counts, dim, spacing, q), ratio(counts, counts.sum(dim))
 
 
 def join_layers(nodes: Sequence[xr.Dataset]) -> xr.Dataset:
