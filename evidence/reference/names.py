@@ -33,6 +33,7 @@ RENAMED: dict[str, str] = {
     "decode.custom_generate": "speculative.CustomGenerate",
     "decode.Replay": "speculative.ReplayRollback",
     "decode.Rerun": "speculative.RerunRollback",
+    "plots.openness_by_token": "plots.gate_by_token",
     "runs.ablate": "recipes.ablate",
     "tasks.read": "tasks.feed",
     "stats.over_texts": "stats.mean_over_texts",

@@ -12,7 +12,7 @@ VIEWS = {
     *("ablation_map", "ablation_ranking"),  # two views of stats.ablations
     *("mass_by_distance", "reach_by_label", "reconstruction", "sink"),  # parts of stats.reach
     *("capacity", "interference", "retention_by_label", "state_by_head", "state_precision_by_head"),
-    "openness_by_token",  # a part of stats.attention_map
+    "gate_by_token",  # a part of stats.attention_map
 }
 """Plots that draw a part of a statistic, or several: their names are their own."""
 
