@@ -64,6 +64,8 @@ FIELDS: dict[str, str] = {
     "stands": "significant",
     **{f"openness{part}": f"mean_gate{part}" for part in ("", "_interval", "_share", "_quantile", "_sum")},
     "handover": "transition",
+    "p_beyond": "p_above_controls",
+    "p_beyond_holm": "p_above_controls_holm",
 }
 """Variables, dims, attributes, nodes and fields of results: {"harm": "effect", "rounds/number": "rounds/index"}."""
 

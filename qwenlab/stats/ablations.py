@@ -49,12 +49,11 @@ def ablations(
                      no interval for one control: at least two are needed to know how controls differ
     p, p_holm        two-sided, by flipping the signs of whole texts (`formulas.paired.flip_p`): exact for differences
                      that are symmetric about 0; p_holm is corrected over all ablations and tasks (Holm 1979)
-    p_beyond, p_beyond_holm   the same of effect_above_controls, by Welch's t (`formulas.paired.beyond_p`); NaN below
-                     two controls
+    p_above_controls, p_above_controls_holm   the same of effect_above_controls, by Welch's t; NaN below two controls
     rank_low, rank_high   the ranks by effect within the task that the data allow, 1 the most harmful: simultaneous over
                      all pairs of the task (`formulas.paired.rank_bounds`, Mogstad et al. 2024), so that ties stay ties
-    significant      p_holm < 1 - level and, where there are controls, p_beyond_holm < 1 - level with the same sign as
-                     the effect. The probability that any ablation without an effect is significant is at most 1 - level
+    significant      p_holm < 1 - level and, with controls, p_above_controls_holm < 1 - level with the sign of the
+                     effect. The probability that any ablation without an effect is significant is at most 1 - level
     share_lost       score="accuracy" only: effect / (clean accuracy - chance); NaN where chance is not known or reached
 
     By [task]: texts; clean_loss and clean_accuracy of the unedited model; chance; above_chance, clean accuracy minus

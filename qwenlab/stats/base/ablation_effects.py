@@ -77,10 +77,10 @@ def ablation_effects(
     draws = max(how.resamples, int(np.ceil(10 * len(of.units) * len(of.tasks) / (1 - how.level))))
     parts = [_of_task(of, of.task == name, draws, how) | dict(own(of.task == name)) for name in of.tasks]
     values = {name: np.stack([np.asarray(part[name]) for part in parts]) for name in parts[0]}
-    values |= {f"{name}_holm": paired.holm(values[name]) for name in ("p", "p_beyond")}
+    values |= {f"{name}_holm": paired.holm(values[name]) for name in ("p", "p_above_controls")}
     alpha, same_sign = 1 - how.level, np.sign(values["effect_above_controls"]) == np.sign(values["effect"])
     controls = np.array([len(rows) for rows in of.controls])
-    beyond = (values["p_beyond_holm"] < alpha) & same_sign
+    beyond = (values["p_above_controls_holm"] < alpha) & same_sign
     values["significant"] = (values["p_holm"] < alpha) & ((controls == 0) | beyond)
     meanings = {**more, **_meanings(units, means)}
     table = {name: Row(values[name], *about, values.get(f"{name}_interval")) for name, about in meanings.items()}
@@ -120,7 +120,7 @@ def _of_task(of: AblationEffects, here: np.ndarray, draws: int, how: Bootstrap) 
         "effect_above_controls": beyond.mean(axis=1),
         "effect_above_controls_interval": widened(beyond.mean(axis=1), of_beyond, reach),
         "p": paired.flip_p(effect[units], draws=draws, seed=how.seed),
-        "p_beyond": np.array([paired.beyond_p(*pair) for pair in zip(beyond, drawn, strict=True)]),
+        "p_above_controls": np.array([paired.welch_p(*pair) for pair in zip(beyond, drawn, strict=True)]),
         "rank_low": first,
         "rank_high": last,
     }
@@ -134,8 +134,8 @@ def _meanings(units: str, means: str) -> dict[str, Meaning]:
         "effect_above_controls": (both, units, f"{means}, above that of random controls"),
         "p": (both, "1", "p, by flipping the signs of texts"),
         "p_holm": (both, "1", "p, corrected for all ablations and tasks"),
-        "p_beyond": (both, "1", "p of the effect above controls, by Welch's t"),
-        "p_beyond_holm": (both, "1", "p of the effect above controls, corrected for all ablations and tasks"),
+        "p_above_controls": (both, "1", "p of the effect above controls, by Welch's t"),
+        "p_above_controls_holm": (both, "1", "p of the effect above controls, corrected for all ablations and tasks"),
         "rank_low": (both, "1", "first rank that the data allow"),
         "rank_high": (both, "1", "last rank that the data allow"),
         "significant": (both, "1", "differs from 0 and exceeds the controls"),

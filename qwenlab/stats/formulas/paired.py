@@ -116,7 +116,7 @@ def rank_bounds(above: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return 1 + above.sum(axis=0), len(above) - above.sum(axis=1)
 
 
-def beyond_p(beyond: np.ndarray, controls: np.ndarray) -> float:
+def welch_p(beyond: np.ndarray, controls: np.ndarray) -> float:
     """Two-sided p-value that a unit and the population of its controls have the same mean; NaN below two of each.
 
     beyond    [text]     values of the unit minus the mean of its controls, text by text
