@@ -49,7 +49,7 @@ KEYWORDS: dict[str, dict[str, str]] = {
 }
 """Arguments, by the name before of their function or class: {"probe.mean": {"over": "reference"}}."""
 
-ATTRIBUTES: dict[str, str] = {"edits": "interventions"}
+ATTRIBUTES: dict[str, str] = {"edits": "interventions", "of": "unit"}
 """Attributes and methods of the objects that cases use: {"ledger": "rounds"}."""
 
 ARGUMENTS: dict[str, tuple[str, str]] = {}
@@ -64,6 +64,7 @@ FIELDS: dict[str, str] = {
     "stands": "significant",
     **{f"openness{part}": f"mean_gate{part}" for part in ("", "_interval", "_share", "_quantile", "_sum")},
     "handover": "transition",
+    "of": "unit",
     "p_beyond": "p_above_controls",
     "p_beyond_holm": "p_above_controls_holm",
 }

@@ -22,7 +22,7 @@ from qwenlab.interventions.session import intervene
 from qwenlab.tasks import Task
 
 sweeping = sys.modules["qwenlab.ablations.sweep"]  # the package's own name `sweep` is the function
-COORDINATES = {"ablation", "of", "layer", "kind", "intervention", "control_of", "parameters", "text", "task"}
+COORDINATES = {"ablation", "unit", "layer", "kind", "intervention", "control_of", "parameters", "text", "task"}
 
 
 def some(checkpoint):

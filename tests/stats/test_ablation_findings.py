@@ -31,7 +31,7 @@ def test_the_table_is_in_the_order_of_the_effect(statistics):
     assert table.attrs["task"] == "recall"
     frame = table.sel(bound="low").to_dataframe()
     assert frame.index.tolist() == table["ablation"].values.tolist()
-    assert {"of", "layer", "kind", "intervention", "parameters", "controls"} <= set(frame)
+    assert {"unit", "layer", "kind", "intervention", "parameters", "controls"} <= set(frame)
     assert "share_lost" not in frame
     effects = ("effect", "effect_interval", "effect_above_controls_interval")
     assert {table[name].attrs["units"] for name in effects} == {"nat/token"}

@@ -14,7 +14,7 @@ from qwenlab.stats.base.variables import Bootstrap, Row, variables
 from qwenlab.stats.formulas import paired
 from qwenlab.stats.formulas.intervals import mean_reach, widened
 
-ABOUT = ("of", "layer", "kind", "intervention", "control_of", "parameters")
+ABOUT = ("unit", "layer", "kind", "intervention", "control_of", "parameters")
 """Variables of a dataset of ablations that describe one ablation, besides its name."""
 
 FACTS = ("checkpoint", "checkpoint_hash", "dtype", "device")
