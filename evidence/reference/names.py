@@ -46,6 +46,9 @@ REMOVED: set[str] = {"tasks.score", "tasks.teacher_forced"}
 KEYWORDS: dict[str, dict[str, str]] = {
     "tasks.needle": {"depth": "position"},
     "ablations.units": {"edit": "intervention"},
+    "ablations.controls": {"among": "pool"},
+    "ablations.sweep": {"keep": "resume"},
+    "runs.ablate": {"keep": "resume"},
 }
 """Arguments, by the name before of their function or class: {"probe.mean": {"over": "reference"}}."""
 

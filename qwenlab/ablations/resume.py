@@ -70,12 +70,12 @@ class ScoreTable:
                 key, loaded = str(arrays["key"]), {name: arrays[name] for name in ("done", "layers", *self.scores)}
         except _BROKEN as error:
             raise BadArgument(
-                f"sweep(keep={str(path)!r}): this file is damaged, or not from a sweep ({error}).\n"
+                f"sweep(resume={str(path)!r}): this file is damaged, or not from a sweep ({error}).\n"
                 "Give another file, or remove it to start again."
             ) from error
         if key != self.key:
             raise BadArgument(
-                f"sweep(keep={str(path)!r}): this file is from another sweep: another checkpoint, precision, or list "
+                f"sweep(resume={str(path)!r}): this file is from another sweep: another checkpoint, precision, or list "
                 "of ablations or tasks.\nGive another file, or remove it to start again."
             )
         self.done, self.layers = loaded.pop("done"), loaded.pop("layers")

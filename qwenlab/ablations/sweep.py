@@ -41,7 +41,7 @@ def sweep(
     tasks: Sequence[Task],
     *,
     batch_size: int = 8,
-    keep: str | PathLike[str] | None = None,
+    resume: str | PathLike[str] | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
     """Scores of every ablation on every text of the tasks, and of the unchanged model on the same texts.
@@ -52,7 +52,7 @@ def sweep(
 
     batch_size  sequences per batch: memory holds the logits of two models, [batch, asked positions, vocabulary], and
                 the output of every layer
-    keep        a file that stores the scores as they are computed; if it exists, the sweep resumes from it
+    resume      a file that stores the scores as they are computed; if it exists, the sweep resumes from it
 
     returns  loss, accuracy, kl, agreement [ablation, text], as `qwenlab.tasks.grade` defines them; clean_loss and
              clean_accuracy [text] of the unchanged model; chance [text], NaN for plain text; coordinates describe
@@ -69,7 +69,7 @@ def sweep(
     decoder = decoder_of(checkpoint.model)
     running = running_on(decoder)["dtype"], *active_interventions(decoder.module)
     key = key_of([checkpoint.hash_now(), *running], ablations, tasks)
-    table = ScoreTable(keep, key, len(ablations), sum(len(task.tokens) for task in tasks))
+    table = ScoreTable(resume, key, len(ablations), sum(len(task.tokens) for task in tasks))
     state = _Sweep(checkpoint, ablations, tasks, decoder, table)
     total = len(ablations) * sum(len(batch.texts) for batch in batches)
     with tqdm(total=total, unit="text", desc="ablating", disable=not progress) as bar:
