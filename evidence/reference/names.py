@@ -67,6 +67,7 @@ FIELDS: dict[str, str] = {
     "stands": "significant",
     **{f"openness{part}": f"mean_gate{part}" for part in ("", "_interval", "_share", "_quantile", "_sum")},
     "handover": "transition",
+    "kept_sum": "repeated_sum",
     "of": "unit",
     "p_beyond": "p_above_controls",
     "p_beyond_holm": "p_above_controls_holm",
@@ -76,6 +77,7 @@ FIELDS: dict[str, str] = {
 TEXTS: dict[str, str] = {
     **{f"{old}(": f"{new}(" for old, new in CLASSES.items()},
     "over_texts": "mean_over_texts",
+    "experts kept from the token before": "experts repeated from the token before",
     "scaled like the trunk": "scaled like the target model",
 }
 """Words within text results (attributes and labels, such as the edits of a recording): {"zero": "Zero"}."""

@@ -36,13 +36,13 @@ def routing(source: Source, *, by_label: bool = False, level: float = 0.95) -> x
     shared_gate         sigmoid of the shared expert's gate; only if there is a shared expert
     shared_share        norm of its output over that norm plus the routed output's; likewise
     """
-    needs = ("entropy_sum", "topk_entropy_sum", "margin_sum", "kept_sum", "pairs", "load", "tokens")
+    needs = ("entropy_sum", "topk_entropy_sum", "margin_sum", "repeated_sum", "pairs", "load", "tokens")
     data = read(source, "routing", *needs, "measured", by_label=by_label)
     checked_load(data)
     top_k = _top_k(data)
 
-    def switched(kept: xr.DataArray, n: xr.DataArray) -> xr.DataArray:
-        return 1 - ratio(kept, top_k * n)
+    def switched(repeated: xr.DataArray, n: xr.DataArray) -> xr.DataArray:
+        return 1 - ratio(repeated, top_k * n)
 
     def by_chance(chosen: xr.DataArray, n: xr.DataArray) -> xr.DataArray:
         return 1 - along(["expert"], formulas.repeated_if_independent, ratio(chosen, n)) / top_k
@@ -66,7 +66,7 @@ def routing(source: Source, *, by_label: bool = False, level: float = 0.95) -> x
         **data,
         "entropy_share_sum": data["entropy_sum"] / most,
         "topk_entropy_share_sum": data["topk_entropy_sum"] / (least or np.nan),
-        "switch_rate_sum": data["kept_sum"],
+        "switch_rate_sum": data["repeated_sum"],
     }
     return result(data, estimates(sums, table, level))
 

@@ -163,7 +163,7 @@ def routing(texts, every=1):
                     out["transition"][index, top[0], after[0]] += 1
                 if token > text.first:
                     out["pairs"][place] += 1
-                    out["kept_sum"][place] += len(chosen[token] & chosen[token - 1])
+                    out["repeated_sum"][place] += len(chosen[token] & chosen[token - 1])
                 for column, length in enumerate(WINDOWS):
                     if (token + 1) % length == 0 and token + 1 - length >= text.first:
                         out["windows"][(*place, column)] += 1
