@@ -74,7 +74,11 @@ def ablations(
     choice("stats.ablations", "score", score, get_args(Score))
     data = read(source, "ablations", *dict.fromkeys([score, *_NEEDS]))
     sweep = AblationEffects.of(data, score, _effect(data, score), data["task"].values.astype(str))
-    _check_chance(sweep)
+    for name in sweep.tasks:
+        if len(chances := np.unique(data["chance"].values[sweep.task == name])) > 1:
+            raise InconsistentRecording(
+                f"Task {name!r} has more than one chance level: {chances.tolist()}.\nGive each level its own task."
+            )
     more = _OF_CLEAN | (_SHARE_LOST if score == "accuracy" else {})
     return ablation_effects(sweep, lambda here: _of_clean(sweep, here, how), *_EFFECT[score], more, how)
 
@@ -86,14 +90,6 @@ def _effect(data: xr.Dataset, score: str) -> np.ndarray:
     if score == "accuracy":
         return np.asarray(data["clean_accuracy"].values - values)
     return np.asarray(values if score == "kl" else 1 - values)
-
-
-def _check_chance(sweep: AblationEffects) -> None:
-    for name in sweep.tasks:
-        if len(chances := np.unique(sweep.data["chance"].values[sweep.task == name])) > 1:
-            raise InconsistentRecording(
-                f"Task {name!r} has more than one chance level: {chances.tolist()}.\nGive each level its own task."
-            )
 
 
 def _of_clean(sweep: AblationEffects, here: np.ndarray, how: Bootstrap) -> dict[str, Any]:

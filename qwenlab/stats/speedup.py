@@ -46,12 +46,13 @@ def speedup(sources: Source | Sequence[Source], costs: xr.Dataset, *, level: flo
                          without accepted drafts, NaN if it never pays
     best_depth           depth with the largest speedup, best_speedup; 0 and 1 (plain decoding) if none is above 1
 
-    Of each ledger's own rounds, at its depth, NaN at other depths, with as_run_ and measured_tokens_per_second:
+    Of each ledger's own rounds, at its depth, NaN at other depths:
 
     acceptance_length    emitted / rounds
-    as_run_speedup       predicted by the costs for the rounds as run, ragged and truncated
+    as_run_speedup       predicted by the costs for the rounds as run, ragged and truncated; also
+                         as_run_tokens_per_second
     measured_speedup     from the ledger's `seconds` of each round or, in its attrs, of all; over plain decoding: the
-                         attr plain_seconds_per_token, or plain_step
+                         attr plain_seconds_per_token, or plain_step; also measured_tokens_per_second
     gap                  measured seconds per token over those predicted as run, minus 1
     seconds_per_token    [depth, part] draft, verify, rollback, overhead, and the unexplained part
 

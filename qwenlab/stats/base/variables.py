@@ -77,10 +77,8 @@ def jackknife_method(level: float, left_out: str) -> dict[str, Any]:
 def share_method(level: float, cluster: str) -> dict[str, Any]:
     """Attrs of an interval by `formulas.intervals.share`; raises BadArgument."""
     check_level(level)
-    return {
-        "interval": f"Wilson's score at the effective sample size, by the delete-one-{cluster} jackknife",
-        "level": level,
-    }
+    construction = f"Wilson's score at the effective sample size, by the delete-one-{cluster} jackknife"
+    return {"interval": construction, "level": level}
 
 
 @dataclass(frozen=True)
@@ -103,9 +101,5 @@ class Bootstrap:
 
     @property
     def attrs(self) -> dict[str, Any]:
-        return {
-            "interval": f"bootstrap of whole {self.clusters}, expanded percentiles",
-            "level": self.level,
-            "resamples": self.resamples,
-            "seed": self.seed,
-        }
+        construction = f"bootstrap of whole {self.clusters}, expanded percentiles"
+        return {"interval": construction, "level": self.level, "resamples": self.resamples, "seed": self.seed}
