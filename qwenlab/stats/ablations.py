@@ -107,7 +107,7 @@ def _of_clean(sweep: AblationEffects, here: np.ndarray, how: Bootstrap) -> dict[
         "at_chance": at_chance,
     }
     if sweep.score == "accuracy":
-        effect = sweep.effect[sweep.units][:, here]
+        effect = sweep.effect[sweep.ablated][:, here]
         ratio = how.interval(np.concatenate([effect, above[None]]).T, lambda sums: sums[..., :-1] / sums[..., -1:])
         values["share_lost"] = np.where(at_chance, np.nan, effect.mean(axis=1) / above.mean())
         values["share_lost_interval"] = np.where(at_chance, np.nan, ratio)

@@ -19,7 +19,6 @@ from qwenlab.tasks.grading import TaskBatch, asked_scores, check_tasks, grade, t
 from qwenlab.tasks.task import Task
 from qwenlab.tasks.token_classes import CLASSES, classes_of
 
-_LOSS = {"units": "nat/token", "long_name": "next-token loss"}
 _BYTES = {"units": "B", "long_name": "UTF-8 bytes that the token adds"}
 
 
@@ -114,7 +113,7 @@ def losses(
         for row, index in enumerate(batch.texts):
             by_text[index] = loss[rows.cpu().numpy() == row]
     data: dict[str, Any] = {
-        "loss": ("token", np.concatenate(by_text), _LOSS),
+        "loss": ("token", np.concatenate(by_text), {"units": "nat/token", "long_name": "next-token loss"}),
         "id": ("token", np.concatenate([each.tokens[1:] for each in found]), {"units": "id", "long_name": "token"}),
         "bytes": ("token", np.concatenate([each.bytes[1:] for each in found]), _BYTES),
     }

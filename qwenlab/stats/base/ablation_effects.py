@@ -30,8 +30,8 @@ class AblationEffects:
     data: xr.Dataset
     score: str
     effect: np.ndarray  # [ablation, text], positive if worse
-    units: np.ndarray  # rows of ablations other than controls
-    controls: tuple[np.ndarray, ...]  # for each unit, the rows of its controls
+    ablated: np.ndarray  # rows of ablations other than controls
+    controls: tuple[np.ndarray, ...]  # for each of these, the rows of its controls
     task: np.ndarray  # of each text
     tasks: tuple[str, ...]
 
@@ -39,10 +39,10 @@ class AblationEffects:
     def of(data: xr.Dataset, score: str, effect: np.ndarray, task: np.ndarray) -> AblationEffects:
         """Check and group a sweep; raises InconsistentRecording and NothingMeasured."""
         names, control_of = (data[name].values.astype(str) for name in ("ablation", "control_of"))
-        units = np.flatnonzero(control_of == "")
-        if not effect.shape[1] or not len(units):
+        ablated = np.flatnonzero(control_of == "")
+        if not effect.shape[1] or not len(ablated):
             raise NothingMeasured(
-                f"This sweep has {len(units)} ablations besides controls, and {effect.shape[1]} texts.\n"
+                f"This sweep has {len(ablated)} ablations besides controls, and {effect.shape[1]} texts.\n"
                 "Sweep at least one ablation over at least two texts."
             )
         if not np.isfinite(effect).all():
@@ -52,12 +52,12 @@ class AblationEffects:
                 f"first of {str(names[row])!r} on text {text} ({task[text]}).\n"
                 "Look at what that ablation does, or leave it out."
             )
-        if missing := sorted(set(control_of) - {""} - set(names[units])):
+        if missing := sorted(set(control_of) - {""} - set(names[ablated])):
             raise InconsistentRecording(
                 f"This sweep has controls of {str(missing[0])!r} but not that ablation.\nSweep both together."
             )
-        controls = tuple(np.flatnonzero(control_of == name) for name in names[units])
-        return AblationEffects(data, score, effect, units, controls, task, tuple(dict.fromkeys(task.tolist())))
+        controls = tuple(np.flatnonzero(control_of == name) for name in names[ablated])
+        return AblationEffects(data, score, effect, ablated, controls, task, tuple(dict.fromkeys(task.tolist())))
 
 
 def ablation_effects(
@@ -74,7 +74,7 @@ def ablation_effects(
     units, means  units and meaning of the effect;  more: those of the further numbers
     """
     # enough draws for p-values that survive Holm's correction
-    draws = max(how.resamples, int(np.ceil(10 * len(of.units) * len(of.tasks) / (1 - how.level))))
+    draws = max(how.resamples, int(np.ceil(10 * len(of.ablated) * len(of.tasks) / (1 - how.level))))
     parts = [_of_task(of, of.task == name, draws, how) | dict(own(of.task == name)) for name in of.tasks]
     values = {name: np.stack([np.asarray(part[name]) for part in parts]) for name in parts[0]}
     values |= {f"{name}_holm": paired.holm(values[name]) for name in ("p", "p_above_controls")}
@@ -88,7 +88,7 @@ def ablation_effects(
     data, control_of = of.data, of.data["control_of"].values.astype(str)
     at: dict[str, Any] = {"task": np.array(of.tasks, object)}
     for name in ("ablation", *(name for name in ABOUT if name != "control_of")):
-        at[name] = ("ablation", as_objects(data[name].values[of.units]))
+        at[name] = ("ablation", as_objects(data[name].values[of.ablated]))
     at["control"] = as_objects(data["ablation"].values[control_of != ""])
     at["control_of"] = ("control", as_objects(control_of[control_of != ""]))
     facts = {name: data.attrs[name] for name in FACTS if name in data.attrs}
@@ -102,24 +102,25 @@ def as_objects(values: np.ndarray) -> np.ndarray:
 
 
 def _of_task(of: AblationEffects, here: np.ndarray, draws: int, how: Bootstrap) -> dict[str, Any]:
-    effect, texts, units = of.effect[:, here], int(here.sum()), of.units
+    effect, texts, ablated = of.effect[:, here], int(here.sum()), of.ablated
     own = np.stack([effect[rows].mean(axis=0) if len(rows) else np.full(texts, np.nan) for rows in of.controls])
-    beyond = effect[units] - own
+    beyond = effect[ablated] - own
     ends = how.interval(np.concatenate([beyond, effect]).T, lambda sums: sums / texts)
-    of_beyond, of_effect = np.split(ends, [len(units)])
+    of_beyond, of_effect = np.split(ends, [len(ablated)])
     drawn = [effect[rows].mean(axis=1) for rows in of.controls]
     reach = np.array([mean_reach(means, how.level) for means in drawn])
-    first, last = paired.rank_bounds(paired.larger(effect[units], level=how.level, draws=how.resamples, seed=how.seed))
+    larger = paired.larger(effect[ablated], level=how.level, draws=how.resamples, seed=how.seed)
+    first, last = paired.rank_bounds(larger)
     controls = np.flatnonzero(of.data["control_of"].values.astype(str) != "")
     return {
         "texts": texts,
-        "effect": effect[units].mean(axis=1),
-        "effect_interval": of_effect[units],
+        "effect": effect[ablated].mean(axis=1),
+        "effect_interval": of_effect[ablated],
         "control_effect": effect[controls].mean(axis=1),
         "control_effect_interval": of_effect[controls],
         "effect_above_controls": beyond.mean(axis=1),
         "effect_above_controls_interval": widened(beyond.mean(axis=1), of_beyond, reach),
-        "p": paired.flip_p(effect[units], draws=draws, seed=how.seed),
+        "p": paired.flip_p(effect[ablated], draws=draws, seed=how.seed),
         "p_above_controls": np.array([paired.welch_p(*pair) for pair in zip(beyond, drawn, strict=True)]),
         "rank_low": first,
         "rank_high": last,
