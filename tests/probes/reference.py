@@ -130,7 +130,7 @@ def routing(texts, every=1):
     where = layers_where(texts, lambda layer: layer.mlp)
     experts = texts[0].layers[where[0]].mlp["probability"].shape[1]
     grouped = (labels_of(texts), FOLDS, len(where))
-    plain = ("entropy", "topk_entropy", "margin", "kept", "shared_gate", "shared_share")
+    plain = ("entropy", "topk_entropy", "margin", "repeated", "shared_gate", "shared_share")
     out = {f"{name}_sum": np.zeros(grouped) for name in plain} | {
         n: np.zeros(grouped) for n in ("tokens", "pairs", "measured")
     }
