@@ -2,6 +2,7 @@ from .ablation_findings import ablation_findings as ablation_findings, ablation_
 from .ablations import ablated_acceptance as ablated_acceptance, ablations as ablations
 from .acceptance import acceptance as acceptance, by_depth as by_depth
 from .agreement import agreement as agreement
+from .attention import attention_distance as attention_distance
 from .calibration import calibration as calibration
 from .cost import memory as memory, time_by_kind as time_by_kind
 from .deltanet import (
@@ -17,10 +18,10 @@ from .experts import (
     unused_experts as unused_experts,
 )
 from .layers import layer_table as layer_table, residual as residual
-from .losses import losses as losses, mean_over_texts as mean_over_texts
+from .losses import losses as losses
 from .maps import attention_map as attention_map, retrieval as retrieval
 from .patching import patching as patching
-from .reach import attention_distance as attention_distance, reach as reach
+from .reach import reach as reach
 from .routing import (
     coactivation as coactivation,
     layer_overlap as layer_overlap,
@@ -34,3 +35,4 @@ from .states import (
     state_precision as state_precision,
     state_rank as state_rank,
 )
+from .texts import mean_over_texts as mean_over_texts

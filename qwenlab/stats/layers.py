@@ -6,12 +6,12 @@ import xarray as xr
 
 from qwenlab.errors import NotARecording, NothingMeasured
 from qwenlab.record.recording import Recording
+from qwenlab.stats.attention import attention_distance
 from qwenlab.stats.base.source import Source, read, statistic
 from qwenlab.stats.base.sums import Estimate, estimates
 from qwenlab.stats.base.variables import Variables, described, result
 from qwenlab.stats.deltanet import gates, half_life, writing
 from qwenlab.stats.experts import expert_load
-from qwenlab.stats.reach import attention_distance
 from qwenlab.stats.routing import routing
 
 _MEANING = {

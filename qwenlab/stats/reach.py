@@ -1,4 +1,4 @@
-"""Distances over which heads attend: the same statistics for implicit and softmax attention, and softmax alone."""
+"""Reach of heads of both kinds of mixer: the same statistics for implicit and softmax attention."""
 
 from __future__ import annotations
 
@@ -7,14 +7,7 @@ from collections.abc import Sequence
 import xarray as xr
 
 from qwenlab.stats.base.source import Source, mixer_nodes, ratio, read, statistic
-from qwenlab.stats.base.sums import (
-    QUANTILES,
-    Estimate,
-    distribution,
-    estimates,
-    histogram_quantiles,
-    join_layers,
-)
+from qwenlab.stats.base.sums import Estimate, estimates, histogram_quantiles, join_layers, share
 from qwenlab.stats.base.variables import described, result
 
 HORIZONS = (0.5, 0.9)
@@ -43,13 +36,6 @@ _MEANS = {
     ),
 }
 
-_SOFTMAX = {
-    "distance": Estimate("token", "mean attention distance"),
-    "entropy": Estimate("nat", "entropy of the attention row"),
-    "first_mass": Estimate("1", "attention on the first token", 1),
-    "previous_mass": Estimate("1", "attention on the token before", 1),
-    "self_mass": Estimate("1", "attention on the token itself", 1),
-}
 _ERRORS = {
     "reconstruction_error": ("gap_square_sum", "distance from the kernel's output, relative to it"),
     "without_removal_error": ("without_removal_gap_square_sum", "the same of weights without key removal"),
@@ -103,38 +89,9 @@ def _of_kind(source: Source, node: str, horizons: Sequence[float], by_label: boo
     meaning = "distance that holds this share of the mass"
     table = {"horizon": Estimate("token", meaning, sums=("distance_mass",), of=horizon)} | _MEANS
     variables = estimates(data, table, level)
-    by_distance = mass.sum("fold")
-    mass_share = ratio(by_distance, by_distance.sum("distance_bin"))
-    variables["mass_share"] = described(mass_share, "share of mass", "mass by distance")
+    variables["mass_share"] = described(share(mass.sum("fold"), "distance_bin"), "share of mass", "mass by distance")
     for name, (gap, long_name) in _ERRORS.items():
         if gap in data:
             error = ratio(data[gap].sum("fold"), data["out_square_sum"].sum("fold")) ** 0.5
             variables[name] = described(error, "1", long_name)
-    return result(data, variables)
-
-
-@statistic
-def attention_distance(
-    source: Source, *, quantiles: Sequence[float] = QUANTILES, by_label: bool = False, level: float = 0.95
-) -> xr.Dataset:
-    """Attention distance, entropy and special masses: means over queries by [layer, head], with intervals.
-
-    distance           mean over queries of the row's mean distance back, tokens (0: the query's own token)
-    distance_quantile  [.., quantile] distance that contains that share of all attention mass; exact up to 4 tokens,
-                       then within a bin of half an octave
-    distance_share     [.., distance_bin] share of the mass in each bin
-    entropy            of the attention row, nats: ln of its effective number of tokens
-    first_mass         probability on the sequence's first token (the usual sink)
-    previous_mass      on the token before;  self_mass  on the query's own token
-
-    All of these depend on context length: compare only over the same texts.
-    """
-    sums = [f"{name}_sum" for name in _SOFTMAX]
-    data = read(source, "attention", "tokens", "distance_mass", *sums, by_label=by_label)
-    tokens, within, by_distance = distribution(data, "distance_mass", "distance_bin", "octave", quantiles)
-    variables = {
-        **estimates({**data, "tokens": tokens}, _SOFTMAX, level),
-        "distance_quantile": described(within, "token", "distance that holds this share of attention", scale="log2"),
-        "distance_share": described(by_distance, "share of attention", "attention by distance"),
-    }
     return result(data, variables)

@@ -12,7 +12,7 @@ from qwenlab.errors import BadArgument, InconsistentRecording
 from qwenlab.stats.base.source import RECORD_AGAIN, along, ratio
 from qwenlab.stats.base.variables import Variables, bounds, described, jackknife_method
 from qwenlab.stats.formulas.intervals import jackknife
-from qwenlab.stats.formulas.quantiles import integer_quantiles, linear_quantiles, log2_quantiles
+from qwenlab.stats.formulas.quantiles import integer_quantiles, linear_quantiles, log2_quantiles, shares
 
 Spacing = Literal["equal", "ratio", "octave"]
 """How a histogram's edges follow: equal steps, each the same multiple of the last, or 1, 1.5, 2, 3, 4, 6, ..."""
@@ -93,7 +93,12 @@ def distribution(
     """`matching_count` of the tokens of a histogram, its quantiles, and its shares by bin."""
     counts = data[name]
     tokens = matching_count(data["tokens"], counts, dim)
-    return tokens, histogram_quantiles(counts, dim, spacing, q), ratio(counts, counts.sum(dim))
+    return tokens, histogram_quantiles(counts, dim, spacing, q), share(counts, dim)
+
+
+def share(counts: xr.DataArray, dim: str) -> xr.DataArray:
+    """Divide counts by their sum along `dim`."""
+    return along([dim], shares, counts, out=[dim])
 
 
 def join_layers(nodes: Sequence[xr.Dataset]) -> xr.Dataset:

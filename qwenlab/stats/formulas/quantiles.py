@@ -26,6 +26,12 @@ def integer_quantiles(counts: np.ndarray, edges: np.ndarray, q: np.ndarray) -> n
     return edges[index] + np.maximum(np.ceil(inside * width) - 1, 0)
 
 
+def shares(counts: np.ndarray) -> np.ndarray:
+    """Counts [..., bin] as shares of their sum; NaN where nothing was counted."""
+    total = counts.sum(axis=-1, keepdims=True)
+    return counts / np.where(total > 0, total, np.nan)
+
+
 def _passing_bin(counts: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The bin in which the cumulated count reaches q of the sum, and how far into it (0 to 1; NaN without counts)."""
     counts = np.asarray(counts, np.float64)

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from qwenlab.stats.formulas.quantiles import integer_quantiles, linear_quantiles, log2_quantiles
+from qwenlab.stats.formulas.quantiles import integer_quantiles, linear_quantiles, log2_quantiles, shares
 
 Q = np.array([0.05, 0.25, 0.5, 0.75, 0.95])
 UNIT = np.linspace(0, 1, 129)
@@ -48,3 +48,4 @@ def test_leading_axes_are_kept_and_empty_histograms_are_nan():
     edges = np.array([0.0, 1, 2, 3])
     result = linear_quantiles(counts, edges, np.array([0.5, 0.75]))
     assert_allclose(result, [[[1.5, 1.75], [np.nan, np.nan]]])
+    assert_allclose(shares(counts), [[[0, 1, 0], [np.nan] * 3]])
