@@ -55,7 +55,7 @@ def agreement(source: Source, *, by_label: bool = False, level: float = 0.95) ->
     clusters = [by_cluster(rows[here], text[here]) for here in (some & (labels == name) for name in names)]
     sums = np.stack([rows.sum(axis=0) for rows in clusters])
     trials = np.r_[:depth, :depth, 3 * depth : 4 * depth]  # columns: the number of chains that each rate is a mean over
-    ends = np.stack([share_of_sums(rows, _rates, rows[:, trials], level) for rows in clusters])
+    ends = np.stack([share_of_sums(rows, _rates, rows.take(trials, axis=1), level) for rows in clusters])
     group = ("label",) if by_label else ()
     facts = {"rule": "greedy"} | {name: data.attrs[name] for name in ("depth", "text", "hidden") if name in data.attrs}
     facts |= {"origin": "trace", "chains": int(some.sum()), "texts": len(np.unique(text[some]))}
