@@ -458,7 +458,7 @@ heads_of_attention = [
 ]
 notebook.show(
     "openness",
-    ql.plots.openness_by_token(maps_of(PROSE, heads_of_attention), tokens=names[PROSE]),
+    ql.plots.gate_by_token(maps_of(PROSE, heads_of_attention), tokens=names[PROSE]),
     "Mean value of each attention head's output gate by token.",
 )
 

@@ -116,7 +116,7 @@ print(len(matched), "controls, such as", *(f"\n  {each.name}" for each in matche
 # ## The sweep
 #
 # Every ablation reads every text, and one forward pass gives all scores. Layers below an edit are not run again:
-# `layers_run` is the share of layers that ran. With `keep=FILE` an interrupted sweep resumes.
+# `layers_run` is the share of layers that ran. With `resume=FILE` an interrupted sweep resumes.
 
 # %%
 sweep = ql.ablations.sweep(ckpt, [*parts, *matched], tasks, batch_size=16)

@@ -29,6 +29,7 @@ OLD = {
     "plots.gate_histograms": "plots.gates",
     "plots.layer_map": "plots.layer_table",
     "plots.memory_by_context": "plots.memory",
+    "plots.openness_by_token": "plots.gate_by_token",
     "plots.over_texts": "plots.mean_over_texts",
     "plots.teacher_forced": "plots.agreement",
     "stats.over_texts": "stats.mean_over_texts",

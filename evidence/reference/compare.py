@@ -83,7 +83,9 @@ def compare(before: Flat, after: Flat, case: str = "") -> Comparison:
 def difference(before: np.ndarray | str, after: np.ndarray | str) -> str:
     """How two values differ; "" if they do not."""
     if isinstance(before, str) or isinstance(after, str):
-        same = isinstance(before, str) and isinstance(after, str) and after in (before, _renamed(before))
+        renamed = _renamed(str(before))
+        in_order = " ".join(sorted(renamed.split()))  # names of coordinates are sorted
+        same = isinstance(before, str) and isinstance(after, str) and after in (before, renamed, in_order)
         return "" if same else f"{_short(before)} became {_short(after)}"
     if before.dtype.kind in "US" and after.dtype.kind in "US" and before.shape == after.shape:
         pairs = zip(before.ravel().tolist(), after.ravel().tolist(), strict=True)

@@ -34,6 +34,7 @@ RENAMED: dict[str, str] = {
     "decode.custom_generate": "speculative.CustomGenerate",
     "decode.Replay": "speculative.ReplayRollback",
     "decode.Rerun": "speculative.RerunRollback",
+    "plots.openness_by_token": "plots.gate_by_token",
     "runs.ablate": "recipes.ablate",
     "tasks.read": "tasks.feed",
     "stats.over_texts": "stats.mean_over_texts",
@@ -46,10 +47,13 @@ REMOVED: set[str] = {"tasks.score", "tasks.teacher_forced"}
 KEYWORDS: dict[str, dict[str, str]] = {
     "tasks.needle": {"depth": "position"},
     "ablations.units": {"edit": "intervention"},
+    "ablations.controls": {"among": "pool"},
+    "ablations.sweep": {"keep": "resume"},
+    "runs.ablate": {"keep": "resume"},
 }
 """Arguments, by the name before of their function or class: {"probe.mean": {"over": "reference"}}."""
 
-ATTRIBUTES: dict[str, str] = {"edits": "interventions"}
+ATTRIBUTES: dict[str, str] = {"edits": "interventions", "of": "unit"}
 """Attributes and methods of the objects that cases use: {"ledger": "rounds"}."""
 
 ARGUMENTS: dict[str, tuple[str, str]] = {}
@@ -67,12 +71,17 @@ FIELDS: dict[str, str] = {
     "floor": "noise_floor",
     "differing": "differing_tokens",
     "trunk_rms": "target_rms",
+    "kept_sum": "repeated_sum",
+    "of": "unit",
+    "p_beyond": "p_above_controls",
+    "p_beyond_holm": "p_above_controls_holm",
 }
 """Variables, dims, attributes, nodes and fields of results: {"harm": "effect", "rounds/number": "rounds/index"}."""
 
 TEXTS: dict[str, str] = {
     **{f"{old}(": f"{new}(" for old, new in CLASSES.items()},
     "over_texts": "mean_over_texts",
+    "experts kept from the token before": "experts repeated from the token before",
     "scaled like the trunk": "scaled like the target model",
 }
 """Words within text results (attributes and labels, such as the edits of a recording): {"zero": "Zero"}."""

@@ -47,7 +47,7 @@ class Run:
 
     def most(self, of: str) -> str:
         """The single part of a sort that costs most along given texts."""
-        here = self.pooled.isel(task=0, ablation=np.flatnonzero(self.pooled["of"] == of))
+        here = self.pooled.isel(task=0, ablation=np.flatnonzero(self.pooled["unit"] == of))
         return str(here["ablation"].values[np.argmax(here["effect"].values)])
 
 

@@ -73,7 +73,7 @@ kept = None
 if keep is not None:
     kept = Path(keep) / f"{checkpoint.replace('/', '--')}-{seed}.npz"
     kept.parent.mkdir(exist_ok=True)
-sweep = ql.ablations.sweep(ckpt, chosen, tasks, batch_size=batch_size, keep=kept)
+sweep = ql.ablations.sweep(ckpt, chosen, tasks, batch_size=batch_size, resume=kept)
 contributions = protocol.contributions(ckpt, plain["prose"].tokens)
 
 # %%

@@ -55,7 +55,7 @@ class Run:
     def most(self, of: str, task: str, score: str = "accuracy") -> str:
         """The single part of a sort that costs most on a task."""
         here = getattr(self, score).sel(task=task)
-        here = here.isel(ablation=np.flatnonzero(here["of"] == of))
+        here = here.isel(ablation=np.flatnonzero(here["unit"] == of))
         return str(here["ablation"].values[np.argmax(here["effect"].values)])
 
     def cell(self, score: str, task: str, ablation: str, beyond: bool = False) -> str:
@@ -86,7 +86,8 @@ class Run:
 
     def places(self) -> list[str]:
         """The sets that are not groups."""
-        return [name for name in self.loss["ablation"].values[(self.loss["of"] == "set").values] if name not in GROUPS]
+        sets = self.loss["ablation"].values[(self.loss["unit"] == "set").values]
+        return [name for name in sets if name not in GROUPS]
 
     def layers(self) -> list[str]:
         """The layers, mixers and MLPs that cost most."""
@@ -262,7 +263,7 @@ if __name__ == "__main__":
     every = list(runs())
     REPORT.figure("recall", recall_figure(every))
     for run in every:
-        single = run.loss.isel(ablation=np.isin(run.loss["of"], SINGLE))
+        single = run.loss.isel(ablation=np.isin(run.loss["unit"], SINGLE))
         REPORT.figure(run.name.replace("/", "--"), ql.plots.ablation_map(single), dpi=110)
     REPORT.write(
         every=every,

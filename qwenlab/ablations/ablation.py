@@ -8,6 +8,7 @@ from typing import Any
 
 from qwenlab.errors import BadArgument
 from qwenlab.interventions.base import Intervention
+from qwenlab.tasks.arguments import named_differently
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Ablation:
 
     name           its name in results
     interventions  in the order in which they act
-    of             the kind of part: one of `UNITS`, or "set" for several parts
+    unit           the kind of part: one of `UNITS`, or "set" for several parts
     parts          paths such as "layers.3", "layers.3.mixer", "layers.3.mixer.heads[0]"
     layer          index of the part's layer; -1 for several layers
     kind           mixer of that layer, or of all of them; "" if they differ
@@ -26,7 +27,7 @@ class Ablation:
 
     name: str
     interventions: tuple[Intervention, ...]
-    of: str
+    unit: str
     parts: tuple[str, ...]
     layer: int
     kind: str
@@ -53,7 +54,7 @@ def combined(ablations: Sequence[Ablation], name: str, *, control_of: str = "") 
     return Ablation(
         name=name,
         interventions=tuple(one for ablation in ablations for one in ablation.interventions),
-        of=ablations[0].of if len(ablations) == 1 else "set",
+        unit=ablations[0].unit if len(ablations) == 1 else "set",
         parts=tuple(part for ablation in ablations for part in ablation.parts),
         layer=layers.pop() if len(layers) == 1 else -1,
         kind=kinds.pop() if len(kinds) == 1 else "",
@@ -67,16 +68,12 @@ def check_ablations(where: str, ablations: Any) -> None:
     listed = isinstance(ablations, Sequence) and len(ablations) > 0
     if not listed or not all(isinstance(item, Ablation) for item in ablations):
         raise BadArgument(f"{where}: give a list of at least one ablation, for example from qwenlab.ablations.units.")
-    names = [ablation.name for ablation in ablations]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise BadArgument(
-            f"{where}: several ablations are named {', '.join(map(repr, repeated))}.\nGive them different names."
-        )
+    named_differently(where, "ablations", ablations)
 
 
 def coordinates(ablations: Sequence[Ablation]) -> dict[str, Any]:
     """Coordinates along `ablation`: all fields of each ablation but its interventions and parts."""
-    fields = ("name", "of", "layer", "kind", "intervention", "control_of", "parameters")
+    fields = ("name", "unit", "layer", "kind", "intervention", "control_of", "parameters")
     return {
         "ablation" if field == "name" else field: ("ablation", [getattr(ablation, field) for ablation in ablations])
         for field in fields

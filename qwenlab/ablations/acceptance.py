@@ -23,11 +23,10 @@ def acceptance(
     texts, how  as in `qwenlab.speculative.acceptance_score`: depth, max_new_tokens, labels, ...
 
     returns  acceptance_length [ablation, text], clean_acceptance_length [text], tokens; NaN for a text without rounds.
-             Coordinates describe each ablation, and give the label of each text. The target model under the ablation
-             verifies, and the draft head, unchanged, drafts from its hidden states. Attrs give the rule, the depth,
-             the text and the provenance
+             Coordinates describe each ablation and text; attrs give the rule, the depth, the text and the provenance
 
-    Raises BadArgument, and the errors of `acceptance_score` and of the interventions.
+    The target model under the ablation verifies, and the draft head, unchanged, drafts from its hidden states. Raises
+    BadArgument, and the errors of `acceptance_score` and of the interventions.
     """
     require_checkpoint(checkpoint)
     check_ablations("acceptance(checkpoint, ablations, texts)", ablations)

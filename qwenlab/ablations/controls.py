@@ -21,45 +21,40 @@ _DRAWS = 200
 
 
 def controls(
-    ablations: Sequence[Ablation],
-    among: Sequence[Ablation],
-    *,
-    match: Match = "number",
-    number: int = 3,
-    seed: int = 0,
+    ablations: Sequence[Ablation], pool: Sequence[Ablation], *, match: Match = "number", number: int = 3, seed: int = 0
 ) -> list[Ablation]:
     """For each ablation, `number` different random sets of other parts that match it, or as many as there are.
 
-    among   ablations of single parts that do not overlap, from which the sets are drawn; those that overlap with the
+    pool    ablations of single parts that do not overlap, from which the sets are drawn; those that overlap with the
             ablation are left out
     match   "number": as many parts; "kind": as many, in layers with the same kind of mixer; "parameters": any number of
             parts with as many parameters, within 10 %
-    seed    of the draws, by the name of the ablation: they do not depend on the other items or the order of either list
+    seed    of the draws of each ablation, which do not depend on the other items or the order of either list
 
     Raises BadArgument if an ablation has no match at all: its effect could then be that of any other parts.
     """
-    check_ablations("controls(ablations, among)", ablations)
-    check_ablations("controls(among=...)", among)
+    check_ablations("controls(ablations, pool)", ablations)
+    check_ablations("controls(pool=...)", pool)
     choice("controls", "match", match, MATCHES)
     integer("controls", "number", number, least=1)
-    if several := next((part for part in among if len(part.parts) > 1), None):
+    if several := next((part for part in pool if len(part.parts) > 1), None):
         raise BadArgument(
-            f"controls(among=...): {several.name!r} has {len(several.parts)} parts.\n"
+            f"controls(pool=...): {several.name!r} has {len(several.parts)} parts.\n"
             "Give ablations of one part each, such as units(model, 'mixer')."
         )
-    if inside := _overlapping(among):
+    if inside := _overlapping(pool):
         raise BadArgument(
-            f"controls(among=...): {' and '.join(inside)} overlap.\n"
+            f"controls(pool=...): {' and '.join(inside)} overlap.\n"
             "Give ablations of different parts, such as units(model, 'mixer')."
         )
-    among = sorted(among, key=lambda part: (part.layer, part.parts))
-    return [control for ablation in ablations for control in _of(ablation, among, match, number, seed)]
+    pool = sorted(pool, key=lambda part: (part.layer, part.parts))
+    return [control for ablation in ablations for control in _of(ablation, pool, match, number, seed)]
 
 
-def _overlapping(among: Sequence[Ablation]) -> tuple[str, str] | None:
+def _overlapping(pool: Sequence[Ablation]) -> tuple[str, str] | None:
     """The names of two ablations of one part each that overlap, if any."""
     names: dict[str, str] = {}
-    for ablation in among:
+    for ablation in pool:
         (part,) = ablation.parts
         if part in names:
             return names[part], ablation.name
@@ -71,9 +66,8 @@ def _overlapping(among: Sequence[Ablation]) -> tuple[str, str] | None:
     return None
 
 
-def _of(ablation: Ablation, among: Sequence[Ablation], match: Match, number: int, seed: int) -> Iterator[Ablation]:
-    """The controls of one ablation."""
-    others = [other for other in among if not other.overlaps(ablation)]
+def _of(ablation: Ablation, pool: Sequence[Ablation], match: Match, number: int, seed: int) -> Iterator[Ablation]:
+    others = [other for other in pool if not other.overlaps(ablation)]
     if match == "kind":
         others = [other for other in others if other.kind == ablation.kind]
     rng = random.Random(f"controls-{seed}-{ablation.name}-{match}")

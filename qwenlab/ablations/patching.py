@@ -16,7 +16,7 @@ from qwenlab.ablations.prefix import record_layer_outputs, reuse_outputs
 from qwenlab.capture.provenance import provenance_of
 from qwenlab.checkpoint.checkpoint import Checkpoint, require_checkpoint
 from qwenlab.checkpoint.decoder import decoder_of
-from qwenlab.checkpoint.sites import Site, find_sites
+from qwenlab.checkpoint.sites import find_sites
 from qwenlab.errors import BadArgument
 from qwenlab.interventions.activations import cache_activations
 from qwenlab.interventions.base import check_heads, indices
@@ -83,8 +83,22 @@ def patching(
     tokens = {name: [[str(decode([row[n]])) for n in chosen] for row in rows] for name, rows in ids.items()}
     labels = [name for name, rows in ids.items() for _ in rows]
     facts = provenance_of(checkpoint, [*ids["source"], *ids["target"]], labels)
-    return _dataset(patched, of_source, of_target, matched, chosen, tokens).assign_attrs(
-        facts | {"heads": ", ".join(map(str, heads or ()))}
+    variables = {
+        "logprob": (("site", "position", "pair"), patched, "patched"),
+        "source_logprob": ("pair", of_source, "after the source"),
+        "target_logprob": ("pair", of_target, "after the target"),
+    }
+    meaning = "log-probability of the source's answer"
+    return xr.Dataset(
+        {name: (*each, {"units": "nat", "long_name": f"{meaning}, {of}"}) for name, (*each, of) in variables.items()},
+        {
+            "site": [site.name for site in matched],
+            "layer": ("site", [site.layer for site in matched]),
+            "kind": ("site", [site.kind for site in matched]),
+            "position": ("position", list(chosen), {"units": "token", "long_name": "position that is patched"}),
+            **{f"{name}_token": (("pair", "position"), strings) for name, strings in tokens.items()},
+        },
+        facts | {"heads": ", ".join(map(str, heads or ()))},
     )
 
 
@@ -96,33 +110,6 @@ def _logprob(model: Any, answers: torch.Tensor, tokens: torch.Tensor) -> np.ndar
     return logprobs
 
 
-def _dataset(
-    patched: np.ndarray,
-    of_source: np.ndarray,
-    of_target: np.ndarray,
-    sites: Sequence[Site],
-    chosen: Sequence[int],
-    tokens: dict[str, list[list[str]]],
-) -> xr.Dataset:
-    """The result of `patching`, with units."""
-    meaning = "log-probability of the source's answer"
-    variables = {
-        "logprob": (("site", "position", "pair"), patched, f"{meaning}, patched"),
-        "source_logprob": ("pair", of_source, f"{meaning}, after the source"),
-        "target_logprob": ("pair", of_target, f"{meaning}, after the target"),
-    }
-    return xr.Dataset(
-        {name: (dims, values, {"units": "nat", "long_name": of}) for name, (dims, values, of) in variables.items()},
-        {
-            "site": [site.name for site in sites],
-            "layer": ("site", [site.layer for site in sites]),
-            "kind": ("site", [site.kind for site in sites]),
-            "position": ("position", list(chosen), {"units": "token", "long_name": "position that is patched"}),
-            **{f"{name}_token": (("pair", "position"), strings) for name, strings in tokens.items()},
-        },
-    )
-
-
 def _tokens(checkpoint: Checkpoint, texts: TextsOrTokens, name: str) -> list[list[int]]:
     where = f"patching({name}=...)"
     if isinstance(texts, str) or not len(texts):
@@ -131,7 +118,6 @@ def _tokens(checkpoint: Checkpoint, texts: TextsOrTokens, name: str) -> list[lis
 
 
 def _ids(tokens: Iterable[int], where: str) -> list[int]:
-    """Raises BadArgument unless this is a list of integers."""
     try:
         return list(map(index, tokens))
     except TypeError:

@@ -30,13 +30,10 @@ def record_layer_outputs(decoder: Decoder) -> Iterator[dict[int, Any]]:
 
 @contextmanager
 def reuse_outputs(decoder: Decoder, session: InterventionSession, recorded: Mapping[int, Any]) -> Iterator[int]:
-    """Inside this block, the layers below the interventions of a session do not run, but return recorded outputs.
+    """Inside this block, the layers below the interventions of a session return recorded outputs; yields their number.
 
-    Enter it inside the block of the session. Inside the block of other interventions, every layer runs; inside a
-    `watch`, the layers that it hooks and those above.
-
-    recorded  the output of each layer when the model read the same tokens without the interventions
-    yields    number of layers that do not run
+    Enter it inside the block of the session; `recorded` is of the same tokens without its interventions. Inside the
+    block of other interventions, every layer runs; inside a `watch`, the layers that it hooks and those above.
     """
 
     def reuse(result: Any, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

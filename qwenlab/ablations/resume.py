@@ -26,11 +26,9 @@ _BROKEN = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.err
 
 
 class ScoreTable:
-    """Scores of ablations and of the model without them, and the file that stores the scores.
+    """Scores of ablations [ablation, text] and of the model without them ("clean_..." [text]), and their file.
 
-    scores  float64 by name: [ablation, text], and "clean_..." [text]; NaN where not computed yet
-    done    bool [ablation, text]: which are computed
-    layers  int [2]: layers run under ablations, and the layers of as many whole passes
+    `done` [ablation, text] says which are computed; `layers` counts layers run under ablations, and in whole passes.
     """
 
     def __init__(self, path: str | PathLike[str] | None, key: str, ablations: int, texts: int) -> None:
@@ -72,12 +70,12 @@ class ScoreTable:
                 key, loaded = str(arrays["key"]), {name: arrays[name] for name in ("done", "layers", *self.scores)}
         except _BROKEN as error:
             raise BadArgument(
-                f"sweep(keep={str(path)!r}): this file is damaged, or not from a sweep ({error}).\n"
+                f"sweep(resume={str(path)!r}): this file is damaged, or not from a sweep ({error}).\n"
                 "Give another file, or remove it to start again."
             ) from error
         if key != self.key:
             raise BadArgument(
-                f"sweep(keep={str(path)!r}): this file is from another sweep: another checkpoint, precision, or list "
+                f"sweep(resume={str(path)!r}): this file is from another sweep: another checkpoint, precision, or list "
                 "of ablations or tasks.\nGive another file, or remove it to start again."
             )
         self.done, self.layers = loaded.pop("done"), loaded.pop("layers")
@@ -85,10 +83,7 @@ class ScoreTable:
 
 
 def key_of(model: Sequence[str], ablations: Sequence[Ablation], tasks: Sequence[Task]) -> str:
-    """A hash of everything that the scores depend on.
-
-    model  its hash, its precision, and the interventions that are already active
-    """
+    """A hash of everything that the scores depend on; of the model its hash, precision and active interventions."""
     named = [(ablation.name, ablation.intervention) for ablation in ablations]
     texts = [(task.name, task.tokens, task.asked) for task in tasks]
     return hashlib.sha256(repr((list(model), named, texts)).encode()).hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
@@ -40,7 +41,7 @@ def sweep(
     tasks: Sequence[Task],
     *,
     batch_size: int = 8,
-    keep: str | PathLike[str] | None = None,
+    resume: str | PathLike[str] | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
     """Scores of every ablation on every text of the tasks, and of the unchanged model on the same texts.
@@ -49,11 +50,9 @@ def sweep(
     layers below the lowest changed layer do not run again. Inside the block of other interventions, "unchanged" means
     the model under those.
 
-    ablations   from `units`, `controls` and `combined`, with different names
-    tasks       from `qwenlab.tasks`
     batch_size  sequences per batch: memory holds the logits of two models, [batch, asked positions, vocabulary], and
                 the output of every layer
-    keep        a file that stores the scores as they are computed; if it exists, the sweep resumes from it
+    resume      a file that stores the scores as they are computed; if it exists, the sweep resumes from it
 
     returns  loss, accuracy, kl, agreement [ablation, text], as `qwenlab.tasks.grade` defines them; clean_loss and
              clean_accuracy [text] of the unchanged model; chance [text], NaN for plain text; coordinates describe
@@ -67,7 +66,11 @@ def sweep(
     check_ablations("sweep(checkpoint, ablations, tasks)", ablations)
     check_tasks("sweep", tasks)
     batches = list(task_batches(checkpoint, tasks, batch_size=batch_size))
-    state = _Sweep(checkpoint, ablations, tasks, keep)
+    decoder = decoder_of(checkpoint.model)
+    running = running_on(decoder)["dtype"], *active_interventions(decoder.module)
+    key = key_of([checkpoint.hash_now(), *running], ablations, tasks)
+    table = ScoreTable(resume, key, len(ablations), sum(len(task.tokens) for task in tasks))
+    state = _Sweep(checkpoint, ablations, tasks, decoder, table)
     total = len(ablations) * sum(len(batch.texts) for batch in batches)
     with tqdm(total=total, unit="text", desc="ablating", disable=not progress) as bar:
         try:
@@ -88,21 +91,15 @@ def sweep(
     return state.dataset()
 
 
+@dataclass(frozen=True)
 class _Sweep:
     """A running sweep and its table of scores."""
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        ablations: Sequence[Ablation],
-        tasks: Sequence[Task],
-        keep: str | PathLike[str] | None,
-    ) -> None:
-        self.checkpoint, self.ablations, self.tasks = checkpoint, ablations, tasks
-        self.decoder: Decoder = decoder_of(checkpoint.model)
-        running = running_on(self.decoder)["dtype"], *active_interventions(self.decoder.module)
-        key = key_of([checkpoint.hash_now(), *running], ablations, tasks)
-        self.table = ScoreTable(keep, key, len(ablations), sum(len(task.tokens) for task in tasks))
+    checkpoint: Checkpoint
+    ablations: Sequence[Ablation]
+    tasks: Sequence[Task]
+    decoder: Decoder
+    table: ScoreTable
 
     @property
     def complete(self) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 from torch import nn
@@ -64,75 +63,52 @@ def units(
         raise BadArgument("units(of='kind', layers=...) always ablates all layers of a kind.\nLeave `layers` out.")
     decoder = decoder_of(module_of(model))
     chosen = _chosen(layers, decoder)
-    built = _BUILDERS[of](decoder, intervention)
-    ablations = [ablation for ablation in built if of == "kind" or ablation.layer in chosen]
+    ablations = [each for each in _built(decoder, of, intervention) if of == "kind" or each.layer in chosen]
     if not ablations:
         where = "this model" if layers is None else f"layers {list(chosen)} of this model"
         raise NothingToProbe(f"units(of={of!r}) finds nothing: {where} has no {of}.\nChoose another kind of part.")
     return ablations
 
 
-Ablations = Iterator[Ablation]
-
-
-def _layers(decoder: Decoder, intervention: Callable[..., Intervention]) -> Ablations:
-    for layer, kind in enumerate(decoder.layer_types):
-        count = _count(decoder.layers[layer])
-        yield Ablation(f"layer {layer}", (Identity([layer]),), "layer", (f"layers.{layer}",), layer, kind, count)
-
-
-def _parts(of: str, decoder: Decoder, intervention: Callable[..., Intervention]) -> Ablations:
-    for site in find_sites(decoder.module, f"layers.*.{of}"):
-        count = _count(decoder.part(site.layer, of))
-        yield Ablation(f"{of} {site.layer}", (intervention(site.name),), of, (site.name,), site.layer, site.kind, count)
-
-
-def _heads(decoder: Decoder, intervention: Callable[..., Intervention]) -> Ablations:
-    for site in find_sites(decoder.module, "layers.*.mixer.heads"):
-        heads = heads_of(decoder, site) or 1
-        count = _count(decoder.mixer(site.layer)) // heads
-        for head in range(heads):
-            interventions, part = (intervention(site.name, heads=[head]),), f"{site.name}[{head}]"
-            yield Ablation(f"head {site.layer}.{head}", interventions, "head", (part,), site.layer, site.kind, count)
-
-
-def _experts(decoder: Decoder, intervention: Callable[..., Intervention]) -> Ablations:
-    for layer in decoder.layers_with("experts"):
-        experts = int(decoder.part(layer, "router").num_experts)
-        kind, count = decoder.layer_types[layer], _count(decoder.part(layer, "experts")) // experts
-        for expert in range(experts):
-            interventions, part = (MaskExperts([expert], layers=[layer]),), f"layers.{layer}.mlp.experts[{expert}]"
-            yield Ablation(f"expert {layer}.{expert}", interventions, "expert", (part,), layer, kind, count)
-
-
-def _gates(decoder: Decoder, intervention: Callable[..., Intervention]) -> Ablations:
-    for site in find_sites(decoder.module, "layers.*.mixer.*"):
-        word = site.word.removeprefix("mixer.")
-        if word in ("decay", "beta", "gate"):
-            name, interventions = f"{word} {site.layer}", (SetGate(site.name, to=1.0),)
-            yield Ablation(name, interventions, "gate", (site.name,), site.layer, site.kind, 0)
-
-
-def _kinds(decoder: Decoder, intervention: Callable[..., Intervention]) -> Ablations:
-    for kind in KINDS:
-        if layers := decoder.layers_of(kind):
-            parts = tuple(f"layers.{layer}.mixer" for layer in layers)
-            count = sum(_count(decoder.mixer(layer)) for layer in layers)
-            layer = layers[0] if len(layers) == 1 else -1
-            yield Ablation(
-                f"all {kind}", (intervention("layers.*.mixer", kind=kind),), "kind", parts, layer, kind, count
-            )
-
-
-_BUILDERS: dict[str, Callable[[Decoder, Callable[..., Intervention]], Ablations]] = {
-    "layer": _layers,
-    "mixer": partial(_parts, "mixer"),
-    "mlp": partial(_parts, "mlp"),
-    "head": _heads,
-    "expert": _experts,
-    "gate": _gates,
-    "kind": _kinds,
-}
+def _built(decoder: Decoder, of: str, intervention: Callable[..., Intervention]) -> Iterator[Ablation]:
+    """One ablation per part of a kind, in all layers."""
+    kinds = decoder.layer_types
+    match of:
+        case "layer":
+            for layer, module in enumerate(decoder.layers):
+                part = f"layers.{layer}"
+                yield Ablation(f"layer {layer}", (Identity([layer]),), of, (part,), layer, kinds[layer], _count(module))
+        case "mixer" | "mlp":
+            for site in find_sites(decoder.module, f"layers.*.{of}"):
+                layer, count, applied = site.layer, _count(decoder.part(site.layer, of)), (intervention(site.name),)
+                yield Ablation(f"{of} {layer}", applied, of, (site.name,), layer, site.kind, count)
+        case "head":
+            for site in find_sites(decoder.module, "layers.*.mixer.heads"):
+                heads = heads_of(decoder, site) or 1
+                layer, count = site.layer, _count(decoder.mixer(site.layer)) // heads
+                for head in range(heads):
+                    part, applied = f"{site.name}[{head}]", (intervention(site.name, heads=[head]),)
+                    yield Ablation(f"head {layer}.{head}", applied, of, (part,), layer, site.kind, count)
+        case "expert":
+            for layer in decoder.layers_with("experts"):
+                experts = int(decoder.part(layer, "router").num_experts)
+                count = _count(decoder.part(layer, "experts")) // experts
+                for expert in range(experts):
+                    part, applied = f"layers.{layer}.mlp.experts[{expert}]", (MaskExperts([expert], layers=[layer]),)
+                    yield Ablation(f"expert {layer}.{expert}", applied, of, (part,), layer, kinds[layer], count)
+        case "gate":
+            for site in find_sites(decoder.module, "layers.*.mixer.*"):
+                if (gate := site.word.removeprefix("mixer.")) in ("decay", "beta", "gate"):
+                    layer, applied = site.layer, (SetGate(site.name, to=1.0),)
+                    yield Ablation(f"{gate} {layer}", applied, of, (site.name,), layer, site.kind, 0)
+        case "kind":
+            for kind in filter(decoder.layers_of, KINDS):
+                layers = decoder.layers_of(kind)
+                parts = tuple(f"layers.{layer}.mixer" for layer in layers)
+                layer, count = layers[0] if len(layers) == 1 else -1, sum(_count(decoder.mixer(n)) for n in layers)
+                yield Ablation(
+                    f"all {kind}", (intervention("layers.*.mixer", kind=kind),), of, parts, layer, kind, count
+                )
 
 
 def _count(module: nn.Module) -> int:

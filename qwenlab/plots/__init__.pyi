@@ -15,7 +15,7 @@ from .experts import (
 from .gates import gates as gates
 from .layers import layer_table as layer_table
 from .losses import losses as losses
-from .maps import attention_map as attention_map, openness_by_token as openness_by_token
+from .maps import attention_map as attention_map, gate_by_token as gate_by_token
 from .patching import patching as patching
 from .reach import (
     mass_by_distance as mass_by_distance,

@@ -28,7 +28,7 @@ def ablated_acceptance(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figu
     """
     names = ("effect", "effect_interval", "control_effect", "significant", "clean_acceptance_length")
     data = need(statistics, "ablated_acceptance", *names)
-    sorts = list(dict.fromkeys(data["of"].values.tolist()))
+    sorts = list(dict.fromkeys(data["unit"].values.tolist()))
     if len(sorts) > len(MARKERS):
         raise BadArgument(
             f"{len(sorts)} sorts of parts, but only {len(MARKERS)} markers.\nSelect some: .isel(ablation=...)."
@@ -78,7 +78,7 @@ def _points(ax: Axes, here: xr.Dataset, x: np.ndarray, sorts: list[str]) -> None
     ax.vlines(x, *ends(here["effect_interval"]), colors=colours.tolist(), linewidth=1.3)
     faces = np.where(here["significant"].values, colours, "white")
     for of, marker in zip(sorts, MARKERS, strict=False):
-        own = here["of"].values == of
+        own = here["unit"].values == of
         how = dict(s=24, marker=marker, linewidths=1.2, zorder=3)
         ax.scatter(x[own], here["effect"].values[own], c=faces[own], edgecolors=colours[own], **how)  # type: ignore[arg-type]
     ax.axhline(0, color="0.4", linewidth=0.7)

@@ -41,7 +41,7 @@ def ablation_map(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     layer has several such parts (heads, experts, gates), each task has one row for each, in their order.
     """
     data = need(statistics, "ablations", "effect", "significant")
-    sorts = [_Panel.of(data, of) for of in dict.fromkeys(data["of"].values.tolist())]
+    sorts = [_Panel.of(data, of) for of in dict.fromkeys(data["unit"].values.tolist())]
     largest = np.abs(data["effect"].values).max(axis=1)
     columns, rows = max(panel.columns for panel in sorts), [panel.rows for panel in sorts]
     few = columns <= _FEW and max(panel.slots for panel in sorts) <= _NAMED
@@ -83,7 +83,7 @@ class _Panel:
     @staticmethod
     def of(data: xr.Dataset, of: str) -> _Panel:
         """Arrange by layer if each ablation has one, else in one column per ablation."""
-        here = data.isel(ablation=np.flatnonzero(data["of"].values == of))
+        here = data.isel(ablation=np.flatnonzero(data["unit"].values == of))
         layer = here["layer"].values
         if (layer < 0).any():
             return _Panel(here, of, np.arange(len(layer)), np.zeros(len(layer), int))

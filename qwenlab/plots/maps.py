@@ -164,9 +164,7 @@ def _square(root: np.ndarray) -> np.ndarray:
 
 
 @styled
-def openness_by_token(
-    maps: Sequence[xr.Dataset], *, tokens: Sequence[str] | None = None, ax: Axes | None = None
-) -> Figure:
+def gate_by_token(maps: Sequence[xr.Dataset], *, tokens: Sequence[str] | None = None, ax: Axes | None = None) -> Figure:
     """Output gates of heads at each token of one text: one row per head; darker is more open.
 
     maps    of stats.attention_map, recorded by row, of heads of one kind over the same text
@@ -177,7 +175,7 @@ def openness_by_token(
     """
     checked = [need(one, "attention_map", "mean_gate") for one in maps]
     if not checked or len({(str(one.attrs["kind"]), one.attrs["text"]) for one in checked}) > 1:
-        raise BadArgument("openness_by_token draws heads of one kind over one text.\nGive one or several such maps.")
+        raise BadArgument("gate_by_token draws heads of one kind over one text.\nGive one or several such maps.")
     values = np.stack([one["mean_gate"].values for one in checked])
     heads = len(values)
     shown = panel(ax, 8.0, 1.3 + float(np.clip(0.16 * heads, 0.5, 6)))

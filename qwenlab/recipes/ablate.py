@@ -58,7 +58,7 @@ def ablate(
     max_tokens: inputs.TwoOrMore = 256,
     batch_size: inputs.Positive = 8,
     seed: int = 0,
-    keep: inputs.FilePath | None = None,
+    resume: inputs.FilePath | None = None,
     device: inputs.Device | None = None,
     dtype: inputs.Dtype | None = None,
     progress: inputs.Progress = True,
@@ -78,7 +78,7 @@ def ablate(
     max_tokens  tokens read of each text, and the length of the passages into which a long text is cut
     batch_size  sequences read at a time
     seed        random seed of tasks, controls and intervals
-    keep        file in which scores are saved as they come; an interrupted sweep resumes from it
+    resume      file in which scores are saved as they come; an interrupted sweep resumes from it
 
     `source` is what `qwenlab.open` takes (with `device` and `dtype`), or an open Checkpoint. Raises BadArgument for
     unknown names, and what `ablations.sweep` and `stats.ablations` raise.
@@ -97,7 +97,9 @@ def ablate(
     for label, some in (texts or {}).items():
         passages = inputs.passages_of(checkpoint, some, max_tokens, count)
         scored.append(task_makers.text_task(checkpoint, passages, name=label, max_tokens=max_tokens))
-    swept = ablations.sweep(checkpoint, [*units, *matched], scored, batch_size=batch_size, keep=keep, progress=progress)
+    swept = ablations.sweep(
+        checkpoint, [*units, *matched], scored, batch_size=batch_size, resume=resume, progress=progress
+    )
     folder = Path(out).resolve()
     saved = record.Recording({"ablations": swept}, swept.attrs).save(folder / "recording.nc")
     statistics, findings = stats.ablations(swept, score=score, seed=seed), folder / "findings.md"

@@ -16,7 +16,8 @@ _NAMED = 5
 
 _KINDS = {DELTANET: "DeltaNet", ATTENTION: "attention"}
 _EFFECTS = ("effect", "effect_above_controls")
-_NEEDS = (*_EFFECTS, *(f"{name}_interval" for name in _EFFECTS), "p_holm", "p_beyond_holm", "rank_low", "significant")
+_TESTED = ("controls", "p_holm", "p_above_controls_holm", "rank_low", "rank_high", "significant")
+_NEEDS = (*_EFFECTS, *(f"{name}_interval" for name in _EFFECTS), *_TESTED)
 
 
 @statistic
@@ -24,14 +25,14 @@ def ablation_table(source: xr.Dataset, task: str) -> xr.Dataset:
     """One row per ablation, of one task of `ablations` or `ablated_acceptance`, the largest effect first.
 
     effect, effect_above_controls and, for accuracy, share_lost, with their intervals <name>_interval [.., bound];
-    controls, the number of controls; p_holm, p_beyond_holm, rank_low, rank_high and significant.
+    controls, the number of controls; p_holm, p_above_controls_holm, rank_low, rank_high and significant.
 
     Raises MissingVariable for other statistics, and BadArgument for a task that they do not have.
     """
     here = _checked(source, task).sel(task=task)
     names = [name for name in (*_EFFECTS, "share_lost") if name in here]
     columns = [column for name in names for column in (name, f"{name}_interval")]
-    columns += ["controls", "p_holm", "p_beyond_holm", "rank_low", "rank_high", "significant"]
+    columns += _TESTED
     order = np.argsort(-here["effect"].values, kind="stable")
     table = xr.Dataset({name: here[name] for name in columns}).drop_vars("task")
     return table.isel(ablation=order).assign_attrs(source.attrs | {"task": task})
@@ -87,7 +88,6 @@ def _drafting(data: xr.Dataset) -> str:
 
 
 def _caveats(data: xr.Dataset) -> Iterator[str]:
-    """Caveats that apply to every task."""
     controls = data["controls"]
     if bool((controls == 0).all()):
         yield "\nNo ablation has controls: ablating as much elsewhere may have the same effect."
@@ -107,7 +107,6 @@ def _caveats(data: xr.Dataset) -> Iterator[str]:
 
 
 def _of_task(here: xr.Dataset, score: str, alpha: float, tests: int) -> Iterator[str]:
-    """Sentences about one task."""
     texts = int(here["texts"])
     if "at_chance" in here and bool(here["at_chance"]):
         yield (
@@ -160,7 +159,7 @@ def _details(one: xr.Dataset) -> str:
     if float(one["effect"]) < 0:
         words.append("the model does better without it")
     if controls := int(one["controls"]):
-        p = float(one["p_beyond_holm"])
+        p = float(one["p_above_controls_holm"])
         above = f"{_estimate(one, 'effect_above_controls')} above {_number_of(controls, 'control')}"
         words.append(above + ("" if np.isnan(p) else f" (p {p:.2g})"))
     if "share_lost" in one and np.isfinite(one["share_lost"]):

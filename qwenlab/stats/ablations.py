@@ -1,4 +1,4 @@
-"""Effects of the ablations of a sweep by task, compared with random controls, with simultaneous ranks."""
+"""Effects of ablations on scores and on acceptance lengths, by task, compared with random controls."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.arguments import choice
-from qwenlab.errors import InconsistentRecording
-from qwenlab.stats.base.ablation_effects import ABOUT, AblationEffects, Meaning, ablation_effects, dataset_of, stacked
+from qwenlab.errors import InconsistentRecording, NothingMeasured
+from qwenlab.stats.base.ablation_effects import ABOUT, AblationEffects, Meaning, ablation_effects
+from qwenlab.stats.base.rounds import FACTS
 from qwenlab.stats.base.source import Source, read, statistic
 from qwenlab.stats.base.variables import Bootstrap
 from qwenlab.stats.score import Score
@@ -28,6 +29,11 @@ _OF_CLEAN: dict[str, Meaning] = {
     "above_chance": (("task",), "1", "accuracy of the unedited model above chance"),
     "at_chance": (("task",), "1", "accuracy of the unedited model is not significantly above chance"),
 }
+_NEEDS_LENGTHS = ("acceptance_length", "clean_acceptance_length", "label", *ABOUT)
+_OF_LENGTHS: dict[str, Meaning] = {
+    "clean_acceptance_length": (("task",), "token", "acceptance length of the unedited model"),
+    "left_out": (("task",), "text", "texts without a round under some ablation, left out"),
+}
 _SHARE_LOST: dict[str, Meaning] = {"share_lost": (("task", "ablation"), "1", "share lost of the accuracy above chance")}
 
 
@@ -43,12 +49,11 @@ def ablations(
                      no interval for one control: at least two are needed to know how controls differ
     p, p_holm        two-sided, by flipping the signs of whole texts (`formulas.paired.flip_p`): exact for differences
                      that are symmetric about 0; p_holm is corrected over all ablations and tasks (Holm 1979)
-    p_beyond, p_beyond_holm   the same of effect_above_controls, by Welch's t (`formulas.paired.beyond_p`); NaN below
-                     two controls
+    p_above_controls, p_above_controls_holm   the same of effect_above_controls, by Welch's t; NaN below two controls
     rank_low, rank_high   the ranks by effect within the task that the data allow, 1 the most harmful: simultaneous over
                      all pairs of the task (`formulas.paired.rank_bounds`, Mogstad et al. 2024), so that ties stay ties
-    significant      p_holm < 1 - level and, where there are controls, p_beyond_holm < 1 - level with the same sign as
-                     the effect. The probability that any ablation without an effect is significant is at most 1 - level
+    significant      p_holm < 1 - level and, with controls, p_above_controls_holm < 1 - level with the sign of the
+                     effect. The probability that any ablation without an effect is significant is at most 1 - level
     share_lost       score="accuracy" only: effect / (clean accuracy - chance); NaN where chance is not known or reached
 
     By [task]: texts; clean_loss and clean_accuracy of the unedited model; chance; above_chance, clean accuracy minus
@@ -56,24 +61,26 @@ def ablations(
     controls, their number. By [task, control]: control_effect, as effect; control_of names each control's ablation.
 
     level  of the intervals, <name>_interval: `formulas.intervals.bootstrap` over whole texts, the same draws for all
-           ablations. Controls are random too: Student's error of their mean is added (`formulas.intervals.widened`),
-           since a bootstrap of two or three never leaves their range. NaN below two texts. At 0.95, intervals of
-           effect_above_controls covered 0.94 to 0.99 with 2 to 8 controls in simulation
+           ablations; NaN below two texts. Student's error of the mean of the controls is added, because a bootstrap
+           of two or three never leaves their range. With 2 to 8 controls at 0.95, intervals of effect_above_controls
+           covered 0.94 to 0.99 in simulation
 
-    A KL divergence is never below 0, nor is a share of changes: a difference from 0 only shows that the edit changes
-    something; compare it with the controls.
+    A KL divergence is never below 0, nor is a share of changes: compare them with the controls, not with 0.
 
-    Raises BadArgument, MissingVariable, InconsistentRecording for controls without their ablation or several chances in
-    a task, and NothingMeasured without texts or ablations, or where a score is NaN or infinite.
+    Raises BadArgument, InconsistentRecording for controls without their ablation or several chances in a task, and
+    NothingMeasured without texts or ablations, or where a score is NaN or infinite.
     """
     how = Bootstrap(level, resamples, seed)
     choice("stats.ablations", "score", score, get_args(Score))
     data = read(source, "ablations", *dict.fromkeys([score, *_NEEDS]))
     sweep = AblationEffects.of(data, score, _effect(data, score), data["task"].values.astype(str))
-    _check_chance(sweep)
-    values = ablation_effects(sweep, how) | stacked([_of_clean(sweep, name, how) for name in sweep.tasks])
-    units, means = _EFFECT[score]
-    return dataset_of(sweep, values, units, means, _OF_CLEAN | (_SHARE_LOST if score == "accuracy" else {}), how)
+    for name in sweep.tasks:
+        if len(chances := np.unique(data["chance"].values[sweep.task == name])) > 1:
+            raise InconsistentRecording(
+                f"Task {name!r} has more than one chance level: {chances.tolist()}.\nGive each level its own task."
+            )
+    more = _OF_CLEAN | (_SHARE_LOST if score == "accuracy" else {})
+    return ablation_effects(sweep, lambda here: _of_clean(sweep, here, how), *_EFFECT[score], more, how)
 
 
 def _effect(data: xr.Dataset, score: str) -> np.ndarray:
@@ -85,17 +92,8 @@ def _effect(data: xr.Dataset, score: str) -> np.ndarray:
     return np.asarray(values if score == "kl" else 1 - values)
 
 
-def _check_chance(sweep: AblationEffects) -> None:
-    for name in sweep.tasks:
-        if len(chances := np.unique(sweep.data["chance"].values[sweep.task == name])) > 1:
-            raise InconsistentRecording(
-                f"Task {name!r} has more than one chance level: {chances.tolist()}.\nGive each level its own task."
-            )
-
-
-def _of_clean(sweep: AblationEffects, task: str, how: Bootstrap) -> dict[str, Any]:
+def _of_clean(sweep: AblationEffects, here: np.ndarray, how: Bootstrap) -> dict[str, Any]:
     """Scores of the unedited model on one task and, for accuracy, the share of it that is lost."""
-    here = sweep.task == task
     clean, chance = (sweep.data[name].values[here] for name in ("clean_accuracy", "chance"))
     above, texts = clean - chance, int(here.sum())
     (interval,) = how.interval(above[:, None], lambda sums: sums / texts)
@@ -109,8 +107,53 @@ def _of_clean(sweep: AblationEffects, task: str, how: Bootstrap) -> dict[str, An
         "at_chance": at_chance,
     }
     if sweep.score == "accuracy":
-        effect = sweep.effect[sweep.units][:, here]
+        effect = sweep.effect[sweep.ablated][:, here]
         ratio = how.interval(np.concatenate([effect, above[None]]).T, lambda sums: sums[..., :-1] / sums[..., -1:])
         values["share_lost"] = np.where(at_chance, np.nan, effect.mean(axis=1) / above.mean())
         values["share_lost_interval"] = np.where(at_chance, np.nan, ratio)
     return values
+
+
+@statistic
+def ablated_acceptance(
+    source: Source, *, by_label: bool = True, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> xr.Dataset:
+    """Effect of each ablation on the acceptance length of the draft head, by [task, ablation].
+
+    effect  mean over texts of clean_acceptance_length - acceptance_length on the same text, tokens per round: positive
+            where fewer drafts are accepted
+
+    The other variables, intervals, p, ranks and `significant` are as in `stats.ablations`; its table, findings and
+    plots take these statistics too. Each label of texts is a task; with by_label=False all texts are one task.
+
+    By [task]: texts; clean_acceptance_length, the mean over texts for the unedited model; left_out, texts for which
+    some ablation, or the unedited model, has no round: no ablation is scored on them.
+
+    Attrs hold the rule, the depth and the text: in the edited model's own text (text="own"), the text differs between
+    ablations. Raises NothingMeasured where no text of a label is left, else as `ablations`.
+    """
+    how = Bootstrap(level, resamples, seed)
+    data = read(source, "ablated_acceptance", *_NEEDS_LENGTHS)
+    lengths = data["acceptance_length"].transpose("ablation", "text").values.astype(np.float64)
+    clean = data["clean_acceptance_length"].values.astype(np.float64)
+    task = data["label"].values.astype(str) if by_label else np.full(len(clean), "all texts")
+    known = ~np.isnan(clean) & ~np.isnan(lengths).any(axis=0)
+    if empty := [name for name in dict.fromkeys(task.tolist()) if not known[task == name].any()]:
+        raise NothingMeasured(
+            f"Each text of {empty[0]!r} has no round under some ablation, or under the unedited model.\n"
+            "Give longer texts, or leave out ablations under which the model ends at once."
+        )
+    sweep = AblationEffects.of(data, "acceptance_length", (clean - lengths)[:, known], task[known])
+
+    def of_clean(here: np.ndarray) -> dict[str, Any]:
+        lengths, (name, *_) = clean[known][here], sweep.task[here]
+        (interval,) = how.interval(lengths[:, None], lambda sums: sums / len(lengths))
+        return {
+            "clean_acceptance_length": lengths.mean(),
+            "clean_acceptance_length_interval": interval,
+            "left_out": (~known[task == name]).sum(),
+        }
+
+    facts = {name: data.attrs[name] for name in FACTS if name in data.attrs}
+    meaning = "fall of the acceptance length"
+    return ablation_effects(sweep, of_clean, "token", meaning, _OF_LENGTHS, how).assign_attrs(facts)

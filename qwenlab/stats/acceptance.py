@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -11,7 +12,7 @@ import xarray as xr
 from qwenlab.errors import BadArgument, NothingMeasured
 from qwenlab.stats.base.rounds import about, about_all, by_place, read_rounds, several
 from qwenlab.stats.base.source import Source, statistic
-from qwenlab.stats.base.variables import Variables, share_method, variable, with_interval
+from qwenlab.stats.base.variables import Row, share_method, variables
 from qwenlab.stats.formulas import acceptance as formulas
 from qwenlab.stats.formulas.intervals import by_cluster, share_of_sums
 
@@ -35,9 +36,9 @@ _RATES = {
     "server_length": "server length: 1 + agreed / rounds with drafts",
 }
 _ALONG = {
-    "label": ("", "label of the text"),
-    "position": ("token", "tokens known before the round, at least"),
-    "entropy": ("nat", "entropy of the target model's distribution, at least"),
+    "label": {"units": "", "long_name": "label of the text"},
+    "position": {"units": "token", "long_name": "tokens known before the round, at least"},
+    "entropy": {"units": "nat", "long_name": "entropy of the target model's distribution, at least"},
 }
 
 
@@ -57,18 +58,16 @@ def acceptance(source: Source, *, by: By | None = None, level: float = 0.95) -> 
     acceptance_length           emitted / rounds, including truncated ones; over the others it is 1 + sum over i of
                                 accepted_i / rounds, which is asserted
     draft_efficiency            accepted / drafted
-    server_rate, server_length  agreed / drafted, and 1 + agreed / rounds with drafts. These, and the position rate, are
-                                as vLLM and llama.cpp count: `agreed` includes drafts that an end of text cut away; NaN
-                                if it is not known (a replay)
+    server_rate, server_length  agreed / drafted, and 1 + agreed / rounds with drafts. All server rates are as vLLM and
+                                llama.cpp count: with drafts that an end of text cut away; NaN if not known (a replay)
     rounds, truncated_rounds    all, and those that emitted fewer than accepted + 1;  prompts: number of texts
 
     by     "label"; "position": tokens known before the round, in bins that double; "entropy": of the target model's
            distribution at the place of a tested draft: only tested, accepted, conditional and prompts
-    level  of the intervals, <name>_interval: `formulas.intervals.share` over whole prompts, separately for each group;
-           a trial is a round. At 0.95, coverage with 8 prompts was 0.93 to 0.98 in simulation. NaN below two prompts
+    level  of the intervals <name>_interval: `formulas.intervals.share` over whole prompts, a trial being a round; NaN
+           below two prompts
 
-    `by_depth` compares depths. Raises BadArgument, and NothingMeasured and InconsistentRecording as
-    `stats.base.rounds.read_rounds`.
+    `by_depth` compares depths. Raises BadArgument, NothingMeasured and InconsistentRecording.
     """
     method = share_method(level, "prompt")
     if by == "entropy":
@@ -85,8 +84,8 @@ def acceptance(source: Source, *, by: By | None = None, level: float = 0.95) -> 
 def by_depth(sources: Sequence[Source], *, by: Literal["label"] | None = None, level: float = 0.95) -> xr.Dataset:
     """Compute `acceptance` of several ledgers along `depth`: one ledger per depth, under one rule.
 
-    Places beyond a ledger's depth have count 0 and no rate. Raises BadArgument if two ledgers have the same depth, or
-    differ in rule, temperature, kind of text or labels; else as `acceptance`.
+    Places beyond a ledger's depth have count 0 and no rate. Also raises BadArgument if two ledgers have the same depth,
+    or differ in rule, temperature, kind of text or labels.
     """
     method = share_method(level, "prompt")
     ledgers = several(sources)
@@ -107,39 +106,35 @@ def by_depth(sources: Sequence[Source], *, by: Literal["label"] | None = None, l
 
 def _acceptance(data: xr.Dataset, by: Literal["label", "position"] | None, method: dict[str, Any]) -> xr.Dataset:
     """Counts and rates of a checked ledger, separately for each group."""
-    depth, prompt, facts = data.sizes["draft"], data["prompt"].values, about(data)
+    depth, prompt = data.sizes["draft"], data["prompt"].values
     counts = [data[name].values for name in ("drafted", "tested", "accepted", "agreed", "emitted")]
     rows = formulas.tally(*counts, depth=depth)
     names, member = _groups(data, by)
     clusters = [by_cluster(rows[member == group], prompt[member == group]) for group in range(len(names))]
     sums = np.stack([some.sum(axis=0) for some in clusters])
-    group = () if by is None else (by,)
-    truncated = np.bincount(member, data["emitted"].values <= data["accepted"].values, len(names))
-    variables = {}
-    for name, values in zip(_COUNTS, np.split(sums[:, : 3 * depth], 3, axis=1), strict=True):
-        variables[name] = variable(values.astype(np.int64), (*group, "draft"), "draft", _COUNTS[name], facts)
-    for name, number, units, meaning in (
-        ("rounds", sums[:, -2], "round", "rounds"),
-        ("truncated_rounds", truncated, "round", "truncated rounds: emitted < accepted + 1"),
-        ("prompts", np.array([len(some) for some in clusters]), "prompt", "prompts"),
-    ):
-        variables[name] = variable(number.astype(np.int64), group, units, meaning, facts)
-    rates, ends = formulas.rates(sums, depth), np.stack([_intervals(some, depth, method) for some in clusters])
+    group: tuple[str, ...] = () if by is None else (by,)
+    by_draft = (*group, "draft")
+    truncated = np.bincount(member, data["emitted"].values <= data["accepted"].values, len(names)).astype(np.int64)
+    table = _counts(("drafted", "tested", "accepted"), sums[:, : 3 * depth], by_draft) | {
+        "rounds": Row(sums[:, -2].astype(np.int64), group, "round", "rounds"),
+        "truncated_rounds": Row(truncated, group, "round", "truncated rounds: emitted < accepted + 1"),
+        "prompts": Row(np.array([len(some) for some in clusters]), group, "prompt", "prompts"),
+    }
+    rates, trials = partial(formulas.rates, depth=depth), partial(formulas.trials, depth=depth)
+    least, most = formulas.limits(depth)
+    interval = partial(share_of_sums, of=rates, level=method["level"], least=least, most=most)
+    ends = np.stack([interval(some, trials=trials(some)) for some in clusters])
     spans = [*(slice(place * depth, (place + 1) * depth) for place in range(3)), *range(3 * depth, 3 * depth + 4)]
     for (name, meaning), span in zip(_RATES.items(), spans, strict=True):
-        dims = (*group, "draft") if isinstance(span, slice) else group
+        dims = by_draft if isinstance(span, slice) else group
         units = "token" if name.endswith("length") else "1"
-        variables |= with_interval(name, rates[:, span], ends[:, span], dims, units, meaning, facts, method)
-    return _dataset(variables, data, by, names, method)
+        table[name] = Row(rates(sums)[:, span], dims, units, meaning, ends[:, span])
+    return _dataset(table, data, by, names, method)
 
 
-def _intervals(clusters: np.ndarray, depth: int, method: dict[str, Any]) -> np.ndarray:
-    """Intervals of all rates, [rate, bound], from tallies by prompt."""
-    least, most = formulas.limits(depth)
-    trials = formulas.trials(clusters, depth)
-    return share_of_sums(
-        clusters, lambda sums: formulas.rates(sums, depth), trials, method["level"], least=least, most=most
-    )
+def _counts(names: Sequence[str], sums: np.ndarray, dims: Sequence[str]) -> dict[str, Row]:
+    by_name = zip(names, np.split(sums, len(names), axis=1), strict=True)
+    return {name: Row(values.astype(np.int64), dims, "draft", _COUNTS[name]) for name, values in by_name}
 
 
 def _groups(data: xr.Dataset, by: Literal["label", "position"] | None) -> tuple[np.ndarray, np.ndarray]:
@@ -176,31 +171,25 @@ def _by_entropy(data: xr.Dataset, method: dict[str, Any]) -> xr.Dataset:
         clusters.append(by_cluster(rows[some], prompt[some]))
     sums = np.stack([some.sum(axis=0) for some in clusters])
     ends = np.stack([share_of_sums(some, _conditional, some[:, :depth], method["level"]) for some in clusters])
-    facts, dims = about(data), ("entropy", "draft")
-    variables = {
-        name: variable(values.astype(np.int64), dims, "draft", _COUNTS[name], facts)
-        for name, values in zip(("tested", "accepted"), np.split(sums, 2, axis=1), strict=True)
+    dims, meaning = ("entropy", "draft"), _RATES["conditional"]
+    table = _counts(("tested", "accepted"), sums, dims) | {
+        "prompts": Row(np.array([len(some) for some in clusters]), dims[:1], "prompt", "prompts"),
+        "conditional": Row(_conditional(sums), dims, "1", meaning, ends),
     }
-    prompts = np.array([len(some) for some in clusters])
-    variables["prompts"] = variable(prompts, dims[:1], "prompt", "prompts", facts)
-    rates, meaning = _conditional(sums), _RATES["conditional"]
-    variables |= with_interval("conditional", rates, ends, dims, "1", meaning, facts, method)
-    return _dataset(variables, data, "entropy", np.array(ENTROPIES)[bins], method)
+    return _dataset(table, data, "entropy", np.array(ENTROPIES)[bins], method)
 
 
 def _conditional(sums: np.ndarray) -> np.ndarray:
     tested, accepted = np.split(sums, 2, axis=-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return accepted / tested
+    return accepted / tested
 
 
 def _dataset(
-    variables: Variables, data: xr.Dataset, by: By | None, names: np.ndarray, method: dict[str, Any]
+    table: dict[str, Row], data: xr.Dataset, by: By | None, names: np.ndarray, method: dict[str, Any]
 ) -> xr.Dataset:
-    """Return the variables with their coordinates and common attrs."""
-    out = xr.Dataset(variables, {"draft": data["draft"].values} | ({} if by is None else {by: names}))
-    out["draft"].attrs.update(units="1", long_name="place in the draft")
+    """Return the variables of a table with their coordinates and common attrs."""
+    at: dict[str, Any] = {"draft": ("draft", data["draft"].values, {"units": "1", "long_name": "place in the draft"})}
     if by is not None:
-        units, meaning = _ALONG[by]
-        out[by].attrs.update(units=units, long_name=meaning)
-    return out.assign_attrs(about(data) | method | {"sample": "{}"})
+        at[by] = (by, names, _ALONG[by])
+    facts = about(data)
+    return xr.Dataset(variables(table, facts, method), at, facts | method | {"sample": "{}"})

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import xarray as xr
 
 from qwenlab.errors import InconsistentRecording, NothingMeasured
 from qwenlab.stats.base.source import Source, read, statistic
-from qwenlab.stats.base.variables import share_method, variable, with_interval
+from qwenlab.stats.base.variables import Row, share_method, variables
 from qwenlab.stats.formulas.intervals import by_cluster, share_of_sums
 
 _NEEDS = ("draft_token", "target_token", "text", "position", "begin", "length", "label", "end")
@@ -31,12 +29,10 @@ def agreement(source: Source, *, by_label: bool = False, level: float = 0.95) ->
     texts                         number of texts
 
     Here every emitted token begins a chain; in decoding, only the last token of a round does. Rounds begin where drafts
-    have just failed, and failures cluster, so online the first place has a lower rate: a selection effect, not an
-    error. Places beyond the text, or after its end-of-text token, are left out. Along texts that the model did not
-    write, a draft is compared with the model's choice after the text so far.
+    have just failed, and failures cluster, so in decoding the first place has a lower rate: a selection effect. Along
+    texts that the model did not write, a draft is compared with the model's choice after the text so far.
 
-    level  of the intervals, <name>_interval: `formulas.intervals.share` over whole texts; a trial is a chain. NaN below
-           two texts
+    level  of the intervals <name>_interval: `formulas.intervals.share` over whole texts, a trial being a chain
 
     Raises NothingMeasured where no draft can be compared, InconsistentRecording for a trace without depth and text.
     """
@@ -58,23 +54,22 @@ def agreement(source: Source, *, by_label: bool = False, level: float = 0.95) ->
     names = list(dict.fromkeys(labels[some].tolist()))
     clusters = [by_cluster(rows[here], text[here]) for here in (some & (labels == name) for name in names)]
     sums = np.stack([rows.sum(axis=0) for rows in clusters])
-    ends = np.stack([share_of_sums(rows, _rates, _trials(rows), level) for rows in clusters])
+    trials = np.r_[:depth, :depth, 3 * depth : 4 * depth]  # columns: the number of chains that each rate is a mean over
+    ends = np.stack([share_of_sums(rows, _rates, rows.take(trials, axis=1), level) for rows in clusters])
     group = ("label",) if by_label else ()
     facts = {"rule": "greedy"} | {name: data.attrs[name] for name in ("depth", "text", "hidden") if name in data.attrs}
     facts |= {"origin": "trace", "chains": int(some.sum()), "texts": len(np.unique(text[some]))}
-    number = [len(rows) for rows in clusters]
     dims = (*group, "draft")
-    variables = {
-        "chains": variable(sums[:, :depth].astype(np.int64), dims, "chain", "chains compared", facts),
-        "texts": variable(np.array(number), group, "text", "texts", facts),
+    table = {
+        "chains": Row(sums[:, :depth].astype(np.int64), dims, "chain", "chains compared"),
+        "texts": Row(np.array([len(rows) for rows in clusters]), group, "text", "texts"),
     }
     for place, (name, meaning) in enumerate(_RATES.items()):
         span = slice(place * depth, (place + 1) * depth)
-        variables |= with_interval(name, _rates(sums)[:, span], ends[:, span], dims, "1", meaning, facts, method)
-    at: dict[str, Any] = {"draft": np.arange(1, depth + 1)} | ({"label": np.array(names, object)} if by_label else {})
-    out = xr.Dataset(variables, at)
-    out["draft"].attrs.update(units="1", long_name="place in the draft")
-    return out.assign_attrs(facts | method | {"sample": "{}"})
+        table[name] = Row(_rates(sums)[:, span], dims, "1", meaning, ends[:, span])
+    at = {"draft": ("draft", np.arange(1, depth + 1), {"units": "1", "long_name": "place in the draft"})}
+    out = xr.Dataset(variables(table, facts, method), at, facts | method | {"sample": "{}"})
+    return out.assign_coords(label=np.array(names, object)) if by_label else out
 
 
 def _compared(data: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -97,11 +92,4 @@ def _compared(data: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
 def _rates(sums: np.ndarray) -> np.ndarray:
     """Agreement, unconditional and conditional agreement from sums [..., 4 depth]: [..., 3 depth]."""
     compared, equal, so_far, before = np.split(sums, 4, axis=-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.concatenate([equal / compared, so_far / compared, so_far / before], axis=-1)
-
-
-def _trials(sums: np.ndarray) -> np.ndarray:
-    """Number of chains that each of the rates is a mean over: [..., 3 depth]."""
-    compared, _, _, before = np.split(sums, 4, axis=-1)
-    return np.concatenate([compared, compared, before], axis=-1)
+    return np.concatenate([equal / compared, so_far / compared, so_far / before], axis=-1)

@@ -7,16 +7,15 @@ from collections.abc import Sequence
 import xarray as xr
 
 from qwenlab.stats.base.source import Source, read, statistic
-from qwenlab.stats.base.sums import QUANTILES, MeanSum, histogram_quantiles, matching_count, means, share
+from qwenlab.stats.base.sums import QUANTILES, Estimate, distribution, estimates
 from qwenlab.stats.base.variables import described, result
-from qwenlab.stats.formulas.quantiles import integer_quantiles
 
 _MEANS = {
-    "distance": MeanSum("token", "mean attention distance"),
-    "entropy": MeanSum("nat", "entropy of the attention row"),
-    "first_mass": MeanSum("1", "attention on the first token", 1),
-    "previous_mass": MeanSum("1", "attention on the token before", 1),
-    "self_mass": MeanSum("1", "attention on the token itself", 1),
+    "distance": Estimate("token", "mean attention distance"),
+    "entropy": Estimate("nat", "entropy of the attention row"),
+    "first_mass": Estimate("1", "attention on the first token", 1),
+    "previous_mass": Estimate("1", "attention on the token before", 1),
+    "self_mass": Estimate("1", "attention on the token itself", 1),
 }
 
 
@@ -38,12 +37,9 @@ def attention_distance(
     """
     sums = [f"{name}_sum" for name in _MEANS]
     data = read(source, "attention", "tokens", "distance_mass", *sums, by_label=by_label)
-    mass = data["distance_mass"]
-    tokens = matching_count(data["tokens"], mass, "distance_bin")
-    within = histogram_quantiles(integer_quantiles, mass, "distance_bin", "octave", quantiles)
-    by_distance = share(mass, "distance_bin")
+    tokens, within, by_distance = distribution(data, "distance_mass", "distance_bin", "octave", quantiles)
     variables = {
-        **means({**data, "tokens": tokens}, _MEANS, level),
+        **estimates({**data, "tokens": tokens}, _MEANS, level),
         "distance_quantile": described(within, "token", "distance that holds this share of attention", scale="log2"),
         "distance_share": described(by_distance, "share of attention", "attention by distance"),
     }

@@ -9,7 +9,7 @@ from qwenlab.arguments import integer
 from qwenlab.errors import NothingMeasured
 from qwenlab.stats.base.rounds import about, by_place, read_rounds
 from qwenlab.stats.base.source import Source, statistic
-from qwenlab.stats.base.variables import jackknife_method, share_method, variable, with_interval
+from qwenlab.stats.base.variables import Row, jackknife_method, share_method, variables
 from qwenlab.stats.formulas.intervals import by_cluster, jackknife_of_sums, share_of_sums
 
 
@@ -23,13 +23,12 @@ def calibration(source: Source, *, bins: int = 10, level: float = 0.95) -> xr.Da
     calibration_error  mean over tested drafts of |conditional - mean_probability| of their bin (expected calibration
                        error: Guo et al. 2017, arXiv:1706.04599); above 0 by chance alone if drafts are few
 
-    A policy that stops at a threshold of this probability is only as good as the probability predicts acceptance. Under
-    the greedy rule, accepted means equal to the target model's first choice.
+    A policy that stops at a threshold of this probability is only as good as the probability predicts acceptance.
 
     level  of the intervals <name>_interval over whole prompts: of conditional `formulas.intervals.share`, a trial being
            a tested draft; of mean_probability `formulas.intervals.jackknife`
 
-    Raises BadArgument, NothingMeasured if no tested draft has a probability, else as `acceptance`.
+    Raises NothingMeasured if no tested draft has a probability, else as `acceptance`.
     """
     of_share, of_mean = share_method(level, "prompt"), jackknife_method(level, "prompt")
     integer("stats.calibration", "bins", bins, least=1, unit="bins of [0, 1]")
@@ -51,22 +50,26 @@ def calibration(source: Source, *, bins: int = 10, level: float = 0.95) -> xr.Da
     rates, facts, dims = _rates(total), about(data), ("probability",)
     conditional = share_of_sums(sums, lambda s: _rates(s)[..., :n], sums[:, :n], level)
     mean = jackknife_of_sums(sums, lambda s: _rates(s)[..., n : 2 * n], sums[:, :n] > 0, level).clip(0, 1)
-    words = "conditional rate: accepted / tested", "mean probability of the draft by the draft head"
-    variables = {
-        "tested": variable(total[:n].astype(np.int64), dims, "draft", "tested", facts),
-        "accepted": variable(total[n : 2 * n].astype(np.int64), dims, "draft", "accepted", facts),
-        **with_interval("conditional", rates[:n], conditional, dims, "1", words[0], facts, of_share),
-        **with_interval("mean_probability", rates[n : 2 * n], mean, dims, "1", words[1], facts, of_mean),
+    shares = {
+        "tested": Row(total[:n].astype(np.int64), dims, "draft", "tested"),
+        "accepted": Row(total[n : 2 * n].astype(np.int64), dims, "draft", "accepted"),
+        "conditional": Row(rates[:n], dims, "1", "conditional rate: accepted / tested", conditional),
     }
-    variables["calibration_error"] = variable(rates[-1], (), "1", "calibration error: mean distance of the two", facts)
-    out = xr.Dataset(variables, {"probability": some / bins})
-    out["probability"].attrs.update(units="1", long_name="probability of the draft by the draft head, at least")
-    return out.assign_attrs(facts | of_share | {"bins": bins, "sample": "{}"})
+    meaning = "mean probability of the draft by the draft head"
+    means = {
+        "mean_probability": Row(rates[n : 2 * n], dims, "1", meaning, mean),
+        "calibration_error": Row(rates[-1], (), "1", "calibration error: mean distance of the two"),
+    }
+    edges = {"units": "1", "long_name": "probability of the draft by the draft head, at least"}
+    return xr.Dataset(
+        variables(shares, facts, of_share) | variables(means, facts, of_mean),
+        {"probability": ("probability", some / bins, edges)},
+        facts | of_share | {"bins": bins, "sample": "{}"},
+    )
 
 
 def _rates(sums: np.ndarray) -> np.ndarray:
     """Conditional rate and mean probability by bin, then the calibration error, from sums [..., 3 bin]."""
     tested, accepted, weighed = np.split(sums, 3, axis=-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        error = np.abs(accepted - weighed).sum(axis=-1, keepdims=True) / tested.sum(axis=-1, keepdims=True)
-        return np.concatenate([accepted / tested, weighed / tested, error], axis=-1)
+    error = np.abs(accepted - weighed).sum(axis=-1, keepdims=True) / tested.sum(axis=-1, keepdims=True)
+    return np.concatenate([accepted / tested, weighed / tested, error], axis=-1)

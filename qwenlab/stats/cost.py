@@ -34,13 +34,14 @@ def time_by_kind(source: Source) -> xr.Dataset:
     by_kind = xr.concat([part.sum("layer") for part in of_kind.values()], kinds.to_index_variable())
     mean_layer = by_kind / xr.DataArray([part.sizes["layer"] for part in of_kind.values()], dims="mixer_kind")
     tokens = data["tokens"]
+    clock = float(data.attrs.get("clock_cost_seconds", np.nan)) * float(data.attrs.get("readings", np.nan))
     variables = {
         "layer_share": (ratio(seconds.sum("part"), total), "share of layer time", "time of the layer"),
         "part_share": (ratio(seconds, total), "share of layer time", "time of the part"),
         "kind_share": (ratio(by_kind, total), "share of layer time", "time of all layers of a kind"),
         "seconds_per_token": (ratio(seconds, tokens), "s/token", "time of the part per token"),
         "kind_seconds_per_token": (ratio(mean_layer, tokens), "s/token", "time of a layer of the kind per token"),
-        "clock_share": (_clock_share(data), "share of model time", "time spent reading the clock"),
+        "clock_share": (clock / data["model_seconds"].sum(), "share of model time", "time spent reading the clock"),
     }
     out = result(data, {name: described(*variable) for name, variable in variables.items()})
     return out.assign_attrs(clock=data.attrs.get("clock", "unknown"))
@@ -72,8 +73,3 @@ def memory(source: Source) -> xr.Dataset:
     out["context"].attrs.update(units="token", long_name="context")
     out["batch"].attrs.update(units="sequence", long_name="sequences")
     return out
-
-
-def _clock_share(data: xr.Dataset) -> xr.DataArray:
-    cost = float(data.attrs.get("clock_cost_seconds", np.nan)) * float(data.attrs.get("readings", np.nan))
-    return cost / data["model_seconds"].sum()

@@ -1,25 +1,38 @@
-"""Half-lives, writes and key collisions of DeltaNet heads."""
+"""Half-lives, writes and key collisions of DeltaNet heads, and the gates of heads of both kinds of mixer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from qwenlab.stats.base.source import Source, along, ratio, read, statistic
-from qwenlab.stats.base.sums import QUANTILES, MeanSum, estimated, histogram_quantiles, matching_count, means, share
-from qwenlab.stats.base.variables import described, result
+from qwenlab.stats.base.source import Source, along, mixer_nodes, ratio, read, statistic
+from qwenlab.stats.base.sums import QUANTILES, Estimate, distribution, estimates, join_layers, matching_count
+from qwenlab.stats.base.variables import Variables, described, result
 from qwenlab.stats.formulas.keys import collision
-from qwenlab.stats.formulas.quantiles import log2_quantiles
 
 _LN_HALF = float(np.log(0.5))
+_GATES = {"mean_gate": ("gate", "mean value of the output gate"), "beta": ("beta", "write strength")}
+_MEAN_LIVES = {
+    "half_life_mean_log": Estimate(
+        "token",
+        "half-life of the mean log decay",
+        sums=("log_alpha_sum", "tokens"),
+        of=lambda log_alpha, count: _LN_HALF / ratio(log_alpha, count),
+    ),
+    "half_life_mean_alpha": Estimate(
+        "token",
+        "half-life of the mean decay",
+        sums=("alpha_sum", "tokens"),
+        of=lambda alpha, count: _LN_HALF / xr.ufuncs.log(ratio(alpha, count)),
+    ),
+}
 _WRITTEN = {
-    "beta": MeanSum("1", "write strength", 1),
-    "update_norm": MeanSum("1", "norm of the update", over="error_tokens"),
-    "error_ratio": MeanSum("1", "prediction error over value norm", over="error_tokens"),
-    "state_norm": MeanSum("1", "norm of the state at a sequence's end", over="sequences"),
+    "beta": Estimate("1", "write strength", 1),
+    "update_norm": Estimate("1", "norm of the update", over="error_tokens"),
+    "error_ratio": Estimate("1", "prediction error over value norm", over="error_tokens"),
+    "state_norm": Estimate("1", "norm of the state at a sequence's end", over="sequences"),
 }
 
 
@@ -35,36 +48,21 @@ def half_life(
     half_life             [.., quantile]  quantiles over tokens of ln(1/2) / g, from a histogram with bins of a fifth of
                           an octave (interpolated in log2; in the outermost bins, at 2^-6 and 2^26, only a bound)
     half_life_mean_log    ln(1/2) / mean(g): the number of consecutive tokens that halve a state, because decays
-                          multiply. Compare this one with distances.
-    half_life_mean_alpha  ln(1/2) / ln(mean(alpha)): of the mean decay, as often reported. ln(mean(alpha)) >= mean(g)
-                          (Jensen), so it is never shorter. The two agree if alpha is constant, and differ if a head
-                          sometimes forgets everything at once.
+                          multiply. Compare this one with distances
+    half_life_mean_alpha  ln(1/2) / ln(mean(alpha)): of the mean decay, as often reported. It is never shorter (Jensen),
+                          and longer if a head sometimes forgets everything at once
     half_life_share       [.., half_life_bin]  share of tokens in each bin: the distribution itself
 
     Source: S <- alpha S in Gated DeltaNet (Yang et al. 2024, arXiv:2412.06464).
     """
     data = read(source, "deltanet", "half_life_hist", "log_alpha_sum", "alpha_sum", "tokens", by_label=by_label)
-    histogram = data["half_life_hist"]
-    tokens = matching_count(data["tokens"], histogram, "half_life_bin")
-    lives = histogram_quantiles(log2_quantiles, histogram, "half_life_bin", "ratio", quantiles)
-    how: dict[str, Any] = dict(units="token", level=level, within=(0, np.inf))
-    of_log, of_alpha = "half-life of the mean log decay", "half-life of the mean decay"
-    logs, alphas = (data["log_alpha_sum"], tokens), (data["alpha_sum"], tokens)
+    tokens, lives, by_life = distribution(data, "half_life_hist", "half_life_bin", "ratio", quantiles)
     variables = {
         "half_life": described(lives, "token", "half-life of the state", scale="log2"),
-        **estimated("half_life_mean_log", _of_log, logs, tokens, long_name=of_log, **how),
-        **estimated("half_life_mean_alpha", _of_alpha, alphas, tokens, long_name=of_alpha, **how),
-        "half_life_share": described(share(histogram, "half_life_bin"), "share of tokens", "tokens by half-life"),
+        **estimates({**data, "tokens": tokens}, _MEAN_LIVES, level),
+        "half_life_share": described(by_life, "share of tokens", "tokens by half-life"),
     }
     return result(data, variables)
-
-
-def _of_log(log_alpha: xr.DataArray, count: xr.DataArray) -> xr.DataArray:
-    return _LN_HALF / ratio(log_alpha, count)
-
-
-def _of_alpha(alpha: xr.DataArray, count: xr.DataArray) -> xr.DataArray:
-    return _LN_HALF / xr.ufuncs.log(ratio(alpha, count))
 
 
 @statistic
@@ -77,15 +75,14 @@ def writing(source: Source, *, by_label: bool = False, level: float = 0.95) -> x
                  state
     state_norm   Frobenius norm of the state at a sequence's end, mean over sequences
 
-    The last three exist for heads whose prediction was measured (attr sample): NaN for other heads, and left out if no
-    head was measured. `DeltaNet(prediction_heads="all")` measures all.
+    The last three exist for heads whose prediction was measured; `DeltaNet(prediction_heads="all")` measures all.
     """
     names = [f"{name}_sum" for name in _WRITTEN]
     data = read(source, "deltanet", "beta_hist", "tokens", "error_tokens", "sequences", *names, by_label=by_label)
     tokens, predicted = matching_count(data["tokens"], data["beta_hist"], "beta_bin"), data["error_tokens"]
     sequences = data["sequences"].where(predicted.sum("fold") > 0, 0)
     table = _WRITTEN if predicted.any() else {"beta": _WRITTEN["beta"]}
-    return result(data, means({**data, "tokens": tokens, "sequences": sequences}, table, level))
+    return result(data, estimates({**data, "tokens": tokens, "sequences": sequences}, table, level))
 
 
 @statistic
@@ -107,4 +104,33 @@ def key_collision(source: Source, *, by_label: bool = False) -> xr.Dataset:
         "isotropic_floor": described(floor, "1", "squared cosine of evenly spread keys"),
         "key_directions": described(1 / collide, "direction", "directions the keys spread over"),
     }
+    return result(data, variables)
+
+
+@statistic
+def gates(
+    source: Source, *, quantiles: Sequence[float] = QUANTILES, by_label: bool = False, level: float = 0.95
+) -> xr.Dataset:
+    """Gates over tokens by [layer, head], of both kinds of mixer, in the model's order of layers.
+
+    mean_gate  sigmoid of the output gate's input, averaged over the head's channels, mean over tokens. Attention
+               multiplies by it, DeltaNet by z sigmoid(z)
+    beta       write strength of DeltaNet (NaN for attention, which has none)
+
+    For each, the mean with its interval, `_quantile` [.., quantile] from 128 equal bins, and `_share` of tokens by bin.
+    """
+    nodes = mixer_nodes(source, ("deltanet", "attention"), "distance_mass")
+    return join_layers([_gates_of(source, name, quantiles, by_label, level) for name in nodes])
+
+
+def _gates_of(source: Source, node: str, quantiles: Sequence[float], by_label: bool, level: float) -> xr.Dataset:
+    data = read(source, node, "gate_hist", "gate_sum", "tokens", by_label=by_label)
+    variables: Variables = {}
+    for name, (stored, long_name) in _GATES.items():
+        if f"{stored}_hist" in data:
+            tokens, at, by_bin = distribution(data, f"{stored}_hist", f"{stored}_bin", "equal", quantiles)
+            mean = Estimate("1", long_name, 1, sums=(f"{stored}_sum", "tokens"))
+            variables |= estimates({**data, "tokens": tokens}, {name: mean}, level)
+            variables[f"{name}_quantile"] = described(at, "1", long_name)
+            variables[f"{name}_share"] = described(by_bin, "share of tokens", f"tokens by {long_name}")
     return result(data, variables)

@@ -1,21 +1,39 @@
-"""Table with one row per layer: the most useful statistics side by side."""
+"""Layers: a table of the most useful statistics side by side, and what each layer adds to the residual stream."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import xarray as xr
 
 from qwenlab.errors import NotARecording, NothingMeasured
 from qwenlab.record.recording import Recording
 from qwenlab.stats.attention import attention_distance
-from qwenlab.stats.base.source import read, statistic
-from qwenlab.stats.base.variables import Variables, described
-from qwenlab.stats.deltanet import half_life, writing
+from qwenlab.stats.base.source import Source, read, statistic
+from qwenlab.stats.base.sums import Estimate, estimates
+from qwenlab.stats.base.variables import Variables, described, result
+from qwenlab.stats.deltanet import gates, half_life, writing
 from qwenlab.stats.experts import expert_load
-from qwenlab.stats.gates import gates
-from qwenlab.stats.residual import residual
 from qwenlab.stats.routing import routing
+
+_MEANING = {
+    "time_share": ("share of layer time", "time", "linear"),
+    "half_life": ("token", "half-life", "log2"),
+    "attention_distance": ("token", "attention distance", "log2"),
+    "mean_gate": ("1", "output gate", "linear"),
+    "beta": ("1", "write strength", "linear"),
+    "router_entropy": ("nat", "router entropy", "linear"),
+    "load_entropy": ("share of ln E", "load entropy", "linear"),
+    "switch_rate": ("share of experts", "switch rate", "linear"),
+    "mixer_ratio": ("1", "mixer / stream", "linear"),
+    "mlp_ratio": ("1", "MLP / stream", "linear"),
+}
+"""Units, name and scale of each column of the table, in the order of the table."""
+
+_ADDED = {
+    "norm": Estimate("1", "norm of what is added"),
+    "stream_norm": Estimate("1", "norm of the stream before"),
+    "ratio": Estimate("1", "norm of what is added over that of the stream"),
+    "cosine": Estimate("1", "cosine of what is added to the stream", 1, least=-1),
+}
 
 
 @statistic
@@ -32,19 +50,30 @@ def layer_table(source: Recording) -> xr.Dataset:
     switch_rate           share of a token's experts that the token before did not have
     mixer_ratio, mlp_ratio    norm of the part's output over that of the stream
 
-    A column exists if its probe watched, and is NaN for layers of the other kind. Raises NothingMeasured if no probe
-    with statistics by layer watched.
+    A column exists if its probe watched, and is NaN for layers of the other kind. Raises NothingMeasured without any.
     """
     if not isinstance(source, Recording):
         raise NotARecording(
             f"layer_table joins the statistics of several probes: give a Recording, not {type(source).__name__}."
         )
     columns: Variables = {}
-    for node, make in _COLUMNS.items():
-        if node in source:
-            columns |= make(source)
+    if "timing" in source:
+        seconds = read(source, "timing", "seconds")["seconds"].sum(["phase", "part"])
+        columns["time_share"] = seconds / seconds.sum()
+    if "deltanet" in source:
+        lives = half_life(source, quantiles=(0.5,))["half_life"].isel(quantile=0, drop=True)
+        columns |= {"half_life": lives.median("head"), "beta": writing(source)["beta"].mean("head")}
+    if "attention" in source:
+        columns["attention_distance"] = attention_distance(source)["distance"].mean("head")
     if "deltanet" in source or "attention" in source:
         columns["mean_gate"] = gates(source)["mean_gate"].mean("head")
+    if "routing" in source:
+        tokens = routing(source)
+        columns |= {"router_entropy": tokens["entropy"], "switch_rate": tokens["switch_rate"]}
+        columns["load_entropy"] = expert_load(source)["normalised_entropy"]
+    if "residual" in source:
+        added = residual(source)["ratio"]
+        columns |= {f"{part}_ratio": added.sel(part=part, drop=True) for part in ("mixer", "mlp")}
     if not columns:
         raise NothingMeasured(
             f"No statistics by layer in this recording: it has {', '.join(source) or 'nothing'}.\n"
@@ -57,54 +86,14 @@ def layer_table(source: Recording) -> xr.Dataset:
     ).sortby("layer")
 
 
-def _timing(source: Recording) -> Variables:
-    seconds = read(source, "timing", "seconds")["seconds"].sum(["phase", "part"])
-    return {"time_share": seconds / seconds.sum()}
+@statistic
+def residual(source: Source, *, by_label: bool = False, level: float = 0.95) -> xr.Dataset:
+    """Size and direction of each part's contribution to the stream: means over tokens by [layer, part], with intervals.
 
-
-def _deltanet(source: Recording) -> Variables:
-    return {
-        "half_life": half_life(source, quantiles=(0.5,))["half_life"].isel(quantile=0, drop=True).median("head"),
-        "beta": writing(source)["beta"].mean("head"),
-    }
-
-
-def _attention(source: Recording) -> Variables:
-    return {"attention_distance": attention_distance(source)["distance"].mean("head")}
-
-
-def _routing(source: Recording) -> Variables:
-    tokens = routing(source)
-    return {
-        "router_entropy": tokens["entropy"],
-        "switch_rate": tokens["switch_rate"],
-        "load_entropy": expert_load(source)["normalised_entropy"],
-    }
-
-
-def _residual(source: Recording) -> Variables:
-    added = residual(source)["ratio"]
-    return {f"{part}_ratio": added.sel(part=part, drop=True) for part in ("mixer", "mlp")}
-
-
-_COLUMNS: dict[str, Callable[[Recording], Variables]] = {
-    "timing": _timing,
-    "deltanet": _deltanet,
-    "attention": _attention,
-    "routing": _routing,
-    "residual": _residual,
-}
-
-_MEANING = {
-    "time_share": ("share of layer time", "time", "linear"),
-    "half_life": ("token", "half-life", "log2"),
-    "attention_distance": ("token", "attention distance", "log2"),
-    "mean_gate": ("1", "output gate", "linear"),
-    "beta": ("1", "write strength", "linear"),
-    "router_entropy": ("nat", "router entropy", "linear"),
-    "load_entropy": ("share of ln E", "load entropy", "linear"),
-    "switch_rate": ("share of experts", "switch rate", "linear"),
-    "mixer_ratio": ("1", "mixer / stream", "linear"),
-    "mlp_ratio": ("1", "MLP / stream", "linear"),
-}
-"""Units, name and scale of each column of the table, in the order of the table."""
+    norm         norm of the contribution of the part (mixer or mlp)
+    stream_norm  norm of the stream just before
+    ratio        norm of the contribution over that of the stream, averaged over tokens (not the ratio of the means)
+    cosine       cosine between the two: near 0 new directions, positive grows the stream, negative shrinks it
+    """
+    data = read(source, "residual", *(f"{name}_sum" for name in _ADDED), "tokens", by_label=by_label)
+    return result(data, estimates(data, _ADDED, level))

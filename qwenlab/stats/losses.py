@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 import xarray as xr
 
 from qwenlab.errors import BadArgument, NothingMeasured
 from qwenlab.stats.base.source import Source, read, statistic
-from qwenlab.stats.base.variables import Bootstrap, variable, with_interval
+from qwenlab.stats.base.variables import Bootstrap, Row, variables
 from qwenlab.stats.formulas.intervals import by_cluster
 
 ALL = "all"
@@ -32,14 +29,13 @@ def losses(
     Classes are "all", and every bool variable of the source: they overlap, so tokens do not add up.
 
     by_domain  False: the texts of all domains together, without the dimension
-    level      of the intervals <name>_interval: `formulas.intervals.bootstrap` over whole texts, separately for each
-               domain; NaN below two texts
+    level      of the intervals <name>_interval: `formulas.intervals.bootstrap` over the whole texts of a domain
 
-    Raises BadArgument, MissingVariable, and NothingMeasured without tokens or if a loss is NaN or infinite.
+    Raises BadArgument for a class named "all", and NothingMeasured without tokens or if a loss is NaN or infinite.
     """
     how = Bootstrap(level, resamples, seed)
     data = read(source, "losses", "loss", "bytes", "text", "domain")
-    classes = {str(name): variable.values for name, variable in data.data_vars.items() if variable.dtype == bool}
+    classes = {str(name): array.values for name, array in data.data_vars.items() if array.dtype == bool}
     if ALL in classes:
         raise BadArgument(f"A class is named {ALL!r}, the name of the class of all tokens.\nRename the variable.")
     loss, text = data["loss"].values.astype(np.float64), data["text"].values
@@ -51,44 +47,28 @@ def losses(
     names = list(dict.fromkeys(domain.tolist()))
     clusters = [by_cluster(rows[domain == name], text[domain == name]) for name in names]
     sums = np.stack([some.sum(axis=0) for some in clusters])
-    ends = np.stack([how.interval(some, _means) for some in clusters])
-    return _dataset(sums, ends, [len(some) for some in clusters], names if by_domain else None, [ALL, *classes], how)
+    means, ends = _means(sums), np.stack([how.interval(some, _means) for some in clusters])
+    texts, count = [len(some) for some in clusters], len(classes) + 1
+    group, facts = ("domain",) if by_domain else (), {"texts": sum(texts)}
+    dims = (*group, "token_class")
+    table = {
+        "tokens": Row(sums[:, count : 2 * count].astype(np.int64), dims, "token", "tokens of the class"),
+        "texts": Row(np.array(texts), group, "text", "texts"),
+        "loss": Row(means[:, :count], dims, "nat/token", "next-token loss", ends[:, :count]),
+        "bits_per_byte": Row(means[:, count:], dims, "bit/byte", "bits per byte", ends[:, count:]),
+    }
+    at = {"token_class": ("token_class", np.array([ALL, *classes], object), {"long_name": "class of token"})}
+    out = xr.Dataset(variables(table, facts, how.attrs), at, facts | how.attrs | {"sample": "{}"})
+    return out.assign_coords(domain=np.array(names, object)) if by_domain else out
 
 
 def _means(sums: np.ndarray) -> np.ndarray:
     """Nats per token and bits per byte by class, from sums [..., 3 class]: [..., 2 class]."""
     nats, tokens, size = np.split(sums, 3, axis=-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        bits = np.where(size > 0, nats / np.log(2) / size, np.nan)
-        return np.concatenate([nats / tokens, bits], axis=-1)
-
-
-def _dataset(
-    sums: np.ndarray, ends: np.ndarray, texts: list[int], domains: list[str] | None, classes: list[str], how: Bootstrap
-) -> xr.Dataset:
-    """Return the variables with their coordinates."""
-    group = () if domains is None else ("domain",)
-    dims: Sequence[str] = (*group, "token_class")
-    count, facts, means = len(classes), {"texts": sum(texts)}, _means(sums)
-    variables = {
-        "tokens": variable(sums[:, count : 2 * count].astype(np.int64), dims, "token", "tokens of the class", facts),
-        "texts": variable(np.array(texts), group, "text", "texts", facts),
-    }
-    for name, units, long_name, span in (
-        ("loss", "nat/token", "next-token loss", slice(0, count)),
-        ("bits_per_byte", "bit/byte", "bits per byte", slice(count, 2 * count)),
-    ):
-        variables |= with_interval(name, means[:, span], ends[:, span], dims, units, long_name, facts, how.attrs)
-    at: dict[str, Any] = {"token_class": np.array(classes, object)}
-    if domains is not None:
-        at["domain"] = np.array(domains, object)
-    out = xr.Dataset(variables, at)
-    out["token_class"].attrs.update(long_name="class of token")
-    return out.assign_attrs(facts | how.attrs | {"sample": "{}"})
+    return np.concatenate([nats / tokens, np.where(size > 0, nats / np.log(2) / size, np.nan)], axis=-1)
 
 
 def _check(loss: np.ndarray, text: np.ndarray) -> None:
-    """Raise NothingMeasured if a mean does not exist."""
     if not len(loss):
         raise NothingMeasured("These losses have no tokens.\nRead at least one text of two tokens.")
     if not np.isfinite(loss).all():

@@ -11,7 +11,7 @@ import xarray as xr
 from qwenlab.errors import NothingMeasured
 from qwenlab.stats.base.ablation_effects import FACTS, as_objects
 from qwenlab.stats.base.source import Source, read, statistic
-from qwenlab.stats.base.variables import Bootstrap, variable, with_interval
+from qwenlab.stats.base.variables import Bootstrap, Row, variables
 from qwenlab.stats.formulas import paired
 
 _NEEDS = ("logprob", "source_logprob", "target_logprob", "source_token", "target_token", "layer", "kind")
@@ -34,10 +34,9 @@ def patching(source: Source, *, level: float = 0.95, resamples: int = 2000, seed
     Coordinates: layer, kind and part (mixer, residual, ...) by site; source_token and target_token by position, if all
     pairs have the same token there, else ""; differs, whether they differ in any pair.
 
-    level  of the intervals, <name>_interval: `formulas.intervals.bootstrap` over whole pairs; NaN below two pairs
+    level  of the intervals <name>_interval: `formulas.intervals.bootstrap` over whole pairs; NaN below two pairs
 
-    Raises BadArgument, MissingVariable, and NothingMeasured if nothing was patched or a log-probability is NaN or
-    infinite.
+    Raises NothingMeasured if nothing was patched, or a log-probability is NaN or infinite.
     """
     how = Bootstrap(level, resamples, seed, "pairs")
     data = read(source, "patching", *_NEEDS)
@@ -52,23 +51,23 @@ def patching(source: Source, *, level: float = 0.95, resamples: int = 2000, seed
     known, restored = total > 0 and not ends[-1, 0] <= 0, effects.mean(axis=1) / total
     ratio = how.interval(rows, lambda sums: sums[..., :-1] / sums[..., -1:])
     p = paired.max_p(effects, draws=max(resamples, int(np.ceil(20 / (1 - level)))), seed=seed)
-    table: dict[str, tuple[np.ndarray, np.ndarray | None, str, str]] = {
-        "effect": (effects.mean(axis=1), ends[:-1], "nat", _EFFECT),
-        "restored": (np.where(known, restored, np.nan), np.where(known, ratio, np.nan), "1", "share restored"),
-        "p_max": (p, None, "1", "p, by flipping the signs of pairs, corrected for all sites and positions"),
-        "significant": (p < 1 - level, None, "1", "differs from the target"),
+
+    def by_site(values: np.ndarray) -> np.ndarray:
+        return values.reshape(sites, positions, *values.shape[1:])
+
+    restored, ratio = (by_site(np.where(known, values, np.nan)) for values in (restored, ratio))
+    tested = "p, by flipping the signs of pairs, corrected for all sites and positions"
+    dims = ("site", "position")
+    table = {
+        "total": Row(total, (), "nat", f"{_EFFECT}, of the whole source", ends[-1]),
+        "effect": Row(by_site(effects.mean(axis=1)), dims, "nat", _EFFECT, by_site(ends[:-1])),
+        "restored": Row(restored, dims, "1", "share restored", ratio),
+        "p_max": Row(by_site(p), dims, "1", tested),
+        "significant": Row(by_site(p < 1 - level), dims, "1", "differs from the target"),
     }
-    variables = with_interval("total", total, ends[-1], (), "nat", f"{_EFFECT}, of the whole source", {}, how.attrs)
-    for name, (values, interval, units, means) in table.items():
-        shaped, dims = values.reshape(sites, positions), ("site", "position")
-        if interval is None:
-            variables[name] = variable(shaped, dims, units, means)
-        else:
-            ends = interval.reshape(sites, positions, 2)
-            variables |= with_interval(name, shaped, ends, dims, units, means, {}, how.attrs)
     facts = {name: data.attrs[name] for name in (*FACTS, "heads") if name in data.attrs}
     tests = {"pairs": pairs, "hypotheses": len(effects), "sample": "{}"}
-    return xr.Dataset(variables, _coordinates(data)).assign_attrs(facts | tests | how.attrs)
+    return xr.Dataset(variables(table, method=how.attrs), _coordinates(data), facts | tests | how.attrs)
 
 
 def _check(patched: np.ndarray, whole: np.ndarray, before: np.ndarray) -> None:
@@ -85,7 +84,6 @@ def _check(patched: np.ndarray, whole: np.ndarray, before: np.ndarray) -> None:
 
 
 def _coordinates(data: xr.Dataset) -> dict[str, Any]:
-    """Coordinates of sites and positions."""
     names = data["site"].values.astype(str)
     source, target = (
         data[f"{name}_token"].transpose("pair", "position").values.astype(str) for name in ("source", "target")

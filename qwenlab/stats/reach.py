@@ -3,44 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
 import xarray as xr
 
-from qwenlab.errors import BadArgument
 from qwenlab.stats.base.source import Source, mixer_nodes, ratio, read, statistic
-from qwenlab.stats.base.sums import MeanSum, estimated, histogram_quantiles, join_layers, means, share
+from qwenlab.stats.base.sums import Estimate, estimates, histogram_quantiles, join_layers, share
 from qwenlab.stats.base.variables import described, result
-from qwenlab.stats.formulas.quantiles import integer_quantiles
 
 HORIZONS = (0.5, 0.9)
 """Default shares of the mass whose distance is a head's horizon."""
 
-
 _MEANS = {
-    "first_mass": MeanSum("1", "mass on the first token", 1),
-    "first_even": MeanSum("1", "the same of even weights", 1),
-    "previous_mass": MeanSum("1", "mass on the token before", 1),
-    "self_mass": MeanSum("1", "mass on the token itself", 1),
-    "distance": MeanSum("token", "mean distance of the mass"),
-    "entropy": MeanSum("nat", "entropy of the mass"),
-    "negative": MeanSum("1", "share of negative weight", 1),
-    "mass": MeanSum("1", "sum of |weight|"),
-    "mean_gate": MeanSum("1", "mean value of the output gate", 1),
-    "induction": MeanSum("1", "mass on what came after the same token", 1, over="induction_rows"),
-    "induction_even": MeanSum("1", "the same of even weights", 1, over="induction_rows"),
-    "induction_lift": MeanSum(
-        "1",
-        "induction over that of even weights",
-        total="induction_sum",
-        over="induction_even_sum",
-        counts="induction_rows",
+    "first_mass": Estimate("1", "mass on the first token", 1),
+    "first_even": Estimate("1", "the same of even weights", 1),
+    "previous_mass": Estimate("1", "mass on the token before", 1),
+    "self_mass": Estimate("1", "mass on the token itself", 1),
+    "distance": Estimate("token", "mean distance of the mass"),
+    "entropy": Estimate("nat", "entropy of the mass"),
+    "negative": Estimate("1", "share of negative weight", 1),
+    "mass": Estimate("1", "sum of |weight|"),
+    "mean_gate": Estimate("1", "mean value of the output gate", 1),
+    "induction": Estimate("1", "mass on what came after the same token", 1, over="induction_rows"),
+    "induction_even": Estimate("1", "the same of even weights", 1, over="induction_rows"),
+    "induction_lift": Estimate(
+        "1", "induction over that of even weights", sums=("induction_sum", "induction_even_sum"), over="induction_rows"
     ),
-    "output_first": MeanSum(
+    "output_first": Estimate(
         "1", "share of the output from the first token, gate off", 1, over="output_sum", counts="tokens"
     ),
-    "gated_output_first": MeanSum(
+    "gated_output_first": Estimate(
         "1", "share of the output from the first token, gate on", 1, over="gated_output_sum", counts="tokens"
     ),
 }
@@ -83,9 +74,6 @@ def reach(
 
     All of these depend on context length: compare only over the same texts.
     """
-    shares = np.asarray(horizons, np.float64)
-    if shares.ndim != 1 or not ((shares > 0) & (shares < 1)).all():
-        raise BadArgument(f"horizons={horizons!r}: give shares between 0 and 1, both excluded, such as {HORIZONS}.")
     nodes = mixer_nodes(source, ("implicit_attention", "softmax_attention"), "gated_output_sum")
     return join_layers([_of_kind(source, name, horizons, by_label, level) for name in nodes])
 
@@ -96,14 +84,11 @@ def _of_kind(source: Source, node: str, horizons: Sequence[float], by_label: boo
     mass = data["distance_mass"]
 
     def horizon(by_distance: xr.DataArray) -> xr.DataArray:
-        at = histogram_quantiles(integer_quantiles, by_distance, "distance_bin", "octave", horizons)
-        return at.rename(quantile="share")
+        return histogram_quantiles(by_distance, "distance_bin", "octave", horizons, "horizons").rename(quantile="share")
 
-    how: dict[str, Any] = dict(
-        units="token", long_name="distance that holds this share of the mass", within=(0, np.inf)
-    )
-    variables = estimated("horizon", horizon, [mass], data["tokens"], level=level, **how)
-    variables |= means(data, _MEANS, level)
+    meaning = "distance that holds this share of the mass"
+    table = {"horizon": Estimate("token", meaning, sums=("distance_mass",), of=horizon)} | _MEANS
+    variables = estimates(data, table, level)
     variables["mass_share"] = described(share(mass.sum("fold"), "distance_bin"), "share of mass", "mass by distance")
     for name, (gap, long_name) in _ERRORS.items():
         if gap in data:

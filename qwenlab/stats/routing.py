@@ -1,19 +1,23 @@
-"""Certainty of routing, how often it switches experts, and which experts are chosen together."""
+"""Routing: certainty, switches between experts, which are chosen together, and what they specialise in."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from qwenlab.errors import InconsistentRecording, NothingMeasured
 from qwenlab.stats.base.source import RECORD_AGAIN, Source, along, ratio, read, statistic
-from qwenlab.stats.base.sums import MeanSum, estimated, means
-from qwenlab.stats.base.variables import described, result, variables as described_all
+from qwenlab.stats.base.sums import Estimate, estimates
+from qwenlab.stats.base.variables import Row, check_level, described, result, variables as described_all
 from qwenlab.stats.experts import checked_load
 from qwenlab.stats.formulas import experts as formulas
-from qwenlab.stats.formulas.information import entropy, independent_information, mutual_information
+from qwenlab.stats.formulas.information import (
+    entropy,
+    independent_information,
+    mutual_information,
+    permuted_information,
+)
+from qwenlab.stats.formulas.intervals import central
 
 _BITS = 1 / np.log(2)
 
@@ -32,37 +36,39 @@ def routing(source: Source, *, by_label: bool = False, level: float = 0.95) -> x
     shared_gate         sigmoid of the shared expert's gate; only if there is a shared expert
     shared_share        norm of its output over that norm plus the routed output's; likewise
     """
-    needs = ("entropy_sum", "topk_entropy_sum", "margin_sum", "kept_sum", "pairs", "load", "tokens")
+    needs = ("entropy_sum", "topk_entropy_sum", "margin_sum", "repeated_sum", "pairs", "load", "tokens")
     data = read(source, "routing", *needs, "measured", by_label=by_label)
-    load, tokens, pairs = checked_load(data), data["tokens"], data["pairs"]
+    checked_load(data)
     top_k = _top_k(data)
+
+    def switched(repeated: xr.DataArray, n: xr.DataArray) -> xr.DataArray:
+        return 1 - ratio(repeated, top_k * n)
 
     def by_chance(chosen: xr.DataArray, n: xr.DataArray) -> xr.DataArray:
         return 1 - along(["expert"], formulas.repeated_if_independent, ratio(chosen, n)) / top_k
 
     least, most = np.log(top_k), np.log(data.sizes["expert"])
-    sums = {**data, "entropy_share_sum": data["entropy_sum"] / most}
-    sums["topk_entropy_share_sum"] = data["topk_entropy_sum"] / (least or np.nan)
+    units = "share of experts"
     table = {
-        "entropy": MeanSum("nat", "entropy of the router, all experts", most, over="measured"),
-        "entropy_share": MeanSum("share of ln E", "entropy of the router, all experts", 1, over="measured"),
-        "topk_entropy": MeanSum("nat", "entropy of the top-k weights", least, over="measured"),
-        "topk_entropy_share": MeanSum("share of ln k", "entropy of the top-k weights", 1, over="measured"),
-        "margin": MeanSum("1", "margin of the k-th expert", 1, over="measured"),
-        "shared_gate": MeanSum("1", "gate of the shared expert", 1, over="measured"),
-        "shared_share": MeanSum("1", "share of the shared expert", 1, over="measured"),
-    }
-    how: dict[str, Any] = dict(units="share of experts", level=level, within=(0, 1))
-    before, unrelated = "experts the token before did not have", "the same between unrelated tokens"
-    repeated, chose = (data["kept_sum"], pairs), (load, tokens)
-    variables = {
-        **means(sums, table, level),
-        **estimated(
-            "switch_rate", lambda sum_, n: 1 - ratio(sum_, top_k * n), repeated, pairs, long_name=before, **how
+        "entropy": Estimate("nat", "entropy of the router, all experts", most, over="measured"),
+        "entropy_share": Estimate("share of ln E", "entropy of the router, all experts", 1, over="measured"),
+        "topk_entropy": Estimate("nat", "entropy of the top-k weights", least, over="measured"),
+        "topk_entropy_share": Estimate("share of ln k", "entropy of the top-k weights", 1, over="measured"),
+        "margin": Estimate("1", "margin of the k-th expert", 1, over="measured"),
+        "shared_gate": Estimate("1", "gate of the shared expert", 1, over="measured"),
+        "shared_share": Estimate("1", "share of the shared expert", 1, over="measured"),
+        "switch_rate": Estimate(units, "experts the token before did not have", 1, over="pairs", of=switched),
+        "chance_switch_rate": Estimate(
+            units, "the same between unrelated tokens", 1, sums=("load", "tokens"), of=by_chance
         ),
-        **estimated("chance_switch_rate", by_chance, chose, tokens, long_name=unrelated, **how),
     }
-    return result(data, variables)
+    sums = {
+        **data,
+        "entropy_share_sum": data["entropy_sum"] / most,
+        "topk_entropy_share_sum": data["topk_entropy_sum"] / (least or np.nan),
+        "switch_rate_sum": data["repeated_sum"],
+    }
+    return result(data, estimates(sums, table, level))
 
 
 @statistic
@@ -72,9 +78,7 @@ def coactivation(source: Source) -> xr.Dataset:
     lift      observed / expected; 1 by chance, NaN on the diagonal and for unused experts
     observed  tokens that chose both
     expected  the same if experts were chosen independently given their loads: the table with these loads, k different
-              experts per token and no other preference (quasi-independence). The plain product of two shares would
-              overstate every pair, since a token's k experts always differ: for even loads, by the factor
-              k (E - 1) / ((k - 1) E).
+              experts per token and no other preference (quasi-independence, `formulas.experts.independent_pairs`)
 
     If `expected` is small, lift is noise: its relative error by chance is about 1 / sqrt(expected).
     """
@@ -116,8 +120,8 @@ def layer_overlap(source: Source, *, draws: int = 20, seed: int = 0) -> xr.Datas
     overlap_independent      its bias, likewise
     adjusted_overlap         (overlap - its bias) / (1 - its bias): 0 by chance (Vinh et al. 2010, JMLR 11:2837)
 
-    The last routed layer has no next one and is left out; `layer_next` is the next routed layer. Tokens of a text
-    resemble one another, so a small adjusted overlap alone is not evidence of one.
+    `layer_next` is the next routed layer; the last one has none and is left out. Tokens of a text resemble one another,
+    so a small adjusted overlap alone is not evidence of one.
     """
     data = read(source, "routing", "transition", "tokens", by_label=False)
     if data.sizes["layer"] < 2:
@@ -135,11 +139,11 @@ def layer_overlap(source: Source, *, draws: int = 20, seed: int = 0) -> xr.Datas
     overlap, bias = information / scale, by_chance / scale
     over, unrelated = ("layer",), "the same for unrelated choices"
     table = {
-        "information": (information * _BITS, over, "bit", "information on the next layer's first expert"),
-        "information_independent": (by_chance * _BITS, over, "bit", unrelated),
-        "overlap": (overlap, over, "share of entropy", "overlap with the next layer's first expert"),
-        "overlap_independent": (bias, over, "share of entropy", unrelated),
-        "adjusted_overlap": ((overlap - bias) / (1 - bias), over, "1", "overlap beyond chance"),
+        "information": Row(information * _BITS, over, "bit", "information on the next layer's first expert"),
+        "information_independent": Row(by_chance * _BITS, over, "bit", unrelated),
+        "overlap": Row(overlap, over, "share of entropy", "overlap with the next layer's first expert"),
+        "overlap_independent": Row(bias, over, "share of entropy", unrelated),
+        "adjusted_overlap": Row((overlap - bias) / (1 - bias), over, "1", "overlap beyond chance"),
     }
     at = counts["layer"].coords | {"layer_next": ("layer", data["layer"].values[1:])}
     return result(data, described_all(table)).assign_coords(at).assign_attrs(draws=draws, seed=seed)
@@ -149,3 +153,77 @@ def _top_k(data: xr.Dataset) -> int:
     if "top_k" not in data.attrs:
         raise InconsistentRecording("The routing node lacks its attribute top_k, the number of experts per token.")
     return int(data.attrs["top_k"])
+
+
+@statistic
+def specialisation(source: Source, *, permutations: int = 1000, level: float = 0.95, seed: int = 0) -> xr.Dataset:
+    """Mutual information of a token's label and one of its experts, by [layer], compared with shuffled labels.
+
+    information           mutual information of label and expert over the chosen slots, bits (plug-in)
+    shuffled              mean of the same with shuffled labels: its bias, and the usual difference between texts
+    shuffled_interval     central interval of the shuffled values, of probability `level`
+    p_value               (1 + shufflings at least as informative) / (1 + permutations)
+    specialisation        (information - shuffled) / (entropy of the labels - shuffled): 0 by chance, 1 if an expert
+                          determines the label
+    label_entropy         entropy of the labels over the slots, bits
+    log_odds              [layer, expert, label] ln of the odds ratio that a token of the label chooses the expert,
+                          against the other labels; half a token is added to each count. With an interval over folds.
+
+    Labels are shuffled between blocks of (label, fold), which keep texts whole: tokens of one text resemble each other.
+    """
+    check_level(level)
+    data = read(source, "routing", "load", "tokens")
+    load = checked_load(data)
+    blocks, label = _blocks(load)
+    rng = np.random.default_rng(seed)
+    order = np.stack([rng.permutation(len(label)) for _ in range(permutations)])
+    labels = data.sizes["label"]
+    shuffled = np.stack([permuted_information(one, label, labels, order) for one in blocks])  # [layer, permutation]
+    counts = load.sum("fold").transpose("layer", "label", "expert").values
+    information = mutual_information(counts)
+    of_labels = entropy(counts.sum(axis=-1))
+    bias = shuffled.mean(axis=-1)
+    excess = information - bias
+    as_informative = (shuffled >= information[:, None] - 1e-12).sum(axis=-1)
+    of, between = ("layer",), central(shuffled, level) * _BITS
+    table = {
+        "information": Row(information * _BITS, of, "bit", "information of an expert on the label"),
+        "shuffled": Row(bias * _BITS, of, "bit", "the same with shuffled labels", between),
+        "p_value": Row((1 + as_informative) / (1 + permutations), of, "1", "probability by shuffling alone"),
+        "specialisation": Row(excess / (of_labels - bias), of, "share of label entropy", "specialisation"),
+        "label_entropy": Row(of_labels * _BITS, of, "bit", "entropy of the labels"),
+    }
+    variables = described_all(table, method={"interval": "quantiles over shufflings", "level": level})
+    meaning = "log odds of the expert, against other labels"
+    log_odds = Estimate("nat", meaning, least=-np.inf, sums=("load", "tokens"), of=_log_odds)
+    variables |= estimates(data, {"log_odds": log_odds}, level)
+    out = result(data, variables).assign_coords(load["layer"].coords)
+    return out.assign_attrs(permutations=permutations, seed=seed, blocks=len(label))
+
+
+def _blocks(load: xr.DataArray) -> tuple[np.ndarray, np.ndarray]:
+    """Loads [layer, block, expert] of the (label, fold) blocks with tokens, and their labels [block]."""
+    values = load.transpose("layer", "label", "fold", "expert").values
+    label, fold = np.nonzero(values.sum(axis=(0, 3)))
+    folds = np.bincount(label, minlength=values.shape[1])
+    names = [str(name) for name in load["label"].values]
+    if (folds > 0).sum() < 2:
+        raise NothingMeasured(
+            f"Specialisation compares labels, and all tokens have the same one ({names[int(label[0])]!r}).\n"
+            "Label the texts, one label per domain, and read at least two domains."
+        )
+    if folds.max() < 2:
+        raise NothingMeasured(
+            f"Each label ({', '.join(names)}) was read in one fold only, so texts cannot be shuffled among labels.\n"
+            "Read at least two texts per label; use eight or more for a useful control."
+        )
+    return values[:, label, fold], label
+
+
+def _log_odds(load: xr.DataArray, tokens: xr.DataArray) -> xr.DataArray:
+    """ln of the odds ratio of choosing an expert: tokens of the label against all others; NaN where either is empty."""
+    other_load, other_tokens = load.sum("label") - load, tokens.sum("label") - tokens
+    own, other = (
+        xr.ufuncs.log((chose + 0.5) / (n - chose + 0.5)) for chose, n in ((load, tokens), (other_load, other_tokens))
+    )
+    return (own - other).where((tokens > 0) & (other_tokens > 0))

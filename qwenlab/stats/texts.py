@@ -7,7 +7,7 @@ import xarray as xr
 
 from qwenlab.errors import BadArgument
 from qwenlab.stats.base.source import statistic
-from qwenlab.stats.base.variables import Bootstrap, described, with_interval
+from qwenlab.stats.base.variables import Bootstrap, Row, described, variables
 
 
 @statistic
@@ -20,9 +20,8 @@ def mean_over_texts(
     less   subtracted first, text by text and dimension by dimension: the same texts in the same order
 
     mean           [...], in the units of the score
-    mean_interval  [..., bound]: `formulas.intervals.bootstrap` over whole texts; NaN below two texts. For a handful of
-                   texts it is too short: it cannot reach beyond their own values. Differences are paired by text, so
-                   that the common part of two scores of a text does not add to the error
+    mean_interval  [..., bound]: `formulas.intervals.bootstrap` over whole texts; NaN below two texts. Differences are
+                   paired by text, so that the common part of two scores of a text does not add to the error
     texts          number of texts
     chance         [...], mean over texts, if the score has the coordinate `chance`; not for a difference
 
@@ -47,11 +46,9 @@ def mean_over_texts(
     mean = values.mean("text")
     units, meaning = str(score.attrs.get("units", "1")), str(score.attrs.get("long_name", "score"))
     meaning = meaning if less is None else f"difference of: {meaning}"
-    shaped = ends.reshape(*mean.shape, 2)
-    dims = [str(dim) for dim in mean.dims]
-    variables = with_interval("mean", mean.values, shaped, dims, units, meaning, {}, how.attrs)
-    out = xr.Dataset(variables, mean.coords)
-    out["texts"] = described(xr.DataArray(texts), "text", "texts")
+    row = Row(mean.values, [str(dim) for dim in mean.dims], units, meaning, ends.reshape(*mean.shape, 2))
+    table = {"mean": row, "texts": Row(np.array(texts), (), "text", "texts")}
+    out = xr.Dataset(variables(table, method=how.attrs), mean.coords)
     if less is None and "chance" in score.coords and score["chance"].notnull().any():
         chance = score["chance"].reset_coords(drop=True)
         first = chance.isel(text=0, missing_dims="ignore")

@@ -1,6 +1,5 @@
 from .arithmetic import arithmetic_text as arithmetic_text
-from .cutting import passages as passages
-from .encoding import text_task as text_task
+from .encoding import passages as passages, text_task as text_task
 from .feeding import feed as feed
 from .grading import TaskBatch as TaskBatch, grade as grade, task_batches as task_batches
 from .harness import harness_scores as harness_scores

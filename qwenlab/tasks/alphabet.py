@@ -29,29 +29,19 @@ _BY_TOKENIZER: WeakKeyDictionary[Any, Alphabet] = WeakKeyDictionary()  # tokeniz
 
 @dataclass(frozen=True)
 class Alphabet:
-    """Token ids.
+    """Token ids. The haystack is held-out prose without digits and marks, so that no pair occurs in it."""
 
-    letters        a space and a letter each
-    values         a digit each
-    colon          between a key and its value in the list
-    question_mark  between a key and its value in a question
-    newline        between the list and the questions
-    haystack       held-out prose, which has no digits, without the tokens that contain a mark: no pair occurs in it
-    """
-
-    letters: tuple[int, ...]
-    values: tuple[int, ...]
-    colon: int
-    question_mark: int
-    newline: int
+    letters: tuple[int, ...]  # a space and a letter each
+    values: tuple[int, ...]  # a digit each
+    colon: int  # between a key and its value in the list
+    question_mark: int  # the same in a question
+    newline: int  # between the list and the questions
     haystack: tuple[int, ...]
 
     def fit(self, keys: Callable[[int], int], where: str) -> tuple[int, int]:
         """The number of keys in a sequence, and of letters in a key: one if there are enough letters, else two.
 
-        keys  the number of keys if each, with its mark and value, is this number of tokens
-
-        Raises BadArgument, in the name of `where`, if two letters do not make enough keys.
+        `keys` is the number of keys by the tokens of a key with its mark and value. Raises BadArgument for too many.
         """
         letters = len(self.letters)
         for width, most in ((1, letters), (2, letters * (letters - 1))):

@@ -25,6 +25,15 @@ def list_of_texts(where: str, texts: Any) -> list[str]:
     return list(texts)
 
 
+def named_differently(where: str, what: str, items: Sequence[Any]) -> None:
+    """Raise BadArgument if two items have the same name."""
+    names = [item.name for item in items]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise BadArgument(
+            f"{where}: several {what} are named {', '.join(map(repr, twice))}.\nGive them different names."
+        )
+
+
 def one_per_text(where: str, labels: Sequence[str] | None, count: int) -> list[str]:
     """The label of each of `count` texts, "" without labels; raises BadArgument for another number of labels."""
     if labels is None:

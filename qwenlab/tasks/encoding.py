@@ -1,9 +1,10 @@
-"""Texts as tokens: the characters and bytes of each token, and padded batches."""
+"""Texts as tokens: the characters and bytes of each token, passages of equal length, and padded batches."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -58,9 +59,7 @@ def all_encoded(checkpoint: Checkpoint, texts: Sequence[str], where: str, max_to
 def text_task(
     checkpoint: Checkpoint, texts: Sequence[str], *, name: str = "text", max_tokens: int | None = 512
 ) -> Task:
-    """Plain texts as a task: every token but the first of each text is asked for.
-
-    max_tokens  longer texts are cut after this number of tokens
+    """Plain texts as a task: every token but the first of each text is asked for, up to `max_tokens`.
 
     Raises BadArgument for a text of fewer than two tokens.
     """
@@ -75,6 +74,22 @@ def task_of(texts: Sequence[Encoded], name: str) -> Task:
         asked=tuple(tuple(range(1, len(each.tokens))) for each in texts),
         bytes=tuple(int(each.bytes[1:].sum()) for each in texts),
     )
+
+
+def passages(checkpoint: Checkpoint, text: str, *, tokens: int = 512, count: int | None = None) -> list[str]:
+    """The first `count` passages of a text, or all of them: `tokens` tokens each, the last one shorter.
+
+    Cuts are where tokens begin, so that the passages joined are the text, or its beginning. Raises BadArgument for a
+    text without tokens.
+    """
+    if tokens < 1:
+        raise BadArgument(f"passages(tokens={tokens}): give at least 1.")
+    require_checkpoint(checkpoint)
+    starts = [start for start, _ in checkpoint.tokenizer(text, return_offsets_mapping=True).offset_mapping]
+    if not starts:
+        raise BadArgument("passages(checkpoint, text): the text has no tokens.")
+    cuts = [0, *starts[tokens::tokens], len(text)]
+    return [text[begin:end] for begin, end in pairwise(cuts) if end > begin][:count]
 
 
 def padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

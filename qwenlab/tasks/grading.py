@@ -10,7 +10,7 @@ import torch
 
 from qwenlab.checkpoint.checkpoint import Checkpoint, require_checkpoint
 from qwenlab.errors import BadArgument
-from qwenlab.tasks.arguments import whole
+from qwenlab.tasks.arguments import named_differently, whole
 from qwenlab.tasks.encoding import padded
 from qwenlab.tasks.task import Task
 
@@ -78,11 +78,7 @@ def check_tasks(where: str, tasks: Any) -> None:
     """Raise BadArgument unless `tasks` is a list of tasks with different names."""
     if isinstance(tasks, Task) or not tasks or not all(isinstance(task, Task) for task in tasks):
         raise BadArgument(f"{where}(checkpoint, tasks): give a list of at least one qwenlab.tasks.Task.")
-    names = [task.name for task in tasks]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise BadArgument(
-            f"{where}: several tasks are named {', '.join(map(repr, twice))}.\nGive each a name of its own."
-        )
+    named_differently(where, "tasks", tasks)
 
 
 @torch.no_grad()
@@ -97,9 +93,8 @@ def grade(batch: TaskBatch, logits: torch.Tensor, reference: torch.Tensor | None
     kl         KL(reference || logits): sum over the vocabulary of p ln(p / q), nat/token; only with a reference
     agreement  whether both have the same argmax; only with a reference
 
-    Scores are float64, or float32 on a device without float64, whatever the dtype of the logits. They are NaN where the
-    logits are. A few rows of logits are read at a time, so that memory hardly grows with the vocabulary. Raises
-    BadArgument for other shapes.
+    Scores are float64, or float32 on a device without float64, and NaN where the logits are. A few rows of logits are
+    read at a time, so that memory hardly grows with the vocabulary. Raises BadArgument for other shapes.
     """
     rows, _, scores = asked_scores(batch, logits, reference)
     number = len(batch.texts)
@@ -126,26 +121,15 @@ def asked_scores(
     found: list[dict[str, torch.Tensor]] = []
     for row, at, token in zip(rows.split(step), place[positions].split(step), tokens.split(step), strict=True):
         logprob = _logprob(logits[row, at])
-        found.append(_of_tokens(logprob, token))
+        loss, first = -logprob.gather(1, token[:, None])[:, 0], logprob.argmax(dim=-1)
+        found.append({"loss": loss, "accuracy": (first == token).to(loss.dtype).masked_fill(loss.isnan(), torch.nan)})
         if reference is not None:
             before = _logprob(reference[row.to(reference.device), at.to(reference.device)].to(logits.device))
-            found[-1] |= _differences(logprob, before)
+            impossible = before == -torch.inf  # p ln(p / q) is 0 there
+            kl = (before.exp() * (before - logprob)).masked_fill_(impossible, 0).sum(dim=-1)
+            same = (first == before.argmax(dim=-1)).to(loss.dtype).masked_fill(kl.isnan(), torch.nan)
+            found[-1] |= {"kl": kl.clamp_min(0), "agreement": same}  # kl is below 0 by rounding only
     return rows, positions, {name: torch.cat([each[name] for each in found]) for name in found[0]}
-
-
-def _of_tokens(logprob: torch.Tensor, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Loss and accuracy of tokens [asked] under log-probabilities [asked, vocabulary]."""
-    loss = -logprob.gather(1, tokens[:, None])[:, 0]
-    right = (logprob.argmax(dim=-1) == tokens).to(loss.dtype)
-    return {"loss": loss, "accuracy": right.masked_fill(loss.isnan(), torch.nan)}
-
-
-def _differences(logprob: torch.Tensor, before: torch.Tensor) -> dict[str, torch.Tensor]:
-    """KL divergence from `before` and equality of the argmax, of log-probabilities [asked, vocabulary]."""
-    same = (logprob.argmax(dim=-1) == before.argmax(dim=-1)).to(logprob.dtype)
-    impossible = before == -torch.inf  # p ln(p / q) is 0 there
-    kl = (before.exp() * (before - logprob)).masked_fill_(impossible, 0).sum(dim=-1)
-    return {"kl": kl.clamp_min(0), "agreement": same.masked_fill(kl.isnan(), torch.nan)}  # below 0 by rounding only
 
 
 def _logprob(logits: torch.Tensor) -> torch.Tensor:

@@ -33,9 +33,8 @@ def harness_scores(
     """Scores of the model on tasks of lm-evaluation-harness; in the `with` block of `intervene`, of the changed model.
 
     tasks        names of its tasks, groups or tags
-    task_folder  a folder of task files (YAML) of your own, which is searched first. A task file can run code. Most of
-                 the harness's own tasks download a dataset, and listing them takes half a minute, so they are listed
-                 only if a name is not in the folder
+    task_folder  a folder of task files (YAML) of your own, which is searched first; a task file can run code. The
+                 harness's own tasks are listed, in half a minute, only if a name is not in it; most download a dataset
     limit        the number of documents of each task, from the first; by default all
 
     By `score`, with the coordinates task, metric, filter (applied by the harness to an answer before comparing) and
@@ -123,7 +122,6 @@ def _restored(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _dataset(found: Mapping[str, Any], version: str) -> xr.Dataset:
-    """The results of the harness: one row per task, metric and filter."""
     rows = []
     for task, scores in found["results"].items():
         directions = found["higher_is_better"].get(task, {})
@@ -154,5 +152,4 @@ def _dataset(found: Mapping[str, Any], version: str) -> xr.Dataset:
 
 
 def _number(value: Any) -> float:
-    """A metric as a float; NaN where the harness has none."""
     return float(value) if isinstance(value, int | float | np.number) else float("nan")

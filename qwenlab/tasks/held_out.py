@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib.resources import files
 
+from qwenlab.arguments import choice
 from qwenlab.errors import BadArgument
 
 DOMAINS = ("code", "prose", "arithmetic", "recall")
@@ -18,12 +18,7 @@ def texts(domain: str, count: int | None = None) -> list[str]:
 
     Raises BadArgument for an unknown domain, or if it has fewer texts.
     """
-    if domain not in DOMAINS:
-        near = difflib.get_close_matches(domain, DOMAINS, n=1)
-        raise BadArgument(
-            f"There is no domain {domain!r}; there are {', '.join(DOMAINS)}."
-            + (f"\nDid you mean {near[0]!r}?" if near else "")
-        )
+    choice("texts", "domain", domain, DOMAINS)
     found = files("qwenlab.tasks").joinpath("data", f"{domain}.txt").read_bytes().decode().split(SEPARATOR)
     if count is not None and not 1 <= count <= len(found):
         raise BadArgument(

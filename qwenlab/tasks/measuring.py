@@ -19,7 +19,6 @@ from qwenlab.tasks.grading import TaskBatch, asked_scores, check_tasks, grade, t
 from qwenlab.tasks.task import Task
 from qwenlab.tasks.token_classes import CLASSES, classes_of
 
-_LOSS = {"units": "nat/token", "long_name": "next-token loss"}
 _BYTES = {"units": "B", "long_name": "UTF-8 bytes that the token adds"}
 
 
@@ -42,8 +41,7 @@ def measure(
     asked          number of asked tokens
 
     Coordinates: task, its name; chance, the accuracy of a guess, NaN for plain text. The attributes say where the
-    scores come from, under the names of `Recording.attrs`. Inside `intervene` the scores are those of the
-    changed model. Raises BadArgument.
+    scores come from, under the names of `Recording.attrs`. Inside `intervene` they are of the changed model.
     """
     check_tasks("measure", tasks)
     whole("measure", batch_size=batch_size, **({} if block is None else {"block": block}))
@@ -92,9 +90,8 @@ def losses(
 ) -> xr.Dataset:
     """The loss of every token but the first of each text, one row per token along `token`, text after text.
 
-    labels      the domain of each text; by default ""
-    max_tokens  longer texts are cut after this number of tokens
-    n           length of the n-grams of the class `repeated`
+    labels  the domain of each text; by default ""
+    n       length of the n-grams of the class `repeated`
 
     loss   -ln p(x[t] | x[..t-1]), nat/token;  id: x[t]
     bytes  UTF-8 bytes that x[t] adds to the text: those up to its end that no earlier token has
@@ -109,9 +106,14 @@ def losses(
     found = all_encoded(checkpoint, texts, "losses", max_tokens)
     domains = one_per_text("losses", labels, len(found))
     classes = [classes_of(each, n) for each in found]
-    by_text = _token_losses(checkpoint, task_of(found, "texts"), batch_size, progress)
+    by_text = [np.empty(0)] * len(found)
+    for batch, logits in _logits(checkpoint, [task_of(found, "texts")], batch_size, progress):
+        rows, _, scores = asked_scores(batch, logits)
+        loss = scores["loss"].cpu().numpy()
+        for row, index in enumerate(batch.texts):
+            by_text[index] = loss[rows.cpu().numpy() == row]
     data: dict[str, Any] = {
-        "loss": ("token", np.concatenate(by_text), _LOSS),
+        "loss": ("token", np.concatenate(by_text), {"units": "nat/token", "long_name": "next-token loss"}),
         "id": ("token", np.concatenate([each.tokens[1:] for each in found]), {"units": "id", "long_name": "token"}),
         "bytes": ("token", np.concatenate([each.bytes[1:] for each in found]), _BYTES),
     }
@@ -127,17 +129,6 @@ def losses(
     }
     facts = provenance_of(checkpoint, [each.tokens for each in found], domains)
     return xr.Dataset(data, coords, {"n": n, "texts": len(found)} | facts)
-
-
-def _token_losses(checkpoint: Checkpoint, task: Task, batch_size: int, progress: bool) -> list[np.ndarray]:
-    """The losses [asked] of every sequence of a task, in nat/token."""
-    found = [np.empty(0)] * len(task.tokens)
-    for batch, logits in _logits(checkpoint, [task], batch_size, progress):
-        rows, _, scores = asked_scores(batch, logits)
-        loss = scores["loss"].cpu().numpy()
-        for row, index in enumerate(batch.texts):
-            found[index] = loss[rows.cpu().numpy() == row]
-    return found
 
 
 def _logits(

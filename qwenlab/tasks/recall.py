@@ -64,9 +64,8 @@ def recall_questions(checkpoint: Checkpoint, texts: Sequence[str]) -> xr.Dataset
     asked  [question]        index of the pair that is asked for
     value  [question, pair]  position of the token of each pair's value in the list; -1 where the text has fewer pairs
 
-    Positions count from 0 the tokens that the checkpoint's tokenizer makes of the whole text. Raises BadArgument for a
-    text that is not of the format of `recall_texts`, and for a tokenizer that joins a question mark and the answer in
-    one token, so that no token is followed by the answer.
+    Positions count the tokens of the whole text from 0. Raises BadArgument for a text that is not of the format of
+    `recall_texts`, and for a tokenizer that joins a question mark and the answer in one token.
     """
     found = [(index, *each) for index, text in enumerate(texts) for each in _positions(checkpoint, index, text)]
     if not found:

@@ -31,16 +31,14 @@ def mqar(
 
     pairs      key-value pairs in a sequence; their keys differ. If there are more pairs than letters, all keys are two
                letters
-    count      sequences, independent of each other
     questions  pairs that are asked for, once each, in random order; by default all
     length     tokens of each sequence, exactly: held-out prose fills the space between pairs and questions
     distance   tokens from the value of a pair to its answer, exactly and for every question. The last pairs are asked
                for in the order of the list, as many as fit into the distance, and prose fills the rest. By default
                distances follow from the random order. If there is a length too, prose before the first pair fills it
-    seed       of keys, values, order and prose
-    name       of the task; by default the function call
 
-    Chance is 1 / number of values: 0.1 with ten digits. Raises BadArgument for sizes that do not fit.
+    `count` independent sequences are drawn by `seed`; `name` is that of the task, by default the function call. Chance
+    is 1 / number of values: 0.1 with ten digits. Raises BadArgument for sizes that do not fit.
     """
     whole("mqar", pairs=pairs, count=count)
     given = dict(questions=questions, length=length, distance=distance)
@@ -84,12 +82,9 @@ def needle(
 
     length    tokens of each sequence, exactly, question and answer included
     position  share of the prose before the pair: 0 puts it at the beginning, 1 right before the question
-    count     sequences
-    seed      of key, value and prose
-    name      of the task; by default the function call
 
-    The prose has no digit, ":" or "?". Where it is longer than the package's held-out prose, that repeats. Chance is
-    1 / number of values: 0.1 with ten digits. Raises BadArgument.
+    The prose has no digit, ":" or "?". Where it is longer than the package's held-out prose, that repeats. For the
+    other arguments, chance and errors see `mqar`.
     """
     call = f"needle(length={length}, position={position})"
     whole("needle", count=count)
@@ -112,12 +107,9 @@ def copying(checkpoint: Checkpoint, *, length: int, count: int = 64, seed: int =
 
     length  tokens of each sequence, exactly: the longest list that fits twice, after a few tokens of held-out prose if
             two copies do not fill it. If there are more keys than letters, all keys are two letters
-    count   sequences
-    seed    of keys, values and prose
-    name    of the task; by default the function call
 
     In `mqar` another mark lists a pair than asks for it; here tokens only have to be repeated. Keys are not asked for,
-    because their chance differs. Chance is 1 / number of values. Raises BadArgument.
+    because their chance differs. For the other arguments, chance and errors see `mqar`.
     """
     call = f"copying(length={length})"
     whole("copying", count=count)
@@ -150,11 +142,8 @@ def induction(
               they do not fill it. If there are more keys than letters, all keys are two letters
     distance  tokens from B to its repetition: a multiple of the tokens of a key with its mark and value. By default the
               repeated key is drawn at random
-    count     sequences
-    seed      of keys, values and prose
-    name      of the task; by default the function call
 
-    Chance is 1 / number of values. Raises BadArgument.
+    For the other arguments, chance and errors see `mqar`.
     """
     call = f"induction(length={length}{'' if distance is None else f', distance={distance}'})"
     whole("induction", count=count)

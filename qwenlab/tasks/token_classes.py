@@ -57,9 +57,8 @@ def token_classes(
 
     repeated     the n tokens that end with it, x[t-n+1..t], occurred earlier in the sequence
     first        x[t] does not occur in x[..t-1]
-    associative  the bigram (x[t-1], x[t]) occurred earlier in the sequence: an associative-recall hit in the sense of
-                 Zoology (Arora et al. 2023, arXiv:2312.04927), which also leaves out bigrams that are frequent in the
-                 training data. That data is not known here, so the model may know some of these by heart
+    associative  the bigram (x[t-1], x[t]) occurred earlier in the sequence: an associative-recall hit as in Zoology
+                 (Arora et al. 2023, arXiv:2312.04927), without its filter by frequency in the training data
     content      it is part of a word that is not a function word
     function     it is part of a word of `FUNCTION_WORDS`, in upper or lower case
 

@@ -45,11 +45,11 @@ def test_a_part_overlaps_with_what_holds_it_and_what_it_holds(part, overlap):
 def test_sums_and_what_parts_share_are_kept():
     attention = of("mixer 3", "layers.3.mixer", 3, "full_attention")
     both = combined([MIXERS[0], attention], "both", control_of="mixer 7")
-    assert (both.of, both.layer, both.kind, both.parameters, both.control_of) == ("set", -1, "", 200, "mixer 7")
+    assert (both.unit, both.layer, both.kind, both.parameters, both.control_of) == ("set", -1, "", 200, "mixer 7")
     alike = combined(MIXERS[:2], "both")
     assert (alike.layer, alike.kind) == (-1, "linear_attention")
     alone = combined(MIXERS[4:5], "one")
-    assert (alone.of, alone.layer, alone.kind) == ("mixer", 4, "linear_attention")
+    assert (alone.unit, alone.layer, alone.kind) == ("mixer", 4, "linear_attention")
 
 
 def test_what_cannot_be_combined():
@@ -62,7 +62,7 @@ def test_what_cannot_be_combined():
 
 def test_coordinates_say_all_but_the_parts():
     coords = coordinates(MIXERS[:2])
-    assert set(coords) == {"ablation", "of", "layer", "kind", "intervention", "control_of", "parameters"}
+    assert set(coords) == {"ablation", "unit", "layer", "kind", "intervention", "control_of", "parameters"}
     assert {dims for dims, _ in coords.values()} == {"ablation"}
     assert coords["ablation"][1] == ["mixer 0", "mixer 1"]
     assert coords["intervention"][1][1] == "Zero('layers.1.mixer')"

@@ -131,12 +131,12 @@ def test_what_controls_refuses(moe):
     for some, among in ((mixers[0], mixers), ([], mixers), (mixers, mixers[0]), (mixers, ["mixer 1"])):
         with pytest.raises(BadArgument, match=r"controls\(.*\): give a list of at least one ablation"):
             controls(some, among)
-    with pytest.raises(BadArgument, match=r"controls\(ablations, among\): several ablations are named 'mixer 0'"):
+    with pytest.raises(BadArgument, match=r"controls\(ablations, pool\): several ablations are named 'mixer 0'"):
         controls([mixers[0], mixers[0]], mixers)
     for number in (0, True, 1.5):
         with pytest.raises(BadArgument, match=rf"controls\(number={number!r}\): give an integer, 1 or more"):
             controls(mixers, mixers, number=number)
-    with pytest.raises(BadArgument, match=r"controls\(among=\.\.\.\): 'all linear_attention' has 3 parts"):
+    with pytest.raises(BadArgument, match=r"controls\(pool=\.\.\.\): 'all linear_attention' has 3 parts"):
         controls(mixers, units(moe, "kind"))
     for inside, names in (
         (units(moe, "layer", layers=[2]), "layer 2 and mixer 2"),

@@ -70,7 +70,7 @@ def test_the_key_is_of_all_that_scores_depend_on(moe, tasks):
 def file(moe, tasks, tmp_path):
     """The file of a sweep."""
     path = tmp_path / "kept.npz"
-    sweep(moe, units(moe)[3:], tasks[:1], keep=path, progress=False)
+    sweep(moe, units(moe)[3:], tasks[:1], resume=path, progress=False)
     return path
 
 
@@ -83,11 +83,11 @@ def test_a_file_of_another_sweep_is_refused_and_left_alone(moe, opened, tasks, f
         (opened("dense"), units(opened("dense"))[3:], tasks[:1]),
     ):
         with pytest.raises(BadArgument, match=of_another):
-            sweep(ckpt, ablations, asked, keep=file, progress=False)
+            sweep(ckpt, ablations, asked, resume=file, progress=False)
     with intervene(moe, Scale("layers.1.mlp", by=0.5)):
         moe.model(torch.tensor([[1, 2]]))
         with pytest.raises(BadArgument, match=of_another):
-            sweep(moe, units(moe)[3:], tasks[:1], keep=file, progress=False)
+            sweep(moe, units(moe)[3:], tasks[:1], resume=file, progress=False)
     assert file.read_bytes() == before
 
 
@@ -95,13 +95,13 @@ def test_a_file_of_another_sweep_is_refused_and_left_alone(moe, opened, tasks, f
 def test_half_a_file_is_refused(moe, tasks, file, left):
     file.write_bytes(file.read_bytes()[:left])
     with pytest.raises(BadArgument, match=r"kept\.npz'\): this file is damaged, or not from a sweep \(.+\)\.\nGive"):
-        sweep(moe, units(moe)[3:], tasks[:1], keep=file, progress=False)
+        sweep(moe, units(moe)[3:], tasks[:1], resume=file, progress=False)
 
 
 def test_other_files_are_refused(moe, tasks, file):
     def refused():
         with pytest.raises(BadArgument, match=r"this file is damaged, or not from a sweep \(.+\)\.\nGive another"):
-            sweep(moe, units(moe)[3:], tasks[:1], keep=file, progress=False)
+            sweep(moe, units(moe)[3:], tasks[:1], resume=file, progress=False)
 
     file.write_text("loss, accuracy\n1.0, 0.5\n")
     refused()
@@ -120,4 +120,4 @@ def test_a_flipped_byte_is_noticed(moe, tasks, file):
     data[at] ^= 0xFF
     file.write_bytes(data)
     with pytest.raises(BadArgument, match="this file is damaged, or not from a sweep"):
-        sweep(moe, units(moe)[3:], tasks[:1], keep=file, progress=False)
+        sweep(moe, units(moe)[3:], tasks[:1], resume=file, progress=False)

@@ -22,7 +22,7 @@ from qwenlab.interventions.session import intervene
 from qwenlab.tasks import Task
 
 sweeping = sys.modules["qwenlab.ablations.sweep"]  # the package's own name `sweep` is the function
-COORDINATES = {"ablation", "of", "layer", "kind", "intervention", "control_of", "parameters", "text", "task"}
+COORDINATES = {"ablation", "unit", "layer", "kind", "intervention", "control_of", "parameters", "text", "task"}
 
 
 def some(checkpoint):
@@ -163,16 +163,16 @@ def test_it_goes_on_from_what_was_kept(moe, tasks, swept, tmp_path, monkeypatch)
     with monkeypatch.context() as patched:
         cut_off(patched, 9, Cut())
         with pytest.raises(Cut):
-            sweep(moe, ablations, tasks, batch_size=2, keep=keep, progress=False)
+            sweep(moe, ablations, tasks, batch_size=2, resume=keep, progress=False)
     calls, grade = [], sweeping.grade
     monkeypatch.setattr(sweeping, "grade", lambda *args: (calls.append(len(args)), grade(*args))[1])
-    again = sweep(moe, ablations, tasks, batch_size=2, keep=keep, progress=False)
+    again = sweep(moe, ablations, tasks, batch_size=2, resume=keep, progress=False)
     one_go = sweep(moe, ablations, tasks, batch_size=2, progress=False)
     assert again.drop_attrs().identical(one_go.drop_attrs())
     assert again.attrs["layers_run"] == one_go.attrs["layers_run"]
     assert calls.count(3) == 2 * 3 * len(ablations) - 8  # of three batches; eight were done before
     del calls[:]
-    sweep(moe, ablations, tasks, batch_size=2, keep=keep, progress=False)
+    sweep(moe, ablations, tasks, batch_size=2, resume=keep, progress=False)
     assert calls == []
     assert [file.name for file in keep.parent.iterdir()] == ["kept.npz"]
 
@@ -197,7 +197,7 @@ def killing(*args):
 
 sweeping.grade = killing
 ckpt = ql.open(sys.argv[1])
-sweeping.sweep(ckpt, some(ckpt), drawn_tasks(), batch_size=2, keep=sys.argv[2], progress=False)
+sweeping.sweep(ckpt, some(ckpt), drawn_tasks(), batch_size=2, resume=sys.argv[2], progress=False)
 """
 
 
@@ -208,7 +208,7 @@ def test_killed_in_the_middle(moe, tasks, tmp_path, request):
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     with np.load(keep) as held:
         assert 0 < held["done"].sum() < held["done"].size
-    again = sweep(moe, some(moe), tasks, batch_size=2, keep=keep, progress=False)
+    again = sweep(moe, some(moe), tasks, batch_size=2, resume=keep, progress=False)
     assert again.drop_attrs().identical(sweep(moe, some(moe), tasks, batch_size=2, progress=False).drop_attrs())
 
 
@@ -218,13 +218,13 @@ def test_interrupted_it_returns_the_texts_that_are_done(moe, tasks, swept, tmp_p
     with monkeypatch.context() as patched:
         cut_off(patched, 1 + different + 4, KeyboardInterrupt())  # in the second batch
         with pytest.warns(InterruptedWarning, match=r"interrupted after 2 of 5 texts; it returns those") as warned:
-            part = sweep(moe, ablations, tasks, batch_size=2, keep=tmp_path / "kept.npz", progress=False)
+            part = sweep(moe, ablations, tasks, batch_size=2, resume=tmp_path / "kept.npz", progress=False)
     assert warned[0].filename == __file__
     assert part["text"].values.tolist() == [0, 3]  # the longest come first
     np.testing.assert_allclose(part["loss"], whole["loss"][:, [0, 3]], rtol=1e-4)
     assert json.loads(part.attrs["labels"]) == {"plain": 14, "recall": 12}
     assert (part.attrs["tokens"], part.attrs["sequences"]) == (26, 2)
-    again = sweep(moe, ablations, tasks, batch_size=2, keep=tmp_path / "kept.npz", progress=False)
+    again = sweep(moe, ablations, tasks, batch_size=2, resume=tmp_path / "kept.npz", progress=False)
     assert again.sizes["text"] == 5
 
 
@@ -243,7 +243,7 @@ def test_progress_counts_every_ablation_of_every_text(moe, tasks, monkeypatch, t
 
     monkeypatch.setattr(sweeping, "tqdm", noted)
     for _ in range(2):  # the second has nothing to do
-        sweep(moe, units(moe), tasks, batch_size=2, keep=tmp_path / "kept.npz")
+        sweep(moe, units(moe), tasks, batch_size=2, resume=tmp_path / "kept.npz")
     assert [(bar.n, bar.total, bar.unit) for bar in bars] == [(20, 20, "text")] * 2
 
 
@@ -260,8 +260,8 @@ def test_what_a_sweep_refuses(moe, tasks, tmp_path):
     for size in (0, True, 1.5):
         with pytest.raises(BadArgument, match=rf"batch_size={size!r}\): give an integer, 1 or more"):
             sweep(moe, mixers, tasks, batch_size=size)
-    with pytest.raises(BadArgument, match=r"sweep\(keep='.+'\): this file is damaged, or not from a sweep"):
-        sweep(moe, mixers, tasks, keep=tmp_path)
+    with pytest.raises(BadArgument, match=r"sweep\(resume='.+'\): this file is damaged, or not from a sweep"):
+        sweep(moe, mixers, tasks, resume=tmp_path)
     with pytest.raises(BadArgument, match=r"Task 'beyond' has tokens from 1 to 999, and the model has rows 0 to 287"):
         sweep(moe, mixers, [Task("beyond", ((1, 999),), ((1,),))])
     with pytest.raises(CannotIntervene, match=r"Noise\('layers\.0\.mixer\.decay'\)"):

@@ -28,7 +28,7 @@ SMALL = ("--count", 2, "--max-tokens", 16, "--controls", 2)
 
 def test_it_prints_the_ranks_and_findings_and_leaves_what_it_says(run, tmp_path):
     out = tmp_path / "out"
-    tasks = ("--task", "code", "--task", "mqar:2", "--rows", 3, "--keep", tmp_path / "kept.npz")
+    tasks = ("--task", "code", "--task", "mqar:2", "--rows", 3, "--resume", tmp_path / "kept.npz")
     status, shown, _ = run("toy-dense", "--out", out, "--of", "mixer, mlp", "--layers", "0,2,3", *tasks, *SMALL)
     assert status == 0
     told = ql.stats.ablations(ql.Recording.open(out / "recording.nc"))
@@ -52,7 +52,7 @@ def test_it_prints_the_ranks_and_findings_and_leaves_what_it_says(run, tmp_path)
         assert str(out / name) in shown
         assert (out / name).exists()
 
-    other = ("--task", "prose", "--keep", tmp_path / "kept.npz")
+    other = ("--task", "prose", "--resume", tmp_path / "kept.npz")
     status, shown, error = run("toy-dense", "--out", out, "--of", "mixer", *other, *SMALL)
     assert (status, shown) == (2, "")
     assert "this file is from another sweep" in error

@@ -101,6 +101,12 @@ def test_renamed_fields_and_texts_are_mapped(monkeypatch):
     assert compare({"label": np.array(["zero", "one"])}, {"group": np.array(["Zero", "one"])}).equal
 
 
+def test_names_of_coordinates_are_in_order_after_renaming(monkeypatch):
+    monkeypatch.setattr(names, "FIELDS", {"of": "unit"})
+    assert difference("layer of task", "layer task unit") == ""
+    assert difference("layer of task", "layer of unit") != ""
+
+
 def test_an_object_is_found_under_either_name(monkeypatch):
     monkeypatch.setattr(names, "RENAMED", {"tasks.old_texts": "tasks.texts", "tasks.measure": "tasks.not_there_yet"})
     assert names.get("tasks.old_texts") is names.get("tasks.texts")

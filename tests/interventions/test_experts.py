@@ -249,7 +249,7 @@ def test_a_watch_sees_the_choice_that_was_made(moe, text):
     plainly, shuffled = (each.sel(layer) for each in (seen(TopK(K)), seen(ShuffleRouter())))
     np.testing.assert_array_equal(np.sort(plainly["load"]), np.sort(shuffled["load"]))
     assert not plainly["load"].equals(shuffled["load"])
-    for name in ("entropy_sum", "margin_sum", "kept_sum"):
+    for name in ("entropy_sum", "margin_sum", "repeated_sum"):
         np.testing.assert_allclose(shuffled[name], plainly[name], rtol=1e-5)
 
 

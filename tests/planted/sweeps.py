@@ -148,7 +148,7 @@ def _units(layers: int, of: Sequence[str], slots: int) -> list[dict[str, Any]]:
     for part in of:
         for layer, slot in np.ndindex(layers, slots):
             name = f"{part} {layer}" + (f".{slot}" if slots > 1 else "")
-            about = {"ablation": name, "of": part, "layer": layer, "kind": kinds[layer], "control_of": ""}
+            about = {"ablation": name, "unit": part, "layer": layer, "kind": kinds[layer], "control_of": ""}
             found.append(about | {"intervention": f"Zero('layers.{layer}.{part}')", "parameters": 1000 + 10 * layer})
     return found
 

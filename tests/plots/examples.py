@@ -64,7 +64,7 @@ def examples():
         **{name: Example(axes, (reach,)) for name, axes in of_reach.items()},
         "reach_by_label": Example(12, (by_label,), {"against": "prose"}),
         "attention_map": Example(3, (maps,)),
-        "openness_by_token": Example(ONE, (maps[1:],)),
+        "gate_by_token": Example(ONE, (maps[1:],)),
         "retrieval": Example(2, (retrieved(),)),
         "acceptance": Example(1, (acceptance,)),
         "agreement": Example(2, (stats.agreement(trace), acceptance)),

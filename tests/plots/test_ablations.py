@@ -42,7 +42,7 @@ def words(ax):
 def test_cells_are_the_harm_of_each_layer_and_task(statistics):
     figure = checked(lambda: plots.ablation_map(statistics))
     for ax, part in zip(figure.axes, ("mixer", "mlp"), strict=False):
-        here = statistics.isel(ablation=np.flatnonzero(statistics["of"].values == part))
+        here = statistics.isel(ablation=np.flatnonzero(statistics["unit"].values == part))
         assert ax.get_title(loc="left") == part
         assert strip(ax) == ([BLUE] * 3 + [ORANGE]) * 2
         assert [label.get_text() for label in ax.get_xticklabels()] == list(map(str, range(8)))
@@ -63,7 +63,7 @@ def test_cells_are_the_harm_of_each_layer_and_task(statistics):
 
 def test_values_are_written_into_few_cells(statistics):
     ax = plots.ablation_map(statistics).axes[0]
-    values = statistics["effect"].isel(ablation=np.flatnonzero(statistics["of"].values == "mixer"))
+    values = statistics["effect"].isel(ablation=np.flatnonzero(statistics["unit"].values == "mixer"))
     assert f"{float(values.sel(ablation='mixer 3')[0]):.2g}" in words(ax)
     assert len(words(ax)) == 16 + 2 + 1
     many = plots.ablation_map(stats.ablations(made_sweep(layers=40, of=("mixer",), controls=0), resamples=50))

@@ -101,22 +101,22 @@ def test_the_sink_with_the_gate_off_and_on(statistics):
 def test_openness_is_a_row_a_head(recording):
     maps = [stats.attention_map(recording, layer=layer, head=head) for layer in (3, 7) for head in (0, 2)]
     count = maps[0].sizes["query"]
-    ax, bar = plots.openness_by_token(maps, tokens=[f"w{place}" for place in range(count)]).axes
+    ax, bar = plots.gate_by_token(maps, tokens=[f"w{place}" for place in range(count)]).axes
     (mesh,) = ax.findobj(QuadMesh)
     assert_allclose(np.array(mesh.get_array()).reshape(4, count), [each["mean_gate"] for each in maps])
     assert [text.get_text() for text in ax.get_yticklabels()] == ["3.0", "3.2", "7.0", "7.2"]
     assert [text.get_text() for text in ax.get_xticklabels()] == [f"w{place}" for place in range(count)]
     assert bar.get_ylabel() == "mean gate value"
-    assert plots.openness_by_token(maps).axes[0].get_xlabel() == "position (tokens)"
+    assert plots.gate_by_token(maps).axes[0].get_xlabel() == "position (tokens)"
 
 
 def test_gates_of_several_kinds_or_texts_are_refused(recording):
     attention, deltanet = (stats.attention_map(recording, layer=layer, head=0) for layer in (3, 0))
     for maps in ([attention, deltanet], [attention, attention.assign_attrs(text=1)], []):
         with pytest.raises(BadArgument, match="draws heads of one kind over one text"):
-            plots.openness_by_token(maps)
+            plots.gate_by_token(maps)
     with pytest.raises(MissingVariable, match="No mean_gate"):
-        plots.openness_by_token([attention.drop_vars("mean_gate")])
+        plots.gate_by_token([attention.drop_vars("mean_gate")])
 
 
 @pytest.mark.parametrize("draw", ["retrieval", "reconstruction", "sink"])

@@ -50,7 +50,7 @@ def test_every_plot_is_tried_here():
     elsewhere = {"acceptance", "calibration", "speedup", "agreement"}  # tests/plots/test_acceptance.py
     elsewhere |= {"attention_map", "reach"}  # tests/plots/test_reach.py
     elsewhere |= {"mass_by_distance", "reach_by_label"}  # tests/plots/test_reach_by_distance.py
-    elsewhere |= {"openness_by_token", "reconstruction", "retrieval", "sink"}  # tests/plots/test_heads.py
+    elsewhere |= {"gate_by_token", "reconstruction", "retrieval", "sink"}  # tests/plots/test_heads.py
     elsewhere |= {"losses"}  # tests/plots/test_losses.py
     elsewhere |= {"state_by_head", "state_growth", "state_rank"}  # tests/plots/test_states.py
     elsewhere |= {"state_precision", "state_precision_by_head"}  # tests/plots/test_state_precision.py

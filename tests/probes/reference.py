@@ -130,7 +130,7 @@ def routing(texts, every=1):
     where = layers_where(texts, lambda layer: layer.mlp)
     experts = texts[0].layers[where[0]].mlp["probability"].shape[1]
     grouped = (labels_of(texts), FOLDS, len(where))
-    plain = ("entropy", "topk_entropy", "margin", "kept", "shared_gate", "shared_share")
+    plain = ("entropy", "topk_entropy", "margin", "repeated", "shared_gate", "shared_share")
     out = {f"{name}_sum": np.zeros(grouped) for name in plain} | {
         n: np.zeros(grouped) for n in ("tokens", "pairs", "measured")
     }
@@ -163,7 +163,7 @@ def routing(texts, every=1):
                     out["transition"][index, top[0], after[0]] += 1
                 if token > text.first:
                     out["pairs"][place] += 1
-                    out["kept_sum"][place] += len(chosen[token] & chosen[token - 1])
+                    out["repeated_sum"][place] += len(chosen[token] & chosen[token - 1])
                 for column, length in enumerate(WINDOWS):
                     if (token + 1) % length == 0 and token + 1 - length >= text.first:
                         out["windows"][(*place, column)] += 1

@@ -192,7 +192,7 @@ def assert_turns_over(result, layers, numbers):
             text.layers.append(Layer("", mlp=mlp | dict.fromkeys(("shared_gate", "shared_share"), some[:, 0])))
             text.label = [0] * len(chosen)
     expected = reference.routing(texts)
-    for name in ("tokens", "pairs", "kept_sum", "windows", "distinct_sum", "load", "coactivation"):
+    for name in ("tokens", "pairs", "repeated_sum", "windows", "distinct_sum", "load", "coactivation"):
         np.testing.assert_array_equal(result["routing"][name].values, expected[name], err_msg=name)
 
 

@@ -24,7 +24,7 @@ def kept(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(toy, kept, tmp_path_factory):
-    how = dict(tasks=["code", "mqar:2"], seed=3, keep=kept, **SMALL)
+    how = dict(tasks=["code", "mqar:2"], seed=3, resume=kept, **SMALL)
     return ql.recipes.ablate(toy, tmp_path_factory.mktemp("out"), **how)
 
 
@@ -78,7 +78,7 @@ def test_several_kinds_of_parts_and_what_nothing_matches_is_named(toy, tmp_path)
 
 def test_a_sweep_goes_on_from_what_it_kept(done, toy, kept, tmp_path, monkeypatch):
     monkeypatch.setattr(import_module("qwenlab.ablations.sweep"), "intervene", None)  # nothing is left to be read
-    again = ql.recipes.ablate(toy, tmp_path, tasks=["code", "mqar:2"], seed=3, keep=kept, **SMALL)
+    again = ql.recipes.ablate(toy, tmp_path, tasks=["code", "mqar:2"], seed=3, resume=kept, **SMALL)
     assert again.statistics.equals(done.statistics)
 
 

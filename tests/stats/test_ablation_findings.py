@@ -31,7 +31,7 @@ def test_the_table_is_in_the_order_of_the_effect(statistics):
     assert table.attrs["task"] == "recall"
     frame = table.sel(bound="low").to_dataframe()
     assert frame.index.tolist() == table["ablation"].values.tolist()
-    assert {"of", "layer", "kind", "intervention", "parameters", "controls"} <= set(frame)
+    assert {"unit", "layer", "kind", "intervention", "parameters", "controls"} <= set(frame)
     assert "share_lost" not in frame
     effects = ("effect", "effect_interval", "effect_above_controls_interval")
     assert {table[name].attrs["units"] for name in effects} == {"nat/token"}
@@ -63,7 +63,7 @@ def test_significant_effects_are_reported_with_every_number(statistics):
             *one["effect_above_controls_interval"].values,
         ]
         assert_allclose(numbers(line)[:6], [float(one["effect"]), *ends], rtol=6e-3)
-        assert f"] nat/token above 3 controls (p {float(one['p_beyond_holm']):.2g}), rank 1;" in line
+        assert f"] nat/token above 3 controls (p {float(one['p_above_controls_holm']):.2g}), rank 1;" in line
         assert "`mlp 6` (DeltaNet) -0." in line and "the model does better without it" in line
         assert ", rank 16." in line
         rest = here.drop_sel(ablation=["mixer 3", "mlp 6"])

@@ -170,11 +170,11 @@ def test_going_beyond_controls_is_welchs_t_corrected_for_all():
         texts, controls = np.var(apart, ddof=1) / len(apart), np.var(own, ddof=1) / len(own)
         freedom = (texts + controls) ** 2 / (texts**2 / (len(apart) - 1) + controls**2 / (len(own) - 1))
         p[task, name] = 2 * student.sf(abs(np.mean(apart)) / np.sqrt(texts + controls), freedom)
-        assert_allclose(result["p_beyond"].sel(task=task, ablation=name), p[task, name])
-    assert_allclose(result["p_beyond_holm"].values.ravel(), slow_holm(list(p.values())))
+        assert_allclose(result["p_above_controls"].sel(task=task, ablation=name), p[task, name])
+    assert_allclose(result["p_above_controls_holm"].values.ravel(), slow_holm(list(p.values())))
     significant = (
         (result["p_holm"] < 0.05)
-        & (result["p_beyond_holm"] < 0.05)
+        & (result["p_above_controls_holm"] < 0.05)
         & (result["effect"] * result["effect_above_controls"] > 0)
     )
     assert_array_equal(result["significant"], significant)
@@ -204,7 +204,7 @@ def test_the_order_of_texts_tasks_and_controls_changes_nothing(seed, random, sco
         "effect_above_controls",
         "p",
         "p_holm",
-        "p_beyond_holm",
+        "p_above_controls_holm",
         "rank_low",
         "rank_high",
         "texts",

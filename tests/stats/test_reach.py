@@ -123,7 +123,7 @@ def test_folds_without_induction_have_no_say_in_its_interval():
 
 @pytest.mark.parametrize("horizons", [(0, 0.5), (0.5, 1), [[0.5]]])
 def test_horizons_that_are_no_shares(horizons):
-    with pytest.raises(BadArgument, match=r"horizons=.*: give shares between 0 and 1, both excluded"):
+    with pytest.raises(BadArgument, match=r"horizons=.*: give numbers between 0 and 1, both excluded"):
         stats.reach(made_maps().recording, horizons=horizons)
 
 

@@ -17,7 +17,9 @@ def test_each_domain_ships_and_is_small(domain):
 
 
 def test_an_unknown_domain_is_answered_with_the_nearest():
-    with pytest.raises(ql.errors.BadArgument, match=r"no domain 'proze'; there are code, .*\nDid you mean 'prose'\?"):
+    with pytest.raises(
+        ql.errors.BadArgument, match=r"texts\(domain='proze'\): give one of 'code', .*; did you mean 'prose'\?"
+    ):
         ql.tasks.texts("proze")
 
 

@@ -62,7 +62,7 @@ def test_sums_are_of_the_tokens_by_label_and_fold(case):
     """The tallies, once more as loops over tokens."""
     texts, routing = case.texts, case.recording["routing"]
     load = np.zeros(routing["load"].shape, int)
-    kept = np.zeros(routing["kept_sum"].shape, int)
+    kept = np.zeros(routing["repeated_sum"].shape, int)
     for token, (label, sequence) in enumerate(zip(texts.label, texts.sequence, strict=True)):
         for layer in range(routing.sizes["layer"]):
             now = set(case.routing.chosen[token, layer].tolist())
@@ -71,7 +71,7 @@ def test_sums_are_of_the_tokens_by_label_and_fold(case):
             if texts.position[token]:
                 kept[label, sequence % 8, layer] += len(now & set(case.routing.chosen[token - 1, layer].tolist()))
     assert_array_equal(routing["load"], load)
-    assert_array_equal(routing["kept_sum"], kept)
+    assert_array_equal(routing["repeated_sum"], kept)
 
 
 def test_the_same_seed_makes_the_same_recording():

@@ -21,7 +21,7 @@ _PER_TOKEN = {
     "entropy": ("nat", "entropy of the router's softmax over all experts, summed over tokens"),
     "topk_entropy": ("nat", "entropy of the renormalised top-k weights, summed over tokens"),
     "margin": ("1", "probability of the k-th choice minus that of the next, summed over tokens"),
-    "kept": ("slot", "experts kept from the token before, summed over pairs"),
+    "repeated": ("slot", "experts repeated from the token before, summed over pairs"),
     "shared_gate": ("1", "sigmoid of the shared expert's gate, summed over tokens"),
     "shared_share": ("1", "norm of the gated shared output over that plus the routed output's, summed over tokens"),
 }
@@ -37,7 +37,7 @@ class Routing(Probe):
     shared gate, share   sigmoid(shared_expert_gate); ||gated shared output|| / (that + ||routed output||)
     co-activation        tokens that chose both of two experts
     transition           tokens by their top choice in this layer and in the next watched layer
-    kept                 experts of a token that its predecessor also chose
+    repeated             experts of a token that its predecessor also chose
     distinct             number of experts chosen in aligned windows of 2 to 128 tokens (complete windows only)
 
     layers  only these layers
@@ -146,10 +146,10 @@ class Routing(Probe):
         last = newest[where].to(hot.device)
         with_last = torch.cat([last[:, :, None], hot], dim=2)
         cell = (tokens.before[..., None] * self.experts + chosen).flatten(2)
-        kept = with_last.flatten(2).gather(2, cell).unflatten(2, (-1, chosen.shape[-1])).sum(dim=-1)
+        repeated = with_last.flatten(2).gather(2, cell).unflatten(2, (-1, chosen.shape[-1])).sum(dim=-1)
         now = hot.gather(2, tokens.last[None, :, None, None].expand(len(hot), -1, 1, self.experts))[:, :, 0]
         newest[where] = torch.where(tokens.idle[:, None], last, now).to(newest.device)
-        return {"kept": torch.where(tokens.follows, kept, 0), "pairs": tokens.follows.expand_as(kept)}
+        return {"repeated": torch.where(tokens.follows, repeated, 0), "pairs": tokens.follows.expand_as(repeated)}
 
     def _added(self, total: torch.Tensor | None, where: LayerSlice, more: torch.Tensor) -> torch.Tensor:
         """Return the counts [layer, expert, expert] of all layers after adding these."""

@@ -24,9 +24,7 @@ _AGAIN = "Make the ledger again; do not edit or cut one of its variables."
 def read_rounds(source: Source, *more: str) -> xr.Dataset:
     """Read the node "rounds" and check it round by round; `more` names variables needed besides the counts.
 
-    Raises NothingMeasured for a ledger without rounds, and InconsistentRecording if it lacks one of the attrs `FACTS`,
-    if the counts of a round contradict each other, or if the acceptance length of the untruncated rounds is not
-    1 + sum over i of accepted_i / rounds.
+    Raises NothingMeasured for a ledger without rounds, and InconsistentRecording.
     """
     data = read(source, "rounds", *_NEEDS, *more)
     if missing := [name for name in FACTS if name not in data.attrs]:
@@ -95,10 +93,8 @@ def by_place(counts: xr.DataArray, depth: int) -> np.ndarray:
 def _check_counts(data: xr.Dataset) -> None:
     """Raise InconsistentRecording for the first round whose counts contradict each other."""
     depth = data.sizes["draft"]
-    proposed, drafted, tested, accepted, agreed, emitted = (
-        data[name].values for name in ("proposed", "drafted", "tested", "accepted", "agreed", "emitted")
-    )
-    ended = data["ended"].values.astype(str)
+    proposed, drafted, tested, accepted, agreed, emitted, ended = (data[name].values for name in _COUNTS)
+    ended = ended.astype(str)
     drafts, targets = data["draft_token"].values, data["target_token"].values
     taken = by_place(data["accepted"], depth)
     wrong = {

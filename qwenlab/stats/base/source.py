@@ -42,8 +42,7 @@ def statistic(function: Callable[P, xr.Dataset]) -> Callable[P, xr.Dataset]:
 def read(source: Source, node: str, *needs: str, by_label: bool = True) -> xr.Dataset:
     """Return the Dataset of one node; labels are added up unless `by_label`.
 
-    Raises NotWatched (the recording has no such node), NotARecording (neither a Recording nor a Dataset),
-    MissingVariable and NothingMeasured (no token was read).
+    Raises NotWatched, NotARecording, MissingVariable, and NothingMeasured if no token was read.
     """
     data = source[node] if isinstance(source, Recording) else source
     if not isinstance(data, xr.Dataset):
@@ -79,11 +78,7 @@ def mixer_nodes(source: Source, names: tuple[str, str], marker: str) -> list[str
 def along(
     dims: Sequence[str], formula: Callable[..., np.ndarray], *arrays: xr.DataArray, out: Sequence[str] = (), **more: Any
 ) -> xr.DataArray:
-    """Apply a formula for plain arrays to named dims: those of `dims` that an array has are its last axes.
-
-    out   dims that the formula adds to its result
-    more  other arguments of the formula
-    """
+    """Apply a formula for arrays whose last axes are those of `dims` that they have; it adds the dims `out`."""
     core = [[dim for dim in dims if dim in array.dims] for array in arrays]
     return xr.apply_ufunc(
         formula, *arrays, input_core_dims=core, output_core_dims=[list(out)], join="exact", kwargs=more

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import xarray as xr
@@ -22,36 +22,34 @@ def described(array: xr.DataArray, units: str, long_name: str, **more: object) -
     return out
 
 
-def variable(
-    values: np.ndarray, dims: Sequence[str], units: str, long_name: str, facts: Mapping[str, Any] | None = None
-) -> xr.DataArray:
-    """Describe an array of plain values; a leading axis that dims do not name has size one and is dropped."""
-    array = xr.DataArray(values if np.ndim(values) == len(dims) else values[0], dims=dims)
-    return described(array, units, long_name, **(facts or {}))
+class Row(NamedTuple):
+    """A variable as plain values, and the ends [..., bound] of its interval, if it has one."""
+
+    values: Any
+    dims: Sequence[str]
+    units: str
+    long_name: str
+    ends: np.ndarray | None = None
 
 
-def variables(table: Mapping[str, tuple[np.ndarray, Sequence[str], str, str]]) -> Variables:
-    """Describe the arrays of a table of (values, dims, units, long_name)."""
-    return {name: variable(*row) for name, row in table.items()}
-
-
-def with_interval(
-    name: str,
-    values: np.ndarray,
-    ends: np.ndarray,
-    dims: Sequence[str],
-    units: str,
-    long_name: str,
-    facts: Mapping[str, Any],
-    method: Mapping[str, Any],
+def variables(
+    table: Mapping[str, Row], facts: Mapping[str, Any] | None = None, method: Mapping[str, Any] | None = None
 ) -> Variables:
-    """Describe an estimate and its interval: {name: ..., name_interval: ...}, from values and ends [..., bound].
+    """Describe the rows of a table: {name: ...}, and {name_interval: ...} for those with an interval.
 
-    facts   attrs of both
-    method  attrs of the interval: its construction and level
+    `facts` are attrs of all variables, `method` those of intervals. A leading axis without a dim has size 1: drop it.
     """
-    interval = variable(ends, (*dims, "bound"), units, f"{long_name}, interval", {**facts, **method})
-    return {name: variable(values, dims, units, long_name, facts), f"{name}_interval": bounds(interval)}
+    out: Variables = {}
+    for name, (values, dims, units, long_name, ends) in table.items():
+        out[name] = described(_array(values, dims), units, long_name, **(facts or {}))
+        if ends is not None:
+            about, interval = {**(facts or {}), **(method or {})}, bounds(_array(ends, (*dims, "bound")))
+            out[f"{name}_interval"] = described(interval, units, f"{long_name}, interval", **about)
+    return out
+
+
+def _array(values: Any, dims: Sequence[str]) -> xr.DataArray:
+    return xr.DataArray(values if np.ndim(values) == len(dims) else values[0], dims=dims)
 
 
 def bounds(interval: xr.DataArray) -> xr.DataArray:
@@ -79,18 +77,13 @@ def jackknife_method(level: float, left_out: str) -> dict[str, Any]:
 def share_method(level: float, cluster: str) -> dict[str, Any]:
     """Attrs of an interval by `formulas.intervals.share`; raises BadArgument."""
     check_level(level)
-    return {
-        "interval": f"Wilson's score at the effective sample size, by the delete-one-{cluster} jackknife",
-        "level": level,
-    }
+    construction = f"Wilson's score at the effective sample size, by the delete-one-{cluster} jackknife"
+    return {"interval": construction, "level": level}
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Settings of `formulas.intervals.bootstrap` over whole texts; raises BadArgument.
-
-    clusters  name of the units that are drawn, in the plural
-    """
+    """Settings of `formulas.intervals.bootstrap` over whole texts, or other clusters; raises BadArgument."""
 
     level: float
     resamples: int
@@ -108,10 +101,5 @@ class Bootstrap:
 
     @property
     def attrs(self) -> dict[str, Any]:
-        """Attrs of the interval."""
-        return {
-            "interval": f"bootstrap of whole {self.clusters}, expanded percentiles",
-            "level": self.level,
-            "resamples": self.resamples,
-            "seed": self.seed,
-        }
+        construction = f"bootstrap of whole {self.clusters}, expanded percentiles"
+        return {"interval": construction, "level": self.level, "resamples": self.resamples, "seed": self.seed}

@@ -13,11 +13,10 @@ def tally(
     *,
     depth: int,
 ) -> np.ndarray:
-    """Counts of each round, to be added up: [round, 4 depth + 6].
+    """Counts of each round, to be added up: [round, 4 depth + 6], from int [round]; agreed is -1 if not known.
 
-    drafted .. emitted  int [round]; agreed is -1 if not known
-    returns             for each draft 1 or 0: drafted, tested, accepted, agreed (NaN: not known); then the numbers
-                        drafted, accepted, agreed, emitted; 1; and 1 for a round with drafts
+    For each draft 1 or 0: drafted, tested, accepted, agreed (NaN: not known); then the numbers drafted, accepted,
+    agreed, emitted; 1; and 1 for a round with drafts.
     """
     known = np.where(agreed < 0, np.nan, agreed)
     place = np.arange(1, depth + 1)

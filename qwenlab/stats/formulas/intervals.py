@@ -49,9 +49,8 @@ def share(
 
     The effective number is p (1 - p) over the squared jackknife error of p, the mean rescaled to [0, 1], times
     (z / t)^2 for the few clusters (Korn and Graubard 1998, Survey Methodology 24:193; with Wilson's interval: Dean and
-    Pagano 2015, J. Surv. Stat. Methodol. 3:484). It is never more than the number of trials. So an estimate at an end,
-    such as 128 of 128, has an interval, [0.97, 1]: it takes the trials as independent, because clusters that all agree
-    say nothing about how they differ. Where they do differ it is too short.
+    Pagano 2015, J. Surv. Stat. Methodol. 3:484), at most the number of trials. So an estimate at an end, such as 128 of
+    128, has an interval, [0.97, 1], which takes the trials as independent and may be too short.
 
     With 8 and 32 prompts at 0.95 it covered 0.93 to 0.98 in simulation, for shares from 0.3 to 0.99.
     """

@@ -36,8 +36,7 @@ def flip_p(difference: np.ndarray, *, draws: int, seed: int) -> np.ndarray:
 
     The share of sign patterns under which the sum is at least as far from 0 (Fisher 1935, The Design of Experiments,
     section 21): exact if all 2^(texts - 1) are enumerated; else over random ones including the observed one, so that
-    p is never 0 and never too small (Phipson and Smyth 2010, doi:10.2202/1544-6115.1585). The null is symmetry
-    about 0, so the spread may have any form, and with few texts p cannot be small: at least 2^(1 - texts).
+    p is never too small (Phipson and Smyth 2010, doi:10.2202/1544-6115.1585). It is at least 2^(1 - texts).
     """
     values = _cut(difference)
     least = _SLACK * np.abs(values.sum(axis=1)) - TINY  # a sum of 0 is one only up to rounding
@@ -117,7 +116,7 @@ def rank_bounds(above: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return 1 + above.sum(axis=0), len(above) - above.sum(axis=1)
 
 
-def beyond_p(beyond: np.ndarray, controls: np.ndarray) -> float:
+def welch_p(beyond: np.ndarray, controls: np.ndarray) -> float:
     """Two-sided p-value that a unit and the population of its controls have the same mean; NaN below two of each.
 
     beyond    [text]     values of the unit minus the mean of its controls, text by text

@@ -147,18 +147,18 @@ def test_rank_bounds_hold_the_planted_ranks_as_often_as_they_say():
 
 
 @given(st.integers(0, 999), st.integers(2, 9), st.integers(2, 6))
-def test_beyond_p_is_welchs_t_where_texts_differ_in_the_unit_alone(seed, texts, controls):
+def test_welch_p_is_welchs_t_where_texts_differ_in_the_unit_alone(seed, texts, controls):
     rng = np.random.default_rng(seed)
     unit, means = rng.normal(0.5, 1, texts), rng.normal(0, 1, controls)
-    result = paired.beyond_p(unit - means.mean(), means)
+    result = paired.welch_p(unit - means.mean(), means)
     assert_allclose(result, stats.ttest_ind(unit, means, equal_var=False).pvalue)
 
 
-def test_beyond_p_without_spread():
-    assert paired.beyond_p(np.zeros(4), np.zeros(2)) == 1
-    assert paired.beyond_p(np.full(4, paired.TINY / 2), np.zeros(2)) == 1
-    assert paired.beyond_p(np.full(4, 0.3), np.zeros(2)) == 0
-    assert np.isnan([paired.beyond_p(np.ones(1), np.ones(2)), paired.beyond_p(np.ones(3), np.ones(1))]).all()
+def test_welch_p_without_spread():
+    assert paired.welch_p(np.zeros(4), np.zeros(2)) == 1
+    assert paired.welch_p(np.full(4, paired.TINY / 2), np.zeros(2)) == 1
+    assert paired.welch_p(np.full(4, 0.3), np.zeros(2)) == 0
+    assert np.isnan([paired.welch_p(np.ones(1), np.ones(2)), paired.welch_p(np.ones(3), np.ones(1))]).all()
 
 
 def test_signs_begin_with_the_observed_and_hold_every_pattern_once():
