@@ -1,4 +1,4 @@
-"""Layers: a table of the most useful statistics side by side, and what each layer adds to the residual stream."""
+"""The layers of a model: a table of the most useful statistics side by side."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import xarray as xr
 from qwenlab.errors import NotARecording, NothingMeasured
 from qwenlab.record.recording import Recording
 from qwenlab.stats.attention import attention_distance
-from qwenlab.stats.base.source import Source, read, statistic
-from qwenlab.stats.base.sums import Estimate, estimates
-from qwenlab.stats.base.variables import Variables, described, result
-from qwenlab.stats.deltanet import gates, half_life, writing
+from qwenlab.stats.base.source import read, statistic
+from qwenlab.stats.base.variables import Variables, described
+from qwenlab.stats.deltanet import half_life, writing
 from qwenlab.stats.experts import expert_load
+from qwenlab.stats.gates import gates
+from qwenlab.stats.residual import residual
 from qwenlab.stats.routing import routing
 
 _MEANING = {
@@ -27,13 +28,6 @@ _MEANING = {
     "mlp_ratio": ("1", "MLP / stream", "linear"),
 }
 """Units, name and scale of each column of the table, in the order of the table."""
-
-_ADDED = {
-    "norm": Estimate("1", "norm of what is added"),
-    "stream_norm": Estimate("1", "norm of the stream before"),
-    "ratio": Estimate("1", "norm of what is added over that of the stream"),
-    "cosine": Estimate("1", "cosine of what is added to the stream", 1, least=-1),
-}
 
 
 @statistic
@@ -84,16 +78,3 @@ def layer_table(source: Recording) -> xr.Dataset:
     return xr.Dataset(
         {name: described(table[name], units, what, scale=scale) for name, (units, what, scale) in meanings.items()}
     ).sortby("layer")
-
-
-@statistic
-def residual(source: Source, *, by_label: bool = False, level: float = 0.95) -> xr.Dataset:
-    """Size and direction of each part's contribution to the stream: means over tokens by [layer, part], with intervals.
-
-    norm         norm of the contribution of the part (mixer or mlp)
-    stream_norm  norm of the stream just before
-    ratio        norm of the contribution over that of the stream, averaged over tokens (not the ratio of the means)
-    cosine       cosine between the two: near 0 new directions, positive grows the stream, negative shrinks it
-    """
-    data = read(source, "residual", *(f"{name}_sum" for name in _ADDED), "tokens", by_label=by_label)
-    return result(data, estimates(data, _ADDED, level))

@@ -14,7 +14,8 @@ from qwenlab.plots.base.ticks import binary, format_ticks
 from qwenlab.plots.style import COLOURS, LABELS, new_figure
 from qwenlab.record.recording import Recording
 from qwenlab.stats.attention import attention_distance
-from qwenlab.stats.deltanet import gates, half_life, writing
+from qwenlab.stats.deltanet import half_life, writing
+from qwenlab.stats.gates import gates
 from qwenlab.widgets.explorer import Drawing, Explorer, choice, head_choice
 from qwenlab.widgets.labels import by_label, in_words, label_choice
 

@@ -13,7 +13,7 @@ from qwenlab.checkpoint.decoder import decoder_of
 from qwenlab.checkpoint.families import ATTENTION
 from qwenlab.checkpoint.mtp_head import MtpHead
 from qwenlab.checkpoint.weights.layout import FP8_BLOCK
-from qwenlab.stats.base.variables import variables
+from qwenlab.stats.base.variables import Row, variables
 
 FAR = 8.0
 """A matrix this many times larger or smaller than the target model's was not read as it was stored.
@@ -45,9 +45,9 @@ def weight_scales(head: MtpHead, block: tuple[int, ...] | None = None) -> xr.Dat
     if not np.isnan(target).all():
         target[list(sizes).index("fc.weight")] = np.nanmean(target)
     table = {
-        "rms": (rms, ["weight"], "weight", "root mean square of the head's matrix"),
-        "target_rms": (target, ["weight"], "weight", "root mean square of the target model's matrix"),
-        "ratio": (rms / target, ["weight"], "1", "size of the head's matrix / the target model's"),
+        "rms": Row(rms, ["weight"], "weight", "root mean square of the head's matrix"),
+        "target_rms": Row(target, ["weight"], "weight", "root mean square of the target model's matrix"),
+        "ratio": Row(rms / target, ["weight"], "1", "size of the head's matrix / the target model's"),
     }
     return xr.Dataset(variables(table), {"weight": list(sizes)})
 

@@ -32,24 +32,29 @@ class Row(NamedTuple):
     ends: np.ndarray | None = None
 
 
+def variable(
+    values: Any, dims: Sequence[str], units: str, long_name: str, facts: Mapping[str, Any] | None = None
+) -> xr.DataArray:
+    """Describe an array of plain values; a leading axis that dims do not name has size one and is dropped."""
+    array = xr.DataArray(values if np.ndim(values) == len(dims) else values[0], dims=dims)
+    return described(array, units, long_name, **(facts or {}))
+
+
 def variables(
     table: Mapping[str, Row], facts: Mapping[str, Any] | None = None, method: Mapping[str, Any] | None = None
 ) -> Variables:
     """Describe the rows of a table: {name: ...}, and {name_interval: ...} for those with an interval.
 
-    `facts` are attrs of all variables, `method` those of intervals. A leading axis without a dim has size 1: drop it.
+    `facts` are attrs of all variables, `method` those of intervals.
     """
     out: Variables = {}
     for name, (values, dims, units, long_name, ends) in table.items():
-        out[name] = described(_array(values, dims), units, long_name, **(facts or {}))
+        out[name] = variable(values, dims, units, long_name, facts)
         if ends is not None:
-            about, interval = {**(facts or {}), **(method or {})}, bounds(_array(ends, (*dims, "bound")))
-            out[f"{name}_interval"] = described(interval, units, f"{long_name}, interval", **about)
+            about = {**(facts or {}), **(method or {})}
+            interval = variable(ends, (*dims, "bound"), units, f"{long_name}, interval", about)
+            out[f"{name}_interval"] = bounds(interval)
     return out
-
-
-def _array(values: Any, dims: Sequence[str]) -> xr.DataArray:
-    return xr.DataArray(values if np.ndim(values) == len(dims) else values[0], dims=dims)
 
 
 def bounds(interval: xr.DataArray) -> xr.DataArray:
