@@ -48,7 +48,7 @@ KEYWORDS: dict[str, dict[str, str]] = {
 }
 """Arguments, by the name before of their function or class: {"probe.mean": {"over": "reference"}}."""
 
-ATTRIBUTES: dict[str, str] = {"edits": "interventions"}
+ATTRIBUTES: dict[str, str] = {"edits": "interventions", "fired": "hits"}
 """Attributes and methods of the objects that cases use: {"ledger": "rounds"}."""
 
 ARGUMENTS: dict[str, tuple[str, str]] = {}

@@ -43,7 +43,7 @@ class InterventionSession:
     """Context manager that `intervene` returns: a model under interventions.
 
     interventions  in the order in which they act
-    fired          after the block, by intervention: the hit counts of its points
+    hits           after the block, by intervention: the hit counts of its points
     """
 
     def __init__(self, model: nn.Module | Any, interventions: Sequence[Intervention]) -> None:
@@ -51,7 +51,7 @@ class InterventionSession:
         self.model, self.interventions = model, tuple(interventions)
         self._module = module_of(model)
         self._decoder = decoder_of(self._module)
-        self.fired: dict[str, list[HitCount]] = {}
+        self.hits: dict[str, list[HitCount]] = {}
         self._hooks: ExitStack | None = None
 
     def __enter__(self) -> InterventionSession:
@@ -65,7 +65,7 @@ class InterventionSession:
             for intervention in self.interventions:
                 before = len(points.hits.counts)
                 intervention.place(points)
-                self.fired[str(intervention)] = points.hits.counts[before:]
+                self.hits[str(intervention)] = points.hits.counts[before:]
             self._passes = PassTracker(points)
         except BaseException:
             self._close()
@@ -88,7 +88,7 @@ class InterventionSession:
     def _require_hits(self) -> None:
         self._passes.reader.checks.settle()
         self._passes.require_read("intervene")
-        for name, counts in self.fired.items():
+        for name, counts in self.hits.items():
             if missed := self._passes.missed(counts):
                 raise SilentIntervention(f"{name}: {missed}")
             if not any(count.acted for count in counts):

@@ -94,10 +94,10 @@ def test_bit_for_bit(checkpoint, ran, name):
 
 def test_no_output_is_reused_for_an_intervention_without_a_layer(moe):
     session = InterventionSession(moe.model, [interventions.Zero("layers.2.mixer")])
-    session.fired = {"one": [HitCount("layers.2.mixer")], "two": [HitCount("layers.12.mixer, its delta rule")]}
+    session.hits = {"one": [HitCount("layers.2.mixer")], "two": [HitCount("layers.12.mixer, its delta rule")]}
     with reuse_outputs(decoder_of(moe.model), session, dict.fromkeys(range(4))) as skipped:
         assert skipped == 2
-    session.fired["three"] = [HitCount("the cache")]
+    session.hits["three"] = [HitCount("the cache")]
     with reuse_outputs(decoder_of(moe.model), session, {}) as skipped:
         assert skipped == 0
 

@@ -111,7 +111,7 @@ def test_a_window_as_wide_as_the_text_hides_nothing(quick, text):
             quick(text(1)[None])
         with intervene(quick, Window(6)) as session:
             quick(text(7)[None])
-        assert session.fired["Window(6)"][0].acted == 1
+        assert session.hits["Window(6)"][0].acted == 1
 
 
 class TestFlash:

@@ -222,7 +222,7 @@ class TestStateDtype:
         plain = moe(text(5)[None], use_cache=True).past_key_values
         same = [torch.equal(state_of(cache, layer), state_of(plain, layer)) for layer in range(3)]
         assert same == [True, False, True]
-        assert session.fired["StateDtype('int8', layers=[1])"][0].acted == 1
+        assert session.hits["StateDtype('int8', layers=[1])"][0].acted == 1
 
     def test_a_pass_without_a_cache_is_none_of_its(self, moe, text):
         with (
@@ -356,7 +356,7 @@ def test_texts_too_short_are_an_error(small, text, each):
             small(text(5)[None])
         with intervene(small, each) as session:
             small(text(6)[None])
-    assert [fired.acted for fired in session.fired[str(each)]] == [1]
+    assert [count.acted for count in session.hits[str(each)]] == [1]
 
 
 def test_a_decay_set_by_hand_empties_too(small, text):

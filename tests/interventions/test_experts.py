@@ -310,7 +310,7 @@ def test_a_dense_layer_between(text):
     )
     with intervene(model, UniformRouter()) as session:  # by default it is left alone
         logits(model, text(4)[None])
-    assert [each.where for each in session.fired["UniformRouter()"]] == [f"layers.{n}.router" for n in (0, 2, 3)]
+    assert [each.where for each in session.hits["UniformRouter()"]] == [f"layers.{n}.router" for n in (0, 2, 3)]
 
 
 def test_too_few_experts_left(small, text):

@@ -245,7 +245,7 @@ def test_a_pass_that_broke_off_does_not_count(small, ids):
             logits(small, ids)
         handle.remove()
         logits(small, ids)
-    assert [(each.reached, each.acted) for places in session.fired.values() for each in places] == [(1, 1), (1, 1)]
+    assert [(each.reached, each.acted) for places in session.hits.values() for each in places] == [(1, 1), (1, 1)]
 
 
 def test_what_are_no_interventions(small):
