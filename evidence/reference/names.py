@@ -45,6 +45,8 @@ REMOVED: set[str] = {"tasks.score", "tasks.teacher_forced"}
 KEYWORDS: dict[str, dict[str, str]] = {
     "tasks.needle": {"depth": "position"},
     "ablations.units": {"edit": "intervention"},
+    "probe.mean": {"over": "cache"},
+    **{f"probe.{name}": {"of": "cache"} for name in ("patch", "resample")},
 }
 """Arguments, by the name before of their function or class: {"probe.mean": {"over": "reference"}}."""
 
@@ -68,6 +70,8 @@ FIELDS: dict[str, str] = {
 
 TEXTS: dict[str, str] = {
     **{f"{old}(": f"{new}(" for old, new in CLASSES.items()},
+    "over=ActivationCache(": "cache=ActivationCache(",
+    "of=ActivationCache(": "cache=ActivationCache(",
     "over_texts": "mean_over_texts",
     "scaled like the trunk": "scaled like the target model",
 }

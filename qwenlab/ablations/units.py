@@ -46,7 +46,7 @@ def units(
 
     model   a transformers model of a known family, anything that contains one, or a Checkpoint
     of      one of `UNITS`
-    intervention  what to do to mixers, MLPs and heads: `Zero`, partial(Mean, over=cache), partial(Noise, seed=1), ...;
+    intervention  what to do to mixers, MLPs and heads: `Zero`, partial(Mean, cache=cache), partial(Noise, seed=1), ...;
                   layers, experts and gates have one of their own
     layers  only parts of these layers; not for "kind"
 

@@ -176,7 +176,7 @@ class ShuffleRouter(RouterIntervention):
     Weights, entropies, load balance, co-activation and switch rate stay the same; only the match of experts to tokens
     is lost. It does not use the choice of another token of the same pass: that would show a token its future, could
     not change a decode step of one sequence, and would leave the busiest experts many of their own tokens. For the
-    choices of other tokens, take the router's logits from other texts: `Resample("layers.*.router", of=cache)`.
+    choices of other tokens, take the router's logits from other texts: `Resample("layers.*.router", cache=cache)`.
     """
 
     seed: int = 0

@@ -26,7 +26,7 @@ LOWEST = -1.2784645427610738
 class SetGate(ValueIntervention):
     """Set a gate to a value, or to a multiple of its own value.
 
-    pattern, kind, heads, positions, cache  as in `ValueIntervention`; the sites are gates:
+    pattern, kind, heads, positions  as in `ValueIntervention`, also for what layers cache; the sites are gates:
         mixer.decay  alpha, in (0, 1]
         mixer.beta   write strength, in [0, 1]
         mixer.gate   factor of the output: sigmoid(gate) in [0, 1] for attention; silu(gate) for DeltaNet, which can

@@ -21,7 +21,7 @@ from qwenlab.interventions.token_rng import gaussian, uniform
 class Zero(ValueIntervention):
     """Zero instead of the value: with "layers.3.mixer" the layer's mixer adds nothing to the residual stream.
 
-    pattern, kind, heads, positions, cache  as in `ValueIntervention`
+    pattern, kind, heads, positions  as in `ValueIntervention`, which also says what layers cache
     """
 
     def new(self, value: torch.Tensor, prepared: Any, tokens: TokenBatch) -> torch.Tensor:
@@ -33,7 +33,7 @@ class Zero(ValueIntervention):
 class Scale(ValueIntervention):
     """The value times a factor: 0 is `Zero`, 1 changes nothing.
 
-    pattern, kind, heads, positions, cache  as in `ValueIntervention`
+    pattern, kind, heads, positions  as in `ValueIntervention`, which also says what layers cache
     by  the factor
     """
 
@@ -55,15 +55,15 @@ class Mean(ValueIntervention):
     """The mean of the value over all tokens of a reference text, the same for every token: the part no longer
     distinguishes tokens.
 
-    pattern, kind, heads, positions, cache  as in `ValueIntervention`
-    over  an `ActivationCache` of the same sites
+    pattern, kind, heads, positions  as in `ValueIntervention`, which also says what layers cache
+    cache  an `ActivationCache` of the same sites
     """
 
-    over: ActivationCache | None = None
+    cache: ActivationCache | None = None
 
     def prepare(self, site: Site, points: InterventionPoints) -> torch.Tensor:
         """The mean at this site, [...]."""
-        return required(self.over, self, "over").mean(site.name)
+        return required(self.cache, self, "cache").mean(site.name)
 
     def new(self, value: torch.Tensor, prepared: torch.Tensor, tokens: TokenBatch) -> torch.Tensor:
         """The mean, at every token."""
@@ -74,19 +74,19 @@ class Mean(ValueIntervention):
 class Resample(ValueIntervention):
     """The value of a random token of another text, drawn for every token: from the same distribution, but unrelated.
 
-    pattern, kind, heads, positions, cache  as in `ValueIntervention`
-    of    an `ActivationCache` of the same sites, of this text (then other positions) or of others
+    pattern, kind, heads, positions  as in `ValueIntervention`, which also says what layers cache
+    cache  an `ActivationCache` of the same sites, of this text (then other positions) or of others
     seed  of the draw, by site and the token's sequence and position: the same however texts are split into passes
 
     Chan et al. 2022 ("Causal scrubbing").
     """
 
-    of: ActivationCache | None = None
+    cache: ActivationCache | None = None
     seed: int = 0
 
     def prepare(self, site: Site, points: InterventionPoints) -> tuple[str, torch.Tensor]:
         """The site's name, and all its cached values [token, ...]."""
-        return site.name, required(self.of, self, "of").tokens(site.name)
+        return site.name, required(self.cache, self, "cache").tokens(site.name)
 
     def new(self, value: torch.Tensor, prepared: tuple[str, torch.Tensor], tokens: TokenBatch) -> torch.Tensor:
         """One of them for each token."""
@@ -99,7 +99,7 @@ class Resample(ValueIntervention):
 class Noise(ValueIntervention):
     """Gaussian noise instead of the value, with the norm of the value at each token (and head, if the site has heads).
 
-    pattern, kind, heads, positions, cache  as in `ValueIntervention`
+    pattern, kind, heads, positions  as in `ValueIntervention`, which also says what layers cache
     seed  of the draw, by site and the token's sequence and position: the same however texts are split into passes
     """
 
@@ -146,19 +146,19 @@ class Identity(Intervention):
 class Patch(ValueIntervention):
     """Activation patching: the value that the same position had in another text, token by token.
 
-    pattern, kind, heads, cache  as in `ValueIntervention`
-    of         an `ActivationCache` of the same sites. A single cached sequence is used for every sequence; several must
+    pattern, kind, heads  as in `ValueIntervention`, which also says what layers cache
+    cache      an `ActivationCache` of the same sites. A single cached sequence is used for every sequence; several must
                be as many as the model reads, and are paired in reading order
     positions  as in `ValueIntervention`; by default all of the text
 
     Vig et al. 2020 (arXiv:2004.12265); Meng et al. 2022 (arXiv:2202.05262).
     """
 
-    of: ActivationCache | None = None
+    cache: ActivationCache | None = None
 
     def prepare(self, site: Site, points: InterventionPoints) -> tuple[torch.Tensor, torch.Tensor]:
         """The cached values at this site [sequence, position, ...], and the length of each sequence."""
-        cache = required(self.of, self, "of")
+        cache = required(self.cache, self, "cache")
         return cache[site.name], cache.lengths
 
     def new(self, value: torch.Tensor, prepared: Any, tokens: TokenBatch) -> torch.Tensor:

@@ -92,7 +92,7 @@ def test_no_weight_and_no_random_state_is_touched(small, text, ids):
 def test_interventions_of_one_place_act_in_the_order_given(small, ids, site, nested):
     """x, then half of it, then another text's value; and the other way round."""
     other = taken(small, ids.flip(0), site)
-    half, put = Scale(site, by=0.5), Patch(site, of=other)
+    half, put = Scale(site, by=0.5), Patch(site, cache=other)
 
     def value(*interventions):
         with contextlib.ExitStack() as blocks:
