@@ -28,7 +28,6 @@ class _HiddenKeys(HeadIntervention):
     mixer: ClassVar[str] = ATTENTION
 
     def place(self, points: InterventionPoints) -> None:
-        """Attach to the attention functions. Raises NothingToProbe, UnknownLayer, BadArgument and CannotIntervene."""
         layers, implementation = self.layers_in(points.decoder), str(points.decoder.module.config._attn_implementation)
         change = self._mask if implementation in MASKED else self.without_mask(implementation)
         for layer in layers:
@@ -91,20 +90,16 @@ class Window(_HiddenKeys):
     tokens: int
 
     def __post_init__(self) -> None:
-        """Raises BadArgument unless `tokens` is an integer, 1 or more."""
         super().__post_init__()
         integer("Window", "tokens", self.tokens, least=1, unit="tokens")
 
     def hidden(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        """Keys before the window."""
         return query - key >= self.tokens
 
     def affected(self, position: torch.Tensor) -> torch.Tensor:
-        """Queries with at least `tokens` tokens before them."""
         return position >= self.tokens
 
     def without_mask(self, implementation: str) -> Any:
-        """A sliding window for flash attention."""
         if implementation.startswith("flash_attention") and self.heads is None:
             return self._sliding
         return super().without_mask(implementation)
@@ -125,11 +120,9 @@ class NoSink(_HiddenKeys):
     """
 
     def hidden(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        """The first key."""
         return (key == 0) & (query > 0)
 
     def affected(self, position: torch.Tensor) -> torch.Tensor:
-        """All queries but the first."""
         return position > 0
 
 

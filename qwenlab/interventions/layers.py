@@ -18,12 +18,12 @@ _MIXERS = {DELTANET: "a DeltaNet mixer", ATTENTION: "a softmax-attention mixer"}
 
 @dataclass(frozen=True, kw_only=True)
 class LayerIntervention(Intervention):
-    """Base class for interventions on the layers with one kind of mixer.
+    """Base class for interventions on the layers with one kind of mixer, `mixer`.
 
     layers  only these layers; by default every layer of that kind
     """
 
-    mixer: ClassVar[str]
+    mixer: ClassVar[str] = DELTANET
     layers: Sequence[int] | None = None
 
     def layers_in(self, decoder: Decoder) -> tuple[int, ...]:
@@ -52,7 +52,7 @@ class HeadIntervention(LayerIntervention):
     heads: Sequence[int] | None = None
 
     def layers_in(self, decoder: Decoder) -> tuple[int, ...]:
-        """The layers that are changed. Raises NothingToProbe, UnknownLayer, and BadArgument for unknown heads."""
+        """The layers that are changed; also raises BadArgument for unknown heads."""
         layers = super().layers_in(decoder)
         if self.heads is not None:
             mixer: Any = decoder.mixer(layers[0])
