@@ -13,6 +13,7 @@ from qwenlab.arguments import integer
 from qwenlab.capture.tokens import TokenBatch, key_positions
 from qwenlab.checkpoint.families import ATTENTION
 from qwenlab.errors import CannotIntervene
+from qwenlab.interventions.base import head_mask
 from qwenlab.interventions.call_arguments import AttentionArguments
 from qwenlab.interventions.layers import HeadIntervention
 from qwenlab.interventions.module_sites import InterventionPoints
@@ -58,7 +59,7 @@ class _HiddenKeys(HeadIntervention):
         columns = call.key.shape[2]
         hidden = tokens.once((self, columns), partial(self._columns, tokens, columns))
         if self.heads is not None:
-            hidden = hidden & self.head_mask(call.query.shape[1], call.device)[:, None, None]
+            hidden = hidden & head_mask(self.heads, call.query.shape[1], call.device)[:, None, None]
         if call.mask is None:
             mask = tokens.once((_causal, columns), partial(_causal, tokens, columns)) & ~hidden
         elif call.mask.dtype == torch.bool:
@@ -101,11 +102,8 @@ class Window(_HiddenKeys):
 
     def without_mask(self, implementation: str) -> Any:
         if implementation.startswith("flash_attention") and self.heads is None:
-            return self._sliding
+            return lambda call, tokens: call.replaced(sliding_window=self.tokens) if self.affects(tokens) else None
         return super().without_mask(implementation)
-
-    def _sliding(self, call: AttentionArguments, tokens: TokenBatch) -> AttentionArguments | None:
-        return call.replaced(sliding_window=self.tokens) if self.affects(tokens) else None
 
 
 @dataclass(frozen=True)

@@ -105,9 +105,9 @@ class ValueIntervention(Intervention):
         if selected is not None:
             new = torch.where(selected.reshape(*selected.shape, *[1] * (value.ndim - 2)), new, value)
         if self.heads is not None:
-            chosen = torch.zeros(value.shape[2], dtype=torch.bool, device=value.device)
-            chosen[list(self.heads)] = True
-            new = torch.where(chosen.reshape(-1, *[1] * (value.ndim - 3)), new, value)
+            new = torch.where(
+                head_mask(self.heads, value.shape[2], value.device).reshape(-1, *[1] * (value.ndim - 3)), new, value
+            )
         return new
 
 
@@ -130,6 +130,14 @@ def indices(values: Iterable[int] | int, where: str) -> tuple[int, ...]:
     if not values or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in values):
         raise BadArgument(f"{where}: give at least one integer, each 0 or more; got {list(values)}.")
     return tuple(sorted(set(values)))
+
+
+def head_mask(heads: Sequence[int] | None, count: int, device: torch.device) -> torch.Tensor:
+    """bool [head]: which of `count` heads are among these; all for None."""
+    mask = torch.full((count,), heads is None, device=device)
+    if heads is not None:
+        mask[list(heads)] = True
+    return mask
 
 
 def check_heads(heads: Sequence[int], count: int | None, where: str) -> None:

@@ -16,6 +16,7 @@ from qwenlab.capture.active import replaced_by, replacing
 from qwenlab.capture.rounding import check_format, round_in_place
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.errors import CannotIntervene
+from qwenlab.interventions.base import head_mask
 from qwenlab.interventions.call_arguments import RuleArguments
 from qwenlab.interventions.layers import HeadIntervention, LayerIntervention
 from qwenlab.interventions.linear_attention import gated_linear_attention
@@ -42,7 +43,7 @@ class RuleIntervention(HeadIntervention):
     def _change(self, call: RuleArguments, tokens: TokenBatch) -> RuleArguments | None:
         if (at := self._some_at(tokens)) is None:
             return None
-        return self.new(call, at[..., None] & self.head_mask(call.g.shape[2], call.device))
+        return self.new(call, at[..., None] & head_mask(self.heads, call.g.shape[2], call.device))
 
     def _some_at(self, tokens: TokenBatch) -> torch.Tensor | None:
         """`at`, computed once for all layers; None where it is empty."""
@@ -126,7 +127,7 @@ class ResetState(RuleIntervention):
         call, starts = RuleArguments.from_call(args, kwargs, key_heads), self._some_at(tokens)
         if starts is None or call.g.shape[:2] != starts.shape:
             return None
-        heads = self.head_mask(call.g.shape[2], call.device)
+        heads = head_mask(self.heads, call.g.shape[2], call.device)
         selected = starts[..., None] & heads
         if bool((torch.where(selected, call.g, _LEAST) > _LEAST).any()):
             return None

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
 from qwenlab.errors import NothingToProbe, UnknownLayer
@@ -60,10 +58,3 @@ class HeadIntervention(LayerIntervention):
             count = mixer.num_v_heads if self.mixer == DELTANET else config.num_attention_heads
             check_heads(self.heads, int(count), f"{self}: layers.{layers[0]}.mixer")
         return layers
-
-    def head_mask(self, count: int, device: torch.device) -> torch.Tensor:
-        """bool [head]: which of `count` heads are changed."""
-        mask = torch.full((count,), self.heads is None, device=device)
-        if self.heads is not None:
-            mask[list(self.heads)] = True
-        return mask
