@@ -67,8 +67,7 @@ class ModelCache:
         return checkpoint
 
     def _drop_unused(self) -> None:
-        for key in [key for key, cached in self._models.items() if not cached.used]:
-            del self._models[key]
+        self._models = {key: cached for key, cached in self._models.items() if cached.used}
 
 
 opened_models = ModelCache()
