@@ -112,7 +112,7 @@ def family_of(model: str | Mapping[str, Any] | object) -> Family:
         if model_type is not None and model_type in (family.root_type, family.text_type):
             return family
     known = f"The supported families are {', '.join(FAMILIES)}."
-    unsupported = (model_type or "").removesuffix("_text")
+    unsupported = str(model_type).removesuffix("_text")
     if reason := UNSUPPORTED.get(unsupported):
         raise UnsupportedFamily(f"{unsupported} is a hybrid model that qwenlab does not support: {reason}.\n{known}")
     if isinstance(kinds, list | tuple) and DELTANET in kinds:
