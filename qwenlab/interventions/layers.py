@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
-from qwenlab.errors import NothingToProbe, UnknownLayer
+from qwenlab.errors import MissingPart, UnknownLayer
 from qwenlab.interventions.base import Intervention, check_heads
 
 _MIXERS = {DELTANET: "a DeltaNet mixer", ATTENTION: "a softmax-attention mixer"}
@@ -25,10 +25,10 @@ class LayerIntervention(Intervention):
     layers: Sequence[int] | None = None
 
     def layers_in(self, decoder: Decoder) -> tuple[int, ...]:
-        """The layers that are changed. Raises NothingToProbe and UnknownLayer."""
+        """The layers that are changed. Raises MissingPart and UnknownLayer."""
         able = decoder.layers_of(self.mixer)
         if not able:
-            raise NothingToProbe(
+            raise MissingPart(
                 f"{self} finds nothing to change: none of this model's {len(decoder.layers)} layers has "
                 f"{_MIXERS[self.mixer]}.\nLeave it out."
             )

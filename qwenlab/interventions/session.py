@@ -13,7 +13,7 @@ from qwenlab.capture.active import listed_as_active
 from qwenlab.checkpoint.decoder import decoder_of, module_of
 from qwenlab.checkpoint.fused_kernels import running_on_cpu
 from qwenlab.checkpoint.weights.loaded import require_loaded
-from qwenlab.errors import BadArgument, SilentIntervention
+from qwenlab.errors import BadArgument, InterventionNotApplied
 from qwenlab.interventions.base import Intervention
 from qwenlab.interventions.hits import HitCount
 from qwenlab.interventions.module_sites import InterventionPoints
@@ -33,8 +33,9 @@ def intervene(model: nn.Module | Any, *interventions: Intervention) -> Intervent
     interventions  Zero, Mean, Resample, Noise, Scale, Identity, Patch; those of DeltaNet, attention and experts
 
     Raises UnknownSite, UnknownLayer, BadArgument or CannotIntervene if one does not fit the model: when the block
-    begins, or in the first forward pass. At the block's end, NothingRead without a forward pass, and SilentIntervention
-    if an intervention was not reached by every pass, or never acted. A pass that raised does not count.
+    begins, or in the first forward pass. At the block's end, NoForwardPass without a forward pass, and
+    InterventionNotApplied if an intervention was not reached by every pass, or never acted. A pass that raised does not
+    count.
     """
     return InterventionSession(model, interventions)
 
@@ -90,9 +91,9 @@ class InterventionSession:
         self._passes.require_read("intervene")
         for name, counts in self.hits.items():
             if missed := self._passes.missed(counts):
-                raise SilentIntervention(f"{name}: {missed}")
+                raise InterventionNotApplied(f"{name}: {missed}")
             if not any(count.acted for count in counts):
-                raise SilentIntervention(
+                raise InterventionNotApplied(
                     f"{name} never acted: the model read none of the tokens that it changes.\n"
                     "Read a text that has such tokens, or give other positions."
                 )

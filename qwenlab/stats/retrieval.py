@@ -45,8 +45,8 @@ def retrieval(source: Source, questions: xr.Dataset, *, level: float = 0.95) -> 
     A head that copies from an earlier answer to the same question is not counted as retrieval: query each pair once.
     An interval of width 0 only shows that all these texts agree.
 
-    Raises NotWatched if no map was stored, and BadArgument if the row of a question was not stored, if maps are means
-    over blocks, and for a text with one pair, which has no other pair to compare with.
+    Raises ProbeNotRecorded if no map was stored, and BadArgument if the row of a question was not stored, if maps are
+    means over blocks, and for a text with one pair, which has no other pair to compare with.
     """
     missing = [name for name in ("text", "query", "asked", "value") if name not in questions]
     if missing:

@@ -42,7 +42,7 @@ def statistic(function: Callable[P, xr.Dataset]) -> Callable[P, xr.Dataset]:
 def read(source: Source, node: str, *needs: str, by_label: bool = True) -> xr.Dataset:
     """Return the Dataset of one node; labels are added up unless `by_label`.
 
-    Raises NotWatched (the recording has no such node), NotARecording (neither a Recording nor a Dataset),
+    Raises ProbeNotRecorded (the recording has no such node), NotARecording (neither a Recording nor a Dataset),
     MissingVariable and NothingMeasured (no token was read).
     """
     data = source[node] if isinstance(source, Recording) else source
