@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 
-from qwenlab.arguments import integer
 from qwenlab.capture.tokens import TokenBatch, key_positions
 from qwenlab.checkpoint.families import ATTENTION
 from qwenlab.errors import CannotIntervene
@@ -88,11 +87,7 @@ class Window(_HiddenKeys):
     A flash-attention implementation gets it as its sliding window, which all heads share.
     """
 
-    tokens: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        integer("Window", "tokens", self.tokens, least=1, unit="tokens")
+    tokens: int = field(metadata={"least": 1, "unit": "tokens"})
 
     def hidden(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         return query - key >= self.tokens

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from qwenlab.arguments import integer
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.sites import Site, find_sites
 from qwenlab.errors import BadArgument
@@ -28,10 +29,13 @@ class Intervention(ABC):
     """
 
     def __post_init__(self) -> None:
-        """Sort the indices. Raises BadArgument for an argument that is not a list of indices."""
+        """Sort the indices, and check fields with metadata, which are the bounds of an `arguments.integer`."""
         for name in INDICES:
             if getattr(self, name, None) is not None:
                 object.__setattr__(self, name, indices(getattr(self, name), f"{type(self).__name__}({name}=...)"))
+        for field in fields(self):
+            if field.metadata:
+                integer(type(self).__name__, field.name, getattr(self, field.name), **field.metadata)
 
     def __init_subclass__(cls) -> None:
         """Give dataclasses the short `repr` of this class."""

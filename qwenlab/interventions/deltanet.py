@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
 
-from qwenlab.arguments import integer
 from qwenlab.capture.active import replaced_by, replacing
 from qwenlab.capture.rounding import check_format, round_in_place
 from qwenlab.capture.tokens import TokenBatch
@@ -60,19 +59,14 @@ class FreezeState(RuleIntervention):
     """Only the first tokens of a sequence write to the state, which then neither changes nor decays.
 
     From the token at position `after` on, alpha is 1 and beta 0: queries read the state that the earlier tokens
-    left. The convolution still mixes neighbours. Site: the arguments of the delta rule.
-
-    Cache: it stores the state after the first `after` tokens, however many follow.
+    left. The convolution still mixes neighbours. Site: the arguments of the delta rule. Cache: it stores the state
+    after the first `after` tokens, however many follow.
 
     after          number of tokens that write, 0 or more
     layers, heads  only these; heads are value heads
     """
 
-    after: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        integer("FreezeState", "after", self.after, unit="tokens")
+    after: int = field(metadata={"unit": "tokens"})
 
     def at(self, tokens: TokenBatch) -> torch.Tensor:
         return tokens.real & (tokens.position >= self.after)
@@ -87,19 +81,14 @@ class ResetState(RuleIntervention):
 
     Before the tokens at positions `every`, 2 `every`, ... the state is decayed to nothing. Where these tokens are less
     than 64 apart, the kernel gets the segments between them as rows of a batch: chunked kernels sum the ln of decays,
-    and large sums cost digits. Site: the arguments of the delta rule.
-
-    Cache: it stores the state of the tokens since the last reset.
+    and large sums cost digits. Site: the arguments of the delta rule. Cache: it stores the state of the tokens since
+    the last reset.
 
     every          tokens between resets, 1 or more
     layers, heads  only these; heads are value heads
     """
 
-    every: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        integer("ResetState", "every", self.every, least=1, unit="tokens")
+    every: int = field(metadata={"least": 1, "unit": "tokens"})
 
     def place(self, points: InterventionPoints) -> None:
         super().place(points)
@@ -158,9 +147,8 @@ class NoKeyRemoval(LayerIntervention):
 
     instead of  S_t = alpha_t S_(t-1) + beta_t k_t (v_t - alpha_t S_(t-1)^T k_t)^T,  with the layer's own alpha,
     beta, v and L2-normalised q and k; in torch, float32 (`gated_linear_attention`). Site: the delta rule itself.
-
-    Cache: it stores the state of this rule. Its norm differs from that of the delta rule's state, so do not continue a
-    cache of one rule under the other.
+    Cache: it stores the state of this rule, of another norm than the delta rule's: do not continue a cache of one rule
+    under the other.
 
     layers  only these layers
     """
@@ -195,9 +183,7 @@ class NoConv(LayerIntervention):
     """The causal convolution before the delta rule, reduced to the token itself: q, k and v ignore earlier tokens.
 
     The weights of earlier taps count as 0; that of the token's own tap, and the silu after it, stay. Site: the weights
-    of the convolution.
-
-    Cache: it stores the last columns as before, and they are not read.
+    of the convolution. Cache: it stores the last columns as before, and they are not read.
 
     layers  only these layers
     """

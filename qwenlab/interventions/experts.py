@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from qwenlab.arguments import integer
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.sites import find_sites
@@ -116,11 +115,7 @@ class TopK(RouterIntervention):
     n  from 1 to the number of experts
     """
 
-    n: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        integer("TopK", "n", self.n, least=1, unit="experts")
+    n: int = field(metadata={"least": 1, "unit": "experts"})
 
     def prepare(self, where: str, router: Any) -> None:
         if self.n > router.num_experts:

@@ -50,7 +50,6 @@ class HeadIntervention(LayerIntervention):
     heads: Sequence[int] | None = None
 
     def layers_in(self, decoder: Decoder) -> tuple[int, ...]:
-        """The layers that are changed; also raises BadArgument for unknown heads."""
         layers = super().layers_in(decoder)
         if self.heads is not None:
             mixer: Any = decoder.mixer(layers[0])

@@ -67,8 +67,7 @@ class CacheIntervention(ValueIntervention):
 
 @dataclass(frozen=True)
 class Mean(CacheIntervention):
-    """The mean of the value over all tokens of a reference text, the same for every token: the part no longer
-    distinguishes tokens.
+    """The mean of the value over all tokens of another text: the part no longer distinguishes tokens.
 
     pattern, kind, heads, positions  as in `ValueIntervention`, which also says what layers cache
     cache  an `ActivationCache` of the same sites
@@ -116,7 +115,6 @@ class Noise(ValueIntervention):
     seed: int = 0
 
     def prepare(self, site: Site, points: InterventionPoints) -> str:
-        """The site's name. Raises CannotIntervene where the value is one number per head."""
         if site.dims[-1] == "head":
             raise CannotIntervene(
                 f"{self}: {site.name} is one number per head, between 0 and 1, without a direction to draw.\n"
@@ -143,7 +141,6 @@ class Identity(Intervention):
     layers: Sequence[int]
 
     def place(self, points: InterventionPoints) -> None:
-        """Attach to the output of each layer. Raises UnknownLayer."""
         count = len(points.decoder.layers)
         for layer in self.layers:
             if layer >= count:
@@ -169,7 +166,6 @@ class Patch(CacheIntervention):
         return cache[site.name], cache.lengths
 
     def new(self, value: torch.Tensor, prepared: Any, tokens: TokenBatch) -> torch.Tensor:
-        """Raises BadArgument for sequences or lengths that do not fit."""
         cached, lengths = prepared
         rows = torch.tensor(list(tokens.numbers)) if len(cached) > 1 else torch.zeros(value.shape[0], dtype=torch.int64)
         selected = tokens_at(tokens, self.positions)

@@ -52,17 +52,14 @@ def tensors(config: TextConfig) -> Iterator[Tensor]:
     if not config.tie_word_embeddings:
         yield Tensor(f"{family.head}.weight", (config.vocab_size, size), "lm_head")
     if config.vision is not None:
-        for name, shape in _vision(config.vision):
-            yield Tensor(family.vision_prefix + name, shape, "vision")
+        yield from (Tensor(family.vision_prefix + name, shape, "vision") for name, shape in _vision(config.vision))
     if config.mtp_num_hidden_layers:
-        for name, shape in _mtp(config):
-            yield Tensor(family.mtp_prefix + name, shape, "mtp")
+        yield from (Tensor(family.mtp_prefix + name, shape, "mtp") for name, shape in _mtp(config))
 
 
 def _decoder_layer(config: TextConfig, kind: str, sparse: bool) -> Iterator[tuple[str, tuple[int, ...], str]]:
     family, size = config.family, config.hidden_size
-    mixer = _deltanet(config) if kind == DELTANET else _attention(config)
-    for name, shape in mixer:
+    for name, shape in _deltanet(config) if kind == DELTANET else _attention(config):
         yield f"{family.mixer(kind)}.{name}", shape, kind
     if sparse:
         yield from _sparse_mlp(config)
