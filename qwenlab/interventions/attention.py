@@ -12,9 +12,8 @@ import torch
 from qwenlab.capture.tokens import TokenBatch, key_positions
 from qwenlab.checkpoint.families import ATTENTION
 from qwenlab.errors import CannotIntervene
-from qwenlab.interventions.base import head_mask
+from qwenlab.interventions.base import HeadIntervention, head_mask
 from qwenlab.interventions.call_arguments import AttentionArguments
-from qwenlab.interventions.layers import HeadIntervention
 from qwenlab.interventions.module_sites import InterventionPoints
 
 MASKED = ("sdpa", "eager")

@@ -15,9 +15,8 @@ from qwenlab.capture.active import replaced_by, replacing
 from qwenlab.capture.rounding import check_format, round_in_place
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.errors import CannotIntervene
-from qwenlab.interventions.base import head_mask
+from qwenlab.interventions.base import HeadIntervention, LayerIntervention, head_mask
 from qwenlab.interventions.call_arguments import RuleArguments
-from qwenlab.interventions.layers import HeadIntervention, LayerIntervention
 from qwenlab.interventions.linear_attention import gated_linear_attention
 from qwenlab.interventions.module_sites import LEAST_DECAY, InterventionPoints
 from qwenlab.interventions.segments import Segments, run_in_segments, worth_splitting
