@@ -44,7 +44,7 @@ ckpt
 # ## Reading
 #
 # The plain model reads held-out texts of several domains inside `ql.watch`, labelled by domain. A dense checkpoint
-# has no router: the next cell then raises `NothingToProbe`.
+# has no router: the next cell then raises `MissingPart`.
 
 # %%
 with ql.watch(ckpt, ql.probes.Routing(every=1)) as seen:

@@ -223,7 +223,7 @@ table[tests].to_dataframe()[tests]
 with ql.interventions.cache_activations(ckpt.model, "layers.*.mixer") as taken, torch.no_grad():
     for tokens in plain[0].tokens:
         ckpt.model(torch.tensor([tokens], device=ckpt.model.device), use_cache=False, logits_to_keep=1)
-by_mean = ql.ablations.units(ckpt, "mixer", intervention=partial(ql.interventions.Mean, over=taken))
+by_mean = ql.ablations.units(ckpt, "mixer", intervention=partial(ql.interventions.Mean, cache=taken))
 both = [ql.tasks.mqar(ckpt, pairs=pairs[-1], count=texts_per_domain, name=hardest), plain[1]]
 mean_sweep = ql.ablations.sweep(ckpt, by_mean, both, batch_size=16, progress=False)
 mean_loss = ql.stats.ablations(mean_sweep)

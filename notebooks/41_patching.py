@@ -284,7 +284,7 @@ def together(found, target):
     rows = [
         [
             of_answers(
-                logprobs(target, ql.interventions.Patch("layers.*.mixer", kind=kind, of=taken, positions=[position]))
+                logprobs(target, ql.interventions.Patch("layers.*.mixer", kind=kind, cache=taken, positions=[position]))
             )
             for position in found["position"].values.tolist()
         ]
@@ -339,7 +339,7 @@ with ql.interventions.cache_activations(ckpt.model, "layers.*.*") as own:
     before = logprobs(other_value)
 words = dict.fromkeys(site.rpartition(".")[2] for site in own.sites)
 same = {
-    word: torch.equal(logprobs(other_value, ql.interventions.Patch(f"layers.*.{word}", of=own)), before)
+    word: torch.equal(logprobs(other_value, ql.interventions.Patch(f"layers.*.{word}", cache=own)), before)
     for word in words
 }
 changes = [

@@ -100,7 +100,7 @@ class HalfLoadedModel(QwenlabError):
     """A model in memory lacks some of its weights, or has quantised codes without scales."""
 
 
-class TokenizerMisfit(QwenlabError):
+class TokenizerMismatch(QwenlabError):
     """The tokenizer is missing, or has token ids beyond the rows of the embedding."""
 
 
@@ -113,11 +113,11 @@ class BrokenMtpHead(QwenlabError):
 
 
 # --- Probes ---
-class NothingToProbe(QwenlabError):
+class MissingPart(QwenlabError):
     """The model lacks the part that the probe reads or the intervention changes."""
 
 
-class NothingRead(QwenlabError):
+class NoForwardPass(QwenlabError):
     """The model did not run a forward pass inside the block."""
 
 
@@ -125,15 +125,15 @@ class ProbeInUse(QwenlabError):
     """A probe object was passed to more than one watch."""
 
 
-class SilentSite(QwenlabError):
+class SiteNotReached(QwenlabError):
     """A watched site did not run, or ran for fewer tokens than the model read."""
 
 
-class KernelDisagrees(QwenlabError):
+class KernelMismatch(QwenlabError):
     """A probe recomputed the output of a kernel and got another result."""
 
 
-class UnreadableMask(QwenlabError):
+class AmbiguousSequences(QwenlabError):
     """A probe cannot tell which tokens are padding, or where a sequence begins."""
 
 
@@ -141,7 +141,7 @@ class MapTooLarge(QwenlabError):
     """A token-by-token attention map is too large to store."""
 
 
-class MisshapenLabels(QwenlabError):
+class LabelShapeMismatch(QwenlabError):
     """The labels do not match the shape of the forward pass's tokens."""
 
 
@@ -150,7 +150,7 @@ class CannotIntervene(QwenlabError):
     """The model, its kernels or the way it runs do not allow this intervention."""
 
 
-class SilentIntervention(QwenlabError):
+class InterventionNotApplied(QwenlabError):
     """An intervention was not reached by a forward pass, or never changed a value."""
 
 
@@ -196,7 +196,7 @@ class CannotMerge(QwenlabError):
     """Two recordings cannot be added: they differ in checkpoint, precision, sample or labels."""
 
 
-class NotWatched(QwenlabError):
+class ProbeNotRecorded(QwenlabError):
     """The recording lacks the results of a probe: the probe was not used, or its rows were not stored."""
 
 
@@ -266,7 +266,7 @@ class BadMetric(QwenlabError):
     """A recorded metric does not match its spec, or is not a number, dataset or figure."""
 
 
-class RecordedTwice(QwenlabError):
+class DuplicateMetric(QwenlabError):
     """A run recorded the same value of a metric twice."""
 
 

@@ -50,10 +50,12 @@ KEYWORDS: dict[str, dict[str, str]] = {
     "ablations.controls": {"among": "pool"},
     "ablations.sweep": {"keep": "resume"},
     "runs.ablate": {"keep": "resume"},
+    "probe.mean": {"over": "cache"},
+    **{f"probe.{name}": {"of": "cache"} for name in ("patch", "resample")},
 }
 """Arguments, by the name before of their function or class: {"probe.mean": {"over": "reference"}}."""
 
-ATTRIBUTES: dict[str, str] = {"edits": "interventions", "of": "unit"}
+ATTRIBUTES: dict[str, str] = {"edits": "interventions", "fired": "hits", "of": "unit"}
 """Attributes and methods of the objects that cases use: {"ledger": "rounds"}."""
 
 ARGUMENTS: dict[str, tuple[str, str]] = {}
@@ -80,6 +82,8 @@ FIELDS: dict[str, str] = {
 
 TEXTS: dict[str, str] = {
     **{f"{old}(": f"{new}(" for old, new in CLASSES.items()},
+    "over=ActivationCache(": "cache=ActivationCache(",
+    "of=ActivationCache(": "cache=ActivationCache(",
     "over_texts": "mean_over_texts",
     "experts kept from the token before": "experts repeated from the token before",
     "scaled like the trunk": "scaled like the target model",

@@ -75,7 +75,7 @@ def patching(
     with tqdm(total=len(matched) * len(chosen), unit="patch", desc="patching", disable=not progress) as bar:
         for row, site in enumerate(matched):
             for column, position in enumerate(chosen):
-                patch = Patch(site.name, of=cache, heads=heads, positions=[position])
+                patch = Patch(site.name, cache=cache, heads=heads, positions=[position])
                 with intervene(checkpoint.model, patch) as session, reuse_outputs(decoder, session, layers):
                     patched[row, column] = logprob(read["target"])
                 bar.update()

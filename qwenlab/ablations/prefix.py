@@ -50,5 +50,5 @@ def reuse_outputs(decoder: Decoder, session: InterventionSession, recorded: Mapp
 
 def _lowest_layer(session: InterventionSession) -> int:
     """The lowest layer that the interventions of an active session change; 0 if a point does not name its layer."""
-    found = [re.match(r"layers\.(\d+)\.", count.where) for counts in session.fired.values() for count in counts]
+    found = [re.match(r"layers\.(\d+)\.", count.where) for counts in session.hits.values() for count in counts]
     return min((int(match[1]) if match else 0 for match in found), default=0)

@@ -12,7 +12,7 @@ from qwenlab.arguments import choice
 from qwenlab.checkpoint.decoder import Decoder, decoder_of, module_of
 from qwenlab.checkpoint.families import KINDS
 from qwenlab.checkpoint.sites import find_sites
-from qwenlab.errors import BadArgument, NothingToProbe, UnknownLayer
+from qwenlab.errors import BadArgument, MissingPart, UnknownLayer
 from qwenlab.interventions.base import Intervention, indices
 from qwenlab.interventions.experts import MaskExperts
 from qwenlab.interventions.gates import SetGate
@@ -45,13 +45,13 @@ def units(
 
     model   a transformers model of a known family, anything that contains one, or a Checkpoint
     of      one of `UNITS`
-    intervention  what to do to mixers, MLPs and heads: `Zero`, partial(Mean, over=cache), partial(Noise, seed=1), ...;
+    intervention  what to do to mixers, MLPs and heads: `Zero`, partial(Mean, cache=cache), partial(Noise, seed=1), ...;
                   layers, experts and gates have one of their own
     layers  only parts of these layers; not for "kind"
 
     The parameters of a head are an even share of its mixer's; a gate has none.
 
-    Raises BadArgument for another kind of part or an intervention that it cannot have, UnknownLayer, and NothingToProbe
+    Raises BadArgument for another kind of part or an intervention that it cannot have, UnknownLayer, and MissingPart
     if the model has no such part.
     """
     choice("units", "of", of, UNITS)
@@ -66,7 +66,7 @@ def units(
     ablations = [each for each in _built(decoder, of, intervention) if of == "kind" or each.layer in chosen]
     if not ablations:
         where = "this model" if layers is None else f"layers {list(chosen)} of this model"
-        raise NothingToProbe(f"units(of={of!r}) finds nothing: {where} has no {of}.\nChoose another kind of part.")
+        raise MissingPart(f"units(of={of!r}) finds nothing: {where} has no {of}.\nChoose another kind of part.")
     return ablations
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from qwenlab.errors import UnreadableMask
+from qwenlab.errors import AmbiguousSequences
 
 
 class MaskChecks:
@@ -21,18 +21,18 @@ class MaskChecks:
         self._at_once, self._pending = at_once, dict[str, torch.Tensor]()
 
     def refuse(self, wrong: torch.Tensor, message: str) -> None:
-        """Raise UnreadableMask, at once or in `settle`, if `wrong`, bool [], is true."""
+        """Raise AmbiguousSequences, at once or in `settle`, if `wrong`, bool [], is true."""
         if wrong.device.type not in self._at_once:
             self._pending[message] = wrong | self._pending.get(message, torch.zeros_like(wrong))
         elif wrong:
-            raise UnreadableMask(message)
+            raise AmbiguousSequences(message)
 
     def settle(self) -> None:
-        """Run the pending checks. Raises UnreadableMask."""
+        """Run the pending checks. Raises AmbiguousSequences."""
         pending, self._pending = self._pending, {}
         for message, wrong in pending.items():
             if wrong:
-                raise UnreadableMask(message)
+                raise AmbiguousSequences(message)
 
     def check(self, arguments: Mapping[str, Any], keys: torch.Tensor | None, width: int) -> None:
         """Check the arguments of a forward pass of `width` columns: its mask `keys` and its position_ids."""
@@ -44,7 +44,7 @@ class MaskChecks:
                 "padding, one sequence per row.",
             )
         if arguments.get("cu_seq_lens_q") is not None:
-            raise UnreadableMask(f"{_PACKED} (it got cu_seq_lens_q).\n{_ONE_PER_ROW}")
+            raise AmbiguousSequences(f"{_PACKED} (it got cu_seq_lens_q).\n{_ONE_PER_ROW}")
         positions = arguments.get("position_ids")
         if isinstance(positions, torch.Tensor) and width > 1:
             step = _steps(positions, None if keys is None else keys[:, -width:])
@@ -85,7 +85,7 @@ def _steps(positions: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
 def keys_of(mask: Any, batch: int, columns: int) -> torch.Tensor | None:
     """Return [batch, column], nonzero for the real columns of this attention_mask; None without a mask.
 
-    Raises UnreadableMask for a mask of another shape.
+    Raises AmbiguousSequences for a mask of another shape.
     """
     if isinstance(mask, dict) and "full_attention" in mask:
         # `generate` makes masks beforehand for a static cache; in its batches the last query sees every real key.
@@ -97,7 +97,7 @@ def keys_of(mask: Any, batch: int, columns: int) -> torch.Tensor | None:
         return None
     if not isinstance(mask, torch.Tensor) or mask.shape != (batch, columns):
         shape = list(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
-        raise UnreadableMask(
+        raise AmbiguousSequences(
             f"The attention_mask is {shape}; "
             f"probes need one of [batch, past + position] = [{batch}, {columns}] to find padding.\n"
             "Pass that mask (1 for real tokens, 0 for padding), or none for a batch without padding."

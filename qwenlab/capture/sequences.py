@@ -17,7 +17,7 @@ from qwenlab.capture.masks import MaskChecks, keys_of
 from qwenlab.capture.token_ids import EmbeddedTokens, codes
 from qwenlab.capture.tokens import FOLDS, NEVER, PADDING, TokenBatch
 from qwenlab.checkpoint.caches import cache_argument, first_cache
-from qwenlab.errors import MisshapenLabels, UnreadableMask
+from qwenlab.errors import AmbiguousSequences, LabelShapeMismatch
 
 
 class SequenceTracker:
@@ -59,7 +59,7 @@ class SequenceTracker:
         return f"{self._hashed}:{int(self.fingerprint) & (2**64 - 1):016x}"
 
     def open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ForwardPass:
-        """Describe the forward pass that runs on these arguments. Raises UnreadableMask and MisshapenLabels."""
+        """Describe the forward pass that runs on these arguments. Raises AmbiguousSequences and LabelShapeMismatch."""
         arguments = dict(zip(self._names, args, strict=False)) | kwargs
         ids, mask = arguments.get("input_ids"), arguments.get("attention_mask")
         cache = first_cache(arguments.values())
@@ -72,7 +72,7 @@ class SequenceTracker:
         label, known = self._indices(batch, width), self._known(cache, past, batch)
         ends = self._ends(known)
         if ends.others and batch > 1:
-            raise UnreadableMask(
+            raise AmbiguousSequences(
                 f"Rows of this `generate` may end by {ends.others}, each at another token, and the padding after their "
                 "end is not text.\nGenerate these texts one at a time, or let rows end by eos_token_id alone."
             )
@@ -154,13 +154,13 @@ class SequenceTracker:
         return self._calls.take_ends() or (self._calls.default if known is None else known.ends)
 
     def _indices(self, batch: int, width: int) -> Indices:
-        """Return the current label as indices. Raises MisshapenLabels."""
+        """Return the current label as indices. Raises LabelShapeMismatch."""
         if isinstance(self.label, str):
             return self._index(self.label)
         names = [[row] * width if isinstance(row, str) else list(row) for row in self.label]
         if len(names) != batch or any(len(row) != width for row in names):
             lengths = ", ".join(str(length) for length in sorted({len(row) for row in names}))
-            raise MisshapenLabels(
+            raise LabelShapeMismatch(
                 f"The labels are for {len(names)} sequences of {lengths} tokens; "
                 f"this forward pass reads {batch} of {width}.\n"
                 "Give one name, one name per sequence, or one name per token of this pass (padding included)."

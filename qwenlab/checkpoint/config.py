@@ -13,9 +13,6 @@ from qwenlab.checkpoint.config_fields import unknown_fields
 from qwenlab.checkpoint.families import ATTENTION, DELTANET, KINDS, Family, family_of
 from qwenlab.errors import BadConfig, UnknownConfigField, UnknownConfigFieldWarning, UnreadableConfig
 
-ConfigSource = Mapping[str, Any] | str | Path | object
-"""A config dict, a folder or path of a config.json, or a transformers config."""
-
 # transformers ignores these fields and always builds these values, so it could not load weights for other values.
 _ALWAYS: dict[str, Any] = {"attn_output_gate": True, "mtp_use_dedicated_embeddings": False}
 
@@ -92,7 +89,9 @@ class TextConfig:
         return 2 * self.key_dim + self.value_dim
 
 
-def read_config(source: ConfigSource, *, name: str | None = None, strict: bool = False) -> TextConfig:
+def read_config(
+    source: Mapping[str, Any] | str | Path | object, *, name: str | None = None, strict: bool = False
+) -> TextConfig:
     """Read a config dict, a folder or path of a config.json, or a transformers config.
 
     name    name of the checkpoint; by default the name of the folder, or of the config's `_name_or_path`
@@ -112,11 +111,12 @@ def read_config(source: ConfigSource, *, name: str | None = None, strict: bool =
             f"{name} has model_type {family.root_type!r} but no text_config; transformers would use default sizes.\n"
             f"Move the fields of the text stack into text_config, or set model_type to {family.text_type!r}."
         )
-    _report_unknown(unknown_fields(family, raw), name, family, strict)
+    if unknown := unknown_fields(family, raw):
+        _report_unknown(unknown, name, family, strict)
     return _text_config(raw, _Fields(text, "text_config." if is_root else "", name), family, is_root)
 
 
-def _raw(source: ConfigSource) -> tuple[Mapping[str, Any], str]:
+def _raw(source: Mapping[str, Any] | str | Path | object) -> tuple[Mapping[str, Any], str]:
     """Return the config as a dict, and a default name for the checkpoint."""
     if isinstance(source, str | Path):
         path = Path(source)
@@ -144,8 +144,6 @@ def _load(file: Path) -> Mapping[str, Any]:
 
 
 def _report_unknown(unknown: list[str], name: str, family: Family, strict: bool) -> None:
-    if not unknown:
-        return
     message = (
         f"{name} has config fields that qwenlab does not know for {family.name}: {', '.join(unknown)}.\n"
         "They may change what the model computes; qwenlab ignores them."
@@ -167,9 +165,9 @@ class _Fields:
         value = self.values.get(name)
         return default if value is None else value
 
-    def integer(self, name: str, least: int = 1) -> int:
-        """Return a required integer. It has no default: those of transformers belong to another checkpoint."""
-        value = self.values.get(name)
+    def integer(self, name: str, least: int = 1, default: int | None = None) -> int:
+        """Return an integer, required without a default: most defaults of transformers belong to another checkpoint."""
+        value = self.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             problem = "is missing" if value is None else f"is {value!r}"
             raise self.error(name, f"{problem}; it must be an integer, {least} or more")
@@ -219,7 +217,7 @@ def _layer_types(text: _Fields) -> tuple[str, ...]:
     count = text.integer("num_hidden_layers")
     kinds = text.get("layer_types")
     if kinds is None:
-        interval = text.integer("full_attention_interval") if text.get("full_attention_interval") is not None else 4
+        interval = text.integer("full_attention_interval", default=4)
         return tuple(DELTANET if (layer + 1) % interval else ATTENTION for layer in range(count))
     if not isinstance(kinds, list | tuple) or len(kinds) != count:
         problem = f"lists {len(kinds)} layers" if isinstance(kinds, list | tuple) else f"is {kinds!r}"
@@ -237,7 +235,7 @@ def _sparse_layers(text: _Fields, family: Family, count: int, experts: int) -> t
         if dense:
             raise text.error("mlp_only_layers", f"is {dense!r}, but transformers ignores it for {family.name}")
         return (family.sparse,) * count
-    step = text.integer("decoder_sparse_step") if text.get("decoder_sparse_step") is not None else 1
+    step = text.integer("decoder_sparse_step", default=1)
     return tuple(experts > 0 and layer not in dense and (layer + 1) % step == 0 for layer in range(count))
 
 

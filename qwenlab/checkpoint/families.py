@@ -106,29 +106,19 @@ def family_of(model: str | Mapping[str, Any] | object) -> Family:
 
     Raises UnsupportedFamily for a hybrid that is not in the table, and NotAHybrid for any other model.
     """
-    model_type, layer_types = _identity(model)
+    config = {"model_type": model} if isinstance(model, str) else getattr(model, "config", model)
+    model_type, kinds = _field(config, "model_type"), _field(_field(config, "text_config") or config, "layer_types")
     for family in FAMILIES.values():
         if model_type is not None and model_type in (family.root_type, family.text_type):
             return family
     known = f"The supported families are {', '.join(FAMILIES)}."
-    for unsupported, reason in UNSUPPORTED.items():
-        if model_type in (unsupported, f"{unsupported}_text"):
-            raise UnsupportedFamily(
-                f"{unsupported} is a hybrid model that qwenlab does not support: {reason}.\n{known}"
-            )
-    if DELTANET in layer_types:
+    unsupported = str(model_type).removesuffix("_text")
+    if reason := UNSUPPORTED.get(unsupported):
+        raise UnsupportedFamily(f"{unsupported} is a hybrid model that qwenlab does not support: {reason}.\n{known}")
+    if isinstance(kinds, list | tuple) and DELTANET in kinds:
         raise UnsupportedFamily(f"{model_type} has {DELTANET} layers, but qwenlab does not support it.\n{known}")
     name = model_type or "A config without model_type"
     raise NotAHybrid(f"{name} is not a hybrid model: its config has no {DELTANET} layers.\n{known}")
-
-
-def _identity(model: str | Mapping[str, Any] | object) -> tuple[str | None, tuple[str, ...]]:
-    """The model_type and layer_types of any argument of `family_of`."""
-    if isinstance(model, str):
-        return model, ()
-    config = model if isinstance(model, Mapping) else getattr(model, "config", model)
-    kinds = _field(_field(config, "text_config") or config, "layer_types")
-    return _field(config, "model_type"), tuple(kinds) if isinstance(kinds, list | tuple) else ()
 
 
 def _field(config: Mapping[str, Any] | object, name: str) -> Any:

@@ -11,7 +11,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from types import CellType
@@ -45,14 +45,11 @@ def run_on_cpu(family: Family) -> None:
 @contextmanager
 def running_on_cpu(family: Family) -> Iterator[None]:
     """Context manager version of `run_on_cpu`; blocks may overlap, also in several threads."""
-    bindings = _bindings(family)
-    for binding in bindings:
-        binding.acquire()
-    try:
+    with ExitStack() as stack:
+        for binding in _bindings(family):
+            binding.acquire()
+            stack.callback(binding.release)
         yield
-    finally:
-        for binding in bindings:
-            binding.release()
 
 
 def implementation(function: Callable[..., Any], device: str) -> Callable[..., Any]:
@@ -113,14 +110,14 @@ class _Binding:
     def bound(self) -> Callable[..., Any]:
         """The function that transformers bound."""
         content = self.cell.cell_contents
-        kernel: Callable[..., Any] = content.fused if isinstance(content, _ByDevice) else content
-        return kernel
+        return content.fused if isinstance(content, _ByDevice) else content
 
     @property
     def needs_gpu(self) -> bool:
         """Whether it is a fused kernel that cannot run on the CPU."""
         package = self.bound.__module__.partition(".")[0]
-        return package == "causal_conv1d" or (package == "fla" and not _interpreted())
+        interpreter = os.environ.get("TRITON_INTERPRET", "0").lower()  # Triton's interpreter runs on any device
+        return package == "causal_conv1d" or (package == "fla" and interpreter not in ("1", "true", "yes", "on", "y"))
 
     def acquire(self) -> None:
         """Dispatch by the device of the tensors, until every `acquire` is matched by a `release`."""
@@ -159,8 +156,3 @@ def _bindings(family: Family) -> list[_Binding]:
     functions = [names.get(name) for name in (family.chunk_rule, family.recurrent_rule, *CONVOLUTIONS)]
     bindings = [_Binding.of(function) for function in functions if function is not None]
     return [binding for binding in bindings if binding is not None and binding.needs_gpu]
-
-
-def _interpreted() -> bool:
-    """Whether Triton runs its kernels in its interpreter, which works on a CPU."""
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")

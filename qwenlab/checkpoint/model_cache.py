@@ -26,7 +26,7 @@ class CachedModel:
 
 @dataclass
 class ModelCache:
-    """Cache behind `ql.open`; disabled until `enable()` is called.
+    """Cache behind `ql.open`; it keeps nothing until it is `enabled`.
 
     A cached checkpoint is returned once per notebook, so opening it twice in one notebook gives two objects, as without
     the cache. Before another checkpoint is loaded, those that the current notebook has not used are dropped, so that
@@ -34,12 +34,8 @@ class ModelCache:
     """
 
     loads: int = 0
-    _enabled: bool = False
+    enabled: bool = False
     _models: dict[Hashable, CachedModel] = field(default_factory=dict)
-
-    def enable(self) -> None:
-        """Cache the checkpoints that are opened from now on."""
-        self._enabled = True
 
     def start(self) -> None:
         """Start a notebook: reset `loads`, and mark every checkpoint as not used."""
@@ -62,13 +58,12 @@ class ModelCache:
         self._drop_unused()
         self.loads += 1
         checkpoint = read()
-        if self._enabled and key not in self._models:
+        if self.enabled and key not in self._models:
             self._models[key] = CachedModel(checkpoint, state(checkpoint))
         return checkpoint
 
     def _drop_unused(self) -> None:
-        for key in [key for key, cached in self._models.items() if not cached.used]:
-            del self._models[key]
+        self._models = {key: cached for key, cached in self._models.items() if cached.used}
 
 
 opened_models = ModelCache()

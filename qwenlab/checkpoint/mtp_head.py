@@ -78,19 +78,14 @@ class MtpHead(nn.Module):
             position_ids = torch.arange(past, past + u.shape[1], device=u.device).expand(u.shape[0], -1)
         cached: dict[str, Any] = {cache_argument(create_causal_mask): past_key_values}
         mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=u,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            **cached,
+            config=self.config, inputs_embeds=u, attention_mask=attention_mask, position_ids=position_ids, **cached
         )
         # Sectioned rotary tables take one row each for time, height and width; in text the three are equal.
         sectioned = hasattr(decoder.rotary_emb, "mrope_section")
+        positions = position_ids[None].expand(3, -1, -1) if sectioned else position_ids
         s = self.layers[0](
             u,
-            position_embeddings=decoder.rotary_emb(
-                u, position_ids[None].expand(3, -1, -1) if sectioned else position_ids
-            ),
+            position_embeddings=decoder.rotary_emb(u, positions),
             attention_mask=mask,
             position_ids=position_ids,
             **{cache_argument(type(self.layers[0]).forward): past_key_values},

@@ -59,27 +59,18 @@ def open(
     where = locate(source, revision)
     config = read_config(where.folder, name=where.name, strict=strict)
     weights = read_weights(where.folder)
-    loading = dict(
-        device=device,
-        dtype=dtype,
-        device_map=device_map,
-        attn_implementation=attn_implementation,
-        experts_implementation=experts_implementation,
-    )
-
-    def read() -> Checkpoint:
-        check_target(weights, config, strict=strict)
-        if strict or weights.size <= SMALL:
-            weights.require_finite()
-        return _read(source, where, config, weights, loading)
-
+    loading: dict[str, Any] = dict(device=device, dtype=dtype, device_map=device_map)
+    loading |= dict(attn_implementation=attn_implementation, experts_implementation=experts_implementation)
     key = (str(source), where.revision, fingerprint(weights), strict, *map(repr, loading.values()))
-    return opened_models.opened(key, read)
+    return opened_models.opened(key, lambda: _read(str(source), where, config, weights, strict, **loading))
 
 
 def _read(
-    source: str | Path, where: CheckpointSource, config: TextConfig, weights: Weights, loading: dict[str, Any]
+    source: str, where: CheckpointSource, config: TextConfig, weights: Weights, strict: bool, **loading: Any
 ) -> Checkpoint:
+    check_target(weights, config, strict=strict)
+    if strict or weights.size <= SMALL:
+        weights.require_finite()
     tokenizer = load_tokenizer(where.folder, config.vocab_size)
     # transformers initialises weights at random before it reads them; the fork leaves the user's generator unchanged.
     with _loading, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -88,14 +79,14 @@ def _read(
     run_on_cpu(config.family)
     anatomy = Anatomy(_as_opened(config, weights, model, mtp))
     facts = Facts(
-        source=str(source),
+        source=source,
         folder=str(where.folder),
         revision=where.revision,
         hash=fingerprint(weights),
         family=config.family.name,
         parameters=anatomy.total - anatomy.parameters["vision"],
         dtype=anatomy.config.dtype,
-        device=_devices(model),
+        device=", ".join(dict.fromkeys(str(parameter.device) for parameter in model.parameters())),
         torch=torch.__version__,
         transformers=transformers.__version__,
     )
@@ -114,8 +105,3 @@ def _as_opened(config: TextConfig, weights: Weights, model: PreTrainedModel, mtp
         mtp_num_hidden_layers=0 if mtp is None else 1,
         vision=config.vision if has_vision else None,
     )
-
-
-def _devices(model: PreTrainedModel) -> str:
-    """The devices of the weights, in the order of the stack."""
-    return ", ".join(dict.fromkeys(str(parameter.device) for parameter in model.parameters()))

@@ -41,7 +41,7 @@ def begin(settings: str) -> str:
         reopened = opened_models.drop_changed()
     elif options["warm"]:
         _pristine = Pristine()
-        opened_models.enable()
+        opened_models.enabled = True
     opened_models.start()
     _threads = {thread.ident or 0 for thread in threading.enumerate()}
     os.chdir(options["cwd"])

@@ -17,7 +17,7 @@ import pandas as pd
 import xarray as xr
 from filelock import FileLock
 
-from qwenlab.errors import BadMetric, RecordedTwice, UndeclaredMetric
+from qwenlab.errors import BadMetric, DuplicateMetric, UndeclaredMetric
 from qwenlab.record.recording import Recording
 from qwenlab.record.whole_files import replacing
 
@@ -48,7 +48,7 @@ def record(
     Threads and processes of the notebook may call it at the same time. In a notebook that `qwenlab run` did not start,
     the arguments are checked and nothing is saved.
 
-    Raises UndeclaredMetric, BadMetric and RecordedTwice. Files are replaced atomically, never written in place.
+    Raises UndeclaredMetric, BadMetric and DuplicateMetric. Files are replaced atomically, never written in place.
     """
     folder = Path(os.environ[RUN]) if os.environ.get(RUN) else None
     declared = json.loads((folder / "facts.json").read_text())["metrics"] if folder else None
@@ -118,7 +118,7 @@ def _append(path: Path, rows: list[tuple[str, str, float, str]]) -> None:
         repeated = both[both.duplicated(["metric", "labels"])]
         if len(repeated):
             metric, labels = repeated.iloc[0][["metric", "labels"]]
-            raise RecordedTwice(f"{metric!r} already has a value at {labels}. Record each value once.")
+            raise DuplicateMetric(f"{metric!r} already has a value at {labels}. Record each value once.")
         write_table(both, path)
 
 

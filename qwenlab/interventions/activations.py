@@ -16,7 +16,7 @@ from qwenlab.checkpoint.decoder import decoder_of, module_of
 from qwenlab.checkpoint.fused_kernels import running_on_cpu
 from qwenlab.checkpoint.sites import find_sites
 from qwenlab.checkpoint.weights.loaded import require_loaded
-from qwenlab.errors import BadArgument, SilentSite, UnknownSite
+from qwenlab.errors import BadArgument, SiteNotReached, UnknownSite
 from qwenlab.interventions.module_sites import InterventionPoints
 from qwenlab.interventions.pass_tracker import PassTracker
 
@@ -93,7 +93,7 @@ def cache_activations(model: nn.Module | Any, *patterns: str, kind: str | None =
     patterns, kind  as in `find_sites`
 
     Raises UnknownSite for a pattern without a match, CannotIntervene for a site whose values cannot be replaced. At the
-    block's end, NothingRead without a forward pass, and SilentSite if a pass did not reach every site.
+    block's end, NoForwardPass without a forward pass, and SiteNotReached if a pass did not reach every site.
     """
     if not patterns:
         raise BadArgument('cache_activations(model, *patterns): name at least one site, for example "layers.3.mixer".')
@@ -114,5 +114,5 @@ def cache_activations(model: nn.Module | Any, *patterns: str, kind: str | None =
     passes.reader.checks.settle()
     passes.require_read("cache_activations")
     if missed := passes.missed(points.hits.counts):
-        raise SilentSite(f"cache_activations: {missed}")
+        raise SiteNotReached(f"cache_activations: {missed}")
     cache._close(passes.reader.prompts_hash)

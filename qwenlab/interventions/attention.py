@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 
-from qwenlab.arguments import integer
 from qwenlab.capture.tokens import TokenBatch, key_positions
 from qwenlab.checkpoint.families import ATTENTION
 from qwenlab.errors import CannotIntervene
+from qwenlab.interventions.base import HeadIntervention, head_mask
 from qwenlab.interventions.call_arguments import AttentionArguments
-from qwenlab.interventions.layers import HeadIntervention
 from qwenlab.interventions.module_sites import InterventionPoints
 
 MASKED = ("sdpa", "eager")
@@ -28,7 +27,6 @@ class _HiddenKeys(HeadIntervention):
     mixer: ClassVar[str] = ATTENTION
 
     def place(self, points: InterventionPoints) -> None:
-        """Attach to the attention functions. Raises NothingToProbe, UnknownLayer, BadArgument and CannotIntervene."""
         layers, implementation = self.layers_in(points.decoder), str(points.decoder.module.config._attn_implementation)
         change = self._mask if implementation in MASKED else self.without_mask(implementation)
         for layer in layers:
@@ -59,7 +57,7 @@ class _HiddenKeys(HeadIntervention):
         columns = call.key.shape[2]
         hidden = tokens.once((self, columns), partial(self._columns, tokens, columns))
         if self.heads is not None:
-            hidden = hidden & self.head_mask(call.query.shape[1], call.device)[:, None, None]
+            hidden = hidden & head_mask(self.heads, call.query.shape[1], call.device)[:, None, None]
         if call.mask is None:
             mask = tokens.once((_causal, columns), partial(_causal, tokens, columns)) & ~hidden
         elif call.mask.dtype == torch.bool:
@@ -88,29 +86,18 @@ class Window(_HiddenKeys):
     A flash-attention implementation gets it as its sliding window, which all heads share.
     """
 
-    tokens: int
-
-    def __post_init__(self) -> None:
-        """Raises BadArgument unless `tokens` is an integer, 1 or more."""
-        super().__post_init__()
-        integer("Window", "tokens", self.tokens, least=1, unit="tokens")
+    tokens: int = field(metadata={"least": 1, "unit": "tokens"})
 
     def hidden(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        """Keys before the window."""
         return query - key >= self.tokens
 
     def affected(self, position: torch.Tensor) -> torch.Tensor:
-        """Queries with at least `tokens` tokens before them."""
         return position >= self.tokens
 
     def without_mask(self, implementation: str) -> Any:
-        """A sliding window for flash attention."""
         if implementation.startswith("flash_attention") and self.heads is None:
-            return self._sliding
+            return lambda call, tokens: call.replaced(sliding_window=self.tokens) if self.affects(tokens) else None
         return super().without_mask(implementation)
-
-    def _sliding(self, call: AttentionArguments, tokens: TokenBatch) -> AttentionArguments | None:
-        return call.replaced(sliding_window=self.tokens) if self.affects(tokens) else None
 
 
 @dataclass(frozen=True)
@@ -125,11 +112,9 @@ class NoSink(_HiddenKeys):
     """
 
     def hidden(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        """The first key."""
         return (key == 0) & (query > 0)
 
     def affected(self, position: torch.Tensor) -> torch.Tensor:
-        """All queries but the first."""
         return position > 0
 
 

@@ -1,4 +1,4 @@
-"""Base classes of interventions: `Intervention`, and `ValueIntervention` for those that replace the value at a site."""
+"""Base classes of interventions: on the value at a site, on layers with one kind of mixer, on some of their heads."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
+from qwenlab.arguments import integer
 from qwenlab.capture.tokens import TokenBatch
+from qwenlab.checkpoint.decoder import Decoder
+from qwenlab.checkpoint.families import ATTENTION, DELTANET
 from qwenlab.checkpoint.sites import Site, find_sites
-from qwenlab.errors import BadArgument
+from qwenlab.errors import BadArgument, MissingPart, UnknownLayer
 from qwenlab.interventions.module_sites import InterventionPoints, heads_of
 
 INDICES = ("layers", "heads", "positions", "experts")
 """Names of arguments that are lists of indices."""
+
+_MIXERS = {DELTANET: "a DeltaNet mixer", ATTENTION: "a softmax-attention mixer"}
 
 
 @dataclass(frozen=True)
@@ -28,10 +33,13 @@ class Intervention(ABC):
     """
 
     def __post_init__(self) -> None:
-        """Sort the indices. Raises BadArgument for an argument that is not a list of indices."""
+        """Sort the indices, and check fields with metadata, which are the bounds of an `arguments.integer`."""
         for name in INDICES:
             if getattr(self, name, None) is not None:
                 object.__setattr__(self, name, indices(getattr(self, name), f"{type(self).__name__}({name}=...)"))
+        for field in fields(self):
+            if field.metadata:
+                integer(type(self).__name__, field.name, getattr(self, field.name), **field.metadata)
 
     def __init_subclass__(cls) -> None:
         """Give dataclasses the short `repr` of this class."""
@@ -105,10 +113,55 @@ class ValueIntervention(Intervention):
         if selected is not None:
             new = torch.where(selected.reshape(*selected.shape, *[1] * (value.ndim - 2)), new, value)
         if self.heads is not None:
-            chosen = torch.zeros(value.shape[2], dtype=torch.bool, device=value.device)
-            chosen[list(self.heads)] = True
-            new = torch.where(chosen.reshape(-1, *[1] * (value.ndim - 3)), new, value)
+            new = torch.where(
+                head_mask(self.heads, value.shape[2], value.device).reshape(-1, *[1] * (value.ndim - 3)), new, value
+            )
         return new
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerIntervention(Intervention):
+    """Base class for interventions on the layers with one kind of mixer, `mixer`.
+
+    layers  only these layers; by default every layer of that kind
+    """
+
+    mixer: ClassVar[str] = DELTANET
+    layers: Sequence[int] | None = None
+
+    def layers_in(self, decoder: Decoder) -> tuple[int, ...]:
+        """The layers that are changed. Raises MissingPart and UnknownLayer."""
+        able = decoder.layers_of(self.mixer)
+        if not able:
+            raise MissingPart(
+                f"{self} finds nothing to change: none of this model's {len(decoder.layers)} layers has "
+                f"{_MIXERS[self.mixer]}.\nLeave it out."
+            )
+        if unknown := [layer for layer in self.layers or () if layer not in able]:
+            raise UnknownLayer(
+                f"{self} names layers {unknown}; it changes layers {list(able)} of this model.\n"
+                "Leave `layers` out to change all of them."
+            )
+        return able if self.layers is None else tuple(self.layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadIntervention(LayerIntervention):
+    """Base class for interventions on heads of the layers with one kind of mixer.
+
+    heads  only these heads of each layer; of DeltaNet, value heads
+    """
+
+    heads: Sequence[int] | None = None
+
+    def layers_in(self, decoder: Decoder) -> tuple[int, ...]:
+        layers = super().layers_in(decoder)
+        if self.heads is not None:
+            mixer: Any = decoder.mixer(layers[0])
+            config: Any = decoder.module.config
+            count = mixer.num_v_heads if self.mixer == DELTANET else config.num_attention_heads
+            check_heads(self.heads, int(count), f"{self}: layers.{layers[0]}.mixer")
+        return layers
 
 
 def tokens_at(tokens: TokenBatch, positions: Sequence[int] | None) -> torch.Tensor | None:
@@ -130,6 +183,14 @@ def indices(values: Iterable[int] | int, where: str) -> tuple[int, ...]:
     if not values or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in values):
         raise BadArgument(f"{where}: give at least one integer, each 0 or more; got {list(values)}.")
     return tuple(sorted(set(values)))
+
+
+def head_mask(heads: Sequence[int] | None, count: int, device: torch.device) -> torch.Tensor:
+    """bool [head]: which of `count` heads are among these; all for None."""
+    mask = torch.full((count,), heads is None, device=device)
+    if heads is not None:
+        mask[list(heads)] = True
+    return mask
 
 
 def check_heads(heads: Sequence[int], count: int | None, where: str) -> None:

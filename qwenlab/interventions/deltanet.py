@@ -2,95 +2,103 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
 
-from qwenlab.arguments import integer
 from qwenlab.capture.active import replaced_by, replacing
 from qwenlab.capture.rounding import check_format, round_in_place
 from qwenlab.capture.tokens import TokenBatch
-from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import CannotIntervene
+from qwenlab.interventions.base import HeadIntervention, LayerIntervention, head_mask
 from qwenlab.interventions.call_arguments import RuleArguments
-from qwenlab.interventions.layers import HeadIntervention, LayerIntervention
 from qwenlab.interventions.linear_attention import gated_linear_attention
 from qwenlab.interventions.module_sites import LEAST_DECAY, InterventionPoints
 from qwenlab.interventions.segments import Segments, run_in_segments, worth_splitting
 
 
 @dataclass(frozen=True)
-class FreezeState(HeadIntervention):
+class RuleIntervention(HeadIntervention):
+    """Base class for interventions that change the arguments of the delta rule at some tokens and heads."""
+
+    def place(self, points: InterventionPoints) -> None:
+        for layer in self.layers_in(points.decoder):
+            points.calls.rule(layer, f"layers.{layer}.mixer, its delta rule", self._change)
+
+    @abstractmethod
+    def at(self, tokens: TokenBatch) -> torch.Tensor:
+        """bool [batch, position]: the tokens whose arguments change."""
+
+    @abstractmethod
+    def new(self, call: RuleArguments, selected: torch.Tensor) -> RuleArguments:
+        """The new arguments; `selected` is bool [batch, position, head]."""
+
+    def _change(self, call: RuleArguments, tokens: TokenBatch) -> RuleArguments | None:
+        if (at := self._some_at(tokens)) is None:
+            return None
+        return self.new(call, at[..., None] & head_mask(self.heads, call.g.shape[2], call.device))
+
+    def _some_at(self, tokens: TokenBatch) -> torch.Tensor | None:
+        """`at`, computed once for all layers; None where it is empty."""
+
+        def find() -> torch.Tensor | None:
+            found = self.at(tokens)
+            return found if bool(found.any()) else None
+
+        return tokens.once((self, "at"), find)
+
+
+@dataclass(frozen=True)
+class FreezeState(RuleIntervention):
     """Only the first tokens of a sequence write to the state, which then neither changes nor decays.
 
     From the token at position `after` on, alpha is 1 and beta 0: queries read the state that the earlier tokens
-    left. The convolution still mixes neighbours. Site: the arguments of the delta rule.
-
-    Cache: it stores the state after the first `after` tokens, however many follow.
+    left. The convolution still mixes neighbours. Site: the arguments of the delta rule. Cache: it stores the state
+    after the first `after` tokens, however many follow.
 
     after          number of tokens that write, 0 or more
     layers, heads  only these; heads are value heads
     """
 
-    mixer: ClassVar[str] = DELTANET
-    after: int
+    after: int = field(metadata={"unit": "tokens"})
 
-    def __post_init__(self) -> None:
-        """Raises BadArgument unless `after` is an integer, 0 or more."""
-        super().__post_init__()
-        integer("FreezeState", "after", self.after, unit="tokens")
+    def at(self, tokens: TokenBatch) -> torch.Tensor:
+        return tokens.real & (tokens.position >= self.after)
 
-    def place(self, points: InterventionPoints) -> None:
-        """Attach to the delta rule of each layer. Raises NothingToProbe, UnknownLayer and BadArgument."""
-        for layer in self.layers_in(points.decoder):
-            points.calls.rule(layer, f"layers.{layer}.mixer, its delta rule", self._frozen)
-
-    def _frozen(self, call: RuleArguments, tokens: TokenBatch) -> RuleArguments | None:
-        late = _some(tokens, (FreezeState, self.after), lambda: tokens.real & (tokens.position >= self.after))
-        if late is None:
-            return None
-        selected = late[..., None] & self.head_mask(call.g.shape[2], call.device)
+    def new(self, call: RuleArguments, selected: torch.Tensor) -> RuleArguments:
         return call.replaced(g=torch.where(selected, 0, call.g), beta=torch.where(selected, 0, call.beta))
 
 
 @dataclass(frozen=True)
-class ResetState(HeadIntervention):
+class ResetState(RuleIntervention):
     """The state is reset to zero every `every` tokens of a sequence: earlier tokens are forgotten.
 
     Before the tokens at positions `every`, 2 `every`, ... the state is decayed to nothing. Where these tokens are less
     than 64 apart, the kernel gets the segments between them as rows of a batch: chunked kernels sum the ln of decays,
-    and large sums cost digits. Site: the arguments of the delta rule.
-
-    Cache: it stores the state of the tokens since the last reset.
+    and large sums cost digits. Site: the arguments of the delta rule. Cache: it stores the state of the tokens since
+    the last reset.
 
     every          tokens between resets, 1 or more
     layers, heads  only these; heads are value heads
     """
 
-    mixer: ClassVar[str] = DELTANET
-    every: int
-
-    def __post_init__(self) -> None:
-        """Raises BadArgument unless `every` is an integer, 1 or more."""
-        super().__post_init__()
-        integer("ResetState", "every", self.every, least=1, unit="tokens")
+    every: int = field(metadata={"least": 1, "unit": "tokens"})
 
     def place(self, points: InterventionPoints) -> None:
-        """Attach to the delta rule of each layer. Raises NothingToProbe, UnknownLayer and BadArgument."""
+        super().place(points)
         for layer in self.layers_in(points.decoder):
             mixer: Any = points.decoder.mixer(layer)
-            points.calls.rule(layer, f"layers.{layer}.mixer, its delta rule", self._decayed)
             points.calls.replace_rule(layer, None, partial(self._in_segments, mixer.num_k_heads))
 
-    def _decayed(self, call: RuleArguments, tokens: TokenBatch) -> RuleArguments | None:
-        starts = self._starts(tokens)
-        if starts is None:
-            return None
-        selected = starts[..., None] & self.head_mask(call.g.shape[2], call.device)
+    def at(self, tokens: TokenBatch) -> torch.Tensor:
+        return tokens.real & (tokens.position % self.every == 0) & (tokens.position > 0)
+
+    def new(self, call: RuleArguments, selected: torch.Tensor) -> RuleArguments:
         return call.replaced(g=torch.where(selected, _LEAST, call.g))
 
     def _in_segments(
@@ -104,10 +112,10 @@ class ResetState(HeadIntervention):
         """The same to more digits; None without a gain, or if another intervention has changed the call since."""
         if not tokens.once((worth_splitting, self.every), lambda: worth_splitting(tokens, self.every)):
             return None
-        call, starts = RuleArguments.from_call(args, kwargs, key_heads), self._starts(tokens)
-        if call.g.shape[:2] != starts.shape:
+        call, starts = RuleArguments.from_call(args, kwargs, key_heads), self._some_at(tokens)
+        if starts is None or call.g.shape[:2] != starts.shape:
             return None
-        heads = self.head_mask(call.g.shape[2], call.device)
+        heads = head_mask(self.heads, call.g.shape[2], call.device)
         selected = starts[..., None] & heads
         if bool((torch.where(selected, call.g, _LEAST) > _LEAST).any()):
             return None
@@ -126,14 +134,6 @@ class ResetState(HeadIntervention):
             return out, None
         return out, after.index_copy(1, indices, chosen_after.to(after.dtype))
 
-    def _starts(self, tokens: TokenBatch) -> Any:
-        """bool [batch, position]: the tokens before which the state is reset; None where there is none."""
-
-        def find() -> torch.Tensor:
-            return tokens.real & (tokens.position % self.every == 0) & (tokens.position > 0)
-
-        return _some(tokens, (ResetState, self.every), find)
-
 
 _LEAST = float(torch.tensor(LEAST_DECAY).log())
 
@@ -146,17 +146,13 @@ class NoKeyRemoval(LayerIntervention):
 
     instead of  S_t = alpha_t S_(t-1) + beta_t k_t (v_t - alpha_t S_(t-1)^T k_t)^T,  with the layer's own alpha,
     beta, v and L2-normalised q and k; in torch, float32 (`gated_linear_attention`). Site: the delta rule itself.
-
-    Cache: it stores the state of this rule. Its norm differs from that of the delta rule's state, so do not continue a
-    cache of one rule under the other.
+    Cache: it stores the state of this rule, of another norm than the delta rule's: do not continue a cache of one rule
+    under the other.
 
     layers  only these layers
     """
 
-    mixer: ClassVar[str] = DELTANET
-
     def place(self, points: InterventionPoints) -> None:
-        """Replace each layer's delta rule. Raises NothingToProbe, UnknownLayer, CannotIntervene for a second one."""
         layers = self.layers_in(points.decoder)
         if first := replaced_by(points.decoder.module, "rule", layers):
             raise CannotIntervene(
@@ -186,17 +182,12 @@ class NoConv(LayerIntervention):
     """The causal convolution before the delta rule, reduced to the token itself: q, k and v ignore earlier tokens.
 
     The weights of earlier taps count as 0; that of the token's own tap, and the silu after it, stay. Site: the weights
-    of the convolution.
-
-    Cache: it stores the last columns as before, and they are not read.
+    of the convolution. Cache: it stores the last columns as before, and they are not read.
 
     layers  only these layers
     """
 
-    mixer: ClassVar[str] = DELTANET
-
     def place(self, points: InterventionPoints) -> None:
-        """Attach to the convolution of each layer. Raises NothingToProbe and UnknownLayer."""
         for layer in self.layers_in(points.decoder):
             points.calls.convolution(layer, f"layers.{layer}.mixer, its convolution", _own_tap)
 
@@ -219,16 +210,13 @@ class StateDtype(LayerIntervention):
     layers  only these layers
     """
 
-    mixer: ClassVar[str] = DELTANET
     format: str
 
     def __post_init__(self) -> None:
-        """Raises BadArgument for another format."""
         super().__post_init__()
         check_format(self.format, f"StateDtype({self.format!r})")
 
     def place(self, points: InterventionPoints) -> None:
-        """Attach to the cache that a pass leaves. Raises NothingToProbe and UnknownLayer."""
         layers = self.layers_in(points.decoder)
         points.cache("the cache", partial(_round, layers, self.format))
         points.hooks.enter_context(replacing(points.decoder.module, "states", str(self), layers))
@@ -237,13 +225,3 @@ class StateDtype(LayerIntervention):
 def _round(layers: Sequence[int], format: str, cache: Cache) -> None:
     for layer in layers:
         round_in_place(cache.layers[layer], format)
-
-
-def _some(tokens: TokenBatch, name: Any, find: Callable[[], torch.Tensor]) -> torch.Tensor | None:
-    """A mask of tokens, computed once for all layers; None where it is empty."""
-
-    def mask() -> torch.Tensor | None:
-        found = find()
-        return found if bool(found.any()) else None
-
-    return tokens.once(name, mask)

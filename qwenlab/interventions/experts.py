@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from qwenlab.arguments import integer
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.sites import find_sites
@@ -36,7 +35,7 @@ class ExpertIntervention(Intervention):
     layers: Sequence[int] | None = field(default=None, kw_only=True)
 
     def layers_in(self, decoder: Decoder) -> Sequence[int]:
-        """The layers that are changed. Raises CannotIntervene for a dense model, UnknownLayer for a dense layer."""
+        """The layers that are changed. Raises CannotIntervene and UnknownLayer."""
         able = decoder.layers_with("experts")
         if not able:
             raise CannotIntervene(
@@ -53,7 +52,6 @@ class RouterIntervention(ExpertIntervention):
     """Base class for interventions that replace the result of routers; implement `new`."""
 
     def place(self, points: InterventionPoints) -> None:
-        """Attach to the router of each layer. Raises CannotIntervene, UnknownLayer and BadArgument."""
         for layer in self.layers_in(points.decoder):
             where, router = f"layers.{layer}.router", points.decoder.part(layer, "router")
             points.router(layer, where, partial(self._change, where, router, self.prepare(where, router)))
@@ -84,9 +82,13 @@ class _NamedExperts(RouterIntervention):
     experts: Sequence[int]
 
     def prepare(self, where: str, router: Any) -> None:
-        """Check the experts. Raises BadArgument for experts that the router does not have."""
         if beyond := [expert for expert in self.experts if expert >= router.num_experts]:
             raise BadArgument(f"{self}: {where} has experts 0 to {router.num_experts - 1}; got expert {beyond[0]}.")
+
+    def masked(self, routed: Routed, router: Any, experts: Sequence[int]) -> Routed:
+        """The choice among all experts but these."""
+        logits = routed.logits.index_fill(-1, torch.tensor(experts, device=routed.device), -torch.inf)
+        return rerouted(router, logits, routed.chosen.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,7 @@ class MaskExperts(_NamedExperts):
     """
 
     def new(self, routed: Routed, router: Any, prepared: None) -> Routed:
-        """The choice among the others."""
-        logits = routed.logits.index_fill(-1, _tensor(self.experts, routed.logits), -torch.inf)
-        return rerouted(router, logits, routed.chosen.shape[-1])
+        return self.masked(routed, router, self.experts)
 
 
 @dataclass(frozen=True)
@@ -115,20 +115,13 @@ class TopK(RouterIntervention):
     n  from 1 to the number of experts
     """
 
-    n: int
-
-    def __post_init__(self) -> None:
-        """Raises BadArgument unless `n` is an integer, 1 or more."""
-        super().__post_init__()
-        integer("TopK", "n", self.n, least=1, unit="experts")
+    n: int = field(metadata={"least": 1, "unit": "experts"})
 
     def prepare(self, where: str, router: Any) -> None:
-        """Check `n`. Raises BadArgument for more experts than the router has."""
         if self.n > router.num_experts:
             raise BadArgument(f"{self}: {where} has {router.num_experts} experts to choose from, not {self.n}.")
 
     def new(self, routed: Routed, router: Any, prepared: None) -> Routed:
-        """The choice of n."""
         return rerouted(router, routed.logits, self.n)
 
 
@@ -142,15 +135,13 @@ class ForceExperts(_NamedExperts):
     """
 
     def new(self, routed: Routed, router: Any, prepared: None) -> Routed:
-        """The choice of these. Raises CannotIntervene where a token gets another number of experts."""
         if (k := routed.chosen.shape[-1]) != len(self.experts):
             raise CannotIntervene(
                 f"{self} names {len(self.experts)} experts, and a token gets {k}.\n"
                 f"Name {k}, or put TopK({len(self.experts)}) before it."
             )
         others = [expert for expert in range(router.num_experts) if expert not in self.experts]
-        logits = routed.logits.index_fill(-1, _tensor(others, routed.logits), -torch.inf)
-        return rerouted(router, logits, k)
+        return self.masked(routed, router, others)
 
 
 @dataclass(frozen=True)
@@ -161,7 +152,6 @@ class UniformRouter(RouterIntervention):
     """
 
     def new(self, routed: Routed, router: Any, prepared: None) -> Routed:
-        """The same choice, even weights."""
         return replace(routed, weights=torch.full_like(routed.weights, 1 / routed.chosen.shape[-1]))
 
 
@@ -176,13 +166,13 @@ class ShuffleRouter(RouterIntervention):
     Weights, entropies, load balance, co-activation and switch rate stay the same; only the match of experts to tokens
     is lost. It does not use the choice of another token of the same pass: that would show a token its future, could
     not change a decode step of one sequence, and would leave the busiest experts many of their own tokens. For the
-    choices of other tokens, take the router's logits from other texts: `Resample("layers.*.router", of=cache)`.
+    choices of other tokens, take the router's logits from other texts: `Resample("layers.*.router", cache=cache)`.
     """
 
     seed: int = 0
 
     def prepare(self, where: str, router: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """The permutation [expert] and its inverse. Raises CannotIntervene for a single expert."""
+        """The permutation [expert] and its inverse."""
         if router.num_experts < 2:
             raise CannotIntervene(f"{self}: {where} has one expert; a permutation needs two.")
         generator = torch.Generator().manual_seed(zlib.crc32(f"{where} {self.seed}".encode()))
@@ -191,7 +181,6 @@ class ShuffleRouter(RouterIntervention):
         return permutation, permutation.argsort()
 
     def new(self, routed: Routed, router: Any, prepared: tuple[torch.Tensor, torch.Tensor]) -> Routed:
-        """The same choice with permuted experts."""
         permutation, inverse = (indices.to(routed.device) for indices in prepared)
         return Routed(routed.logits[:, inverse], routed.weights, permutation[routed.chosen])
 
@@ -204,11 +193,6 @@ class NoSharedExpert(ExpertIntervention):
     """
 
     def place(self, points: InterventionPoints) -> None:
-        """Attach to the shared expert of each layer. Raises CannotIntervene and UnknownLayer."""
         for layer in self.layers_in(points.decoder):
             (site,) = find_sites(points.decoder.module, f"layers.{layer}.shared_expert")
             points.value(site, lambda value, tokens: torch.zeros_like(value))
-
-
-def _tensor(experts: Sequence[int], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(list(experts), device=like.device)

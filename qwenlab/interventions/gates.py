@@ -26,7 +26,7 @@ LOWEST = -1.2784645427610738
 class SetGate(ValueIntervention):
     """Set a gate to a value, or to a multiple of its own value.
 
-    pattern, kind, heads, positions, cache  as in `ValueIntervention`; the sites are gates:
+    pattern, kind, heads, positions  as in `ValueIntervention`, also for what layers cache; the sites are gates:
         mixer.decay  alpha, in (0, 1]
         mixer.beta   write strength, in [0, 1]
         mixer.gate   factor of the output: sigmoid(gate) in [0, 1] for attention; silu(gate) for DeltaNet, which can
@@ -42,7 +42,6 @@ class SetGate(ValueIntervention):
     scale: float | None = None
 
     def __post_init__(self) -> None:
-        """Raises BadArgument unless there is one value or one factor, and it has an effect."""
         super().__post_init__()
         if (self.to is None) == (self.scale is None):
             raise BadArgument(f"{self}: give either to=... (the gate's value) or scale=... (a factor).")
@@ -52,7 +51,7 @@ class SetGate(ValueIntervention):
             raise BadArgument(f"{self}: give a finite factor, 0 or more; a factor of 1 changes nothing.")
 
     def prepare(self, site: Site, points: InterventionPoints) -> str:
-        """The function of the gate. Raises BadArgument for another site, and for a value outside the gate's range."""
+        """The function of the gate: "decay", "beta", "silu" or "sigmoid"."""
         word = site.word.removeprefix("mixer.")
         if word not in ("decay", "beta", "gate"):
             raise BadArgument(
@@ -68,7 +67,6 @@ class SetGate(ValueIntervention):
         return function
 
     def new(self, value: torch.Tensor, prepared: str, tokens: TokenBatch) -> torch.Tensor:
-        """The new gate; for an output gate, the argument of its sigmoid or silu."""
         wide, factor = value.double(), 1.0 if self.scale is None else self.scale
         if prepared in ("decay", "beta"):
             return torch.full_like(value, self.to) if self.to is not None else (wide * factor).clamp_max(1).to(value)

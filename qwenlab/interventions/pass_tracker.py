@@ -10,7 +10,7 @@ from qwenlab.capture.generate_calls import GenerateCalls
 from qwenlab.capture.running import BlockThreads
 from qwenlab.capture.sequences import SequenceTracker, cache_among
 from qwenlab.capture.wrapping import outputs
-from qwenlab.errors import CannotIntervene, NothingRead
+from qwenlab.errors import CannotIntervene, NoForwardPass
 from qwenlab.interventions.hits import HitCount
 from qwenlab.interventions.module_sites import InterventionPoints
 
@@ -32,10 +32,10 @@ class PassTracker:
         points.hooks.enter_context(outputs(points.decoder.module, around=partial(self._threads.run, self._run)))
 
     def require_read(self, function: str) -> None:
-        """Raise NothingRead where no pass ended; `function` is the one that the user called."""
+        """Raise NoForwardPass where no pass ended; `function` is the one that the user called."""
         if not self.finished:
             stack = type(self.points.decoder.module).__name__
-            raise NothingRead(
+            raise NoForwardPass(
                 f"{function}: this {stack} ran no forward pass inside the `with` block.\n"
                 f"Inside the block, call the same model object that you gave to {function}, or one that contains it."
             )

@@ -13,7 +13,7 @@ from qwenlab.capture.active import listed_as_active
 from qwenlab.checkpoint.decoder import decoder_of, module_of
 from qwenlab.checkpoint.fused_kernels import running_on_cpu
 from qwenlab.checkpoint.weights.loaded import require_loaded
-from qwenlab.errors import BadArgument, SilentIntervention
+from qwenlab.errors import BadArgument, InterventionNotApplied
 from qwenlab.interventions.base import Intervention
 from qwenlab.interventions.hits import HitCount
 from qwenlab.interventions.module_sites import InterventionPoints
@@ -33,8 +33,9 @@ def intervene(model: nn.Module | Any, *interventions: Intervention) -> Intervent
     interventions  Zero, Mean, Resample, Noise, Scale, Identity, Patch; those of DeltaNet, attention and experts
 
     Raises UnknownSite, UnknownLayer, BadArgument or CannotIntervene if one does not fit the model: when the block
-    begins, or in the first forward pass. At the block's end, NothingRead without a forward pass, and SilentIntervention
-    if an intervention was not reached by every pass, or never acted. A pass that raised does not count.
+    begins, or in the first forward pass. At the block's end, NoForwardPass without a forward pass, and
+    InterventionNotApplied if an intervention was not reached by every pass, or never acted. A pass that raised does not
+    count.
     """
     return InterventionSession(model, interventions)
 
@@ -43,7 +44,7 @@ class InterventionSession:
     """Context manager that `intervene` returns: a model under interventions.
 
     interventions  in the order in which they act
-    fired          after the block, by intervention: the hit counts of its points
+    hits           after the block, by intervention: the hit counts of its points
     """
 
     def __init__(self, model: nn.Module | Any, interventions: Sequence[Intervention]) -> None:
@@ -51,7 +52,7 @@ class InterventionSession:
         self.model, self.interventions = model, tuple(interventions)
         self._module = module_of(model)
         self._decoder = decoder_of(self._module)
-        self.fired: dict[str, list[HitCount]] = {}
+        self.hits: dict[str, list[HitCount]] = {}
         self._hooks: ExitStack | None = None
 
     def __enter__(self) -> InterventionSession:
@@ -65,7 +66,7 @@ class InterventionSession:
             for intervention in self.interventions:
                 before = len(points.hits.counts)
                 intervention.place(points)
-                self.fired[str(intervention)] = points.hits.counts[before:]
+                self.hits[str(intervention)] = points.hits.counts[before:]
             self._passes = PassTracker(points)
         except BaseException:
             self._close()
@@ -88,11 +89,11 @@ class InterventionSession:
     def _require_hits(self) -> None:
         self._passes.reader.checks.settle()
         self._passes.require_read("intervene")
-        for name, counts in self.fired.items():
+        for name, counts in self.hits.items():
             if missed := self._passes.missed(counts):
-                raise SilentIntervention(f"{name}: {missed}")
+                raise InterventionNotApplied(f"{name}: {missed}")
             if not any(count.acted for count in counts):
-                raise SilentIntervention(
+                raise InterventionNotApplied(
                     f"{name} never acted: the model read none of the tokens that it changes.\n"
                     "Read a text that has such tokens, or give other positions."
                 )

@@ -21,11 +21,10 @@ from qwenlab.interventions.token_rng import gaussian, uniform
 class Zero(ValueIntervention):
     """Zero instead of the value: with "layers.3.mixer" the layer's mixer adds nothing to the residual stream.
 
-    pattern, kind, heads, positions, cache  as in `ValueIntervention`
+    pattern, kind, heads, positions  as in `ValueIntervention`, which also says what layers cache
     """
 
     def new(self, value: torch.Tensor, prepared: Any, tokens: TokenBatch) -> torch.Tensor:
-        """Zeros."""
         return torch.zeros_like(value)
 
 
@@ -33,63 +32,73 @@ class Zero(ValueIntervention):
 class Scale(ValueIntervention):
     """The value times a factor: 0 is `Zero`, 1 changes nothing.
 
-    pattern, kind, heads, positions, cache  as in `ValueIntervention`
+    pattern, kind, heads, positions  as in `ValueIntervention`, which also says what layers cache
     by  the factor
     """
 
     by: float = 1.0
 
     def __post_init__(self) -> None:
-        """Raises BadArgument for a factor of 1, which changes nothing."""
         super().__post_init__()
         if self.by == 1:
             raise BadArgument("Scale(by=1.0) changes nothing.\nGive the factor, for example by=0.5.")
 
     def new(self, value: torch.Tensor, prepared: Any, tokens: TokenBatch) -> torch.Tensor:
-        """The value times the factor."""
         return value * self.by
 
 
 @dataclass(frozen=True)
-class Mean(ValueIntervention):
-    """The mean of the value over all tokens of a reference text, the same for every token: the part no longer
-    distinguishes tokens.
+class CacheIntervention(ValueIntervention):
+    """Base class for interventions that put in values from an `ActivationCache`, which must be given."""
 
-    pattern, kind, heads, positions, cache  as in `ValueIntervention`
-    over  an `ActivationCache` of the same sites
+    cache: ActivationCache | None = None
+
+    def required_cache(self) -> ActivationCache:
+        """The cache. Raises BadArgument if it is missing."""
+        if not isinstance(self.cache, ActivationCache):
+            name = type(self).__name__
+            raise BadArgument(
+                f"{name}(cache=...): give an ActivationCache:\n"
+                f'with cache_activations(model, "{self.pattern}") as cache: model(...); '
+                f'then {name}("{self.pattern}", cache=cache).'
+            )
+        return self.cache
+
+
+@dataclass(frozen=True)
+class Mean(CacheIntervention):
+    """The mean of the value over all tokens of another text: the part no longer distinguishes tokens.
+
+    pattern, kind, heads, positions  as in `ValueIntervention`, which also says what layers cache
+    cache  an `ActivationCache` of the same sites
     """
-
-    over: ActivationCache | None = None
 
     def prepare(self, site: Site, points: InterventionPoints) -> torch.Tensor:
         """The mean at this site, [...]."""
-        return required(self.over, self, "over").mean(site.name)
+        return self.required_cache().mean(site.name)
 
     def new(self, value: torch.Tensor, prepared: torch.Tensor, tokens: TokenBatch) -> torch.Tensor:
-        """The mean, at every token."""
         return prepared.to(value).expand_as(value)
 
 
 @dataclass(frozen=True)
-class Resample(ValueIntervention):
+class Resample(CacheIntervention):
     """The value of a random token of another text, drawn for every token: from the same distribution, but unrelated.
 
-    pattern, kind, heads, positions, cache  as in `ValueIntervention`
-    of    an `ActivationCache` of the same sites, of this text (then other positions) or of others
+    pattern, kind, heads, positions  as in `ValueIntervention`, which also says what layers cache
+    cache  an `ActivationCache` of the same sites, of this text (then other positions) or of others
     seed  of the draw, by site and the token's sequence and position: the same however texts are split into passes
 
     Chan et al. 2022 ("Causal scrubbing").
     """
 
-    of: ActivationCache | None = None
     seed: int = 0
 
     def prepare(self, site: Site, points: InterventionPoints) -> tuple[str, torch.Tensor]:
         """The site's name, and all its cached values [token, ...]."""
-        return site.name, required(self.of, self, "of").tokens(site.name)
+        return site.name, self.required_cache().tokens(site.name)
 
     def new(self, value: torch.Tensor, prepared: tuple[str, torch.Tensor], tokens: TokenBatch) -> torch.Tensor:
-        """One of them for each token."""
         name, pool = prepared
         drawn = (uniform(name, self.seed, tokens) * len(pool)).long()
         return pool[drawn.to(pool.device)].to(value)
@@ -99,14 +108,13 @@ class Resample(ValueIntervention):
 class Noise(ValueIntervention):
     """Gaussian noise instead of the value, with the norm of the value at each token (and head, if the site has heads).
 
-    pattern, kind, heads, positions, cache  as in `ValueIntervention`
+    pattern, kind, heads, positions  as in `ValueIntervention`, which also says what layers cache
     seed  of the draw, by site and the token's sequence and position: the same however texts are split into passes
     """
 
     seed: int = 0
 
     def prepare(self, site: Site, points: InterventionPoints) -> str:
-        """The site's name. Raises CannotIntervene where the value is one number per head."""
         if site.dims[-1] == "head":
             raise CannotIntervene(
                 f"{self}: {site.name} is one number per head, between 0 and 1, without a direction to draw.\n"
@@ -115,7 +123,6 @@ class Noise(ValueIntervention):
         return site.name
 
     def new(self, value: torch.Tensor, prepared: str, tokens: TokenBatch) -> torch.Tensor:
-        """Noise of the same norm."""
         drawn = gaussian(prepared, self.seed, tokens, *value.shape[2:]).to(value.device)
         norm = torch.linalg.vector_norm(value.double(), dim=-1, keepdim=True)
         return (drawn / torch.linalg.vector_norm(drawn, dim=-1, keepdim=True) * norm).to(value.dtype)
@@ -134,7 +141,6 @@ class Identity(Intervention):
     layers: Sequence[int]
 
     def place(self, points: InterventionPoints) -> None:
-        """Attach to the output of each layer. Raises UnknownLayer."""
         count = len(points.decoder.layers)
         for layer in self.layers:
             if layer >= count:
@@ -143,26 +149,23 @@ class Identity(Intervention):
 
 
 @dataclass(frozen=True)
-class Patch(ValueIntervention):
+class Patch(CacheIntervention):
     """Activation patching: the value that the same position had in another text, token by token.
 
-    pattern, kind, heads, cache  as in `ValueIntervention`
-    of         an `ActivationCache` of the same sites. A single cached sequence is used for every sequence; several must
+    pattern, kind, heads  as in `ValueIntervention`, which also says what layers cache
+    cache      an `ActivationCache` of the same sites. A single cached sequence is used for every sequence; several must
                be as many as the model reads, and are paired in reading order
     positions  as in `ValueIntervention`; by default all of the text
 
     Vig et al. 2020 (arXiv:2004.12265); Meng et al. 2022 (arXiv:2202.05262).
     """
 
-    of: ActivationCache | None = None
-
     def prepare(self, site: Site, points: InterventionPoints) -> tuple[torch.Tensor, torch.Tensor]:
         """The cached values at this site [sequence, position, ...], and the length of each sequence."""
-        cache = required(self.of, self, "of")
+        cache = self.required_cache()
         return cache[site.name], cache.lengths
 
     def new(self, value: torch.Tensor, prepared: Any, tokens: TokenBatch) -> torch.Tensor:
-        """The cached value at the same position. Raises BadArgument for sequences or lengths that do not fit."""
         cached, lengths = prepared
         rows = torch.tensor(list(tokens.numbers)) if len(cached) > 1 else torch.zeros(value.shape[0], dtype=torch.int64)
         selected = tokens_at(tokens, self.positions)
@@ -180,15 +183,3 @@ class Patch(ValueIntervention):
                 f"{int(lengths[rows][row])} tokens.\nGive texts of one length, or positions=... that both have."
             )
         return cached[rows[:, None].to(cached.device), position.to(cached.device)].to(value)
-
-
-def required(cache: ActivationCache | None, intervention: ValueIntervention, name: str) -> ActivationCache:
-    """The cache that an intervention needs. Raises BadArgument if it is missing."""
-    if not isinstance(cache, ActivationCache):
-        written, pattern = type(intervention).__name__, intervention.pattern
-        raise BadArgument(
-            f"{written}({name}=...): give an ActivationCache:\n"
-            f'with cache_activations(model, "{pattern}") as cache: model(...); '
-            f'then {written}("{pattern}", {name}=cache).'
-        )
-    return cache

@@ -17,7 +17,7 @@ from qwenlab.capture.buffers import Captured, Part
 from qwenlab.capture.forward_pass import ForwardPass
 from qwenlab.capture.tokens import FOLDS, TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
-from qwenlab.errors import BadArgument, NothingToProbe, UnknownLayer
+from qwenlab.errors import BadArgument, MissingPart, UnknownLayer
 from qwenlab.probes.accumulators import LayerSlice
 
 Reduced = dict[str, torch.Tensor]
@@ -50,11 +50,11 @@ class Probe(ABC):
         self.session: Any = None  # the WatchSession that last started it
 
     def start(self, decoder: Decoder) -> None:
-        """Prepare for this model: choose layers, empty all sums. Raises NothingToProbe and UnknownLayer."""
+        """Prepare for this model: choose layers, empty all sums. Raises MissingPart and UnknownLayer."""
         self.decoder = decoder
         able, name = self.able(decoder), type(self).__name__
         if not able:
-            raise NothingToProbe(
+            raise MissingPart(
                 f"{name}() finds nothing to read: none of this model's {len(decoder.layers)} layers has {self.reads}.\n"
                 f"Leave {name}() out for this model."
             )

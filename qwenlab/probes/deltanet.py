@@ -53,7 +53,7 @@ class DeltaNet(Probe):
     Prediction error and state norm are recomputed from the kernel's arguments (capture/prediction.py). That costs more
     than everything else, so it is off by default. The recomputed state is checked against the one that the kernel
     returned: attr `state_gap` is their largest distance, relative to the kernel's state, and beyond 5 % the block
-    raises KernelDisagrees.
+    raises KernelMismatch.
 
     layers            only these layers
     every             measure one token per block of this many (chosen by `tokens.drawn`); 1 measures all
@@ -169,7 +169,7 @@ class DeltaNet(Probe):
         self._ends.add_rows(where, tokens.groups, both, ends=torch.cat([now, -old], dim=1))
 
     def check(self) -> None:
-        """Raise KernelDisagrees if the recomputed state differs from the kernel's."""
+        """Raise KernelMismatch if the recomputed state differs from the kernel's."""
         self._deviation.check(
             "DeltaNet",
             "watch with DeltaNet(prediction_heads=0), which needs no state, or use transformers' own kernel.",

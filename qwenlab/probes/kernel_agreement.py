@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from qwenlab.errors import KernelDisagrees
+from qwenlab.errors import KernelMismatch
 
 STATE_GAP = 0.05
 """Largest relative distance of our state from the kernel's: far above bfloat16 rounding, far below a wrong formula."""
@@ -24,11 +24,11 @@ class StateDeviation:
         self._gaps[layer] = torch.maximum(gap, self._gaps.get(layer, gap))
 
     def check(self, probe: str, fix: str) -> None:
-        """Raise KernelDisagrees if the states differ. The message names the `probe` and the `fix`."""
+        """Raise KernelMismatch if the states differ. The message names the `probe` and the `fix`."""
         wrong = {layer: float(gap) for layer, gap in self._gaps.items() if not float(gap) <= STATE_GAP}
         if wrong:
             layer, gap = max(wrong.items(), key=lambda item: item[1])
-            raise KernelDisagrees(
+            raise KernelMismatch(
                 f"{probe}() recomputes the state, and its result differs from the kernel's: by {100 * gap:.3g} % of "
                 f"the norm in layer {layer} (rounding explains at most {100 * STATE_GAP:g} %), "
                 f"and in {len(wrong)} of {len(self._gaps)} layers.\n"

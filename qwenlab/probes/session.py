@@ -21,7 +21,7 @@ from qwenlab.capture.wrapping import outputs
 from qwenlab.checkpoint.decoder import decoder_of, module_of
 from qwenlab.checkpoint.fused_kernels import running_on_cpu
 from qwenlab.checkpoint.weights.loaded import require_loaded
-from qwenlab.errors import BadArgument, CannotWatch, NothingRead, ProbeInUse, SilentSite
+from qwenlab.errors import BadArgument, CannotWatch, NoForwardPass, ProbeInUse, SiteNotReached
 from qwenlab.probes.base import Probe
 from qwenlab.probes.deltanet import DeltaNet
 from qwenlab.probes.dispatch import Dispatcher
@@ -51,9 +51,9 @@ def watch(model: nn.Module | Any, *probes: Probe) -> WatchSession:
 
     One thread at a time may run the model: the one that enters the block, or threads started inside it.
 
-    Raises NothingRead if the block ends without a forward pass of this model, and SilentSite if a site that a probe
-    reads did not fire for every token. A forward pass raises UnreadableMask for a mask or positions that do not
-    separate text from padding and one sequence from the next, and CannotWatch in a thread of another block.
+    Raises NoForwardPass if the block ends without a forward pass of this model, and SiteNotReached if a site that a
+    probe reads did not fire for every token. A forward pass raises AmbiguousSequences for a mask or positions that do
+    not separate text from padding and one sequence from the next, and CannotWatch in a thread of another block.
     """
     return WatchSession(model, probes)
 
@@ -118,7 +118,7 @@ class WatchSession:
     def recording(self) -> Recording:
         """Return the measurements so far as a Recording; works inside the block and after it."""
         if not self._tracker.forwards:
-            raise NothingRead(self._nothing_read())
+            raise NoForwardPass(self._nothing_read())
         if moved := [type(probe).__name__ for probe in self.probes if probe.session is not self]:
             raise ProbeInUse(
                 f"{', '.join(moved)} has been used in a later watch, which emptied it.\n"
@@ -237,10 +237,10 @@ class WatchSession:
 
     def _require_all_fired(self) -> None:
         if not self._tracker.forwards:
-            raise NothingRead(self._nothing_read())
+            raise NoForwardPass(self._nothing_read())
         if silent := self._dispatcher.silent(self._tracker.columns):
             shown = silent[:8] + ([f"  and {len(silent) - 8} more"] if len(silent) > 8 else [])
-            raise SilentSite(
+            raise SiteNotReached(
                 f"{len(silent)} watched sites did not fire for every token that the model read:\n"
                 + "\n".join(shown)
                 + "\nA fused whole-layer kernel, a compiled layer or a skipped layer hides them: "

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwenlab import plots, probes as available, stats, tasks
-from qwenlab.errors import BadArgument, NothingMeasured, NotWatched
+from qwenlab.errors import BadArgument, NothingMeasured, ProbeNotRecorded
 from qwenlab.recipes import inputs
 from qwenlab.recipes.saving import Saved, save_figures
 
@@ -107,5 +107,5 @@ def _figures(recording: Recording) -> Iterator[tuple[str, Any]]:
     for name, draw in figures.items():
         try:
             yield name, draw()
-        except (NotWatched, NothingMeasured):
+        except (ProbeNotRecorded, NothingMeasured):
             continue

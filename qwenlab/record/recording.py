@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from qwenlab import __version__
-from qwenlab.errors import NewerRecording, NotARecording, NotWatched, TruncatedRecording
+from qwenlab.errors import NewerRecording, NotARecording, ProbeNotRecorded, TruncatedRecording
 from qwenlab.record import display
 from qwenlab.record.merging import merged
 from qwenlab.record.provenance import FORMAT
@@ -85,16 +85,16 @@ class Recording:
         return node in self.tree.children
 
     def __getitem__(self, node: str) -> xr.Dataset:
-        """The Dataset of one node. Raises NotWatched if no probe recorded it."""
+        """The Dataset of one node. Raises ProbeNotRecorded if no probe recorded it."""
         if node in self:
             return self.tree[node].to_dataset()
         has = f"This recording of {self.checkpoint} has: {', '.join(self) or 'nothing'}."
         if node in DECODED:
-            raise NotWatched(f"No {node!r} was recorded.\n{has}\nIt comes from {DECODED[node]}.")
+            raise ProbeNotRecorded(f"No {node!r} was recorded.\n{has}\nIt comes from {DECODED[node]}.")
         if node not in PROBES:
             names = ", ".join([*PROBES, *DECODED])
-            raise NotWatched(f"No probe writes a node {node!r}.\n{has}\nNodes are named {names}.")
-        raise NotWatched(
+            raise ProbeNotRecorded(f"No probe writes a node {node!r}.\n{has}\nNodes are named {names}.")
+        raise ProbeNotRecorded(
             f"No {node!r} was recorded.\n{has}\n"
             f"Watch with its probe: qwenlab.watch(model, qwenlab.probes.{PROBES[node]}())."
         )

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import xarray as xr
 
-from qwenlab.errors import BadArgument, NotWatched
+from qwenlab.errors import BadArgument, ProbeNotRecorded
 from qwenlab.record.recording import PROBES, Recording
 from qwenlab.stats.base.source import Source, read, statistic
 from qwenlab.stats.base.variables import described, result
@@ -26,7 +26,7 @@ def attention_map(source: Source, *, layer: int, head: int, text: int = 0) -> xr
 
     text  index of the text in reading order
 
-    Raises NotWatched if no map was stored, and BadArgument for a layer, head or text without a stored map.
+    Raises ProbeNotRecorded if no map was stored, and BadArgument for a layer, head or text without a stored map.
     """
     nodes = {int(number): data for data in stored_maps(source) for number in data["layer"].values}
     if layer not in nodes:
@@ -51,7 +51,7 @@ def attention_map(source: Source, *, layer: int, head: int, text: int = 0) -> xr
 
 
 def stored_maps(source: Source) -> list[xr.Dataset]:
-    """Return the nodes with stored maps, of one or both kinds of mixer; raises NotWatched if there is none."""
+    """Return the nodes with stored maps, of one or both kinds of mixer; raises ProbeNotRecorded if there is none."""
     if isinstance(source, Recording):
         nodes = [_node(source[name], name) for name in _NODES if name in source] or [read(source, _NODES[0])]
     else:
@@ -59,7 +59,7 @@ def stored_maps(source: Source) -> list[xr.Dataset]:
     stored = [data for data in nodes if "weight" in data]
     if not stored:
         probes = " or ".join(f"qwenlab.probes.{PROBES[name]}(queries='all')" for name in _NODES)
-        raise NotWatched(f"No map was stored, only statistics of rows.\nWatch with {probes}.")
+        raise ProbeNotRecorded(f"No map was stored, only statistics of rows.\nWatch with {probes}.")
     return stored
 
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
-from qwenlab.errors import NotWatched
+from qwenlab.errors import ProbeNotRecorded
 from qwenlab.plots.base.ticks import binary, format_ticks
 from qwenlab.plots.style import COLOURS, LABELS, new_figure
 from qwenlab.record.recording import Recording
@@ -28,11 +28,11 @@ def explore_layers(recording: Recording) -> Explorer:
     DeltaNet   shares of tokens by half-life, write strength and mean value of the output gate
     attention  shares of attention by distance, mean value of the output gate, and attention to the usual targets
 
-    The other heads of the layer are thin lines. Raises NotWatched for a recording without either kind of mixer.
+    The other heads of the layer are thin lines. Raises ProbeNotRecorded for a recording without either kind of mixer.
     """
     watched = {kind: _STATISTICS[kind] for kind in _NODES if _NODES[kind] in recording}
     if not watched:
-        raise NotWatched(
+        raise ProbeNotRecorded(
             f"This recording of {recording.checkpoint} has neither a deltanet nor an attention node.\n"
             "Watch with DeltaNet(), Attention() or both."
         )

@@ -35,7 +35,7 @@ def explore_maps(
     tokens     the tokens of a text as strings, by its number in reading order
     marks      positions (query, key) of weights to frame, by the number of the text
 
-    Raises NotWatched without stored maps.
+    Raises ProbeNotRecorded without stored maps.
     """
     stored, names, framed = stored_maps(recording), tokens or {}, marks or {}
     by_layer = {int(layer): data for data in stored for layer in data["layer"].values}

@@ -20,7 +20,7 @@ _PARTNERS = 8
 def explore_routing(recording: Recording) -> Explorer:
     """Choose a layer, an expert and the texts, and see the expert's load, also by label, and its co-activation.
 
-    Needs only the recording. Raises NotWatched for a recording without routing.
+    Needs only the recording. Raises ProbeNotRecorded for a recording without routing.
     """
     load, together = by_label(expert_load, recording), coactivation(recording)
     layers = number_choice("Layer", load["layer"].values.tolist(), "the layer of the router")

@@ -98,7 +98,7 @@ def test_the_whole_source_gives_the_sources_answer(moe):
     for layer in range(4):  # every position at once
         with cache_activations(moe, "layers.*.residual") as taken, torch.no_grad():
             moe.model(torch.tensor(source))
-        with intervene(moe, Patch(f"layers.{layer}.residual", of=taken)), torch.no_grad():
+        with intervene(moe, Patch(f"layers.{layer}.residual", cache=taken)), torch.no_grad():
             logits = moe.model(torch.tensor(target)).logits[:, -1].double().log_softmax(-1)
         np.testing.assert_allclose(logits[range(3), answers], found["source_logprob"], rtol=1e-5)
 

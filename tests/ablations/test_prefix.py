@@ -26,11 +26,11 @@ def kinds(taken):
         "heads": (3, [interventions.Zero("layers.3.mixer.heads", heads=[1])]),
         "some positions": (1, [interventions.Zero("layers.1.mlp", positions=[3, 4])]),
         "scale": (1, [interventions.Scale("layers.1.residual", by=0.5)]),
-        "mean": (2, [interventions.Mean("layers.2.mixer", over=taken)]),
-        "resample": (2, [interventions.Resample("layers.2.mixer", of=taken, seed=3)]),
+        "mean": (2, [interventions.Mean("layers.2.mixer", cache=taken)]),
+        "resample": (2, [interventions.Resample("layers.2.mixer", cache=taken, seed=3)]),
         "noise": (3, [interventions.Noise("layers.3.mixer", seed=1)]),
         "identity": (1, [interventions.Identity([1, 2])]),
-        "patch": (2, [interventions.Patch("layers.2.mixer", of=taken, positions=[0, 2])]),
+        "patch": (2, [interventions.Patch("layers.2.mixer", cache=taken, positions=[0, 2])]),
         "set_gate": (1, [interventions.SetGate("layers.1.mixer.decay", to=1.0)]),
         "output gate": (3, [interventions.SetGate("layers.3.mixer.gate", to=1.0)]),
         "freeze_state": (2, [interventions.FreezeState(4, layers=[2])]),
@@ -94,10 +94,10 @@ def test_bit_for_bit(checkpoint, ran, name):
 
 def test_no_output_is_reused_for_an_intervention_without_a_layer(moe):
     session = InterventionSession(moe.model, [interventions.Zero("layers.2.mixer")])
-    session.fired = {"one": [HitCount("layers.2.mixer")], "two": [HitCount("layers.12.mixer, its delta rule")]}
+    session.hits = {"one": [HitCount("layers.2.mixer")], "two": [HitCount("layers.12.mixer, its delta rule")]}
     with reuse_outputs(decoder_of(moe.model), session, dict.fromkeys(range(4))) as skipped:
         assert skipped == 2
-    session.fired["three"] = [HitCount("the cache")]
+    session.hits["three"] = [HitCount("the cache")]
     with reuse_outputs(decoder_of(moe.model), session, {}) as skipped:
         assert skipped == 0
 

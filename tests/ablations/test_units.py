@@ -7,7 +7,7 @@ import torch
 
 from qwenlab.ablations.units import UNITS, units
 from qwenlab.checkpoint.decoder import decoder_of
-from qwenlab.errors import BadArgument, NothingToProbe, UnknownLayer
+from qwenlab.errors import BadArgument, MissingPart, UnknownLayer
 from qwenlab.interventions.session import intervene
 from qwenlab.interventions.values import Noise, Zero
 from qwenlab.testing.models import tiny_model
@@ -111,9 +111,9 @@ def test_what_units_refuses(moe, opened):
         units(moe, layers=[1, 9, 4])
     with pytest.raises(BadArgument, match=r"units\(layers=\.\.\.\): 2 is one number; give a list of them"):
         units(moe, layers=2)
-    with pytest.raises(NothingToProbe, match=r"units\(of='expert'\) finds nothing: this model has no expert\."):
+    with pytest.raises(MissingPart, match=r"units\(of='expert'\) finds nothing: this model has no expert\."):
         units(opened("dense"), "expert")
-    with pytest.raises(NothingToProbe, match=r"finds nothing: layers \[1\] of this model has no expert\."):
+    with pytest.raises(MissingPart, match=r"finds nothing: layers \[1\] of this model has no expert\."):
         units(opened("next"), "expert", layers=[1])
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, strategies as st
 
 from qwenlab.capture.masks import MaskChecks, keys_of
-from qwenlab.errors import UnreadableMask
+from qwenlab.errors import AmbiguousSequences
 from qwenlab.interventions import Scale, cache_activations
 from qwenlab.interventions.session import intervene
 from qwenlab.probes import DeltaNet
@@ -36,7 +36,7 @@ def editing(model):
 def test_values_other_than_0_and_1(both, text, values, block):
     message = r"values other than 0 and 1[\s\S]*Pass 1 for real tokens and 0 for padding, one sequence per row"
     with block(both):
-        with pytest.raises(UnreadableMask, match=message):
+        with pytest.raises(AmbiguousSequences, match=message):
             both(text(4)[None], attention_mask=torch.tensor([values]))
         both(text(4)[None], attention_mask=torch.tensor([[0.0, 1.0, 1.0, 1.0]]))
         both(text(4)[None], attention_mask=torch.tensor([[False, True, True, True]]))
@@ -48,11 +48,11 @@ def test_packed_rows(both, text, mask, block):
     ids = text(6)[None]
     packed = r"packs several sequences into a row \(position_ids start again\)[\s\S]*one sequence per row"
     with block(both):
-        with pytest.raises(UnreadableMask, match=packed):
+        with pytest.raises(AmbiguousSequences, match=packed):
             both(ids, position_ids=torch.tensor([[0, 1, 2, 0, 1, 2]]), attention_mask=mask)
-        with pytest.raises(UnreadableMask, match=r"skip positions[\s\S]*count them up by 1"):
+        with pytest.raises(AmbiguousSequences, match=r"skip positions[\s\S]*count them up by 1"):
             both(ids, position_ids=torch.tensor([[0, 1, 2, 1000, 1001, 1002]]), attention_mask=mask)
-        with pytest.raises(UnreadableMask, match=r"it got cu_seq_lens_q"):
+        with pytest.raises(AmbiguousSequences, match=r"it got cu_seq_lens_q"):
             both(ids, cu_seq_lens_q=torch.tensor([0, 2, 6]), attention_mask=mask)
         both(ids, position_ids=torch.arange(6)[None], attention_mask=mask)
         both(ids, position_ids=torch.arange(1000, 1006)[None], attention_mask=mask)
@@ -61,9 +61,9 @@ def test_packed_rows(both, text, mask, block):
 def test_the_second_of_two_rows_is_looked_at(both, text):
     ids = torch.stack([text(4), text(4, 1)])
     with watching(both):
-        with pytest.raises(UnreadableMask, match="start again"):
+        with pytest.raises(AmbiguousSequences, match="start again"):
             both(ids, position_ids=torch.tensor([[0, 1, 2, 3], [0, 1, 0, 1]]), attention_mask=torch.ones(2, 4))
-        with pytest.raises(UnreadableMask, match="other than 0 and 1"):
+        with pytest.raises(AmbiguousSequences, match="other than 0 and 1"):
             both(ids, attention_mask=torch.tensor([[1, 1, 1, 1], [1, 1, 1, 3]]))
         both(ids)
 
@@ -72,7 +72,7 @@ def test_a_packed_row_behind_a_cache(both, text):
     ids = text(9)[None]
     with watching(both):
         cache = both(ids[:, :3], use_cache=True).past_key_values
-        with pytest.raises(UnreadableMask, match="start again"):
+        with pytest.raises(AmbiguousSequences, match="start again"):
             both(ids[:, 3:], position_ids=torch.tensor([[3, 4, 5, 0, 1, 2]]), past_key_values=cache)
 
 
@@ -100,7 +100,7 @@ def test_only_a_row_of_one_document_passes(lengths, padding, sections):
     if len(lengths) == 1:
         checks.check(given_positions, keys, keys.shape[1])
     else:
-        with pytest.raises(UnreadableMask, match="start again"):
+        with pytest.raises(AmbiguousSequences, match="start again"):
             checks.check(given_positions, keys, keys.shape[1])
 
 
@@ -109,7 +109,7 @@ def test_three_sections_may_stand_still_and_jump_but_not_fall():
     checks = MaskChecks()
     image = torch.tensor([[0, 1, 2, 2, 2, 2, 4, 5]])
     checks.check({"position_ids": torch.stack([image] * 3)}, None, 8)
-    with pytest.raises(UnreadableMask, match="start again"):
+    with pytest.raises(AmbiguousSequences, match="start again"):
         checks.check({"position_ids": torch.stack([torch.tensor([[0, 1, 2, 0, 1, 2]])] * 3)}, None, 6)
 
 
@@ -119,7 +119,7 @@ def test_on_other_devices_the_end_of_the_block_raises():
     checks.settle()
     checks.check({}, torch.tensor([[1, 2]]), 2)
     checks.check({}, torch.tensor([[1, 1]]), 2)
-    with pytest.raises(UnreadableMask, match="other than 0 and 1"):
+    with pytest.raises(AmbiguousSequences, match="other than 0 and 1"):
         checks.settle()
     checks.settle()  # what was raised is not raised twice
 
@@ -127,13 +127,13 @@ def test_on_other_devices_the_end_of_the_block_raises():
 @pytest.mark.parametrize("block", [watching, editing])
 def test_blocks_settle_what_is_pending(both, text, block, monkeypatch):
     monkeypatch.setattr("qwenlab.capture.sequences.MaskChecks", lambda: MaskChecks(at_once=()))
-    with pytest.raises(UnreadableMask, match="other than 0 and 1"), block(both):
+    with pytest.raises(AmbiguousSequences, match="other than 0 and 1"), block(both):
         both(text(3)[None], attention_mask=torch.tensor([[1, 1, 2]]))
 
 
 def test_take_settles_what_is_pending(both, text, monkeypatch):
     monkeypatch.setattr("qwenlab.capture.sequences.MaskChecks", lambda: MaskChecks(at_once=()))
-    with pytest.raises(UnreadableMask, match="other than 0 and 1"), cache_activations(both, "layers.0.mixer"):
+    with pytest.raises(AmbiguousSequences, match="other than 0 and 1"), cache_activations(both, "layers.0.mixer"):
         both(text(3)[None], attention_mask=torch.tensor([[1, 1, 2]]))
 
 

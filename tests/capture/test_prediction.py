@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from qwenlab.capture.prediction import normalised, predictions
-from qwenlab.errors import KernelDisagrees
+from qwenlab.errors import KernelMismatch
 from qwenlab.probes import DeltaNet
 from qwenlab.probes.session import watch
 from tests.probes.feeding import recorded
@@ -85,7 +85,7 @@ def test_a_kernel_of_another_convention_is_an_error(small, text, monkeypatch):
         r"^DeltaNet\(\) recomputes the state, and its result differs from the kernel's: by [0-9.]+ % of the norm in "
         r"layer 0 \(rounding explains at most 5 %\), and in 1 of 1 layers.\nThe kernel in use follows another"
     )
-    with pytest.raises(KernelDisagrees, match=message), watch(small, DeltaNet(prediction_heads="all")):
+    with pytest.raises(KernelMismatch, match=message), watch(small, DeltaNet(prediction_heads="all")):
         small(text(40)[None], use_cache=True)
     with watch(small, DeltaNet()):
         small(text(40)[None], use_cache=True)

@@ -13,7 +13,7 @@ from qwenlab.checkpoint.model_cache import ModelCache, digest, state, weighted_s
 @pytest.fixture
 def cache():
     cache = ModelCache()
-    cache.enable()
+    cache.enabled = True
     cache.start()
     return cache
 

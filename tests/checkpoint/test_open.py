@@ -17,7 +17,7 @@ from qwenlab.errors import (
     NoMtpHead,
     NonFiniteWeights,
     NotAHybrid,
-    TokenizerMisfit,
+    TokenizerMismatch,
     UnknownConfigField,
     UnknownConfigFieldWarning,
     UnreadableConfig,
@@ -315,13 +315,13 @@ def test_a_nan_is_found_in_small_checkpoints_and_in_large_ones_when_strict(folde
 
 def test_a_folder_without_a_tokenizer(folder):
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(TokenizerMisfit, match=r"no tokenizer: neither tokenizer.json nor vocab.json with merges.txt"):
+    with pytest.raises(TokenizerMismatch, match=r"no tokenizer: neither tokenizer.json nor vocab.json with merges.txt"):
         ql.open(folder)
 
 
 def test_a_tokenizer_with_more_tokens_than_rows(tmp_path):
     folder = tiny_checkpoint(tmp_path, "qwen3_5", layer_types=KINDS, vocab_size=270)
-    with pytest.raises(TokenizerMisfit) as caught:
+    with pytest.raises(TokenizerMismatch) as caught:
         ql.open(folder)
     message = str(caught.value)
     problem = "does not match the model: 2 of its 272 tokens have ids beyond the 270 rows"
@@ -334,7 +334,7 @@ def test_one_id_beyond_the_rows_is_enough(folder):
     tokenizer["model"]["vocab"]["the"] = 1000
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     message = r"1 of its .* have ids beyond the 288 rows .*; the first is 'the', id 1,000"
-    with pytest.raises(TokenizerMisfit, match=message):
+    with pytest.raises(TokenizerMismatch, match=message):
         ql.open(folder)
 
 

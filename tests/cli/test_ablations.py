@@ -83,7 +83,7 @@ def test_what_has_no_match_is_named(run, tmp_path):
         (("--task", "mqr:8"), "BadArgument: There is no task 'mqr:8'; there are code, prose"),
         (("--task", "mqar:x"), "BadArgument: task 'mqar:x': write mqar:PAIRS, with numbers."),
         (("--of", "mixxer"), "BadArgument: units(of='mixxer'): give one of 'layer', 'mixer'"),
-        (("--of", "expert"), "NothingToProbe: units(of='expert') finds nothing"),
+        (("--of", "expert"), "MissingPart: units(of='expert') finds nothing"),
         (("--layers", "0,x"), "BadArgument: --layers '0,x': give numbers with commas between them"),
         (("--layers", "9"), "UnknownLayer: units(layers=...) names layers [9]"),
         (("--score", "los"), "Invalid value for '--score'"),

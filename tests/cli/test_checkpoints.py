@@ -116,7 +116,7 @@ class TestProfile:
     def test_routing_of_a_dense_checkpoint_is_an_error(self, run, tmp_path):
         status, _, err = run("profile", "toy-dense", "--out", tmp_path, "--probes", "routing")
         assert status == 2
-        assert "NothingToProbe: Routing() finds nothing to read: none of this model's 8 layers has a router." in err
+        assert "MissingPart: Routing() finds nothing to read: none of this model's 8 layers has a router." in err
 
     def test_a_file_that_is_not_there_is_an_error(self, run, tmp_path):
         status, _, err = run("profile", "toy-dense", "--text", tmp_path / "none.txt", "--out", tmp_path)

@@ -13,7 +13,7 @@ import pytest
 import xarray as xr
 
 import qwenlab as ql
-from qwenlab.errors import BadMetric, RecordedTwice, UndeclaredMetric
+from qwenlab.errors import BadMetric, DuplicateMetric, UndeclaredMetric
 from qwenlab.experiments.record import RUN, read_metrics
 from qwenlab.testing.recordings import made_recording
 
@@ -93,7 +93,7 @@ def test_invalid_arguments_are_errors_and_nothing_is_saved(folder, arguments, er
 
 def test_a_value_is_recorded_once(folder):
     ql.experiments.record(loss=1.0, by_text=by_text([1.0]))
-    with pytest.raises(RecordedTwice, match=r"'by_text' already has a value at \{\"text\": \"t0\"\}"):
+    with pytest.raises(DuplicateMetric, match=r"'by_text' already has a value at \{\"text\": \"t0\"\}"):
         ql.experiments.record(by_text=by_text([2.0, 3.0]))
     assert list(read_metrics(folder / "metrics.parquet")["value"]) == [1.0, 1.0]
 

@@ -13,7 +13,7 @@ import xarray as xr
 from filelock import FileLock
 
 import qwenlab as ql
-from qwenlab.errors import RecordedTwice
+from qwenlab.errors import DuplicateMetric
 from qwenlab.experiments.record import LOCK, METRICS, RUN, read_metrics
 from tests.experiments.waiting import until
 
@@ -38,7 +38,7 @@ def is_recorded(number: int) -> bool:
     """Record the value; False if it was there before."""
     try:
         record(number)
-    except RecordedTwice:
+    except DuplicateMetric:
         return False
     return True
 

@@ -9,7 +9,7 @@ import torch
 
 import qwenlab as ql
 from qwenlab.checkpoint.fused_kernels import implementation
-from qwenlab.errors import KernelDisagrees
+from qwenlab.errors import KernelMismatch
 from qwenlab.probes import DeltaNet, DeltaState, ImplicitAttention, Retention, StatePrecision
 from qwenlab.probes.session import watch
 from qwenlab.testing.checkpoints import tiny_checkpoint
@@ -95,10 +95,10 @@ def test_a_kernel_that_decays_after_the_write_is_rejected(model, rounding, monke
 
     monkeypatch.setattr(modeling, CHUNK, late)
     message = r"(?s)rounding explains at most 0\.00195.*another convention.*TRITON_F32_DEFAULT=ieee before triton is"
-    with pytest.raises(KernelDisagrees, match=message), torch.no_grad(), watch(model, ImplicitAttention(every=1)):
+    with pytest.raises(KernelMismatch, match=message), torch.no_grad(), watch(model, ImplicitAttention(every=1)):
         model(TOKENS)
     states = DeltaNet(every=1, prediction_heads="all")
-    with pytest.raises(KernelDisagrees, match="rounding explains at most 5 %"), torch.no_grad(), watch(model, states):
+    with pytest.raises(KernelMismatch, match="rounding explains at most 5 %"), torch.no_grad(), watch(model, states):
         model(TOKENS, use_cache=True)
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import StaticCache
 
 from qwenlab.capture import active
-from qwenlab.errors import BadArgument, CannotIntervene, CannotWatch, NothingToProbe, SilentIntervention, UnknownLayer
+from qwenlab.errors import BadArgument, CannotIntervene, CannotWatch, InterventionNotApplied, MissingPart, UnknownLayer
 from qwenlab.interventions import NoSink, Scale, Window, intervene
 from qwenlab.probes import Attention, SoftmaxAttention, watch
 from qwenlab.testing.models import tiny_model
@@ -105,13 +105,13 @@ def test_no_mask_is_kept_after_a_pass(quick, text):
 def test_a_window_as_wide_as_the_text_hides_nothing(quick, text):
     with torch.no_grad():
         plain = quick(text(6)[None], use_cache=False).logits
-        with pytest.raises(SilentIntervention, match=r"^Window\(6\) never acted"), intervene(quick, Window(6)):
+        with pytest.raises(InterventionNotApplied, match=r"^Window\(6\) never acted"), intervene(quick, Window(6)):
             assert torch.equal(quick(text(6)[None], use_cache=False).logits, plain)
-        with pytest.raises(SilentIntervention, match=r"^NoSink\(\) never acted"), intervene(quick, NoSink()):
+        with pytest.raises(InterventionNotApplied, match=r"^NoSink\(\) never acted"), intervene(quick, NoSink()):
             quick(text(1)[None])
         with intervene(quick, Window(6)) as session:
             quick(text(7)[None])
-        assert session.fired["Window(6)"][0].acted == 1
+        assert session.hits["Window(6)"][0].acted == 1
 
 
 class TestFlash:
@@ -239,5 +239,5 @@ def test_models_layers_and_heads_without_that_part(quick):
     with pytest.raises(BadArgument, match=r"layers\.3\.mixer has heads 0 to 3; got head 4\."):
         intervene(quick, NoSink(heads=[4])).__enter__()
     model = tiny_model("qwen3_5", layer_types=["linear_attention"])
-    with pytest.raises(NothingToProbe, match="none of this model's 1 layers has a softmax-attention mixer"):
+    with pytest.raises(MissingPart, match="none of this model's 1 layers has a softmax-attention mixer"):
         intervene(model, NoSink()).__enter__()

@@ -68,10 +68,12 @@ def test_a_list_of_interventions_reads_as_it_is_written():
 
 def test_values_are_told_apart_by_the_texts_they_are_of(small, text):
     first, second = (taken(small, text(5, seed)[None], "layers.0.mixer") for seed in (0, 1))
-    one, other = (str(Mean("layers.*.mixer", kind="linear_attention", over=values)) for values in (first, second))
-    assert one.startswith("Mean('layers.*.mixer', kind='linear_attention', over=ActivationCache(tokens:")
+    one, other = (str(Mean("layers.*.mixer", kind="linear_attention", cache=values)) for values in (first, second))
+    assert one.startswith("Mean('layers.*.mixer', kind='linear_attention', cache=ActivationCache(tokens:")
     assert one != other
-    assert one == str(Mean("layers.*.mixer", kind="linear_attention", over=taken(small, text(5)[None], "layers.1.mlp")))
+    assert one == str(
+        Mean("layers.*.mixer", kind="linear_attention", cache=taken(small, text(5)[None], "layers.1.mlp"))
+    )
     assert isinstance(first, ActivationCache)
 
 
@@ -235,11 +237,11 @@ def test_zero_of_all_heads_is_zero_of_the_mixer(small, text):
 
 
 def test_a_patch_needs_values(small):
-    for made, name in ((Mean("layers.0.mlp"), "over"), (Patch("layers.0.mlp"), "of")):
+    for made in (Mean("layers.0.mlp"), Patch("layers.0.mlp")):
         message = refused(BadArgument, lambda made=made: begin(small, made))
         of = type(made).__name__
         assert message == (
-            f"{of}({name}=...): give an ActivationCache:\n"
+            f"{of}(cache=...): give an ActivationCache:\n"
             'with cache_activations(model, "layers.0.mlp") as cache: model(...); '
-            f'then {of}("layers.0.mlp", {name}=cache).'
+            f'then {of}("layers.0.mlp", cache=cache).'
         )

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, strategies as st
 
 from qwenlab.checkpoint.decoder import decoder_of
-from qwenlab.errors import BadArgument, CannotIntervene, CannotWatch, NothingToProbe, SilentIntervention, UnknownLayer
+from qwenlab.errors import BadArgument, CannotIntervene, CannotWatch, InterventionNotApplied, MissingPart, UnknownLayer
 from qwenlab.interventions import FreezeState, NoConv, NoKeyRemoval, ResetState, StateDtype, Zero, intervene
 from qwenlab.interventions.call_arguments import RuleArguments
 from qwenlab.interventions.linear_attention import gated_linear_attention
@@ -222,11 +222,11 @@ class TestStateDtype:
         plain = moe(text(5)[None], use_cache=True).past_key_values
         same = [torch.equal(state_of(cache, layer), state_of(plain, layer)) for layer in range(3)]
         assert same == [True, False, True]
-        assert session.fired["StateDtype('int8', layers=[1])"][0].acted == 1
+        assert session.hits["StateDtype('int8', layers=[1])"][0].acted == 1
 
     def test_a_pass_without_a_cache_is_none_of_its(self, moe, text):
         with (
-            pytest.raises(SilentIntervention, match=r"^StateDtype\('int8'\) never acted"),
+            pytest.raises(InterventionNotApplied, match=r"^StateDtype\('int8'\) never acted"),
             intervene(moe, StateDtype("int8")),
         ):
             moe(text(5)[None], use_cache=False)
@@ -337,7 +337,7 @@ def test_models_and_layers_without_that_part(small, each):
         pass
     model = tiny_model("qwen3_5", layer_types=["full_attention"])
     with (
-        pytest.raises(NothingToProbe, match="none of this model's 1 layers has a DeltaNet mixer"),
+        pytest.raises(MissingPart, match="none of this model's 1 layers has a DeltaNet mixer"),
         intervene(model, each),
     ):
         pass
@@ -352,11 +352,11 @@ def test_heads_that_there_are_not(small):
 @pytest.mark.parametrize("each", [FreezeState(5), ResetState(5)], ids=str)
 def test_texts_too_short_are_an_error(small, text, each):
     with torch.no_grad():
-        with pytest.raises(SilentIntervention, match="never acted"), intervene(small, each):
+        with pytest.raises(InterventionNotApplied, match="never acted"), intervene(small, each):
             small(text(5)[None])
         with intervene(small, each) as session:
             small(text(6)[None])
-    assert [fired.acted for fired in session.fired[str(each)]] == [1]
+    assert [count.acted for count in session.hits[str(each)]] == [1]
 
 
 def test_a_decay_set_by_hand_empties_too(small, text):

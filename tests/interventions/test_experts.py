@@ -310,7 +310,7 @@ def test_a_dense_layer_between(text):
     )
     with intervene(model, UniformRouter()) as session:  # by default it is left alone
         logits(model, text(4)[None])
-    assert [each.where for each in session.fired["UniformRouter()"]] == [f"layers.{n}.router" for n in (0, 2, 3)]
+    assert [each.where for each in session.hits["UniformRouter()"]] == [f"layers.{n}.router" for n in (0, 2, 3)]
 
 
 def test_too_few_experts_left(small, text):
@@ -343,7 +343,7 @@ def test_logits_of_another_text(small, text):
     """As `ShuffleRouter` recommends: a token is routed as one of another text was."""
     with cache_activations(small, "layers.0.router") as taken:
         logits(small, text(30, 5)[None])
-    found, _, chosen = routed(small, text(12)[None], 0, Resample("layers.0.router", of=taken))
+    found, _, chosen = routed(small, text(12)[None], 0, Resample("layers.0.router", cache=taken))
     pool = taken["layers.0.router"][0]
     assert (torch.cdist(found.double(), pool.double()).amin(dim=1) < 1e-6).all()
     assert torch.equal(found.softmax(-1).topk(K).indices, chosen)

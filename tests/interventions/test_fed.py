@@ -54,7 +54,7 @@ def test_generate(small, text):
     )
     with intervene(small, *interventions) as session:
         made = small.generate(ids, attention_mask=mask, max_new_tokens=6, min_new_tokens=6, do_sample=False)
-    assert [place.reached for place in session.fired["Noise('layers.1.mlp', seed=4)"]] == [6]
+    assert [place.reached for place in session.hits["Noise('layers.1.mlp', seed=4)"]] == [6]
     mask = torch.nn.functional.pad(mask, (0, 5), value=1)
     with intervene(small, *interventions):
         again = logits(small, made[:, :-1], attention_mask=mask)

@@ -59,9 +59,9 @@ def test_a_models_own_values_change_nothing(model, ids):
         bare = logits(model, ids)
     assert torch.equal(bare, logits(model, ids))
     for name in names(some(model)):
-        with intervene(model, Patch(name, of=taken)):
+        with intervene(model, Patch(name, cache=taken)):
             assert torch.equal(logits(model, ids), bare), name
-    with intervene(model, *(Patch(name, of=taken) for name in names(changeable(model)))):
+    with intervene(model, *(Patch(name, cache=taken) for name in names(changeable(model)))):
         assert torch.equal(logits(model, ids), bare)
 
 
@@ -73,7 +73,7 @@ def test_another_texts_values_are_put_in_where_hooks_would(model, ids, others):
     for site in some(model):
         with by_hooks.replaced(model, site, lambda value, name=site.name: held[name]):
             expected = logits(model, ids)
-        with intervene(model, Patch(site.name, of=taken)):
+        with intervene(model, Patch(site.name, cache=taken)):
             found = logits(model, ids)
         close(found, expected)
         assert not torch.allclose(expected, bare, atol=1e-5), site.name

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import qwenlab as ql
-from qwenlab.errors import BadArgument, NothingRead, SilentIntervention
+from qwenlab.errors import BadArgument, InterventionNotApplied, NoForwardPass
 from qwenlab.interventions import Patch, Scale, Zero, cache_activations, intervene
 from qwenlab.probes import DeltaNet, Residual, watch
 from qwenlab.testing.checkpoints import tiny_checkpoint
@@ -92,7 +92,7 @@ def test_no_weight_and_no_random_state_is_touched(small, text, ids):
 def test_interventions_of_one_place_act_in_the_order_given(small, ids, site, nested):
     """x, then half of it, then another text's value; and the other way round."""
     other = taken(small, ids.flip(0), site)
-    half, put = Scale(site, by=0.5), Patch(site, of=other)
+    half, put = Scale(site, by=0.5), Patch(site, cache=other)
 
     def value(*interventions):
         with contextlib.ExitStack() as blocks:
@@ -195,7 +195,7 @@ def message(error, model, ids, *interventions, run=logits):
 
 
 def test_no_forward_pass(small, ids):
-    assert message(NothingRead, small, ids, Zero("layers.0.mixer"), run=lambda model, ids: None) == (
+    assert message(NoForwardPass, small, ids, Zero("layers.0.mixer"), run=lambda model, ids: None) == (
         "intervene: this Qwen3_5MoeTextModel ran no forward pass inside the `with` block.\n"
         "Inside the block, call the same model object that you gave to intervene, or one that contains it."
     )
@@ -209,7 +209,7 @@ def test_an_error_in_the_block_is_not_covered_by_ours(small):
 def test_a_skipped_layer_is_named(ids):
     model = tiny_model("qwen3_5_moe")
     model.model.layers[1].forward = lambda hidden, **kwargs: hidden
-    assert message(SilentIntervention, model, ids, Zero("layers.0.mixer"), Zero("layers.*.mixer.heads")) == (
+    assert message(InterventionNotApplied, model, ids, Zero("layers.0.mixer"), Zero("layers.*.mixer.heads")) == (
         "Zero('layers.*.mixer.heads'): layers.1.mixer.heads was reached by 0 of 1 forward passes.\n"
         "A fused whole-layer kernel, a compiled layer or a skipped layer hides it: turn that off for this block."
     )
@@ -221,13 +221,13 @@ def test_a_skipped_layer_is_named(ids):
             layer.forward = lambda hidden, **kwargs: hidden
         logits(model, ids)
 
-    assert message(SilentIntervention, model, ids, Zero("layers.[12].mlp"), run=half_of_it).startswith(
+    assert message(InterventionNotApplied, model, ids, Zero("layers.[12].mlp"), run=half_of_it).startswith(
         "Zero('layers.[12].mlp'): layers.1.mlp was reached by 1 of 2 forward passes, and 1 more point was missed.\n"
     )
 
 
 def test_positions_that_no_text_has(small, ids):
-    assert message(SilentIntervention, small, ids, Zero("layers.0.mixer", positions=[9, 10])) == (
+    assert message(InterventionNotApplied, small, ids, Zero("layers.0.mixer", positions=[9, 10])) == (
         "Zero('layers.0.mixer', positions=[9, 10]) never acted: the model read none of the tokens that it changes.\n"
         "Read a text that has such tokens, or give other positions."
     )
@@ -245,7 +245,7 @@ def test_a_pass_that_broke_off_does_not_count(small, ids):
             logits(small, ids)
         handle.remove()
         logits(small, ids)
-    assert [(each.reached, each.acted) for places in session.fired.values() for each in places] == [(1, 1), (1, 1)]
+    assert [(each.reached, each.acted) for places in session.hits.values() for each in places] == [(1, 1), (1, 1)]
 
 
 def test_what_are_no_interventions(small):

@@ -19,11 +19,11 @@ def ids(text):
 MADE = {
     "zero": lambda values: Zero("layers.0.mixer.heads", heads=[0]),
     "scale": lambda values: Scale("layers.0.mixer.decay", by=0.5),
-    "mean": lambda values: Mean("layers.0.mixer", over=values, positions=[2, 3, 4]),
-    "resample": lambda values: Resample("layers.0.mixer", of=values, positions=[2, 3, 4]),
+    "mean": lambda values: Mean("layers.0.mixer", cache=values, positions=[2, 3, 4]),
+    "resample": lambda values: Resample("layers.0.mixer", cache=values, positions=[2, 3, 4]),
     "noise": lambda values: Noise("layers.0.mixer"),  # of the value's norm, which has a gradient
     "identity": lambda values: Identity([0]),
-    "patch": lambda values: Patch("layers.0.mixer", of=values, positions=[2, 3, 4]),
+    "patch": lambda values: Patch("layers.0.mixer", cache=values, positions=[2, 3, 4]),
 }
 
 
@@ -38,7 +38,7 @@ def test_what_is_put_in_has_no_gradient(text):
     with intervene(model, Zero("layers.1.mlp", positions=[0])):
         values = taken_while_learning(model, text(9)[None])
     assert not values["layers.0.mixer"].requires_grad
-    with intervene(model, Patch("layers.0.mixer", of=values)):
+    with intervene(model, Patch("layers.0.mixer", cache=values)):
         found = gradients(model, text(9, 1)[None])
     assert "model.layers.0.linear_attn.out_proj.weight" not in found
     assert found["model.layers.0.mlp.down_proj.weight"].any()

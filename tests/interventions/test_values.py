@@ -87,7 +87,7 @@ def test_mean(small, text, ids):
         logits(small, reference, attention_mask=mask)
     by_hand = by_hooks.read(small, find_sites(small, "layers.0.mixer"), reference)["layers.0.mixer"]
     expected = torch.cat([by_hand[0], by_hand[1, :4]]).double().mean(0).float()
-    with intervene(small, Mean("layers.0.mixer", over=over)):
+    with intervene(small, Mean("layers.0.mixer", cache=over)):
         found = at(small, ids, "layers.0.mixer")
     torch.testing.assert_close(found, expected.expand_as(found), rtol=1e-5, atol=1e-6)
 
@@ -97,7 +97,7 @@ def test_the_mean_of_one_kind_of_mixer(moe, text, ids, kind):
     """Every token gets the same of those layers; the others still tell tokens apart."""
     over = taken(moe, text(30, 5)[None], "layers.*.mixer")
     sites = [site.name for site in find_sites(moe, "layers.*.mixer")]
-    with intervene(moe, Mean("layers.*.mixer", kind=kind, over=over)):
+    with intervene(moe, Mean("layers.*.mixer", kind=kind, cache=over)):
         found = taken(moe, ids, *sites)
     for site in find_sites(moe, "layers.*.mixer"):
         flat = bool((found[site.name].std(dim=(0, 1)) < 1e-6).all())
@@ -112,7 +112,7 @@ def drawn(small):
     """A pool of eight values, and which of them each of 2 x 400 tokens was given; all under seed 0."""
     pool = taken(small, torch.arange(1, 9)[None], "layers.0.mlp")
     ids = (torch.arange(800) % 250 + 1).reshape(2, 400)
-    with intervene(small, Resample("layers.0.mlp", of=pool)):
+    with intervene(small, Resample("layers.0.mlp", cache=pool)):
         found = at(small, ids, "layers.0.mlp")
     distance = torch.cdist(found.flatten(0, 1).double(), pool["layers.0.mlp"][0].double())
     assert (distance.amin(dim=1) < 1e-6).all()  # nothing but values of the pool
@@ -133,7 +133,7 @@ def test_resample_by_seed(small, drawn):
     pool, ids, index = drawn
 
     def again(seed):
-        with intervene(small, Resample("layers.0.mlp", of=pool, seed=seed)):
+        with intervene(small, Resample("layers.0.mlp", cache=pool, seed=seed)):
             found = at(small, ids, "layers.0.mlp")
         return torch.cdist(found.flatten(0, 1), pool["layers.0.mlp"][0]).argmin(dim=1).reshape(2, 400).numpy()
 
@@ -178,7 +178,7 @@ def test_noise_by_seed_and_site(small, text):
 def test_noise_leaves_torchs_own_alone(small, ids):
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    with intervene(small, Noise("layers.0.mixer"), Resample("layers.0.mlp", of=taken(small, ids, "layers.0.mlp"))):
+    with intervene(small, Noise("layers.0.mixer"), Resample("layers.0.mlp", cache=taken(small, ids, "layers.0.mlp"))):
         logits(small, ids)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -227,7 +227,7 @@ def test_identity_of_a_layer_that_is_not_there(small, ids):
 def test_patch_at_positions(small, text, ids):
     others = torch.stack([text(9, 2), text(9, 3)])
     values = taken(small, others, "layers.0.residual")
-    with intervene(small, Patch("layers.0.residual", of=values, positions=[2, 5])):
+    with intervene(small, Patch("layers.0.residual", cache=values, positions=[2, 5])):
         found = at(small, ids, "layers.0.residual")
     expected = at(small, ids, "layers.0.residual")
     expected[:, [2, 5]] = values["layers.0.residual"][:, [2, 5]]
@@ -236,7 +236,7 @@ def test_patch_at_positions(small, text, ids):
 
 def test_one_sequence_serves_for_all(small, text, ids):
     values = taken(small, text(9, 2)[None], "layers.0.mlp")
-    with intervene(small, Patch("layers.0.mlp", of=values)):
+    with intervene(small, Patch("layers.0.mlp", cache=values)):
         found = at(small, ids, "layers.0.mlp")
     assert torch.equal(found, values["layers.0.mlp"].expand_as(found))
 
@@ -245,9 +245,9 @@ def test_sequences_are_paired_in_the_order_in_which_they_are_read(small, text, i
     """One after the other, or side by side."""
     others = torch.stack([text(9, 2), text(9, 3)])
     values = taken(small, others, "layers.1.mixer")
-    with intervene(small, Patch("layers.1.mixer", of=values)):
+    with intervene(small, Patch("layers.1.mixer", cache=values)):
         together = logits(small, ids)
-    with intervene(small, Patch("layers.1.mixer", of=values)):
+    with intervene(small, Patch("layers.1.mixer", cache=values)):
         apart = torch.cat([logits(small, row[None]) for row in ids])
     torch.testing.assert_close(apart, together, rtol=1e-4, atol=1e-5)
 
@@ -255,24 +255,24 @@ def test_sequences_are_paired_in_the_order_in_which_they_are_read(small, text, i
 def test_more_sequences_than_were_taken(small, text):
     values = taken(small, torch.stack([text(5), text(5, 1)]), "layers.0.mlp")
     message = refused(
-        BadArgument, small, torch.stack([text(5, each) for each in range(3)]), Patch("layers.0.mlp", of=values)
+        BadArgument, small, torch.stack([text(5, each) for each in range(3)]), Patch("layers.0.mlp", cache=values)
     )
     assert message == (
-        f"Patch('layers.0.mlp', of={values!r}): the model reads sequence 2, but the cache has 2 sequences.\n"
+        f"Patch('layers.0.mlp', cache={values!r}): the model reads sequence 2, but the cache has 2 sequences.\n"
         "Cache one sequence for all, or as many as the model reads, in the same order."
     )
 
 
 def test_a_text_longer_than_the_one_taken(small, text):
     values = taken(small, text(5)[None], "layers.0.mlp")
-    assert refused(BadArgument, small, text(7)[None], Patch("layers.0.mlp", of=values)) == (
-        f"Patch('layers.0.mlp', of={values!r}): the text has a token at position 6; "
+    assert refused(BadArgument, small, text(7)[None], Patch("layers.0.mlp", cache=values)) == (
+        f"Patch('layers.0.mlp', cache={values!r}): the text has a token at position 6; "
         "the cached text has 5 tokens.\nGive texts of one length, or positions=... that both have."
     )
-    with intervene(small, Patch("layers.0.mlp", of=values, positions=[0, 4])):
+    with intervene(small, Patch("layers.0.mlp", cache=values, positions=[0, 4])):
         logits(small, text(7)[None])
     assert "a token at position 6" in refused(
-        BadArgument, small, text(7)[None], Patch("layers.0.mlp", of=values, positions=[6])
+        BadArgument, small, text(7)[None], Patch("layers.0.mlp", cache=values, positions=[6])
     )
 
 
@@ -283,14 +283,14 @@ def test_texts_of_unlike_lengths_in_a_padded_batch(small, text):
     with cache_activations(small, "layers.0.mixer") as values:
         bare = logits(small, ids, attention_mask=mask.long())
     assert values.lengths.tolist() == [6, 4]
-    with intervene(small, Patch("layers.0.mixer", of=values)):
+    with intervene(small, Patch("layers.0.mixer", cache=values)):
         found = logits(small, ids, attention_mask=mask.long())
     assert torch.equal(found[0], bare[0]) and torch.equal(found[1, 2:], bare[1, 2:])
 
 
 def test_a_site_that_was_not_taken(small, text, ids):
     values = taken(small, ids, "layers.0.mlp")
-    assert refused(UnknownSite, small, ids, Patch("layers.1.mlp", of=values)) == (
+    assert refused(UnknownSite, small, ids, Patch("layers.1.mlp", cache=values)) == (
         "This cache has no values at layers.1.mlp, only at layers.0.mlp.\n"
         "Cache the sites that the intervention changes."
     )
@@ -306,5 +306,5 @@ def test_a_patch_after_a_take_changes_nothing(small, data):
     ids = torch.tensor(tokens)[None]
     values = taken(small, ids, name)
     bare = logits(small, ids)
-    with intervene(small, Patch(name, of=values, positions=positions)):
+    with intervene(small, Patch(name, cache=values, positions=positions)):
         assert torch.equal(logits(small, ids), bare)

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from qwenlab.errors import SilentIntervention
+from qwenlab.errors import InterventionNotApplied
 from qwenlab.interventions import MaskExperts, Scale, Zero, intervene
 from qwenlab.probes import Attention, DeltaNet, Residual, Routing, watch
 from tests.interventions.feeding import logits, of_every_sort
@@ -65,7 +65,7 @@ def test_a_recording_names_the_interventions_of_the_passes_it_saw(small, ids):
         logits(small, ids)
         with intervene(small, Zero("layers.0.mixer")), intervene(small, Zero("layers.0.mlp"), Zero("layers.1.mlp")):
             logits(small, ids)
-        with intervene(small, Zero("layers.1.mixer")), contextlib.suppress(SilentIntervention):
+        with intervene(small, Zero("layers.1.mixer")), contextlib.suppress(InterventionNotApplied):
             pass_over = watch(small, Residual())
             with pass_over:
                 logits(small, ids)

@@ -214,7 +214,7 @@ def test_drafts_of_a_checkpoint_without_a_head_end_with_what_is_missing(executed
 
 @pytest.mark.slow
 def test_routing_of_a_dense_checkpoint_ends_with_what_is_missing(executed):
-    with pytest.raises(NotebookFailed, match=r"raised NothingToProbe: .*has a router"):
+    with pytest.raises(NotebookFailed, match=r"raised MissingPart: .*has a router"):
         executed("20_routing", checkpoint="toy-dense")
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qwenlab.errors import BadArgument, MisshapenLabels, NothingToProbe, ProbeInUse, UnknownLayer, UnreadableMask
+from qwenlab.errors import AmbiguousSequences, BadArgument, LabelShapeMismatch, MissingPart, ProbeInUse, UnknownLayer
 from qwenlab.probes import Attention, DeltaNet, Residual, Routing, defaults
 from qwenlab.probes.session import watch
 from qwenlab.testing.models import tiny_model
@@ -23,10 +23,10 @@ def test_layers_that_the_probe_does_not_read(moe):
 
 def test_probes_that_find_nothing(dense):
     message = r"Routing\(\) finds nothing to read: none of this model's 2 layers has a router.\nLeave Routing\(\) out"
-    with pytest.raises(NothingToProbe, match=message):
+    with pytest.raises(MissingPart, match=message):
         watch(dense, Routing()).__enter__()
     linear = tiny_model("qwen3_5", layer_types=["linear_attention"])
-    with pytest.raises(NothingToProbe, match="none of this model's 1 layers has a softmax-attention mixer"):
+    with pytest.raises(MissingPart, match="none of this model's 1 layers has a softmax-attention mixer"):
         watch(linear, Attention()).__enter__()
 
 
@@ -91,11 +91,11 @@ def test_masks_that_do_not_tell_padding(small, text):
     with watch(small, DeltaNet()):
         small(ids)
         message = r"The attention_mask is \[1, 1, 6, 6\]; probes need .* = \[1, 6\] to find padding.\nPass that mask"
-        with pytest.raises(UnreadableMask, match=message):
+        with pytest.raises(AmbiguousSequences, match=message):
             small(ids, attention_mask=torch.ones(1, 1, 6, 6))
-        with pytest.raises(UnreadableMask, match=r"The attention_mask is \[1, 6\]; .* = \[1, 12\] to"):
+        with pytest.raises(AmbiguousSequences, match=r"The attention_mask is \[1, 6\]; .* = \[1, 12\] to"):
             small(ids, attention_mask=torch.ones(1, 6), past_key_values=cache)
-        with pytest.raises(UnreadableMask, match="The attention_mask is dict; "):
+        with pytest.raises(AmbiguousSequences, match="The attention_mask is dict; "):
             small(ids, attention_mask={"linear_attention": None})
         small(ids, position_ids=torch.arange(6)[None])
 
@@ -104,9 +104,9 @@ def test_what_was_refused_is_not_read(small, text):
     ids = text(6)[None]
 
     def feed(model, seen):
-        with pytest.raises(UnreadableMask):
+        with pytest.raises(AmbiguousSequences):
             model(ids, attention_mask=torch.ones(1, 1, 6, 6))
-        with seen.label(["a", "b"]), pytest.raises(MisshapenLabels):
+        with seen.label(["a", "b"]), pytest.raises(LabelShapeMismatch):
             model(ids)
         model(ids)
 
@@ -121,7 +121,7 @@ def test_labels_that_do_not_fit(small, text, names):
         small(text(5)[None])
         with (
             pytest.raises(
-                MisshapenLabels,
+                LabelShapeMismatch,
                 match=r"The labels are for \d sequences of [\d, ]+ tokens; this forward pass reads 2 of 6.",
             ),
             seen.label(names),

@@ -19,7 +19,7 @@ from transformers import (
 
 from qwenlab.capture.generate_calls import _METHODS, RowEnds
 from qwenlab.checkpoint.caches import cached_by
-from qwenlab.errors import UnreadableMask, UnsupportedTransformers
+from qwenlab.errors import AmbiguousSequences, UnsupportedTransformers
 from qwenlab.interventions import cache_activations
 from qwenlab.probes import DeltaNet
 from qwenlab.probes.session import watch
@@ -241,15 +241,15 @@ def test_rows_that_end_by_something_else_are_refused(small, texts, tmp_path):
 
     message = r"may end by stopping_criteria, each at another token[\s\S]*Generate these texts one at a time"
     with torch.no_grad(), watch(small, DeltaNet()) as seen:
-        with pytest.raises(UnreadableMask, match=message):
+        with pytest.raises(AmbiguousSequences, match=message):
             small.generate(ids, stopping_criteria=StoppingCriteriaList([Never()]), **given)
         small.generate(ids, stopping_criteria=StoppingCriteriaList([MaxTimeCriteria(60)]), **given)
         small.generate(texts[0][None], stopping_criteria=[Never()], do_sample=False, max_new_tokens=3)
         config = GenerationConfig(stop_strings=["x"], max_new_tokens=3)
-        with pytest.raises(UnreadableMask, match="may end by stop_strings"):
+        with pytest.raises(AmbiguousSequences, match="may end by stop_strings"):
             small.generate(ids, attention_mask=mask, generation_config=config, tokenizer=tokenizer)
         for call in (partial(small.generate), partial(type(small).generate, small), bound, Own.generate.__get__(small)):
-            with pytest.raises(UnreadableMask, match="may end by stopping_criteria"):
+            with pytest.raises(AmbiguousSequences, match="may end by stopping_criteria"):
                 call(ids, stopping_criteria=[Never()], **given)
         small.generate(ids, **given)
     assert seen.facts()["tokens"] > 0

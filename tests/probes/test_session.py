@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import qwenlab as ql
-from qwenlab.errors import NothingRead, UnknownLayer
+from qwenlab.errors import NoForwardPass, UnknownLayer
 from qwenlab.probes import Attention, DeltaNet, Memory, Residual, Routing, Timing
 from qwenlab.probes.session import watch
 from qwenlab.testing.models import tiny_model
@@ -117,7 +117,7 @@ def test_nothing_is_left_behind_when_a_probe_cannot_start(moe):
     with pytest.raises(UnknownLayer), watch(moe, probe, Residual(layers=[77])):
         pass
     assert traces(moe) == before
-    with pytest.raises(NothingRead), watch(moe, probe):  # and the probe is free again
+    with pytest.raises(NoForwardPass), watch(moe, probe):  # and the probe is free again
         pass
 
 

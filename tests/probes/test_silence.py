@@ -5,7 +5,7 @@ from types import MethodType
 import pytest
 import torch
 
-from qwenlab.errors import NothingRead, SilentSite
+from qwenlab.errors import NoForwardPass, SiteNotReached
 from qwenlab.probes import Attention, DeltaNet, Residual, Routing
 from qwenlab.probes.session import watch
 from qwenlab.testing.models import tiny_model
@@ -18,10 +18,10 @@ def test_no_forward_pass(small):
         "The watched Qwen3_5MoeTextModel ran no forward pass inside the `with` block.\n"
         "Inside the block, call the same model object that you passed to watch, or a module that contains it."
     )
-    with pytest.raises(NothingRead) as caught, watch(small, DeltaNet()):
+    with pytest.raises(NoForwardPass) as caught, watch(small, DeltaNet()):
         pass
     assert str(caught.value) == message
-    with pytest.raises(NothingRead) as caught:
+    with pytest.raises(NoForwardPass) as caught:
         watch(small, DeltaNet()).recording()
     assert str(caught.value) == message
 
@@ -34,7 +34,7 @@ def test_an_error_in_the_block_is_not_covered_by_ours(small):
 def test_a_skipped_layer_is_named(text):
     model = tiny_model("qwen3_5_moe")
     model.model.layers[1].forward = lambda hidden, **kwargs: hidden
-    with pytest.raises(SilentSite) as caught, watch(model, DeltaNet(), Routing(), Residual(layers=[0])):
+    with pytest.raises(SiteNotReached) as caught, watch(model, DeltaNet(), Routing(), Residual(layers=[0])):
         model(text(7)[None])
     assert str(caught.value) == (
         "8 watched sites did not fire for every token that the model read:\n"
@@ -58,7 +58,7 @@ def test_many_silent_sites_are_counted(text):
     for layer in model.model.layers[:3]:
         layer.forward = lambda hidden, **kwargs: hidden
     with (
-        pytest.raises(SilentSite, match=r"^12 watched sites .*\n(  .*\n){8}  and 4 more\nA fused"),
+        pytest.raises(SiteNotReached, match=r"^12 watched sites .*\n(  .*\n){8}  and 4 more\nA fused"),
         watch(model, Residual()),
     ):
         model(text(7)[None])
@@ -69,7 +69,7 @@ def test_a_kernel_that_replaces_the_whole_mixer_hides_the_delta_rule(text):
     mixer = model.model.layers[2].linear_attn
     mixer.forward = MethodType(lambda self, hidden_states, **kwargs: hidden_states * 0.5, mixer)
     message = r"layers.2.mixer.gate: 0 of 7 tokens\n  layers.2.mixer.decay: 0 of 7"
-    with pytest.raises(SilentSite, match=message), watch(model, DeltaNet(), Residual()):
+    with pytest.raises(SiteNotReached, match=message), watch(model, DeltaNet(), Residual()):
         model(text(7)[None])
     with watch(model, Residual()):
         model(text(7)[None])
@@ -86,7 +86,7 @@ def test_a_layer_that_reads_only_some_tokens_is_named(text, part):
         return torch.nn.functional.pad(out, (0, 0, 0, hidden_states.shape[1] - 4))
 
     module.forward = MethodType(half, module)
-    with pytest.raises(SilentSite, match=r"layers.1.*: 12 of 21 tokens"), watch(model, DeltaNet(), Routing()):
+    with pytest.raises(SiteNotReached, match=r"layers.1.*: 12 of 21 tokens"), watch(model, DeltaNet(), Routing()):
         model(torch.stack([text(7)] * 3))
 
 
@@ -110,7 +110,7 @@ def test_a_forward_pass_that_broke_off_is_told(small, text):
             small(text(5)[None])
 
     hook = breaking(small, 1)
-    with pytest.raises(SilentSite, match=r"layers.1.experts: 5 of 9 tokens"):
+    with pytest.raises(SiteNotReached, match=r"layers.1.experts: 5 of 9 tokens"):
         run()
     hook.remove()
 
@@ -131,6 +131,6 @@ def test_steps_of_a_forward_pass_that_broke_off_do_not_mix_with_later_ones(small
             hook.remove()
             in_pieces([tokens], (8, 1, 1, 1, 1))(small, seen)
 
-    with pytest.raises(SilentSite):
+    with pytest.raises(SiteNotReached):
         run()
     assert_same(seen.recording(), recorded(small, one_by_one([tokens[:8], tokens])))

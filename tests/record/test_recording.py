@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 from hypothesis import given, settings
 
-from qwenlab.errors import NewerRecording, NotARecording, NotWatched, TruncatedRecording
+from qwenlab.errors import NewerRecording, NotARecording, ProbeNotRecorded, TruncatedRecording
 from qwenlab.record import Recording, open
 from qwenlab.testing.ledgers import made_ledger
 from qwenlab.testing.recordings import made_recording
@@ -32,7 +32,7 @@ def test_a_node_is_the_dataset_of_its_probe(recording):
 
 
 def test_a_probe_that_was_not_there_is_named():
-    with pytest.raises(NotWatched) as caught:
+    with pytest.raises(ProbeNotRecorded) as caught:
         made_recording(probes=["timing", "memory"])["routing"]
     assert str(caught.value) == (
         "No 'routing' was recorded.\nThis recording of made-up has: timing, memory.\n"
@@ -41,7 +41,9 @@ def test_a_probe_that_was_not_there_is_named():
 
 
 def test_a_node_that_no_probe_writes_is_named(recording):
-    with pytest.raises(NotWatched, match=r"(?s)No probe writes a node 'router'.*Nodes are named deltanet, .*, trace, "):
+    with pytest.raises(
+        ProbeNotRecorded, match=r"(?s)No probe writes a node 'router'.*Nodes are named deltanet, .*, trace, "
+    ):
         recording["router"]
 
 
@@ -53,7 +55,7 @@ def test_a_node_that_no_probe_writes_is_named(recording):
     ],
 )
 def test_a_node_of_decoding_says_what_makes_it(node, maker):
-    with pytest.raises(NotWatched) as caught:
+    with pytest.raises(ProbeNotRecorded) as caught:
         made_recording(probes=["timing"])[node]
     assert str(caught.value) == (
         f"No {node!r} was recorded.\nThis recording of made-up has: timing.\nIt comes from {maker}."

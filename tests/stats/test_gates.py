@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from numpy.testing import assert_allclose
 
 from qwenlab import stats
-from qwenlab.errors import NotWatched
+from qwenlab.errors import ProbeNotRecorded
 from qwenlab.testing.recordings import made, made_recording
 from qwenlab.testing.strategies import made_recordings
 
@@ -41,5 +41,5 @@ def test_one_node_or_one_watched_probe_is_enough(node):
 
 
 def test_without_either_mixer_the_error_names_a_probe():
-    with pytest.raises(NotWatched, match=r"qwenlab\.probes\.DeltaNet\(\)"):
+    with pytest.raises(ProbeNotRecorded, match=r"qwenlab\.probes\.DeltaNet\(\)"):
         stats.gates(made_recording(probes=["routing"]))

@@ -6,7 +6,7 @@ from numpy.testing import assert_allclose
 
 from qwenlab import stats
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
-from qwenlab.errors import NothingMeasured, NotWatched
+from qwenlab.errors import NothingMeasured, ProbeNotRecorded
 from qwenlab.record import Recording
 from tests.planted.maps import NODES, made_maps
 
@@ -48,6 +48,6 @@ def test_stored_rows_need_no_measured_rows(case):
 def test_a_recording_without_maps(case):
     bare = {name: case.recording[name].drop_dims("row") for name in case.recording}
     with pytest.raises(
-        NotWatched, match=r"No map was stored.*\nWatch with qwenlab\.probes\.ImplicitAttention\(queries='all'"
+        ProbeNotRecorded, match=r"No map was stored.*\nWatch with qwenlab\.probes\.ImplicitAttention\(queries='all'"
     ):
         stats.attention_map(Recording(bare, {}), layer=0, head=0)

@@ -9,7 +9,7 @@ from scipy.stats import t as student
 
 from qwenlab import stats
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
-from qwenlab.errors import BadArgument, MissingVariable, NotWatched
+from qwenlab.errors import BadArgument, MissingVariable, ProbeNotRecorded
 from qwenlab.record import Recording
 
 NODES = {DELTANET: ("implicit_attention", [0, 2], 3), ATTENTION: ("softmax_attention", [1], 2)}
@@ -154,5 +154,5 @@ def test_unreadable_input():
     ):
         stats.retrieval(recorded(questions), questions.drop_vars("asked"))
     bare = Recording({"implicit_attention": kept(DELTANET, questions).drop_dims("row")}, {})
-    with pytest.raises(NotWatched, match="No map was stored"):
+    with pytest.raises(ProbeNotRecorded, match="No map was stored"):
         stats.retrieval(bare, questions)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.patches import Rectangle, StepPatch
 
-from qwenlab.errors import NotWatched
+from qwenlab.errors import ProbeNotRecorded
 from qwenlab.stats import attention_distance, gates, half_life
 from qwenlab.testing.recordings import made_recording
 from qwenlab.widgets import explore_layers
@@ -84,5 +84,5 @@ def test_one_kind_alone(probe, layers):
 
 
 def test_a_recording_of_neither_kind_is_an_error():
-    with pytest.raises(NotWatched, match=r"neither a deltanet nor an attention node\.\nWatch with DeltaNet\(\)"):
+    with pytest.raises(ProbeNotRecorded, match=r"neither a deltanet nor an attention node\.\nWatch with DeltaNet\(\)"):
         explore_layers(made_recording(probes=("routing",)))

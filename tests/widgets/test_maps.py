@@ -6,7 +6,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.patches import Rectangle
 
 from qwenlab import stats
-from qwenlab.errors import NotWatched
+from qwenlab.errors import ProbeNotRecorded
 from qwenlab.record import Recording
 from qwenlab.widgets import explore_maps
 from tests.planted.maps import made_maps
@@ -74,5 +74,5 @@ def test_maps_without_statistics_have_a_title_alone(recording):
 
 
 def test_a_recording_without_maps(recording):
-    with pytest.raises(NotWatched, match="No map was stored"):
+    with pytest.raises(ProbeNotRecorded, match="No map was stored"):
         explore_maps(Recording({name: recording[name].drop_dims("row") for name in recording}, {}))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qwenlab.errors import NotWatched
+from qwenlab.errors import ProbeNotRecorded
 from qwenlab.stats import coactivation, expert_load
 from qwenlab.testing.recordings import made_recording
 from qwenlab.widgets import explore_routing
@@ -39,5 +39,5 @@ def test_labels_are_text_and_nothing_else(explorer):
 
 
 def test_a_recording_without_routing_is_an_error():
-    with pytest.raises(NotWatched, match=r"No 'routing' was recorded"):
+    with pytest.raises(ProbeNotRecorded, match=r"No 'routing' was recorded"):
         explore_routing(made_recording(probes=("attention",)))

@@ -13,7 +13,7 @@ from qwenlab.arguments import choice
 from qwenlab.checkpoint.anatomy import costs, display
 from qwenlab.checkpoint.anatomy.tensors import LAYER_PARTS, PARTS, Tensor, tensors
 from qwenlab.checkpoint.config import TextConfig, read_config
-from qwenlab.checkpoint.families import KINDS
+from qwenlab.checkpoint.families import ATTENTION, KINDS
 from qwenlab.checkpoint.source import toys
 from qwenlab.errors import BadArgument, UnknownCheckpoint
 
@@ -93,11 +93,13 @@ class Anatomy:
 
     def kv_bytes(self, context: int, batch: int = 1, dtype: str | None = None) -> int:
         """Bytes of the KV cache for `batch` sequences of `context` tokens; `dtype` replaces that of the config."""
-        return _count("batch", batch) * costs.kv_bytes(self.config, _count("context", context), dtype)
+        layers = self.layer_types.count(ATTENTION)
+        return _count("batch", batch) * layers * costs.kv_bytes(self.config, _count("context", context), dtype)
 
     def mtp_kv_bytes(self, context: int, batch: int = 1, dtype: str | None = None) -> int:
         """Bytes of the MTP head's own KV cache, as for `kv_bytes`; 0 without a head."""
-        return _count("batch", batch) * costs.mtp_kv_bytes(self.config, _count("context", context), dtype)
+        layers = self.config.mtp_num_hidden_layers
+        return _count("batch", batch) * layers * costs.kv_bytes(self.config, _count("context", context), dtype)
 
     def recurrent_bytes(self, batch: int = 1) -> int:
         """Bytes of the recurrent states, always float32, at any context length."""
@@ -162,11 +164,10 @@ class Anatomy:
             "recurrent_state": [self.recurrent_bytes(batch)] * len(lengths),
             "convolution_state": [self.convolution_bytes(batch, dtype)] * len(lengths),
         }
-        attrs = {"checkpoint": self.name, "batch": batch, "dtype": dtype or self.config.dtype}
         return xr.Dataset(
             {store: ("context", values, {"units": "B"}) for store, values in stores.items()},
             coords={"context": ("context", lengths, {"units": "token"})},
-            attrs=attrs,
+            attrs={"checkpoint": self.name, "batch": batch, "dtype": dtype or self.config.dtype},
         )
 
     def cost(

@@ -80,11 +80,7 @@ class Cost:
 
 
 def flops(config: TextConfig, step: CostedPass, *, rule: str, logits: str = "all") -> Cost:
-    """Return the FLOPs of one pass.
-
-    rule    "chunk" or "recurrent": the form of the delta rule
-    logits  "all" applies the lm_head to every token, "last" to the last of each sequence
-    """
+    """FLOPs of one pass; `rule` and `logits` as in `Anatomy.flops`."""
     terms: dict[tuple[str, str], float] = defaultdict(float)
     head = config.vocab_size * config.hidden_size
     terms["lm_head", "projections"] = 2 * head * (step.tokens if logits == "all" else step.batch)
@@ -97,46 +93,42 @@ def flops(config: TextConfig, step: CostedPass, *, rule: str, logits: str = "all
         if kind == ATTENTION:
             terms[kind, "scores"] += 2 * 2 * config.num_attention_heads * config.head_dim * step.pairs
         elif rule == "chunk":
-            terms[kind, "rule"] += _chunk_products(config) * ceil(step.new / CHUNK) * step.batch
-            terms[kind, "solves"] += _chunk_solves(config) * ceil(step.new / CHUNK) * step.batch
+            products, solves = _chunk_flops(config)
+            terms[kind, "rule"] += products * ceil(step.new / CHUNK) * step.batch
+            terms[kind, "solves"] += solves * ceil(step.new / CHUNK) * step.batch
         else:
-            terms[kind, "rule"] += _recurrent_step(config) * step.tokens
+            # Per element of the state: decay S (1), S^T k (2), S += k delta^T (2), S^T q (2).
+            terms[kind, "rule"] += 7 * _state_elements(config) * step.tokens
     return Cost("FLOP", step.tokens, dict(terms))
 
 
-def _chunk_products(config: TextConfig) -> int:
-    """Matrix products per chunk, over all value heads: beta K K^T, Q K^T, (Q K^T) V, and three with the state."""
+def _chunk_flops(config: TextConfig) -> tuple[int, int]:
+    """FLOPs per chunk, over all value heads, of the matrix products and of the triangular solves.
+
+    The products are beta K K^T, Q K^T, (Q K^T) V and three with the state; the solves give new values and decayed keys.
+    """
     key, value = config.linear_key_head_dim, config.linear_value_head_dim
     within = 2 * CHUNK * CHUNK * (key + key + value)
     with_state = 3 * 2 * CHUNK * key * value
-    return config.linear_num_value_heads * (within + with_state)
-
-
-def _chunk_solves(config: TextConfig) -> int:
-    """The two triangular solves per chunk, over all value heads: for the new values and for the decayed keys."""
-    return config.linear_num_value_heads * CHUNK * CHUNK * (config.linear_value_head_dim + config.linear_key_head_dim)
-
-
-def _recurrent_step(config: TextConfig) -> int:
-    """FLOPs per token, over all value heads; per element: decay S (1), S^T k (2), S += k delta^T (2), S^T q (2)."""
-    return 7 * _state_elements(config)
+    heads = config.linear_num_value_heads
+    return heads * (within + with_state), heads * CHUNK * CHUNK * (value + key)
 
 
 def bytes_moved(config: TextConfig, step: CostedPass, *, dtype: str | None = None) -> Cost:
-    """Return the minimum number of bytes that one pass reads or writes.
+    """Minimum number of bytes that one pass reads or writes; `dtype` replaces that of weights and KV cache.
 
     The experts count as if each token chose uniformly at random. Real routing is more concentrated, so this is the most
-    expensive case. `dtype` replaces the stored dtype of weights and KV cache.
+    expensive case.
     """
     terms: dict[tuple[str, str], float] = defaultdict(float)
     terms["embedding", "rows"] = step.tokens * config.hidden_size * item_bytes(dtype or config.dtype)
-    touched = _experts_touched(config, step.tokens)
+    touched = 1 - (1 - config.num_experts_per_tok / config.num_experts) ** step.tokens if config.num_experts else 0.0
     for tensor in tensors(config):
         if tensor.part in _OUTSIDE or (tensor.part == "embedding" and not config.tie_word_embeddings):
             continue
         part = "lm_head" if tensor.part == "embedding" else tensor.part
         terms[part, "weights"] += stored_bytes(tensor, config, dtype) * (touched if part == "experts" else 1)
-    token = step.batch * kv_bytes(config, 1, dtype)
+    token = step.batch * config.layer_types.count(ATTENTION) * kv_bytes(config, 1, dtype)
     terms[ATTENTION, "cache read"] = token * step.past
     terms[ATTENTION, "cache written"] = token * step.new
     state = step.batch * (recurrent_bytes(config) + convolution_bytes(config, dtype))
@@ -145,20 +137,13 @@ def bytes_moved(config: TextConfig, step: CostedPass, *, dtype: str | None = Non
     return Cost("B", step.tokens, dict(terms))
 
 
-def _experts_touched(config: TextConfig, tokens: int) -> float:
-    """Expected share of the experts used by `tokens` tokens that each choose distinct experts uniformly at random."""
-    if not config.num_experts:
-        return 0.0
-    return 1 - (1 - config.num_experts_per_tok / config.num_experts) ** tokens
-
-
 def active_size(tensor: Tensor, config: TextConfig) -> int:
     """Elements of a tensor that one token uses: all of them, or those of the chosen experts."""
     return tensor.size // config.num_experts * config.num_experts_per_tok if tensor.part == "experts" else tensor.size
 
 
 def stored_bytes(tensor: Tensor, config: TextConfig, dtype: str | None = None) -> int:
-    """Return the bytes of one tensor in the checkpoint's files, or in memory as `dtype`.
+    """Bytes of one tensor in the checkpoint's files, or in memory as `dtype`.
 
     FP8 releases store the large matrices of each layer with one byte per element and a 16-bit scale per block, and the
     rest in 16 bits. A few files store `A_log` and the DeltaNet norm in float32; these count at the config's dtype.
@@ -179,16 +164,7 @@ def stored_bytes(tensor: Tensor, config: TextConfig, dtype: str | None = None) -
 
 
 def kv_bytes(config: TextConfig, context: int, dtype: str | None = None) -> int:
-    """Bytes of the keys and values of all attention layers, for `context` tokens of one sequence."""
-    return config.layer_types.count(ATTENTION) * _layer_kv_bytes(config, context, dtype)
-
-
-def mtp_kv_bytes(config: TextConfig, context: int, dtype: str | None = None) -> int:
-    """Bytes of the keys and values of the MTP head's layers, for `context` tokens of one sequence."""
-    return config.mtp_num_hidden_layers * _layer_kv_bytes(config, context, dtype)
-
-
-def _layer_kv_bytes(config: TextConfig, context: int, dtype: str | None) -> int:
+    """Bytes of the keys and values of one attention layer, for `context` tokens of one sequence."""
     return 2 * config.num_key_value_heads * config.head_dim * context * item_bytes(dtype or config.dtype)
 
 

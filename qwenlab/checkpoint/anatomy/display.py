@@ -1,19 +1,17 @@
-"""Display an Anatomy in a notebook (HTML) and in a terminal (rich)."""
+"""Display an `Anatomy`, which imports this file, in a notebook (HTML) and in a terminal (rich)."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterable
 from html import escape
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from qwenlab.checkpoint.anatomy.costs import Cost
-from qwenlab.checkpoint.config import TextConfig
 from qwenlab.checkpoint.families import ATTENTION, DELTANET, KINDS
 from qwenlab.errors import UnknownQuantization
 
@@ -39,32 +37,7 @@ _COST_NOTE = "Costs of one sequence; FLOPs and bytes per token."
 _CONTEXTS = (4 * 1024, 32 * 1024, 256 * 1024)
 
 
-class Displayed(Protocol):
-    """What is displayed of an `Anatomy`, which imports this file."""
-
-    @property
-    def config(self) -> TextConfig: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def layer_types(self) -> tuple[str, ...]: ...
-    @property
-    def parameters(self) -> dict[str, int]: ...
-    @property
-    def active_parameters(self) -> dict[str, int]: ...
-    @property
-    def total(self) -> int: ...
-    @property
-    def active(self) -> int: ...
-    def layers(self, kind: str) -> tuple[int, ...]: ...
-    def kv_bytes(self, context: int) -> int: ...
-    def mtp_kv_bytes(self, context: int) -> int: ...
-    def state_bytes(self) -> int: ...
-    def flops(self, phase: str, *, context: int) -> Cost: ...
-    def bytes_moved(self, phase: str, *, context: int) -> Cost: ...
-
-
-def terminal(anatomy: Displayed) -> RenderableType:
+def terminal(anatomy: Any) -> RenderableType:
     """Return the anatomy as a rich renderable."""
     strip = Text().join(Text(_BLOCKS[kind], COLOURS[kind]) for kind in anatomy.layer_types)
     legend = Text("   ").join(
@@ -81,7 +54,7 @@ def terminal(anatomy: Displayed) -> RenderableType:
     return Group(Text(_title(anatomy), "bold"), Text(_subtitle(anatomy)), strip, legend, parts, costs, _COST_NOTE)
 
 
-def plain(anatomy: Displayed) -> str:
+def plain(anatomy: Any) -> str:
     """Return the anatomy as text without colour."""
     console = Console(file=io.StringIO(), width=120, color_system=None)
     with console.capture() as capture:
@@ -89,7 +62,7 @@ def plain(anatomy: Displayed) -> str:
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
-def html(anatomy: Displayed) -> str:
+def html(anatomy: Any) -> str:
     """Return the anatomy as one block of HTML, with all text escaped."""
     cells = "".join(_cell(layer, kind) for layer, kind in enumerate(anatomy.layer_types))
     legend = "".join(
@@ -151,12 +124,12 @@ def _html_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return f'<table style="{style}"><thead>{head}</thead><tbody>{body}</tbody></table>'
 
 
-def _title(anatomy: Displayed) -> str:
+def _title(anatomy: Any) -> str:
     active = f", {_parameters(anatomy.active)} active per token" if anatomy.config.num_experts else ""
     return f"{_printable(anatomy.name)}: {_parameters(anatomy.total)} parameters{active}"
 
 
-def _subtitle(anatomy: Displayed) -> str:
+def _subtitle(anatomy: Any) -> str:
     config = anatomy.config
     values, keys = config.linear_num_value_heads, config.linear_num_key_heads
     experts = f"{config.num_experts} experts, {config.num_experts_per_tok} per token and one shared"
@@ -182,7 +155,7 @@ class _Part(NamedTuple):
     active: str
 
 
-def _parts(anatomy: Displayed) -> list[_Part]:
+def _parts(anatomy: Any) -> list[_Part]:
     """The rows of the table of parts, without parts that this checkpoint lacks."""
     active = {part: f"{size:,}" for part, size in anatomy.active_parameters.items()}
     if not anatomy.config.tie_word_embeddings:
@@ -200,7 +173,7 @@ def _parts(anatomy: Displayed) -> list[_Part]:
     ]
 
 
-def _costs(anatomy: Displayed) -> list[tuple[str, ...]]:
+def _costs(anatomy: Any) -> list[tuple[str, ...]]:
     """Memory and cost of one sequence, one row per context length up to the model's maximum."""
     longest = anatomy.config.max_position_embeddings
     return [
@@ -217,7 +190,7 @@ def _costs(anatomy: Displayed) -> list[tuple[str, ...]]:
     ]
 
 
-def _decode_bytes(anatomy: Displayed, context: int) -> str:
+def _decode_bytes(anatomy: Any, context: int) -> str:
     try:
         return _bytes(anatomy.bytes_moved("decode", context=context).total)
     except UnknownQuantization:

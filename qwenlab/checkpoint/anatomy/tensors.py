@@ -52,17 +52,14 @@ def tensors(config: TextConfig) -> Iterator[Tensor]:
     if not config.tie_word_embeddings:
         yield Tensor(f"{family.head}.weight", (config.vocab_size, size), "lm_head")
     if config.vision is not None:
-        for name, shape in _vision(config.vision):
-            yield Tensor(family.vision_prefix + name, shape, "vision")
+        yield from (Tensor(family.vision_prefix + name, shape, "vision") for name, shape in _vision(config.vision))
     if config.mtp_num_hidden_layers:
-        for name, shape in _mtp(config):
-            yield Tensor(family.mtp_prefix + name, shape, "mtp")
+        yield from (Tensor(family.mtp_prefix + name, shape, "mtp") for name, shape in _mtp(config))
 
 
 def _decoder_layer(config: TextConfig, kind: str, sparse: bool) -> Iterator[tuple[str, tuple[int, ...], str]]:
     family, size = config.family, config.hidden_size
-    mixer = _deltanet(config) if kind == DELTANET else _attention(config)
-    for name, shape in mixer:
+    for name, shape in _deltanet(config) if kind == DELTANET else _attention(config):
         yield f"{family.mixer(kind)}.{name}", shape, kind
     if sparse:
         yield from _sparse_mlp(config)
@@ -88,12 +85,8 @@ def _attention(config: TextConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     size, head = config.hidden_size, config.head_dim
     queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
     gated = 2 * queries if config.family.attention_gate else queries
-    for name, rows, columns in (
-        ("q_proj", gated, size),
-        ("k_proj", keys, size),
-        ("v_proj", keys, size),
-        ("o_proj", size, queries),
-    ):
+    matrices = {"q_proj": (gated, size), "k_proj": (keys, size), "v_proj": (keys, size), "o_proj": (size, queries)}
+    for name, (rows, columns) in matrices.items():
         yield f"{name}.weight", (rows, columns)
         if config.attention_bias:
             yield f"{name}.bias", (rows,)
@@ -131,23 +124,20 @@ def _vision(vision: VisionConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     size, width = vision.hidden_size, vision.intermediate_size
     merged = size * vision.spatial_merge_size**2
     patch = (vision.temporal_patch_size, vision.patch_size, vision.patch_size)
-    yield "patch_embed.proj.weight", (size, vision.in_channels, *patch)
-    yield "patch_embed.proj.bias", (size,)
+    yield from _biased("patch_embed.proj", size, vision.in_channels, *patch)
     yield "pos_embed.weight", (vision.num_position_embeddings, size)
     for block in range(vision.depth):
-        for name, rows, columns in (
-            ("attn.qkv", 3 * size, size),
-            ("attn.proj", size, size),
-            ("mlp.linear_fc1", width, size),
-            ("mlp.linear_fc2", size, width),
-        ):
-            yield f"blocks.{block}.{name}.weight", (rows, columns)
-            yield f"blocks.{block}.{name}.bias", (rows,)
-        for name in ("norm1", "norm2"):
-            yield f"blocks.{block}.{name}.weight", (size,)
-            yield f"blocks.{block}.{name}.bias", (size,)
-    for name, rows, columns in (("linear_fc1", merged, merged), ("linear_fc2", vision.out_hidden_size, merged)):
-        yield f"merger.{name}.weight", (rows, columns)
-        yield f"merger.{name}.bias", (rows,)
-    yield "merger.norm.weight", (size,)
-    yield "merger.norm.bias", (size,)
+        yield from _biased(f"blocks.{block}.attn.qkv", 3 * size, size)
+        yield from _biased(f"blocks.{block}.attn.proj", size, size)
+        yield from _biased(f"blocks.{block}.mlp.linear_fc1", width, size)
+        yield from _biased(f"blocks.{block}.mlp.linear_fc2", size, width)
+        yield from _biased(f"blocks.{block}.norm1", size)
+        yield from _biased(f"blocks.{block}.norm2", size)
+    yield from _biased("merger.linear_fc1", merged, merged)
+    yield from _biased("merger.linear_fc2", vision.out_hidden_size, merged)
+    yield from _biased("merger.norm", size)
+
+
+def _biased(name: str, *shape: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{name}.weight", shape
+    yield f"{name}.bias", shape[:1]

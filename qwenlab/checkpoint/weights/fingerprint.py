@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 
 from torch import nn
 
-from qwenlab.checkpoint.weights.shards import SMALL, StoredTensor, Weights
+from qwenlab.checkpoint.source import locate
+from qwenlab.checkpoint.weights.shards import SMALL, StoredTensor, Weights, read_weights
 
 SAMPLE = 4096
 """Bytes read from the middle of each tensor of a large checkpoint."""
@@ -32,6 +34,19 @@ def fingerprint(weights: Weights) -> str:
         else:
             _sample(file, [stored for stored in weights.tensors.values() if stored.shard == file], digest)
     return f"{'' if whole else 'sampled-'}sha256:{digest.hexdigest()}"
+
+
+def hash_of(source: str | Path, revision: str | None = None) -> str:
+    """Return the `facts.hash` that the checkpoint will have when it is open; raises the same errors as `open`."""
+    weights = read_weights(locate(source, revision).folder)
+    files = (weights.folder / "config.json", *weights.shards)
+    return _hash(weights.folder, tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@lru_cache(maxsize=32)
+def _hash(folder: Path, files: tuple[tuple[str, int, int], ...]) -> str:
+    """Cached by the name, size and modification time of the files."""
+    return fingerprint(read_weights(folder))
 
 
 def fingerprint_in_memory(module: nn.Module) -> str:

@@ -50,22 +50,22 @@ def misfits(shapes: Mapping[str, Shape], stored: Mapping[str, StoredTensor]) -> 
 def assembled(tensors: Mapping[str, torch.Tensor], fused: Mapping[str, Shape], block: Shape) -> dict[str, torch.Tensor]:
     """Convert the tensors of complete files to those of `fused`: multiply FP8 by its scales, stack separate experts."""
     plain = {name: _scaled(name, tensors, block) for name in tensors if not name.endswith(_SCALE)}
-    return {name: plain[name] if name in plain else _stacked(plain, name, shape[0]) for name, shape in fused.items()}
+    return {
+        name: plain[name]
+        if name in plain
+        else torch.cat([plain[part] for part, _ in _matrices(name, shape)]).view(shape)
+        for name, shape in fused.items()
+    }
 
 
 def _matrices(name: str, shape: Shape) -> Iterator[tuple[str, Shape]]:
-    """Yield the names and shapes of the separate matrices of a fused tensor of experts."""
+    """Yield the names and shapes of the separate matrices of a fused tensor of experts, in the order of its rows."""
     stem, _, last = name.rpartition(".")
     experts, rows, columns = shape
-    parts = _parts(last)
+    parts = ("gate_proj", "up_proj") if last == "gate_up_proj" else (last,)
     for expert in range(experts):
         for part in parts:
             yield f"{stem}.{expert}.{part}.weight", (rows // len(parts), columns)
-
-
-def _parts(last: str) -> tuple[str, ...]:
-    """The matrices in a fused tensor, in the order of its rows."""
-    return ("gate_proj", "up_proj") if last == "gate_up_proj" else (last,)
 
 
 def _scaled(name: str, tensors: Mapping[str, torch.Tensor], block: Shape) -> torch.Tensor:
@@ -76,11 +76,3 @@ def _scaled(name: str, tensors: Mapping[str, torch.Tensor], block: Shape) -> tor
     rows, columns = tensor.shape[-2:]
     wide = scale.float().repeat_interleave(block[0], dim=-2).repeat_interleave(block[1], dim=-1)
     return tensor.float() * wide[..., :rows, :columns]
-
-
-def _stacked(plain: Mapping[str, torch.Tensor], name: str, experts: int) -> torch.Tensor:
-    stem, _, last = name.rpartition(".")
-    matrices = (
-        torch.cat([plain[f"{stem}.{expert}.{part}.weight"] for part in _parts(last)]) for expert in range(experts)
-    )
-    return torch.stack(list(matrices))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -30,8 +30,6 @@ _UNQUANTISED_PACKAGES = ("torch.nn.", "transformers.models.")
 
 def require_loaded(model: nn.Module) -> None:
     """Check that every weight of a model has values, and that quantised weights have scales.
-
-    The check reads names, devices, dtypes and a few values per matrix, but no activations.
 
     Raises HalfLoadedModel, with the names of the tensors: for a weight on the meta device that no hook of accelerate
     loads, a quantisation in the config that transformers skipped, and FP8 or integer codes in a layer without scales.
@@ -72,26 +70,18 @@ def _tensors(model: nn.Module) -> Iterator[OwnedTensor]:
 
 def _absent(model: nn.Module, owned: list[OwnedTensor]) -> list[str]:
     """Tensors without values that no hook loads when their layer runs."""
-    if not any(tensor.is_meta for _, _, tensor in owned):
-        return []
-    loaded = {id(part) for module in model.modules() if _offloads(module) for part in _served(module)}
-    return [path for path, module, tensor in owned if tensor.is_meta and id(module) not in loaded]
+    absent = [(path, module) for path, module, tensor in owned if tensor.is_meta]
+    loaded = {id(part) for module in model.modules() for part in _offloaded(module)} if absent else set()
+    return [path for path, module in absent if id(module) not in loaded]
 
 
-def _offloads(module: nn.Module) -> bool:
-    """Whether a hook of accelerate loads weights before this module runs."""
-    return any(getattr(hook, "offload", False) for hook in _hooks(module))
-
-
-def _served(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules whose weights a module's hook loads: the module, and its submodules if the hook includes them."""
-    submodules = any(getattr(hook, "place_submodules", False) for hook in _hooks(module))
-    yield from module.modules() if submodules else (module,)
-
-
-def _hooks(module: nn.Module) -> tuple[Any, ...]:
-    hook: Any = getattr(module, "_hf_hook", None)
-    return () if hook is None else tuple(getattr(hook, "hooks", (hook,)))
+def _offloaded(module: nn.Module) -> Iterable[nn.Module]:
+    """The modules whose weights accelerate loads before this module runs: none, the module, or its submodules too."""
+    hook = getattr(module, "_hf_hook", None)
+    hooks = getattr(hook, "hooks", (hook,))
+    if not any(getattr(each, "offload", False) for each in hooks):
+        return ()
+    return module.modules() if any(getattr(each, "place_submodules", False) for each in hooks) else (module,)
 
 
 def _skipped_quantisation(model: nn.Module, owned: list[OwnedTensor]) -> str | None:

@@ -64,7 +64,8 @@ class Weights:
         """Read every value; raises NonFiniteWeights with the name of each tensor that has NaN or infinite values."""
         bad = []
         for name, tensor in self.read(self.tensors):
-            if tensor.is_floating_point() and (count := _count_nonfinite(tensor)):
+            wide = tensor.float() if tensor.itemsize == 1 else tensor  # torch has no isfinite for 8-bit floats
+            if count := int((~torch.isfinite(wide)).sum()):
                 bad.append(f"{name} in {self.tensors[name].shard.name}: {count:,} of {tensor.numel():,} values")
         if bad:
             raise NonFiniteWeights(
@@ -147,11 +148,6 @@ def _raise_no_weights(folder: Path) -> NoReturn:
             "Convert them where you trust them: load the model with transformers; save_pretrained writes safetensors."
         )
     raise NoWeights(f"{folder} has neither {_SINGLE} nor {_INDEX}.\nPass a folder with safetensors weights.")
-
-
-def _count_nonfinite(tensor: torch.Tensor) -> int:
-    wide = tensor.float() if tensor.itemsize == 1 else tensor  # torch has no isfinite for 8-bit floats
-    return int(wide.numel() - torch.isfinite(wide).sum())
 
 
 def shorten(names: list[str], separator: str = "\n  ", limit: int = 8) -> str:

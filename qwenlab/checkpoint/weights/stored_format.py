@@ -34,10 +34,7 @@ def check_quantisation(weights: Weights, config: TextConfig, wanted: Collection[
         _require_plain(weights, stored)
     elif config.quantization == "fp8":
         _require_pairs(weights, stored)
-    elif config.quantization not in (
-        *AUTO_QUANTIZER_MAPPING,
-        "bitsandbytes",
-    ):  # its key in the mapping includes the number of bits
+    elif config.quantization not in (*AUTO_QUANTIZER_MAPPING, "bitsandbytes"):  # its key there includes the bits
         raise UnknownQuantization(
             f"{weights.folder}: config.json has quant_method {config.quantization!r}, which transformers does not know "
             "and would skip, so that it would read the stored codes as plain weights.\n"

@@ -39,8 +39,8 @@ def check_target(weights: Weights, config: TextConfig, *, strict: bool = False) 
     family = config.family
     # A tied lm_head may still be stored.
     known = (mtp_prefix(weights, config) or "mtp.", family.vision_prefix, f"{family.head}.")
-    unused = [name for name in weights.tensors if name not in shapes and not name.startswith(known)]
-    _report_unused(unused, weights, strict)
+    if unused := [name for name in weights.tensors if name not in shapes and not name.startswith(known)]:
+        _report_unused(unused, weights, strict)
 
 
 def _fused(weights: Weights, config: TextConfig) -> dict[str, tuple[int, ...]]:
@@ -60,8 +60,6 @@ def _fused(weights: Weights, config: TextConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _report_unused(unused: list[str], weights: Weights, strict: bool) -> None:
-    if not unused:
-        return
     message = f"{weights.folder} contains tensors that no part of the model uses:\n  {shorten(unused)}\n"
     if strict:
         raise UnusedWeights(f"{message}Use strict=False to open the checkpoint without them, with a warning.")
@@ -75,12 +73,12 @@ def load_target(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     device_map: Any = None,
-    attn_implementation: str | None = None,
-    experts_implementation: str | None = None,
+    **implementations: str | None,
 ) -> PreTrainedModel:
     """Load `AutoModelForCausalLM` from the folder's safetensors, in eval mode; never remote code, never a pickle.
 
-    quantised  whether config.json has a quantisation
+    quantised        whether config.json has a quantisation
+    implementations  `attn_implementation` and `experts_implementation` of transformers
 
     Raises BrokenWeights if transformers drew a missing weight at random or did not read tensors of a quantised layer,
     UnknownQuantization if it lacks a package for the quantisation, and HalfLoadedModel.
@@ -89,11 +87,7 @@ def load_target(
         raise BadArgument(
             "Got both device and device_map.\nUse device for one device, or device_map to split the model."
         )
-    options = {
-        "device_map": {"": device} if device is not None else device_map,
-        "attn_implementation": attn_implementation,
-        "experts_implementation": experts_implementation,
-    }
+    options = {"device_map": {"": device} if device is not None else device_map, **implementations}
     options = {name: value for name, value in options.items() if value is not None}
     model, info = _from_pretrained(weights, dtype=_dtype(dtype), **options)
     if missing := sorted(info["missing_keys"]):
@@ -111,10 +105,10 @@ def load_target(
     return model.eval()
 
 
-def _from_pretrained(weights: Weights, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+def _from_pretrained(weights: Weights, **options: Any) -> Any:
     """Load the folder with transformers; return the model and its loading info."""
     try:
-        model_and_info: Any = AutoModelForCausalLM.from_pretrained(
+        return AutoModelForCausalLM.from_pretrained(
             weights.folder,
             use_safetensors=True,
             trust_remote_code=False,
@@ -127,8 +121,6 @@ def _from_pretrained(weights: Weights, **options: Any) -> tuple[PreTrainedModel,
             f"transformers cannot read the weights in {weights.folder}: {error}\n"
             "Install the package that it names, or open the unquantised release."
         ) from error
-    model, info = model_and_info
-    return model, info
 
 
 def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:

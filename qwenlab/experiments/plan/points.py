@@ -135,7 +135,7 @@ def _checkpoints(sources: Mapping[str, Any], revision: str | None) -> dict[str, 
     """Source and hash of each checkpoint; `sources` maps parameters to checkpoint names."""
     if not sources:
         return {}
-    from qwenlab.checkpoint.weights.identity import hash_of  # imports torch, which takes seconds
+    from qwenlab.checkpoint.weights.fingerprint import hash_of  # imports torch, which takes seconds
 
     return {name: {"source": str(value), "hash": hash_of(value, revision)} for name, value in sources.items()}
 

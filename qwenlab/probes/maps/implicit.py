@@ -12,7 +12,7 @@ from qwenlab.capture.delta_rule import DeltaRuleCall, kernel_on
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import DELTANET
-from qwenlab.errors import KernelDisagrees
+from qwenlab.errors import KernelMismatch
 from qwenlab.probes.base import Variable
 from qwenlab.probes.maps.base import MapProbe
 from qwenlab.probes.maps.deltanet_rows import DeltaNetMapRows, EarlierTokens, MeasuredHeads
@@ -43,7 +43,7 @@ class ImplicitAttention(MapProbe):
     is the delta rule unrolled exactly, with its decay alpha and with the removal of keys by later writes (Yang et al.
     2024, arXiv:2412.06464), computed from the kernel's arguments: the sum over s of w(t, s) v_s is the head's output
     before its norm and gate. That sum is checked against the kernel's output, per head over all measured rows: beyond
-    1e-4 of its norm the block raises KernelDisagrees. Coarser rounding may explain 2 eps: 1.6 % for an output in
+    1e-4 of its norm the block raises KernelMismatch. Coarser rounding may explain 2 eps: 1.6 % for an output in
     bfloat16, 0.2 % where the kernel or torch multiplies float32 in TF32, as fused kernels on a GPU do.
 
     No row is measured of texts that began before the block, since a row needs all earlier tokens; there the state
@@ -113,13 +113,13 @@ class ImplicitAttention(MapProbe):
         return DeltaNetMapRows(call, known, heads, known.columns - now.columns, gate, self.without_removal)
 
     def check(self) -> None:
-        """Raise KernelDisagrees if the weights do not reconstruct the kernel's output."""
+        """Raise KernelMismatch if the weights do not reconstruct the kernel's output."""
         gap, out = (self._checks.total(name) for name in _CHECKED)
         error = (gap / out.clip(torch.finfo(torch.float32).tiny)) ** 0.5
         worst = error.max(initial=0)
         if not worst <= self._tolerance:
             place, head = divmod(int(error.argmax()), len(self.heads))
-            raise KernelDisagrees(
+            raise KernelMismatch(
                 f"ImplicitAttention() recomputes the output from its weights, and the result differs from the "
                 f"kernel's: by {worst:.3g} of the norm in layer {self.layers[place]}, head {self.heads[head]} "
                 f"(rounding explains at most {self._tolerance:.3g}), and in "

@@ -144,7 +144,7 @@ class StateProbe(HeadProbe):
     In prefill a kernel returns the last state only, so those in between are solved for (`prediction.chunks`). After
     every pass without padding that is not a decode step, the final state is checked against the kernel's: attr
     `state_gap` is their largest distance, relative to the kernel's state, and beyond 5 % the block raises
-    KernelDisagrees.
+    KernelMismatch.
 
     layers  only these layers
     heads   only these value heads of each layer
@@ -195,5 +195,5 @@ class StateProbe(HeadProbe):
         return self._indices[device]
 
     def check(self) -> None:
-        """Raise KernelDisagrees if the recomputed state differs from the kernel's."""
+        """Raise KernelMismatch if the recomputed state differs from the kernel's."""
         self._deviation.check(type(self).__name__, "watch with transformers' own kernel, without the intervention.")

@@ -82,7 +82,7 @@ class Trace:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Trace:
-        """Read a saved trace; raises NotWatched for a recording without one, and the errors of `Recording.open`."""
+        """Read a saved trace; raises ProbeNotRecorded if it has none, and the errors of `Recording.open`."""
         recording = Recording.open(path)
         return cls(recording["trace"], recording.attrs)
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from qwenlab.errors import BadArgument, KernelDisagrees, NothingToProbe, SilentSite, UnknownLayer
+from qwenlab.errors import BadArgument, KernelMismatch, MissingPart, SiteNotReached, UnknownLayer
 from qwenlab.probes import ImplicitAttention, SoftmaxAttention
 from qwenlab.probes.session import watch
 from qwenlab.testing.models import tiny_model
@@ -70,14 +70,17 @@ def test_a_kernel_of_another_convention_is_an_error(small, text, monkeypatch):
         r"[0-9.]+ of the norm in layer 0, head [0-3] \(rounding explains at most 0\.0001\), and in 4 of 4 heads\.\n"
         r"The kernel in use follows another convention"
     )
-    with pytest.raises(KernelDisagrees, match=message), watch(small, ImplicitAttention(every=1)):
+    with pytest.raises(KernelMismatch, match=message), watch(small, ImplicitAttention(every=1)):
         small(text(40)[None])
 
 
 def test_a_kernel_that_hides_the_delta_rule_is_an_error(text):
     model = tiny_model("qwen3_5_moe")
     model.model.layers[2].linear_attn.forward = lambda hidden_states, **kwargs: hidden_states * 0.5
-    with pytest.raises(SilentSite, match=r"layers\.2\.mixer\.decay: 0 of 7 tokens"), watch(model, ImplicitAttention()):
+    with (
+        pytest.raises(SiteNotReached, match=r"layers\.2\.mixer\.decay: 0 of 7 tokens"),
+        watch(model, ImplicitAttention()),
+    ):
         model(text(7)[None])
 
 
@@ -99,7 +102,7 @@ def test_layers_of_the_other_kind_are_refused(small):
     with pytest.raises(UnknownLayer, match=r"SoftmaxAttention\(layers=...\) names layers \[0\]; it reads layers \[1\]"):
         watch(small, SoftmaxAttention(layers=[0])).__enter__()
     alone = tiny_model("qwen3_5", layer_types=["linear_attention"])
-    with pytest.raises(NothingToProbe, match="none of this model's 1 layers has a softmax-attention mixer"):
+    with pytest.raises(MissingPart, match="none of this model's 1 layers has a softmax-attention mixer"):
         watch(alone, SoftmaxAttention()).__enter__()
 
 

@@ -7,7 +7,7 @@ from functools import wraps
 import pytest
 import torch
 
-from qwenlab.errors import KernelDisagrees
+from qwenlab.errors import KernelMismatch
 from qwenlab.probes import ImplicitAttention
 from qwenlab.probes.maps.matmul_precision import IEEE, TF32, product_eps
 from qwenlab.probes.session import watch
@@ -72,7 +72,7 @@ def test_what_rounding_explains_is_allowed(small, text, monkeypatch, precision, 
         with torch.no_grad(), watch(small, ImplicitAttention(every=1)):
             small(tokens)
     off_by(fails, modeling, monkeypatch)
-    refused = pytest.raises(KernelDisagrees, match=rf"\(rounding explains at most {allowed}\)")
+    refused = pytest.raises(KernelMismatch, match=rf"\(rounding explains at most {allowed}\)")
     with refused as raised, torch.no_grad(), watch(small, ImplicitAttention(every=1)):
         small(tokens)
     message = str(raised.value)
@@ -86,7 +86,7 @@ def test_a_coarser_output_does_not_name_the_products(small, text, monkeypatch, p
     precision("high")
     model = copy.deepcopy(small).to(torch.bfloat16)
     off_by(0.5, sys.modules[type(small).__module__], monkeypatch)
-    refused = pytest.raises(KernelDisagrees, match=r"rounding explains at most 0\.0156")
+    refused = pytest.raises(KernelMismatch, match=r"rounding explains at most 0\.0156")
     with refused as raised, torch.no_grad(), watch(model, ImplicitAttention(every=1)):
         model(text(70)[None])
     assert "TRITON_F32_DEFAULT" not in str(raised.value)

@@ -12,14 +12,14 @@ from numpy.testing import assert_allclose
 
 from qwenlab.capture.prediction import chunks
 from qwenlab.errors import (
+    AmbiguousSequences,
     BadArgument,
     CannotMerge,
-    KernelDisagrees,
-    NothingRead,
-    NothingToProbe,
-    SilentSite,
+    KernelMismatch,
+    MissingPart,
+    NoForwardPass,
+    SiteNotReached,
     UnknownLayer,
-    UnreadableMask,
 )
 from qwenlab.probes import DeltaNet, DeltaState, Retention, StatePrecision
 from qwenlab.probes.session import watch
@@ -313,7 +313,7 @@ def test_a_block_that_fails_leaves_the_file_that_was_there(small, text, tmp_path
 
     with pytest.raises(ZeroDivisionError):
         recorded(small, broken, DeltaState(to=path))
-    with pytest.raises(NothingRead), watch(small, DeltaState(to=path)):
+    with pytest.raises(NoForwardPass), watch(small, DeltaState(to=path)):
         pass
     unknown = DeltaNet(layers=[7])
     with pytest.raises(UnknownLayer), watch(small, DeltaState(to=path), unknown):
@@ -337,7 +337,7 @@ def test_no_other_layer_has_a_state(moe, dense, text):
         moe(text(5)[None])
     model = tiny_model("qwen3_5", layer_types=["full_attention"])
     message = r"^DeltaState\(\) finds nothing to read: none of this model's 1 layers has a DeltaNet mixer\."
-    with pytest.raises(NothingToProbe, match=message), watch(model, DeltaState()):
+    with pytest.raises(MissingPart, match=message), watch(model, DeltaState()):
         model(text(5)[None])
 
 
@@ -366,7 +366,7 @@ def test_heads_that_are_not_there(small, text):
 
 def test_a_packed_batch(small, text):
     positions = torch.tensor([[0, 1, 2, 0, 1]])
-    with pytest.raises(UnreadableMask, match="packs several sequences into a row"), watch(small, DeltaState()):
+    with pytest.raises(AmbiguousSequences, match="packs several sequences into a row"), watch(small, DeltaState()):
         small(text(5)[None], position_ids=positions)
 
 
@@ -375,7 +375,7 @@ def test_a_kernel_that_hides_keys_and_values(text):
     mixer = model.model.layers[2].linear_attn
     mixer.forward = MethodType(lambda self, hidden_states, **kwargs: hidden_states * 0.5, mixer)
     message = r"layers.2.mixer.decay: 0 of 7 tokens\nA fused whole-layer kernel.*`layers=`"
-    with pytest.raises(SilentSite, match=message), watch(model, DeltaState()):
+    with pytest.raises(SiteNotReached, match=message), watch(model, DeltaState()):
         model(text(7)[None])
     with watch(model, DeltaState(layers=[0, 1])):
         model(text(7)[None])
@@ -393,7 +393,7 @@ def test_a_kernel_of_another_convention(small, text, monkeypatch):
         r"^DeltaState\(\) recomputes the state, and its result differs from the kernel's: by [0-9.]+ % of the norm in "
         r"layer 0 .*\n.*: watch with transformers' own kernel, without the intervention\.$"
     )
-    with pytest.raises(KernelDisagrees, match=message), watch(small, DeltaState()):
+    with pytest.raises(KernelMismatch, match=message), watch(small, DeltaState()):
         small(text(40)[None], use_cache=True)
 
 

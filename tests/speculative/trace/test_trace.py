@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import qwenlab as ql
-from qwenlab.errors import BadArgument, BadPolicy, NotWatched
+from qwenlab.errors import BadArgument, BadPolicy, ProbeNotRecorded
 from qwenlab.speculative.generate import generate
 from qwenlab.speculative.policies import ExpectedValue, FixedDepth, Threshold
 from qwenlab.speculative.trace.record_trace import trace
@@ -162,7 +162,7 @@ def test_a_trace_can_be_replayed_without_torch(own, tmp_path):
 
 def test_a_recording_without_a_trace_is_refused(tmp_path):
     path = made_recording(probes=["routing"]).save(tmp_path / "probes.nc")
-    with pytest.raises(NotWatched, match=r"No 'trace' was recorded(.|\n)*qwenlab.speculative.trace"):
+    with pytest.raises(ProbeNotRecorded, match=r"No 'trace' was recorded(.|\n)*qwenlab.speculative.trace"):
         Trace.open(path)
 
 

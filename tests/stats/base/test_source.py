@@ -11,7 +11,7 @@ import xarray as xr
 
 import qwenlab as ql
 from qwenlab import stats
-from qwenlab.errors import BadArgument, MissingVariable, NotARecording, NothingMeasured, NotWatched
+from qwenlab.errors import BadArgument, MissingVariable, NotARecording, NothingMeasured, ProbeNotRecorded
 from qwenlab.record import Recording
 from qwenlab.stats.base.source import statistic
 from qwenlab.testing.checkpoints import tiny_checkpoint
@@ -136,7 +136,7 @@ def test_the_recording_is_left_as_it_was(node, name, recording):
 @pytest.mark.parametrize(("node", "name"), [case for case in CASES if case[1] not in OF_BOTH_KINDS])
 def test_a_probe_that_did_not_watch_is_named(node, name):
     other = "memory" if node != "memory" else "routing"
-    with pytest.raises(NotWatched, match=f"No '{node}' was recorded"):
+    with pytest.raises(ProbeNotRecorded, match=f"No '{node}' was recorded"):
         call(name, made_recording(probes=[other]))
 
 
