@@ -12,10 +12,10 @@ from qwenlab.plots.ablations_ranking import verdicts
 from qwenlab.plots.base.drawing import ends, kinds_of, need, quantity
 from qwenlab.plots.base.panels import ManyAxes, kind_marks, mark, panels
 from qwenlab.plots.base.ticks import names_of
-from qwenlab.plots.style import COLOURS, GREY, MARKERS, NO_KIND, styled
+from qwenlab.plots.style import COLOURS, GREY, MARKERS, NO_KIND, style
 
 
-@styled
+@style()
 def ablated_acceptance(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Reduction of the acceptance length by each ablation: one column per layer, one panel per task.
 

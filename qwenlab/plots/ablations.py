@@ -19,7 +19,7 @@ from qwenlab.plots.base.cells import LEGEND, cells
 from qwenlab.plots.base.drawing import kinds_of, need, strip_axes, write_right
 from qwenlab.plots.base.panels import ManyAxes, kind_marks, panels
 from qwenlab.plots.base.ticks import layer_ticks, names_of
-from qwenlab.plots.style import COLOURS, DIVERGING, NO_KIND, styled
+from qwenlab.plots.style import COLOURS, DIVERGING, NO_KIND, style
 
 _FEW = 16  # columns: values are written into the cells
 _NAMED = 8  # parts of a layer: their rows are named
@@ -28,7 +28,7 @@ _TICKS = (-1, -0.5, -0.25, -0.05, 0, 0.05, 0.25, 0.5, 1)
 _SPARSE = (-1, -0.25, 0, 0.25, 1)  # on a short colour bar
 
 
-@styled
+@style()
 def ablation_map(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Effect of each ablation: one column per layer, one row per task, one panel for each sort of part.
 

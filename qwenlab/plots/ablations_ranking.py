@@ -13,10 +13,10 @@ from qwenlab.errors import BadArgument
 from qwenlab.plots.base.drawing import ends, kinds_of, need, quantity
 from qwenlab.plots.base.panels import ManyAxes, kind_marks, mark, panels
 from qwenlab.plots.base.ticks import names_of
-from qwenlab.plots.style import COLOURS, GREY, NO_KIND, styled
+from qwenlab.plots.style import COLOURS, GREY, NO_KIND, style
 
 
-@styled
+@style()
 def ablation_ranking(
     statistics: xr.Dataset, task: str | None = None, *, most: int = 64, axes: ManyAxes = None
 ) -> Figure:

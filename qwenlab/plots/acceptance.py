@@ -11,12 +11,12 @@ from qwenlab.plots.base.drawing import need, need_colours, quantity
 from qwenlab.plots.base.panels import ManyAxes, Panels, legend_right, panels
 from qwenlab.plots.base.rates import draft_ticks, rate_notes, rate_points, share_axis, shifts
 from qwenlab.plots.base.ticks import binary
-from qwenlab.plots.style import MARKERS, PALETTE, styled
+from qwenlab.plots.style import MARKERS, PALETTE, style
 
 _RATES = ("unconditional", "conditional")
 
 
-@styled
+@style()
 def acceptance(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Acceptance rates by draft position, with intervals: unconditional and conditional.
 

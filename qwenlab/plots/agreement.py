@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 from qwenlab.plots.base.drawing import need
 from qwenlab.plots.base.panels import ManyAxes, legend_right, panels
 from qwenlab.plots.base.rates import MEASURED, ONLINE, draft_ticks, rate_notes, rate_points, shifts
-from qwenlab.plots.style import styled
+from qwenlab.plots.style import style
 
 
-@styled
+@style()
 def agreement(statistics: xr.Dataset, acceptance: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Teacher-forced agreement and online acceptance by draft position; their difference is the effect of selection.
 

@@ -9,12 +9,12 @@ from matplotlib.figure import Figure
 from qwenlab.plots.base.drawing import kinds_of, need, quantiles_by_head
 from qwenlab.plots.base.panels import ManyAxes, name_kinds, panels
 from qwenlab.plots.base.ticks import binary_scale, layer_width
-from qwenlab.plots.style import GREY, PALETTE, styled
+from qwenlab.plots.style import GREY, PALETTE, style
 
 _TARGETS = (("first_mass", PALETTE[0], "o"), ("previous_mass", PALETTE[1], "^"), ("self_mass", GREY, "s"))
 
 
-@styled
+@style()
 def attention_distance(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Attention of every head by distance, and its mean on the usual targets.
 

@@ -10,10 +10,10 @@ from qwenlab.plots.base.drawing import ends, need
 from qwenlab.plots.base.panels import DASHED, ManyAxes, panels
 from qwenlab.plots.base.rates import ONLINE, rate_notes, share_axis
 from qwenlab.plots.base.ticks import format_ticks
-from qwenlab.plots.style import GREY, styled
+from qwenlab.plots.style import GREY, style
 
 
-@styled
+@style()
 def calibration(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Acceptance rate of drafts by their probability under the draft head; below, the number of drafts.
 

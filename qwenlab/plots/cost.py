@@ -13,7 +13,7 @@ from qwenlab.checkpoint.families import ATTENTION, DELTANET
 from qwenlab.plots.base.drawing import end_labels, kinds_of, need, quantity, strip_axes
 from qwenlab.plots.base.panels import ManyAxes, axes_of, legend_above, panels
 from qwenlab.plots.base.ticks import binary_scale, format_ticks, layer_ticks, layer_width, names_of
-from qwenlab.plots.style import COLOURS, GREY, LABELS, styled
+from qwenlab.plots.style import COLOURS, GREY, LABELS, style
 
 _STRENGTH = {"mixer": 1.0, "mlp": 0.5, "rest": 0.22}
 _PARTS = {"mixer": "mixer", "mlp": "MLP", "rest": "rest"}
@@ -25,7 +25,7 @@ _STORES = {
 }
 
 
-@styled
+@style()
 def time_by_kind(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Shares of the layers' time: by kind of mixer and part of layer, and by layer for each measured phase.
 
@@ -83,7 +83,7 @@ def _by_layer(ax: Axes, share: xr.DataArray, kinds: list[str]) -> None:
     ax.set_xticks([])
 
 
-@styled
+@style()
 def memory(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
     """Bytes of KV cache and states by context length: lines are predicted, marks are measured.
 

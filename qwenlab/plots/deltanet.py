@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from qwenlab.plots.base.drawing import kinds_of, need, quantiles_by_head, quantity
 from qwenlab.plots.base.panels import axes_of, name_kinds
 from qwenlab.plots.base.ticks import binary_scale, layer_ticks, layer_width
-from qwenlab.plots.style import styled
+from qwenlab.plots.style import style
 
 
-@styled
+@style()
 def half_life(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
     """Half-life of every DeltaNet head: quantiles over tokens, on a log2 axis, with the heads of a layer side by side.
 

@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 from qwenlab.plots.base.drawing import end_labels, ends, kinds_of, need, quantity, times_bar
 from qwenlab.plots.base.panels import DASHED, ManyAxes, axes_of, name_kinds, panels
 from qwenlab.plots.base.ticks import binary_scale, layer_ticks
-from qwenlab.plots.style import COLOURS, DIVERGING, GREY, PALETTE, styled
+from qwenlab.plots.style import COLOURS, DIVERGING, GREY, PALETTE, style
 
 _NAMED = 5  # lines named at their ends
 _UNUSED = PALETTE[4]
 
 
-@styled
+@style()
 def expert_load(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Load of each expert relative to a uniform load, by layer, and its variation over experts.
 
@@ -55,7 +55,7 @@ def expert_load(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     return shown.figure
 
 
-@styled
+@style()
 def distinct_experts(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Number of distinct experts per window of tokens, by layer, compared with unrelated tokens.
 
@@ -88,7 +88,7 @@ def distinct_experts(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure
     return shown.figure
 
 
-@styled
+@style()
 def unused_experts(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
     """Number of unused experts by tokens read, one line per layer, with intervals.
 

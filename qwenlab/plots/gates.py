@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from qwenlab.plots.base.drawing import kinds_of, need
 from qwenlab.plots.base.panels import ManyAxes, name_kinds, panels
 from qwenlab.plots.base.ticks import layer_width
-from qwenlab.plots.style import shades, styled
+from qwenlab.plots.style import shades, style
 
 _COARSE = 4  # adjacent bins of 128 are drawn as one
 
 
-@styled
+@style()
 def gates(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Histograms over tokens of the output gates of both kinds and of DeltaNet's write strength, one column per head.
 

@@ -14,12 +14,12 @@ from qwenlab.errors import MissingVariable
 from qwenlab.plots.base.drawing import kinds_of, need, quantity, strip_axes, write_right
 from qwenlab.plots.base.panels import axes_of, name_kinds
 from qwenlab.plots.base.ticks import layer_ticks
-from qwenlab.plots.style import COLOURS, PALE, shades, styled
+from qwenlab.plots.style import COLOURS, PALE, shades, style
 
 _FEW = 16  # layers: values are written into the cells
 
 
-@styled
+@style()
 def layer_table(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
     """Table of the layers: one column per layer in the colour of its kind, one row per statistic.
 

@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from qwenlab.plots.base.drawing import interval_points, need, need_colours, quantity
 from qwenlab.plots.base.panels import ManyAxes, panels
 from qwenlab.plots.base.ticks import names_of
-from qwenlab.plots.style import styled
+from qwenlab.plots.style import style
 
 
-@styled
+@style()
 def losses(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Loss by token class, and bits per byte of all tokens, with intervals; one colour and marker per domain.
 

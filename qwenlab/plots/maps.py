@@ -16,7 +16,7 @@ from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import BadArgument
 from qwenlab.plots.base.drawing import need
 from qwenlab.plots.base.panels import ManyAxes, figure_of, panel, panels
-from qwenlab.plots.style import LABELS, PALE, shades, styled
+from qwenlab.plots.style import LABELS, PALE, shades, style
 
 _NEGATIVE = ("#B2182B", "#67001F")
 """Colours of negative weights: a red unlike the colour of either kind, colour-blind safe."""
@@ -26,7 +26,7 @@ _SIDE = (3.2, 5.6)  # inches of a map's side, least and most
 _LETTER, _LINE = 6.0, 6.6  # points: size of a token's label, and distance to the next
 
 
-@styled
+@style()
 def attention_map(
     maps: xr.Dataset | Sequence[xr.Dataset],
     *,
@@ -163,7 +163,7 @@ def _square(root: np.ndarray) -> np.ndarray:
     return np.sign(root) * np.square(root)
 
 
-@styled
+@style()
 def openness_by_token(
     maps: Sequence[xr.Dataset], *, tokens: Sequence[str] | None = None, ax: Axes | None = None
 ) -> Figure:

@@ -16,13 +16,13 @@ from qwenlab.plots.base.cells import LEGEND, cells
 from qwenlab.plots.base.drawing import kinds_of, need, quantity, strip_axes
 from qwenlab.plots.base.panels import ManyAxes, kind_marks, panels
 from qwenlab.plots.base.ticks import layer_ticks, names_of
-from qwenlab.plots.style import COLOURS, DIVERGING, styled
+from qwenlab.plots.style import COLOURS, DIVERGING, style
 
 _NAMED = 48  # positions: up to here, tokens are written
 _MANY = 40  # ticks
 
 
-@styled
+@style()
 def patching(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Share of the source's answer that each patch restores: one row per layer, one column per position.
 

@@ -26,7 +26,7 @@ from qwenlab.plots.base.panels import (
     stroke,
 )
 from qwenlab.plots.base.ticks import binary_scale, layer_ticks, layer_width
-from qwenlab.plots.style import COLOURS, GREY, LABELS, shades, styled
+from qwenlab.plots.style import COLOURS, GREY, LABELS, shades, style
 
 _LABELS = {
     "entropy": "entropy\n(nat)",
@@ -55,7 +55,7 @@ _COMPARED = {
 }
 
 
-@styled
+@style()
 def reach(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Reach of every head of both kinds, side by side in their layers, shortest first.
 
@@ -100,7 +100,7 @@ def reach(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     return shown.figure
 
 
-@styled
+@style()
 def mass_by_distance(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Cumulative mass of heads by distance: one panel per kind, a thin line per head, and their median in dark.
 
@@ -132,7 +132,7 @@ def mass_by_distance(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure
     return shown.figure
 
 
-@styled
+@style()
 def reconstruction(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
     """Relative error of DeltaNet heads' outputs that are recomputed from implicit attention weights, on a log axis.
 
@@ -158,7 +158,7 @@ def reconstruction(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
     return figure
 
 
-@styled
+@style()
 def sink(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """The first token's share in every attention head: of the mass, and of the output before and after the gate.
 
@@ -183,7 +183,7 @@ def sink(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     return shown.figure
 
 
-@styled
+@style()
 def reach_by_label(statistics: xr.Dataset, *, against: str, axes: ManyAxes = None) -> Figure:
     """Statistics of heads on texts of one label against texts of another: one mark per head, one column per statistic.
 

@@ -10,12 +10,12 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from qwenlab.plots.base.drawing import ends, kinds_of, need
 from qwenlab.plots.base.panels import ManyAxes, mark, name_kinds, panels
 from qwenlab.plots.base.ticks import format_ticks, layer_width
-from qwenlab.plots.style import COLOURS, GREY, styled
+from qwenlab.plots.style import COLOURS, GREY, style
 
 _MARKS = {"mixer": ("o", -0.15), "mlp": ("D", 0.15)}
 
 
-@styled
+@style()
 def residual(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Size and direction of the updates by mixers (in the colour of their kind) and MLPs (grey), by layer.
 

@@ -15,13 +15,13 @@ from qwenlab.plots.base.depth import layer_bar, layer_shades
 from qwenlab.plots.base.drawing import chosen_layers, ends, need, need_colours, need_labels
 from qwenlab.plots.base.panels import ManyAxes, legend_above, mark, panels, stroke
 from qwenlab.plots.base.ticks import binary_scale, octaves, positions
-from qwenlab.plots.style import COLOURS, GREY, PALETTE, shades, styled
+from qwenlab.plots.style import COLOURS, GREY, PALETTE, shades, style
 
 SINCE = {"distance_bin": "tokens since storage", "writes_bin": "pairs written since storage (sum of β)"}
 SURVIVAL = "remaining share of the value"
 
 
-@styled
+@style()
 def retention(statistics: xr.Dataset, *, layers: Sequence[int] | None = None, axes: ManyAxes = None) -> Figure:
     """Survival of stored pairs by their age: one panel per layer, one line per head.
 
@@ -67,7 +67,7 @@ def bins_of(data: xr.Dataset) -> str:
     return dims[0]
 
 
-@styled
+@style()
 def retention_by_label(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Survival and retrieval error of stored pairs by their age, one colour per label.
 
@@ -104,7 +104,7 @@ def retention_by_label(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figu
     return shown.figure
 
 
-@styled
+@style()
 def capacity(statistics: xr.Dataset, accuracy: xr.Dataset | None = None, *, axes: ManyAxes = None) -> Figure:
     """Retrieval error of states by the number of stored pairs, one line per head, and the accuracy of the model.
 
@@ -157,7 +157,7 @@ def _accuracy(ax: Axes, statistics: xr.Dataset) -> None:
     ax.set(title="Model", ylabel="values recalled (share)")
 
 
-@styled
+@style()
 def interference(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Loss of stored values by decay and by later writes, head by head, and whether similar keys explain the latter.
 
@@ -178,9 +178,9 @@ def interference(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     for place, colour in enumerate(layer_shades(data)):
         here = data.isel(layer=place)
         life, survival, decayed = here["half_life_mean_log"], here["survival"], here["decay_alone"]
-        for style, some in (("-", decayed > survival), ("--", decayed <= survival)):
+        for line, some in (("-", decayed > survival), ("--", decayed <= survival)):
             x, low, high = (values[np.flatnonzero(some)] for values in (life, survival, decayed))
-            left.vlines(x, low, high, color=colour, linewidth=0.8, alpha=0.7, linestyle=style)
+            left.vlines(x, low, high, color=colour, linewidth=0.8, alpha=0.7, linestyle=line)
         left.scatter(life, decayed, s=16, facecolors="white", edgecolors=colour, linewidths=0.9, zorder=3)
         left.scatter(life, survival, s=14, color=colour, linewidths=0, zorder=4)
         across = collision.isel(layer=place)

@@ -9,7 +9,7 @@ from qwenlab.plots.base.drawing import kinds_of, need
 from qwenlab.plots.base.heads import draw_heads
 from qwenlab.plots.base.panels import ManyAxes, dash, name_kinds, panels
 from qwenlab.plots.base.ticks import layer_width
-from qwenlab.plots.style import styled
+from qwenlab.plots.style import style
 
 _PANELS = (
     ("retrieval", "control", "another pair's value", "mass on the\nqueried value (share)"),
@@ -17,7 +17,7 @@ _PANELS = (
 )
 
 
-@styled
+@style()
 def retrieval(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Mass of each head on the queried value, and how often that value has the largest mass of all pairs' values.
 

@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 
 from qwenlab.plots.base.drawing import chosen_layers, need, times_bar
 from qwenlab.plots.base.panels import ManyAxes, panels
-from qwenlab.plots.style import COLOURS, DIVERGING, LABELS, styled
+from qwenlab.plots.style import COLOURS, DIVERGING, LABELS, style
 
 _SHOWN = 8  # layers in one figure
 _COLUMNS = 4
 
 
-@styled
+@style()
 def coactivation(statistics: xr.Dataset, *, layers: Sequence[int] | None = None, axes: ManyAxes = None) -> Figure:
     """Co-activation of every two experts relative to chance: one square per layer.
 

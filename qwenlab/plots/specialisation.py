@@ -11,12 +11,12 @@ from qwenlab.arguments import choice
 from qwenlab.plots.base.drawing import ends, kinds_of, need
 from qwenlab.plots.base.panels import ManyAxes, figure_of, name_kinds, panels, stroke
 from qwenlab.plots.base.ticks import layer_ticks, layer_width, names_of
-from qwenlab.plots.style import COLOURS, DIVERGING, GREY, styled
+from qwenlab.plots.style import COLOURS, DIVERGING, GREY, style
 
 _SIGNIFICANT = 0.05
 
 
-@styled
+@style()
 def specialisation(statistics: xr.Dataset, *, layer: int | None = None, axes: ManyAxes = None) -> Figure:
     """Information of routing about the label by layer, with its shuffled control, and the experts of one layer.
 

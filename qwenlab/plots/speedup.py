@@ -11,10 +11,10 @@ from matplotlib.ticker import MaxNLocator
 from qwenlab.plots.base.drawing import ends, need
 from qwenlab.plots.base.panels import DASHED, ManyAxes, legend_right, panels
 from qwenlab.plots.base.rates import MEASURED, ONLINE, rate_notes
-from qwenlab.plots.style import GREY, styled
+from qwenlab.plots.style import GREY, style
 
 
-@styled
+@style()
 def speedup(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Acceptance length and speed-up by depth: predicted, measured, and the break-even line.
 

@@ -10,12 +10,12 @@ from qwenlab.plots.base.drawing import need
 from qwenlab.plots.base.heads import draw_heads, fit_log
 from qwenlab.plots.base.panels import ManyAxes, axes_of, legend_above, panels
 from qwenlab.plots.base.ticks import binary_scale, layer_width, names_of, octave_of, octaves, positions
-from qwenlab.plots.style import PALETTE, styled
+from qwenlab.plots.style import PALETTE, style
 
 _ERROR = "error / norm of the state"
 
 
-@styled
+@style()
 def state_precision(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
     """Error of states in low precision along a text: one line per format, the median over heads by position.
 
@@ -40,7 +40,7 @@ def state_precision(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure
     return figure
 
 
-@styled
+@style()
 def state_precision_by_head(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Error of the state of every head in low precision: one mark per head with its interval, one panel per format.
 

@@ -12,7 +12,7 @@ from qwenlab.plots.base.drawing import need
 from qwenlab.plots.base.heads import draw_heads, fit_log
 from qwenlab.plots.base.panels import ManyAxes, legend_above, panels, stroke
 from qwenlab.plots.base.ticks import binary_scale, octave_of, octaves, positions, two_ticks
-from qwenlab.plots.style import GREY, styled
+from qwenlab.plots.style import GREY, style
 
 _PANELS = {
     "effective_rank": ("Effective rank", "directions"),
@@ -22,7 +22,7 @@ _PANELS = {
 }
 
 
-@styled
+@style()
 def state_growth(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Norm of states along a text, and its relative change per token: one line per layer, by position.
 
@@ -40,7 +40,7 @@ def state_growth(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     return shown.figure
 
 
-@styled
+@style()
 def state_rank(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Rank of states along a text: one line per layer, by position.
 
@@ -61,7 +61,7 @@ def state_rank(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     return shown.figure
 
 
-@styled
+@style()
 def state_by_head(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """States of heads: one mark per head with its interval, one panel each for both ranks, norm and relative change.
 

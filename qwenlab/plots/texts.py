@@ -11,10 +11,10 @@ from qwenlab.errors import BadArgument
 from qwenlab.plots.base.drawing import interval_points, need, quantity
 from qwenlab.plots.base.panels import panel
 from qwenlab.plots.base.ticks import names_of
-from qwenlab.plots.style import GREY, PALETTE, styled
+from qwenlab.plots.style import GREY, PALETTE, style
 
 
-@styled
+@style()
 def mean_over_texts(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
     """Means over texts with their intervals: the first dimension as rows, the second as colours.
 
