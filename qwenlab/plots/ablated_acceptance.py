@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from qwenlab.errors import BadArgument
 from qwenlab.plots.ablations_ranking import verdicts
 from qwenlab.plots.base.drawing import ends, kinds_of, need, quantity
-from qwenlab.plots.base.panels import ManyAxes, kind_marks, mark, panels
-from qwenlab.plots.base.ticks import names_of
+from qwenlab.plots.base.panels import ManyAxes, kind_marks, mark, names_of, panels
 from qwenlab.plots.style import COLOURS, GREY, MARKERS, NO_KIND, style
 
 

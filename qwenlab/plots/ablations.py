@@ -17,8 +17,7 @@ from matplotlib.patches import Rectangle
 
 from qwenlab.plots.base.cells import LEGEND, cells
 from qwenlab.plots.base.drawing import kinds_of, need, strip_axes, write_right
-from qwenlab.plots.base.panels import ManyAxes, kind_marks, panels
-from qwenlab.plots.base.ticks import layer_ticks, names_of
+from qwenlab.plots.base.panels import ManyAxes, kind_marks, layer_ticks, names_of, panels
 from qwenlab.plots.style import COLOURS, DIVERGING, NO_KIND, style
 
 _FEW = 16  # columns: values are written into the cells

@@ -11,8 +11,7 @@ from matplotlib.lines import Line2D
 from qwenlab.arguments import choice, integer
 from qwenlab.errors import BadArgument
 from qwenlab.plots.base.drawing import ends, kinds_of, need, quantity
-from qwenlab.plots.base.panels import ManyAxes, kind_marks, mark, panels
-from qwenlab.plots.base.ticks import names_of
+from qwenlab.plots.base.panels import ManyAxes, kind_marks, mark, names_of, panels
 from qwenlab.plots.style import COLOURS, GREY, NO_KIND, style
 
 

@@ -7,8 +7,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from qwenlab.plots.base.drawing import kinds_of, need, quantiles_by_head
-from qwenlab.plots.base.panels import ManyAxes, name_kinds, panels
-from qwenlab.plots.base.ticks import binary_scale, layer_width
+from qwenlab.plots.base.panels import ManyAxes, layer_width, name_kinds, panels
+from qwenlab.plots.base.ticks import binary_scale
 from qwenlab.plots.style import GREY, PALETTE, style
 
 _TARGETS = (("first_mass", PALETTE[0], "o"), ("previous_mass", PALETTE[1], "^"), ("self_mass", GREY, "s"))

@@ -11,8 +11,8 @@ from matplotlib.ticker import PercentFormatter
 
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
 from qwenlab.plots.base.drawing import end_labels, kinds_of, need, quantity, strip_axes
-from qwenlab.plots.base.panels import ManyAxes, axes_of, legend_above, panels
-from qwenlab.plots.base.ticks import binary_scale, format_ticks, layer_ticks, layer_width, names_of
+from qwenlab.plots.base.panels import ManyAxes, axes_of, layer_ticks, layer_width, legend_above, names_of, panels
+from qwenlab.plots.base.ticks import binary_scale, format_ticks
 from qwenlab.plots.style import COLOURS, GREY, LABELS, style
 
 _STRENGTH = {"mixer": 1.0, "mlp": 0.5, "rest": 0.22}

@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qwenlab.plots.base.drawing import kinds_of, need, quantiles_by_head, quantity
-from qwenlab.plots.base.panels import axes_of, name_kinds
-from qwenlab.plots.base.ticks import binary_scale, layer_ticks, layer_width
+from qwenlab.plots.base.panels import axes_of, layer_ticks, layer_width, name_kinds
+from qwenlab.plots.base.ticks import binary_scale
 from qwenlab.plots.style import style
 
 

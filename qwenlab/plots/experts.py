@@ -9,8 +9,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from qwenlab.plots.base.drawing import end_labels, ends, kinds_of, need, quantity, times_bar
-from qwenlab.plots.base.panels import DASHED, ManyAxes, axes_of, name_kinds, panels
-from qwenlab.plots.base.ticks import binary_scale, layer_ticks
+from qwenlab.plots.base.panels import DASHED, ManyAxes, axes_of, layer_ticks, name_kinds, panels
+from qwenlab.plots.base.ticks import binary_scale
 from qwenlab.plots.style import COLOURS, DIVERGING, GREY, PALETTE, style
 
 _NAMED = 5  # lines named at their ends

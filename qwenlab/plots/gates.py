@@ -9,8 +9,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from qwenlab.plots.base.drawing import kinds_of, need
-from qwenlab.plots.base.panels import ManyAxes, name_kinds, panels
-from qwenlab.plots.base.ticks import layer_width
+from qwenlab.plots.base.panels import ManyAxes, layer_width, name_kinds, panels
 from qwenlab.plots.style import shades, style
 
 _COARSE = 4  # adjacent bins of 128 are drawn as one

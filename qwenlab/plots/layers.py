@@ -12,8 +12,7 @@ from matplotlib.patches import Rectangle
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import MissingVariable
 from qwenlab.plots.base.drawing import kinds_of, need, quantity, strip_axes, write_right
-from qwenlab.plots.base.panels import axes_of, name_kinds
-from qwenlab.plots.base.ticks import layer_ticks
+from qwenlab.plots.base.panels import axes_of, layer_ticks, name_kinds
 from qwenlab.plots.style import COLOURS, PALE, shades, style
 
 _FEW = 16  # layers: values are written into the cells

@@ -7,8 +7,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from qwenlab.plots.base.drawing import interval_points, need, need_colours, quantity
-from qwenlab.plots.base.panels import ManyAxes, panels
-from qwenlab.plots.base.ticks import names_of
+from qwenlab.plots.base.panels import ManyAxes, names_of, panels
 from qwenlab.plots.style import style
 
 

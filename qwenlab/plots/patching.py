@@ -14,8 +14,7 @@ from matplotlib.patches import Rectangle
 from qwenlab.errors import NothingMeasured
 from qwenlab.plots.base.cells import LEGEND, cells
 from qwenlab.plots.base.drawing import kinds_of, need, quantity, strip_axes
-from qwenlab.plots.base.panels import ManyAxes, kind_marks, panels
-from qwenlab.plots.base.ticks import layer_ticks, names_of
+from qwenlab.plots.base.panels import ManyAxes, kind_marks, layer_ticks, names_of, panels
 from qwenlab.plots.style import COLOURS, DIVERGING, style
 
 _NAMED = 48  # positions: up to here, tokens are written

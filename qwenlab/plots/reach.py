@@ -18,6 +18,8 @@ from qwenlab.plots.base.panels import (
     axes_of,
     dash,
     kind_marks,
+    layer_ticks,
+    layer_width,
     legend_above,
     mark,
     name_kinds,
@@ -25,7 +27,7 @@ from qwenlab.plots.base.panels import (
     ring,
     stroke,
 )
-from qwenlab.plots.base.ticks import binary_scale, layer_ticks, layer_width
+from qwenlab.plots.base.ticks import binary_scale
 from qwenlab.plots.style import COLOURS, GREY, LABELS, shades, style
 
 _LABELS = {

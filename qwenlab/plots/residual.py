@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from qwenlab.plots.base.drawing import ends, kinds_of, need
-from qwenlab.plots.base.panels import ManyAxes, mark, name_kinds, panels
-from qwenlab.plots.base.ticks import format_ticks, layer_width
+from qwenlab.plots.base.panels import ManyAxes, layer_width, mark, name_kinds, panels
+from qwenlab.plots.base.ticks import format_ticks
 from qwenlab.plots.style import COLOURS, GREY, style
 
 _MARKS = {"mixer": ("o", -0.15), "mlp": ("D", 0.15)}

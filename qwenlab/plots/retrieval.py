@@ -7,8 +7,7 @@ from matplotlib.figure import Figure
 
 from qwenlab.plots.base.drawing import kinds_of, need
 from qwenlab.plots.base.heads import draw_heads
-from qwenlab.plots.base.panels import ManyAxes, dash, name_kinds, panels
-from qwenlab.plots.base.ticks import layer_width
+from qwenlab.plots.base.panels import ManyAxes, dash, layer_width, name_kinds, panels
 from qwenlab.plots.style import style
 
 _PANELS = (

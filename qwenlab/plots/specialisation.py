@@ -9,8 +9,16 @@ from matplotlib.figure import Figure
 
 from qwenlab.arguments import choice
 from qwenlab.plots.base.drawing import ends, kinds_of, need
-from qwenlab.plots.base.panels import ManyAxes, figure_of, name_kinds, panels, stroke
-from qwenlab.plots.base.ticks import layer_ticks, layer_width, names_of
+from qwenlab.plots.base.panels import (
+    ManyAxes,
+    figure_of,
+    layer_ticks,
+    layer_width,
+    name_kinds,
+    names_of,
+    panels,
+    stroke,
+)
 from qwenlab.plots.style import COLOURS, DIVERGING, GREY, style
 
 _SIGNIFICANT = 0.05

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 
 from qwenlab.plots.base.drawing import need
 from qwenlab.plots.base.heads import draw_heads, fit_log
-from qwenlab.plots.base.panels import ManyAxes, axes_of, legend_above, panels
-from qwenlab.plots.base.ticks import binary_scale, layer_width, names_of, octave_of, octaves, positions
+from qwenlab.plots.base.panels import ManyAxes, axes_of, layer_width, legend_above, names_of, panels
+from qwenlab.plots.base.ticks import binary_scale, octave_of, octaves, positions
 from qwenlab.plots.style import PALETTE, style
 
 _ERROR = "error / norm of the state"

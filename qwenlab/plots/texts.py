@@ -9,8 +9,7 @@ from matplotlib.figure import Figure
 
 from qwenlab.errors import BadArgument
 from qwenlab.plots.base.drawing import interval_points, need, quantity
-from qwenlab.plots.base.panels import panel
-from qwenlab.plots.base.ticks import names_of
+from qwenlab.plots.base.panels import names_of, panel
 from qwenlab.plots.style import GREY, PALETTE, style
 
 

@@ -13,8 +13,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colorbar import Colorbar
 
 from qwenlab.errors import BadArgument, MissingVariable
-from qwenlab.plots.base.panels import figure_of
-from qwenlab.plots.base.ticks import names_of
+from qwenlab.plots.base.panels import figure_of, names_of
 from qwenlab.plots.style import COLOURS, MARKERS, PALETTE
 
 

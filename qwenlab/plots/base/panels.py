@@ -1,4 +1,4 @@
-"""The axes that a plot draws in, a new figure's or the caller's, and their legends and notes."""
+"""The axes that a plot draws in, a new figure's or the caller's; their layers, legends and notes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 import xarray as xr
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from qwenlab.checkpoint.families import KINDS
 from qwenlab.errors import BadArgument
-from qwenlab.plots.base.ticks import layer_ticks
 from qwenlab.plots.style import COLOURS, GREY, LABELS, new_figure
 
 ManyAxes = Sequence[Axes] | np.ndarray | None
@@ -23,6 +23,7 @@ ManyAxes = Sequence[Axes] | np.ndarray | None
 
 DASHED = (0, (3, 2))
 _LETTERS = 15  # of a note, per inch
+_MANY = 20  # ticks
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,26 @@ def axes_of(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]
     """Return the figure and axes of a plot with one panel: the caller's, or new ones."""
     one = panel(ax, width, height)
     return one.figure, one.axes[0]
+
+
+def names_of(statistics: xr.Dataset | xr.DataArray, coordinate: str) -> list[str]:
+    """Return the values of a coordinate as text."""
+    return [str(name) for name in statistics[coordinate].values]
+
+
+def layer_ticks(axis: Axis, statistics: xr.Dataset) -> None:
+    """Name the layers on an axis where they are at 0, 1, 2, ...: all, or every fourth, eighth, ..."""
+    layers = names_of(statistics, "layer")
+    step = 1
+    while len(layers) / step > _MANY:
+        step = 4 if step == 1 else 2 * step
+    axis.set_ticks(range(0, len(layers), step), labels=layers[::step])
+    axis.set_label_text("layer")
+
+
+def layer_width(statistics: xr.Dataset, least: float = 4.5, most: float = 11.0) -> float:
+    """Return a figure's width in inches for layers side by side."""
+    return float(np.clip(2.5 + 0.32 * statistics.sizes["layer"], least, most))
 
 
 def mark(label: str, colour: str, marker: str = "o", **style: Any) -> Line2D:
