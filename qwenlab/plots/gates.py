@@ -27,17 +27,15 @@ def gates(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     rows = [row for row in rows if f"{row[0]}_share" in data]
     shown = panels(axes, (len(rows), 1), layer_width(data, least=5.5), 0.5 + 2.1 * len(rows), sharex=True)
     for ax, (name, dim, title) in zip(shown.axes, rows, strict=True):
-        _columns(ax, data[f"{name}_share"].coarsen({dim: _COARSE}).mean().transpose("layer", dim, "head"))
-        ax.set_ylabel(data[name].attrs["long_name"].removesuffix(" of the output gate"))
-        ax.set_title(title)
-        ax.set_ylim(0, 1)
-        ax.set_xlim(-0.55, data.sizes["layer"] - 0.45)
-    name_kinds(shown.axes[0], kinds_of(data))
+        _histograms(ax, data[f"{name}_share"].coarsen({dim: _COARSE}).mean().transpose("layer", dim, "head"))
+        label = data[name].attrs["long_name"].removesuffix(" of the output gate")
+        ax.set(title=title, ylabel=label, xlim=(-0.55, data.sizes["layer"] - 0.45), ylim=(0, 1))
+    name_kinds(shown.axes[0], data)
     shown.layers(data)
     return shown.figure
 
 
-def _columns(ax: Axes, share: xr.DataArray) -> None:
+def _histograms(ax: Axes, share: xr.DataArray) -> None:
     """Draw shares [layer, bin, head] as columns of shades; heads and layers without values stay blank."""
     norm = PowerNorm(0.5, vmin=0, vmax=float(share.max()))
     edges = np.linspace(0, 1, share.shape[1] + 1)

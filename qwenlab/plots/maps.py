@@ -8,13 +8,13 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis, XAxis
-from matplotlib.colors import Colormap, FuncNorm, LinearSegmentedColormap
+from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import BadArgument
-from qwenlab.plots.base.drawing import need
+from qwenlab.plots.base.drawing import need, root_norm
 from qwenlab.plots.base.panels import ManyAxes, figure_of, panel, panels
 from qwenlab.plots.style import LABELS, PALE, shades, style
 
@@ -82,7 +82,7 @@ def _draw(ax: Axes, data: xr.Dataset) -> None:
     size, signed = abs(weight), kind == DELTANET
     most = float(size[size.sizes["query"] // 2 :].max()) or 1.0
     beyond = float(size.max()) > most
-    norm = FuncNorm((_root, _square), vmin=-most if signed else 0.0, vmax=most)
+    norm = root_norm(-most if signed else 0.0, most)
     cells = np.ma.masked_invalid(weight.values)
     mesh = ax.pcolormesh(cells, cmap=_colours(kind), norm=norm, rasterized=cells.size > _MANY)
     ax.invert_yaxis()
@@ -155,14 +155,6 @@ def _colours(kind: str) -> Colormap:
     return LinearSegmentedColormap.from_list("qwenlab-signed", both, N=257)
 
 
-def _root(weight: np.ndarray) -> np.ndarray:
-    return np.sign(weight) * np.sqrt(np.abs(weight))
-
-
-def _square(root: np.ndarray) -> np.ndarray:
-    return np.sign(root) * np.square(root)
-
-
 @style()
 def openness_by_token(
     maps: Sequence[xr.Dataset], *, tokens: Sequence[str] | None = None, ax: Axes | None = None
@@ -171,7 +163,6 @@ def openness_by_token(
 
     maps    of stats.attention_map, recorded by row, of heads of one kind over the same text
     tokens  names of the text's tokens; as many are written as are legible
-    ax      axes to draw in; by default those of a new figure
 
     Raises BadArgument for heads of several kinds or texts, and without maps.
     """
@@ -180,18 +171,16 @@ def openness_by_token(
         raise BadArgument("openness_by_token draws heads of one kind over one text.\nGive one or several such maps.")
     values = np.stack([one["mean_gate"].values for one in checked])
     heads = len(values)
-    shown = panel(ax, 8.0, 1.3 + float(np.clip(0.16 * heads, 0.5, 6)))
-    ax, figure = shown.axes[0], shown.figure
-    length = 6.6 if shown.new else ax.get_position().width * figure.get_figwidth()
-    mesh = ax.pcolormesh(values, cmap=shades(str(checked[0].attrs["kind"])), rasterized=values.size > 2**14)
+    shown, ax = panel(ax, 8.0, 1.3 + float(np.clip(0.16 * heads, 0.5, 6)))
+    length = 6.6 if shown.new else ax.get_position().width * shown.figure.get_figwidth()
+    mesh = ax.pcolormesh(values, cmap=shades(str(checked[0].attrs["kind"])), rasterized=values.size > _MANY)
     ax.invert_yaxis()
     step = max(1, -(-heads // 36))
     names = [f"{one.attrs['layer']}.{one.attrs['head']}" for one in checked]
     ax.set_yticks(np.arange(0, heads, step) + 0.5, names[::step])
-    ax.set_ylabel("layer.head")
     name_tokens(ax.xaxis, checked[0]["query"].values, tokens, length)
     if tokens is None:
         ax.set_xlabel("position (tokens)")
-    figure.colorbar(mesh, ax=ax, pad=0.01, aspect=12, label="mean gate value")
-    ax.set_title("Openness of the output gate")
-    return figure
+    shown.figure.colorbar(mesh, ax=ax, pad=0.01, aspect=12, label="mean gate value")
+    ax.set(title="Openness of the output gate", ylabel="layer.head")
+    return shown.figure

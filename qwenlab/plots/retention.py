@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import BadArgument, MissingVariable
-from qwenlab.plots.base.depth import layer_bar, layer_shades
 from qwenlab.plots.base.drawing import chosen_layers, ends, need, need_colours, need_labels
+from qwenlab.plots.base.heads import layer_bar, layer_shades
 from qwenlab.plots.base.panels import ManyAxes, legend_above, mark, panels, stroke
 from qwenlab.plots.base.ticks import binary_scale, octaves, positions
 from qwenlab.plots.style import COLOURS, GREY, PALETTE, shades, style
@@ -125,22 +125,19 @@ def capacity(statistics: xr.Dataset, accuracy: xr.Dataset | None = None, *, axes
     x = np.array([int(label) for label in labels])
     order = np.argsort(x)
     count = 1 if accuracy is None else 2
-    shown = panels(axes, (1, count), 3.7 * count, 2.9)
+    shown = panels(axes, (1, count), 3.7 * count, 2.9, grid="y")
     ax, dark = shown.axes[0], shades(DELTANET)(1.0)
     error = statistics["error"].isel(label=order).transpose("label", ...)
     ax.plot(x[order], error.values.reshape(len(x), -1), color=COLOURS[DELTANET], alpha=0.35, linewidth=0.8)
     ax.plot(x[order], error.median(["layer", "head"]), color=dark, linewidth=2)
     ax.axhline(1, color="black", linewidth=0.8, linestyle="--")
-    ax.set_ylim(bottom=0)
-    ax.set(title="States", ylabel="retrieval error\n/ norm of the value")
+    ax.set(title="States", ylabel="retrieval error\n/ norm of the value", ylim=(0, None))
     legend_above(ax, [stroke("median", dark, 2), stroke("head", COLOURS[DELTANET], alpha=0.5)])
     if accuracy is not None:
         _accuracy(shown.axes[1], need(accuracy, "mean_over_texts", "mean", "mean_interval"))
     for ax in shown.axes:
         binary_scale(ax.xaxis)
-        ax.set_xticks(x[order])
-        ax.set_xlabel("pairs in the list")
-        ax.grid(axis="y")
+        ax.set(xlabel="pairs in the list", xticks=x[order])
     return shown.figure
 
 
@@ -153,8 +150,7 @@ def _accuracy(ax: Axes, statistics: xr.Dataset) -> None:
         for chance in np.unique(statistics["chance"]):
             ax.axhline(chance, color=GREY, linewidth=0.8, linestyle=":")
         legend_above(ax, [stroke("chance", GREY, style=":")])
-    ax.set_ylim(0, 1.03)
-    ax.set(title="Model", ylabel="values recalled (share)")
+    ax.set(title="Model", ylabel="values recalled (share)", ylim=(0, 1.03))
 
 
 @style()
@@ -173,7 +169,7 @@ def interference(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     group = data.sizes["head"] // data.sizes["key_head"]
     key_head = xr.DataArray(np.arange(data.sizes["head"]) // group, dims="head")
     collision = data["key_collision"].isel(key_head=key_head)
-    shown = panels(axes, (1, 2), 7.4, 3.1)
+    shown = panels(axes, (1, 2), 7.4, 3.1, grid="y")
     left, right = shown.axes
     for place, colour in enumerate(layer_shades(data)):
         here = data.isel(layer=place)
@@ -188,12 +184,11 @@ def interference(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
         right.scatter(across, here["overwritten"], s=14, color=colour, linewidths=0, zorder=3)
     for ax in shown.axes:
         ax.axhline(0, color=GREY, linewidth=0.7, zorder=0)
-        ax.grid(axis="y")
     binary_scale(left.xaxis)
     left.set(title="Survival", xlabel="half-life of the decay (tokens)", ylabel=SURVIVAL)
     right.axvline(float(data["isotropic_floor"]), color=GREY, linewidth=0.8, linestyle=":")
-    right.set_xlim(0, 1)
     right.set(title="Interference", xlabel="key collision (squared cosine)", ylabel="overwritten share of the value")
+    right.set_xlim(0, 1)
     legend_above(left, [mark("decay alone", "black", markerfacecolor="white"), mark("survival", "black")])
     layer_bar(shown.axes, data)
     return shown.figure

@@ -44,6 +44,5 @@ def coactivation(statistics: xr.Dataset, *, layers: Sequence[int] | None = None,
         kind = str(here["kind"].values)
         ax.set_title(f"layer {layer} · {LABELS[kind]}", color=COLOURS[kind])
     shown.label_outer("expert", "expert")
-    bar = times_bar(mesh, shown.axes, location="right", shrink=0.8, aspect=30)
-    bar.set_label("co-activation / chance")
+    times_bar(mesh, shown.axes, "co-activation / chance", location="right", shrink=0.8, aspect=30)
     return shown.figure

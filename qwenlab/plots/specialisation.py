@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qwenlab.arguments import choice
-from qwenlab.plots.base.drawing import ends, kinds_of, need
+from qwenlab.plots.base.drawing import colours_of, ends, need
 from qwenlab.plots.base.panels import (
     ManyAxes,
     figure_of,
@@ -19,7 +19,7 @@ from qwenlab.plots.base.panels import (
     panels,
     stroke,
 )
-from qwenlab.plots.style import COLOURS, DIVERGING, GREY, style
+from qwenlab.plots.style import DIVERGING, GREY, style
 
 _SIGNIFICANT = 0.05
 
@@ -44,25 +44,24 @@ def specialisation(statistics: xr.Dataset, *, layer: int | None = None, axes: Ma
     ratios = [2.6, 0.4 + 0.24 * labels]
     shown = panels(axes, (2, 1), width, 3.6 + 0.24 * labels, height_ratios=ratios)
     above, below = shown.axes
-    _by_layer(above, data, kinds_of(data))
+    _by_layer(above, data)
     _by_expert(below, data["log_odds"].sel(layer=chosen).transpose("label", "expert"), chosen)
     return shown.figure
 
 
-def _by_layer(ax: Axes, data: xr.Dataset, kinds: list[str]) -> None:
+def _by_layer(ax: Axes, data: xr.Dataset) -> None:
     """Draw the information of each layer over that of shuffled labels."""
-    layers = np.arange(len(kinds))
+    colours = colours_of(data)
+    layers = np.arange(len(colours))
     width = max(1.5, min(6, 120 / len(layers)))
     ax.vlines(layers, *ends(data["shuffled_interval"]), color=GREY, alpha=0.5, linewidth=width)
-    colours = [COLOURS[kind] for kind in kinds]
     faces = np.where(data["p_value"] < _SIGNIFICANT, colours, "white")
     ax.scatter(layers, data["information"], s=22, facecolors=faces, edgecolors=colours, zorder=3)
-    ax.set_ylim(bottom=0)
-    ax.set_ylabel(f"information ({data['information'].attrs['units']})")
+    label = f"information ({data['information'].attrs['units']})"
+    ax.set(title="Information about the label", ylabel=label, ylim=(0, None))
     ax.grid(axis="y")
     layer_ticks(ax.xaxis, data)
-    name_kinds(ax, kinds, stroke("shuffled labels", GREY, 4, alpha=0.5))
-    ax.set_title("Information about the label")
+    name_kinds(ax, data, stroke("shuffled labels", GREY, 4, alpha=0.5))
 
 
 def _by_expert(ax: Axes, log_odds: xr.DataArray, layer: int) -> None:

@@ -7,9 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from qwenlab.plots.base.depth import layer_bar, layer_shades
 from qwenlab.plots.base.drawing import need
-from qwenlab.plots.base.heads import draw_heads, fit_log
+from qwenlab.plots.base.heads import draw_heads, fit_log, layer_bar, layer_shades
 from qwenlab.plots.base.panels import ManyAxes, legend_above, panels, stroke
 from qwenlab.plots.base.ticks import binary_scale, octave_of, octaves, positions, two_ticks
 from qwenlab.plots.style import GREY, style
@@ -53,8 +52,7 @@ def state_rank(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     for ax, name in zip(shown.axes, ("effective_rank", "stable_rank"), strict=True):
         _by_layer(ax, data[name])
         ax.axhline(full, color="black", linewidth=0.8, linestyle="--")
-        ax.set_ylim(0.9, 1.25 * full)
-        ax.set_title(_PANELS[name][0])
+        ax.set(title=_PANELS[name][0], ylim=(0.9, 1.25 * full))
     shown.axes[0].set_ylabel("rank of the state (directions)")
     legend_above(shown.axes[0], [_full(full)])
     layer_bar(shown.axes, data)
@@ -72,13 +70,12 @@ def state_by_head(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     Heads of a layer are sorted by their effective rank. Dashed: the rank of a full state.
     """
     data = octave_of(need(statistics, "state_rank", *_PANELS, "full_rank"))
-    shown = panels(axes, (2, 2), 8.4, 4.4, sharex=True)
+    shown = panels(axes, (2, 2), 8.4, 4.4, sharex=True, grid="y")
     full = int(data["full_rank"])
     for ax, (name, (title, label)) in zip(shown.axes, _PANELS.items(), strict=True):
         draw_heads(ax, data, data["effective_rank"], name)
         fit_log(ax, data, name, *([full] if name.endswith("rank") else []))
         ax.set(title=title, ylabel=label)
-        ax.grid(axis="y")
     for ax in shown.axes[:2]:
         ax.axhline(full, color="black", linewidth=0.8, linestyle="--")
     shown.layers(data, "DeltaNet layer")
