@@ -37,12 +37,12 @@ def losses(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     left.set_yticks(range(len(classes)), labels=classes)
     left.set_ylabel("token class")
     right.set_yticks(range(len(names)), labels=names)
-    for ax, variable, title in ((left, data["loss"], "Loss by class"), (right, data["bits_per_byte"], "All tokens")):
-        ax.invert_yaxis()
+    for ax, variable in ((left, data["loss"]), (right, data["bits_per_byte"])):
         ax.set_xlim(left=0)
         ax.margins(x=0.08)
-        ax.set(title=title, xlabel=quantity(variable))
-    right.set_ylim(len(names) - 0.5, -0.5)
+        ax.set_xlabel(quantity(variable))
+    left.set(title="Loss by class", ylim=(len(classes) - 0.5, -0.5))
+    right.set(title="All tokens", ylim=(len(names) - 0.5, -0.5))
     tokens, texts = int(data["tokens"].sel(token_class="all").sum()), int(data.attrs["texts"])
     shown.note([f"n = {tokens:,} tokens of {texts:,} texts", f"bars: {float(data.attrs['level']):.0%} intervals"])
     return shown.figure
