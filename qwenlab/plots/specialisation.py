@@ -72,4 +72,4 @@ def _by_expert(ax: Axes, log_odds: xr.DataArray, layer: int) -> None:
     ax.set_yticks(y, labels=names_of(log_odds, "label"))
     ax.invert_yaxis()
     ax.set_xlabel(f"expert of layer {layer}")
-    figure_of(ax).colorbar(mesh, ax=ax, aspect=8, label="log odds (nat)")
+    figure_of(ax).colorbar(mesh, ax=ax, aspect=8, label="log odds\n(nat)")
