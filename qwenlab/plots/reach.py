@@ -83,7 +83,7 @@ def reach(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
 
     side_by_side(data, order, horizons)
     binary_scale(above.yaxis, zero=True)
-    label = f"{100 * low:.0f} to {100 * high:.0f} % horizon\n(tokens)"
+    label = f"{100 * low:.0f} to {100 * high:.0f}% horizon\n(tokens)"
     above.set(title="Reach by head", ylabel=label, ylim=(-0.2, None))
     name_kinds(above, data, dash("uniform weights"))
     for ax, name in zip(below, names, strict=True):
@@ -200,7 +200,7 @@ def reach_by_label(statistics: xr.Dataset, *, against: str, axes: ManyAxes = Non
         for ax, name in zip(row, names, strict=True):
             _scatter(ax, data, name, against, other)
             if other == others[0] or not shown.new:
-                title = f"{100 * largest:.0f} % {_COMPARED[name]}" if name == "horizon" else _COMPARED[name]
+                title = f"{100 * largest:.0f}% {_COMPARED[name]}" if name == "horizon" else _COMPARED[name]
                 ax.set_title(title, fontsize=8, fontweight="normal")
             ax.set_xlabel(f"on {against}" if other == others[-1] or not shown.new else "")
         row[0].set_ylabel(f"on {other}")

@@ -42,5 +42,5 @@ def mean_over_texts(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure
     if mean.ndim == 2:
         shown.legend(ax.get_legend_handles_labels()[0])
     level = float(data["mean_interval"].attrs["level"])
-    shown.note([f"n = {int(data['texts'])} texts per row", f"bars: {100 * level:.3g} % intervals"])
+    shown.note([f"n = {int(data['texts'])} texts per row", f"bars: {100 * level:.3g}% intervals"])
     return shown.figure
