@@ -47,7 +47,8 @@ def ablated_acceptance(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figu
     shown.ylabel(quantity(data["effect"]))
     shapes = [mark(of, "0.25", marker) for of, marker in zip(sorts, MARKERS, strict=False)]
     shown.legend([*kind_marks(data), *(shapes if len(sorts) > 1 else ()), *verdicts(data, "_")])
-    facts = [f"{name} {data.attrs[name]}" for name in ("rule", "depth", "text") if name in data.attrs]
+    facts = [f"{name} {data.attrs[name]}" for name in ("rule", "depth") if name in data.attrs]
+    facts += [f"{text.replace('_', '-')} text" for text in [data.attrs.get("text", "")] if text]
     shown.note([f"bars: {level:.0%} intervals", *facts])
     return shown.figure
 
