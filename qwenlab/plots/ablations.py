@@ -158,4 +158,6 @@ def _draw_task(ax: Axes, panel: _Panel, task: int, largest: float, few: bool) ->
 def _short(value: float) -> str:
     """Format a number with two digits or, where that is long, with one."""
     text = f"{value:.2g}"
-    return re.sub(r"e([+-])0", r"e\1", text if len(text) < 7 and "e" not in text else f"{value:.0e}").replace("e+", "e")
+    return re.sub(r"e([+-])0", r"e\1", text if len(text) <= 7 and "e" not in text else f"{value:.0e}").replace(
+        "e+", "e"
+    )
