@@ -36,7 +36,7 @@ def speedup(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     for ax, even, text in ((left, data["break_even_length"], "break-even"), (right, 0 * depth + 1, "plain decoding")):
         ax.plot(depth, even, color=GREY, linestyle=DASHED)
         where: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "color": "0.35", "fontsize": 8}
-        ax.annotate(text, (depth[-1], even[-1]), (0, 4), **where)
+        ax.annotate(text, (depth[-1], even[-1]), (-5, 4), **where)
     right.vlines(depth, *ends(data["measured_speedup_interval"]), colors=MEASURED, linewidth=1.2)
     mark: dict[str, Any] = {"edgecolor": MEASURED, "marker": "D", "s": 24, "zorder": 3}
     left.scatter(depth, data["acceptance_length"], color=MEASURED, **mark)
