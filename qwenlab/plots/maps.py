@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import BadArgument
-from qwenlab.plots.base.drawing import need, root_norm
+from qwenlab.plots.base.drawing import need, root_norm, visible
 from qwenlab.plots.base.panels import ManyAxes, figure_of, panel, panels
 from qwenlab.plots.style import LABELS, PALE, shades, style
 
@@ -141,7 +141,7 @@ def _word(tokens: Sequence[str] | None, position: int) -> str:
         raise BadArgument(
             f"tokens: {len(tokens)} names for a text of at least {position + 1} tokens.\nGive one name per token."
         )
-    word = str(tokens[position]).replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·")
+    word = visible(str(tokens[position]))
     return word if len(word) <= 10 else f"{word[:9]}…"
 
 

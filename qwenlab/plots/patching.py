@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from qwenlab.errors import NothingMeasured
-from qwenlab.plots.base.drawing import CELLS_LEGEND, cells, colours_of, need, quantity, strip_axes
+from qwenlab.plots.base.drawing import CELLS_LEGEND, cells, colours_of, need, quantity, strip_axes, visible
 from qwenlab.plots.base.panels import ManyAxes, kind_marks, layer_ticks, names_of, panels
 from qwenlab.plots.style import DIVERGING, style
 
@@ -86,7 +86,7 @@ def _positions(ax: Axes, data: xr.Dataset) -> None:
         ax.set_xlabel("position (tokens)")
         return
     tokens = [
-        f"{_visible(one)}→{_visible(two)}" if one and two and one != two else _visible(one)
+        f"{visible(one)}→{visible(two)}" if one and two and one != two else visible(one) or "…"
         for one, two in zip(names_of(data, "source_token"), names_of(data, "target_token"), strict=True)
     ]
     between, rotation = ("\n", 0) if max(map(len, tokens)) <= 3 else ("  ", 90)
@@ -95,9 +95,3 @@ def _positions(ax: Axes, data: xr.Dataset) -> None:
     for label, differs in zip(ax.get_xticklabels(), data["differs"].values, strict=True):
         label.set_fontweight("bold" if differs else "normal")
     ax.set_xlabel("token and position (tokens)")
-
-
-def _visible(token: str) -> str:
-    """Return a token on one line with visible white space; … for an empty one."""
-    word = token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣") or "…"
-    return "".join(letter if letter.isprintable() else "�" for letter in word)

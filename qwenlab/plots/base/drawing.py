@@ -137,6 +137,12 @@ def write_beside(
     ax.annotate(text, (x, y), (shift, 0), xycoords=coords, textcoords="offset points", annotation_clip=False, **how)
 
 
+def visible(token: str) -> str:
+    """Return a token on one line, with marks for white space, and "�" for what cannot be printed."""
+    word = token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·")
+    return "".join(letter if letter.isprintable() else "�" for letter in word)
+
+
 def strip_axes(ax: Axes) -> None:
     """Hide the left and bottom spines and the left ticks, around cells and bars."""
     ax.tick_params(left=False)
