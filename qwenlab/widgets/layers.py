@@ -18,7 +18,8 @@ from qwenlab.stats.gates import gates
 from qwenlab.widgets.explorer import Drawing, Explorer, mixer_choices
 from qwenlab.widgets.labels import by_label, in_words, label_choice
 
-_MASSES = {"first_mass": "first token", "previous_mass": "token before", "self_mass": "itself"}
+_MASSES = {"first_mass": "first token", "previous_mass": "previous token", "self_mass": "itself"}
+_COARSE = 4  # adjacent bins of 128
 
 
 def explore_layers(recording: Recording) -> Explorer:
@@ -102,9 +103,10 @@ def _bars(axes: Axes, head: xr.Dataset) -> None:
 
 
 def _by_unit(axes: Axes, share: xr.DataArray, head: int, colour: str, label: str) -> None:
-    """The shares [head, bin] over equal bins of [0, 1]."""
+    """The shares [head, bin] over equal bins of [0, 1], a few of which are drawn as one."""
+    share = share.coarsen({share.dims[1]: _COARSE}).sum()
     _heads(axes, share, np.linspace(0, 1, share.shape[1] + 1), head, colour)
-    axes.set(xlabel=label, xlim=(0, 1))
+    axes.set(xlabel=label, ylabel="share of tokens", xlim=(0, 1))
 
 
 _NODES = {DELTANET: "deltanet", ATTENTION: "attention"}
