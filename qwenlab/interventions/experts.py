@@ -161,7 +161,7 @@ class UniformRouter(RouterIntervention):
     """
 
     def new(self, routed: Routed, router: Any, prepared: None) -> Routed:
-        """The same choice, even weights."""
+        """The same choice, uniform weights."""
         return replace(routed, weights=torch.full_like(routed.weights, 1 / routed.chosen.shape[-1]))
 
 

@@ -19,7 +19,7 @@ _MEANS = {
     "control": MeanSum("1", "mass on the value of another pair", 1, over="questions"),
     "advantage": MeanSum("1", "mass on the queried value, less that on another pair's", 1, least=-1, over="questions"),
     "picked": MeanSum("1", "questions in which the queried value has the most weight", 1, over="questions"),
-    "even": MeanSum("1", "mass on each token of even weights", 1, over="questions"),
+    "even": MeanSum("1", "mass on each token of uniform weights", 1, over="questions"),
     "chance": MeanSum("1", "questions in which a pair's value has the most weight by chance", 1, over="questions"),
 }
 
@@ -39,7 +39,7 @@ def retrieval(source: Source, questions: xr.Dataset, *, level: float = 0.95) -> 
                attends to values, but not to the queried one in particular
     advantage  retrieval - control
     picked     share of questions in which the queried value has more |w| than that of any other pair
-    even       mean of 1 / (t + 1): the same for even weights
+    even       mean of 1 / (t + 1): the same for uniform weights
     chance     of `picked`: 1 / number of pairs
 
     A head that copies from an earlier answer to the same question is not counted as retrieval: query each pair once.

@@ -73,7 +73,7 @@ def coactivation(source: Source) -> xr.Dataset:
     observed  tokens that chose both
     expected  the same if experts were chosen independently given their loads: the table with these loads, k different
               experts per token and no other preference (quasi-independence). The plain product of two shares would
-              overstate every pair, since a token's k experts always differ: for even loads, by the factor
+              overstate every pair, since a token's k experts always differ: for uniform loads, by the factor
               k (E - 1) / ((k - 1) E).
 
     If `expected` is small, lift is noise: its relative error by chance is about 1 / sqrt(expected).

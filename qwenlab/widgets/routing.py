@@ -52,7 +52,7 @@ def _draw_all(axes: Axes, load: xr.Dataset, expert: int) -> None:
     uniform = float(load["even_share"])
     axes.axhline(uniform, **_LINE)
     where: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
-    axes.annotate("even", (1, uniform), color="0.3", fontsize=8, **where)
+    axes.annotate("uniform", (1, uniform), color="0.3", fontsize=8, **where)
     axes.set(xlabel="expert", ylabel="load (share of slots)", xlim=(experts[0] - 0.6, experts[-1] + 0.6))
 
 
