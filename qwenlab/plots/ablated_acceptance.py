@@ -19,7 +19,6 @@ def ablated_acceptance(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figu
     """Reduction of the acceptance length by each ablation: one column per layer, one panel per task.
 
     statistics  of stats.ablated_acceptance
-    axes        one for each task; by default those of a new figure
 
     Bars are intervals; filled marks are significant, hollow ones are not; grey dashes are controls. Each sort of part
     (mixer, mlp, ...) has a marker. Parts of one layer are side by side; ablations of several layers are at the right,

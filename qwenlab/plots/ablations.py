@@ -29,7 +29,6 @@ def ablation_map(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Effect of each ablation: one column per layer, one row per task, one panel for each sort of part.
 
     statistics  of stats.ablations or stats.ablated_acceptance
-    axes        one for each sort of part; by default those of a new figure
 
     Purple: worse without the part, green: better. Colours are relative to the largest change in the task, which is
     written at the right of its row with its units, and follow the square root of the change, so that small ones can be

@@ -23,7 +23,7 @@ def ablation_ranking(
     statistics  of stats.ablations or stats.ablated_acceptance
     task        which one; by default the only one
     most        number of ablations to show: those with the largest effects
-    axes        two, side by side; by default those of a new figure
+    axes        two, side by side
 
     Filled marks are significant, hollow ones are not. Ranks at the right are simultaneous: ablations whose bars overlap
     are tied. Raises BadArgument for an unknown task, or without a task if there are several.

@@ -22,7 +22,7 @@ def acceptance(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
 
     statistics  of stats.acceptance: without groups; by label or by depth (stats.by_depth), one colour per group; by
                 position in the text or by target entropy, which draws the conditional rate of each draft against it
-    axes        two for statistics by label or by depth, otherwise one; by default those of a new figure
+    axes        two for statistics by label or by depth, otherwise one
 
     Raises BadArgument for more groups than there are colours.
     """

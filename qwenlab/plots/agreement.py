@@ -17,7 +17,7 @@ def agreement(statistics: xr.Dataset, acceptance: xr.Dataset, *, axes: ManyAxes 
 
     statistics  of stats.agreement: every emitted token starts a chain of drafts
     acceptance  of stats.acceptance: only tokens that end a round do, where drafts have just failed or run out
-    axes        two, side by side; by default those of a new figure
+    axes        two, side by side
     """
     forced = need(statistics, "agreement", "teacher_forced_unconditional", "teacher_forced_conditional")
     online = need(acceptance, "acceptance", "unconditional", "conditional")

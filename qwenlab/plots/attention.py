@@ -20,7 +20,6 @@ def attention_distance(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figu
     """Attention of every head by distance, and its mean on the usual targets.
 
     statistics  of stats.attention_distance
-    axes        two, above each other; by default those of a new figure
 
     Above: the distance within which a share of the attention is, by head, as in `half_life`. Below: mean attention on
     the first token, the previous token and the token itself, one mark per head.

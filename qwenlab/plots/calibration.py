@@ -18,7 +18,6 @@ def calibration(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Acceptance rate of drafts by their probability under the draft head; below, the number of drafts.
 
     statistics  of stats.calibration. The dashed line is perfect calibration
-    axes        two, above each other; by default those of a new figure
     """
     data = need(statistics, "calibration", "conditional", "mean_probability", "calibration_error", "tested")
     shown = panels(axes, (2, 1), 4.2, 4.2, height_ratios=[3, 1], sharex=True)

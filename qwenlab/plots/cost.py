@@ -30,7 +30,7 @@ def time_by_kind(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Shares of the layers' time: by kind of mixer and part of layer, and by layer for each measured phase.
 
     statistics  of stats.time_by_kind. Colours are those of the kinds; mixer, MLP and rest are ever paler
-    axes        one, and one more for each measured phase, above each other; by default those of a new figure
+    axes        one, and one more for each measured phase, above each other
     """
     data = need(statistics, "time_by_kind", "kind_share", "part_share")
     data = data.dropna("phase", how="all", subset=["kind_share"])

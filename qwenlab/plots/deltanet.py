@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from qwenlab.plots.base.drawing import need, quantity
 from qwenlab.plots.base.heads import quantiles_by_head
-from qwenlab.plots.base.panels import layer_ticks, layer_width, name_kinds, panel
+from qwenlab.plots.base.panels import layer_width, name_kinds, panel
 from qwenlab.plots.base.ticks import binary_scale
 from qwenlab.plots.style import style
 
@@ -24,6 +24,6 @@ def half_life(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
     quantiles_by_head(ax, data["half_life"])
     binary_scale(ax.yaxis)
     ax.set(title="Half-life by head", ylabel=quantity(data["half_life"]))
-    layer_ticks(ax.xaxis, data)
+    shown.layers(data)
     name_kinds(ax, data)
     return shown.figure

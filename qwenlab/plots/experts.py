@@ -22,7 +22,6 @@ def expert_load(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Load of each expert relative to a uniform load, by layer, and its variation over experts.
 
     statistics  of stats.expert_load
-    axes        two, side by side; by default those of a new figure
 
     Left: green above the uniform load, purple below it, yellow unused. Right: coefficient of variation over experts
     with its interval.
@@ -57,7 +56,6 @@ def distinct_experts(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure
     """Number of distinct experts per window of tokens, by layer, compared with unrelated tokens.
 
     statistics  of stats.distinct_experts. Left: the number (dashed: unrelated tokens). Right: the ratio of the two
-    axes        two, side by side; by default those of a new figure
     """
     data = need(statistics, "distinct_experts", "distinct", "independent", "relative")
     data = data.dropna("window", how="all", subset=["distinct"])

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from qwenlab.plots.base.drawing import kinds_of, need
-from qwenlab.plots.base.panels import ManyAxes, layer_width, name_kinds, panels
+from qwenlab.plots.base.drawing import need
+from qwenlab.plots.base.panels import ManyAxes, layer_width, name_kinds, names_of, panels
 from qwenlab.plots.style import shades, style
 
 _COARSE = 4  # adjacent bins of 128 are drawn as one
@@ -20,7 +20,7 @@ def gates(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Histograms over tokens of the output gates of both kinds and of DeltaNet's write strength, one column per head.
 
     statistics  of stats.gates. Heads of a layer are side by side; darker means a larger share of the head's tokens
-    axes        two, above each other, or one if there is no write strength; by default those of a new figure
+    axes        two, above each other, or one if there is no write strength
     """
     data = need(statistics, "gates", "mean_gate_share")
     rows = [("mean_gate", "gate_bin", "Mean value of the output gate"), ("beta", "beta_bin", "Write strength")]
@@ -39,7 +39,7 @@ def _histograms(ax: Axes, share: xr.DataArray) -> None:
     """Draw shares [layer, bin, head] as columns of shades; heads and layers without values stay blank."""
     norm = PowerNorm(0.5, vmin=0, vmax=float(share.max()))
     edges = np.linspace(0, 1, share.shape[1] + 1)
-    for place, kind in enumerate(kinds_of(share)):
+    for place, kind in enumerate(names_of(share, "kind")):
         here = share.isel(layer=place).dropna("head", how="any")
         if here.sizes["head"]:
             x = place + np.linspace(-0.45, 0.45, here.sizes["head"] + 1)

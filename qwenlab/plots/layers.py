@@ -11,8 +11,8 @@ from matplotlib.patches import Rectangle
 
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import MissingVariable
-from qwenlab.plots.base.drawing import kind_strip, kinds_of, need, quantity, strip_axes, write_beside
-from qwenlab.plots.base.panels import layer_ticks, name_kinds, panel
+from qwenlab.plots.base.drawing import kind_strip, need, quantity, strip_axes, write_beside
+from qwenlab.plots.base.panels import layer_ticks, name_kinds, names_of, panel
 from qwenlab.plots.style import PALE, shades, style
 
 _FEW = 16  # layers: values are written into the cells
@@ -53,7 +53,7 @@ def _row(ax: Axes, row: int, values: xr.DataArray, few: bool) -> None:
     numbers = values.values.astype(float)
     low, high = np.nanmin(numbers), np.nanmax(numbers)
     norm = LogNorm(low, high) if values.attrs.get("scale") == "log2" and 0 < low < high else Normalize(low, high)
-    for place, (kind, number) in enumerate(zip(kinds_of(values), numbers, strict=True)):
+    for place, (kind, number) in enumerate(zip(names_of(values, "kind"), numbers, strict=True)):
         if np.isnan(number):
             continue
         strength = 0.08 + 0.72 * (float(norm(number)) if high > low else 0.5)

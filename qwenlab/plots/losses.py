@@ -16,7 +16,7 @@ def losses(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Loss by token class, and bits per byte of all tokens, with intervals; one colour and marker per domain.
 
     statistics  of stats.losses, with or without domains
-    axes        two, side by side; by default those of a new figure
+    axes        two, side by side
 
     Raises BadArgument for more domains than there are colours.
     """

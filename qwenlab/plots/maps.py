@@ -42,7 +42,6 @@ def attention_map(
     tokens      names of the text's tokens; as many are written as are legible
     begin, end  positions of the first query and key, and after the last
     marks       positions (query, key) of weights to frame, such as those from questions to their answers
-    axes        one for each map; by default those of a new figure
 
     Shades follow the square root of |weight|, so that small weights are visible, and end at the largest weight in the
     second half of the rows: the first rows have few weights, and those of softmax sum to 1. Larger weights look like

@@ -25,7 +25,7 @@ def patching(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Share of the source's answer that each patch restores: one row per layer, one column per position.
 
     statistics  of stats.patching
-    axes        one for each part that was patched, above each other; by default those of a new figure
+    axes        one for each part that was patched, above each other
 
     Green: the patch restores the answer, purple: it makes it less likely. Filled cells are significant; underlined ones
     do not surely differ from the target. Below each position is the token that all pairs have there, or "…"; positions

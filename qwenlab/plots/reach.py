@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,17 @@ from matplotlib.figure import Figure
 
 from qwenlab.checkpoint.families import ATTENTION, DELTANET, KINDS
 from qwenlab.errors import BadArgument
-from qwenlab.plots.base.drawing import ends, kinds_of, need, need_labels
+from qwenlab.plots.base.drawing import ends, need, need_labels
 from qwenlab.plots.base.heads import draw_heads, side_by_side
 from qwenlab.plots.base.panels import (
     ManyAxes,
     dash,
     kind_marks,
-    layer_ticks,
     layer_width,
     legend_above,
     mark,
     name_kinds,
+    names_of,
     panel,
     panels,
     stroke,
@@ -59,7 +60,7 @@ def reach(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Reach of every head of both kinds, side by side in their layers, shortest first.
 
     statistics  of stats.reach
-    axes        one, and one more for each of the statistics below, above each other; by default those of a new figure
+    axes        one, and one more for each of the statistics below, above each other
 
     Above: from the distance that holds the smallest share of the mass to that of the largest (50 to 90 %), on a log2
     axis. Below, with intervals and as far as measured: entropy of the mass; mass on the first token; share of the
@@ -100,10 +101,9 @@ def mass_by_distance(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure
     """Cumulative mass of heads by distance: one panel per kind, a thin line per head, and their median in dark.
 
     statistics  of stats.reach. Dashed: the shares that define the horizons
-    axes        one for each kind of mixer, side by side; by default those of a new figure
     """
     data = need(statistics, "reach", "mass_share", "horizon")
-    kinds = [kind for kind in KINDS if kind in kinds_of(data)]
+    kinds = [kind for kind in KINDS if kind in names_of(data, "kind")]
     lower = data["distance_bin"].values
     farthest = np.append(lower[1:] - 1, lower[-1])  # the last distance of each bin
     reached = data["mass_share"].max([dim for dim in data["mass_share"].dims if dim != "distance_bin"]).values > 0
@@ -143,7 +143,7 @@ def reconstruction(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
     ax.axhline(1, color=GREY, linewidth=0.8, linestyle="--", zorder=0)
     ax.set_yscale("log")
     ax.set(title="Reconstruction", ylabel="relative error\nof the output")
-    layer_ticks(ax.xaxis, data)
+    shown.layers(data)
     return shown.figure
 
 
@@ -153,7 +153,7 @@ def sink(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
 
     statistics  of stats.reach. Heads of a layer are side by side, smallest mass first, with intervals. Grey: the mass
                 of uniform weights
-    axes        three, above each other; by default those of a new figure
+    axes        three, above each other
     """
     data = need(statistics, "reach", "gated_output_first", "first_mass", "output_first")
     data = data.sel(layer=data["gated_output_first"].notnull().any("head"))
@@ -177,7 +177,7 @@ def reach_by_label(statistics: xr.Dataset, *, against: str, axes: ManyAxes = Non
 
     statistics  of stats.reach(recording, by_label=True). The horizon is that of the largest share (90 %), on log2 axes
     against     the label of the x axes; every other label has a row
-    axes        one for each other label and statistic, row by row; by default those of a new figure
+    axes        one for each other label and statistic, row by row
 
     On the grey line, a head is equal on both labels. Thin lines are intervals, cut at the axes. Raises MissingVariable
     for other statistics, and BadArgument if there are not two labels or `against` is not one of them.
@@ -196,14 +196,15 @@ def reach_by_label(statistics: xr.Dataset, *, against: str, axes: ManyAxes = Non
     others = [label for label in labels if label != against]
     shape = len(others), len(names)
     shown = panels(axes, shape, 0.4 + 1.85 * len(names), 0.55 + 1.85 * len(others))
-    for row, other in zip(shown.grid, others, strict=True):
-        for ax, name in zip(row, names, strict=True):
-            _scatter(ax, data, name, against, other)
-            if other == others[0] or not shown.new:
-                title = f"{100 * largest:.0f}% {_COMPARED[name]}" if name == "horizon" else _COMPARED[name]
-                ax.set_title(title, fontsize=8, fontweight="normal")
-            ax.set_xlabel(f"on {against}" if other == others[-1] or not shown.new else "")
-        row[0].set_ylabel(f"on {other}")
+    for ax, (other, name) in zip(shown.axes, product(others, names), strict=True):
+        _scatter(ax, data, name, against, other)
+        if other == others[0] or not shown.new:
+            title = f"{100 * largest:.0f}% {_COMPARED[name]}" if name == "horizon" else _COMPARED[name]
+            ax.set_title(title, fontsize=8, fontweight="normal")
+        ax.set(
+            xlabel=f"on {against}" if other == others[-1] or not shown.new else "",
+            ylabel=f"on {other}" if name == names[0] else "",
+        )
     shown.legend(kind_marks(data, "o"))
     return shown.figure
 

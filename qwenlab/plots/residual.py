@@ -20,7 +20,7 @@ def residual(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Size and direction of the updates by mixers (in the colour of their kind) and MLPs (grey), by layer.
 
     statistics  of stats.residual, with intervals
-    axes        two, above each other; by default those of a new figure
+    axes        two, above each other
     """
     data = need(statistics, "residual", "ratio", "cosine", "ratio_interval", "cosine_interval")
     layers = np.arange(data.sizes["layer"])

@@ -28,7 +28,6 @@ def retention(statistics: xr.Dataset, *, layers: Sequence[int] | None = None, ax
     statistics  of stats.retention, by distance or by writes. Thin: survival by head; thick: the median head; dashed:
                 what decay alone would leave, in the median head. Cut at -0.25
     layers      which to draw; by default all. Raises BadArgument for others
-    axes        one for each layer; by default those of a new figure
     """
     data = need(statistics, "retention", "survival", "decay_alone")
     chosen = chosen_layers(data, layers)
@@ -73,7 +72,7 @@ def retention_by_label(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figu
 
     statistics  of stats.retention(recording, by_label=True), by distance or by writes. Lines: the median over all
                 heads; pale: the middle half of them
-    axes        two, side by side; by default those of a new figure
+    axes        two, side by side
 
     Raises BadArgument for statistics without labels, and for more labels than there are colours.
     """
@@ -111,7 +110,7 @@ def capacity(statistics: xr.Dataset, accuracy: xr.Dataset | None = None, *, axes
     statistics  of stats.retention(recording, by=None, by_label=True), where each label is a number of pairs: "16".
                 Thin: a head; thick: the median head; dashed: the error of an empty state
     accuracy    by pairs, of stats.mean_over_texts(accuracy): a second panel, with its interval and chance
-    axes        one, or two with accuracy, side by side; by default those of a new figure
+    axes        one, or two with accuracy, side by side
 
     Raises BadArgument if labels are not numbers, or if there are bins.
     """
@@ -158,7 +157,6 @@ def interference(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Loss of stored values by decay and by later writes, head by head, and whether similar keys explain the latter.
 
     statistics  of stats.half_life, stats.retention(recording, by=None) and stats.key_collision, merged
-    axes        two, side by side; by default those of a new figure
 
     Left, by the half-life of the decay: rings are what decay alone leaves, dots what remains; the line between them was
     overwritten (dashed where writes added). Right: the overwritten share by the collision of the head's keys; dotted:

@@ -22,7 +22,6 @@ def retrieval(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
 
     statistics  of stats.retrieval. Heads of a layer are side by side, smallest mass first, with intervals. Grey: the
                 controls, another pair's value above, and chance below
-    axes        two, above each other; by default those of a new figure
     """
     data = need(statistics, "retrieval", "retrieval", "picked", "control", "chance")
     shown = panels(axes, (2, 1), layer_width(data, least=6.4), 4.4, sharex=True, grid="y")

@@ -24,7 +24,6 @@ def coactivation(statistics: xr.Dataset, *, layers: Sequence[int] | None = None,
     statistics  of stats.coactivation. Green: more often than their loads explain; purple: less often; grey: fewer than
                 one token expected, too few to tell
     layers      which to draw; by default all, or eight spread over the depth. Raises BadArgument for others
-    axes        one for each layer drawn; by default those of a new figure
     """
     data = need(statistics, "coactivation", "lift", "expected")
     chosen = chosen_layers(data, layers)

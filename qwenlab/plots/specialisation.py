@@ -30,7 +30,6 @@ def specialisation(statistics: xr.Dataset, *, layer: int | None = None, axes: Ma
 
     statistics  of stats.specialisation
     layer       whose experts are drawn; by default the most informative one. Raises BadArgument for others
-    axes        two, above each other; by default those of a new figure
 
     Above: information (filled if p < 0.05), and in grey the interval for shuffled labels. Below: log odds of each
     expert for each label, green if likelier than for the other labels.

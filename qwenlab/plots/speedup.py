@@ -20,7 +20,7 @@ def speedup(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
 
     statistics  of stats.speedup. Lines, with their intervals, are predicted from the deepest ledger; filled marks are
                 counted (length) or measured (speed-up); open marks are predicted from the costs of the measured rounds
-    axes        two, side by side; by default those of a new figure
+    axes        two, side by side
     """
     names = ("expected_length", "break_even_length", "acceptance_length", "speedup", "as_run_speedup", "best_speedup")
     data = need(statistics, "speedup", *names, "measured_speedup")

@@ -44,7 +44,6 @@ def state_precision_by_head(statistics: xr.Dataset, *, axes: ManyAxes = None) ->
     """Error of the state of every head in low precision: one mark per head with its interval, one panel per format.
 
     statistics  of stats.state_precision, at one octave of position. Raises BadArgument for several octaves
-    axes        one for each format, above each other; by default those of a new figure
 
     Heads of a layer are sorted by their error in the first format, in all panels.
     """

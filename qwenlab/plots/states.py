@@ -27,7 +27,7 @@ def state_growth(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
 
     statistics  of stats.state_growth. Lines: the median over a layer's heads, light for the first layers, dark for the
                 last; grey: the middle half of all heads
-    axes        two, side by side; by default those of a new figure
+    axes        two, side by side
     """
     data = need(statistics, "state_growth", "norm", "rewrite")
     shown = panels(axes, (1, 2), 7.2, 2.9)
@@ -44,7 +44,7 @@ def state_rank(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Rank of states along a text: one line per layer, by position.
 
     statistics  of stats.state_rank, by position. Lines and grey as in `state_growth`; dashed: the rank of a full state
-    axes        two, side by side; by default those of a new figure
+    axes        two, side by side
     """
     data = need(statistics, "state_rank", "effective_rank", "stable_rank", "position_bin")
     shown = panels(axes, (1, 2), 7.2, 2.9, sharey=True)
@@ -65,7 +65,7 @@ def state_by_head(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
 
     statistics  of stats.state_rank and stats.state_growth, merged, at one octave of position. Raises BadArgument for
                 several octaves
-    axes        four, row by row; by default those of a new figure
+    axes        four, row by row
 
     Heads of a layer are sorted by their effective rank. Dashed: the rank of a full state.
     """

@@ -74,14 +74,9 @@ def quantity(array: xr.DataArray) -> str:
     return f"{name} ({units})" if units and units not in name else name
 
 
-def kinds_of(statistics: xr.Dataset | xr.DataArray) -> list[str]:
-    """Return the kind of mixer of each layer."""
-    return names_of(statistics, "kind")
-
-
 def colours_of(data: xr.Dataset | xr.DataArray) -> list[str]:
     """Return the colour of the kind of mixer of each layer or part."""
-    return [COLOURS.get(kind, NO_KIND) for kind in kinds_of(data)]
+    return [COLOURS.get(kind, NO_KIND) for kind in names_of(data, "kind")]
 
 
 def ends(interval: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
@@ -131,7 +126,7 @@ def end_labels(ax: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
 def write_beside(
     ax: Axes, text: str, y: float, coords: Any = ("axes fraction", "data"), *, left: float = 0, **style: Any
 ) -> None:
-    """Write text at height y, by default in data units: right of the axes, or so many points left of them."""
+    """Write text at height y, by default in data units: right of the axes, or `left` points left of them."""
     x, shift, side = (0, -left, "right") if left else (1, 4, "left")
     how: dict[str, Any] = {"va": "center", "ha": side, "fontsize": 8} | style
     ax.annotate(text, (x, y), (shift, 0), xycoords=coords, textcoords="offset points", annotation_clip=False, **how)

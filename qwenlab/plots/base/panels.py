@@ -42,11 +42,6 @@ class Panels:
     def figure(self) -> Figure:
         return figure_of(self.axes[0])
 
-    @property
-    def grid(self) -> np.ndarray:
-        """Axes [row, column]."""
-        return np.array(self.axes, dtype=object).reshape(-1, self.columns)
-
     def legend(self, handles: Sequence[Artist]) -> None:
         """Add a legend in one line at the top right."""
         if self.new:
