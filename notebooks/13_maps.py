@@ -166,7 +166,7 @@ notebook.show(
 #   depends on the norm of its value;
 # * mass on the previous token;
 # * induction score: mass on the tokens right after earlier occurrences of the same token (Olsson et al. 2022,
-#   [arXiv:2209.11895](https://arxiv.org/abs/2209.11895)). Grey is the score of even weights: only heads above it do
+#   [arXiv:2209.11895](https://arxiv.org/abs/2209.11895)). Grey is the score of uniform weights: only heads above it do
 #   induction;
 # * share of negative weight, for DeltaNet only. The overall sign of a head has no meaning, so a share near 0 or 1 is
 #   one-sided, and ½ is the most mixed.
@@ -183,7 +183,7 @@ COLUMNS = {
     "first_mass": "first token (share)",
     "previous_mass": "previous token (share)",
     "induction": "induction (share)",
-    "induction_lift": "induction over even weights (1)",
+    "induction_lift": "induction over uniform weights (1)",
     "negative": "negative (share)",
 }
 
@@ -422,7 +422,7 @@ notebook.show(
 
 # %% [markdown]
 # On prose: the DeltaNet head with the longest horizon (nine tenths of the mass), and the attention head with the
-# highest induction score over even weights.
+# highest induction score over uniform weights.
 
 # %%
 furthest = {
@@ -504,7 +504,7 @@ by_class
 # that can close makes that unnecessary (Qiu et al. 2025, [arXiv:2505.06708](https://arxiv.org/abs/2505.06708)). The
 # figure has the first token's share, for every attention head:
 #
-# * of the mass, the raw probability; grey: with even weights;
+# * of the mass, the raw probability; grey: with uniform weights;
 # * of the output with the **gate off**: its share of the norms p(t, s) ‖vₛ‖, summed over rows;
 # * of the output with the **gate on**: its share of p(t, s) ‖sigmoid(gateₜ) ∘ vₛ‖.
 #
@@ -524,7 +524,7 @@ middle = {name: f"{float(sinks[name].median()):.3g}" for name in sinks}
 classes = gates["mean_gate"].mean(["layer", "head"]).to_series().sort_values()
 Markdown(
     f"**{above} of {number[ATTENTION]} attention heads** give the first token significantly more than uniform "
-    f"weights do; the median head gives it {middle['first_mass']} of its mass, even weights {middle['first_even']}. "
+    f"weights do; the median head gives it {middle['first_mass']} of its mass, uniform weights {middle['first_even']}. "
     f"Its share of the output is {middle['output_first']} with the gate off and {middle['gated_output_first']} with "
     f"the gate on (medians over heads); the gate lowers it in {less} of {number[ATTENTION]} heads. The gates of all "
     f"attention heads are most open at tokens of the class *{classes.index[-1]}* ({classes.iloc[-1]:.2f}) and least "

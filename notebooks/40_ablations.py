@@ -196,16 +196,15 @@ notebook.show(
 
 # %%
 table = ql.stats.ablation_table(accuracy, hardest).isel(ablation=slice(6))
-effects = ["effect", "effect_interval", "effect_above_controls", "effect_above_controls_interval"]
-table[effects].to_dataframe()[effects].unstack("bound")
+effects = ["effect", "effect_above_controls"]
+pd.DataFrame({name: ql.notebook.intervals(table, name) for name in effects}, index=table["ablation"].values)
 
 # %%
 tests = ["p_holm", "rank_low", "rank_high", "significant"]
 table[tests].to_dataframe()[tests]
 
 # %% [markdown]
-# * `effect`: fall of the accuracy (unedited minus edited), paired by text; `low` and `high` are the ends of its
-#   interval.
+# * `effect`: fall of the accuracy (unedited minus edited), paired by text.
 # * `effect_above_controls`: the effect minus the mean effect of its controls. Its interval is wider, because the
 #   controls are few and random.
 # * `p_holm`: p-value of a sign-flip test over texts, corrected for all parts and tasks. With *n* texts it cannot be

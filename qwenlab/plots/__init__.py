@@ -1,4 +1,8 @@
-"""Figures: the Dataset of one statistic in, a matplotlib Figure out; nothing is computed here. Needs no torch."""
+"""Figures: the Dataset of one statistic in, a matplotlib Figure out; nothing is computed here. Needs no torch.
+
+Plots draw in `axes`, matplotlib axes in reading order, or in `ax` if they have one panel; by default in those of a
+new figure.
+"""
 
 import lazy_loader
 

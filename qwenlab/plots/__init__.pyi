@@ -7,11 +7,7 @@ from .attention import attention_distance as attention_distance
 from .calibration import calibration as calibration
 from .cost import memory as memory, time_by_kind as time_by_kind
 from .deltanet import half_life as half_life
-from .experts import (
-    distinct_experts as distinct_experts,
-    expert_load as expert_load,
-    unused_experts as unused_experts,
-)
+from .experts import distinct_experts as distinct_experts, expert_load as expert_load, unused_experts as unused_experts
 from .gates import gates as gates
 from .layers import layer_table as layer_table
 from .losses import losses as losses
@@ -36,10 +32,6 @@ from .routing import coactivation as coactivation
 from .specialisation import specialisation as specialisation
 from .speedup import speedup as speedup
 from .state_precision import state_precision as state_precision, state_precision_by_head as state_precision_by_head
-from .states import (
-    state_by_head as state_by_head,
-    state_growth as state_growth,
-    state_rank as state_rank,
-)
+from .states import state_by_head as state_by_head, state_growth as state_growth, state_rank as state_rank
 from .style import COLOURS as COLOURS, LABELS as LABELS, style as style
 from .texts import mean_over_texts as mean_over_texts

@@ -8,19 +8,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qwenlab.errors import BadArgument
-from qwenlab.plots.ablations_ranking import verdicts
-from qwenlab.plots.base.drawing import ends, kinds_of, need, quantity
+from qwenlab.plots.ablations_ranking import controls, verdicts
+from qwenlab.plots.base.drawing import colours_of, ends, need, quantity
 from qwenlab.plots.base.panels import ManyAxes, kind_marks, mark, panels
-from qwenlab.plots.base.ticks import names_of
-from qwenlab.plots.style import COLOURS, GREY, MARKERS, NO_KIND, styled
+from qwenlab.plots.style import GREY, MARKERS, style
 
 
-@styled
+@style()
 def ablated_acceptance(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Reduction of the acceptance length by each ablation: one column per layer, one panel per task.
 
     statistics  of stats.ablated_acceptance
-    axes        one for each task; by default those of a new figure
 
     Bars are intervals; filled marks are significant, hollow ones are not; grey dashes are controls. Each sort of part
     (mixer, mlp, ...) has a marker. Parts of one layer are side by side; ablations of several layers are at the right,
@@ -36,7 +34,7 @@ def ablated_acceptance(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figu
     x, ticks, labels = _columns(data)
     tasks, level = data.sizes["task"], float(data.attrs["level"])
     width = float(np.clip(2.2 + 0.34 * len(ticks), 6.4, 12))
-    shown = panels(axes, (tasks, 1), width, 1.1 + 1.75 * tasks, sharex=True)
+    shown = panels(axes, (tasks, 1), width, 1.1 + 1.75 * tasks, sharex=True, grid="y")
     for ax, task in zip(shown.axes, data["task"].values, strict=True):
         here = data.sel(task=task)
         _points(ax, here, x, sorts)
@@ -47,8 +45,9 @@ def ablated_acceptance(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figu
     shown.axes[-1].set_xlabel("layer")
     shown.ylabel(quantity(data["effect"]))
     shapes = [mark(of, "0.25", marker) for of, marker in zip(sorts, MARKERS, strict=False)]
-    shown.legend([*kind_marks(kinds_of(data)), *(shapes if len(sorts) > 1 else ()), *verdicts(data, "_")])
-    facts = [f"{name} {data.attrs[name]}" for name in ("rule", "depth", "text") if name in data.attrs]
+    shown.legend([*kind_marks(data), *(shapes if len(sorts) > 1 else ()), *verdicts(data, "_")])
+    facts = [f"{name} {data.attrs[name]}" for name in ("rule", "depth") if name in data.attrs]
+    facts += [f"{text.replace('_', '-')} text" for text in [data.attrs.get("text", "")] if text]
     shown.note([f"bars: {level:.0%} intervals", *facts])
     return shown.figure
 
@@ -71,10 +70,8 @@ def _columns(data: xr.Dataset) -> tuple[np.ndarray, list[float], list[str]]:
 
 def _points(ax: Axes, here: xr.Dataset, x: np.ndarray, sorts: list[str]) -> None:
     """Draw effects with their intervals over the controls of each, along x."""
-    colours = np.array([COLOURS.get(kind, NO_KIND) for kind in kinds_of(here)])
-    x_of = dict(zip(names_of(here, "ablation"), x, strict=True))
-    controlled = [x_of[name] for name in names_of(here, "control_of")]
-    ax.scatter(controlled, here["control_effect"], s=40, color=GREY, marker="_", linewidths=1.1, zorder=2)
+    colours = np.array(colours_of(here))
+    ax.scatter(*controls(here, x), s=40, color=GREY, marker="_", linewidths=1.1, zorder=2)
     ax.vlines(x, *ends(here["effect_interval"]), colors=colours.tolist(), linewidth=1.3)
     faces = np.where(here["significant"].values, colours, "white")
     for of, marker in zip(sorts, MARKERS, strict=False):
@@ -82,5 +79,4 @@ def _points(ax: Axes, here: xr.Dataset, x: np.ndarray, sorts: list[str]) -> None
         how = dict(s=24, marker=marker, linewidths=1.2, zorder=3)
         ax.scatter(x[own], here["effect"].values[own], c=faces[own], edgecolors=colours[own], **how)  # type: ignore[arg-type]
     ax.axhline(0, color="0.4", linewidth=0.7)
-    ax.grid(axis="y")
     ax.margins(x=0.03)

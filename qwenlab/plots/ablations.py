@@ -11,15 +11,11 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import FuncNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
-from qwenlab.plots.base.cells import LEGEND, cells
-from qwenlab.plots.base.drawing import kinds_of, need, strip_axes, write_right
-from qwenlab.plots.base.panels import ManyAxes, kind_marks, panels
-from qwenlab.plots.base.ticks import layer_ticks, names_of
-from qwenlab.plots.style import COLOURS, DIVERGING, NO_KIND, styled
+from qwenlab.plots.base.drawing import CELLS_LEGEND, cells, kind_strip, need, root_norm, strip_axes, write_beside
+from qwenlab.plots.base.panels import ManyAxes, kind_marks, layer_ticks, names_of, panels
+from qwenlab.plots.style import DIVERGING, style
 
 _FEW = 16  # columns: values are written into the cells
 _NAMED = 8  # parts of a layer: their rows are named
@@ -28,12 +24,11 @@ _TICKS = (-1, -0.5, -0.25, -0.05, 0, 0.05, 0.25, 0.5, 1)
 _SPARSE = (-1, -0.25, 0, 0.25, 1)  # on a short colour bar
 
 
-@styled
+@style()
 def ablation_map(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Effect of each ablation: one column per layer, one row per task, one panel for each sort of part.
 
     statistics  of stats.ablations or stats.ablated_acceptance
-    axes        one for each sort of part; by default those of a new figure
 
     Purple: worse without the part, green: better. Colours are relative to the largest change in the task, which is
     written at the right of its row with its units, and follow the square root of the change, so that small ones can be
@@ -52,19 +47,16 @@ def ablation_map(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     shown = panels(axes, (len(sorts), 1), width, height, height_ratios=heights)
     for ax, panel in zip(shown.axes, sorts, strict=True):
         _draw(ax, panel, largest, few, row)
-    shown.legend([*kind_marks(kinds_of(data)), *LEGEND])
-    bar = shown.figure.colorbar(ScalarMappable(_roots(), _EFFECTS), ax=shown.axes, aspect=25, pad=0.02, shrink=0.9)
+    shown.legend([*kind_marks(data), *CELLS_LEGEND])
+    bar = shown.figure.colorbar(
+        ScalarMappable(root_norm(-1, 1), _EFFECTS), ax=shown.axes, aspect=25, pad=0.02, shrink=0.9
+    )
     bar.set_label(f"{data['effect'].attrs['long_name']}\n(share of the task's largest)")
     ticks = _TICKS if height > 3 else _SPARSE
     bar.set_ticks(list(ticks), labels=[f"{tick:g}" for tick in ticks])
     bar.minorticks_off()
     bar.outline.set_linewidth(0)
     return shown.figure
-
-
-def _roots() -> FuncNorm:
-    """Scale [-1, 1] by the signed square root."""
-    return FuncNorm((lambda x: np.sign(x) * np.sqrt(np.abs(x)), lambda y: np.sign(y) * y**2), -1, 1)
 
 
 @dataclass(frozen=True)
@@ -75,7 +67,6 @@ class _Panel:
     """
 
     data: xr.Dataset
-    title: str
     column: np.ndarray
     slot: np.ndarray
     names: tuple[str, ...] = ()
@@ -86,14 +77,14 @@ class _Panel:
         here = data.isel(ablation=np.flatnonzero(data["unit"].values == of))
         layer = here["layer"].values
         if (layer < 0).any():
-            return _Panel(here, of, np.arange(len(layer)), np.zeros(len(layer), int))
+            return _Panel(here, np.arange(len(layer)), np.zeros(len(layer), int))
         _, column = np.unique(layer, return_inverse=True)
         words = [_word(name) for name in names_of(here, "ablation")]
         names = tuple(dict.fromkeys(words))
         if "" not in words and len(set(zip(words, layer.tolist(), strict=True))) == len(words):
-            return _Panel(here, of, column, np.array([names.index(word) for word in words]), names)
+            return _Panel(here, column, np.array([names.index(word) for word in words]), names)
         slot = np.array([(column[:place] == number).sum() for place, number in enumerate(column)])
-        return _Panel(here, of, column, slot)
+        return _Panel(here, column, slot)
 
     @property
     def columns(self) -> int:
@@ -104,18 +95,13 @@ class _Panel:
         return int(self.slot.max()) + 1
 
     @property
-    def gap(self) -> float:
-        """Free space between tasks, in rows."""
-        return 0.07 * self.slots + 0.25 if self.slots > 1 else 0
-
-    @property
     def rows(self) -> float:
-        tasks = self.data.sizes["task"]
-        return tasks * self.slots + (tasks - 1) * self.gap
+        return self.row(self.data.sizes["task"] - 1, self.slots)
 
     def row(self, task: int, slot: Any) -> Any:
-        """Return the y of a row of cells, or of several rows [slot]."""
-        return task * (self.slots + self.gap) + slot
+        """Return the y of a row of cells, or of several rows [slot]; there is some space between tasks."""
+        gap = 0.07 * self.slots + 0.25 if self.slots > 1 else 0
+        return task * (self.slots + gap) + slot
 
 
 def _word(name: str) -> str:
@@ -131,15 +117,12 @@ def _draw(ax: Axes, panel: _Panel, largest: np.ndarray, few: bool, row: float) -
     for task in range(tasks):
         _draw_task(ax, panel, task, float(largest[task]), few)
         middle = panel.row(task, last / 2)
-        write_right(ax, f"{largest[task]:.3g}", middle)
+        write_beside(ax, f"{largest[task]:.3g}", middle)
         if named:
-            _write_left(ax, names_of(data, "task")[task], middle)
+            write_beside(ax, names_of(data, "task")[task], middle, left=28)
     first = [int((panel.column == column).argmax()) for column in range(panel.columns)]
-    for column, kind in enumerate(kinds_of(data.isel(ablation=first))):
-        corner = column - 0.46, -0.65 - high
-        ax.add_patch(Rectangle(corner, 0.92, high, color=COLOURS.get(kind, NO_KIND), linewidth=0))
-    ax.set_xlim(-0.5, panel.columns - 0.5)
-    ax.set_ylim(panel.row(tasks - 1, last) + 0.5, -0.7 - high)
+    kind_strip(ax, data.isel(ablation=first), -0.65 - high, high)
+    ax.set(xlim=(-0.5, panel.columns - 0.5), ylim=(panel.row(tasks - 1, last) + 0.5, -0.7 - high))
     if named:
         y = [panel.row(task, slot) for task in range(tasks) for slot in range(panel.slots)]
         ax.set_yticks(y, labels=list(panel.names) * tasks, fontsize=7, color="0.4")
@@ -148,20 +131,14 @@ def _draw(ax: Axes, panel: _Panel, largest: np.ndarray, few: bool, row: float) -
     strip_axes(ax)
     units = str(data["effect"].attrs["units"])
     header = "largest" + ("" if units == "1" else f"\n({units})")
-    write_right(ax, header, -0.7 - high, fontsize=7, color="0.35", va="bottom")
+    write_beside(ax, header, -0.7 - high, fontsize=7, color="0.35", va="bottom")
     if (data["layer"].values < 0).any():
         names = names_of(data, "ablation")
         long = max(map(len, names)) * len(names) > 100
         ax.set_xticks(panel.column, labels=names, rotation=30 if long else 0, ha="right" if long else "center")
     else:
         layer_ticks(ax.xaxis, data.isel(ablation=first))
-    ax.set_title(panel.title)
-
-
-def _write_left(ax: Axes, text: str, y: float) -> None:
-    """Write text left of the tick labels."""
-    how = dict(xycoords=("axes fraction", "data"), textcoords="offset points", annotation_clip=False)
-    ax.annotate(text, (0, y), (-28, 0), va="center", ha="right", fontsize=8, **how)  # type: ignore[arg-type]
+    ax.set_title(str(data["of"].values[0]))
 
 
 def _draw_task(ax: Axes, panel: _Panel, task: int, largest: float, few: bool) -> None:
@@ -169,16 +146,17 @@ def _draw_task(ax: Axes, panel: _Panel, task: int, largest: float, few: bool) ->
     effect, significant = (panel.data[name].isel(task=task).values for name in ("effect", "significant"))
     share = effect / largest if largest > 0 else np.zeros(len(effect))
     x, y = panel.column, panel.row(task, panel.slot)
-    cells(ax, x, y, mpl.colormaps[_EFFECTS](_roots()(share)), significant)
+    cells(ax, x, y, mpl.colormaps[_EFFECTS](root_norm(-1, 1)(share)), significant)
     if few:
         for column, row, value, filled, strength in zip(x, y, effect, significant, np.abs(share), strict=True):
             colour = ("white" if strength > 0.36 else "0.1") if filled else "0.45"
             weight, y_text = ("bold", row) if filled else ("normal", row - 0.1)
-            how: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7, "weight": weight}
-            ax.text(column, y_text, _short(value), color=colour, **how)
+            ax.text(column, y_text, _short(value), ha="center", va="center", fontsize=7, weight=weight, color=colour)
 
 
 def _short(value: float) -> str:
     """Format a number with two digits or, where that is long, with one."""
     text = f"{value:.2g}"
-    return re.sub(r"e([+-])0", r"e\1", text if len(text) < 7 and "e" not in text else f"{value:.0e}").replace("e+", "e")
+    return re.sub(r"e([+-])0", r"e\1", text if len(text) <= 7 and "e" not in text else f"{value:.0e}").replace(
+        "e+", "e"
+    )

@@ -7,22 +7,22 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from qwenlab.plots.base.drawing import need, need_colours, quantity
+from qwenlab.plots.base.drawing import need, need_colours, quantity, shifts
 from qwenlab.plots.base.panels import ManyAxes, Panels, legend_right, panels
-from qwenlab.plots.base.rates import draft_ticks, rate_notes, rate_points, share_axis, shifts
+from qwenlab.plots.base.rates import draft_ticks, rate_notes, rate_points, share_axis
 from qwenlab.plots.base.ticks import binary
-from qwenlab.plots.style import MARKERS, PALETTE, styled
+from qwenlab.plots.style import MARKERS, PALETTE, style
 
 _RATES = ("unconditional", "conditional")
 
 
-@styled
+@style()
 def acceptance(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Acceptance rates by draft position, with intervals: unconditional and conditional.
 
     statistics  of stats.acceptance: without groups; by label or by depth (stats.by_depth), one colour per group; by
                 position in the text or by target entropy, which draws the conditional rate of each draft against it
-    axes        two for statistics by label or by depth, otherwise one; by default those of a new figure
+    axes        two for statistics by label or by depth, otherwise one
 
     Raises BadArgument for more groups than there are colours.
     """
@@ -47,16 +47,13 @@ def _by_group(shown: Panels, data: xr.Dataset, group: str) -> None:
         for name, shift, colour, marker in zip(names, shifts(len(names)), PALETTE, MARKERS, strict=False):
             text = f"depth {name}" if group == "depth" else str(name)
             rate_points(ax, data["draft"].values + shift, data.sel({group: name}), rate, colour, marker, text)
-        draft_ticks(ax, data)
-        ax.set_title(f"{rate.capitalize()} rate")
+        draft_ticks(ax, data, f"{rate.capitalize()} rate")
 
 
 def _both_rates(ax: Axes, data: xr.Dataset) -> None:
-    """Draw both rates in one panel."""
-    for rate, colour, marker, shift in zip(_RATES, PALETTE, MARKERS, shifts(2, 0.16), strict=False):
+    for rate, colour, marker, shift in zip(_RATES, PALETTE, MARKERS, shifts(2), strict=False):
         rate_points(ax, data["draft"].values + shift, data, rate, colour, marker, f"{rate} rate")
-    draft_ticks(ax, data)
-    ax.set_title("Acceptance by draft position")
+    draft_ticks(ax, data, "Acceptance by draft position")
 
 
 def _along(ax: Axes, data: xr.Dataset, along: str) -> None:
@@ -67,5 +64,4 @@ def _along(ax: Axes, data: xr.Dataset, along: str) -> None:
         rate_points(ax, x, data.sel(draft=draft), "conditional", colour, marker, f"draft {draft}")
     ax.set_xticks(range(len(edges)), labels=[binary(edge) if along == "position" else f"{edge:g}" for edge in edges])
     share_axis(ax)
-    ax.set_xlabel(quantity(data[along]))
-    ax.set_title("Conditional rate")
+    ax.set(title="Conditional rate", xlabel=quantity(data[along]))

@@ -6,20 +6,20 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from qwenlab.plots.base.drawing import kinds_of, need, quantiles_by_head
-from qwenlab.plots.base.panels import ManyAxes, name_kinds, panels
-from qwenlab.plots.base.ticks import binary_scale, layer_width
-from qwenlab.plots.style import GREY, PALETTE, styled
+from qwenlab.plots.base.drawing import need
+from qwenlab.plots.base.heads import quantiles_by_head
+from qwenlab.plots.base.panels import ManyAxes, layer_width, name_kinds, panels
+from qwenlab.plots.base.ticks import binary_scale
+from qwenlab.plots.style import GREY, PALETTE, style
 
 _TARGETS = (("first_mass", PALETTE[0], "o"), ("previous_mass", PALETTE[1], "^"), ("self_mass", GREY, "s"))
 
 
-@styled
+@style()
 def attention_distance(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Attention of every head by distance, and its mean on the usual targets.
 
     statistics  of stats.attention_distance
-    axes        two, above each other; by default those of a new figure
 
     Above: the distance within which a share of the attention is, by head, as in `half_life`. Below: mean attention on
     the first token, the previous token and the token itself, one mark per head.
@@ -30,11 +30,9 @@ def attention_distance(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figu
     above, below = shown.axes
     quantiles_by_head(above, data["distance_quantile"])
     binary_scale(above.yaxis, zero=True)
-    above.set_ylim(bottom=-0.2)
-    above.set_ylabel("distance back (tokens)")
+    above.set(title="Attention by distance, by head", ylabel="distance back (tokens)", ylim=(-0.2, None))
     above.grid(axis="y")
-    name_kinds(above, kinds_of(data))
-    above.set_title("Attention by distance, by head")
+    name_kinds(above, data)
     layers = np.arange(data.sizes["layer"])
     for offset, (name, colour, marker) in zip((-0.25, 0, 0.25), _TARGETS, strict=True):
         label = data[name].attrs["long_name"].removeprefix("attention on ")
@@ -42,8 +40,7 @@ def attention_distance(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figu
             mass = data[name].sel(head=head)
             below.scatter(layers + offset, mass, s=9, color=colour, marker=marker, linewidths=0, alpha=0.7, label=label)
             label = "_" + label
-    below.set_ylim(bottom=0)
-    below.set_ylabel("attention (share)")
+    below.set(ylabel="attention (share)", ylim=(0, None))
     below.legend(loc="lower right", bbox_to_anchor=(1, 1.0), ncols=3, columnspacing=1.2, handletextpad=0.2)
     shown.layers(data)
     return shown.figure

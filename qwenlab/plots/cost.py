@@ -10,10 +10,10 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
-from qwenlab.plots.base.drawing import end_labels, kinds_of, need, quantity, strip_axes
-from qwenlab.plots.base.panels import ManyAxes, axes_of, legend_above, panels
-from qwenlab.plots.base.ticks import binary_scale, format_ticks, layer_ticks, layer_width, names_of
-from qwenlab.plots.style import COLOURS, GREY, LABELS, styled
+from qwenlab.plots.base.drawing import colours_of, end_labels, need, quantity, strip_axes
+from qwenlab.plots.base.panels import ManyAxes, layer_ticks, layer_width, legend_above, names_of, panel, panels
+from qwenlab.plots.base.ticks import binary_scale, format_ticks
+from qwenlab.plots.style import COLOURS, GREY, LABELS, style
 
 _STRENGTH = {"mixer": 1.0, "mlp": 0.5, "rest": 0.22}
 _PARTS = {"mixer": "mixer", "mlp": "MLP", "rest": "rest"}
@@ -25,12 +25,12 @@ _STORES = {
 }
 
 
-@styled
+@style()
 def time_by_kind(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Shares of the layers' time: by kind of mixer and part of layer, and by layer for each measured phase.
 
     statistics  of stats.time_by_kind. Colours are those of the kinds; mixer, MLP and rest are ever paler
-    axes        one, and one more for each measured phase, above each other; by default those of a new figure
+    axes        one, and one more for each measured phase, above each other
     """
     data = need(statistics, "time_by_kind", "kind_share", "part_share")
     data = data.dropna("phase", how="all", subset=["kind_share"])
@@ -42,12 +42,11 @@ def time_by_kind(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
         _stacked_bar(above, row, data["kind_share"].sel(phase=phase))
     above.set_yticks(range(len(phases)), labels=phases)
     above.invert_yaxis()
-    above.set_xlim(0, 1)
     above.xaxis.set_major_formatter(PercentFormatter(1))
     strip_axes(above)
-    above.set_title("Share of layer time")
+    above.set(title="Share of layer time", xlim=(0, 1))
     for ax, phase in zip(below, phases, strict=True):
-        _by_layer(ax, data["part_share"].sel(phase=phase), kinds_of(data))
+        _by_layer(ax, data["part_share"].sel(phase=phase))
         ax.set_ylabel(f"{phase}\n(share)")
     layer_ticks(below[-1].xaxis, data)
     parts = [Patch(color="black", alpha=alpha, linewidth=0, label=_PARTS[part]) for part, alpha in _STRENGTH.items()]
@@ -70,28 +69,26 @@ def _stacked_bar(ax: Axes, row: int, share: xr.DataArray) -> None:
             start += width
 
 
-def _by_layer(ax: Axes, share: xr.DataArray, kinds: list[str]) -> None:
+def _by_layer(ax: Axes, share: xr.DataArray) -> None:
     """Draw shares [layer, part] as stacked columns in the colours of the kinds."""
-    base = np.zeros(share.sizes["layer"])
-    colours = [COLOURS[kind] for kind in kinds]
+    layers, colours = np.arange(share.sizes["layer"]), colours_of(share)
+    base = np.zeros(len(layers))
     for part, alpha in _STRENGTH.items():
         height = share.sel(part=part).values
-        ax.bar(np.arange(len(kinds)), height, bottom=base, color=colours, alpha=alpha, width=0.8, linewidth=0)
+        ax.bar(layers, height, bottom=base, color=colours, alpha=alpha, width=0.8, linewidth=0)
         base = base + height
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=1 if base.max() < 0.04 else 0))
-    ax.set_xlim(-0.6, len(kinds) - 0.4)
-    ax.set_xticks([])
+    ax.set(xlim=(-0.6, len(layers) - 0.4), xticks=[])
 
 
-@styled
+@style()
 def memory(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
     """Bytes of KV cache and states by context length: lines are predicted, marks are measured.
 
     statistics  of stats.memory
-    ax          axes to draw in; by default those of a new figure
     """
     data = need(statistics, "memory", "predicted", "measured")
-    figure, ax = axes_of(ax, 6.0, 3.4)
+    shown, ax = panel(ax, 6.0, 3.4, grid="y")
     context = data["context"]
     stores = names_of(data, "store")
     for store in stores:
@@ -102,14 +99,12 @@ def memory(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
     binary_scale(ax.xaxis)
     binary_scale(ax.yaxis)
     format_ticks(ax.yaxis, _bytes)
-    ax.set_xlabel(quantity(context))
-    ax.set_ylabel("memory (bytes)")
-    ax.grid(axis="y")
-    ax.set_title("Memory by context: lines predicted, marks measured")
+    title = "Memory by context: lines predicted, marks measured"
+    ax.set(title=title, xlabel=quantity(context), ylabel="memory (bytes)")
     last = data.isel(context_point=-1)
     ends = [(float(last["measured"].sel(store=store)), *_STORES[store][:2]) for store in stores]
     end_labels(ax, [end for end in ends if end[0] > 0])
-    return figure
+    return shown.figure
 
 
 def _bytes(value: float) -> str:

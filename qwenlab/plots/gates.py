@@ -8,41 +8,38 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from qwenlab.plots.base.drawing import kinds_of, need
-from qwenlab.plots.base.panels import ManyAxes, name_kinds, panels
-from qwenlab.plots.base.ticks import layer_width
-from qwenlab.plots.style import shades, styled
+from qwenlab.plots.base.drawing import need
+from qwenlab.plots.base.panels import ManyAxes, layer_width, name_kinds, names_of, panels
+from qwenlab.plots.style import shades, style
 
 _COARSE = 4  # adjacent bins of 128 are drawn as one
 
 
-@styled
+@style()
 def gates(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Histograms over tokens of the output gates of both kinds and of DeltaNet's write strength, one column per head.
 
     statistics  of stats.gates. Heads of a layer are side by side; darker means a larger share of the head's tokens
-    axes        two, above each other, or one if there is no write strength; by default those of a new figure
+    axes        two, above each other, or one if there is no write strength
     """
     data = need(statistics, "gates", "mean_gate_share")
     rows = [("mean_gate", "gate_bin", "Mean value of the output gate"), ("beta", "beta_bin", "Write strength")]
     rows = [row for row in rows if f"{row[0]}_share" in data]
     shown = panels(axes, (len(rows), 1), layer_width(data, least=5.5), 0.5 + 2.1 * len(rows), sharex=True)
     for ax, (name, dim, title) in zip(shown.axes, rows, strict=True):
-        _columns(ax, data[f"{name}_share"].coarsen({dim: _COARSE}).mean().transpose("layer", dim, "head"))
-        ax.set_ylabel(data[name].attrs["long_name"].removesuffix(" of the output gate"))
-        ax.set_title(title)
-        ax.set_ylim(0, 1)
-        ax.set_xlim(-0.55, data.sizes["layer"] - 0.45)
-    name_kinds(shown.axes[0], kinds_of(data))
+        _histograms(ax, data[f"{name}_share"].coarsen({dim: _COARSE}).mean().transpose("layer", dim, "head"))
+        label = data[name].attrs["long_name"].removesuffix(" of the output gate")
+        ax.set(title=title, ylabel=label, xlim=(-0.55, data.sizes["layer"] - 0.45), ylim=(0, 1))
+    name_kinds(shown.axes[0], data)
     shown.layers(data)
     return shown.figure
 
 
-def _columns(ax: Axes, share: xr.DataArray) -> None:
+def _histograms(ax: Axes, share: xr.DataArray) -> None:
     """Draw shares [layer, bin, head] as columns of shades; heads and layers without values stay blank."""
     norm = PowerNorm(0.5, vmin=0, vmax=float(share.max()))
     edges = np.linspace(0, 1, share.shape[1] + 1)
-    for place, kind in enumerate(kinds_of(share)):
+    for place, kind in enumerate(names_of(share, "kind")):
         here = share.isel(layer=place).dropna("head", how="any")
         if here.sizes["head"]:
             x = place + np.linspace(-0.45, 0.45, here.sizes["head"] + 1)

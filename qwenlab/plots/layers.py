@@ -11,21 +11,19 @@ from matplotlib.patches import Rectangle
 
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import MissingVariable
-from qwenlab.plots.base.drawing import kinds_of, need, quantity, strip_axes, write_right
-from qwenlab.plots.base.panels import axes_of, name_kinds
-from qwenlab.plots.base.ticks import layer_ticks
-from qwenlab.plots.style import COLOURS, PALE, shades, styled
+from qwenlab.plots.base.drawing import kind_strip, need, quantity, strip_axes, write_beside
+from qwenlab.plots.base.panels import layer_ticks, name_kinds, names_of, panel
+from qwenlab.plots.style import PALE, shades, style
 
 _FEW = 16  # layers: values are written into the cells
 
 
-@styled
+@style()
 def layer_table(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
     """Table of the layers: one column per layer in the colour of its kind, one row per statistic.
 
     statistics  of stats.layer_table. Shades span the range of each row, which is written at its right; grey means that
                 the layer has no such value
-    ax          axes to draw in; by default those of a new figure
 
     Raises MissingVariable without a statistic by layer.
     """
@@ -35,29 +33,27 @@ def layer_table(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
         raise MissingVariable(
             "No variable of this Dataset is by layer.\nDraw what qwenlab.stats.layer_table(recording) returns."
         )
-    kinds = kinds_of(data)
-    few = len(kinds) <= _FEW
-    figure, ax = axes_of(ax, min(11.5, 3.4 + (0.52 if few else 0.13) * len(kinds)), 0.9 + 0.29 * len(rows))
+    count = data.sizes["layer"]
+    few = count <= _FEW
+    shown, ax = panel(ax, min(11.5, 3.4 + (0.52 if few else 0.13) * count), 0.9 + 0.29 * len(rows))
     ax.set_facecolor(PALE)
     for row, name in enumerate(rows):
-        _row(ax, row, data[name], kinds, few)
-    for place, kind in enumerate(kinds):
-        ax.add_patch(Rectangle((place - 0.46, -0.9), 0.92, 0.28, color=COLOURS[kind], linewidth=0))
-    ax.set_xlim(-0.5, len(kinds) - 0.5)
-    ax.set_ylim(len(rows) - 0.5, -0.95)
+        _row(ax, row, data[name], few)
+    kind_strip(ax, data, -0.9, 0.28)
+    ax.set(xlim=(-0.5, count - 0.5), ylim=(len(rows) - 0.5, -0.95))
     ax.set_yticks(range(len(rows)), labels=[quantity(data[name]) for name in rows])
     strip_axes(ax)
     layer_ticks(ax.xaxis, data)
-    name_kinds(ax, kinds)
-    return figure
+    name_kinds(ax, data)
+    return shown.figure
 
 
-def _row(ax: Axes, row: int, values: xr.DataArray, kinds: list[str], few: bool) -> None:
+def _row(ax: Axes, row: int, values: xr.DataArray, few: bool) -> None:
     """Draw one statistic as shaded cells, with its range at the right."""
     numbers = values.values.astype(float)
     low, high = np.nanmin(numbers), np.nanmax(numbers)
     norm = LogNorm(low, high) if values.attrs.get("scale") == "log2" and 0 < low < high else Normalize(low, high)
-    for place, (kind, number) in enumerate(zip(kinds, numbers, strict=True)):
+    for place, (kind, number) in enumerate(zip(names_of(values, "kind"), numbers, strict=True)):
         if np.isnan(number):
             continue
         strength = 0.08 + 0.72 * (float(norm(number)) if high > low else 0.5)
@@ -65,4 +61,4 @@ def _row(ax: Axes, row: int, values: xr.DataArray, kinds: list[str], few: bool) 
         if few:
             colour = "white" if strength > (0.34 if kind == DELTANET else 0.6) else "0.1"
             ax.text(place, row, f"{number:.2g}", ha="center", va="center", fontsize=7.5, color=colour)
-    write_right(ax, f"{low:.3g} to {high:.3g}", row)
+    write_beside(ax, f"{low:.3g} to {high:.3g}", row)

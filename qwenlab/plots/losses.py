@@ -6,18 +6,17 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from qwenlab.plots.base.drawing import interval_points, need, need_colours, quantity
-from qwenlab.plots.base.panels import ManyAxes, panels
-from qwenlab.plots.base.ticks import names_of
-from qwenlab.plots.style import styled
+from qwenlab.plots.base.drawing import interval_points, need, need_colours, quantity, shifts
+from qwenlab.plots.base.panels import ManyAxes, names_of, panels
+from qwenlab.plots.style import style
 
 
-@styled
+@style()
 def losses(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Loss by token class, and bits per byte of all tokens, with intervals; one colour and marker per domain.
 
     statistics  of stats.losses, with or without domains
-    axes        two, side by side; by default those of a new figure
+    axes        two, side by side
 
     Raises BadArgument for more domains than there are colours.
     """
@@ -27,26 +26,23 @@ def losses(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     names, classes = names_of(data, "domain"), names_of(data, "token_class")
     need_colours("domain", names)
     height = 1.4 + max(0.36, 0.13 * len(names)) * len(classes)
-    shown = panels(axes, (1, 2), 8.0, height, width_ratios=[2.6, 1])
+    shown = panels(axes, (1, 2), 8.0, height, width_ratios=[2.6, 1], grid="x")
     left, right = shown.axes
-    shifts = (np.arange(len(names)) - (len(names) - 1) / 2) * min(0.16, 0.7 / len(names))
-    for place, name in enumerate(names):
+    for place, (name, shift) in enumerate(zip(names, shifts(len(names), 0.7), strict=True)):
         here = data.isel(domain=place)
-        y = np.arange(len(classes)) + shifts[place]
-        interval_points(left, here["loss"], here["loss_interval"], y, place, name)
-        total = here.isel(token_class=[classes.index("all")])
-        interval_points(right, total["bits_per_byte"], total["bits_per_byte_interval"], np.array([place]), place, name)
+        interval_points(left, here, "loss", np.arange(len(classes)) + shift, place, name)
+        interval_points(
+            right, here.isel(token_class=[classes.index("all")]), "bits_per_byte", np.array([place]), place, name
+        )
     left.set_yticks(range(len(classes)), labels=classes)
     left.set_ylabel("token class")
     right.set_yticks(range(len(names)), labels=names)
-    for ax, variable, title in ((left, data["loss"], "Loss by class"), (right, data["bits_per_byte"], "All tokens")):
-        ax.invert_yaxis()
+    for ax, variable in ((left, data["loss"]), (right, data["bits_per_byte"])):
         ax.set_xlim(left=0)
         ax.margins(x=0.08)
-        ax.grid(axis="x")
         ax.set_xlabel(quantity(variable))
-        ax.set_title(title)
-    right.set_ylim(len(names) - 0.5, -0.5)
+    left.set(title="Loss by class", ylim=(len(classes) - 0.5, -0.5))
+    right.set(title="All tokens", ylim=(len(names) - 0.5, -0.5))
     tokens, texts = int(data["tokens"].sel(token_class="all").sum()), int(data.attrs["texts"])
     shown.note([f"n = {tokens:,} tokens of {texts:,} texts", f"bars: {float(data.attrs['level']):.0%} intervals"])
     return shown.figure

@@ -8,15 +8,15 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis, XAxis
-from matplotlib.colors import Colormap, FuncNorm, LinearSegmentedColormap
+from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import BadArgument
-from qwenlab.plots.base.drawing import need
+from qwenlab.plots.base.drawing import need, root_norm, visible
 from qwenlab.plots.base.panels import ManyAxes, figure_of, panel, panels
-from qwenlab.plots.style import LABELS, PALE, shades, styled
+from qwenlab.plots.style import LABELS, PALE, shades, style
 
 _NEGATIVE = ("#B2182B", "#67001F")
 """Colours of negative weights: a red unlike the colour of either kind, colour-blind safe."""
@@ -26,7 +26,7 @@ _SIDE = (3.2, 5.6)  # inches of a map's side, least and most
 _LETTER, _LINE = 6.0, 6.6  # points: size of a token's label, and distance to the next
 
 
-@styled
+@style()
 def attention_map(
     maps: xr.Dataset | Sequence[xr.Dataset],
     *,
@@ -42,7 +42,6 @@ def attention_map(
     tokens      names of the text's tokens; as many are written as are legible
     begin, end  positions of the first query and key, and after the last
     marks       positions (query, key) of weights to frame, such as those from questions to their answers
-    axes        one for each map; by default those of a new figure
 
     Shades follow the square root of |weight|, so that small weights are visible, and end at the largest weight in the
     second half of the rows: the first rows have few weights, and those of softmax sum to 1. Larger weights look like
@@ -82,7 +81,7 @@ def _draw(ax: Axes, data: xr.Dataset) -> None:
     size, signed = abs(weight), kind == DELTANET
     most = float(size[size.sizes["query"] // 2 :].max()) or 1.0
     beyond = float(size.max()) > most
-    norm = FuncNorm((_root, _square), vmin=-most if signed else 0.0, vmax=most)
+    norm = root_norm(-most if signed else 0.0, most)
     cells = np.ma.masked_invalid(weight.values)
     mesh = ax.pcolormesh(cells, cmap=_colours(kind), norm=norm, rasterized=cells.size > _MANY)
     ax.invert_yaxis()
@@ -141,7 +140,7 @@ def _word(tokens: Sequence[str] | None, position: int) -> str:
         raise BadArgument(
             f"tokens: {len(tokens)} names for a text of at least {position + 1} tokens.\nGive one name per token."
         )
-    word = str(tokens[position]).replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·")
+    word = visible(str(tokens[position]))
     return word if len(word) <= 10 else f"{word[:9]}…"
 
 
@@ -155,21 +154,12 @@ def _colours(kind: str) -> Colormap:
     return LinearSegmentedColormap.from_list("qwenlab-signed", both, N=257)
 
 
-def _root(weight: np.ndarray) -> np.ndarray:
-    return np.sign(weight) * np.sqrt(np.abs(weight))
-
-
-def _square(root: np.ndarray) -> np.ndarray:
-    return np.sign(root) * np.square(root)
-
-
-@styled
+@style()
 def gate_by_token(maps: Sequence[xr.Dataset], *, tokens: Sequence[str] | None = None, ax: Axes | None = None) -> Figure:
     """Output gates of heads at each token of one text: one row per head; darker is more open.
 
     maps    of stats.attention_map, recorded by row, of heads of one kind over the same text
     tokens  names of the text's tokens; as many are written as are legible
-    ax      axes to draw in; by default those of a new figure
 
     Raises BadArgument for heads of several kinds or texts, and without maps.
     """
@@ -178,18 +168,16 @@ def gate_by_token(maps: Sequence[xr.Dataset], *, tokens: Sequence[str] | None = 
         raise BadArgument("gate_by_token draws heads of one kind over one text.\nGive one or several such maps.")
     values = np.stack([one["mean_gate"].values for one in checked])
     heads = len(values)
-    shown = panel(ax, 8.0, 1.3 + float(np.clip(0.16 * heads, 0.5, 6)))
-    ax, figure = shown.axes[0], shown.figure
-    length = 6.6 if shown.new else ax.get_position().width * figure.get_figwidth()
-    mesh = ax.pcolormesh(values, cmap=shades(str(checked[0].attrs["kind"])), rasterized=values.size > 2**14)
+    shown, ax = panel(ax, 8.0, 1.3 + float(np.clip(0.16 * heads, 0.5, 6)))
+    length = 6.6 if shown.new else ax.get_position().width * shown.figure.get_figwidth()
+    mesh = ax.pcolormesh(values, cmap=shades(str(checked[0].attrs["kind"])), rasterized=values.size > _MANY)
     ax.invert_yaxis()
     step = max(1, -(-heads // 36))
     names = [f"{one.attrs['layer']}.{one.attrs['head']}" for one in checked]
     ax.set_yticks(np.arange(0, heads, step) + 0.5, names[::step])
-    ax.set_ylabel("layer.head")
     name_tokens(ax.xaxis, checked[0]["query"].values, tokens, length)
     if tokens is None:
         ax.set_xlabel("position (tokens)")
-    figure.colorbar(mesh, ax=ax, pad=0.01, aspect=12, label="mean gate value")
-    ax.set_title("Openness of the output gate")
-    return figure
+    shown.figure.colorbar(mesh, ax=ax, pad=0.01, aspect=12, label="mean gate value")
+    ax.set(title="Openness of the output gate", ylabel="layer.head")
+    return shown.figure

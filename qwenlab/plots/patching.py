@@ -12,22 +12,20 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from qwenlab.errors import NothingMeasured
-from qwenlab.plots.base.cells import LEGEND, cells
-from qwenlab.plots.base.drawing import kinds_of, need, quantity, strip_axes
-from qwenlab.plots.base.panels import ManyAxes, kind_marks, panels
-from qwenlab.plots.base.ticks import layer_ticks, names_of
-from qwenlab.plots.style import COLOURS, DIVERGING, styled
+from qwenlab.plots.base.drawing import CELLS_LEGEND, cells, colours_of, need, quantity, strip_axes, visible
+from qwenlab.plots.base.panels import ManyAxes, kind_marks, layer_ticks, names_of, panels
+from qwenlab.plots.style import DIVERGING, style
 
 _NAMED = 48  # positions: up to here, tokens are written
 _MANY = 40  # ticks
 
 
-@styled
+@style()
 def patching(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Share of the source's answer that each patch restores: one row per layer, one column per position.
 
     statistics  of stats.patching
-    axes        one for each part that was patched, above each other; by default those of a new figure
+    axes        one for each part that was patched, above each other
 
     Green: the patch restores the answer, purple: it makes it less likely. Filled cells are significant; underlined ones
     do not surely differ from the target. Below each position is the token that all pairs have there, or "…"; positions
@@ -52,7 +50,7 @@ def patching(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
         _draw_part(ax, one, limit)
     for ax in shown.axes[-1:] if shown.new else shown.axes:
         _positions(ax, data)
-    shown.legend([*kind_marks(kinds_of(data)), *LEGEND])
+    shown.legend([*kind_marks(data), *CELLS_LEGEND])
     colours = ScalarMappable(Normalize(-limit, limit), DIVERGING)
     bar = shown.figure.colorbar(colours, ax=shown.axes, aspect=20, pad=0.02)
     bar.set_label(quantity(data["restored"]))
@@ -71,10 +69,9 @@ def _draw_part(ax: Axes, panel: xr.Dataset, limit: float) -> None:
     y, x = (index.ravel() for index in np.indices(values.shape))
     cells(ax, x, y, mpl.colormaps[DIVERGING](0.5 + values.ravel() / (2 * limit)), significant.ravel())
     strip = 0.012 * values.shape[1] + 0.25
-    for row, kind in enumerate(kinds_of(panel)):
-        ax.add_patch(Rectangle((-0.65 - strip, row - 0.44), strip, 0.88, color=COLOURS[kind], linewidth=0))
-    ax.set_xlim(-0.75 - strip, values.shape[1] - 0.5)
-    ax.set_ylim(len(values) - 0.5, -0.5)
+    for row, colour in enumerate(colours_of(panel)):
+        ax.add_patch(Rectangle((-0.65 - strip, row - 0.44), strip, 0.88, color=colour, linewidth=0))
+    ax.set(xlim=(-0.75 - strip, values.shape[1] - 0.5), ylim=(len(values) - 0.5, -0.5))
     layer_ticks(ax.yaxis, panel)
     strip_axes(ax)
     ax.set_title(str(panel["part"].values[0]))
@@ -89,7 +86,7 @@ def _positions(ax: Axes, data: xr.Dataset) -> None:
         ax.set_xlabel("position (tokens)")
         return
     tokens = [
-        f"{_visible(one)}→{_visible(two)}" if one and two and one != two else _visible(one)
+        f"{visible(one)}→{visible(two)}" if one and two and one != two else visible(one) or "…"
         for one, two in zip(names_of(data, "source_token"), names_of(data, "target_token"), strict=True)
     ]
     between, rotation = ("\n", 0) if max(map(len, tokens)) <= 3 else ("  ", 90)
@@ -98,9 +95,3 @@ def _positions(ax: Axes, data: xr.Dataset) -> None:
     for label, differs in zip(ax.get_xticklabels(), data["differs"].values, strict=True):
         label.set_fontweight("bold" if differs else "normal")
     ax.set_xlabel("token and position (tokens)")
-
-
-def _visible(token: str) -> str:
-    """Return a token on one line with visible white space; … for an empty one."""
-    word = token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣") or "…"
-    return "".join(letter if letter.isprintable() else "�" for letter in word)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,22 +12,23 @@ from matplotlib.figure import Figure
 
 from qwenlab.checkpoint.families import ATTENTION, DELTANET, KINDS
 from qwenlab.errors import BadArgument
-from qwenlab.plots.base.drawing import ends, kinds_of, need, need_labels
+from qwenlab.plots.base.drawing import ends, need, need_labels
 from qwenlab.plots.base.heads import draw_heads, side_by_side
 from qwenlab.plots.base.panels import (
     ManyAxes,
-    axes_of,
     dash,
     kind_marks,
+    layer_width,
     legend_above,
     mark,
     name_kinds,
+    names_of,
+    panel,
     panels,
-    ring,
     stroke,
 )
-from qwenlab.plots.base.ticks import binary_scale, layer_ticks, layer_width
-from qwenlab.plots.style import COLOURS, GREY, LABELS, shades, styled
+from qwenlab.plots.base.ticks import binary_scale
+from qwenlab.plots.style import COLOURS, GREY, LABELS, shades, style
 
 _LABELS = {
     "entropy": "entropy\n(nat)",
@@ -43,8 +45,6 @@ _SINK = {
     "output_first": "share of output,\ngate off",
     "gated_output_first": "share of output,\ngate on",
 }
-
-
 _COMPARED = {
     "horizon": "horizon (tokens)",
     "entropy": "entropy (nat)",
@@ -55,12 +55,12 @@ _COMPARED = {
 }
 
 
-@styled
+@style()
 def reach(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Reach of every head of both kinds, side by side in their layers, shortest first.
 
     statistics  of stats.reach
-    axes        one, and one more for each of the statistics below, above each other; by default those of a new figure
+    axes        one, and one more for each of the statistics below, above each other
 
     Above: from the distance that holds the smallest share of the mass to that of the largest (50 to 90 %), on a log2
     axis. Below, with intervals and as far as measured: entropy of the mass; mass on the first token; share of the
@@ -70,8 +70,8 @@ def reach(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     data = need(statistics, "reach", "horizon", "first_mass", "induction")
     names = [name for name in _LABELS if name in data]
     ratios = [1.7, *[1] * len(names)]
-    height = 2.3 + 1.25 * len(names)
-    shown = panels(axes, (len(ratios), 1), layer_width(data, least=6.0), height, sharex=True, height_ratios=ratios)
+    size = layer_width(data, least=6.0), 2.3 + 1.25 * len(names)
+    shown = panels(axes, (len(ratios), 1), *size, sharex=True, height_ratios=ratios, grid="y")
     above, *below = shown.axes
     low, high = data["share"].values.min(), data["share"].values.max()
     order = data["horizon"].sel(share=high, drop=True)
@@ -84,31 +84,26 @@ def reach(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
 
     side_by_side(data, order, horizons)
     binary_scale(above.yaxis, zero=True)
-    above.set_ylim(bottom=-0.2)
-    above.set_ylabel(f"{100 * low:.0f} to {100 * high:.0f} % horizon\n(tokens)")
-    above.set_title("Reach by head")
-    name_kinds(above, kinds_of(data), dash("uniform weights"))
+    label = f"{100 * low:.0f} to {100 * high:.0f}% horizon\n(tokens)"
+    above.set(title="Reach by head", ylabel=label, ylim=(-0.2, None))
+    name_kinds(above, data, dash("uniform weights"))
     for ax, name in zip(below, names, strict=True):
         draw_heads(ax, data, order, name, ring=_GATED.get(name, ""), baseline=_UNIFORM.get(name, ""))
-        ax.set_ylabel(_LABELS[name])
-        ax.set_ylim(0, 1 if name == "negative" else None)
+        ax.set(ylabel=_LABELS[name], ylim=(0, 1 if name == "negative" else None))
         if _GATED.get(name) in data:
-            legend_above(ax, [ring("output gate on", COLOURS[ATTENTION])])
-    for ax in shown.axes:
-        ax.grid(axis="y")
+            legend_above(ax, [mark("output gate on", COLOURS[ATTENTION], markerfacecolor="none")])
     shown.layers(data)
     return shown.figure
 
 
-@styled
+@style()
 def mass_by_distance(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Cumulative mass of heads by distance: one panel per kind, a thin line per head, and their median in dark.
 
     statistics  of stats.reach. Dashed: the shares that define the horizons
-    axes        one for each kind of mixer, side by side; by default those of a new figure
     """
     data = need(statistics, "reach", "mass_share", "horizon")
-    kinds = [kind for kind in KINDS if kind in kinds_of(data)]
+    kinds = [kind for kind in KINDS if kind in names_of(data, "kind")]
     lower = data["distance_bin"].values
     farthest = np.append(lower[1:] - 1, lower[-1])  # the last distance of each bin
     reached = data["mass_share"].max([dim for dim in data["mass_share"].dims if dim != "distance_bin"]).values > 0
@@ -123,56 +118,49 @@ def mass_by_distance(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure
         for horizon in data["share"].values:
             ax.axhline(horizon, color=GREY, linewidth=0.7, linestyle="--", zorder=0)
         binary_scale(ax.xaxis, zero=True)
-        ax.set_xlim(-0.1, farthest[end - 1])
-        ax.set_ylim(0, 1.02)
-        ax.set_xlabel("distance (tokens)")
-        ax.set_title(LABELS[kind])
+        ax.set(title=LABELS[kind], xlabel="distance (tokens)", xlim=(-0.1, farthest[end - 1]), ylim=(0, 1.02))
         legend_above(ax, [stroke(f"median of {within.sizes['one']} heads", dark, 1.8)])
     shown.axes[0].set_ylabel("mass within (share)")
     return shown.figure
 
 
-@styled
+@style()
 def reconstruction(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
     """Relative error of DeltaNet heads' outputs that are recomputed from implicit attention weights, on a log axis.
 
     statistics  of stats.reach. Filled: the weights of `ql.probes.ImplicitAttention`; rings, if recorded: the weights
                 without key removal. Heads of a layer are side by side, smallest error first. Dashed: the error of 0
-    ax          axes to draw in; by default those of a new figure
 
     The error is the distance from the kernel's output, over the norm of that output.
     """
     data = need(statistics, "reach", "reconstruction_error")
     data = data.sel(layer=data["reconstruction_error"].notnull().any("head"))
-    figure, ax = axes_of(ax, layer_width(data, least=5.0), 2.9)
+    shown, ax = panel(ax, layer_width(data, least=5.0), 2.9, grid="y")
     exact, without = "reconstruction_error", "without_removal_error"
     draw_heads(ax, data, data[without if without in data else exact], exact, ring=without)
     marks = [mark("with key removal", COLOURS[DELTANET])]
-    legend_above(ax, marks + [ring("without", COLOURS[DELTANET])] * (without in data))
+    legend_above(ax, marks + [mark("without", COLOURS[DELTANET], markerfacecolor="none")] * (without in data))
     ax.axhline(1, color=GREY, linewidth=0.8, linestyle="--", zorder=0)
     ax.set_yscale("log")
-    ax.set_ylabel("relative error\nof the output")
-    ax.set_title("Reconstruction")
-    ax.grid(axis="y")
-    layer_ticks(ax.xaxis, data)
-    return figure
+    ax.set(title="Reconstruction", ylabel="relative error\nof the output")
+    shown.layers(data)
+    return shown.figure
 
 
-@styled
+@style()
 def sink(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """The first token's share in every attention head: of the mass, and of the output before and after the gate.
 
     statistics  of stats.reach. Heads of a layer are side by side, smallest mass first, with intervals. Grey: the mass
                 of uniform weights
-    axes        three, above each other; by default those of a new figure
+    axes        three, above each other
     """
     data = need(statistics, "reach", "gated_output_first", "first_mass", "output_first")
     data = data.sel(layer=data["gated_output_first"].notnull().any("head"))
-    shown = panels(axes, (3, 1), layer_width(data, least=4.5), 4.6, sharex=True, sharey=True)
+    shown = panels(axes, (3, 1), layer_width(data, least=4.5), 4.6, sharex=True, sharey=True, grid="y")
     for ax, (name, label) in zip(shown.axes, _SINK.items(), strict=True):
         draw_heads(ax, data, data["first_mass"], name, baseline="first_even" if name == "first_mass" else "")
         ax.set_ylabel(label)
-        ax.grid(axis="y")
     top = max(ax.get_ylim()[1] for ax in shown.axes)
     for ax in shown.axes:
         ax.set_ylim(0, top)
@@ -183,13 +171,13 @@ def sink(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     return shown.figure
 
 
-@styled
+@style()
 def reach_by_label(statistics: xr.Dataset, *, against: str, axes: ManyAxes = None) -> Figure:
     """Statistics of heads on texts of one label against texts of another: one mark per head, one column per statistic.
 
     statistics  of stats.reach(recording, by_label=True). The horizon is that of the largest share (90 %), on log2 axes
     against     the label of the x axes; every other label has a row
-    axes        one for each other label and statistic, row by row; by default those of a new figure
+    axes        one for each other label and statistic, row by row
 
     On the grey line, a head is equal on both labels. Thin lines are intervals, cut at the axes. Raises MissingVariable
     for other statistics, and BadArgument if there are not two labels or `against` is not one of them.
@@ -208,15 +196,16 @@ def reach_by_label(statistics: xr.Dataset, *, against: str, axes: ManyAxes = Non
     others = [label for label in labels if label != against]
     shape = len(others), len(names)
     shown = panels(axes, shape, 0.4 + 1.85 * len(names), 0.55 + 1.85 * len(others))
-    for row, other in zip(shown.grid, others, strict=True):
-        for ax, name in zip(row, names, strict=True):
-            _scatter(ax, data, name, against, other)
-            if other == others[0] or not shown.new:
-                title = f"{100 * largest:.0f} % {_COMPARED[name]}" if name == "horizon" else _COMPARED[name]
-                ax.set_title(title, fontsize=8, fontweight="normal")
-            ax.set_xlabel(f"on {against}" if other == others[-1] or not shown.new else "")
-        row[0].set_ylabel(f"on {other}")
-    shown.legend(kind_marks(kinds_of(data), "o"))
+    for ax, (other, name) in zip(shown.axes, product(others, names), strict=True):
+        _scatter(ax, data, name, against, other)
+        if other == others[0] or not shown.new:
+            title = f"{100 * largest:.0f}% {_COMPARED[name]}" if name == "horizon" else _COMPARED[name]
+            ax.set_title(title, fontsize=8, fontweight="normal")
+        ax.set(
+            xlabel=f"on {against}" if other == others[-1] or not shown.new else "",
+            ylabel=f"on {other}" if name == names[0] else "",
+        )
+    shown.legend(kind_marks(data, "o"))
     return shown.figure
 
 

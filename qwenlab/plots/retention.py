@@ -11,24 +11,23 @@ from matplotlib.figure import Figure
 
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import BadArgument, MissingVariable
-from qwenlab.plots.base.depth import layer_bar, layer_shades
 from qwenlab.plots.base.drawing import chosen_layers, ends, need, need_colours, need_labels
+from qwenlab.plots.base.heads import layer_bar, layer_shades
 from qwenlab.plots.base.panels import ManyAxes, legend_above, mark, panels, stroke
 from qwenlab.plots.base.ticks import binary_scale, octaves, positions
-from qwenlab.plots.style import COLOURS, GREY, PALETTE, shades, styled
+from qwenlab.plots.style import COLOURS, GREY, PALETTE, shades, style
 
 SINCE = {"distance_bin": "tokens since storage", "writes_bin": "pairs written since storage (sum of β)"}
 SURVIVAL = "remaining share of the value"
 
 
-@styled
+@style()
 def retention(statistics: xr.Dataset, *, layers: Sequence[int] | None = None, axes: ManyAxes = None) -> Figure:
     """Survival of stored pairs by their age: one panel per layer, one line per head.
 
     statistics  of stats.retention, by distance or by writes. Thin: survival by head; thick: the median head; dashed:
                 what decay alone would leave, in the median head. Cut at -0.25
     layers      which to draw; by default all. Raises BadArgument for others
-    axes        one for each layer; by default those of a new figure
     """
     data = need(statistics, "retention", "survival", "decay_alone")
     chosen = chosen_layers(data, layers)
@@ -67,13 +66,13 @@ def bins_of(data: xr.Dataset) -> str:
     return dims[0]
 
 
-@styled
+@style()
 def retention_by_label(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Survival and retrieval error of stored pairs by their age, one colour per label.
 
     statistics  of stats.retention(recording, by_label=True), by distance or by writes. Lines: the median over all
                 heads; pale: the middle half of them
-    axes        two, side by side; by default those of a new figure
+    axes        two, side by side
 
     Raises BadArgument for statistics without labels, and for more labels than there are colours.
     """
@@ -104,14 +103,14 @@ def retention_by_label(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figu
     return shown.figure
 
 
-@styled
+@style()
 def capacity(statistics: xr.Dataset, accuracy: xr.Dataset | None = None, *, axes: ManyAxes = None) -> Figure:
     """Retrieval error of states by the number of stored pairs, one line per head, and the accuracy of the model.
 
     statistics  of stats.retention(recording, by=None, by_label=True), where each label is a number of pairs: "16".
                 Thin: a head; thick: the median head; dashed: the error of an empty state
     accuracy    by pairs, of stats.mean_over_texts(accuracy): a second panel, with its interval and chance
-    axes        one, or two with accuracy, side by side; by default those of a new figure
+    axes        one, or two with accuracy, side by side
 
     Raises BadArgument if labels are not numbers, or if there are bins.
     """
@@ -125,22 +124,19 @@ def capacity(statistics: xr.Dataset, accuracy: xr.Dataset | None = None, *, axes
     x = np.array([int(label) for label in labels])
     order = np.argsort(x)
     count = 1 if accuracy is None else 2
-    shown = panels(axes, (1, count), 3.7 * count, 2.9)
+    shown = panels(axes, (1, count), 3.7 * count, 2.9, grid="y")
     ax, dark = shown.axes[0], shades(DELTANET)(1.0)
     error = statistics["error"].isel(label=order).transpose("label", ...)
     ax.plot(x[order], error.values.reshape(len(x), -1), color=COLOURS[DELTANET], alpha=0.35, linewidth=0.8)
     ax.plot(x[order], error.median(["layer", "head"]), color=dark, linewidth=2)
     ax.axhline(1, color="black", linewidth=0.8, linestyle="--")
-    ax.set_ylim(bottom=0)
-    ax.set(title="States", ylabel="retrieval error\n/ norm of the value")
+    ax.set(title="States", ylabel="retrieval error\n/ norm of the value", ylim=(0, None))
     legend_above(ax, [stroke("median", dark, 2), stroke("head", COLOURS[DELTANET], alpha=0.5)])
     if accuracy is not None:
         _accuracy(shown.axes[1], need(accuracy, "mean_over_texts", "mean", "mean_interval"))
     for ax in shown.axes:
         binary_scale(ax.xaxis)
-        ax.set_xticks(x[order])
-        ax.set_xlabel("pairs in the list")
-        ax.grid(axis="y")
+        ax.set(xlabel="pairs in the list", xticks=x[order])
     return shown.figure
 
 
@@ -153,16 +149,14 @@ def _accuracy(ax: Axes, statistics: xr.Dataset) -> None:
         for chance in np.unique(statistics["chance"]):
             ax.axhline(chance, color=GREY, linewidth=0.8, linestyle=":")
         legend_above(ax, [stroke("chance", GREY, style=":")])
-    ax.set_ylim(0, 1.03)
-    ax.set(title="Model", ylabel="values recalled (share)")
+    ax.set(title="Model", ylabel="values recalled (share)", ylim=(0, 1.03))
 
 
-@styled
+@style()
 def interference(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Loss of stored values by decay and by later writes, head by head, and whether similar keys explain the latter.
 
     statistics  of stats.half_life, stats.retention(recording, by=None) and stats.key_collision, merged
-    axes        two, side by side; by default those of a new figure
 
     Left, by the half-life of the decay: rings are what decay alone leaves, dots what remains; the line between them was
     overwritten (dashed where writes added). Right: the overwritten share by the collision of the head's keys; dotted:
@@ -173,14 +167,14 @@ def interference(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     group = data.sizes["head"] // data.sizes["key_head"]
     key_head = xr.DataArray(np.arange(data.sizes["head"]) // group, dims="head")
     collision = data["key_collision"].isel(key_head=key_head)
-    shown = panels(axes, (1, 2), 7.4, 3.1)
+    shown = panels(axes, (1, 2), 7.4, 3.1, grid="y")
     left, right = shown.axes
     for place, colour in enumerate(layer_shades(data)):
         here = data.isel(layer=place)
         life, survival, decayed = here["half_life_mean_log"], here["survival"], here["decay_alone"]
-        for style, some in (("-", decayed > survival), ("--", decayed <= survival)):
+        for line, some in (("-", decayed > survival), ("--", decayed <= survival)):
             x, low, high = (values[np.flatnonzero(some)] for values in (life, survival, decayed))
-            left.vlines(x, low, high, color=colour, linewidth=0.8, alpha=0.7, linestyle=style)
+            left.vlines(x, low, high, color=colour, linewidth=0.8, alpha=0.7, linestyle=line)
         left.scatter(life, decayed, s=16, facecolors="white", edgecolors=colour, linewidths=0.9, zorder=3)
         left.scatter(life, survival, s=14, color=colour, linewidths=0, zorder=4)
         across = collision.isel(layer=place)
@@ -188,12 +182,11 @@ def interference(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
         right.scatter(across, here["overwritten"], s=14, color=colour, linewidths=0, zorder=3)
     for ax in shown.axes:
         ax.axhline(0, color=GREY, linewidth=0.7, zorder=0)
-        ax.grid(axis="y")
     binary_scale(left.xaxis)
     left.set(title="Survival", xlabel="half-life of the decay (tokens)", ylabel=SURVIVAL)
     right.axvline(float(data["isotropic_floor"]), color=GREY, linewidth=0.8, linestyle=":")
-    right.set_xlim(0, 1)
     right.set(title="Interference", xlabel="key collision (squared cosine)", ylabel="overwritten share of the value")
+    right.set_xlim(0, 1)
     legend_above(left, [mark("decay alone", "black", markerfacecolor="white"), mark("survival", "black")])
     layer_bar(shown.axes, data)
     return shown.figure

@@ -5,11 +5,10 @@ from __future__ import annotations
 import xarray as xr
 from matplotlib.figure import Figure
 
-from qwenlab.plots.base.drawing import kinds_of, need
+from qwenlab.plots.base.drawing import need
 from qwenlab.plots.base.heads import draw_heads
-from qwenlab.plots.base.panels import ManyAxes, dash, name_kinds, panels
-from qwenlab.plots.base.ticks import layer_width
-from qwenlab.plots.style import styled
+from qwenlab.plots.base.panels import ManyAxes, dash, kind_marks, layer_width, legend_above, panels
+from qwenlab.plots.style import style
 
 _PANELS = (
     ("retrieval", "control", "another pair's value", "mass on the\nqueried value (share)"),
@@ -17,24 +16,21 @@ _PANELS = (
 )
 
 
-@styled
+@style()
 def retrieval(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Mass of each head on the queried value, and how often that value has the largest mass of all pairs' values.
 
     statistics  of stats.retrieval. Heads of a layer are side by side, smallest mass first, with intervals. Grey: the
                 controls, another pair's value above, and chance below
-    axes        two, above each other; by default those of a new figure
     """
     data = need(statistics, "retrieval", "retrieval", "picked", "control", "chance")
-    shown = panels(axes, (2, 1), layer_width(data, least=6.4), 4.4, sharex=True)
+    shown = panels(axes, (2, 1), layer_width(data, least=6.4), 4.4, sharex=True, grid="y")
     for ax, (name, control, meaning, label) in zip(shown.axes, _PANELS, strict=True):
         draw_heads(ax, data, data["retrieval"], name, baseline=control)
         ax.set_ylabel(label)
-        ax.grid(axis="y")
-        name_kinds(ax, kinds_of(data) if name == "retrieval" else [], dash(meaning))
+        legend_above(ax, [*(kind_marks(data) if name == "retrieval" else ()), dash(meaning)])
     above, below = shown.axes
-    above.set_ylim(bottom=0)
+    above.set(title="Retrieval by head", ylim=(0, None))
     below.set_ylim(0, 1.05)
-    above.set_title("Retrieval by head")
     shown.layers(data)
     return shown.figure

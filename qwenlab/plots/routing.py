@@ -11,20 +11,19 @@ from matplotlib.figure import Figure
 
 from qwenlab.plots.base.drawing import chosen_layers, need, times_bar
 from qwenlab.plots.base.panels import ManyAxes, panels
-from qwenlab.plots.style import COLOURS, DIVERGING, LABELS, styled
+from qwenlab.plots.style import COLOURS, DIVERGING, LABELS, style
 
 _SHOWN = 8  # layers in one figure
 _COLUMNS = 4
 
 
-@styled
+@style()
 def coactivation(statistics: xr.Dataset, *, layers: Sequence[int] | None = None, axes: ManyAxes = None) -> Figure:
     """Co-activation of every two experts relative to chance: one square per layer.
 
     statistics  of stats.coactivation. Green: more often than their loads explain; purple: less often; grey: fewer than
                 one token expected, too few to tell
     layers      which to draw; by default all, or eight spread over the depth. Raises BadArgument for others
-    axes        one for each layer drawn; by default those of a new figure
     """
     data = need(statistics, "coactivation", "lift", "expected")
     chosen = chosen_layers(data, layers)
@@ -44,6 +43,5 @@ def coactivation(statistics: xr.Dataset, *, layers: Sequence[int] | None = None,
         kind = str(here["kind"].values)
         ax.set_title(f"layer {layer} · {LABELS[kind]}", color=COLOURS[kind])
     shown.label_outer("expert", "expert")
-    bar = times_bar(mesh, shown.axes, location="right", shrink=0.8, aspect=30)
-    bar.set_label("co-activation / chance")
+    times_bar(mesh, shown.axes, "co-activation / chance", location="right", shrink=0.8, aspect=30)
     return shown.figure

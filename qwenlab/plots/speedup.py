@@ -11,34 +11,32 @@ from matplotlib.ticker import MaxNLocator
 from qwenlab.plots.base.drawing import ends, need
 from qwenlab.plots.base.panels import DASHED, ManyAxes, legend_right, panels
 from qwenlab.plots.base.rates import MEASURED, ONLINE, rate_notes
-from qwenlab.plots.style import GREY, styled
+from qwenlab.plots.style import GREY, style
 
 
-@styled
+@style()
 def speedup(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Acceptance length and speed-up by depth: predicted, measured, and the break-even line.
 
     statistics  of stats.speedup. Lines, with their intervals, are predicted from the deepest ledger; filled marks are
                 counted (length) or measured (speed-up); open marks are predicted from the costs of the measured rounds
-    axes        two, side by side; by default those of a new figure
+    axes        two, side by side
     """
     names = ("expected_length", "break_even_length", "acceptance_length", "speedup", "as_run_speedup", "best_speedup")
     data = need(statistics, "speedup", *names, "measured_speedup")
-    shown = panels(axes, (1, 2), 8.4, 3.7)
+    shown = panels(axes, (1, 2), 8.4, 3.7, grid="y")
     left, right = shown.axes
     depth, best = data["depth"].values, int(data["best_depth"])
     for ax, name in ((left, "expected_length"), (right, "speedup")):
         ax.fill_between(depth, *ends(data[f"{name}_interval"]), color=ONLINE, alpha=0.2, linewidth=0)
         ax.plot(depth, data[name], color=ONLINE, marker="o", markersize=3, label="predicted")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        ax.set_xlim(depth[0] - 0.4, depth[-1] + 0.4)
         ax.margins(y=0.1)
-        ax.set_xlabel("depth (drafts per round)")
-        ax.grid(axis="y")
+        ax.set(xlabel="depth (drafts per round)", xlim=(depth[0] - 0.4, depth[-1] + 0.4))
     for ax, even, text in ((left, data["break_even_length"], "break-even"), (right, 0 * depth + 1, "plain decoding")):
         ax.plot(depth, even, color=GREY, linestyle=DASHED)
         where: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "color": "0.35", "fontsize": 8}
-        ax.annotate(text, (depth[-1], even[-1]), (0, 4), **where)
+        ax.annotate(text, (depth[-1], even[-1]), (-5, 4), **where)
     right.vlines(depth, *ends(data["measured_speedup_interval"]), colors=MEASURED, linewidth=1.2)
     mark: dict[str, Any] = {"edgecolor": MEASURED, "marker": "D", "s": 24, "zorder": 3}
     left.scatter(depth, data["acceptance_length"], color=MEASURED, **mark)

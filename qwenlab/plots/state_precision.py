@@ -8,22 +8,21 @@ from matplotlib.figure import Figure
 
 from qwenlab.plots.base.drawing import need
 from qwenlab.plots.base.heads import draw_heads, fit_log
-from qwenlab.plots.base.panels import ManyAxes, axes_of, legend_above, panels
-from qwenlab.plots.base.ticks import binary_scale, layer_width, names_of, octave_of, octaves, positions
-from qwenlab.plots.style import PALETTE, styled
+from qwenlab.plots.base.panels import ManyAxes, layer_width, legend_above, names_of, panel, panels
+from qwenlab.plots.base.ticks import binary_scale, octave_of, octaves, positions
+from qwenlab.plots.style import PALETTE, style
 
 _ERROR = "error / norm of the state"
 
 
-@styled
+@style()
 def state_precision(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure:
     """Error of states in low precision along a text: one line per format, the median over heads by position.
 
     statistics  of stats.state_precision. Pale: the middle half of the heads; thin: the head with the largest error
-    ax          axes to draw in; by default those of a new figure
     """
     data = need(statistics, "state_precision", "error", "format")
-    figure, ax = axes_of(ax, 4.6, 3.2)
+    shown, ax = panel(ax, 4.6, 3.2)
     error = data["error"].dropna("position_bin", how="all")
     x, medians = positions(error), []
     for colour, format in zip(PALETTE, names_of(error, "format"), strict=False):
@@ -37,27 +36,25 @@ def state_precision(statistics: xr.Dataset, *, ax: Axes | None = None) -> Figure
     ax.set_ylabel(_ERROR)
     legend_above(ax, medians)
     ax.set_title("States in low precision", pad=22)
-    return figure
+    return shown.figure
 
 
-@styled
+@style()
 def state_precision_by_head(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Error of the state of every head in low precision: one mark per head with its interval, one panel per format.
 
     statistics  of stats.state_precision, at one octave of position. Raises BadArgument for several octaves
-    axes        one for each format, above each other; by default those of a new figure
 
     Heads of a layer are sorted by their error in the first format, in all panels.
     """
     data = octave_of(need(statistics, "state_precision", "error", "error_interval", "format"))
     formats = names_of(data, "format")
     width, height = layer_width(data, least=6.0), 0.5 + 1.5 * len(formats)
-    shown = panels(axes, (len(formats), 1), width, height, sharex=True, sharey=True)
+    shown = panels(axes, (len(formats), 1), width, height, sharex=True, sharey=True, grid="y")
     for place, (ax, format) in enumerate(zip(shown.axes, formats, strict=True)):
         draw_heads(ax, data.isel(format=place), data["error"].isel(format=0), "error")
         fit_log(ax, data, "error")
         ax.set_title(format)
-        ax.grid(axis="y")
     shown.ylabel(_ERROR)
     shown.layers(data, "DeltaNet layer")
     return shown.figure

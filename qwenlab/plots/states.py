@@ -7,12 +7,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from qwenlab.plots.base.depth import layer_bar, layer_shades
 from qwenlab.plots.base.drawing import need
-from qwenlab.plots.base.heads import draw_heads, fit_log
+from qwenlab.plots.base.heads import draw_heads, fit_log, layer_bar, layer_shades
 from qwenlab.plots.base.panels import ManyAxes, legend_above, panels, stroke
 from qwenlab.plots.base.ticks import binary_scale, octave_of, octaves, positions, two_ticks
-from qwenlab.plots.style import GREY, styled
+from qwenlab.plots.style import GREY, style
 
 _PANELS = {
     "effective_rank": ("Effective rank", "directions"),
@@ -22,13 +21,13 @@ _PANELS = {
 }
 
 
-@styled
+@style()
 def state_growth(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Norm of states along a text, and its relative change per token: one line per layer, by position.
 
     statistics  of stats.state_growth. Lines: the median over a layer's heads, light for the first layers, dark for the
                 last; grey: the middle half of all heads
-    axes        two, side by side; by default those of a new figure
+    axes        two, side by side
     """
     data = need(statistics, "state_growth", "norm", "rewrite")
     shown = panels(axes, (1, 2), 7.2, 2.9)
@@ -40,12 +39,12 @@ def state_growth(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     return shown.figure
 
 
-@styled
+@style()
 def state_rank(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """Rank of states along a text: one line per layer, by position.
 
     statistics  of stats.state_rank, by position. Lines and grey as in `state_growth`; dashed: the rank of a full state
-    axes        two, side by side; by default those of a new figure
+    axes        two, side by side
     """
     data = need(statistics, "state_rank", "effective_rank", "stable_rank", "position_bin")
     shown = panels(axes, (1, 2), 7.2, 2.9, sharey=True)
@@ -53,32 +52,30 @@ def state_rank(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     for ax, name in zip(shown.axes, ("effective_rank", "stable_rank"), strict=True):
         _by_layer(ax, data[name])
         ax.axhline(full, color="black", linewidth=0.8, linestyle="--")
-        ax.set_ylim(0.9, 1.25 * full)
-        ax.set_title(_PANELS[name][0])
+        ax.set(title=_PANELS[name][0], ylim=(0.9, 1.25 * full))
     shown.axes[0].set_ylabel("rank of the state (directions)")
     legend_above(shown.axes[0], [_full(full)])
     layer_bar(shown.axes, data)
     return shown.figure
 
 
-@styled
+@style()
 def state_by_head(statistics: xr.Dataset, *, axes: ManyAxes = None) -> Figure:
     """States of heads: one mark per head with its interval, one panel each for both ranks, norm and relative change.
 
     statistics  of stats.state_rank and stats.state_growth, merged, at one octave of position. Raises BadArgument for
                 several octaves
-    axes        four, row by row; by default those of a new figure
+    axes        four, row by row
 
     Heads of a layer are sorted by their effective rank. Dashed: the rank of a full state.
     """
     data = octave_of(need(statistics, "state_rank", *_PANELS, "full_rank"))
-    shown = panels(axes, (2, 2), 8.4, 4.4, sharex=True)
+    shown = panels(axes, (2, 2), 8.4, 4.4, sharex=True, grid="y")
     full = int(data["full_rank"])
     for ax, (name, (title, label)) in zip(shown.axes, _PANELS.items(), strict=True):
         draw_heads(ax, data, data["effective_rank"], name)
         fit_log(ax, data, name, *([full] if name.endswith("rank") else []))
         ax.set(title=title, ylabel=label)
-        ax.grid(axis="y")
     for ax in shown.axes[:2]:
         ax.axhline(full, color="black", linewidth=0.8, linestyle="--")
     shown.layers(data, "DeltaNet layer")

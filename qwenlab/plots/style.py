@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache, wraps
+from functools import cache
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.colors import LinearSegmentedColormap
@@ -15,8 +15,6 @@ from matplotlib.figure import Figure
 
 from qwenlab.checkpoint.anatomy.display import COLOURS as COLOURS, LABELS as LABELS
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
-
-P = ParamSpec("P")
 
 PALETTE = ("#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 """Colours for labels: Okabe and Ito's, without the two that mean a kind of mixer."""
@@ -38,7 +36,7 @@ _STYLE = Path(__file__).with_name("qwenlab.mplstyle")
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Context manager: matplotlib uses qwenlab's style inside, and its previous settings afterwards."""
+    """Context manager and decorator: matplotlib uses qwenlab's style inside, and its previous settings afterwards."""
     with mpl.rc_context(_settings()):
         yield
 
@@ -55,17 +53,6 @@ class NotebookFigure(Figure):
         buffer = io.BytesIO()
         self.savefig(buffer, format="png", dpi=self.dpi)
         return buffer.getvalue()
-
-
-def styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Decorator: draw in qwenlab's style and restore the caller's settings."""
-
-    @wraps(function)
-    def draw(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with style():
-            return function(*args, **kwargs)
-
-    return draw
 
 
 def new_figure(width: float, height: float) -> NotebookFigure:

@@ -38,21 +38,21 @@ _LOAD = {
 
 @statistic
 def expert_load(source: Source, *, by_label: bool = False, level: float = 0.95) -> xr.Dataset:
-    """Shares of the experts in the chosen slots (top_k per token), and how even they are, with intervals.
+    """Shares of the experts in the chosen slots (top_k per token), and how uniform they are, with intervals.
 
-    share               [layer, expert] share of slots; even_share is 1 / E, the share of each of E experts if even
+    share               [layer, expert] share of slots; even_share is 1 / E, the share of each of E experts if uniform
     weight_share        [layer, expert] share of the routing weight
-    variation           [layer] coefficient of variation of the loads over experts: 0 when even
-    normalised_entropy  [layer] entropy of the shares over ln E: 1 when even
+    variation           [layer] coefficient of variation of the loads over experts: 0 when uniform
+    normalised_entropy  [layer] entropy of the shares over ln E: 1 when uniform
 
-    A finite sample is never exactly even: with N slots, chance alone gives a variation of about sqrt(E / N).
+    A finite sample is never exactly uniform: with N slots, chance alone gives a variation of about sqrt(E / N).
     """
     data = read(source, "routing", "load", "weight_sum", "tokens", by_label=by_label)
     load = checked_load(data)
     slots, weight = load.sum("expert"), data["weight_sum"]
     sums = {"share_sum": load, "slots": slots, "weight_share_sum": weight, "weight": weight.sum("expert")}
     variables = estimates({**sums, "load": load}, _LOAD, level)
-    variables["even_share"] = described(xr.DataArray(1 / data.sizes["expert"]), "share of slots", "even spread")
+    variables["even_share"] = described(xr.DataArray(1 / data.sizes["expert"]), "share of slots", "uniform load")
     return result(data, variables)
 
 

@@ -40,7 +40,7 @@ def layer_table(source: Recording) -> xr.Dataset:
     attention_distance    attention: tokens, mean over heads and queries
     mean_gate             value of the output gate, mean over channels, heads and tokens
     beta                  DeltaNet: write strength, mean over heads
-    router_entropy        nats, over all experts;  load_entropy: how evenly the experts are used, 1 for even
+    router_entropy        nats, over all experts;  load_entropy: entropy of the load over ln E, 1 for a uniform load
     switch_rate           share of a token's experts that the token before did not have
     mixer_ratio, mlp_ratio    norm of the part's output over that of the stream
 

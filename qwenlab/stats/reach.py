@@ -15,7 +15,7 @@ HORIZONS = (0.5, 0.9)
 
 _MEANS = {
     "first_mass": Estimate("1", "mass on the first token", 1),
-    "first_even": Estimate("1", "the same of even weights", 1),
+    "first_even": Estimate("1", "the same of uniform weights", 1),
     "previous_mass": Estimate("1", "mass on the token before", 1),
     "self_mass": Estimate("1", "mass on the token itself", 1),
     "distance": Estimate("token", "mean distance of the mass"),
@@ -24,9 +24,12 @@ _MEANS = {
     "mass": Estimate("1", "sum of |weight|"),
     "mean_gate": Estimate("1", "mean value of the output gate", 1),
     "induction": Estimate("1", "mass on what came after the same token", 1, over="induction_rows"),
-    "induction_even": Estimate("1", "the same of even weights", 1, over="induction_rows"),
+    "induction_even": Estimate("1", "the same of uniform weights", 1, over="induction_rows"),
     "induction_lift": Estimate(
-        "1", "induction over that of even weights", sums=("induction_sum", "induction_even_sum"), over="induction_rows"
+        "1",
+        "induction over that of uniform weights",
+        sums=("induction_sum", "induction_even_sum"),
+        over="induction_rows",
     ),
     "output_first": Estimate(
         "1", "share of the output from the first token, gate off", 1, over="output_sum", counts="tokens"
@@ -55,12 +58,12 @@ def reach(
     horizon           [.., share] distance, in tokens, that contains that share of the mass, over all rows; exact up to
                       4 tokens, then within a bin of half an octave
     first_mass        mass on the sequence's first token;  previous_mass on the token before;  self_mass on its own
-    first_even        mean of 1 / (t + 1): the first token's mass for even weights
+    first_even        mean of 1 / (t + 1): the first token's mass for uniform weights
     distance          mean distance of the mass, tokens
     entropy           -sum of m ln m over a row's mass m, nats: ln of its effective number of tokens
     induction         mass on the tokens s < t whose own predecessor is the same token as t, over the rows that have
                       such tokens: attention to what followed earlier occurrences (Olsson et al. 2022, arXiv:2209.11895)
-    induction_even    share of such tokens among the tokens of the row: the same for even weights
+    induction_even    share of such tokens among the tokens of the row: the same for uniform weights
     induction_lift    induction over induction_even: 1 if the head treats such tokens like any others
     negative          mass of negative weight (NaN for attention, which has none)
     mass              sum of |w|: 1 for attention

@@ -19,7 +19,7 @@ _MEANS = {
     "control": Estimate("1", "mass on the value of another pair", 1, over="questions"),
     "advantage": Estimate("1", "mass on the queried value, less that on another pair's", 1, least=-1, over="questions"),
     "picked": Estimate("1", "questions in which the queried value has the most weight", 1, over="questions"),
-    "even": Estimate("1", "mass on each token of even weights", 1, over="questions"),
+    "even": Estimate("1", "mass on each token of uniform weights", 1, over="questions"),
     "chance": Estimate("1", "questions in which a pair's value has the most weight by chance", 1, over="questions"),
 }
 
@@ -38,7 +38,7 @@ def retrieval(source: Source, questions: xr.Dataset, *, level: float = 0.95) -> 
     control    mean of m on the values of the other pairs: equal for a head that attends to any value
     advantage  retrieval - control
     picked     share of questions in which the queried value has more |w| than that of any other pair
-    even       mean of 1 / (t + 1): the same for even weights
+    even       mean of 1 / (t + 1): the same for uniform weights
     chance     of `picked`: 1 / number of pairs
 
     Query each pair once: a head that copies an earlier answer to the same question does not count as retrieval.

@@ -12,7 +12,7 @@ from IPython.display import DisplayHandle, display
 from ipywidgets import Dropdown, HBox
 from matplotlib.figure import Figure
 
-from qwenlab.plots.style import style
+from qwenlab.plots.style import LABELS, style
 
 
 class Drawing(NamedTuple):
@@ -86,22 +86,19 @@ class Explorer:
         yield {"text/html": f"<p>{escape(self.caption)}</p>", "text/plain": self.caption}, {}
 
 
-def number_choice(name: str, numbers: Iterable[int], tooltip: str) -> Dropdown:
-    """A drop-down list of numbers."""
-    return choice(name, [(str(number), number) for number in numbers], tooltip)
+def choice(name: str, options: Iterable[object], tooltip: str) -> Dropdown:
+    """A drop-down list with its name; an option is a value, or a label and its value."""
+    return Dropdown(options=list(options), description=name, tooltip=tooltip)
 
 
-def head_choice(layers: Dropdown, heads_of: Callable[[int], list[int]]) -> Dropdown:
-    """A drop-down list of the heads of the chosen layer, which follows the list of layers."""
-    heads = number_choice("Head", heads_of(layers.value), "the head of this layer's mixer")
+def mixer_choices(kinds: Mapping[int, str], heads_of: Callable[[int], list[int]]) -> tuple[Dropdown, Dropdown]:
+    """Drop-down lists of layers, with the kinds of their mixers, and of the heads of the chosen layer."""
+    named = [(f"{layer} · {LABELS[kind]}", layer) for layer, kind in sorted(kinds.items())]
+    layers = choice("Layer", named, "the index of the layer")
+    heads = choice("Head", heads_of(layers.value), "the head of this layer's mixer")
 
     def follow(change: object) -> None:
-        heads.options = [(str(head), head) for head in heads_of(layers.value)]
+        heads.options = heads_of(layers.value)
 
     layers.observe(follow, names="value")
-    return heads
-
-
-def choice(name: str, options: list[tuple[str, object]], tooltip: str) -> Dropdown:
-    """A drop-down list with its name; an option is a label and its value."""
-    return Dropdown(options=options, description=name, tooltip=tooltip)
+    return layers, heads

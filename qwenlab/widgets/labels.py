@@ -28,12 +28,15 @@ def by_label(statistic: Callable[..., xr.Dataset], source: Source) -> xr.Dataset
 
 def label_choice(statistic: xr.Dataset) -> Dropdown:
     """A drop-down list of the labels of a statistic."""
-    options: list[tuple[str, object]] = [(str(label), label) for label in statistic["label"].values]
-    return choice("Texts", options, "the texts, by their label")
+    return choice("Texts", statistic["label"].values.tolist(), "the texts, by their label")
 
 
-def in_words(statistic: xr.Dataset, name: str) -> str:
-    """One number with its units and interval: "write strength 0.41 [0.38, 0.44]"."""
+def in_words(statistic: xr.Dataset, *names: str) -> str:
+    """Numbers with their units and intervals: "write strength 0.41 [0.38, 0.44]; entropy 1.2 nats"."""
+    return "; ".join(_in_words(statistic, name) for name in names)
+
+
+def _in_words(statistic: xr.Dataset, name: str) -> str:
     value, about = float(statistic[name]), statistic[name].attrs
     if math.isnan(value):
         return f"{about['long_name']} not measured"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
@@ -16,10 +15,11 @@ from qwenlab.record.recording import Recording
 from qwenlab.stats.attention import attention_distance
 from qwenlab.stats.deltanet import half_life, writing
 from qwenlab.stats.gates import gates
-from qwenlab.widgets.explorer import Drawing, Explorer, choice, head_choice
+from qwenlab.widgets.explorer import Drawing, Explorer, mixer_choices
 from qwenlab.widgets.labels import by_label, in_words, label_choice
 
-_MASSES = {"first_mass": "first token", "previous_mass": "token before", "self_mass": "itself"}
+_MASSES = {"first_mass": "first token", "previous_mass": "previous token", "self_mass": "itself"}
+_COARSE = 4  # adjacent bins of 128
 
 
 def explore_layers(recording: Recording) -> Explorer:
@@ -41,26 +41,26 @@ def explore_layers(recording: Recording) -> Explorer:
     }
     kinds = {layer: kind for kind, (first, *_) in statistics.items() for layer in first["layer"].values.tolist()}
 
-    def heads_of(layer: int) -> list[int]:
-        return statistics[kinds[layer]][0]["head"].values.tolist()
-
-    options: list[tuple[str, object]] = [(f"{layer} · {LABELS[kinds[layer]]}", layer) for layer in sorted(kinds)]
-    layers = choice("Layer", options, "the index of the layer")
-    heads = head_choice(layers, heads_of)
+    layers, heads = mixer_choices(kinds, lambda layer: statistics[kinds[layer]][0]["head"].values.tolist())
     texts = label_choice(statistics[kinds[layers.value]][0])
 
     def draw() -> Drawing:
         kind = kinds[layers.value]
         selected = [one.sel(layer=layers.value, label=texts.value) for one in statistics[kind]]
-        chosen = xr.merge(selected, compat="override")
-        title = f"layer {layers.value} · {LABELS[kind]} · head {heads.value} · {texts.value}"
-        return _DRAW[kind](chosen, heads.value, title)
+        layer, head = xr.merge(selected, compat="override"), heads.value
+        title = f"layer {layers.value} · {LABELS[kind]} · head {head} · {texts.value}"
+        figure = new_figure(10, 2.8)
+        left, middle, right = figure.subplots(1, 3)
+        draw_two, names = _DRAW[kind]
+        draw_two(left, middle, layer, head)
+        left.set_title(title)
+        _by_unit(right, layer["mean_gate_share"], head, COLOURS[kind], "mean value of the output gate")
+        return Drawing(figure, f"{title}: {in_words(layer.sel(head=head), *names)}.")
 
     return Explorer({"layer": layers, "head": heads, "label": texts}, draw)
 
 
-def _draw_deltanet(layer: xr.Dataset, head: int, title: str) -> Drawing:
-    figure, (reach, written, opened) = _panels(title)
+def _draw_deltanet(reach: Axes, written: Axes, layer: xr.Dataset, head: int) -> None:
     lower = layer["half_life_bin"].values
     lives = np.append(lower, lower[-1] ** 2 / lower[-2])
     _heads(reach, layer["half_life_share"], lives, head, COLOURS[DELTANET])
@@ -70,16 +70,10 @@ def _draw_deltanet(layer: xr.Dataset, head: int, title: str) -> Drawing:
     format_ticks(reach.xaxis, binary)
     reach.set_xlim(lives[max(filled[0] - 2, 0)], lives[min(filled[-1] + 3, len(lives) - 1)])
     reach.set(xlabel="half-life of a token's decay (tokens)", ylabel="share of tokens")
-    _heads(written, layer["beta_share"], _unit(layer["beta_bin"]), head, COLOURS[DELTANET])
-    written.set(xlabel="write strength β", xlim=(0, 1))
-    _heads(opened, layer["mean_gate_share"], _unit(layer["gate_bin"]), head, COLOURS[DELTANET])
-    opened.set(xlabel="mean value of the output gate", xlim=(0, 1))
-    names = ("half_life_mean_log", "beta", "mean_gate", "error_ratio")
-    return Drawing(figure, _caption(title, layer.sel(head=head), names))
+    _by_unit(written, layer["beta_share"], head, COLOURS[DELTANET], "write strength β")
 
 
-def _draw_attention(layer: xr.Dataset, head: int, title: str) -> Drawing:
-    figure, (reach, targets, opened) = _panels(title)
+def _draw_attention(reach: Axes, targets: Axes, layer: xr.Dataset, head: int) -> None:
     lower, share = layer["distance_bin"].values, layer["distance_share"]
     last = int(np.flatnonzero(share.max("head")).max(initial=0)) + 1
     _heads(reach, share[:, :last], np.arange(last + 1) - 0.5, head, COLOURS[ATTENTION])
@@ -87,16 +81,6 @@ def _draw_attention(layer: xr.Dataset, head: int, title: str) -> Drawing:
     reach.set_xticks(list(ticks), [binary(lower[tick]) for tick in ticks])
     reach.set(xlabel="distance from query to key, from (tokens)", ylabel="share of attention")
     _bars(targets, layer.sel(head=head))
-    _heads(opened, layer["mean_gate_share"], _unit(layer["gate_bin"]), head, COLOURS[ATTENTION])
-    opened.set(xlabel="mean value of the output gate", xlim=(0, 1))
-    return Drawing(figure, _caption(title, layer.sel(head=head), ("distance", "entropy", *_MASSES, "mean_gate")))
-
-
-def _panels(title: str) -> tuple[Figure, list[Axes]]:
-    figure = new_figure(10, 2.8)
-    axes = list(figure.subplots(1, 3))
-    axes[0].set_title(title)
-    return figure, axes
 
 
 def _heads(axes: Axes, share: xr.DataArray, edges: np.ndarray, head: int, colour: str) -> None:
@@ -118,15 +102,16 @@ def _bars(axes: Axes, head: xr.Dataset) -> None:
     axes.set(xlabel="attention to (share)", xlim=(0, None))
 
 
-def _unit(lower: xr.DataArray) -> np.ndarray:
-    """Edges of equal bins of [0, 1]."""
-    return np.append(lower, 1.0)
-
-
-def _caption(title: str, head: xr.Dataset, names: tuple[str, ...]) -> str:
-    return f"{title}: {'; '.join(in_words(head, name) for name in names)}."
+def _by_unit(axes: Axes, share: xr.DataArray, head: int, colour: str, label: str) -> None:
+    """The shares [head, bin] over equal bins of [0, 1], a few of which are drawn as one."""
+    share = share.coarsen({share.dims[1]: _COARSE}).sum()
+    _heads(axes, share, np.linspace(0, 1, share.shape[1] + 1), head, colour)
+    axes.set(xlabel=label, ylabel="share of tokens", xlim=(0, 1))
 
 
 _NODES = {DELTANET: "deltanet", ATTENTION: "attention"}
 _STATISTICS = {DELTANET: (gates, half_life, writing), ATTENTION: (gates, attention_distance)}
-_DRAW = {DELTANET: _draw_deltanet, ATTENTION: _draw_attention}
+_DRAW = {
+    DELTANET: (_draw_deltanet, ("half_life_mean_log", "beta", "mean_gate", "error_ratio")),
+    ATTENTION: (_draw_attention, ("distance", "entropy", *_MASSES, "mean_gate")),
+}

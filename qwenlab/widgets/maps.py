@@ -14,7 +14,7 @@ from qwenlab.plots.style import LABELS
 from qwenlab.record.recording import Recording
 from qwenlab.stats.maps import attention_map, stored_maps
 from qwenlab.stats.reach import reach
-from qwenlab.widgets.explorer import Drawing, Explorer, choice, head_choice
+from qwenlab.widgets.explorer import Drawing, Explorer, choice, mixer_choices
 from qwenlab.widgets.labels import in_words
 
 _NAMES = ("entropy", "first_mass", "previous_mass", "induction_lift")
@@ -42,15 +42,8 @@ def explore_maps(
     statistics = _measured(recording)
     numbers = np.unique(stored[0]["text"].values).tolist()
     texts = choice("Text", [(_named(number, names.get(number)), number) for number in numbers], "the text, as read")
-    kinds = {layer: str(data["kind"].sel(layer=layer).item()) for layer, data in sorted(by_layer.items())}
-    layers = choice(
-        "Layer", [(f"{layer} · {LABELS[kind]}", layer) for layer, kind in kinds.items()], "the index of the layer"
-    )
-
-    def heads_of(layer: int) -> list[int]:
-        return [int(head) for head in by_layer[layer]["head"].values]
-
-    heads = head_choice(layers, heads_of)
+    kinds = {layer: str(data["kind"].sel(layer=layer).item()) for layer, data in by_layer.items()}
+    layers, heads = mixer_choices(kinds, lambda layer: by_layer[layer]["head"].values.tolist())
 
     def draw() -> Drawing:
         text, layer, head = texts.value, layers.value, heads.value
@@ -81,5 +74,4 @@ def _caption(title: str, statistics: xr.Dataset | None, kind: str, layer: int, h
     if statistics is None:
         return title
     names = (*_NAMES, "negative") if kind == DELTANET else _NAMES
-    one = statistics.sel(layer=layer, head=head)
-    return f"{title}. Over all rows measured: {'; '.join(in_words(one, name) for name in names)}."
+    return f"{title}. Over all rows measured: {in_words(statistics.sel(layer=layer, head=head), *names)}."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -10,11 +12,12 @@ from qwenlab.plots.style import PALETTE, new_figure
 from qwenlab.record.recording import Recording
 from qwenlab.stats.experts import expert_load
 from qwenlab.stats.routing import coactivation
-from qwenlab.widgets.explorer import Drawing, Explorer, number_choice
+from qwenlab.widgets.explorer import Drawing, Explorer, choice
 from qwenlab.widgets.labels import by_label, in_words, label_choice
 
 _CHOSEN, _OTHER = PALETTE[0], "0.8"
 _PARTNERS = 8
+_LINE: dict[str, Any] = {"color": "0.3", "linewidth": 1, "linestyle": "--"}  # at a uniform load
 
 
 def explore_routing(recording: Recording) -> Explorer:
@@ -23,8 +26,8 @@ def explore_routing(recording: Recording) -> Explorer:
     Needs only the recording. Raises ProbeNotRecorded for a recording without routing.
     """
     load, together = by_label(expert_load, recording), coactivation(recording)
-    layers = number_choice("Layer", load["layer"].values.tolist(), "the layer of the router")
-    experts = number_choice("Expert", load["expert"].values.tolist(), "the routed expert")
+    layers = choice("Layer", load["layer"].values.tolist(), "the layer of the router")
+    experts = choice("Expert", load["expert"].values.tolist(), "the routed expert")
     texts = label_choice(load)
 
     def draw() -> Drawing:
@@ -46,9 +49,10 @@ def _draw_all(axes: Axes, load: xr.Dataset, expert: int) -> None:
     """The load of every expert, with the chosen one in colour."""
     experts = load["expert"].values
     axes.bar(experts, load["share"], color=np.where(experts == expert, _CHOSEN, _OTHER), width=0.9)
-    _even(axes.axhline, load)
-    even = (1, float(load["even_share"]))
-    axes.annotate("even", even, xycoords=("axes fraction", "data"), ha="right", va="bottom", color="0.3", fontsize=8)
+    uniform = float(load["even_share"])
+    axes.axhline(uniform, **_LINE)
+    where: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+    axes.annotate("uniform", (1, uniform), color="0.3", fontsize=8, **where)
     axes.set(xlabel="expert", ylabel="load (share of slots)", xlim=(experts[0] - 0.6, experts[-1] + 0.6))
 
 
@@ -57,7 +61,7 @@ def _draw_labels(axes: Axes, load: xr.Dataset, label: str) -> None:
     names, share = load["label"].values, load["share"].values
     reach = np.nan_to_num(np.abs(load["share_interval"].transpose("bound", ...).values - share))
     axes.barh(names, share, xerr=reach, color=np.where(names == label, _CHOSEN, _OTHER), error_kw={"linewidth": 1})
-    _even(axes.axvline, load)
+    axes.axvline(float(load["even_share"].values.flat[0]), **_LINE)
     axes.invert_yaxis()
     axes.set(xlabel="its load (share of slots)", xlim=(0, None))
 
@@ -66,11 +70,6 @@ def _draw_partners(axes: Axes, lift: xr.DataArray) -> None:
     """The experts with the largest co-activation, over all texts, relative to independent choices."""
     best = lift.dropna("expert_2").sortby("expert_2").sortby(lift, ascending=False)[:_PARTNERS]
     axes.barh([f"expert {expert}" for expert in best["expert_2"].values], best, color=_OTHER)
-    axes.axvline(1, color="0.3", linewidth=1, linestyle="--")
+    axes.axvline(1, **_LINE)
     axes.invert_yaxis()
     axes.set(xlabel="co-activation over chance", xlim=(0, None))
-
-
-def _even(line: object, load: xr.Dataset) -> None:
-    """A line at the load of every expert if all were equal."""
-    line(float(load["even_share"].values.flat[0]), color="0.3", linewidth=1, linestyle="--")  # type: ignore[operator]

@@ -99,17 +99,13 @@ def strip(
     shown = own.isel(round=np.flatnonzero(np.isin(number, np.arange(number.max() + 1)[wanted])))
     if not shown.sizes["round"]:
         raise BadArgument(f"rounds={rounds!r}: prompt {prompt} has rounds {number.min()} to {number.max()}.")
-    return Strip(list(map(list, _rounds(shown, decode))), _caption(own, shown, prompt))
-
-
-def _rounds(data: xr.Dataset, decode: Callable[[int], str]) -> Iterator[Iterator[Token]]:
-    """The tokens of each round: accepted drafts, the first rejected one, the token added."""
-    columns = {str(name): data[name].values for name in data}
-    for index in range(data.sizes["round"]):
-        yield _tokens({name: values[index] for name, values in columns.items()}, decode)
+    columns = {str(name): shown[name].values for name in shown}
+    rows = [{name: values[at] for name, values in columns.items()} for at in range(shown.sizes["round"])]
+    return Strip([list(_tokens(row, decode)) for row in rows], _caption(own, shown, prompt))
 
 
 def _tokens(row: dict[str, Any], decode: Callable[[int], str]) -> Iterator[Token]:
+    """The tokens of one round: accepted drafts, the first rejected one, the token added."""
     accepted, added = int(row["accepted"]), int(row["next_token"])
     ended = f"round {row['number']}: {accepted} of {row['drafted']} drafts accepted; {_ENDS[str(row['ended'])]}"
     for at, token in enumerate(row["draft_token"][: int(row["tested"])].tolist()):

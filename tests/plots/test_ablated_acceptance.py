@@ -43,7 +43,7 @@ def test_points_intervals_and_controls(told):
     assert [label.get_text() for label in figure.axes[-1].get_xticklabels()] == list(map(str, range(8)))
     assert figure.axes[-1].get_xlabel() == "layer"
     assert figure._supylabel.get_text() == "fall of the acceptance length (tokens)"
-    assert figure._supxlabel.get_text() == "bars: 95% intervals · rule greedy · depth 3 · text teacher_forced"
+    assert figure._supxlabel.get_text() == "bars: 95% intervals · rule greedy · depth 3 · teacher-forced text"
     assert legend(figure) == ["DeltaNet", "attention", "mixer", "mlp", "significant", "not significant", "controls"]
 
 

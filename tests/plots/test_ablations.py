@@ -70,7 +70,9 @@ def test_values_are_written_into_few_cells(statistics):
     assert len(words(many.axes[0])) == 2 + 1
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.1234, "0.12"), (-0.00062, "-6e-4"), (1.2e-7, "1e-7"), (0, "0")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.1234, "0.12"), (-0.0064, "-0.0064"), (-0.00062, "-6e-4"), (1.2e-7, "1e-7"), (0, "0")]
+)
 def test_numbers_are_short(value, text):
     sweep = made_sweep(layers=2, of=("mixer",), tasks={"code": 4}, controls=0)
     statistics = stats.ablations(sweep, resamples=10)

@@ -39,7 +39,7 @@ def test_cells_are_the_share_of_each_layer_and_position(statistics):
         assert [label.get_text() for label in ax.get_yticklabels()] == list(map(str, range(8)))
         assert ax.get_ylabel() == "layer"
     labels = figure.axes[1].get_xticklabels()
-    assert [label.get_text() for label in labels] == ["␣a\n0", "␣b\n1", "…\n2", "␣d\n3", "␣e\n4", "␣f\n5"]
+    assert [label.get_text() for label in labels] == ["·a\n0", "·b\n1", "…\n2", "·d\n3", "·e\n4", "·f\n5"]
     assert [label.get_fontweight() for label in labels] == ["normal"] * 2 + ["bold"] + ["normal"] * 3
     assert figure.axes[1].get_xlabel() == "token and position (tokens)"
     assert figure.axes[-1].get_ylabel() == "share restored"
@@ -62,7 +62,7 @@ def test_white_space_is_seen_and_what_no_font_has_is_not_drawn():
     made = made_patching(positions=5)
     made["source_token"][:] = made["target_token"][:] = ["\t\n", "é", "\x1b", "a b", "…"]
     ticks = plots.patching(stats.patching(made)).axes[0].get_xticklabels()
-    assert [tick.get_text().split("\n")[0] for tick in ticks] == ["⇥⏎", "é", "�", "a␣b", "…"]
+    assert [tick.get_text().split("\n")[0] for tick in ticks] == ["⇥⏎", "é", "�", "a·b", "…"]
 
 
 def test_heads_are_named_and_one_pair_has_no_interval():

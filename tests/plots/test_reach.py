@@ -47,7 +47,7 @@ def test_reach_draws_each_heads_horizon_least_far_first(statistics):
         here = here.isel(head=np.argsort(here.sel(share=0.9).values, kind="stable"))
         assert_allclose([segment[:, 1] for segment in line.get_segments()], here)
         assert_allclose([segment[0, 0] for segment in line.get_segments()], place, atol=0.5)
-    assert ax.get_ylabel() == "50 to 90 % horizon\n(tokens)"
+    assert ax.get_ylabel() == "50 to 90% horizon\n(tokens)"
 
 
 def test_reach_draws_every_share_with_its_interval(statistics):

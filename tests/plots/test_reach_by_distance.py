@@ -12,7 +12,7 @@ from tests.planted.maps import made_maps
 
 BLUE, ORANGE = "#0072b2", "#e69f00"
 TITLES = {
-    "horizon": "90 % horizon (tokens)",
+    "horizon": "90% horizon (tokens)",
     "entropy": "entropy (nat)",
     "first_mass": "first token (share)",
     "previous_mass": "previous token (share)",

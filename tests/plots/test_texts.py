@@ -46,7 +46,7 @@ def test_only_of_a_difference_nothing_is_drawn(score):
     assert [0, 0] in at_zero
     figure = plots.mean_over_texts(stats.mean_over_texts(base))
     assert [0, 0] not in [list(line.get_xdata()) for line in figure.axes[0].get_lines()]
-    assert figure.get_supxlabel() == "n = 10 texts per row · bars: 95 % intervals"
+    assert figure.get_supxlabel() == "n = 10 texts per row · bars: 95% intervals"
 
 
 def test_what_cannot_be_drawn(score):

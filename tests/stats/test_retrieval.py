@@ -53,7 +53,7 @@ def recorded(questions, kinds=tuple(NODES), seed=0):
 
 
 def slow(node, questions, place, head):
-    """Of each question: mass on the value asked for, mean mass on those of others, whether it has most, even mass."""
+    """Of each question: mass on the value asked for, mean mass on others, whether it has most, uniform mass."""
     found = []
     for number in range(questions.sizes["question"]):
         one = questions.isel(question=number)

@@ -8,7 +8,7 @@ from IPython.display import display
 from IPython.utils.capture import capture_output
 from matplotlib.figure import Figure
 
-from qwenlab.widgets.explorer import Drawing, Explorer, choice, number_choice
+from qwenlab.widgets.explorer import Drawing, Explorer, choice
 
 PNG = b"\x89PNG"
 
@@ -25,7 +25,7 @@ class Example:
     def __init__(self) -> None:
         self.drawn = 0
         self.letter = choice("Letter", [("first", "a"), ("second", "b")], "a letter")
-        self.number = number_choice("Number", [1, 2], "a number")
+        self.number = choice("Number", [1, 2], "a number")
         self.letter.observe(self.offer, names="value")
         self.explorer = Explorer({"letter": self.letter, "number": self.number}, self.draw)
 

@@ -45,7 +45,7 @@ def test_heads_are_those_of_the_layer():
     explorer = explore_maps(made_maps(heads=4, attention_heads=2).recording)
     explorer["head"].value = 3
     explorer["layer"].value = 3
-    assert explorer["head"].options == (("0", 0), ("1", 1))
+    assert explorer["head"].options == (0, 1)
     assert explorer.caption.startswith("text 0 · layer 3 · attention · head 0")
 
 

@@ -1,4 +1,4 @@
-"""What many plots share: checks of their input, layers along an axis, quantiles of heads, ticks and labels."""
+"""What many plots share: checks of their input, colours, labels, colour bars and cells."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.collections import QuadMesh
-from matplotlib.colorbar import Colorbar
+from matplotlib.collections import PolyCollection, QuadMesh
+from matplotlib.colors import FuncNorm
+from matplotlib.patches import Patch, Rectangle
 
 from qwenlab.errors import BadArgument, MissingVariable
-from qwenlab.plots.base.panels import figure_of
-from qwenlab.plots.base.ticks import names_of
-from qwenlab.plots.style import COLOURS, MARKERS, PALETTE
+from qwenlab.plots.base.panels import figure_of, names_of, stroke
+from qwenlab.plots.style import COLOURS, MARKERS, NO_KIND, PALE, PALETTE
+
+FILLED, LINE = 0.88, 0.18  # heights of significant cells and of others, in cells
+_WIDE = 0.92
+CELLS_LEGEND = [Patch(facecolor="0.45", label="significant"), stroke("not significant", "0.45", 2)]
 
 
 def need(statistics: xr.Dataset, name: str, *variables: str) -> xr.Dataset:
@@ -70,9 +74,9 @@ def quantity(array: xr.DataArray) -> str:
     return f"{name} ({units})" if units and units not in name else name
 
 
-def kinds_of(statistics: xr.Dataset | xr.DataArray) -> list[str]:
-    """Return the kind of mixer of each layer."""
-    return names_of(statistics, "kind")
+def colours_of(data: xr.Dataset | xr.DataArray) -> list[str]:
+    """Return the colour of the kind of mixer of each layer or part."""
+    return [COLOURS.get(kind, NO_KIND) for kind in names_of(data, "kind")]
 
 
 def ends(interval: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
@@ -80,37 +84,28 @@ def ends(interval: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
     return interval.sel(bound="low"), interval.sel(bound="high")
 
 
-def interval_points(ax: Axes, values: xr.DataArray, interval: xr.DataArray, y: Any, group: int, label: str) -> None:
-    """Draw values and their intervals along x at heights y, with the colour and marker of a group."""
-    ax.hlines(y, *ends(interval), colors=PALETTE[group], linewidth=1.2)
-    ax.plot(values, y, color=PALETTE[group], marker=MARKERS[group], linestyle="", label=label)
+def interval_points(ax: Axes, data: xr.Dataset, name: str, y: np.ndarray, group: int, label: str) -> None:
+    """Draw a variable and its interval along x at heights y, with the colour and marker of a group."""
+    ax.hlines(y, *ends(data[f"{name}_interval"]), colors=PALETTE[group], linewidth=1.2)
+    ax.plot(data[name], y, color=PALETTE[group], marker=MARKERS[group], linestyle="", label=label)
 
 
-def quantiles_by_head(ax: Axes, quantiles: xr.DataArray) -> None:
-    """Draw each layer's heads side by side, lowest median first: outer quantiles, inner quantiles, the median.
-
-    quantiles  [layer, head, quantile]
-    """
-    at = np.sort(quantiles["quantile"].values)
-    pairs = [(at[i], at[-1 - i]) for i in range(len(at) // 2)]
-    width = float(np.clip(160 / quantiles.sizes["head"] / quantiles.sizes["layer"], 0.35, 4.0))
-    for place, kind in enumerate(kinds_of(quantiles)):
-        here = quantiles.isel(layer=place).dropna("head", how="all")
-        here = here.isel(head=np.argsort(here.sel(quantile=at[len(at) // 2]).values, kind="stable"))
-        x = place + 0.8 * ((np.arange(here.sizes["head"]) + 0.5) / max(1, here.sizes["head"]) - 0.5)
-        for strength, (low, high) in zip((0.3, 0.9), pairs[:2], strict=False):
-            both = here.sel(quantile=low), here.sel(quantile=high)
-            ax.vlines(x, *both, color=COLOURS[kind], alpha=strength, linewidth=width)
-        middle = here.sel(quantile=at[len(at) // 2])
-        ax.scatter(x, middle, s=min(9.0, 3 * width), color="black", linewidths=0, zorder=3)
+def shifts(groups: int, width: float = 0.5, most: float = 0.16) -> np.ndarray:
+    """Return offsets of groups around their common tick, `width` together, so that their intervals do not overlap."""
+    return (np.arange(groups) - (groups - 1) / 2) * min(most, width / max(1, groups))
 
 
-def times_bar(mesh: QuadMesh, axes: Any, **where: Any) -> Colorbar:
+def root_norm(low: float, high: float) -> FuncNorm:
+    """Scale colours by the signed square root, so that small values can be seen."""
+    return FuncNorm((lambda x: np.sign(x) * np.sqrt(np.abs(x)), lambda y: np.sign(y) * np.square(y)), low, high)
+
+
+def times_bar(mesh: QuadMesh, axes: Any, label: str, **where: Any) -> None:
     """Add a colour bar from 1/8 to 8 times the expected value."""
     bar = figure_of(np.ravel(axes)[0]).colorbar(mesh, ax=axes, extend="both", **where)
     bar.set_ticks([2.0**power for power in range(-3, 4)], labels=["⅛", "¼", "½", "1", "2", "4", "8"])
     bar.minorticks_off()
-    return bar
+    bar.set_label(label)
 
 
 def end_labels(ax: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
@@ -125,16 +120,44 @@ def end_labels(ax: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
         placed[upper] = max(placed[upper], placed[lower] + least)
     placed -= max(0.0, placed.max(initial=0) - 1.0)
     for (_, text, colour), height in zip(labels, placed, strict=True):
-        write_right(ax, text, height, "axes fraction", color=colour)
+        write_beside(ax, text, height, "axes fraction", color=colour)
 
 
-def write_right(ax: Axes, text: str, y: float, coords: Any = ("axes fraction", "data"), **style: Any) -> None:
-    """Write text right of the axes at height y, by default in data units."""
-    how: dict[str, Any] = {"va": "center", "fontsize": 8} | style
-    ax.annotate(text, (1, y), (4, 0), xycoords=coords, textcoords="offset points", annotation_clip=False, **how)
+def write_beside(
+    ax: Axes, text: str, y: float, coords: Any = ("axes fraction", "data"), *, left: float = 0, **style: Any
+) -> None:
+    """Write text at height y, by default in data units: right of the axes, or `left` points left of them."""
+    x, shift, side = (0, -left, "right") if left else (1, 4, "left")
+    how: dict[str, Any] = {"va": "center", "ha": side, "fontsize": 8} | style
+    ax.annotate(text, (x, y), (shift, 0), xycoords=coords, textcoords="offset points", annotation_clip=False, **how)
+
+
+def visible(token: str) -> str:
+    """Return a token on one line, with marks for white space, and "�" for what cannot be printed."""
+    word = token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·")
+    return "".join(letter if letter.isprintable() else "�" for letter in word)
 
 
 def strip_axes(ax: Axes) -> None:
     """Hide the left and bottom spines and the left ticks, around cells and bars."""
     ax.tick_params(left=False)
     ax.spines[["left", "bottom"]].set_visible(False)
+
+
+def kind_strip(ax: Axes, data: xr.Dataset, y: float, height: float) -> None:
+    """Draw a strip above cells at x = 0, 1, 2, ...: the kind of mixer of each column."""
+    for place, colour in enumerate(colours_of(data)):
+        ax.add_patch(Rectangle((place - _WIDE / 2, y), _WIDE, height, color=colour, linewidth=0))
+
+
+def cells(ax: Axes, x: np.ndarray, y: np.ndarray, colours: np.ndarray, significant: np.ndarray) -> None:
+    """Draw cells with centres x, y [cell] in colours [cell, channel], where y points down."""
+    bottom = y + FILLED / 2
+    _boxes(ax, x, bottom - FILLED, bottom, PALE)
+    _boxes(ax, x, np.where(significant, bottom - FILLED, bottom - LINE), bottom, colours)
+
+
+def _boxes(ax: Axes, x: np.ndarray, top: np.ndarray, bottom: np.ndarray, colour: str | np.ndarray) -> None:
+    left, right = x - _WIDE / 2, x + _WIDE / 2
+    corners = np.stack([left, top, right, top, right, bottom, left, bottom], axis=-1).reshape(-1, 4, 2)
+    ax.add_collection(PolyCollection(list(corners), facecolor=colour, linewidth=0))

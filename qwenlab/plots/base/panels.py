@@ -1,21 +1,21 @@
-"""The axes that a plot draws in, a new figure's or the caller's, and their legends and notes."""
+"""The axes that a plot draws in, a new figure's or the caller's; their layers, legends and notes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from qwenlab.checkpoint.families import KINDS
 from qwenlab.errors import BadArgument
-from qwenlab.plots.base.ticks import layer_ticks
 from qwenlab.plots.style import COLOURS, GREY, LABELS, new_figure
 
 ManyAxes = Sequence[Axes] | np.ndarray | None
@@ -23,6 +23,7 @@ ManyAxes = Sequence[Axes] | np.ndarray | None
 
 DASHED = (0, (3, 2))
 _LETTERS = 15  # of a note, per inch
+_MANY = 20  # ticks
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,6 @@ class Panels:
     @property
     def figure(self) -> Figure:
         return figure_of(self.axes[0])
-
-    @property
-    def grid(self) -> np.ndarray:
-        """Axes [row, column]."""
-        return np.array(self.axes, dtype=object).reshape(-1, self.columns)
 
     def legend(self, handles: Sequence[Artist]) -> None:
         """Add a legend in one line at the top right."""
@@ -106,6 +102,7 @@ def panels(
     height: float,
     *,
     count: int | None = None,
+    grid: Literal["x", "y"] | None = None,
     **layout: Any,
 ) -> Panels:
     """Return the caller's axes, or those of a new figure.
@@ -114,6 +111,7 @@ def panels(
     shape          rows and columns of the panels
     width, height  of a new figure, in inches
     count          number of panels; by default as many as the shape has places
+    grid           direction whose ticks have lines
     layout         further arguments of Figure.subplots for a new figure
 
     Raises BadArgument for another number of axes, for other objects, and for axes of several figures.
@@ -121,44 +119,61 @@ def panels(
     rows, columns = shape
     count = rows * columns if count is None else count
     if axes is None:
-        grid = new_figure(width, height).subplots(rows, columns, squeeze=False, **layout)
+        every = list(new_figure(width, height).subplots(rows, columns, squeeze=False, **layout).flat)
         for place in range(count, rows * columns):
-            grid.flat[place].remove()
-            grid.flat[place - columns].tick_params(labelbottom=True)
-        return Panels(list(grid.flat[:count]), columns, True)
-    given = list(np.ravel(np.array(axes, dtype=object)))
+            every[place].remove()
+            every[place - columns].tick_params(labelbottom=True)
+        given = every[:count]
+    else:
+        given = _checked(list(np.ravel(np.array(axes, dtype=object))), count, shape)
+    for ax in given if grid else ():
+        ax.grid(axis=grid)
+    return Panels(given, columns, axes is None)
+
+
+def _checked(given: list[Any], count: int, shape: tuple[int, int]) -> list[Axes]:
     if len(given) != count or not all(isinstance(ax, Axes) for ax in given):
         kinds = ", ".join(sorted({type(ax).__name__ for ax in given})) or "nothing"
         raise BadArgument(
             f"axes: this plot has {count} panels, but {len(given)} ({kinds}) are given.\n"
-            f"Give {count} matplotlib axes, such as those of plt.subplots({rows}, {columns})."
+            f"Give {count} matplotlib axes, such as those of plt.subplots{shape}."
         )
     if len({id(figure_of(ax)) for ax in given}) > 1:
         raise BadArgument("axes: these belong to several figures.\nGive axes of one figure.")
-    return Panels(given, columns, False)
+    return given
 
 
-def panel(ax: Axes | None, width: float, height: float) -> Panels:
-    """Return the caller's axes, or those of a new figure, for a plot with one panel. Raises BadArgument for others."""
+def panel(ax: Axes | None, width: float, height: float, **layout: Any) -> tuple[Panels, Axes]:
+    """Return the one panel of a plot and its axes, as `panels`. Raises BadArgument for other objects than axes."""
     if ax is not None and not isinstance(ax, Axes):
         raise BadArgument(f"ax={type(ax).__name__}: this plot has one panel.\nGive one matplotlib axes: ax=plt.gca().")
-    return panels(None if ax is None else [ax], (1, 1), width, height)
+    shown = panels(None if ax is None else [ax], (1, 1), width, height, **layout)
+    return shown, shown.axes[0]
 
 
-def axes_of(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
-    """Return the figure and axes of a plot with one panel: the caller's, or new ones."""
-    one = panel(ax, width, height)
-    return one.figure, one.axes[0]
+def names_of(statistics: xr.Dataset | xr.DataArray, coordinate: str) -> list[str]:
+    """Return the values of a coordinate as text."""
+    return [str(name) for name in statistics[coordinate].values]
+
+
+def layer_ticks(axis: Axis, statistics: xr.Dataset) -> None:
+    """Name the layers on an axis where they are at 0, 1, 2, ...: all, or every fourth, eighth, ..."""
+    layers = names_of(statistics, "layer")
+    step = 1
+    while len(layers) / step > _MANY:
+        step = 4 if step == 1 else 2 * step
+    axis.set_ticks(range(0, len(layers), step), labels=layers[::step])
+    axis.set_label_text("layer")
+
+
+def layer_width(statistics: xr.Dataset, least: float = 4.5, most: float = 11.0) -> float:
+    """Return a figure's width in inches for layers side by side."""
+    return float(np.clip(2.5 + 0.32 * statistics.sizes["layer"], least, most))
 
 
 def mark(label: str, colour: str, marker: str = "o", **style: Any) -> Line2D:
     """Return the legend entry of a marker."""
     return Line2D([], [], color=colour, marker=marker, linestyle="", label=label, **style)
-
-
-def ring(label: str, colour: str) -> Line2D:
-    """Return the legend entry of a ring."""
-    return mark(label, colour, markerfacecolor="none")
 
 
 def dash(label: str) -> Line2D:
@@ -171,14 +186,15 @@ def stroke(label: str, colour: Any, width: float = 0.8, style: Any = "-", alpha:
     return Line2D([], [], color=colour, linewidth=width, linestyle=style, alpha=alpha, label=label)
 
 
-def kind_marks(kinds: Sequence[str], marker: str = "s") -> list[Line2D]:
+def kind_marks(data: xr.Dataset, marker: str = "s") -> list[Line2D]:
     """Return the legend entries of those kinds of mixer that occur."""
+    kinds = names_of(data, "kind")
     return [mark(LABELS[kind], COLOURS[kind], marker) for kind in KINDS if kind in kinds]
 
 
-def name_kinds(ax: Axes, kinds: Sequence[str], *more: Artist) -> None:
+def name_kinds(ax: Axes, data: xr.Dataset, *more: Artist) -> None:
     """Add a legend above the axes: the colours of the kinds of mixer, and `more` entries."""
-    legend_above(ax, [*kind_marks(kinds), *more])
+    legend_above(ax, [*kind_marks(data), *more])
 
 
 def legend_above(ax: Axes, handles: Sequence[Artist]) -> None:

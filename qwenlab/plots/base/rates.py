@@ -16,13 +16,6 @@ from qwenlab.plots.base.panels import Panels
 from qwenlab.plots.style import PALETTE
 
 ONLINE, MEASURED = PALETTE[0], PALETTE[3]
-_WIDTH = 0.5  # of one draft position on the axis, which the groups share
-
-
-def shifts(groups: int, step: float | None = None) -> np.ndarray:
-    """Return x offsets of groups at one draft position, so that their intervals do not overlap."""
-    step = _WIDTH / max(1, groups) if step is None else step
-    return (np.arange(groups) - (groups - 1) / 2) * min(step, 0.16)
 
 
 def rate_points(ax: Axes, x: np.ndarray, data: xr.Dataset, rate: str, colour: str, marker: str, label: str) -> None:
@@ -31,12 +24,10 @@ def rate_points(ax: Axes, x: np.ndarray, data: xr.Dataset, rate: str, colour: st
     ax.plot(x, data[rate], color=colour, marker=marker, linewidth=0.8, label=label, clip_on=False)
 
 
-def draft_ticks(ax: Axes, data: xr.Dataset) -> None:
+def draft_ticks(ax: Axes, data: xr.Dataset, title: str) -> None:
     """Format the axes of a rate by draft position."""
     drafts = data["draft"].values
-    ax.set_xticks(drafts)
-    ax.set_xlim(drafts[0] - 0.5, drafts[-1] + 0.5)
-    ax.set_xlabel("draft position")
+    ax.set(title=title, xlabel="draft position", xticks=drafts, xlim=(drafts[0] - 0.5, drafts[-1] + 0.5))
     share_axis(ax)
 
 

@@ -1,4 +1,4 @@
-"""Ticks of axes: layers, powers of two, and octave bins (0, 1, 2 to 3, 4 to 7, ...)."""
+"""Ticks of axes: powers of two, and octave bins (0, 1, 2 to 3, 4 to 7, ...)."""
 
 from __future__ import annotations
 
@@ -12,28 +12,6 @@ from matplotlib.axis import Axis, XAxis
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from qwenlab.errors import BadArgument
-
-_MANY = 20  # ticks
-
-
-def names_of(statistics: xr.Dataset | xr.DataArray, coordinate: str) -> list[str]:
-    """Return the values of a coordinate as text."""
-    return [str(name) for name in statistics[coordinate].values]
-
-
-def layer_ticks(axis: Axis, statistics: xr.Dataset) -> None:
-    """Name the layers on an axis where they are at 0, 1, 2, ...: all, or every fourth, eighth, ..."""
-    layers = names_of(statistics, "layer")
-    step = 1
-    while len(layers) / step > _MANY:
-        step = 4 if step == 1 else 2 * step
-    axis.set_ticks(range(0, len(layers), step), labels=layers[::step])
-    axis.set_label_text("layer")
-
-
-def layer_width(statistics: xr.Dataset, least: float = 4.5, most: float = 11.0) -> float:
-    """Return a figure's width in inches for layers side by side."""
-    return float(np.clip(2.5 + 0.32 * statistics.sizes["layer"], least, most))
 
 
 def format_ticks(axis: Axis, words: Callable[[float], str]) -> None:

@@ -8,7 +8,7 @@ _CLOSE = 1e-9
 
 
 def variation(load: np.ndarray) -> np.ndarray:
-    """Coefficient of variation of loads [..., expert]: standard deviation over mean; 0 for an even spread."""
+    """Coefficient of variation of loads [..., expert]: standard deviation over mean; 0 for a uniform load."""
     mean = load.mean(axis=-1)
     return load.std(axis=-1) / np.where(mean > 0, mean, np.nan)
 

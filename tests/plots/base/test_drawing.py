@@ -8,7 +8,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from qwenlab.plots.base.drawing import end_labels, quantity
-from qwenlab.plots.base.ticks import binary, layer_ticks
+from qwenlab.plots.base.panels import layer_ticks
+from qwenlab.plots.base.ticks import binary
 
 
 @pytest.mark.parametrize(
