@@ -138,7 +138,7 @@ def _draw(ax: Axes, panel: _Panel, largest: np.ndarray, few: bool, row: float) -
         ax.set_xticks(panel.column, labels=names, rotation=30 if long else 0, ha="right" if long else "center")
     else:
         layer_ticks(ax.xaxis, data.isel(ablation=first))
-    ax.set_title(str(data["of"].values[0]))
+    ax.set_title(str(data["unit"].values[0]))
 
 
 def _draw_task(ax: Axes, panel: _Panel, task: int, largest: float, few: bool) -> None:
