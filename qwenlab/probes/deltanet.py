@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from qwenlab.capture.prediction import normalised
 from qwenlab.capture.tokens import PADDING, TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import DELTANET
-from qwenlab.probes.accumulators import Histogram, LayerSlice, Sums, counted
+from qwenlab.probes.accumulators import Histogram, LayerSlice, Sums, Totals, counted
 from qwenlab.probes.base import Probe, Reduced, Variable
 from qwenlab.probes.bins import GATE_BINS, HALF_LIFE_BINS, bins, half_life_bin
 from qwenlab.probes.kernel_agreement import StateDeviation
@@ -82,7 +83,7 @@ class DeltaNet(Probe):
         super().start(decoder)
         count = len(self.layers)
         self._sums, self._ends, self._histogram = Sums(count), Sums(count), Histogram(count, HALF_LIFE_BINS)
-        self._moments: dict[int, torch.Tensor] = {}  # by label, float64 [layer, key head, channel, channel]
+        self._moments = defaultdict[int, Totals](lambda: Totals(count))  # by label: [layer, key head, channel, channel]
         self._deviation = StateDeviation()
 
     def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
@@ -149,10 +150,7 @@ class DeltaNet(Probe):
             ours = sampled.labelled(label)
             keys = sampled.masked(unit, axis=1) if ours is None else torch.where(ours[..., None, None], unit, 0)
             keys = keys.flatten(1, 2).transpose(1, 2).contiguous()  # [layer, key head, token, channel]
-            moments = (keys.transpose(2, 3) @ keys).double()
-            if label not in self._moments:
-                self._moments[label] = moments.new_zeros(len(self.layers), *moments.shape[1:])
-            self._moments[label][where] += moments.to(self._moments[label].device)
+            self._moments[label].add(where, keys.transpose(2, 3) @ keys)
 
     def _end_sequences(self, where: LayerSlice, norm: torch.Tensor | None, layers: int, tokens: TokenBatch) -> None:
         """Count each sequence at its newest token, and subtract what was counted for it at the previous call."""
@@ -214,8 +212,7 @@ class DeltaNet(Probe):
         }
 
     def _key_moments(self, labels: int, mixer: Any) -> dict[str, Variable]:
-        shape = (len(self.layers), mixer.num_k_heads, mixer.head_k_dim, mixer.head_k_dim)
-        known = {label: moments.cpu().numpy() for label, moments in self._moments.items()}
-        moments = np.stack([known.get(label, np.zeros(shape)) for label in range(labels)])
+        shape = (mixer.num_k_heads, mixer.head_k_dim, mixer.head_k_dim)
+        moments = np.stack([self._moments[label].array(*shape) for label in range(labels)])
         dims = ("label", "layer", "key_head", "channel", "channel_2")
         return {"key_moment": (dims, moments, "1", "sum of k k^T over tokens")}

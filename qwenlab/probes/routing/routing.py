@@ -12,7 +12,7 @@ from qwenlab.capture.buffers import Captured, Part
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.errors import CannotIntervene
-from qwenlab.probes.accumulators import LayerSlice, Sums, counted
+from qwenlab.probes.accumulators import LayerSlice, Sums, Totals, counted
 from qwenlab.probes.base import Probe, Reduced, Variable
 from qwenlab.probes.routing.windows import WINDOWS, Windows
 
@@ -63,8 +63,7 @@ class Routing(Probe):
         self.shared = decoder.part(self.layers[0], "shared_expert_gate") is not None
         count = len(self.layers)
         self._sums, self._certain, self._windows = Sums(count), Sums(count), Windows(count)
-        self._coactivation: torch.Tensor | None = None
-        self._transition: torch.Tensor | None = None
+        self._coactivation, self._transition = Totals(count), Totals(count)
         self._previous: tuple[int, torch.Tensor] | None = None
 
     def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
@@ -102,7 +101,7 @@ class Routing(Probe):
         self._sums.add(where, tokens, tokens=ones, load=hot, weight=by_expert, **repeats)
         self._add_certainty(where, reduced, weights, hot, tokens)
         flat = hot.flatten(1, 2)
-        self._coactivation = self._added(self._coactivation, where, flat.transpose(1, 2) @ flat)
+        self._coactivation.add(where, flat.transpose(1, 2) @ flat)
         self._add_transition(where, chosen, weights, tokens)
         self._windows.add(where, hot > 0, tokens)
 
@@ -135,8 +134,7 @@ class Routing(Probe):
             pair = (top[:-1] * self.experts + top[1:]).flatten(1)
             counts = torch.zeros(len(pair), self.experts**2, device=top.device)
             counts.scatter_add_(1, pair, tokens.real.flatten().float().expand_as(pair))
-            counts = counts.unflatten(1, (self.experts, self.experts))
-            self._transition = self._added(self._transition, layers, counts)
+            self._transition.add(layers, counts.unflatten(1, (self.experts, self.experts)))
 
     def _repeats(
         self, where: LayerSlice, chosen: torch.Tensor, hot: torch.Tensor, tokens: TokenBatch
@@ -150,13 +148,6 @@ class Routing(Probe):
         now = hot.gather(2, tokens.last[None, :, None, None].expand(len(hot), -1, 1, self.experts))[:, :, 0]
         newest[where] = torch.where(tokens.idle[:, None], last, now).to(newest.device)
         return {"kept": torch.where(tokens.follows, kept, 0), "pairs": tokens.follows.expand_as(kept)}
-
-    def _added(self, total: torch.Tensor | None, where: LayerSlice, more: torch.Tensor) -> torch.Tensor:
-        """Return the counts [layer, expert, expert] of all layers after adding these."""
-        if total is None:
-            total = more.new_zeros(len(self.layers), self.experts, self.experts, dtype=torch.float64)
-        total[where] += more.to(total.device)
-        return total
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
         """Return sums and counts by label, fold, layer and expert, and pairs of experts by layer."""
@@ -174,7 +165,8 @@ class Routing(Probe):
         load, weight = counted(stacked("load", self.experts)), stacked("weight", self.experts)
         distinct, windows = self._windows.arrays(count)
         transition = "tokens by their top choice in this and in the next layer watched"
-        together, following = (self._pairs(counts) for counts in (self._coactivation, self._transition))
+        pairs = (counts.array(self.experts, self.experts) for counts in (self._coactivation, self._transition))
+        together, following = map(counted, pairs)
         variables |= {
             "tokens": (grouped, counted(stacked("tokens")), "token", "tokens read"),
             "measured": (grouped, counted(stacked("measured")), "token", "tokens whose certainty was measured"),
@@ -188,10 +180,6 @@ class Routing(Probe):
         }
         dataset = self._dataset(labels, variables, window=("window", np.array(WINDOWS), {"units": "token"}))
         return dataset.assign_attrs(top_k=self.top_k, experts=self.experts)
-
-    def _pairs(self, counts: torch.Tensor | None) -> np.ndarray:
-        zeros = np.zeros((len(self.layers), self.experts, self.experts))
-        return counted(zeros if counts is None else counts.cpu().numpy())
 
 
 def _tensors(captured: Captured, *names: str) -> tuple[torch.Tensor, ...]:
