@@ -53,10 +53,7 @@ class Sums:
         self._columns: dict[str, slice] = {}
 
     def add(self, where: LayerSlice, tokens: TokenBatch, /, **values: torch.Tensor) -> None:
-        """Add values [layer, batch, position, *shape] of the real tokens; those of padding may be NaN.
-
-        The names and their shapes are the same every time.
-        """
+        """Add values [layer, batch, position, *shape] of the real tokens, with the same names and shapes every time."""
         flat = tokens.masked(torch.cat([self._flat(name, value) for name, value in values.items()], dim=-1), axis=1)
         self._totals.add(where, tokens.membership @ flat.flatten(1, 2).double())
 
@@ -90,9 +87,9 @@ class Histogram:
         self._counts, self.bins = Totals(layers, torch.int64), bins
 
     def add(self, where: LayerSlice, tokens: TokenBatch, place: torch.Tensor) -> None:
-        """Count the bins `place` [layer, batch, position, *shape] of the real tokens, rounded down.
+        """Count the bins `place` [layer, batch, position, *shape] of the real tokens, rounded down; NaN is not counted.
 
-        Values below or above go to the end bins. NaN is not counted, and shows as missing tokens.
+        Values below or above go to the end bins.
         """
         flat = place.flatten(1, 2).flatten(2) if place.ndim > 3 else place.flatten(1, 2)[..., None]
         width = flat.shape[2]
@@ -118,10 +115,9 @@ class BinnedSums:
     def add(
         self, where: LayerSlice, groups: int, group: torch.Tensor, place: torch.Tensor, **values: torch.Tensor
     ) -> None:
-        """Add values [layer, row, column] to the groups `group` [row], out of `groups`.
+        """Add values [layer, row, column] to the groups `group` [row], out of `groups`, with the same names every time.
 
-        place  int, broadcastable to [layer, row, column]: the bin of each value
-        The names and their shapes are the same every time.
+        `place` int, broadcastable to [layer, row, column]: the bin of each value.
         """
         flat = torch.stack(list(values.values()), dim=2).double()  # [layer, row, name, column]
         layers, _, names, columns = flat.shape

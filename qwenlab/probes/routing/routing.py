@@ -13,7 +13,7 @@ from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.errors import CannotIntervene
 from qwenlab.probes.accumulators import LayerSlice, Sums, Totals, counted
-from qwenlab.probes.base import Probe, Reduced, Variable
+from qwenlab.probes.base import GROUPED, Probe, Reduced, summed
 from qwenlab.probes.routing.windows import WINDOWS, Windows
 
 _CERTAIN = ("entropy", "topk_entropy", "margin", "shared_gate", "shared_share", "measured")
@@ -52,11 +52,9 @@ class Routing(Probe):
         super().__init__(layers=layers, every=every)
 
     def able(self, decoder: Decoder) -> tuple[int, ...]:
-        """The layers with routed experts."""
         return decoder.layers_with("router")
 
     def start(self, decoder: Decoder) -> None:
-        """Empty sums and counts for these layers."""
         super().start(decoder)
         router = decoder.part(self.layers[0], "router")
         self.top_k, self.experts, self._top_k_seen = int(router.top_k), int(router.num_experts), False
@@ -67,7 +65,6 @@ class Routing(Probe):
         self._previous: tuple[int, torch.Tensor] | None = None
 
     def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
-        """The router's logits, weights and choices, and the outputs of routed and shared experts."""
         shared = ("routed", "shared", "shared_gate") if self.shared else ()
         return tuple(("mlp", name) for name in ("router", "weights", "chosen", *shared))
 
@@ -91,7 +88,6 @@ class Routing(Probe):
         self.top_k, self._top_k_seen = k, True
 
     def accumulate(self, where: LayerSlice, part: Part, reduced: Reduced, tokens: TokenBatch) -> None:
-        """Add up the choices of every token, and the certainty of the sampled ones."""
         chosen, weights = reduced["chosen"], reduced["weights"].float()
         weights = weights / weights.sum(dim=-1, keepdim=True)
         zeros = weights.new_zeros(*chosen.shape[:-1], self.experts)
@@ -150,27 +146,22 @@ class Routing(Probe):
         return {"kept": torch.where(tokens.follows, kept, 0), "pairs": tokens.follows.expand_as(kept)}
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
-        """Return sums and counts by label, fold, layer and expert, and pairs of experts by layer."""
-        count, grouped = len(labels), ("label", "fold", "layer")
+        count = len(labels)
 
         def stacked(name: str, *shape: int) -> np.ndarray:
             return (self._certain if name in _CERTAIN else self._sums).array(name, count, *shape)
 
-        variables: dict[str, Variable] = {
-            f"{name}_sum": (grouped, stacked(name), units, meaning)
-            for name, (units, meaning) in _PER_TOKEN.items()
-            if self.shared or not name.startswith("shared")
-        }
-        by_expert, by_window, by_pair = (*grouped, "expert"), (*grouped, "window"), ("layer", "expert")
+        table = {name: each for name, each in _PER_TOKEN.items() if self.shared or not name.startswith("shared")}
+        by_expert, by_window, by_pair = (*GROUPED, "expert"), (*GROUPED, "window"), ("layer", "expert")
         load, weight = counted(stacked("load", self.experts)), stacked("weight", self.experts)
         distinct, windows = self._windows.arrays(count)
         transition = "tokens by their top choice in this and in the next layer watched"
         pairs = (counts.array(self.experts, self.experts) for counts in (self._coactivation, self._transition))
         together, following = map(counted, pairs)
-        variables |= {
-            "tokens": (grouped, counted(stacked("tokens")), "token", "tokens read"),
-            "measured": (grouped, counted(stacked("measured")), "token", "tokens whose certainty was measured"),
-            "pairs": (grouped, counted(stacked("pairs")), "pair", "tokens with a token before them"),
+        variables = summed(table, GROUPED, stacked) | {
+            "tokens": (GROUPED, counted(stacked("tokens")), "token", "tokens read"),
+            "measured": (GROUPED, counted(stacked("measured")), "token", "tokens whose certainty was measured"),
+            "pairs": (GROUPED, counted(stacked("pairs")), "pair", "tokens with a token before them"),
             "load": (by_expert, load, "slot", "times the expert was among the top k"),
             "weight_sum": (by_expert, weight, "1", "renormalised routing weight, summed over tokens"),
             "distinct_sum": (by_window, distinct, "expert", "distinct experts, summed over windows"),

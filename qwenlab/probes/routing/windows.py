@@ -17,10 +17,9 @@ LONGEST_WINDOW = WINDOWS[-1]
 
 
 class Windows:
-    """Counts, per layer, the distinct experts of every complete window [n i, n i + n) of a sequence's positions.
+    """Counts, per layer, the distinct experts of windows [n i, n i + n) of a sequence's positions, also across calls.
 
-    A window that began before this call is completed with the choices carried from earlier calls. A window with a token
-    that was never read is not counted.
+    A window with a token that was never read is not counted.
     """
 
     def __init__(self, layers: int) -> None:
