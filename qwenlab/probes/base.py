@@ -160,6 +160,9 @@ class HeadProbe(Probe):
                 "Leave `heads` out to read all of them."
             )
 
+    def _dataset(self, labels: list[str], variables: dict[str, Variable], **coords: Any) -> xr.Dataset:
+        return super()._dataset(labels, variables, head=("head", np.array(self.heads)), **coords)
+
 
 def summed(
     table: Mapping[str, tuple[str, str]], dims: tuple[str, ...], values: Callable[[str], np.ndarray]

@@ -11,6 +11,7 @@ import torch
 from qwenlab.capture.delta_rule import DeltaRuleCall
 from qwenlab.capture.prediction import normalised
 from qwenlab.capture.tokens import TokenBatch, TokenSample
+from qwenlab.probes.maps.base import MapRows, selected
 from qwenlab.probes.maps.delta_rule_weights import Bounds, DeltaRuleWeights
 from qwenlab.probes.maps.row_statistics import RowBlock
 
@@ -20,42 +21,29 @@ OUTPUT_FLOOR = 0.01
 
 @dataclass(frozen=True)
 class MeasuredHeads:
-    """Indices of the measured heads.
+    """Indices of the measured heads."""
 
-    value, key  int [head]: index of the value head, and of the key head that it shares with others
-    keys        int [key head]: the key heads that are needed, each once
-    place       int [head]: index of each head's key head among `keys`
-    """
-
-    value: torch.Tensor
-    key: torch.Tensor
-    keys: torch.Tensor
-    place: torch.Tensor
+    value: torch.Tensor  # int [head]: index of the value head
+    key: torch.Tensor  # int [head]: index of the key head that it shares with others
+    keys: torch.Tensor  # int [key head]: the key heads that are needed, each once
+    place: torch.Tensor  # int [head]: index of each head's key head among `keys`
 
     @staticmethod
     def of(heads: Sequence[int], group: int, device: torch.device) -> MeasuredHeads:
         """Return the indices of these value heads; `group` of them share a key head."""
-        key = [head // group for head in heads]
-        keys = sorted(set(key))
-        lists = (heads, key, keys, [keys.index(each) for each in key])
-        return MeasuredHeads(*(torch.tensor(each, device=device) for each in lists))
+        value = torch.tensor(heads, device=device)
+        return MeasuredHeads(value, value // group, *(value // group).unique(return_inverse=True))
 
 
 @dataclass(frozen=True)
 class EarlierTokens:
-    """Tokens of earlier calls, as later calls need them, for the measured heads.
+    """Tokens of earlier calls, as later calls need them, for the measured heads."""
 
-    key         [batch, column, key head, channel], as passed to the kernel
-    beta, g     [batch, column, head], 0 for padding
-    value_norm  [batch, column, head]
-    begin       number of columns before the first of these
-    """
-
-    key: torch.Tensor
-    beta: torch.Tensor
-    g: torch.Tensor
-    value_norm: torch.Tensor
-    begin: int
+    key: torch.Tensor  # [batch, column, key head, channel], as passed to the kernel
+    beta: torch.Tensor  # [batch, column, head], 0 for padding
+    g: torch.Tensor  # the same
+    value_norm: torch.Tensor  # [batch, column, head]
+    begin: int  # number of columns before the first of these
 
     @property
     def columns(self) -> int:
@@ -77,8 +65,8 @@ class EarlierTokens:
         return EarlierTokens(**joined, begin=self.begin)
 
 
-class DeltaNetMapRows:
-    """`MapRows` of a DeltaNet layer: `call` of this pass, and the `known` tokens, `past` of them before this pass.
+class DeltaNetMapRows(MapRows):
+    """The rows of a DeltaNet layer: `call` of this pass, and the `known` tokens, `past` of them before this pass.
 
     With `without_removal` each row is also computed without key removal, to measure the error of its output.
     """
@@ -94,7 +82,8 @@ class DeltaNetMapRows:
     ) -> None:
         self._without_removal = without_removal
         self.columns, self.begin = known.begin + known.columns, known.begin
-        self._call, self._known, self._heads, self._past, self._gate = call, known, heads, past, gate
+        self.heads, self.gate = heads.value, gate
+        self._call, self._known, self._heads, self._past = call, known, heads, past
         self._prepared: tuple[slice, DeltaRuleWeights] | None = None
 
     def rows(
@@ -103,7 +92,7 @@ class DeltaNetMapRows:
         """Return implicit weights, 0 in unknown columns, and the squared errors of the outputs that they give."""
         query = self._call.query
         assert query is not None
-        unit = normalised(_select(query, sample, self._heads.key[heads])) * query.shape[-1] ** -0.5
+        unit = normalised(selected(query, sample, self._heads.key[heads])) * query.shape[-1] ** -0.5
         column = sample.columns + self._past
         queries = (unit.transpose(1, 2), column, [bound + self._past for bound in bounds])
         weight, of_state = self._weights(heads).rows(*queries)
@@ -116,14 +105,7 @@ class DeltaNetMapRows:
         return torch.nn.functional.pad(weight, (self.begin, where.columns - self.columns)), checks
 
     def value_norm(self, heads: slice) -> torch.Tensor:
-        """Return norms of the values [batch, head, column]."""
         return torch.nn.functional.pad(self._known.value_norm[:, :, heads].transpose(1, 2), (self.begin, 0))
-
-    def openness(self, sample: TokenSample) -> torch.Tensor | None:
-        """Return openness of the output gate [batch, row, head]; None if the gate was not captured."""
-        if self._gate is None:
-            return None
-        return torch.sigmoid(_select(self._gate, sample, self._heads.value).float()).mean(dim=-1)
 
     def _weights(self, heads: slice) -> DeltaRuleWeights:
         if self._prepared is None or self._prepared[0] != heads:
@@ -143,13 +125,7 @@ class DeltaNetMapRows:
         """Return the kernel's output [batch, head, row, channel], and its squared norm or that of the floor."""
         call, which = self._call, self._heads.value[heads]
         assert call.out is not None
-        out = _select(call.out, sample, which).transpose(1, 2).float()
-        own = torch.linalg.vector_norm(_select(call.value, sample, which).float(), dim=-1).transpose(1, 2)
+        out = selected(call.out, sample, which).transpose(1, 2).float()
+        own = torch.linalg.vector_norm(selected(call.value, sample, which).float(), dim=-1).transpose(1, 2)
         least = OUTPUT_FLOOR * call.key.shape[-1] ** -0.5 * own
         return out, torch.maximum(torch.linalg.vector_norm(out, dim=-1), least).square()
-
-
-def _select(values: torch.Tensor, sample: TokenSample, heads: torch.Tensor) -> torch.Tensor:
-    """Select sampled tokens and heads: [batch, row, head, channel] of values [batch, position, head, channel]."""
-    columns = sample.columns[:, :, None, None].expand(-1, -1, *values.shape[2:])
-    return values.gather(1, columns).index_select(2, heads)
