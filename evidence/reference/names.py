@@ -45,6 +45,7 @@ REMOVED: set[str] = {"tasks.score", "tasks.teacher_forced"}
 KEYWORDS: dict[str, dict[str, str]] = {
     "tasks.needle": {"depth": "position"},
     "ablations.units": {"edit": "intervention"},
+    "probe.Retention": {"stored": "store_ids", "asked": "query_ids"},
 }
 """Arguments, by the name before of their function or class: {"probe.mean": {"over": "reference"}}."""
 
@@ -70,6 +71,8 @@ TEXTS: dict[str, str] = {
     **{f"{old}(": f"{new}(" for old, new in CLASSES.items()},
     "over_texts": "mean_over_texts",
     "scaled like the trunk": "scaled like the target model",
+    '"stored":': '"store_ids":',
+    '"asked":': '"query_ids":',
 }
 """Words within text results (attributes and labels, such as the edits of a recording): {"zero": "Zero"}."""
 

@@ -52,7 +52,7 @@ class Retention(StateProbe):
 
     layers, heads, every  as in `StateProbe`: states are queried after one token per block of `every`
     pairs                 one pair per block of this many tokens is stored
-    stored, asked         of these, only the pairs of tokens with these ids, and only the states after tokens with these
+    store_ids, query_ids  of these, only the pairs of tokens with these ids, and only the states after tokens with these
                           ids: in a list of keys and values, store the values' pairs and query where the list ends
     """
 
@@ -65,12 +65,12 @@ class Retention(StateProbe):
         heads: Iterable[int] | None = None,
         every: int = 64,
         pairs: int = 16,
-        stored: Iterable[int] | None = None,
-        asked: Iterable[int] | None = None,
+        store_ids: Iterable[int] | None = None,
+        query_ids: Iterable[int] | None = None,
     ) -> None:
         super().__init__(layers=layers, heads=heads, every=every)
         self.pairs = integer("Retention", "pairs", pairs, least=1, unit="tokens")
-        self.stored, self.asked = _ids("stored", stored), _ids("asked", asked)
+        self.store_ids, self.query_ids = _ids("store_ids", store_ids), _ids("query_ids", query_ids)
 
     def start(self, decoder: Decoder) -> None:
         super().start(decoder)
@@ -79,7 +79,8 @@ class Retention(StateProbe):
         self._by_bin = {name: BinnedSums(count, OCTAVES) for name in _BINS}
 
     def sample(self) -> dict[str, Any]:
-        ids = {name: list(each) for name, each in (("stored", self.stored), ("asked", self.asked)) if each is not None}
+        given = {"store_ids": self.store_ids, "query_ids": self.query_ids}
+        ids = {name: list(each) for name, each in given.items() if each is not None}
         return super().sample() | ({} if self.pairs == 1 else {"pairs": self.pairs}) | ids
 
     def on_tokens(self, tokens: TokenBatch) -> None:
@@ -92,8 +93,8 @@ class Retention(StateProbe):
 
     def _query(self, tokens: TokenBatch) -> PairQuery:
         def query() -> PairQuery:
-            steps = StateSample.of(tokens, self.every, None).of_ids(tokens, self.asked)
-            stored = StateSample.of(tokens, self.pairs, None).of_ids(tokens, self.stored)
+            steps = StateSample.of(tokens, self.every, None).of_ids(tokens, self.query_ids)
+            stored = StateSample.of(tokens, self.pairs, None).of_ids(tokens, self.store_ids)
             return PairQuery.of(steps, stored, tokens, self.pairs, self._old)
 
         return tokens.once((PairQuery, id(self)), query)
