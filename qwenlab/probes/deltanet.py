@@ -195,6 +195,6 @@ class DeltaNet(Probe):
             variables[f"{name}_hist"] = (dims, counts[:, :, index, :, :bins], "token", f"tokens by {meaning}")
         shape = (mixer.num_k_heads, mixer.head_k_dim, mixer.head_k_dim)
         moments = np.stack([self._moments[label].array(*shape) for label in range(count)])
-        dims = ("label", "layer", "key_head", "channel", "channel_2")
-        variables["key_moment"] = (dims, moments, "1", "sum of k k^T over tokens")
+        by_channel = ("label", "layer", "key_head", "channel", "channel_2")
+        variables["key_moment"] = (by_channel, moments, "1", "sum of k k^T over tokens")
         return self._dataset(labels, variables).assign_attrs(self._deviation.attrs)

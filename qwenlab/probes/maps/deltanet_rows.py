@@ -65,65 +65,62 @@ class EarlierTokens:
         return EarlierTokens(**joined, begin=self.begin)
 
 
+@dataclass
 class DeltaNetMapRows(MapRows):
     """The rows of a DeltaNet layer: `call` of this pass, and the `known` tokens, `past` of them before this pass.
 
     With `without_removal` each row is also computed without key removal, to measure the error of its output.
     """
 
-    def __init__(
-        self,
-        call: DeltaRuleCall,
-        known: EarlierTokens,
-        heads: MeasuredHeads,
-        past: int,
-        gate: torch.Tensor | None,
-        without_removal: bool = False,
-    ) -> None:
-        self._without_removal = without_removal
-        self.columns, self.begin = known.begin + known.columns, known.begin
-        self.heads, self.gate = heads.value, gate
-        self._call, self._known, self._heads, self._past = call, known, heads, past
+    call: DeltaRuleCall
+    known: EarlierTokens
+    measured: MeasuredHeads
+    past: int
+    gate: torch.Tensor | None
+    without_removal: bool = False
+
+    def __post_init__(self) -> None:
+        self.heads, self.columns = self.measured.value, self.known.begin + self.known.columns
         self._prepared: tuple[slice, DeltaRuleWeights] | None = None
 
     def rows(
         self, where: RowBlock, sample: TokenSample, heads: slice, bounds: Bounds
     ) -> tuple[torch.Tensor, dict[str, Any]]:
         """Return implicit weights, 0 in unknown columns, and the squared errors of the outputs that they give."""
-        query = self._call.query
+        query = self.call.query
         assert query is not None
-        unit = normalised(selected(query, sample, self._heads.key[heads])) * query.shape[-1] ** -0.5
-        column = sample.columns + self._past
-        queries = (unit.transpose(1, 2), column, [bound + self._past for bound in bounds])
+        unit = normalised(selected(query, sample, self.measured.key[heads])) * query.shape[-1] ** -0.5
+        column = sample.columns + self.past
+        queries = (unit.transpose(1, 2), column, [bound + self.past for bound in bounds])
         weight, of_state = self._weights(heads).rows(*queries)
         out, size = self._kernel_output(sample, heads)
         checks = {"gap_square": (self._output(weight, of_state, heads) - out).square().sum(dim=-1), "out_square": size}
-        if self._without_removal:
+        if self.without_removal:
             other = self._output(*self._weights(heads).rows(*queries, removal=False), heads)
             checks["without_removal_gap_square"] = (other - out).square().sum(dim=-1)
         checks = {name: value.transpose(1, 2) for name, value in checks.items()}
-        return torch.nn.functional.pad(weight, (self.begin, where.columns - self.columns)), checks
+        return torch.nn.functional.pad(weight, (self.known.begin, where.columns - self.columns)), checks
 
     def value_norm(self, heads: slice) -> torch.Tensor:
-        return torch.nn.functional.pad(self._known.value_norm[:, :, heads].transpose(1, 2), (self.begin, 0))
+        return torch.nn.functional.pad(self.known.value_norm[:, :, heads].transpose(1, 2), (self.known.begin, 0))
 
     def _weights(self, heads: slice) -> DeltaRuleWeights:
         if self._prepared is None or self._prepared[0] != heads:
-            known = self._known
-            key = normalised(known.key.index_select(2, self._heads.place[heads])).transpose(1, 2)
+            known = self.known
+            key = normalised(known.key.index_select(2, self.measured.place[heads])).transpose(1, 2)
             beta, g = (each[:, :, heads].transpose(1, 2) for each in (known.beta, known.g))
-            self._prepared = heads, DeltaRuleWeights(key, beta, g, self._past)
+            self._prepared = heads, DeltaRuleWeights(key, beta, g, self.past)
         return self._prepared[1]
 
     def _output(self, weight: torch.Tensor, of_state: torch.Tensor, heads: slice) -> torch.Tensor:
         """Return the output [batch, head, row, channel] of these weights, including that of the state before."""
-        call, which = self._call, self._heads.value[heads]
-        output = weight[..., self._past :] @ call.value.index_select(2, which).transpose(1, 2).float()
+        call, which = self.call, self.measured.value[heads]
+        output = weight[..., self.past :] @ call.value.index_select(2, which).transpose(1, 2).float()
         return output if call.mapped_initial is None else output + of_state @ call.mapped_initial[:, heads].float()
 
     def _kernel_output(self, sample: TokenSample, heads: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the kernel's output [batch, head, row, channel], and its squared norm or that of the floor."""
-        call, which = self._call, self._heads.value[heads]
+        call, which = self.call, self.measured.value[heads]
         assert call.out is not None
         out = selected(call.out, sample, which).transpose(1, 2).float()
         own = torch.linalg.vector_norm(selected(call.value, sample, which).float(), dim=-1).transpose(1, 2)

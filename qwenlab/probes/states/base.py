@@ -36,13 +36,22 @@ class StateSample:
     sections: tuple[int, ...]  # number of these tokens in each chunk
 
     @staticmethod
-    def of(tokens: TokenBatch, every: int, steps: Sequence[int] | None) -> StateSample:
-        """Return the tokens at these positions of their sequences, or one per block of `every`; a device sync."""
+    def of(
+        tokens: TokenBatch, every: int, steps: Sequence[int] | None = None, ids: tuple[int, ...] | None = None
+    ) -> StateSample:
+        """Return the tokens at these positions, or one per block of `every`, with one of these ids; a device sync."""
         if steps is None:
             sample = tokens.sample(every)
             chosen = torch.zeros_like(tokens.position).scatter_add_(1, sample.columns, sample.tokens.real.long()) > 0
         else:
             chosen = tokens.real & torch.isin(tokens.position, torch.tensor(steps, device=tokens.position.device))
+        if ids is not None:
+            if tokens.ids is None:
+                raise BadArgument(
+                    "Tokens are chosen by their ids, but the model got inputs_embeds, which have no ids.\n"
+                    "Call it with input_ids, or choose by position alone."
+                )
+            chosen &= torch.isin(tokens.ids, torch.tensor(ids, device=chosen.device))
         row, column = chosen.nonzero(as_tuple=True)
         width = min(CHUNK, tokens.width)
         order = torch.argsort(column // width, stable=True)
@@ -53,19 +62,6 @@ class StateSample:
 
     def __len__(self) -> int:
         return len(self.row)
-
-    def of_ids(self, tokens: TokenBatch, ids: tuple[int, ...] | None) -> StateSample:
-        """Return those with one of these ids; None: all. Raises BadArgument if the model got no ids."""
-        if ids is None:
-            return self
-        if tokens.ids is None:
-            raise BadArgument(
-                "Tokens are chosen by their ids, but the model got inputs_embeds, which have no ids.\n"
-                "Call it with input_ids, or choose by position alone."
-            )
-        keep = torch.isin(tokens.ids[self.row, self.column], torch.tensor(ids, device=self.row.device))
-        row, column, position, group = (each[keep] for each in (self.row, self.column, self.position, self.group))
-        return StateSample(row, column, position, group, tuple(int(part.sum()) for part in keep.split(self.sections)))
 
     def parts(self, chunk: int, most: int) -> Iterator[slice]:
         """Iterate over the indices of the tokens in a chunk, at most `most` at a time."""

@@ -93,8 +93,8 @@ class Retention(StateProbe):
 
     def _query(self, tokens: TokenBatch) -> PairQuery:
         def query() -> PairQuery:
-            steps = StateSample.of(tokens, self.every, None).of_ids(tokens, self.query_ids)
-            stored = StateSample.of(tokens, self.pairs, None).of_ids(tokens, self.store_ids)
+            steps = StateSample.of(tokens, self.every, ids=self.query_ids)
+            stored = StateSample.of(tokens, self.pairs, ids=self.store_ids)
             return PairQuery.of(steps, stored, tokens, self.pairs, self._old)
 
         return tokens.once((PairQuery, id(self)), query)
