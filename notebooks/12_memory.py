@@ -309,7 +309,7 @@ questions = ql.tasks.recall_questions(ckpt, asked)
 values = {ids[one["text"].item()][at] for _, one in questions.groupby("question") for at in one["value"].values.flat}
 ends = {ckpt.tokenizer(text).input_ids[-1] for texts in listed.values() for text in texts}
 
-with ql.watch(ckpt, ql.probes.Retention(every=1, pairs=1, stored=values, asked=ends)) as seen:
+with ql.watch(ckpt, ql.probes.Retention(every=1, pairs=1, store_ids=values, query_ids=ends)) as seen:
     for number, texts in listed.items():
         with seen.label(number):
             ql.tasks.feed(ckpt, texts, max_tokens=None)

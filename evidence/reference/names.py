@@ -52,6 +52,7 @@ KEYWORDS: dict[str, dict[str, str]] = {
     "runs.ablate": {"keep": "resume"},
     "probe.mean": {"over": "cache"},
     **{f"probe.{name}": {"of": "cache"} for name in ("patch", "resample")},
+    "probe.Retention": {"stored": "store_ids", "asked": "query_ids"},
 }
 """Arguments, by the name before of their function or class: {"probe.mean": {"over": "reference"}}."""
 
@@ -87,6 +88,8 @@ TEXTS: dict[str, str] = {
     "over_texts": "mean_over_texts",
     "experts kept from the token before": "experts repeated from the token before",
     "scaled like the trunk": "scaled like the target model",
+    '"stored":': '"store_ids":',
+    '"asked":': '"query_ids":',
 }
 """Words within text results (attributes and labels, such as the edits of a recording): {"zero": "Zero"}."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 
@@ -13,27 +11,57 @@ LayerSlice = slice
 """Consecutive layers among those of a probe."""
 
 
+class Totals:
+    """Totals [layer, row, ...] for all layers of a probe. Rows are appended when they are first needed."""
+
+    def __init__(self, layers: int, dtype: torch.dtype = torch.float64) -> None:
+        self.total = torch.zeros(layers, 0, 0, dtype=dtype)
+
+    def at_least(self, rows: int, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+        """Return the totals, with this many rows or more of this shape."""
+        layers, before, *_ = self.total.shape
+        if not before:
+            self.total = self.total.new_zeros(layers, rows, *shape, device=device)
+        elif rows > before:
+            self.total = torch.cat([self.total, self.total.new_zeros(layers, rows - before, *shape)], dim=1)
+        return self.total
+
+    def add(self, where: LayerSlice, values: torch.Tensor) -> None:
+        """Add values [layer, row, ...]."""
+        total = self.at_least(values.shape[1], values.shape[2:], values.device)
+        total[where, : values.shape[1]] += values.to(total.device)
+
+    def array(self, rows: int, *shape: int, at: tuple[slice | int, ...] = ()) -> np.ndarray:
+        """[layer, row, *shape], 0 where nothing was added. `at` selects some of the values of a row."""
+        layers, added, *_ = self.total.shape
+        out = torch.zeros(layers, rows, *shape, dtype=self.total.dtype)
+        if added and (part := self.total[:, :, *at]).numel():
+            out[:, :added] = part.reshape(layers, added, *shape).cpu()
+        return out.numpy()
+
+    def by_group(self, labels: int, *shape: int, at: tuple[slice | int, ...] = ()) -> np.ndarray:
+        """[label, fold, layer, *shape] of rows that are groups, without padding's."""
+        rows = self.array(1 + labels * FOLDS, *shape, at=at)[:, 1:]
+        return np.moveaxis(rows.reshape(len(rows), labels, FOLDS, *shape), 0, 2)
+
+
 class Sums:
     """Sums of named per-token values by layer and group (label and fold), in float64."""
 
     def __init__(self, layers: int) -> None:
-        self._layers = layers
-        self._total: torch.Tensor | None = None
+        self._totals = Totals(layers)
         self._columns: dict[str, slice] = {}
 
     def add(self, where: LayerSlice, tokens: TokenBatch, /, **values: torch.Tensor) -> None:
-        """Add values [layer, batch, position, *shape] of the real tokens; those of padding may be NaN.
-
-        The names and their shapes are the same every time.
-        """
+        """Add values [layer, batch, position, *shape] of the real tokens, with the same names and shapes every time."""
         flat = tokens.masked(torch.cat([self._flat(name, value) for name, value in values.items()], dim=-1), axis=1)
-        self._merge(where, tokens.membership @ flat.flatten(1, 2).double())
+        self._totals.add(where, tokens.membership @ flat.flatten(1, 2).double())
 
     def add_rows(self, where: LayerSlice, groups: int, group: torch.Tensor, **values: torch.Tensor) -> None:
         """Add values [layer, row, *shape] to the groups `group` [row], out of `groups`."""
         columns = [self._flat(name, value[:, :, None])[:, :, 0] for name, value in values.items()]
         flat = torch.cat(columns, dim=-1).double()
-        self._merge(where, flat.new_zeros(len(flat), groups, flat.shape[2]).index_add_(1, group, flat))
+        self._totals.add(where, flat.new_zeros(len(flat), groups, flat.shape[2]).index_add_(1, group, flat))
 
     def _flat(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """Flatten [layer, batch, position, *shape] to [.., columns], and assign its columns at the first call."""
@@ -43,104 +71,68 @@ class Sums:
             self._columns[name] = slice(start, start + flat.shape[-1])
         return flat
 
-    def _merge(self, where: LayerSlice, sums: torch.Tensor) -> None:
-        if self._total is None:
-            self._total = sums.new_zeros(self._layers, *sums.shape[1:])
-        elif sums.shape[1] > self._total.shape[1]:
-            self._total = torch.nn.functional.pad(self._total, (0, 0, 0, sums.shape[1] - self._total.shape[1]))
-        self._total[where, : sums.shape[1]] += sums.to(self._total.device)
-
     def array(self, name: str, labels: int, *shape: int) -> np.ndarray:
         """float64 [label, fold, layer, *shape]"""
-        rows = None if self._total is None or name not in self._columns else self._total[..., self._columns[name]]
-        by_layer = _by_label(rows, self._layers, labels * FOLDS, math.prod(shape))
-        return np.moveaxis(by_layer.reshape(self._layers, labels, FOLDS, *shape), 0, 2)
+        return self._totals.by_group(labels, *shape, at=(self._columns.get(name, slice(0)),))
 
     def total(self, name: str) -> np.ndarray:
         """float64 [layer, column]: sums over all groups but padding's; no columns if nothing was added."""
-        if self._total is None or name not in self._columns:
-            return np.zeros((self._layers, 0))
-        return self._total[:, 1:, self._columns[name]].sum(dim=1).cpu().numpy()
+        return self._totals.total[:, 1:, self._columns.get(name, slice(0))].sum(dim=1).cpu().numpy()
 
 
 class Histogram:
     """Counts of per-token values in fixed bins by layer and label: a sketch of bounded size for quantiles."""
 
     def __init__(self, layers: int, bins: int) -> None:
-        self._layers, self.bins = layers, bins
-        self._counts: torch.Tensor | None = None
+        self._counts, self.bins = Totals(layers, torch.int64), bins
 
     def add(self, where: LayerSlice, tokens: TokenBatch, place: torch.Tensor) -> None:
-        """Count the bins `place` [layer, batch, position, *shape] of the real tokens, rounded down.
+        """Count the bins `place` [layer, batch, position, *shape] of the real tokens, rounded down; NaN is not counted.
 
-        Values below or above go to the end bins. NaN is not counted, and shows as missing tokens.
+        Values below or above go to the end bins.
         """
         flat = place.flatten(1, 2).flatten(2) if place.ndim > 3 else place.flatten(1, 2)[..., None]
         width = flat.shape[2]
         row = torch.where(flat.isnan(), PADDING, tokens.row.reshape(-1, 1))
         cell = torch.arange(width, device=flat.device) * self.bins + row * (width * self.bins)
         cell += flat.nan_to_num().clamp(0, self.bins - 1).long()
-        size = (1 + tokens.labels) * width * self.bins
-        if self._counts is None:
-            self._counts = torch.zeros(self._layers, size, dtype=torch.int64, device=flat.device)
-        elif size > self._counts.shape[1]:
-            self._counts = torch.nn.functional.pad(self._counts, (0, size - self._counts.shape[1]))
-        cell = cell.flatten(1).to(self._counts.device)
-        self._counts[where].scatter_add_(1, cell, self._counts.new_ones(1).expand_as(cell))
+        counts = self._counts.at_least(1 + tokens.labels, (width * self.bins,), flat.device)
+        cell = cell.flatten(1).to(counts.device)
+        counts[where].flatten(1).scatter_add_(1, cell, counts.new_ones(1).expand_as(cell))
 
     def array(self, labels: int, *shape: int) -> np.ndarray:
         """int64 [label, layer, *shape, bin]"""
-        width = math.prod(shape) * self.bins
-        rows = None if self._counts is None else self._counts.reshape(self._layers, -1, width)
-        by_layer = _by_label(rows, self._layers, labels, width)
-        return np.moveaxis(by_layer.reshape(self._layers, labels, *shape, self.bins), 0, 1).astype(np.int64)
+        return np.moveaxis(self._counts.array(1 + labels, *shape, self.bins)[:, 1:], 0, 1)
 
 
 class BinnedSums:
     """Sums of named values by layer, group (label and fold), column (head) and bin, in float64."""
 
     def __init__(self, layers: int, bins: int) -> None:
-        self._layers, self.bins = layers, bins
-        self._total: torch.Tensor | None = None  # [layer, group, bin, name, column]
+        self._totals, self.bins = Totals(layers), bins  # [layer, group, bin, name, column]
         self._names: list[str] = []
 
     def add(
         self, where: LayerSlice, groups: int, group: torch.Tensor, place: torch.Tensor, **values: torch.Tensor
     ) -> None:
-        """Add values [layer, row, column] to the groups `group` [row], out of `groups`.
+        """Add values [layer, row, column] to the groups `group` [row], out of `groups`, with the same names every time.
 
-        place  int, broadcastable to [layer, row, column]: the bin of each value
-        The names and their shapes are the same every time.
+        `place` int, broadcastable to [layer, row, column]: the bin of each value.
         """
         flat = torch.stack(list(values.values()), dim=2).double()  # [layer, row, name, column]
         layers, _, names, columns = flat.shape
         self._names = list(values)
-        if self._total is None:
-            self._total = flat.new_zeros(self._layers, groups, self.bins, names, columns)
-        elif groups > self._total.shape[1]:
-            more = (0, 0, 0, 0, 0, 0, 0, groups - self._total.shape[1])
-            self._total = torch.nn.functional.pad(self._total, more)
+        total = self._totals.at_least(groups, (self.bins, names, columns), flat.device)
         cell = (group[:, None] * self.bins + place).expand(layers, -1, columns)[:, :, None].expand_as(flat).flatten(2)
-        into = self._total[where].view(layers, -1, names * columns)
+        into = total[where].view(layers, -1, names * columns)
         into.scatter_add_(1, cell.to(into.device), flat.flatten(2).to(into.device))
 
     def array(self, name: str, labels: int, columns: int) -> np.ndarray:
         """float64 [label, fold, layer, column, bin]"""
-        known = self._total is not None and name in self._names
-        rows = self._total[:, :, :, self._names.index(name)].flatten(2) if self._total is not None and known else None
-        by_layer = _by_label(rows, self._layers, labels * FOLDS, self.bins * columns)
-        by_bin = by_layer.reshape(self._layers, labels, FOLDS, self.bins, columns)
-        return by_bin.transpose(1, 2, 0, 4, 3)
+        at = (slice(None), self._names.index(name) if self._names else 0)
+        return self._totals.by_group(labels, self.bins, columns, at=at).swapaxes(3, 4)
 
 
 def counted(values: np.ndarray) -> np.ndarray:
     """Convert sums of ones to integers."""
     return values.round().astype(np.int64)
-
-
-def _by_label(rows: torch.Tensor | None, layers: int, labels: int, width: int) -> np.ndarray:
-    """Return [layer, label, width] without padding's row; zeros for labels without a token."""
-    out = np.zeros((layers, labels, width))
-    if rows is not None:
-        out[:, : rows.shape[1] - 1] = rows[:, 1:].cpu().numpy()
-    return out

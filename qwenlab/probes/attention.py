@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import xarray as xr
 
@@ -14,11 +13,8 @@ from qwenlab.capture.tokens import NEVER, TokenBatch, TokenSample, key_positions
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import ATTENTION
 from qwenlab.probes.accumulators import Histogram, LayerSlice, Sums, counted
-from qwenlab.probes.base import Probe, Reduced, Variable
-from qwenlab.probes.bins import GATE_BINS, gate_bins
-
-DISTANCE_EDGES = (0, 1, 2, 3, *(int(2**octave * step) for octave in range(2, 26) for step in (1, 1.5)), 2**26)
-"""Lower edges, in tokens, of the bins of attention distance: one per token up to 4, then two per octave."""
+from qwenlab.probes.base import GROUPED, Probe, Reduced, summed
+from qwenlab.probes.bins import DISTANCE_EDGES, GATE_BINS
 
 MAX_PROBABILITIES = 2**22
 """Attention probabilities in memory at a time (elements): those of a block of query positions, never all."""
@@ -50,20 +46,17 @@ class Attention(Probe):
     """
 
     name = "attention"
-    reads = "a softmax-attention mixer"
     kind = ATTENTION
 
     def __init__(self, *, layers: Iterable[int] | None = None, every: int = 64) -> None:
         super().__init__(layers=layers, every=every)
 
     def start(self, decoder: Decoder) -> None:
-        """Empty sums and histograms for these layers."""
         super().start(decoder)
         self._sums = Sums(len(self.layers))
         self._gates = Histogram(len(self.layers), GATE_BINS)
 
     def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
-        """The call of the attention function, and the output gate."""
         return (("mixer", "attention"), ("mixer", "gate"))
 
     def reduce(self, layer: int, part: Part, captured: Captured, tokens: TokenBatch) -> Reduced | None:
@@ -90,7 +83,6 @@ class Attention(Probe):
         return None
 
     def accumulate(self, where: LayerSlice, part: Part, reduced: Reduced, tokens: TokenBatch) -> None:
-        """Add up openness and statistics."""
         self._add(where, reduced, tokens.sample(self.every).tokens)
 
     def _add(self, where: LayerSlice, values: Reduced, sampled: TokenBatch) -> None:
@@ -98,44 +90,28 @@ class Attention(Probe):
         self._gates.add(where, sampled, values["gate"] * GATE_BINS)
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
-        """Return sums by label, fold, layer and head, and attention mass by distance."""
-        grouped, count = ("label", "fold", "layer"), len(labels)
-        heads = self.decoder.module.config.num_attention_heads
-
-        def stacked(name: str, *shape: int) -> np.ndarray:
-            return self._sums.array(name, count, *shape)
-
-        variables: dict[str, Variable] = {
-            f"{name}_sum": ((*grouped, "head"), stacked(name, heads), units, meaning)
-            for name, (units, meaning) in _PER_HEAD.items()
-        }
-        variables["tokens"] = (grouped, counted(stacked("tokens")), "token", "tokens measured, each with its row")
-        gates = self._gates.array(count, heads)
-        mass = stacked("distance_mass", heads, len(DISTANCE_EDGES)).sum(axis=1)
+        count, heads = len(labels), self.decoder.module.config.num_attention_heads
+        variables = summed(_PER_HEAD, (*GROUPED, "head"), lambda name: self._sums.array(name, count, heads))
+        tokens, gates = counted(self._sums.array("tokens", count)), self._gates.array(count, heads)
+        mass = self._sums.array("distance_mass", count, heads, len(DISTANCE_EDGES)).sum(axis=1)
         by_head = ("label", "layer", "head")
-        variables["gate_hist"] = ((*by_head, "gate_bin"), gates, "token", "tokens by mean value of the output gate")
-        meaning = "attention mass by distance, summed over tokens"
-        variables["distance_mass"] = ((*by_head, "distance_bin"), mass, "1", meaning)
-        edges = ("distance_bin", np.array(DISTANCE_EDGES), {"units": "token", "long_name": "lower edge"})
-        return self._dataset(labels, variables, gate_bin=gate_bins(), distance_bin=edges)
+        variables |= {
+            "tokens": (GROUPED, tokens, "token", "tokens measured, each with its row"),
+            "gate_hist": ((*by_head, "gate_bin"), gates, "token", "tokens by mean value of the output gate"),
+            "distance_mass": ((*by_head, "distance_bin"), mass, "1", "attention mass by distance, summed over tokens"),
+        }
+        return self._dataset(labels, variables)
 
 
 @dataclass(frozen=True)
 class AttentionRows:
-    """The rows of the attention matrix that are measured, one per query.
+    """The rows of the attention matrix that are measured, one per query."""
 
-    query     int [batch, query]: column of each query in this call
-    visible   bool [batch, 1, query, key]: keys that it may attend to
-    distance  float [batch, 1, query, key]: tokens from it back to each key
-    first     int [batch]: column of the sequence's first token
-    edges     int [batch, 1, query, bin + 1]: keys at least as far away as each bin's lower edge, counted from the left
-    """
-
-    query: torch.Tensor
-    visible: torch.Tensor
-    distance: torch.Tensor
-    first: torch.Tensor
-    edges: torch.Tensor
+    query: torch.Tensor  # int [batch, query]: column of each query in this call
+    visible: torch.Tensor  # bool [batch, 1, query, key]: keys that it may attend to
+    distance: torch.Tensor  # float [batch, 1, query, key]: tokens from it back to each key
+    first: torch.Tensor  # int [batch]: column of the sequence's first token
+    edges: torch.Tensor  # int [batch, 1, query, bin + 1]: number of keys at least as far away as each bin's lower edge
 
     @staticmethod
     def of(tokens: TokenBatch, columns: int, sample: TokenSample) -> AttentionRows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,8 +17,10 @@ from qwenlab.capture.buffers import Captured, Part
 from qwenlab.capture.forward_pass import ForwardPass
 from qwenlab.capture.tokens import FOLDS, TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
+from qwenlab.checkpoint.families import ATTENTION, DELTANET
 from qwenlab.errors import BadArgument, MissingPart, UnknownLayer
 from qwenlab.probes.accumulators import LayerSlice
+from qwenlab.probes.bins import BINS
 
 Reduced = dict[str, torch.Tensor]
 """Reduced values of one layer part; stacked along a first axis for several layers."""
@@ -26,6 +28,10 @@ Reduced = dict[str, torch.Tensor]
 Variable = tuple[tuple[str, ...], np.ndarray, str, str]
 """Dims, values, units and meaning of one variable of a recording."""
 
+GROUPED = ("label", "fold", "layer")
+"""Dims of the sums of all probes."""
+
+_MIXERS = {DELTANET: "a DeltaNet mixer", ATTENTION: "a softmax-attention mixer"}
 _NUMBERED = ("head", "key_head", "expert", "expert_2", "expert_next")
 
 
@@ -40,8 +46,10 @@ class Probe(ABC):
     """
 
     name: ClassVar[str]
-    reads: ClassVar[str] = "the part that it reads"
-    kind: ClassVar[str] = ""  # kind of mixer that it reads; "" for any
+    reads: ClassVar[str] = ""  # the part of a layer that it reads, unless that is a `kind` of mixer
+    kind: ClassVar[str] = ""  # "" for any
+    settings: ClassVar[tuple[str, ...]] = ()  # further arguments that the recording tells, unless they are None
+    _heads: list[int] | None = None  # those that the user chose
 
     def __init__(self, *, layers: Iterable[int] | None = None, every: int = 1) -> None:
         self.every = integer(type(self).__name__, "every", every, least=1, unit="tokens")
@@ -53,9 +61,10 @@ class Probe(ABC):
         """Prepare for this model: choose layers, empty all sums. Raises MissingPart and UnknownLayer."""
         self.decoder = decoder
         able, name = self.able(decoder), type(self).__name__
+        reads = self.reads or _MIXERS.get(self.kind, "the part that it reads")
         if not able:
             raise MissingPart(
-                f"{name}() finds nothing to read: none of this model's {len(decoder.layers)} layers has {self.reads}.\n"
+                f"{name}() finds nothing to read: none of this model's {len(decoder.layers)} layers has {reads}.\n"
                 f"Leave {name}() out for this model."
             )
         unknown = [layer for layer in self._layers or () if layer not in able]
@@ -104,7 +113,9 @@ class Probe(ABC):
     def sample(self) -> dict[str, Any]:
         """Return what the probe leaves out, for the recording; empty if it measures everything."""
         layers = {} if self._layers is None else {"layers": list(self.layers)}
-        return layers | ({} if self.every == 1 else {"every": self.every})
+        tokens = {} if self.every == 1 else {"every": self.every}
+        told: dict[str, Any] = {"heads": self._heads} | {name: getattr(self, name) for name in self.settings}
+        return layers | tokens | {name: value for name, value in told.items() if value is not None}
 
     def _dataset(self, labels: list[str], variables: dict[str, Variable], **coords: Any) -> xr.Dataset:
         """Return a Dataset of these variables, with the coordinates that all probes share."""
@@ -122,15 +133,13 @@ class Probe(ABC):
         }
         shared = {name: value for name, value in shared.items() if value[0] in dims}
         numbered = {dim: (dim, np.arange(n)) for v in data.values() for dim, n in v.sizes.items() if dim in _NUMBERED}
+        binned = {dim: BINS[dim] for dim in BINS if dim in dims}
         attrs = {"probe": type(self).__name__, "sample": json.dumps(self.sample())}
-        return xr.Dataset(data, {**shared, **numbered, **coords}, attrs)
+        return xr.Dataset(data, {**shared, **numbered, **binned, **coords}, attrs)
 
 
 class HeadProbe(Probe):
-    """Base class for probes of some heads of each layer.
-
-    heads  only these heads of each layer
-    """
+    """Base class for probes of some heads of each layer. `heads`: only these: value heads, or query heads."""
 
     def __init__(
         self, *, layers: Iterable[int] | None = None, heads: Iterable[int] | None = None, every: int = 64
@@ -139,14 +148,11 @@ class HeadProbe(Probe):
         self._heads = None if heads is None else sorted(set(heads))
         self.heads: list[int] = []
 
-    @abstractmethod
-    def count_heads(self, layer: int) -> int:
-        """Return the number of heads of this layer."""
-
     def start(self, decoder: Decoder) -> None:
         """Choose layers and heads. Raises BadArgument for heads that the layers do not have."""
         super().start(decoder)
-        total = self.count_heads(self.layers[0])
+        mixer, config = decoder.part(self.layers[0], "mixer"), decoder.module.config
+        total = int(mixer.num_v_heads if self.kind == DELTANET else config.num_attention_heads)
         self.heads = list(range(total)) if self._heads is None else self._heads
         if not self.heads or not set(self.heads) <= set(range(total)):
             raise BadArgument(
@@ -154,6 +160,12 @@ class HeadProbe(Probe):
                 "Leave `heads` out to read all of them."
             )
 
-    def sample(self) -> dict[str, Any]:
-        """Return layers, heads and tokens that are measured, unless all are."""
-        return super().sample() | ({} if self._heads is None else {"heads": self.heads})
+    def _dataset(self, labels: list[str], variables: dict[str, Variable], **coords: Any) -> xr.Dataset:
+        return super()._dataset(labels, variables, head=("head", np.array(self.heads)), **coords)
+
+
+def summed(
+    table: Mapping[str, tuple[str, str]], dims: tuple[str, ...], values: Callable[[str], np.ndarray]
+) -> dict[str, Variable]:
+    """Return a variable NAME_sum for every name in a table of units and meanings."""
+    return {f"{name}_sum": (dims, values(name), units, meaning) for name, (units, meaning) in table.items()}

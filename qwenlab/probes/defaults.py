@@ -26,10 +26,7 @@ def defaults(model: nn.Module | Any) -> tuple[Probe, ...]:
 
 
 def thorough(model: nn.Module | Any) -> tuple[Probe, ...]:
-    """Return the same probes for every token, and with the prediction error of every DeltaNet head.
-
-    For studying single texts: attention rows of every token cost as much as attention itself.
-    """
+    """Return the same probes for every token, with the prediction error of every DeltaNet head; for single texts."""
     deltanet, routing = DeltaNet(every=1, prediction_heads="all"), Routing(every=1)
     return (deltanet, Attention(every=1), *_routed(model, routing), Residual(every=1), Timing(), Memory())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -16,9 +17,9 @@ from qwenlab.capture.prediction import normalised
 from qwenlab.capture.tokens import PADDING, TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import DELTANET
-from qwenlab.probes.accumulators import Histogram, LayerSlice, Sums, counted
-from qwenlab.probes.base import Probe, Reduced, Variable
-from qwenlab.probes.bins import GATE_BINS, HALF_LIFE_BINS, bins, half_life_bin
+from qwenlab.probes.accumulators import Histogram, LayerSlice, Sums, Totals, counted
+from qwenlab.probes.base import GROUPED, Probe, Reduced, summed
+from qwenlab.probes.bins import GATE_BINS, HALF_LIFE_BINS, half_life_bin
 from qwenlab.probes.kernel_agreement import StateDeviation
 
 _HISTOGRAMS = {
@@ -62,15 +63,10 @@ class DeltaNet(Probe):
     """
 
     name = "deltanet"
-    reads = "a DeltaNet mixer"
     kind = DELTANET
 
     def __init__(
-        self,
-        *,
-        layers: Iterable[int] | None = None,
-        every: int = 8,
-        prediction_heads: int | Literal["all"] = 0,
+        self, *, layers: Iterable[int] | None = None, every: int = 8, prediction_heads: int | Literal["all"] = 0
     ) -> None:
         super().__init__(layers=layers, every=every)
         if prediction_heads != "all":
@@ -78,15 +74,13 @@ class DeltaNet(Probe):
         self.prediction_heads = prediction_heads
 
     def start(self, decoder: Decoder) -> None:
-        """Empty sums and histograms for these layers."""
         super().start(decoder)
         count = len(self.layers)
         self._sums, self._ends, self._histogram = Sums(count), Sums(count), Histogram(count, HALF_LIFE_BINS)
-        self._moments: dict[int, torch.Tensor] = {}  # by label, float64 [layer, key head, channel, channel]
+        self._moments = defaultdict[int, Totals](lambda: Totals(count))  # by label: [layer, key head, channel, channel]
         self._deviation = StateDeviation()
 
     def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
-        """The call of the delta rule, and the output gate."""
         return (("mixer", "rule"), ("mixer", "gate"))
 
     def predicted_heads(self, layer: int) -> torch.Tensor:
@@ -98,7 +92,6 @@ class DeltaNet(Probe):
         return torch.tensor([key * group + head for key in keys for head in range(group)], dtype=torch.long)
 
     def sample(self) -> dict[str, Any]:
-        """Return the layers, tokens and heads that are measured, unless all are."""
         heads = self.predicted_heads(self.layers[0]).tolist()
         everything = len(heads) == self.decoder.part(self.layers[0], "mixer").num_v_heads
         return super().sample() | ({} if everything else {"prediction_heads": heads})
@@ -133,14 +126,13 @@ class DeltaNet(Probe):
         }
 
     def accumulate(self, where: LayerSlice, part: Part, reduced: Reduced, tokens: TokenBatch) -> None:
-        """Add up gates, keys and the prediction."""
         sampled = tokens.sample(self.every).tokens
         beta, g, gate = reduced["beta"], reduced["log_alpha"], reduced["gate"]
         beta_bin, gate_bin = (place.clamp_max(GATE_BINS - 1) for place in (beta * GATE_BINS, gate * GATE_BINS))
         self._histogram.add(where, sampled, torch.stack([beta_bin, half_life_bin(g), gate_bin], dim=3))
-        summed = {"beta": beta, "alpha": g.exp(), "log_alpha": g, "gate": gate, "tokens": torch.ones_like(beta[..., 0])}
-        summed |= {name: reduced[name] for name in ("update_norm", "error_ratio") if name in reduced}
-        self._sums.add(where, sampled, **summed)
+        values = {"beta": beta, "alpha": g.exp(), "log_alpha": g, "gate": gate, "tokens": torch.ones_like(beta[..., 0])}
+        values |= {name: reduced[name] for name in ("update_norm", "error_ratio") if name in reduced}
+        self._sums.add(where, sampled, **values)
         self._add_moments(where, normalised(reduced["key"]), sampled)
         self._end_sequences(where, reduced.get("state_norm"), len(beta), tokens)
 
@@ -149,10 +141,7 @@ class DeltaNet(Probe):
             ours = sampled.labelled(label)
             keys = sampled.masked(unit, axis=1) if ours is None else torch.where(ours[..., None, None], unit, 0)
             keys = keys.flatten(1, 2).transpose(1, 2).contiguous()  # [layer, key head, token, channel]
-            moments = (keys.transpose(2, 3) @ keys).double()
-            if label not in self._moments:
-                self._moments[label] = moments.new_zeros(len(self.layers), *moments.shape[1:])
-            self._moments[label][where] += moments.to(self._moments[label].device)
+            self._moments[label].add(where, keys.transpose(2, 3) @ keys)
 
     def _end_sequences(self, where: LayerSlice, norm: torch.Tensor | None, layers: int, tokens: TokenBatch) -> None:
         """Count each sequence at its newest token, and subtract what was counted for it at the previous call."""
@@ -169,16 +158,13 @@ class DeltaNet(Probe):
         self._ends.add_rows(where, tokens.groups, both, ends=torch.cat([now, -old], dim=1))
 
     def check(self) -> None:
-        """Raise KernelMismatch if the recomputed state differs from the kernel's."""
         self._deviation.check(
             "DeltaNet",
             "watch with DeltaNet(prediction_heads=0), which needs no state, or use transformers' own kernel.",
         )
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
-        """Return sums, histograms and key moments by label, layer and head."""
-        grouped, count = ("label", "fold", "layer"), len(labels)
-        mixer = self.decoder.part(self.layers[0], "mixer")
+        count, mixer = len(labels), self.decoder.part(self.layers[0], "mixer")
         heads, predicted = mixer.num_v_heads, self.predicted_heads(self.layers[0]).numpy()
         tokens = counted(self._sums.array("tokens", count))
         ends = self._ends.array("ends", count, 1 + len(predicted))
@@ -189,33 +175,26 @@ class DeltaNet(Probe):
             out[..., predicted] = values
             return out
 
-        sums = {name: self._sums.array(name, count, heads) for name in ("beta", "alpha", "log_alpha", "gate")}
-        for name in ("update_norm", "error_ratio"):
-            sums[name] = all_heads(self._sums.array(name, count, len(predicted)))
-        sums["state_norm"] = all_heads(ends[..., 1:])
-        variables: dict[str, Variable] = {
-            f"{name}_sum": ((*grouped, "head"), sums[name], units, meaning)
-            for name, (units, meaning) in _PER_HEAD.items()
-        }
+        def sums(name: str) -> np.ndarray:
+            if name == "state_norm":
+                return all_heads(ends[..., 1:])
+            if name in ("update_norm", "error_ratio"):
+                return all_heads(self._sums.array(name, count, len(predicted)))
+            return self._sums.array(name, count, heads)
+
+        by_head = (*GROUPED, "head")
         error_tokens = all_heads(np.repeat(tokens[..., None], len(predicted), axis=-1))
-        meaning = "tokens over which the prediction error was summed"
-        variables["error_tokens"] = ((*grouped, "head"), error_tokens, "token", meaning)
-        variables["tokens"] = (grouped, tokens, "token", "tokens measured")
-        variables["sequences"] = (grouped, counted(ends[..., 0]), "sequence", "sequences read")
-        variables |= self._binned(count, heads) | self._key_moments(count, mixer)
-        return self._dataset(labels, variables, **bins()).assign_attrs(self._deviation.attrs)
-
-    def _binned(self, labels: int, heads: int) -> dict[str, Variable]:
-        counts = self._histogram.array(labels, 3, heads)
-        dims = ("label", "layer", "head")
-        return {
-            f"{name}_hist": ((*dims, f"{name}_bin"), counts[:, :, index, :, :count], "token", f"tokens by {meaning}")
-            for index, (name, (count, meaning)) in enumerate(_HISTOGRAMS.items())
+        variables = summed(_PER_HEAD, by_head, sums) | {
+            "error_tokens": (by_head, error_tokens, "token", "tokens over which the prediction error was summed"),
+            "tokens": (GROUPED, tokens, "token", "tokens measured"),
+            "sequences": (GROUPED, counted(ends[..., 0]), "sequence", "sequences read"),
         }
-
-    def _key_moments(self, labels: int, mixer: Any) -> dict[str, Variable]:
-        shape = (len(self.layers), mixer.num_k_heads, mixer.head_k_dim, mixer.head_k_dim)
-        known = {label: moments.cpu().numpy() for label, moments in self._moments.items()}
-        moments = np.stack([known.get(label, np.zeros(shape)) for label in range(labels)])
-        dims = ("label", "layer", "key_head", "channel", "channel_2")
-        return {"key_moment": (dims, moments, "1", "sum of k k^T over tokens")}
+        counts = self._histogram.array(count, 3, heads)
+        for index, (name, (bins, meaning)) in enumerate(_HISTOGRAMS.items()):
+            dims = ("label", "layer", "head", f"{name}_bin")
+            variables[f"{name}_hist"] = (dims, counts[:, :, index, :, :bins], "token", f"tokens by {meaning}")
+        shape = (mixer.num_k_heads, mixer.head_k_dim, mixer.head_k_dim)
+        moments = np.stack([self._moments[label].array(*shape) for label in range(count)])
+        by_channel = ("label", "layer", "key_head", "channel", "channel_2")
+        variables["key_moment"] = (by_channel, moments, "1", "sum of k k^T over tokens")
+        return self._dataset(labels, variables).assign_attrs(self._deviation.attrs)

@@ -14,7 +14,9 @@ from qwenlab.checkpoint.anatomy.anatomy import anatomy
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.probes.base import Probe
 
-STORES = ("kv", "recurrent", "convolution")
+STORES = {"kv": ("keys", "values"), "recurrent": ("recurrent_states",), "convolution": ("conv_states",)}
+"""The tensors of a cache layer in each store."""
+
 MAX_CONTEXTS = 64
 
 
@@ -31,11 +33,10 @@ class Memory(Probe):
     name = "memory"
 
     def start(self, decoder: Decoder) -> None:
-        """Empty the measurements."""
         super().start(decoder)
         self.anatomy = anatomy(decoder.module)
         self._next = 0.0
-        self._points: list[tuple[int, int, np.ndarray, np.ndarray]] = []
+        self._points: list[list[int]] = []  # of each: context, batch, bytes predicted and bytes measured by store
 
     def on_cache(self, cache: Cache, forward_pass: ForwardPass) -> None:
         """Measure this cache if its context is a quarter of an octave beyond the last one measured."""
@@ -43,42 +44,29 @@ class Memory(Probe):
         if context < self._next or len(self._points) >= MAX_CONTEXTS:
             return
         self._next = context * 2**0.25
-        measured = np.zeros(len(STORES), dtype=np.int64)
-        for layer in cache.layers:
-            measured += [
-                _bytes(layer, ("keys", "values")),
-                _bytes(layer, ("recurrent_states",)),
-                _bytes(layer, ("conv_states",)),
-            ]
-        self._points.append((context, batch, self._predict(context, batch), measured))
-
-    def _predict(self, context: int, batch: int) -> np.ndarray:
+        measured = [sum(_bytes(layer, names) for layer in cache.layers) for names in STORES.values()]
         known = self.anatomy
-        stores = [known.kv_bytes(context, batch), known.recurrent_bytes(batch), known.convolution_bytes(batch)]
-        return np.array(stores, dtype=np.int64)
+        predicted = [known.kv_bytes(context, batch), known.recurrent_bytes(batch), known.convolution_bytes(batch)]
+        self._points.append([context, batch, *predicted, *measured])
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
-        """Return bytes by context and store."""
-        contexts = [point[0] for point in self._points]
-        dims, shape = ("context_point", "store"), (len(contexts), len(STORES))
-        predicted, measured = (np.array([point[i] for point in self._points]).reshape(shape) for i in (2, 3))
+        points = np.array(self._points, dtype=np.int64).reshape(-1, 2 + 2 * len(STORES))
+        context, batch, predicted, measured = np.split(points, (1, 2, 2 + len(STORES)), axis=1)
+        dims = ("context_point", "store")
         return self._dataset(
             labels,
             {
                 "predicted_bytes": (dims, predicted, "B", "bytes predicted from the config"),
                 "measured_bytes": (dims, measured, "B", "bytes of the cache's tensors"),
             },
-            store=("store", np.array(STORES, dtype=object)),
-            context=("context_point", np.array(contexts, dtype=np.int64), {"units": "token"}),
-            batch=("context_point", np.array([p[1] for p in self._points], dtype=np.int64), {"units": "sequence"}),
+            store=("store", np.array(list(STORES), dtype=object)),
+            context=("context_point", context[:, 0], {"units": "token"}),
+            batch=("context_point", batch[:, 0], {"units": "sequence"}),
         )
 
 
 def _bytes(layer: Any, names: tuple[str, ...]) -> int:
     """Return the bytes of a cache layer's tensors under these names."""
-    total = 0
-    for name in names:
-        value = getattr(layer, name, None)
-        for tensor in value.values() if isinstance(value, dict) else (value,):
-            total += tensor.nbytes if isinstance(tensor, torch.Tensor) else 0
-    return total
+    values = [getattr(layer, name, None) for name in names]
+    tensors = [each for value in values for each in (value.values() if isinstance(value, dict) else (value,))]
+    return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))

@@ -12,7 +12,14 @@ from qwenlab.capture.buffers import PARTS, Captured, Part
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.probes.accumulators import LayerSlice, Sums, counted
-from qwenlab.probes.base import Probe, Reduced, Variable
+from qwenlab.probes.base import GROUPED, Probe, Reduced, summed
+
+_PER_PART = {
+    "norm": ("1", "norm of what the part adds to the stream, summed over tokens"),
+    "stream_norm": ("1", "norm of the stream just before, summed over tokens"),
+    "ratio": ("1", "norm of what the part adds over that of the stream, summed over tokens"),
+    "cosine": ("1", "cosine of what the part adds to the stream, summed over tokens"),
+}
 
 
 class Residual(Probe):
@@ -30,23 +37,19 @@ class Residual(Probe):
         super().__init__(layers=layers, every=every)
 
     def start(self, decoder: Decoder) -> None:
-        """Empty sums for these layers."""
         super().start(decoder)
         self._sums = {part: Sums(len(self.layers)) for part in PARTS}
 
     def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
-        """Each part's output, and the stream before it."""
         return (("mixer", "stream"), ("mixer", "mixer"), ("mlp", "stream"), ("mlp", "mlp"))
 
     def reduce(self, layer: int, part: Part, captured: Captured, tokens: TokenBatch) -> Reduced:
-        """Return norms of both vectors of each sampled token, and their product."""
         sample = tokens.sample(self.every)
         added, stream = (sample.of(captured[name]).float() for name in (part, "stream"))  # type: ignore[arg-type]
         size, before = torch.linalg.vector_norm(added, dim=-1), torch.linalg.vector_norm(stream, dim=-1)
         return {"norm": size, "stream_norm": before, "product": torch.linalg.vecdot(added, stream)}
 
     def accumulate(self, where: LayerSlice, part: Part, reduced: Reduced, tokens: TokenBatch) -> None:
-        """Add up norms, ratio and cosine of every sampled token."""
         size, before = reduced["norm"], reduced["stream_norm"]
         tiny = torch.finfo(torch.float32).tiny
         self._sums[part].add(
@@ -60,21 +63,10 @@ class Residual(Probe):
         )
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
-        """Return sums by label, fold, layer and part."""
-
         def stacked(name: str) -> np.ndarray:
             """[label, fold, layer, part]"""
             return np.stack([self._sums[part].array(name, len(labels)) for part in PARTS], axis=3)
 
-        dims = ("label", "fold", "layer", "part")
-        meanings = {
-            "norm": "norm of what the part adds to the stream, summed over tokens",
-            "stream_norm": "norm of the stream just before, summed over tokens",
-            "ratio": "norm of what the part adds over that of the stream, summed over tokens",
-            "cosine": "cosine of what the part adds to the stream, summed over tokens",
-        }
-        variables: dict[str, Variable] = {
-            f"{name}_sum": (dims, stacked(name), "1", meaning) for name, meaning in meanings.items()
-        }
-        variables["tokens"] = (dims[:3], counted(stacked("tokens")[..., 0]), "token", "tokens measured")
+        variables = summed(_PER_PART, (*GROUPED, "part"), stacked)
+        variables["tokens"] = (GROUPED, counted(stacked("tokens")[..., 0]), "token", "tokens measured")
         return self._dataset(labels, variables, part=("part", np.array(PARTS, dtype=object)))

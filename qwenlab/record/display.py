@@ -13,20 +13,8 @@ import xarray as xr
 from qwenlab.checkpoint.anatomy.display import COLOURS, LABELS
 from qwenlab.checkpoint.families import KINDS
 
-_COUNTED = {
-    "head": "head",
-    "key_head": "key head",
-    "expert": "expert",
-    "part": "part",
-    "phase": "phase",
-    "window": "window",
-    "context_point": "context",
-    "round": "round",
-    "text": "text",
-    "token": "token",
-    "draft": "draft",
-}
-"""Dims to count, and the name of one item."""
+_COUNTED = ("head", "key_head", "expert", "part", "phase", "window", "context_point", "round", "text", "token", "draft")
+"""Dims whose sizes are shown."""
 
 
 def text(tree: xr.DataTree) -> str:
@@ -76,7 +64,8 @@ def _contents(node: xr.Dataset) -> str:
     parts = []
     if "layer" in node.dims:
         parts.append(f"{_count(node.sizes['layer'], 'layer')} ({_runs(node['layer'].values)})")
-    parts += [_count(node.sizes[dim], word) for dim, word in _COUNTED.items() if dim in node.dims]
+    words = {dim: dim.removesuffix("_point").replace("_", " ") for dim in _COUNTED if dim in node.dims}
+    parts += [_count(node.sizes[dim], word) for dim, word in words.items()]
     sample = _loads(node.attrs, "sample", {})
     if sample:
         parts.append("sampled: " + ", ".join(f"{name} {_listed(value)}" for name, value in sample.items()))

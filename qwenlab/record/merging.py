@@ -50,7 +50,7 @@ def _add(name: str, first: xr.Dataset, second: xr.Dataset, read_before: int) -> 
         second = second.roll(fold=read_before % second.sizes["fold"])
     with xr.set_options(arithmetic_join="exact", keep_attrs=True):
         total = first + second
-    return total.assign_attrs(_clock(first.attrs, second.attrs) | _largest(first.attrs, second.attrs))
+    return total.assign_attrs(_measured_again(first.attrs, second.attrs))
 
 
 def _contexts(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
@@ -86,19 +86,15 @@ def _texts_after(first: xr.Dataset, second: xr.Dataset, number: str) -> xr.Datas
     return xr.merge(parts, join="exact").drop_attrs(deep=False).assign_attrs(attrs)
 
 
-def _clock(first: Mapping[Any, Any], second: Mapping[Any, Any]) -> dict[str, Any]:
-    """The cost of reading the clock: the readings of both, at their mean cost."""
-    if "readings" not in first:
-        return {}
-    readings = first["readings"] + second["readings"]
-    cost = first["clock_cost_seconds"] * first["readings"] + second["clock_cost_seconds"] * second["readings"]
-    return {"readings": readings, "clock_cost_seconds": cost / readings if readings else 0.0}
-
-
-def _largest(first: Mapping[Any, Any], second: Mapping[Any, Any]) -> dict[str, Any]:
-    """The largest distance between states that were computed twice."""
+def _measured_again(first: Mapping[Any, Any], second: Mapping[Any, Any]) -> dict[str, Any]:
+    """The readings of both clocks at their mean cost, and the largest distance of states that were computed twice."""
     gaps = [attrs["state_gap"] for attrs in (first, second) if "state_gap" in attrs]
-    return {"state_gap": max(gaps)} if gaps else {}
+    attrs: dict[str, Any] = {"state_gap": max(gaps)} if gaps else {}
+    if "readings" in first:
+        readings = first["readings"] + second["readings"]
+        cost = first["clock_cost_seconds"] * first["readings"] + second["clock_cost_seconds"] * second["readings"]
+        attrs |= {"readings": readings, "clock_cost_seconds": cost / readings if readings else 0.0}
+    return attrs
 
 
 def _attrs(first: Mapping[Any, Any], second: Mapping[Any, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
@@ -72,8 +73,6 @@ def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
     """Versions of the packages that are installed, by name with underscores."""
     found = {}
     for package in packages:
-        try:
+        with suppress(PackageNotFoundError):
             found[package.replace("-", "_")] = version(package)
-        except PackageNotFoundError:
-            continue
     return found

@@ -130,12 +130,9 @@ class Recording:
         and NewerRecording (a later format).
         """
         file = Path(path)
-        if not file.is_file():
-            raise NotARecording(f"{file}: no such file.\nRecording.open reads files that recording.save(path) wrote.")
-        if not h5py.is_hdf5(file):
-            raise NotARecording(
-                f"{file} is not a NetCDF file.\nRecording.open reads files that recording.save(path) wrote."
-            )
+        wrong = ": no such file" if not file.is_file() else "" if h5py.is_hdf5(file) else " is not a NetCDF file"
+        if wrong:
+            raise NotARecording(f"{file}{wrong}.\nRecording.open reads files that recording.save(path) wrote.")
         try:
             with xr.open_datatree(file, engine="h5netcdf", decode_times=False) as stored:
                 tree = stored.load()
@@ -163,14 +160,8 @@ class Recording:
         return display.html(self.tree)
 
 
-def open(path: str | os.PathLike[str]) -> Recording:
-    """Read a saved recording: `Recording.open`."""
-    return Recording.open(path)
-
-
-def merge(first: Recording, *others: Recording) -> Recording:
-    """Merge recordings, as if one `with` block had read all their texts in this order: `Recording.merge`."""
-    return first.merge(*others)
+open = Recording.open
+merge = Recording.merge
 
 
 def _plain(value: Any) -> str | int | float:
@@ -190,9 +181,8 @@ def _digest(tree: xr.DataTree) -> str:
         for name in sorted(node.variables, key=str):
             variable = node.variables[name]
             digest.update(f"{name}{variable.dims}{variable.shape}{_texts(variable.attrs)}".encode())
-            numbers = (
-                variable.dtype.kind in "biuf" or not variable.size
-            )  # an empty text variable is read back as an empty numeric one
+            # an empty text variable is read back as an empty numeric one
+            numbers = variable.dtype.kind in "biuf" or not variable.size
             digest.update(variable.values.tobytes() if numbers else json.dumps(variable.values.tolist()).encode())
     return digest.hexdigest()
 

@@ -43,8 +43,8 @@ def retrieval(source: Source, questions: xr.Dataset, *, level: float = 0.95) -> 
 
     Query each pair once: a head that copies an earlier answer to the same question does not count as retrieval.
 
-    Raises NotWatched if no map was stored, and BadArgument if the row of a question was not stored, if maps are means
-    over blocks, and for a text with one pair.
+    Raises ProbeNotRecorded if no map was stored, and BadArgument if the row of a question was not stored, if maps are
+    means over blocks, and for a text with one pair.
     """
     missing = [name for name in ("text", "query", "asked", "value") if name not in questions]
     if missing:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,17 +69,15 @@ def tiny_checkpoint(
     model = tiny_model(family, seed=seed, **sizes)
     named = family_of(model)
     prefix = named.text_prefix if layout == "flat" else named.root_prefix
-    stored = dict(_under(prefix, named, _layout(_state(model), experts)))
+    stored = _layout(_target_state(model, named.text_prefix, prefix), experts)
     if mtp is not None:
         head = tiny_head(model, seed=seed + 1).state_dict()
         stored |= {mtp_prefix + name: tensor for name, tensor in _layout(head, mtp).items()}
     stored = {name: _cast(name, tensor, dtype, float32_decay) for name, tensor in stored.items()}
-    if fp8:
-        stored = dict(_quantised(stored))
-    save_shards(stored, path, shards)
     config = _config(model, named, layout, dtype, has_mtp=mtp is not None)
     if fp8:
-        config["quantization_config"] = _quantization(stored)
+        stored, config["quantization_config"] = _quantised(stored)
+    save_shards(stored, path, shards)
     (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     save_tokenizer(path)
     return path
@@ -123,19 +122,12 @@ def save_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _under(prefix: str, family: Family, state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the target model's tensors under their names in the files."""
-    for name, tensor in state.items():
-        inside = name.startswith(family.text_prefix)
-        yield prefix + name.removeprefix(family.text_prefix) if inside else name, tensor
-
-
-def _state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The state dict, without an output head that is tied to the embedding."""
-    state = dict(model.state_dict())
+def _target_state(model: PreTrainedModel, text_prefix: str, prefix: str) -> dict[str, torch.Tensor]:
+    """The target model's tensors under their names in the files, without an output head tied to the embedding."""
+    state = model.state_dict()
     if model.config.tie_word_embeddings:
         del state["lm_head.weight"]
-    return state
+    return {re.sub(f"^{re.escape(text_prefix)}", prefix, name): tensor for name, tensor in state.items()}
 
 
 def _layout(state: Mapping[str, torch.Tensor], experts: Experts) -> dict[str, torch.Tensor]:
@@ -180,25 +172,19 @@ def _config(model: PreTrainedModel, family: Family, layout: Layout, dtype: str, 
 _NOT_FP8 = ("embed_tokens", "lm_head", "in_proj_a", "in_proj_b", "in_proj_ba", "gate", "shared_expert_gate", "fc")
 
 
-def _quantised(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+def _quantised(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors with matrices in FP8, and the config of the quantisation."""
+    stored: dict[str, torch.Tensor] = {}
+    plain = []
     for name, tensor in tensors.items():
         if tensor.ndim != 2 or name.split(".")[-2] in _NOT_FP8:
-            yield name, tensor
+            stored[name] = tensor
+            plain += [name.removesuffix(".weight")] if name.endswith(".weight") and tensor.ndim == 2 else []
             continue
         rows, columns = tensor.shape
         blocks = tensor.float().reshape(rows // FP8_BLOCK, FP8_BLOCK, columns // FP8_BLOCK, FP8_BLOCK)
         scale = (blocks.abs().amax(dim=(1, 3)) / torch.finfo(torch.float8_e4m3fn).max).to(torch.bfloat16)
-        yield name, (blocks / scale.float()[:, None, :, None]).reshape(rows, columns).to(torch.float8_e4m3fn)
-        yield f"{name}_scale_inv", scale
-
-
-def _quantization(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    matrices = {name for name, tensor in tensors.items() if name.endswith(".weight") and tensor.ndim == 2}
-    plain = {name for name in matrices if f"{name}_scale_inv" not in tensors}
-    return {
-        "quant_method": "fp8",
-        "fmt": "e4m3",
-        "activation_scheme": "dynamic",
-        "weight_block_size": [FP8_BLOCK, FP8_BLOCK],
-        "modules_to_not_convert": sorted(name.removesuffix(".weight") for name in plain),
-    }
+        stored[name] = (blocks / scale.float()[:, None, :, None]).reshape(rows, columns).to(torch.float8_e4m3fn)
+        stored[f"{name}_scale_inv"] = scale
+    config = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic"}
+    return stored, config | {"weight_block_size": [FP8_BLOCK, FP8_BLOCK], "modules_to_not_convert": sorted(plain)}

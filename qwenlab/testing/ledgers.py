@@ -43,15 +43,10 @@ class Played:
         drafts, target = list(self.drafts), list(self.target)
         if len(target) < len(drafts) + 1:
             raise BadArgument(f"{len(drafts)} drafts need {len(drafts) + 1} tokens of the target model, not {target}.")
-        agreed = 0
-        while agreed < len(drafts) and drafts[agreed] == target[agreed]:
-            agreed += 1
+        agreed = next((place for place in range(len(drafts)) if drafts[place] != target[place]), len(drafts))
         emitted = [*drafts[:agreed], target[agreed]]
-        for place, token in enumerate(emitted):
-            if token in eos:
-                emitted = emitted[: place + 1]
-                break
-        emitted = emitted[: self.allowed]
+        end = next((place for place, token in enumerate(emitted) if token in eos), len(emitted))
+        emitted = emitted[: end + 1][: self.allowed]
         cut = len(emitted) <= agreed
         accepted = min(agreed, len(emitted))
         ended = "full" if accepted == len(drafts) else "rejected"

@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from qwenlab.arguments import choice
 from qwenlab.checkpoint.families import ATTENTION, DELTANET, FAMILIES, Family
 from qwenlab.checkpoint.mtp_head import MtpHead
 from qwenlab.errors import BadArgument
@@ -43,15 +44,8 @@ _SPARSE: dict[str, Any] = dict(
 )
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
 _MROPE = {"mrope_interleaved": True, "mrope_section": [2, 1, 1]}
-_VISION: dict[str, Any] = dict(
-    depth=1,
-    hidden_size=32,
-    intermediate_size=64,
-    num_heads=2,
-    num_position_embeddings=16,
-    out_hidden_size=64,
-    patch_size=4,
-)
+_VISION: dict[str, Any] = dict(depth=1, hidden_size=32, intermediate_size=64, num_heads=2, num_position_embeddings=16)
+_VISION |= dict(out_hidden_size=64, patch_size=4)
 
 
 def tiny_config(
@@ -66,7 +60,7 @@ def tiny_config(
 
     Raises BadArgument for a family or a field that does not exist.
     """
-    named = _family(family)
+    named = FAMILIES[choice("tiny_config", "family", family, FAMILIES)]
     kinds = list(layer_types or (DELTANET if (layer + 1) % 4 else ATTENTION for layer in range(layers)))
     rope = _ROPE if named.root_type is None else _ROPE | _MROPE
     fields = _SIZES | (_DENSE if not named.sparse or named.dense_layers else {}) | (_SPARSE if named.sparse else {})
@@ -94,7 +88,7 @@ def tiny_model(
     config = tiny_config(family, layers=layers, layer_types=layer_types, **sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _wrapped(config, _family(family)) if wrapped else AutoModelForCausalLM.from_config(config)
+        model = _wrapped(config, FAMILIES[family]) if wrapped else AutoModelForCausalLM.from_config(config)
         spread(model)
     return model.eval()
 
@@ -134,12 +128,6 @@ def _wrapped(text: PreTrainedConfig, family: Family) -> PreTrainedModel:
         raise BadArgument(f"{family.name} has no ForConditionalGeneration class.\nLeave wrapped=False.")
     root = AutoConfig.for_model(family.root_type, text_config=text.to_dict(), vision_config=_VISION)
     return AutoModelForImageTextToText.from_config(root)
-
-
-def _family(name: str) -> Family:
-    if name not in FAMILIES:
-        raise BadArgument(f"family={name!r} is not known.\nUse one of {', '.join(FAMILIES)}.")
-    return FAMILIES[name]
 
 
 def _check_fields(sizes: dict[str, Any], family: Family) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +12,12 @@ import torch
 import xarray as xr
 from transformers import AutoModelForCausalLM
 
-from qwenlab.capture.buffers import PARTS, AttentionCall
+from qwenlab.capture.buffers import PARTS, AttentionCall, Part
 from qwenlab.capture.tokens import FOLDS, TokenBatch
 from qwenlab.checkpoint.anatomy.anatomy import anatomy
 from qwenlab.checkpoint.decoder import Decoder, decoder_of
 from qwenlab.checkpoint.families import ATTENTION
-from qwenlab.probes import Attention, DeltaNet, Memory, Residual, Routing, Timing
+from qwenlab.probes import Attention, DeltaNet, Memory, Probe, Residual, Routing, Timing
 from qwenlab.testing.models import tiny_config
 from qwenlab.testing.samples import AttentionSamples, DeltaNetSamples, ResidualSamples, RoutingSamples, Texts
 
@@ -26,10 +27,7 @@ CALLS = (16, 64)
 
 @cache
 def decoder_without_weights(layers: int, **sizes: Any) -> Decoder:
-    """Decoder of a tiny sparse model on torch's meta device: probes read its sizes; it cannot run.
-
-    sizes  fields of the text config, as in `tiny_config`
-    """
+    """Decoder of a tiny sparse model of these `tiny_config` sizes on torch's meta device: it cannot run."""
     with torch.device("meta"):
         return decoder_of(AutoModelForCausalLM.from_config(tiny_config(layers=layers, **sizes)))
 
@@ -63,15 +61,23 @@ def in_rows(read: Texts, values: np.ndarray) -> torch.Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
+def summed(
+    probe: Probe, read: Texts, decoder: Decoder, values: Mapping[Part, Mapping[str, np.ndarray]], **others: torch.Tensor
+) -> xr.Dataset:
+    """Node of a probe that sums these values [token, layer, ...] of each part, and others as they are."""
+    probe.start(decoder)
+    for part, arrays in values.items():
+        reduced = {name: in_rows(read, each).movedim(2, 0) for name, each in arrays.items()} | others
+        probe.accumulate(slice(0, len(probe.layers)), part, reduced, tokens_of(read))
+    return probe.dataset(list(read.labels))
+
+
 def deltanet(read: Texts, values: DeltaNetSamples, decoder: Decoder) -> xr.Dataset:
     """Node "deltanet"."""
-    probe = DeltaNet(every=1, prediction_heads="all")
-    probe.start(decoder)
     names = ("beta", "log_alpha", "gate", "update_norm", "error_ratio", "key")
-    reduced = {name: in_rows(read, getattr(values, name)).movedim(2, 0) for name in names}
-    reduced["state_norm"] = torch.from_numpy(values.state_norm).float().movedim(1, 0)
-    probe.accumulate(slice(0, len(values.layers)), "mixer", reduced, tokens_of(read))
-    return probe.dataset(list(read.labels))
+    arrays = {name: getattr(values, name) for name in names}
+    state_norm = torch.from_numpy(values.state_norm).float().movedim(1, 0)
+    return summed(DeltaNet(every=1, prediction_heads="all"), read, decoder, {"mixer": arrays}, state_norm=state_norm)
 
 
 def attention(read: Texts, values: AttentionSamples, decoder: Decoder) -> xr.Dataset:
@@ -92,35 +98,24 @@ def attention(read: Texts, values: AttentionSamples, decoder: Decoder) -> xr.Dat
 
 def routing(read: Texts, values: RoutingSamples, decoder: Decoder) -> xr.Dataset:
     """Node "routing", with a shared expert."""
-    probe = Routing(every=1)
-    probe.start(decoder)
+    with np.errstate(divide="ignore"):  # experts that are never used have the logit -inf
+        logits = np.log(values.probability)
     arrays = {
-        "logits": np.log(
-            values.probability, where=values.probability > 0, out=np.full_like(values.probability, -np.inf)
-        ),
+        "logits": logits,
         "weights": np.take_along_axis(values.probability, values.chosen, axis=-1),
         "chosen": values.chosen,
         "shared_gate": values.shared_gate,
         "shared_share": values.shared_share,
     }
-    reduced = {name: in_rows(read, each).movedim(2, 0) for name, each in arrays.items()}
-    probe.accumulate(slice(0, len(decoder.layers)), "mlp", reduced, tokens_of(read))
-    return probe.dataset(list(read.labels))
+    return summed(Routing(every=1), read, decoder, {"mlp": arrays})
 
 
 def residual(read: Texts, values: ResidualSamples, decoder: Decoder) -> xr.Dataset:
     """Node "residual"."""
-    probe, tokens = Residual(every=1), tokens_of(read)
-    probe.start(decoder)
-    arrays = {
-        "norm": values.norm,
-        "stream_norm": values.stream_norm,
-        "product": values.cosine * values.norm * values.stream_norm,
-    }
-    for number, part in enumerate(PARTS):
-        reduced = {name: in_rows(read, each[..., number]).movedim(2, 0) for name, each in arrays.items()}
-        probe.accumulate(slice(0, len(decoder.layers)), part, reduced, tokens)
-    return probe.dataset(list(read.labels))
+    product = values.cosine * values.norm * values.stream_norm
+    arrays = {"norm": values.norm, "stream_norm": values.stream_norm, "product": product}
+    by_part = {part: {name: each[..., number] for name, each in arrays.items()} for number, part in enumerate(PARTS)}
+    return summed(Residual(every=1), read, decoder, by_part)
 
 
 def timing(rng: np.random.Generator, read: Texts, decoder: Decoder) -> xr.Dataset:

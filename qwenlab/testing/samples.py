@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from scipy.special import softmax
 
 from qwenlab.capture.tokens import FOLDS
 
@@ -37,12 +38,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class DeltaNetSamples:
-    """Values of DeltaNet layers.
-
-    beta, log_alpha, gate, update_norm, error_ratio  [token, layer, head]
-    key                                              [token, layer, key head, channel], of norm 1
-    state_norm                                       [sequence, layer, head], at the end of the sequence
-    """
+    """Values of DeltaNet layers: [token, layer, head] unless it says otherwise."""
 
     layers: np.ndarray
     beta: np.ndarray
@@ -50,8 +46,8 @@ class DeltaNetSamples:
     gate: np.ndarray
     update_norm: np.ndarray
     error_ratio: np.ndarray
-    key: np.ndarray
-    state_norm: np.ndarray
+    key: np.ndarray  # [token, layer, key head, channel], of norm 1
+    state_norm: np.ndarray  # [sequence, layer, head], at the end of the sequence
 
 
 @dataclass(frozen=True)
@@ -65,16 +61,12 @@ class AttentionSamples:
 
 @dataclass(frozen=True)
 class RoutingSamples:
-    """Values of the routed experts of every layer.
-
-    probability                softmax over all experts, [token, layer, expert]
-    shared_gate, shared_share  gate of the shared expert and its share of the output, [token, layer]
-    """
+    """Values of the routed experts of every layer."""
 
     top_k: int
-    probability: np.ndarray
-    shared_gate: np.ndarray
-    shared_share: np.ndarray
+    probability: np.ndarray  # softmax over all experts, [token, layer, expert]
+    shared_gate: np.ndarray  # gate of the shared expert, [token, layer]
+    shared_share: np.ndarray  # its share of the output, [token, layer]
 
     @cached_property
     def chosen(self) -> np.ndarray:
@@ -134,7 +126,7 @@ def attention(rng: np.random.Generator, read: Texts, layers: np.ndarray, reach: 
     score = score + rng.normal(0, 0.5, (len(read.sequence), *reach.shape, length))
     score[..., 0] += rng.normal(1, 1, reach.shape)
     score = np.where(distance[:, None, None, :] >= 0, score, -np.inf)
-    return AttentionSamples(layers, _softmax(score), _float32(_sigmoid(rng.normal(0.5, 1, score.shape[:-1]))))
+    return AttentionSamples(layers, softmax(score, axis=-1), _float32(_sigmoid(rng.normal(0.5, 1, score.shape[:-1]))))
 
 
 def routing(
@@ -169,7 +161,7 @@ def routing(
     for token in np.flatnonzero((read.position > 0) & (rng.random(tokens) < repeat)):
         logits[token] = logits[token - 1]
     gate, share = _sigmoid(rng.normal(size=(tokens, depth))), rng.beta(2, 4, (tokens, depth))
-    return RoutingSamples(top_k, _softmax(logits), _float32(gate), _float32(share))
+    return RoutingSamples(top_k, softmax(logits, axis=-1), _float32(gate), _float32(share))
 
 
 def residual(rng: np.random.Generator, read: Texts, depth: int) -> ResidualSamples:
@@ -187,8 +179,3 @@ def _float32(values: np.ndarray) -> np.ndarray:
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
-
-
-def _softmax(x: np.ndarray) -> np.ndarray:
-    e = np.exp(x - x.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)

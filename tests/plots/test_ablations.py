@@ -95,7 +95,7 @@ def test_parts_of_one_layer_have_rows_of_their_own():
 def test_gates_have_their_words_though_not_every_layer_has_all():
     sweep = made_sweep(layers=4, of=("gate", "decay"), controls=0)
     statistics = stats.ablations(sweep, resamples=50)
-    statistics = statistics.assign_coords(of=("ablation", ["gate"] * 8)).isel(ablation=[0, 1, 2, 3, 4, 6])
+    statistics = statistics.assign_coords(unit=("ablation", ["gate"] * 8)).isel(ablation=[0, 1, 2, 3, 4, 6])
     ax = plots.ablation_map(statistics).axes[0]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["gate", "decay"] * 2
     middles = cells(ax)[0][0]

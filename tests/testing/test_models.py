@@ -99,7 +99,7 @@ def test_an_unknown_size_lists_the_known_ones():
 
 
 def test_an_unknown_family():
-    with pytest.raises(BadArgument, match=r"family='qwen4' is not known.\nUse one of qwen3_5, qwen3_5_moe, qwen3_next"):
+    with pytest.raises(BadArgument, match=r"tiny_config\(family='qwen4'\): give one of 'qwen3_5', 'qwen3_5_moe'"):
         tiny_model("qwen4")
 
 

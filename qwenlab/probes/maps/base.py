@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 import xarray as xr
 
@@ -16,8 +15,8 @@ from qwenlab.capture.tokens import PADDING, TokenBatch, TokenSample, key_positio
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.errors import BadArgument
 from qwenlab.probes.accumulators import Sums, counted
-from qwenlab.probes.attention import DISTANCE_EDGES
-from qwenlab.probes.base import HeadProbe, Variable
+from qwenlab.probes.base import GROUPED, HeadProbe, Variable, summed
+from qwenlab.probes.bins import DISTANCE_EDGES
 from qwenlab.probes.maps.delta_rule_weights import Bounds
 from qwenlab.probes.maps.row_statistics import STATISTICS, RowBlock, row_statistics
 from qwenlab.probes.maps.stored import BlockMeans, MapStore, StoredRows, WholeMaps, check_size
@@ -26,22 +25,33 @@ MAX_WEIGHTS, ROWS = 2**21, 256
 """Weights in memory at a time (elements), and the number of rows that a group of heads must allow at once."""
 
 
-class MapRows(Protocol):
+class MapRows(ABC):
     """One layer's weights over the columns of its sequences, computed by rows and heads."""
 
     columns: int  # number of keys
+    heads: torch.Tensor  # int [head]: indices of the measured heads
+    gate: torch.Tensor | None  # logits of the output gate [batch, position, head, channel]; None if not captured
 
+    @abstractmethod
     def rows(
         self, where: RowBlock, sample: TokenSample, heads: slice, bounds: Bounds
     ) -> tuple[torch.Tensor, dict[str, Any]]:
         """Return weights [batch, head, row, column] over the columns of `where`, and extra statistics
         [batch, row, head]."""
 
+    @abstractmethod
     def value_norm(self, heads: slice) -> torch.Tensor:
         """Return norms of the values [batch, head, column]."""
 
     def openness(self, sample: TokenSample) -> torch.Tensor | None:
         """Return openness of the output gate [batch, row, head], sigmoid averaged over channels; None if not known."""
+        return None if self.gate is None else torch.sigmoid(selected(self.gate, sample, self.heads).float()).mean(-1)
+
+
+def selected(values: torch.Tensor, sample: TokenSample, heads: torch.Tensor) -> torch.Tensor:
+    """Select sampled tokens and heads: [batch, row, head, channel] of values [batch, position, head, channel]."""
+    columns = sample.columns[:, :, None, None].expand(-1, -1, *values.shape[2:])
+    return values.gather(1, columns).index_select(2, heads)
 
 
 class MapProbe(HeadProbe):
@@ -59,6 +69,7 @@ class MapProbe(HeadProbe):
     """
 
     extra: ClassVar[dict[str, tuple[str, str]]] = {}  # further statistics: units and meaning
+    settings = ("queries", "block")
     omitted: ClassVar[tuple[str, ...]] = ()  # statistics that have no meaning for this kind of mixer
 
     def __init__(
@@ -85,7 +96,6 @@ class MapProbe(HeadProbe):
         """Return the weights of one layer."""
 
     def start(self, decoder: Decoder) -> None:
-        """Empty sums and maps. Raises BadArgument for heads that the layers do not have."""
         super().start(decoder)
         self._sums, self._checks = Sums(len(self.layers)), Sums(len(self.layers))
         self._ids: torch.Tensor | None = None
@@ -94,12 +104,6 @@ class MapProbe(HeadProbe):
         if self.queries is not None or self.block:
             count = len(self.layers)
             self._store = BlockMeans(count, len(self.heads), self.block) if self.block else WholeMaps(count)
-
-    def sample(self) -> dict[str, Any]:
-        """Return layers, heads and tokens that are measured, unless all are, and which maps are stored."""
-        stored = {"queries": self.queries, "block": self.block}
-        stored = {name: value for name, value in stored.items() if value is not None}
-        return super().sample() | stored
 
     def on_tokens(self, tokens: TokenBatch) -> None:
         """Carry the token ids of all columns of these sequences; None if earlier ids are not known."""
@@ -115,7 +119,10 @@ class MapProbe(HeadProbe):
         """Measure the sampled rows of one layer, and store the requested ones."""
         weights, place = self.map_rows(layer, captured, tokens), self.layers.index(layer)
         for cut, where, bounds in self._blocks(weights, tokens.sample(self.every), tokens, self.every):
-            groups = [self._measure(weights, where, cut, heads, bounds) for heads in self._groups(weights, tokens)]
+            groups = []
+            for heads in self._groups(weights, tokens):
+                weight, extra = weights.rows(where, cut, heads, bounds)
+                groups.append(row_statistics(weight, weights.value_norm(heads)[..., : where.columns], where) | extra)
             values = {name: torch.cat([group[name] for group in groups], dim=2) for name in groups[0]}
             self._add(place, values, cut, tokens)
         if self._store is not None:
@@ -141,12 +148,6 @@ class MapProbe(HeadProbe):
         most = MAX_WEIGHTS // (tokens.batch * weights.columns * min(ROWS, tokens.width))
         together = min(len(self.heads), max(1, most))
         return [slice(start, min(start + together, len(self.heads))) for start in range(0, len(self.heads), together)]
-
-    def _measure(
-        self, weights: MapRows, where: RowBlock, cut: TokenSample, heads: slice, bounds: Bounds
-    ) -> dict[str, Any]:
-        weight, extra = weights.rows(where, cut, heads, bounds)
-        return row_statistics(weight, weights.value_norm(heads)[..., : where.columns], where) | extra
 
     def _add(self, place: int, values: dict[str, torch.Tensor], cut: TokenSample, tokens: TokenBatch) -> None:
         """Add up statistics of rows whose text is known from its first token, and the checks of all rows."""
@@ -180,24 +181,19 @@ class MapProbe(HeadProbe):
                 store.add(StoredRows(place, heads, tokens.numbers, cut.tokens.position, real, weight, keys, gate))
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
-        """Return sums by label, fold, layer and head, |weight| by distance, and the stored maps."""
-        grouped, count, heads = ("label", "fold", "layer"), len(labels), len(self.heads)
-        by_head = (*grouped, "head")
+        count, heads = len(labels), len(self.heads)
+        by_head = (*GROUPED, "head")
         statistics = {name: value for name, value in STATISTICS.items() if name not in self.omitted} | self.extra
-        variables: dict[str, Variable] = {
-            f"{name}_sum": (by_head, self._sums.array(name, count, heads), units, meaning)
-            for name, (units, meaning) in statistics.items()
-        }
-        counts = {"tokens": "tokens measured, each with its row", "induction_rows": "rows with induction"}
-        for name, meaning in counts.items():
-            variables[name] = (grouped, counted(self._sums.array(name, count)), "token", meaning)
+        variables = summed(statistics, by_head, lambda name: self._sums.array(name, count, heads))
+        tokens, induction = (counted(self._sums.array(name, count)) for name in ("tokens", "induction_rows"))
         mass = self._sums.array("distance_mass", count, heads, len(DISTANCE_EDGES))
-        variables["distance_mass"] = ((*by_head, "distance_bin"), mass, "1", "shares by distance, summed over tokens")
-        edges = ("distance_bin", np.array(DISTANCE_EDGES), {"units": "token", "long_name": "lower edge"})
-        coords = {"distance_bin": edges, "head": ("head", np.array(self.heads))}
-        variables |= self.extra_variables(count)
-        stored: dict[str, Variable] = {} if self._store is None else self._store.variables(heads)
-        return self._dataset(labels, variables | stored, **coords)
+        variables |= {
+            "tokens": (GROUPED, tokens, "token", "tokens measured, each with its row"),
+            "induction_rows": (GROUPED, induction, "token", "rows with induction"),
+            "distance_mass": ((*by_head, "distance_bin"), mass, "1", "shares by distance, summed over tokens"),
+        }
+        stored = {} if self._store is None else self._store.variables(heads)
+        return self._dataset(labels, variables | self.extra_variables(count) | stored)
 
     def extra_variables(self, labels: int) -> dict[str, Variable]:
         """Return further variables of the Dataset."""

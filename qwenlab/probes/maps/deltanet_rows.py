@@ -11,6 +11,7 @@ import torch
 from qwenlab.capture.delta_rule import DeltaRuleCall
 from qwenlab.capture.prediction import normalised
 from qwenlab.capture.tokens import TokenBatch, TokenSample
+from qwenlab.probes.maps.base import MapRows, selected
 from qwenlab.probes.maps.delta_rule_weights import Bounds, DeltaRuleWeights
 from qwenlab.probes.maps.row_statistics import RowBlock
 
@@ -20,42 +21,29 @@ OUTPUT_FLOOR = 0.01
 
 @dataclass(frozen=True)
 class MeasuredHeads:
-    """Indices of the measured heads.
+    """Indices of the measured heads."""
 
-    value, key  int [head]: index of the value head, and of the key head that it shares with others
-    keys        int [key head]: the key heads that are needed, each once
-    place       int [head]: index of each head's key head among `keys`
-    """
-
-    value: torch.Tensor
-    key: torch.Tensor
-    keys: torch.Tensor
-    place: torch.Tensor
+    value: torch.Tensor  # int [head]: index of the value head
+    key: torch.Tensor  # int [head]: index of the key head that it shares with others
+    keys: torch.Tensor  # int [key head]: the key heads that are needed, each once
+    place: torch.Tensor  # int [head]: index of each head's key head among `keys`
 
     @staticmethod
     def of(heads: Sequence[int], group: int, device: torch.device) -> MeasuredHeads:
         """Return the indices of these value heads; `group` of them share a key head."""
-        key = [head // group for head in heads]
-        keys = sorted(set(key))
-        lists = (heads, key, keys, [keys.index(each) for each in key])
-        return MeasuredHeads(*(torch.tensor(each, device=device) for each in lists))
+        value = torch.tensor(heads, device=device)
+        return MeasuredHeads(value, value // group, *(value // group).unique(return_inverse=True))
 
 
 @dataclass(frozen=True)
 class EarlierTokens:
-    """Tokens of earlier calls, as later calls need them, for the measured heads.
+    """Tokens of earlier calls, as later calls need them, for the measured heads."""
 
-    key         [batch, column, key head, channel], as passed to the kernel
-    beta, g     [batch, column, head], 0 for padding
-    value_norm  [batch, column, head]
-    begin       number of columns before the first of these
-    """
-
-    key: torch.Tensor
-    beta: torch.Tensor
-    g: torch.Tensor
-    value_norm: torch.Tensor
-    begin: int
+    key: torch.Tensor  # [batch, column, key head, channel], as passed to the kernel
+    beta: torch.Tensor  # [batch, column, head], 0 for padding
+    g: torch.Tensor  # the same
+    value_norm: torch.Tensor  # [batch, column, head]
+    begin: int  # number of columns before the first of these
 
     @property
     def columns(self) -> int:
@@ -77,79 +65,64 @@ class EarlierTokens:
         return EarlierTokens(**joined, begin=self.begin)
 
 
-class DeltaNetMapRows:
-    """`MapRows` of a DeltaNet layer: `call` of this pass, and the `known` tokens, `past` of them before this pass.
+@dataclass
+class DeltaNetMapRows(MapRows):
+    """The rows of a DeltaNet layer: `call` of this pass, and the `known` tokens, `past` of them before this pass.
 
     With `without_removal` each row is also computed without key removal, to measure the error of its output.
     """
 
-    def __init__(
-        self,
-        call: DeltaRuleCall,
-        known: EarlierTokens,
-        heads: MeasuredHeads,
-        past: int,
-        gate: torch.Tensor | None,
-        without_removal: bool = False,
-    ) -> None:
-        self._without_removal = without_removal
-        self.columns, self.begin = known.begin + known.columns, known.begin
-        self._call, self._known, self._heads, self._past, self._gate = call, known, heads, past, gate
+    call: DeltaRuleCall
+    known: EarlierTokens
+    measured: MeasuredHeads
+    past: int
+    gate: torch.Tensor | None
+    without_removal: bool = False
+
+    def __post_init__(self) -> None:
+        self.heads, self.columns = self.measured.value, self.known.begin + self.known.columns
         self._prepared: tuple[slice, DeltaRuleWeights] | None = None
 
     def rows(
         self, where: RowBlock, sample: TokenSample, heads: slice, bounds: Bounds
     ) -> tuple[torch.Tensor, dict[str, Any]]:
         """Return implicit weights, 0 in unknown columns, and the squared errors of the outputs that they give."""
-        query = self._call.query
+        query = self.call.query
         assert query is not None
-        unit = normalised(_select(query, sample, self._heads.key[heads])) * query.shape[-1] ** -0.5
-        column = sample.columns + self._past
-        queries = (unit.transpose(1, 2), column, [bound + self._past for bound in bounds])
+        unit = normalised(selected(query, sample, self.measured.key[heads])) * query.shape[-1] ** -0.5
+        column = sample.columns + self.past
+        queries = (unit.transpose(1, 2), column, [bound + self.past for bound in bounds])
         weight, of_state = self._weights(heads).rows(*queries)
         out, size = self._kernel_output(sample, heads)
         checks = {"gap_square": (self._output(weight, of_state, heads) - out).square().sum(dim=-1), "out_square": size}
-        if self._without_removal:
+        if self.without_removal:
             other = self._output(*self._weights(heads).rows(*queries, removal=False), heads)
             checks["without_removal_gap_square"] = (other - out).square().sum(dim=-1)
         checks = {name: value.transpose(1, 2) for name, value in checks.items()}
-        return torch.nn.functional.pad(weight, (self.begin, where.columns - self.columns)), checks
+        return torch.nn.functional.pad(weight, (self.known.begin, where.columns - self.columns)), checks
 
     def value_norm(self, heads: slice) -> torch.Tensor:
-        """Return norms of the values [batch, head, column]."""
-        return torch.nn.functional.pad(self._known.value_norm[:, :, heads].transpose(1, 2), (self.begin, 0))
-
-    def openness(self, sample: TokenSample) -> torch.Tensor | None:
-        """Return openness of the output gate [batch, row, head]; None if the gate was not captured."""
-        if self._gate is None:
-            return None
-        return torch.sigmoid(_select(self._gate, sample, self._heads.value).float()).mean(dim=-1)
+        return torch.nn.functional.pad(self.known.value_norm[:, :, heads].transpose(1, 2), (self.known.begin, 0))
 
     def _weights(self, heads: slice) -> DeltaRuleWeights:
         if self._prepared is None or self._prepared[0] != heads:
-            known = self._known
-            key = normalised(known.key.index_select(2, self._heads.place[heads])).transpose(1, 2)
+            known = self.known
+            key = normalised(known.key.index_select(2, self.measured.place[heads])).transpose(1, 2)
             beta, g = (each[:, :, heads].transpose(1, 2) for each in (known.beta, known.g))
-            self._prepared = heads, DeltaRuleWeights(key, beta, g, self._past)
+            self._prepared = heads, DeltaRuleWeights(key, beta, g, self.past)
         return self._prepared[1]
 
     def _output(self, weight: torch.Tensor, of_state: torch.Tensor, heads: slice) -> torch.Tensor:
         """Return the output [batch, head, row, channel] of these weights, including that of the state before."""
-        call, which = self._call, self._heads.value[heads]
-        output = weight[..., self._past :] @ call.value.index_select(2, which).transpose(1, 2).float()
+        call, which = self.call, self.measured.value[heads]
+        output = weight[..., self.past :] @ call.value.index_select(2, which).transpose(1, 2).float()
         return output if call.mapped_initial is None else output + of_state @ call.mapped_initial[:, heads].float()
 
     def _kernel_output(self, sample: TokenSample, heads: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the kernel's output [batch, head, row, channel], and its squared norm or that of the floor."""
-        call, which = self._call, self._heads.value[heads]
+        call, which = self.call, self.measured.value[heads]
         assert call.out is not None
-        out = _select(call.out, sample, which).transpose(1, 2).float()
-        own = torch.linalg.vector_norm(_select(call.value, sample, which).float(), dim=-1).transpose(1, 2)
+        out = selected(call.out, sample, which).transpose(1, 2).float()
+        own = torch.linalg.vector_norm(selected(call.value, sample, which).float(), dim=-1).transpose(1, 2)
         least = OUTPUT_FLOOR * call.key.shape[-1] ** -0.5 * own
         return out, torch.maximum(torch.linalg.vector_norm(out, dim=-1), least).square()
-
-
-def _select(values: torch.Tensor, sample: TokenSample, heads: torch.Tensor) -> torch.Tensor:
-    """Select sampled tokens and heads: [batch, row, head, channel] of values [batch, position, head, channel]."""
-    columns = sample.columns[:, :, None, None].expand(-1, -1, *values.shape[2:])
-    return values.gather(1, columns).index_select(2, heads)

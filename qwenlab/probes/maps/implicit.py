@@ -13,26 +13,24 @@ from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import KernelMismatch
-from qwenlab.probes.base import Variable
+from qwenlab.probes.base import GROUPED, Variable, summed
+from qwenlab.probes.kernel_agreement import IEEE, product_eps
 from qwenlab.probes.maps.base import MapProbe
 from qwenlab.probes.maps.deltanet_rows import DeltaNetMapRows, EarlierTokens, MeasuredHeads
-from qwenlab.probes.maps.matmul_precision import IEEE, product_eps
 
 RECONSTRUCTION = 1e-4
 """Largest relative error of a head's output that our weights reconstruct, against the kernel's, in IEEE float32."""
 
 _CHECKED = {
-    "gap_square": "squared distance of the output made of the weights from the kernel's, summed over tokens",
-    "out_square": "squared norm of the kernel's output (or a floor), summed over tokens",
+    "gap_square": ("1", "squared distance of the output made of the weights from the kernel's, summed over tokens"),
+    "out_square": ("1", "squared norm of the kernel's output (or a floor), summed over tokens"),
 }
+_WITHOUT = "squared distance of the output made without key removal from the kernel's, summed"
 _PRECISER = (
     "\nHere factors in float32 may be rounded to TF32 or less before they are multiplied. For IEEE products set "
     'TRITON_F32_DEFAULT=ieee before triton is imported, and call torch.set_float32_matmul_precision("highest"); '
     "flash-linear-attention still solves triangular systems in TF32."
 )
-_WITHOUT = {
-    "without_removal_gap_square": "squared distance of the output made without key removal from the kernel's, summed",
-}
 
 
 class ImplicitAttention(MapProbe):
@@ -58,7 +56,6 @@ class ImplicitAttention(MapProbe):
     """
 
     name = "implicit_attention"
-    reads = "a DeltaNet mixer"
     kind = DELTANET
 
     def __init__(
@@ -75,25 +72,17 @@ class ImplicitAttention(MapProbe):
         self.without_removal = without_removal
 
     def start(self, decoder: Decoder) -> None:
-        """Empty all sums and maps."""
         super().start(decoder)
         self._tolerance, self._products = RECONSTRUCTION, IEEE
         self._indices: dict[torch.device, MeasuredHeads] = {}
 
     def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
-        """The call of the delta rule, and the output gate if rows are stored."""
         return (("mixer", "rule"), *([("mixer", "gate")] if self.queries is not None else ()))
 
-    def count_heads(self, layer: int) -> int:
-        """Return the number of value heads."""
-        return int(self.decoder.part(layer, "mixer").num_v_heads)
-
     def checks(self) -> tuple[str, ...]:
-        """Return the names of the sums of the reconstruction error."""
-        return tuple(self._errors())
+        return tuple(self._checked())
 
     def map_rows(self, layer: int, captured: Captured, tokens: TokenBatch) -> DeltaNetMapRows:
-        """Return the weights of one layer, over the tokens of this call and earlier ones."""
         call, gate = captured["rule"], captured.get("gate")
         assert isinstance(call, DeltaRuleCall)
         assert call.out is not None
@@ -113,7 +102,6 @@ class ImplicitAttention(MapProbe):
         return DeltaNetMapRows(call, known, heads, known.columns - now.columns, gate, self.without_removal)
 
     def check(self) -> None:
-        """Raise KernelMismatch if the weights do not reconstruct the kernel's output."""
         gap, out = (self._checks.total(name) for name in _CHECKED)
         error = (gap / out.clip(torch.finfo(torch.float32).tiny)) ** 0.5
         worst = error.max(initial=0)
@@ -130,12 +118,8 @@ class ImplicitAttention(MapProbe):
             )
 
     def extra_variables(self, labels: int) -> dict[str, Variable]:
-        """Return the reconstruction error by head."""
-        dims = ("label", "fold", "layer", "head")
-        return {
-            f"{name}_sum": (dims, self._checks.array(name, labels, len(self.heads)), "1", meaning)
-            for name, meaning in self._errors().items()
-        }
+        heads = len(self.heads)
+        return summed(self._checked(), (*GROUPED, "head"), lambda name: self._checks.array(name, labels, heads))
 
-    def _errors(self) -> dict[str, str]:
-        return _CHECKED | (_WITHOUT if self.without_removal else {})
+    def _checked(self) -> dict[str, tuple[str, str]]:
+        return _CHECKED | ({"without_removal_gap_square": ("1", _WITHOUT)} if self.without_removal else {})

@@ -28,19 +28,12 @@ STATISTICS = {
 
 @dataclass(frozen=True)
 class RowBlock:
-    """Some rows of a map, with their places in their sequences.
+    """Some rows of a map, with their places in their sequences."""
 
-    rows    the rows, and the keys visible to each
-    by_key  float [batch, query, key, 3]: 1; tokens from the query back to the key; 1 where the key came right after an
-            earlier occurrence of the query's token
-    even    float [batch, query]: share of one key among all visible keys
-    again   float [batch, query]: share of the visible keys that came right after such an occurrence
-    """
-
-    rows: AttentionRows
-    by_key: torch.Tensor
-    even: torch.Tensor
-    again: torch.Tensor
+    rows: AttentionRows  # the rows, and the keys visible to each
+    by_key: torch.Tensor  # float [batch, query, key, 3]: 1; tokens back to the key; 1 where it is in `_after_the_same`
+    even: torch.Tensor  # float [batch, query]: share of one key among all visible keys
+    again: torch.Tensor  # float [batch, query]: share of the visible keys that are in `_after_the_same`
 
     @property
     def columns(self) -> int:

@@ -12,7 +12,7 @@ from qwenlab.capture.buffers import AttentionCall, Captured, Part
 from qwenlab.capture.tokens import TokenBatch, TokenSample
 from qwenlab.checkpoint.families import ATTENTION
 from qwenlab.probes.attention import probabilities
-from qwenlab.probes.maps.base import MapProbe
+from qwenlab.probes.maps.base import MapProbe, MapRows, selected
 from qwenlab.probes.maps.delta_rule_weights import Bounds
 from qwenlab.probes.maps.row_statistics import RowBlock
 
@@ -29,7 +29,6 @@ class SoftmaxAttention(MapProbe):
     """
 
     name = "softmax_attention"
-    reads = "a softmax-attention mixer"
     kind = ATTENTION
     extra: ClassVar[dict[str, tuple[str, str]]] = {
         "gated_output": ("1", "sum of |weight| x ||gate x value||, summed over tokens"),
@@ -39,15 +38,9 @@ class SoftmaxAttention(MapProbe):
     omitted = ("negative",)
 
     def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
-        """The call of the attention function, and the output gate."""
         return (("mixer", "attention"), ("mixer", "gate"))
 
-    def count_heads(self, layer: int) -> int:
-        """Return the number of query heads."""
-        return int(self.decoder.module.config.num_attention_heads)
-
     def map_rows(self, layer: int, captured: Captured, tokens: TokenBatch) -> _Probabilities:
-        """Return the probabilities of one layer."""
         call, gate = captured["attention"], captured["gate"]
         assert isinstance(call, AttentionCall)
         assert isinstance(gate, torch.Tensor)
@@ -56,8 +49,8 @@ class SoftmaxAttention(MapProbe):
 
 
 @dataclass
-class _Probabilities:
-    """`MapRows` of an attention layer: indices of the query heads, and of the key head of each."""
+class _Probabilities(MapRows):
+    """The rows of an attention layer: `heads` are query heads, and `key_heads` the key head of each."""
 
     call: AttentionCall
     gate: torch.Tensor
@@ -68,14 +61,14 @@ class _Probabilities:
     def rows(
         self, where: RowBlock, sample: TokenSample, heads: slice, bounds: Bounds
     ) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Return probabilities, and per row the gated contributions of all tokens and of the first one."""
         query = self.call.query.index_select(1, self.heads[heads])
         key, value = (self._select(each, heads)[:, :, : where.columns] for each in (self.call.key, self.call.value))
         visible = self.call.visible
         if visible is not None and visible.shape[1] > 1:
             visible = visible.index_select(1, self.heads[heads])
         weight, _ = probabilities(AttentionCall(query, key, self.call.scaling, visible=visible), where.rows)
-        gate = torch.sigmoid(self._gate(sample)[:, :, heads].float()).transpose(1, 2)  # [batch, head, row, channel]
+        gate = selected(self.gate, sample, self.heads[heads])
+        gate = torch.sigmoid(gate.float()).transpose(1, 2)  # [batch, head, row, channel]
         gated = weight * (gate.square() @ value.float().square().transpose(2, 3)).sqrt()
         first = where.rows.first[:, None, None, None].expand(*gated.shape[:3], 1)
         extra = {"gated_output": gated.sum(dim=-1), "gated_output_first": gated.gather(3, first)[..., 0]}
@@ -83,18 +76,8 @@ class _Probabilities:
         return weight, {name: value.transpose(1, 2) for name, value in extra.items()}
 
     def value_norm(self, heads: slice) -> torch.Tensor:
-        """Return norms of the values [batch, head, column]."""
         return torch.linalg.vector_norm(self._select(self.call.value, heads).float(), dim=-1)
-
-    def openness(self, sample: TokenSample) -> torch.Tensor:
-        """Return openness of the output gate [batch, row, head]."""
-        return torch.sigmoid(self._gate(sample).float()).mean(dim=-1)
 
     def _select(self, values: torch.Tensor | None, heads: slice) -> torch.Tensor:
         assert values is not None
         return values.index_select(1, self.key_heads[heads])
-
-    def _gate(self, sample: TokenSample) -> torch.Tensor:
-        """Return the logits of the output gate [batch, row, head, channel] of the sampled rows."""
-        columns = sample.columns[:, :, None, None].expand(-1, -1, *self.gate.shape[2:])
-        return self.gate.gather(1, columns).index_select(2, self.heads)

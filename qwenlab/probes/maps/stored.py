@@ -19,24 +19,16 @@ MAX_BYTES = 2**31
 
 
 class StoredRows(NamedTuple):
-    """Rows of some heads of one layer, to be stored.
+    """Rows of some heads of one layer, to be stored."""
 
-    place, heads     index of the layer, and indices of the heads, among those that are stored
-    numbers          [batch]: number of each sequence in reading order
-    position, real   [batch, row]: position of each row, and whether to store it
-    weight           [batch, head, row, column]
-    key_position     int [batch, column], -1 for padding
-    openness         [batch, row, head], mean gate value, or None if not known
-    """
-
-    place: int
-    heads: slice
-    numbers: Sequence[int]
-    position: torch.Tensor
-    real: torch.Tensor
-    weight: torch.Tensor
-    key_position: torch.Tensor
-    openness: torch.Tensor | None
+    place: int  # index of the layer among those that are stored
+    heads: slice  # indices of the heads among those that are stored
+    numbers: Sequence[int]  # [batch]: number of each sequence in reading order
+    position: torch.Tensor  # [batch, row]
+    real: torch.Tensor  # [batch, row]: whether to store it
+    weight: torch.Tensor  # [batch, head, row, column]
+    key_position: torch.Tensor  # int [batch, column], -1 for padding
+    openness: torch.Tensor | None  # [batch, row, head], mean gate value, or None if not known
 
 
 class WholeMaps:
@@ -109,16 +101,11 @@ class BlockMeans:
             both = both.unflatten(3, (-1, self._block)).sum(dim=4)
             blocks = both.shape[3]
             summed = both.new_zeros(*both.shape[:2], blocks, blocks).index_add_(2, where // self._block, both)
-            total = self._sums_of(number, blocks)
-            total[rows.place, :, rows.heads, :blocks, :blocks] += summed.cpu().numpy()
+            sums = self._sums.get(number, np.zeros((self._layers, 2, self._heads, 0, 0), np.float32))
+            more = max(0, blocks - sums.shape[3])
+            self._sums[number] = np.pad(sums, ((0, 0), (0, 0), (0, 0), (0, more), (0, more))) if more else sums
+            self._sums[number][rows.place, :, rows.heads, :blocks, :blocks] += summed.cpu().numpy()
             self._lengths[number] = max(self._lengths.get(number, 0), 1 + int(where.max()))
-
-    def _sums_of(self, number: int, blocks: int) -> np.ndarray:
-        """Return the sums of a text, enlarged to this number of blocks."""
-        sums = self._sums.get(number, np.zeros((self._layers, 2, self._heads, 0, 0), np.float32))
-        more = max(0, blocks - sums.shape[3])
-        self._sums[number] = np.pad(sums, ((0, 0), (0, 0), (0, 0), (0, more), (0, more))) if more else sums
-        return self._sums[number]
 
     def variables(self, heads: int) -> dict[str, Variable]:
         """Return the means, with the text and the first position of the block of each row."""
@@ -149,10 +136,8 @@ MapStore = WholeMaps | BlockMeans
 def check_size(name: str, length: int, full: bool, block: int | None, store: MapStore) -> None:
     """Raise MapTooLarge for a map that is too large to store.
 
-    name    name of the probe
     length  tokens of the text so far, padding included
     full    whether all rows are stored
-    block   side of a block in tokens, for means over blocks
     """
     fix = (
         f"Store chosen rows with queries=[...], or means over blocks with "

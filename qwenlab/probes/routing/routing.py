@@ -12,8 +12,8 @@ from qwenlab.capture.buffers import Captured, Part
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.errors import CannotIntervene
-from qwenlab.probes.accumulators import LayerSlice, Sums, counted
-from qwenlab.probes.base import Probe, Reduced, Variable
+from qwenlab.probes.accumulators import LayerSlice, Sums, Totals, counted
+from qwenlab.probes.base import GROUPED, Probe, Reduced, summed
 from qwenlab.probes.routing.windows import WINDOWS, Windows
 
 _CERTAIN = ("entropy", "topk_entropy", "margin", "shared_gate", "shared_share", "measured")
@@ -52,23 +52,19 @@ class Routing(Probe):
         super().__init__(layers=layers, every=every)
 
     def able(self, decoder: Decoder) -> tuple[int, ...]:
-        """The layers with routed experts."""
         return decoder.layers_with("router")
 
     def start(self, decoder: Decoder) -> None:
-        """Empty sums and counts for these layers."""
         super().start(decoder)
         router = decoder.part(self.layers[0], "router")
         self.top_k, self.experts, self._top_k_seen = int(router.top_k), int(router.num_experts), False
         self.shared = decoder.part(self.layers[0], "shared_expert_gate") is not None
         count = len(self.layers)
         self._sums, self._certain, self._windows = Sums(count), Sums(count), Windows(count)
-        self._coactivation: torch.Tensor | None = None
-        self._transition: torch.Tensor | None = None
+        self._coactivation, self._transition = Totals(count), Totals(count)
         self._previous: tuple[int, torch.Tensor] | None = None
 
     def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
-        """The router's logits, weights and choices, and the outputs of routed and shared experts."""
         shared = ("routed", "shared", "shared_gate") if self.shared else ()
         return tuple(("mlp", name) for name in ("router", "weights", "chosen", *shared))
 
@@ -92,7 +88,6 @@ class Routing(Probe):
         self.top_k, self._top_k_seen = k, True
 
     def accumulate(self, where: LayerSlice, part: Part, reduced: Reduced, tokens: TokenBatch) -> None:
-        """Add up the choices of every token, and the certainty of the sampled ones."""
         chosen, weights = reduced["chosen"], reduced["weights"].float()
         weights = weights / weights.sum(dim=-1, keepdim=True)
         zeros = weights.new_zeros(*chosen.shape[:-1], self.experts)
@@ -102,7 +97,7 @@ class Routing(Probe):
         self._sums.add(where, tokens, tokens=ones, load=hot, weight=by_expert, **repeats)
         self._add_certainty(where, reduced, weights, hot, tokens)
         flat = hot.flatten(1, 2)
-        self._coactivation = self._added(self._coactivation, where, flat.transpose(1, 2) @ flat)
+        self._coactivation.add(where, flat.transpose(1, 2) @ flat)
         self._add_transition(where, chosen, weights, tokens)
         self._windows.add(where, hot > 0, tokens)
 
@@ -135,8 +130,7 @@ class Routing(Probe):
             pair = (top[:-1] * self.experts + top[1:]).flatten(1)
             counts = torch.zeros(len(pair), self.experts**2, device=top.device)
             counts.scatter_add_(1, pair, tokens.real.flatten().float().expand_as(pair))
-            counts = counts.unflatten(1, (self.experts, self.experts))
-            self._transition = self._added(self._transition, layers, counts)
+            self._transition.add(layers, counts.unflatten(1, (self.experts, self.experts)))
 
     def _repeats(
         self, where: LayerSlice, chosen: torch.Tensor, hot: torch.Tensor, tokens: TokenBatch
@@ -151,34 +145,23 @@ class Routing(Probe):
         newest[where] = torch.where(tokens.idle[:, None], last, now).to(newest.device)
         return {"repeated": torch.where(tokens.follows, repeated, 0), "pairs": tokens.follows.expand_as(repeated)}
 
-    def _added(self, total: torch.Tensor | None, where: LayerSlice, more: torch.Tensor) -> torch.Tensor:
-        """Return the counts [layer, expert, expert] of all layers after adding these."""
-        if total is None:
-            total = more.new_zeros(len(self.layers), self.experts, self.experts, dtype=torch.float64)
-        total[where] += more.to(total.device)
-        return total
-
     def dataset(self, labels: list[str]) -> xr.Dataset:
-        """Return sums and counts by label, fold, layer and expert, and pairs of experts by layer."""
-        count, grouped = len(labels), ("label", "fold", "layer")
+        count = len(labels)
 
         def stacked(name: str, *shape: int) -> np.ndarray:
             return (self._certain if name in _CERTAIN else self._sums).array(name, count, *shape)
 
-        variables: dict[str, Variable] = {
-            f"{name}_sum": (grouped, stacked(name), units, meaning)
-            for name, (units, meaning) in _PER_TOKEN.items()
-            if self.shared or not name.startswith("shared")
-        }
-        by_expert, by_window, by_pair = (*grouped, "expert"), (*grouped, "window"), ("layer", "expert")
+        table = {name: each for name, each in _PER_TOKEN.items() if self.shared or not name.startswith("shared")}
+        by_expert, by_window, by_pair = (*GROUPED, "expert"), (*GROUPED, "window"), ("layer", "expert")
         load, weight = counted(stacked("load", self.experts)), stacked("weight", self.experts)
         distinct, windows = self._windows.arrays(count)
         transition = "tokens by their top choice in this and in the next layer watched"
-        together, following = (self._pairs(counts) for counts in (self._coactivation, self._transition))
-        variables |= {
-            "tokens": (grouped, counted(stacked("tokens")), "token", "tokens read"),
-            "measured": (grouped, counted(stacked("measured")), "token", "tokens whose certainty was measured"),
-            "pairs": (grouped, counted(stacked("pairs")), "pair", "tokens with a token before them"),
+        pairs = (counts.array(self.experts, self.experts) for counts in (self._coactivation, self._transition))
+        together, following = map(counted, pairs)
+        variables = summed(table, GROUPED, stacked) | {
+            "tokens": (GROUPED, counted(stacked("tokens")), "token", "tokens read"),
+            "measured": (GROUPED, counted(stacked("measured")), "token", "tokens whose certainty was measured"),
+            "pairs": (GROUPED, counted(stacked("pairs")), "pair", "tokens with a token before them"),
             "load": (by_expert, load, "slot", "times the expert was among the top k"),
             "weight_sum": (by_expert, weight, "1", "renormalised routing weight, summed over tokens"),
             "distinct_sum": (by_window, distinct, "expert", "distinct experts, summed over windows"),
@@ -188,10 +171,6 @@ class Routing(Probe):
         }
         dataset = self._dataset(labels, variables, window=("window", np.array(WINDOWS), {"units": "token"}))
         return dataset.assign_attrs(top_k=self.top_k, experts=self.experts)
-
-    def _pairs(self, counts: torch.Tensor | None) -> np.ndarray:
-        zeros = np.zeros((len(self.layers), self.experts, self.experts))
-        return counted(zeros if counts is None else counts.cpu().numpy())
 
 
 def _tensors(captured: Captured, *names: str) -> tuple[torch.Tensor, ...]:

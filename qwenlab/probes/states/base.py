@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
+import xarray as xr
 
 from qwenlab.capture.buffers import Part
 from qwenlab.capture.delta_rule import DeltaRuleCall
@@ -15,40 +16,42 @@ from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import BadArgument
-from qwenlab.probes.base import HeadProbe
+from qwenlab.probes.accumulators import BinnedSums, LayerSlice
+from qwenlab.probes.base import HeadProbe, Reduced, Variable
+from qwenlab.probes.bins import OCTAVES, octave_of
 from qwenlab.probes.kernel_agreement import StateDeviation
 
 MAX_STATE_ELEMENTS = 2**22
 """Elements of states in memory at a time (but always at least those of one token)."""
 
-OCTAVES = 22
-POSITION_EDGES = np.concatenate([[0], 2 ** np.arange(OCTAVES - 1)])
-"""Lower edges of the bins by octave: 0, 1, 2-3, 4-7, ...; the last bin takes everything from 2^20 on."""
-
 
 @dataclass(frozen=True)
 class StateSample:
-    """The tokens of a batch whose states are measured, ordered by chunk, then by row and column.
+    """The tokens of a batch whose states are measured, ordered by chunk, then by row and column."""
 
-    row, column      int [token]: row and column in the batch
-    position, group  int [token]: position in the sequence; label and fold
-    sections         number of these tokens in each chunk
-    """
-
-    row: torch.Tensor
+    row: torch.Tensor  # int [token]: row and column in the batch
     column: torch.Tensor
-    position: torch.Tensor
-    group: torch.Tensor
-    sections: tuple[int, ...]
+    position: torch.Tensor  # int [token]: position in the sequence
+    group: torch.Tensor  # int [token]: label and fold
+    sections: tuple[int, ...]  # number of these tokens in each chunk
 
     @staticmethod
-    def of(tokens: TokenBatch, every: int, steps: Sequence[int] | None) -> StateSample:
-        """Return the tokens at these positions of their sequences, or one per block of `every`; a device sync."""
+    def of(
+        tokens: TokenBatch, every: int, steps: Sequence[int] | None = None, ids: tuple[int, ...] | None = None
+    ) -> StateSample:
+        """Return the tokens at these positions, or one per block of `every`, with one of these ids; a device sync."""
         if steps is None:
             sample = tokens.sample(every)
             chosen = torch.zeros_like(tokens.position).scatter_add_(1, sample.columns, sample.tokens.real.long()) > 0
         else:
             chosen = tokens.real & torch.isin(tokens.position, torch.tensor(steps, device=tokens.position.device))
+        if ids is not None:
+            if tokens.ids is None:
+                raise BadArgument(
+                    "Tokens are chosen by their ids, but the model got inputs_embeds, which have no ids.\n"
+                    "Call it with input_ids, or choose by position alone."
+                )
+            chosen &= torch.isin(tokens.ids, torch.tensor(ids, device=chosen.device))
         row, column = chosen.nonzero(as_tuple=True)
         width = min(CHUNK, tokens.width)
         order = torch.argsort(column // width, stable=True)
@@ -59,19 +62,6 @@ class StateSample:
 
     def __len__(self) -> int:
         return len(self.row)
-
-    def of_ids(self, tokens: TokenBatch, ids: tuple[int, ...] | None) -> StateSample:
-        """Return those with one of these ids; None: all. Raises BadArgument if the model got no ids."""
-        if ids is None:
-            return self
-        if tokens.ids is None:
-            raise BadArgument(
-                "Tokens are chosen by their ids, but the model got inputs_embeds, which have no ids.\n"
-                "Call it with input_ids, or choose by position alone."
-            )
-        keep = torch.isin(tokens.ids[self.row, self.column], torch.tensor(ids, device=self.row.device))
-        row, column, position, group = (each[keep] for each in (self.row, self.column, self.position, self.group))
-        return StateSample(row, column, position, group, tuple(int(part.sum()) for part in keep.split(self.sections)))
 
     def parts(self, chunk: int, most: int) -> Iterator[slice]:
         """Iterate over the indices of the tokens in a chunk, at most `most` at a time."""
@@ -85,22 +75,11 @@ class StateSample:
         return octave_of(self.position)
 
 
-def octave_of(number: torch.Tensor) -> torch.Tensor:
-    """Return the bin by octave of numbers, rounded down to integers."""
-    _, exponent = torch.frexp(number.double().floor().clamp_min(0))
-    return exponent.long().clamp_max(OCTAVES - 1)
-
-
 @dataclass(frozen=True)
 class StateUpdate:
-    """The updates of the state by some tokens, each [token, head, key channel, channel].
+    """The updates of the state by some tokens, each [token, head, key channel, channel]."""
 
-    which   indices of those tokens among the chosen ones
-    before  state before the token
-    change  change by the token; the state after it is the sum of both
-    """
-
-    which: slice
+    which: slice  # indices of those tokens among the chosen ones
     before: torch.Tensor
     change: torch.Tensor
 
@@ -151,23 +130,22 @@ class StateProbe(HeadProbe):
     every   measure the state after one token per block of this many (chosen by `tokens.drawn`); 1: after all
     """
 
-    reads = "a DeltaNet mixer"
     kind = DELTANET
     steps: list[int] | None = None  # positions after which states are measured, instead of `every`
 
-    def count_heads(self, layer: int) -> int:
-        """Return the number of value heads."""
-        return int(self.decoder.part(layer, "mixer").num_v_heads)
-
     def start(self, decoder: Decoder) -> None:
-        """Choose layers and heads. Raises BadArgument for heads that the layers do not have."""
         super().start(decoder)
+        self._sums = BinnedSums(len(self.layers), OCTAVES)
         self._deviation = StateDeviation()
         self._indices: dict[torch.device, torch.Tensor] = {}
 
     def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
-        """The call of the delta rule."""
         return (("mixer", "rule"),)
+
+    def accumulate(self, where: LayerSlice, part: Part, reduced: Reduced, tokens: TokenBatch) -> None:
+        """Add up values [layer, token, column] of the chosen tokens, and their number, by octave of position."""
+        chosen, ones = self._chosen(tokens), torch.ones_like(next(iter(reduced.values())))
+        self._sums.add(where, tokens.groups, chosen.group, chosen.octave[:, None], tokens=ones, **reduced)
 
     def _chosen(self, tokens: TokenBatch) -> StateSample:
         """Return the tokens after which states are measured."""
@@ -195,5 +173,7 @@ class StateProbe(HeadProbe):
         return self._indices[device]
 
     def check(self) -> None:
-        """Raise KernelMismatch if the recomputed state differs from the kernel's."""
         self._deviation.check(type(self).__name__, "watch with transformers' own kernel, without the intervention.")
+
+    def _dataset(self, labels: list[str], variables: dict[str, Variable], **coords: Any) -> xr.Dataset:
+        return super()._dataset(labels, variables, **coords).assign_attrs(self._deviation.attrs)

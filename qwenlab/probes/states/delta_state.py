@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,17 +14,17 @@ from qwenlab.capture.delta_rule import DeltaRuleCall
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.errors import BadArgument
-from qwenlab.probes.accumulators import BinnedSums, LayerSlice, counted
-from qwenlab.probes.base import Reduced, Variable
-from qwenlab.probes.states.base import OCTAVES, POSITION_EDGES, StateProbe, state_updates
+from qwenlab.probes.accumulators import counted
+from qwenlab.probes.base import GROUPED, Reduced, summed
+from qwenlab.probes.states.base import StateProbe, state_updates
 from qwenlab.record.states_file import StatesFile
 
 _PER_HEAD = {
-    "norm": "Frobenius norm of the state, summed over tokens",
-    "effective_rank": "effective rank of the state, summed over tokens",
-    "stable_rank": "stable rank of the state, summed over tokens",
-    "largest": "largest singular value of the state, summed over tokens",
-    "rewrite": "change of the state by a token over its norm before, summed over tokens",
+    "norm": ("1", "Frobenius norm of the state, summed over tokens"),
+    "effective_rank": ("1", "effective rank of the state, summed over tokens"),
+    "stable_rank": ("1", "stable rank of the state, summed over tokens"),
+    "largest": ("1", "largest singular value of the state, summed over tokens"),
+    "rewrite": ("1", "change of the state by a token over its norm before, summed over tokens"),
 }
 
 
@@ -46,9 +45,7 @@ class DeltaState(StateProbe):
 
     The ranks of an empty state are 0. The states do not depend on batching: prefill, token by token, or any pieces.
 
-    layers  only these layers
-    heads   only these value heads of each layer
-    every   measure the state after one token per block of this many (chosen by `tokens.drawn`); 1: after all
+    layers, heads, every  as in `StateProbe`
     steps   instead of `every`: measure the states after the tokens at these positions of each sequence
     to      also write each of these states, whole and in float32, to this NetCDF file as it arrives, without holding
             it in memory. `xarray.open_dataset(to)`: `state` [token, layer, head, key_channel, channel], with the
@@ -58,6 +55,7 @@ class DeltaState(StateProbe):
     """
 
     name = "deltastate"
+    settings = ("steps",)
 
     def __init__(
         self,
@@ -82,20 +80,13 @@ class DeltaState(StateProbe):
         self._file: StatesFile | None = None
 
     def start(self, decoder: Decoder) -> None:
-        """Empty the sums, and open the file."""
         super().start(decoder)
-        self._sums = BinnedSums(len(self.layers), OCTAVES)
         if self.to is not None:
             mixer = decoder.part(self.layers[0], "mixer")
             kinds = [decoder.layer_types[layer] for layer in self.layers]
             self._file = StatesFile(self.to, self.layers, kinds, self.heads, (mixer.head_k_dim, mixer.head_v_dim))
 
-    def sample(self) -> dict[str, Any]:
-        """Return layers, heads and tokens that are measured, unless all are."""
-        return super().sample() | ({} if self.steps is None else {"steps": self.steps})
-
     def on_tokens(self, tokens: TokenBatch) -> None:
-        """Extend the file for the states of these tokens."""
         if self._file is not None:
             chosen, numbers = self._chosen(tokens), np.array(tokens.numbers)
             label = (tokens.row[chosen.row, chosen.column] - 1).cpu().numpy()
@@ -114,37 +105,23 @@ class DeltaState(StateProbe):
                 values.append(statistics(state) | _rewrite(update.before, update.change))
         return {name: torch.cat([each[name] for each in values]) for name in values[0]} if values else None
 
-    def accumulate(self, where: LayerSlice, part: Part, reduced: Reduced, tokens: TokenBatch) -> None:
-        """Add up by octave of position."""
-        chosen = self._chosen(tokens)
-        ones = torch.ones_like(reduced["norm"])
-        self._sums.add(where, tokens.groups, chosen.group, chosen.octave[:, None], tokens=ones, **reduced)
-
     def end(self, whole: bool) -> None:
-        """Move the file to its final path, or drop it."""
         if self._file is not None:
             file, self._file = self._file, None
             file.close(self.session.facts() | {"probe": "DeltaState"} if whole else None)
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
-        """Return sums by label, fold, layer, head and octave of position."""
-        dims = ("label", "fold", "layer", "head", "position_bin")
-        by_layer = ("label", "fold", "layer", "position_bin")
-
         def of(name: str) -> np.ndarray:
             return self._sums.array(name, len(labels), len(self.heads))
 
-        variables: dict[str, Variable] = {
-            f"{name}_sum": (dims, of(name), "1", meaning) for name, meaning in _PER_HEAD.items()
+        dims = (*GROUPED, "head", "position_bin")
+        tokens, rewrites = counted(of("tokens")[:, :, :, 0]), counted(of("rewrites"))
+        variables = summed(_PER_HEAD, dims, of) | {
+            "rewrites": (dims, rewrites, "token", "tokens that met a state that was not empty"),
+            "tokens": ((*GROUPED, "position_bin"), tokens, "token", "tokens after which it was measured"),
         }
-        variables["rewrites"] = (dims, counted(of("rewrites")), "token", "tokens that met a state that was not empty")
-        tokens = counted(of("tokens")[:, :, :, 0])
-        variables["tokens"] = (by_layer, tokens, "token", "tokens after which it was measured")
-        edges = ("position_bin", POSITION_EDGES, {"units": "token", "long_name": "lower edge"})
-        coords = {"position_bin": edges, "head": ("head", np.array(self.heads))}
         mixer = self.decoder.part(self.layers[0], "mixer")
-        full = min(mixer.head_k_dim, mixer.head_v_dim)
-        return self._dataset(labels, variables, **coords).assign_attrs(full_rank=full, **self._deviation.attrs)
+        return self._dataset(labels, variables).assign_attrs(full_rank=min(mixer.head_k_dim, mixer.head_v_dim))
 
 
 def statistics(state: torch.Tensor) -> dict[str, torch.Tensor]:

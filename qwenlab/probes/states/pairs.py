@@ -35,25 +35,16 @@ class PairQuery:
     """The pairs that the states of a batch are queried for.
 
     The index of a pair counts those in the reservoir, [row, slot], then those that this batch stores.
-
-    steps     the tokens after which a state is queried
-    stored    the tokens whose pair is stored
-    pair      int [step, place]: the pairs queried after each step, padded with any pair
-    flat      int [query]: flat indices of the entries of `pair` that are not padding
-    step      int [query]: index of the step
-    distance  int [query]: tokens since the pair was stored
-    keep      int [row, slot]: the pairs in the reservoir after this batch; any pair for an empty slot
-    position  int [row, slot]: their positions, on the host; -1 for an empty slot
     """
 
-    steps: StateSample
-    stored: StateSample
-    pair: torch.Tensor
-    flat: torch.Tensor
-    step: torch.Tensor
-    distance: torch.Tensor
-    keep: torch.Tensor
-    position: np.ndarray
+    steps: StateSample  # the tokens after which a state is queried
+    stored: StateSample  # the tokens whose pair is stored
+    pair: torch.Tensor  # int [step, place]: the pairs queried after each step, padded with any pair
+    flat: torch.Tensor  # int [query]: flat indices of the entries of `pair` that are not padding
+    step: torch.Tensor  # int [query]: index of the step
+    distance: torch.Tensor  # int [query]: tokens since the pair was stored
+    keep: torch.Tensor  # int [row, slot]: the pairs in the reservoir after this batch; any pair for an empty slot
+    position: np.ndarray  # int [row, slot]: their positions, on the host; -1 for an empty slot
 
     @staticmethod
     def of(steps: StateSample, stored: StateSample, tokens: TokenBatch, pairs: int, old: np.ndarray) -> PairQuery:
@@ -92,22 +83,16 @@ class PairQuery:
 
 @dataclass(frozen=True)
 class StoredPairs:
-    """The pairs of one layer, [pair, head, ...]: the reservoir of each sequence, then those that a batch stores.
+    """The pairs of one layer, [pair, head, ...]: the reservoir of each sequence, then those that a batch stores."""
 
-    key, value         as they were stored, the key normalised
-    before, written    recall of the value just before it was stored, and right after
-    elapsed_then, strength_then  elapsed and strength right after it was stored
-    elapsed, strength  float64 [row, head]: ln of all decays, and all write strengths, summed over the sequence so far
-    """
-
-    key: torch.Tensor
+    key: torch.Tensor  # as it was stored, normalised
     value: torch.Tensor
-    before: torch.Tensor
-    written: torch.Tensor
-    elapsed_then: torch.Tensor
+    before: torch.Tensor  # recall of the value just before it was stored
+    written: torch.Tensor  # recall of the value right after it was stored
+    elapsed_then: torch.Tensor  # `elapsed` and `strength` right after it was stored
     strength_then: torch.Tensor
-    elapsed: torch.Tensor
-    strength: torch.Tensor
+    elapsed: torch.Tensor  # float64 [row, head]: ln of all decays, summed over the sequence so far
+    strength: torch.Tensor  # float64 [row, head]: all write strengths, summed over the sequence so far
 
     @staticmethod
     def empty(key: torch.Tensor, value: torch.Tensor) -> StoredPairs:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +13,12 @@ from qwenlab.capture.buffers import Captured, Part
 from qwenlab.capture.delta_rule import DeltaRuleCall
 from qwenlab.capture.rounding import FORMATS, check_format, rounded
 from qwenlab.capture.tokens import TokenBatch
-from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.errors import BadArgument
-from qwenlab.probes.accumulators import BinnedSums, LayerSlice, counted
-from qwenlab.probes.base import Reduced, Variable
-from qwenlab.probes.states.base import OCTAVES, POSITION_EDGES, StateProbe, StateSample
+from qwenlab.probes.accumulators import counted
+from qwenlab.probes.base import GROUPED, Reduced, Variable
+from qwenlab.probes.bins import OCTAVES
+from qwenlab.probes.kernel_agreement import relative_distance
+from qwenlab.probes.states.base import StateProbe, StateSample
 
 
 class StatePrecision(StateProbe):
@@ -39,6 +39,7 @@ class StatePrecision(StateProbe):
     """
 
     name = "state_precision"
+    settings = ("after",)
 
     def __init__(
         self,
@@ -56,15 +57,6 @@ class StatePrecision(StateProbe):
             check_format(format, "StatePrecision(formats=...)")
         if not self.formats:
             raise BadArgument("StatePrecision(formats=()): give at least one format.")
-
-    def start(self, decoder: Decoder) -> None:
-        """Empty the sums."""
-        super().start(decoder)
-        self._sums = BinnedSums(len(self.layers), OCTAVES)
-
-    def sample(self) -> dict[str, Any]:
-        """Return layers, heads and tokens that are measured, unless all are; and how often states are rounded."""
-        return super().sample() | {"after": self.after}
 
     def reduce(self, layer: int, part: Part, captured: Captured, tokens: TokenBatch) -> Reduced | None:
         """Return errors after the chosen tokens, [token, format x head]."""
@@ -91,7 +83,8 @@ class StatePrecision(StateProbe):
         """Replay the delta rule; return final states, and errors [token, format x head] after the chosen tokens."""
         key, value, g, beta = (each.float().transpose(0, 1) for each in arguments)  # [position, batch, head, ...]
         decay, strength = g.exp()[..., None, None], beta[..., None]
-        due, any_due = tokens.once((StatePrecision, self.after), lambda: _due(tokens, self.after))
+        due = tokens.real & ((tokens.position + 1) % self.after == 0)
+        any_due = due.any(dim=0).tolist()
         measured = set(chosen.column.tolist())
         errors = []
         for column in range(tokens.width):
@@ -102,24 +95,14 @@ class StatePrecision(StateProbe):
                 low = [rounded(state, format) for state, format in zip(states[1:], self.formats, strict=True)]
                 states = torch.where(due[:, column, None, None, None], torch.stack([states[0], *low]), states)
             if column in measured:
-                error, norm = (
-                    torch.linalg.vector_norm(each, dim=(-2, -1)) for each in (states[1:] - states[0], states[0])
-                )
-                errors.append(error / norm.clamp_min(torch.finfo(torch.float32).tiny))
+                errors.append(relative_distance(states[1:], states[0]))
         if not errors:
             return states, states.new_zeros(0)
         place = torch.tensor(np.searchsorted(sorted(measured), chosen.column.cpu().numpy()), device=states.device)
         return states, torch.stack(errors)[place, :, chosen.row].flatten(1)
 
-    def accumulate(self, where: LayerSlice, part: Part, reduced: Reduced, tokens: TokenBatch) -> None:
-        """Add up by octave of position."""
-        chosen, error = self._chosen(tokens), reduced["error"]
-        ones = torch.ones_like(error)
-        self._sums.add(where, tokens.groups, chosen.group, chosen.octave[:, None], error=error, tokens=ones)
-
     def dataset(self, labels: list[str]) -> xr.Dataset:
-        """Return sums by label, fold, layer, format, head and octave of position."""
-        grouped, shape = ("label", "fold", "layer"), (len(self.formats), len(self.heads))
+        shape = (len(self.formats), len(self.heads))
 
         def of(name: str) -> np.ndarray:
             sums = self._sums.array(name, len(labels), shape[0] * shape[1])
@@ -127,16 +110,7 @@ class StatePrecision(StateProbe):
 
         meaning = "distance of the state from that in float32, over its norm, summed over tokens"
         variables: dict[str, Variable] = {
-            "error_sum": ((*grouped, "format", "head", "position_bin"), of("error"), "1", meaning),
-            "tokens": ((*grouped, "position_bin"), counted(of("tokens")[:, :, :, 0, 0]), "token", "tokens measured"),
+            "error_sum": ((*GROUPED, "format", "head", "position_bin"), of("error"), "1", meaning),
+            "tokens": ((*GROUPED, "position_bin"), counted(of("tokens")[:, :, :, 0, 0]), "token", "tokens measured"),
         }
-        edges = ("position_bin", POSITION_EDGES, {"units": "token", "long_name": "lower edge"})
-        formats = ("format", np.array(self.formats, dtype=object))
-        coords = {"position_bin": edges, "head": ("head", np.array(self.heads)), "format": formats}
-        return self._dataset(labels, variables, **coords).assign_attrs(self._deviation.attrs)
-
-
-def _due(tokens: TokenBatch, after: int) -> tuple[torch.Tensor, list[bool]]:
-    """Return bool [batch, position], the tokens after which a state is rounded, and whether each column has one."""
-    due = tokens.real & ((tokens.position + 1) % after == 0)
-    return due, due.any(dim=0).tolist()
+        return self._dataset(labels, variables, format=("format", np.array(self.formats, dtype=object)))

@@ -17,8 +17,9 @@ from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.errors import BadArgument
 from qwenlab.probes.accumulators import BinnedSums, LayerSlice, Sums, counted
-from qwenlab.probes.base import Reduced, Variable
-from qwenlab.probes.states.base import OCTAVES, POSITION_EDGES, StateProbe, StateSample, octave_of, state_updates
+from qwenlab.probes.base import GROUPED, Reduced, Variable
+from qwenlab.probes.bins import OCTAVES, POSITION_EDGES, lower_edges, octave_of
+from qwenlab.probes.states.base import StateProbe, StateSample, state_updates
 from qwenlab.probes.states.pairs import SLOTS, PairQuery, StoredPairs
 
 _SUMMED = {
@@ -51,7 +52,7 @@ class Retention(StateProbe):
 
     layers, heads, every  as in `StateProbe`: states are queried after one token per block of `every`
     pairs                 one pair per block of this many tokens is stored
-    stored, asked         of these, only the pairs of tokens with these ids, and only the states after tokens with these
+    store_ids, query_ids  of these, only the pairs of tokens with these ids, and only the states after tokens with these
                           ids: in a list of keys and values, store the values' pairs and query where the list ends
     """
 
@@ -64,23 +65,22 @@ class Retention(StateProbe):
         heads: Iterable[int] | None = None,
         every: int = 64,
         pairs: int = 16,
-        stored: Iterable[int] | None = None,
-        asked: Iterable[int] | None = None,
+        store_ids: Iterable[int] | None = None,
+        query_ids: Iterable[int] | None = None,
     ) -> None:
         super().__init__(layers=layers, heads=heads, every=every)
         self.pairs = integer("Retention", "pairs", pairs, least=1, unit="tokens")
-        self.stored, self.asked = _ids("stored", stored), _ids("asked", asked)
+        self.store_ids, self.query_ids = _ids("store_ids", store_ids), _ids("query_ids", query_ids)
 
     def start(self, decoder: Decoder) -> None:
-        """Empty the sums."""
         super().start(decoder)
         count = len(self.layers)
         self._tokens = Sums(count)
-        self._sums = {name: BinnedSums(count, OCTAVES) for name in _BINS}
+        self._by_bin = {name: BinnedSums(count, OCTAVES) for name in _BINS}
 
     def sample(self) -> dict[str, Any]:
-        """Return layers, heads, tokens and pairs that are measured, unless all are."""
-        ids = {name: list(each) for name, each in (("stored", self.stored), ("asked", self.asked)) if each is not None}
+        given = {"store_ids": self.store_ids, "query_ids": self.query_ids}
+        ids = {name: list(each) for name, each in given.items() if each is not None}
         return super().sample() | ({} if self.pairs == 1 else {"pairs": self.pairs}) | ids
 
     def on_tokens(self, tokens: TokenBatch) -> None:
@@ -93,8 +93,8 @@ class Retention(StateProbe):
 
     def _query(self, tokens: TokenBatch) -> PairQuery:
         def query() -> PairQuery:
-            steps = StateSample.of(tokens, self.every, None).of_ids(tokens, self.asked)
-            stored = StateSample.of(tokens, self.pairs, None).of_ids(tokens, self.stored)
+            steps = StateSample.of(tokens, self.every, ids=self.query_ids)
+            stored = StateSample.of(tokens, self.pairs, ids=self.store_ids)
             return PairQuery.of(steps, stored, tokens, self.pairs, self._old)
 
         return tokens.once((PairQuery, id(self)), query)
@@ -129,33 +129,30 @@ class Retention(StateProbe):
         return reduced | {"error": error, "writes": since}
 
     def accumulate(self, where: LayerSlice, part: Part, reduced: Reduced, tokens: TokenBatch) -> None:
-        """Add up by distance and by write strength since."""
         query = self._query(tokens)
         values = {name: reduced[name] for name in _SUMMED} | {"pairs": torch.ones_like(reduced["recall"])}
         group = query.steps.group[query.step]
         bins = {"distance": octave_of(query.distance)[:, None], "writes": octave_of(reduced["writes"])}
         for name, place in bins.items():
-            self._sums[name].add(where, tokens.groups, group, place, **values)
+            self._by_bin[name].add(where, tokens.groups, group, place, **values)
         ones = torch.ones(len(reduced["recall"]), len(query.steps), device=group.device)
         self._tokens.add_rows(where, tokens.groups, query.steps.group, tokens=ones)
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
-        """Return sums by label, fold, layer and head, by octave of distance and by octave of write strength since."""
-        grouped, count = ("label", "fold", "layer"), len(labels)
+        count, heads = len(labels), len(self.heads)
         tokens = counted(self._tokens.array("tokens", count))
         meaning = "tokens after which pairs were asked for"
-        variables: dict[str, Variable] = {"tokens": (grouped, tokens, "token", meaning)}
-        coords: dict[str, Any] = {"head": ("head", np.array(self.heads))}
+        variables: dict[str, Variable] = {"tokens": (GROUPED, tokens, "token", meaning)}
         for by, since in _BINS.items():
-            dims, sums = (*grouped, "head", f"{by}_bin"), self._sums[by]
+            dims, sums = (*GROUPED, "head", f"{by}_bin"), self._by_bin[by]
             for name, meaning in _SUMMED.items():
-                values = sums.array(name, count, len(self.heads))
-                variables[f"{name}_by_{by}"] = (dims, values, "1", f"{meaning}, by {since}")
-            pairs = counted(sums.array("pairs", count, len(self.heads)))
+                variables[f"{name}_by_{by}"] = (dims, sums.array(name, count, heads), "1", f"{meaning}, by {since}")
+            pairs = counted(sums.array("pairs", count, heads))
             variables[f"pairs_by_{by}"] = (dims, pairs, "pair", f"pairs asked for, by {since}")
-            units = "token" if by == "distance" else "pair"
-            coords[f"{by}_bin"] = (f"{by}_bin", POSITION_EDGES, {"units": units, "long_name": "lower edge"})
-        return self._dataset(labels, variables, **coords).assign_attrs(self._deviation.attrs)
+        distance, writes = (
+            lower_edges(f"{by}_bin", POSITION_EDGES, units) for by, units in (("distance", "token"), ("writes", "pair"))
+        )
+        return self._dataset(labels, variables, distance_bin=distance, writes_bin=writes)
 
 
 def _ids(name: str, ids: Any) -> tuple[int, ...] | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+import timeit
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,17 +40,16 @@ class Timing(Probe):
     name = "timing"
 
     def start(self, decoder: Decoder) -> None:
-        """Empty all times, and measure the cost of reading the clock."""
         super().start(decoder)
         self.on_gpu = next(decoder.module.parameters()).is_cuda
-        self._seconds = [{layer: dict.fromkeys(TIMED, 0.0) for layer in self.layers} for _ in PHASES]
-        self._calls = [dict.fromkeys(self.layers, 0) for _ in PHASES]
-        self._model_seconds = dict.fromkeys(range(len(PHASES)), 0.0)
+        self._seconds = defaultdict[tuple[Any, ...], float](float)  # by (phase, layer, part) and (phase, "model")
+        self._calls = Counter[tuple[int, int]]()  # by (phase, layer)
         self.probe_seconds = [0.0 for _ in PHASES]
         self.tokens = [torch.zeros((), dtype=torch.int64) for _ in PHASES]
         self.readings = 0
-        self._waiting: list[tuple[dict[Any, float], Any, Mark, int]] = []
-        self.clock_cost = self._measure_clock()
+        self._waiting: list[tuple[tuple[Any, ...], Mark, int]] = []
+        pairs = timeit.repeat(lambda: (self.now(), self.now()), number=1, repeat=200)
+        self.clock_cost = float(np.median(pairs))  # host seconds of one pair of readings
 
     def now(self) -> Any:
         """Read the clock: seconds on a CPU, a CUDA event on a GPU."""
@@ -60,63 +61,51 @@ class Timing(Probe):
 
     def add_layer(self, phase: int, layer: int, spans: Sequence[tuple[str, Mark]]) -> None:
         """Add the spans of a layer: "rest" is the span of the layer minus those of its parts and of probes."""
-        seconds, calls = self._seconds[phase][layer], self._calls[phase]
-        calls[layer] += 1
+        self._calls[phase, layer] += 1
         for name, mark in spans:
             if name != "probes":
-                self._add(seconds, name, mark, 1)
+                self._add((phase, layer, name), mark, 1)
             if name != "rest":
-                self._add(seconds, "rest", mark, -1)
+                self._add((phase, layer, "rest"), mark, -1)
 
     def add_model(self, phase: int, mark: Mark) -> None:
         """Add a span of the whole decoder."""
-        self._add(self._model_seconds, phase, mark, 1)
+        self._add((phase, "model"), mark, 1)
 
     def on_tokens(self, tokens: TokenBatch) -> None:
-        """Count the tokens of each phase."""
         phase = PHASES.index("decode") if tokens.decode or tokens.width == 1 else PHASES.index("prefill")
         self.tokens[phase] = self.tokens[phase].to(tokens.real.device) + tokens.real.sum()
 
-    def _add(self, account: dict[Any, float], name: Any, mark: Mark, sign: int) -> None:
+    def _add(self, account: tuple[Any, ...], mark: Mark, sign: int) -> None:
         if not self.on_gpu:
-            account[name] += sign * (mark[1] - mark[0])
+            self._seconds[account] += sign * (mark[1] - mark[0])
             return
-        self._waiting.append((account, name, mark, sign))
+        self._waiting.append((account, mark, sign))
         if len(self._waiting) > MAX_EVENTS:
             self._read(only_completed=True)
 
     def _read(self, only_completed: bool) -> None:
         pending = []
-        for account, name, (start, end), sign in self._waiting:
+        for account, (start, end), sign in self._waiting:
             if only_completed and not end.query():
-                pending.append((account, name, (start, end), sign))
+                pending.append((account, (start, end), sign))
                 continue
             end.synchronize()
-            account[name] += sign * start.elapsed_time(end) / 1000
+            self._seconds[account] += sign * start.elapsed_time(end) / 1000
         self._waiting = pending
 
-    def _measure_clock(self, pairs: int = 200) -> float:
-        """Return the median host seconds of one pair of readings."""
-        costs = []
-        for _ in range(pairs):
-            began = time.perf_counter()
-            self.now(), self.now()
-            costs.append(time.perf_counter() - began)
-        return float(np.median(costs))
-
     def dataset(self, labels: list[str]) -> xr.Dataset:
-        """Return seconds and calls by phase, layer and part."""
         self._read(only_completed=False)
-        by_layer = ("phase", "layer")
-        seconds = np.array([[list(parts.values()) for parts in of_phase.values()] for of_phase in self._seconds])
-        calls = [list(of_phase.values()) for of_phase in self._calls]
-        model, probes = np.array(list(self._model_seconds.values())), np.array(self.probe_seconds)
+        by_layer, phases, layers, took = ("phase", "layer"), range(len(PHASES)), self.layers, self._seconds
+        seconds = np.array([[[took[phase, layer, part] for part in TIMED] for layer in layers] for phase in phases])
+        calls = np.array([[self._calls[phase, layer] for layer in layers] for phase in phases])
+        model, probes = np.array([took[phase, "model"] for phase in phases]), np.array(self.probe_seconds)
         clock = "device" if self.on_gpu else "wall-clock"
         dataset = self._dataset(
             labels,
             {
                 "seconds": ((*by_layer, "part"), seconds, "s", f"{clock} time of the part, summed over calls"),
-                "calls": (by_layer, np.array(calls), "call", "forward passes"),
+                "calls": (by_layer, calls, "call", "forward passes"),
                 "model_seconds": (("phase",), model, "s", f"{clock} time of the decoder, probes included"),
                 "probe_seconds": (("phase",), probes, "s", "host time of the probes themselves"),
                 "tokens": (("phase",), np.array([int(n) for n in self.tokens]), "token", "tokens read"),

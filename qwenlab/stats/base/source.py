@@ -42,7 +42,7 @@ def statistic(function: Callable[P, xr.Dataset]) -> Callable[P, xr.Dataset]:
 def read(source: Source, node: str, *needs: str, by_label: bool = True) -> xr.Dataset:
     """Return the Dataset of one node; labels are added up unless `by_label`.
 
-    Raises NotWatched, NotARecording, MissingVariable, and NothingMeasured if no token was read.
+    Raises ProbeNotRecorded, NotARecording, MissingVariable, and NothingMeasured if no token was read.
     """
     data = source[node] if isinstance(source, Recording) else source
     if not isinstance(data, xr.Dataset):

@@ -9,7 +9,7 @@ import torch
 
 from qwenlab.errors import KernelMismatch
 from qwenlab.probes import ImplicitAttention
-from qwenlab.probes.maps.matmul_precision import IEEE, TF32, product_eps
+from qwenlab.probes.kernel_agreement import IEEE, TF32, product_eps
 from qwenlab.probes.session import watch
 
 BFLOAT16 = 2.0**-7

@@ -22,8 +22,9 @@ from qwenlab.errors import (
     UnknownLayer,
 )
 from qwenlab.probes import DeltaNet, DeltaState, Retention, StatePrecision
+from qwenlab.probes.bins import octave_of
 from qwenlab.probes.session import watch
-from qwenlab.probes.states.base import StateSample, octave_of, state_updates
+from qwenlab.probes.states.base import StateSample, state_updates
 from qwenlab.probes.states.delta_state import statistics
 from qwenlab.testing.models import tiny_model
 from tests.capture.test_prediction import drawn

@@ -107,16 +107,17 @@ def test_pairs_of_some_tokens_after_some_tokens(model, texts, every, pairs):
             with seen.label("ab"[text.label[0]]):
                 model(tokens[None])
 
-    result = recorded(model, feed, Retention(every=every, pairs=pairs, stored=STORED, asked=ASKED))["retention"]
+    result = recorded(model, feed, Retention(every=every, pairs=pairs, store_ids=STORED, query_ids=ASKED))["retention"]
     chosen = [lambda token, text, wanted=wanted: ids[text.number][token] in wanted for wanted in (STORED, ASKED)]
     assert_says(result, reference([text for _, text in texts], every, pairs, *chosen))
-    assert json.loads(result.attrs["sample"])["asked"] == sorted(ASKED)
+    assert json.loads(result.attrs["sample"])["query_ids"] == sorted(ASKED)
 
 
 def test_tokens_that_never_come_are_asked_nothing(small, text):
     """None stored: as many states asked, of no pair. None asked: nothing measured."""
     for stored, asked, tokens in ((None, [299], 0), ([299], None, 9)):
-        result = recorded(small, one_by_one([text(9)]), Retention(every=1, stored=stored, asked=asked))["retention"]
+        probe = Retention(every=1, store_ids=stored, query_ids=asked)
+        result = recorded(small, one_by_one([text(9)]), probe)["retention"]
         assert (result["tokens"].sum(), result["pairs_by_distance"].sum()) == (tokens, 0)
 
 
@@ -133,7 +134,7 @@ POOL = torch.randint(1, 280, (6, 60), generator=torch.Generator().manual_seed(3)
 )
 def test_any_pieces_of_any_batch_say_what_the_whole_says(small, lengths, widths, sizes, stored):
     texts = [POOL[row, :length] for row, length in enumerate(lengths)]
-    probes = [Retention(every=sizes[0], pairs=sizes[1], stored=stored) for _ in range(3)]
+    probes = [Retention(every=sizes[0], pairs=sizes[1], store_ids=stored) for _ in range(3)]
     whole = recorded(small, one_by_one(texts), probes[0])
     assert_same(recorded(small, in_pieces(texts, widths), probes[1]), whole)
     assert_same(recorded(small, padded(texts, "right"), probes[2]), whole)
@@ -234,12 +235,12 @@ def test_pairs_that_are_none():
 
 @pytest.mark.parametrize("ids", [[], [-1], [True], "7", 7])
 def test_ids_that_are_none(ids):
-    with pytest.raises(BadArgument, match=rf"^Retention\(stored={re.escape(repr(ids))}\): give token ids"):
-        Retention(stored=ids)
-    with pytest.raises(BadArgument, match=r"^Retention\(asked="):
-        Retention(asked=ids)
+    with pytest.raises(BadArgument, match=rf"^Retention\(store_ids={re.escape(repr(ids))}\): give token ids"):
+        Retention(store_ids=ids)
+    with pytest.raises(BadArgument, match=r"^Retention\(query_ids="):
+        Retention(query_ids=ids)
 
 
 def test_embeddings_have_no_ids(small, text):
-    with pytest.raises(BadArgument, match="the model got inputs_embeds"), watch(small, Retention(stored=[3])):
+    with pytest.raises(BadArgument, match="the model got inputs_embeds"), watch(small, Retention(store_ids=[3])):
         small(inputs_embeds=2 * small.get_input_embeddings()(text(9)[None]))
