@@ -70,6 +70,8 @@ TEXTS: dict[str, str] = {
     **{f"{old}(": f"{new}(" for old, new in CLASSES.items()},
     "over_texts": "mean_over_texts",
     "scaled like the trunk": "scaled like the target model",
+    "unedited": "intact",
+    "edited": "ablated",
 }
 """Words within text results (attributes and labels, such as the edits of a recording): {"zero": "Zero"}."""
 
