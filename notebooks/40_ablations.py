@@ -13,9 +13,9 @@
 #
 # * **Any damage hurts.** A higher loss without a layer says that something broke, not that this layer does the task. So
 #   each ablation is compared with *random controls*: as much removed elsewhere.
-# * **Texts differ.** So an ablation is compared with the unedited model on the same text, and intervals are over texts.
+# * **Texts differ.** So an ablation is compared with the intact model on the same text, and intervals are over texts.
 # * **Among a hundred parts, some look important by chance.** So p-values are corrected for all parts and all tasks.
-# * **A model that cannot do a task cannot lose it.** So each task has a chance level, and the unedited model is
+# * **A model that cannot do a task cannot lose it.** So each task has a chance level, and the intact model is
 #   compared with it first.
 #
 # This notebook asks which mixers and MLPs of one checkpoint carry recall, and which carry plain text. An ablation
@@ -126,7 +126,7 @@ print(
 
 # %% [markdown]
 # Two checks. First, ablate the last mixer by hand, with full passes: the difference should be rounding error. Second,
-# score the unedited model again after the sweep: the difference must be exactly zero.
+# score the intact model again after the sweep: the difference must be exactly zero.
 
 # %%
 one = mixers[-1]
@@ -134,10 +134,10 @@ with ql.intervene(ckpt.model, *one.interventions):
     by_hand = ql.tasks.measure(ckpt, tasks, batch_size=16)
 again = ql.tasks.measure(ckpt, tasks, batch_size=16)
 print(f"{one.name}, loss by hand:", np.abs(by_hand["loss"] - sweep["loss"].sel(ablation=one.name)).values.max())
-print("unedited model, loss afterwards:", np.abs(again["loss"] - sweep["clean_loss"]).values.max())
+print("intact model, loss afterwards:", np.abs(again["loss"] - sweep["clean_loss"]).values.max())
 
 # %% [markdown]
-# ## What the unedited model can do
+# ## What the intact model can do
 #
 # `above_chance` is the accuracy minus the accuracy of guessing. If its interval includes 0, the model has nothing to
 # lose, and the accuracy under ablation means nothing. Plain text has no chance level.
@@ -204,7 +204,7 @@ tests = ["p_holm", "rank_low", "rank_high", "significant"]
 table[tests].to_dataframe()[tests]
 
 # %% [markdown]
-# * `effect`: fall of the accuracy (unedited minus edited), paired by text.
+# * `effect`: fall of the accuracy (intact minus ablated), paired by text.
 # * `effect_above_controls`: the effect minus the mean effect of its controls. Its interval is wider, because the
 #   controls are few and random.
 # * `p_holm`: p-value of a sign-flip test over texts, corrected for all parts and tasks. With *n* texts it cannot be

@@ -35,7 +35,7 @@ def dense():
     return tiny_model("qwen3_5", layer_types=["linear_attention", "full_attention"], hidden_size=32, head_dim=32)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def text():
     """text(n, seed) -> n token ids, never the one that ends a text."""
 

@@ -90,6 +90,8 @@ TEXTS: dict[str, str] = {
     "scaled like the trunk": "scaled like the target model",
     '"stored":': '"store_ids":',
     '"asked":': '"query_ids":',
+    "unedited": "intact",
+    "edited": "ablated",
 }
 """Words within text results (attributes and labels, such as the edits of a recording): {"zero": "Zero"}."""
 

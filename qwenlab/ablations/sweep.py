@@ -1,4 +1,4 @@
-"""`sweep`: score many ablations on many tasks, each against the unchanged model on the same batch."""
+"""`sweep`: score many ablations on many tasks, each against the intact model on the same batch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from qwenlab.tasks.task import Task
 SCORES = {
     "loss": ("nat/token", "loss of the tokens asked for, mean over them"),
     "accuracy": ("1", "tokens asked for that are the first choice"),
-    "kl": ("nat/token", "KL divergence of the unedited model's next-token distribution from the edited one's"),
+    "kl": ("nat/token", "KL divergence of the intact model's next-token distribution from the ablated one's"),
     "agreement": ("1", "tokens asked for at which both models have the same first choice"),
 }
 
@@ -44,10 +44,10 @@ def sweep(
     resume: str | PathLike[str] | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
-    """Scores of every ablation on every text of the tasks, and of the unchanged model on the same texts.
+    """Scores of every ablation on every text of the tasks, and of the intact model on the same texts.
 
-    All scores of a batch come from one forward pass. The unchanged model reads a batch first; under an ablation, the
-    layers below the lowest changed layer do not run again. Inside the block of other interventions, "unchanged" means
+    All scores of a batch come from one forward pass. The intact model reads a batch first; under an ablation, the
+    layers below the lowest changed layer do not run again. Inside the block of other interventions, "intact" means
     the model under those.
 
     batch_size  sequences per batch: memory holds the logits of two models, [batch, asked positions, vocabulary], and
@@ -55,7 +55,7 @@ def sweep(
     resume      a file that stores the scores as they are computed; if it exists, the sweep resumes from it
 
     returns  loss, accuracy, kl, agreement [ablation, text], as `qwenlab.tasks.grade` defines them; clean_loss and
-             clean_accuracy [text] of the unchanged model; chance [text], NaN for plain text; coordinates describe
+             clean_accuracy [text] of the intact model; chance [text], NaN for plain text; coordinates describe
              each ablation, and give the task of each text
     attrs    provenance; layers_run: layers run under ablations over those of as many whole forward passes
 
@@ -144,7 +144,7 @@ class _Sweep:
         }
         for name in BY_TEXT:
             units, meaning = SCORES[name]
-            about = {"units": units, "long_name": f"{meaning}, unedited model"}
+            about = {"units": units, "long_name": f"{meaning}, intact model"}
             variables[f"clean_{name}"] = ("text", scores[f"clean_{name}"], about)
         coords = coordinates(self.ablations) | {"text": np.arange(len(self.complete))} | by_text(self.tasks)
         names = coords["task"][1]

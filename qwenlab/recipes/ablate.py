@@ -71,7 +71,7 @@ def ablate(
     texts       your own texts as tasks, by label
     of          kinds of parts to ablate: layer, mixer, mlp, head, expert, gate, kind
     layers      ablate only parts of these layers; by default all
-    score       score to compare with that of the unedited model
+    score       score to compare with that of the intact model
     controls    random controls for each ablation; 0 for none
     match       how controls are matched: by number of parts, also by kind of layer, or by number of parameters
     count       sequences of each task; intervals need two or more

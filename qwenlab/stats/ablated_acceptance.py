@@ -17,7 +17,7 @@ _NEEDS_LENGTHS = ("acceptance_length", "clean_acceptance_length", "label", *ABOU
 
 
 _OF_LENGTHS: dict[str, Meaning] = {
-    "clean_acceptance_length": (("task",), "token", "acceptance length of the unedited model"),
+    "clean_acceptance_length": (("task",), "token", "acceptance length of the intact model"),
     "left_out": (("task",), "text", "texts without a round under some ablation, left out"),
 }
 
@@ -34,10 +34,10 @@ def ablated_acceptance(
     The other variables, intervals, p, ranks and `significant` are as in `stats.ablations`; its table, findings and
     plots take these statistics too. Each label of texts is a task; with by_label=False all texts are one task.
 
-    By [task]: texts; clean_acceptance_length, the mean over texts for the unedited model; left_out, texts for which
-    some ablation, or the unedited model, has no round: no ablation is scored on them.
+    By [task]: texts; clean_acceptance_length, the mean over texts for the intact model; left_out, texts for which
+    some ablation, or the intact model, has no round: no ablation is scored on them.
 
-    Attrs hold the rule, the depth and the text: in the edited model's own text (text="own"), the text differs between
+    Attrs hold the rule, the depth and the text: in the ablated model's own text (text="own"), the text differs between
     ablations. Raises NothingMeasured where no text of a label is left, else as `ablations`.
     """
     how = Bootstrap(level, resamples, seed)
@@ -48,7 +48,7 @@ def ablated_acceptance(
     known = ~np.isnan(clean) & ~np.isnan(lengths).any(axis=0)
     if empty := [name for name in dict.fromkeys(task.tolist()) if not known[task == name].any()]:
         raise NothingMeasured(
-            f"Each text of {empty[0]!r} has no round under some ablation, or under the unedited model.\n"
+            f"Each text of {empty[0]!r} has no round under some ablation, or under the intact model.\n"
             "Give longer texts, or leave out ablations under which the model ends at once."
         )
     sweep = AblationEffects.of(data, "acceptance_length", (clean - lengths)[:, known], task[known])

@@ -101,8 +101,8 @@ def _caveats(data: xr.Dataset) -> Iterator[str]:
         yield f"\nLeft out: {_number_of(left_out, 'text')} without a round under some ablation."
     if data.attrs["score"] in ("kl", "agreement"):
         yield (
-            "\nThis score is never better than the unedited model's: a difference from 0 only shows that the edit "
-            "changes something. The effect above the controls is what counts."
+            "\nThis score is never better than the intact model's: a difference from 0 only shows that the "
+            "intervention changes something. The effect above the controls is what counts."
         )
 
 
@@ -110,10 +110,10 @@ def _of_task(here: xr.Dataset, score: str, alpha: float, tests: int) -> Iterator
     texts = int(here["texts"])
     if "at_chance" in here and bool(here["at_chance"]):
         yield (
-            "The unedited model is not significantly above chance here: accuracy "
+            "The intact model is not significantly above chance here: accuracy "
             f"{float(here['clean_accuracy']):.3g}, chance {float(here['chance']):.3g}, difference "
             f"{_estimate(here, 'above_chance')}: "
-            f"{'there is nothing to lose' if score == 'accuracy' else 'it does not solve this task, edited or not'}."
+            f"{'there is nothing to lose' if score == 'accuracy' else 'it does not solve this task, ablated or not'}."
         )
     least = 2.0 ** (1 - texts)
     if least * tests >= alpha:

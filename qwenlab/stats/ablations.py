@@ -17,16 +17,16 @@ from qwenlab.stats.score import Score
 _EFFECT: dict[str, tuple[str, str]] = {
     "loss": ("nat/token", "rise of the loss"),
     "accuracy": ("1", "fall of the accuracy"),
-    "kl": ("nat/token", "KL divergence from the unedited model"),
+    "kl": ("nat/token", "KL divergence from the intact model"),
     "agreement": ("1", "share of first choices that change"),
 }
 _NEEDS = ("clean_loss", "clean_accuracy", "chance", "task", *ABOUT)
 _OF_CLEAN: dict[str, Meaning] = {
-    "clean_loss": (("task",), "nat/token", "loss of the unedited model"),
-    "clean_accuracy": (("task",), "1", "accuracy of the unedited model"),
+    "clean_loss": (("task",), "nat/token", "loss of the intact model"),
+    "clean_accuracy": (("task",), "1", "accuracy of the intact model"),
     "chance": (("task",), "1", "accuracy by chance"),
-    "above_chance": (("task",), "1", "accuracy of the unedited model above chance"),
-    "at_chance": (("task",), "1", "accuracy of the unedited model is not significantly above chance"),
+    "above_chance": (("task",), "1", "accuracy of the intact model above chance"),
+    "at_chance": (("task",), "1", "accuracy of the intact model is not significantly above chance"),
 }
 _SHARE_LOST: dict[str, Meaning] = {"share_lost": (("task", "ablation"), "1", "share lost of the accuracy above chance")}
 
@@ -37,7 +37,7 @@ def ablations(
 ) -> xr.Dataset:
     """Effect of each ablation of a sweep on a score, by [task, ablation], compared with its controls.
 
-    effect           mean over texts of the difference from the unedited model on the same text, positive if worse:
+    effect           mean over texts of the difference from the intact model on the same text, positive if worse:
                      loss - clean, clean - accuracy, kl, 1 - agreement
     effect_above_controls   effect minus the mean effect of its own controls, paired by text; NaN without controls, and
                      no interval for one control: at least two are needed to know how controls differ
@@ -50,7 +50,7 @@ def ablations(
                      effect. The probability that any ablation without an effect is significant is at most 1 - level
     share_lost       score="accuracy" only: effect / (clean accuracy - chance); NaN where chance is not known or reached
 
-    By [task]: texts; clean_loss and clean_accuracy of the unedited model; chance; above_chance, clean accuracy minus
+    By [task]: texts; clean_loss and clean_accuracy of the intact model; chance; above_chance, clean accuracy minus
     chance; at_chance, whether its interval includes 0 or less, so that there is nothing to lose. By [ablation]:
     controls, their number. By [task, control]: control_effect, as effect; control_of names each control's ablation.
 
@@ -87,7 +87,7 @@ def _effect(data: xr.Dataset, score: str) -> np.ndarray:
 
 
 def _of_clean(sweep: AblationEffects, here: np.ndarray, how: Bootstrap) -> dict[str, Any]:
-    """Scores of the unedited model on one task and, for accuracy, the share of it that is lost."""
+    """Scores of the intact model on one task and, for accuracy, the share of it that is lost."""
     clean, chance = (sweep.data[name].values[here] for name in ("clean_accuracy", "chance"))
     above, texts = clean - chance, int(here.sum())
     (interval,) = how.interval(above[:, None], lambda sums: sums / texts)

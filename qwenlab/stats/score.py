@@ -3,4 +3,4 @@
 from typing import Literal, TypeAlias
 
 Score: TypeAlias = Literal["loss", "accuracy", "kl", "agreement"]
-"""Scores that compare the edited with the unedited model, on the scored tokens of a task."""
+"""Scores that compare the ablated with the intact model, on the scored tokens of a task."""

@@ -86,7 +86,7 @@ def grade(batch: TaskBatch, logits: torch.Tensor, reference: torch.Tensor | None
     """Scores of each sequence of a batch: means over its asked tokens, [batch] each.
 
     logits     [batch, position, vocabulary] of the model: at all positions, or at `batch.kept` only
-    reference  logits of the unedited model, of the same shape
+    reference  logits of the intact model, of the same shape
 
     loss       -ln p(x[t] | x[..t-1]), nat/token
     accuracy   whether x[t] is the argmax over the whole vocabulary
@@ -113,7 +113,7 @@ def asked_scores(
     if reference is not None and reference.shape != logits.shape:
         raise BadArgument(
             f"grade: reference is {list(reference.shape)} and logits are {list(logits.shape)}.\n"
-            "Give those of the same batch, from the unedited model."
+            "Give those of the same batch, from the intact model."
         )
     rows, positions = (each.to(logits.device) for each in batch.asked.nonzero(as_tuple=True))
     tokens = batch.input_ids.to(logits.device)[rows, positions]

@@ -192,7 +192,7 @@ def test_ablations_of_an_untrained_checkpoint_of_another_shape(executed, odd_tha
     done = executed("40_ablations", checkpoint=checkpoint, **SMALL["40_ablations"])
     check(done, "40_ablations")
     (findings,) = [text for text in done.markdown if "no effect is significant" in text]
-    assert "The unedited model is not significantly above chance here" in findings
+    assert "The intact model is not significantly above chance here" in findings
     assert findings == (done.out / "findings.md").read_text()
 
 

@@ -37,6 +37,18 @@ def texts():
     return [POOL[row, :length] for row, length in enumerate((9, 3, 40, 1, 17, 40, 8, 2, 5, 11))]
 
 
+@pytest.fixture(scope="module")
+def alone(model, texts):
+    """What is seen of the texts, each in a pass of its own."""
+    return recorded(model, one_by_one(texts))
+
+
+@pytest.fixture(scope="module")
+def third(small, texts):
+    """What is seen of the third text."""
+    return recorded(small, one_by_one(texts[2:3]))
+
+
 def assert_same_reading(first, second):
     assert_same(first, second)
     for fact in ("tokens", "sequences", "labels", "prompts_hash"):
@@ -44,13 +56,13 @@ def assert_same_reading(first, second):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_batch_says_what_its_texts_say_one_by_one(model, texts, side):
-    assert_same_reading(recorded(model, padded(texts, side)), recorded(model, one_by_one(texts)))
+def test_a_batch_says_what_its_texts_say_one_by_one(model, texts, alone, side):
+    assert_same_reading(recorded(model, padded(texts, side)), alone)
 
 
 @pytest.mark.parametrize("widths", [(40,), (8, 32), (1,), (38, 1, 1), (3, 2, 1)])
-def test_pieces_say_what_the_whole_says(model, texts, widths):
-    assert_same_reading(recorded(model, in_pieces(texts, widths)), recorded(model, one_by_one(texts)))
+def test_pieces_say_what_the_whole_says(model, texts, alone, widths):
+    assert_same_reading(recorded(model, in_pieces(texts, widths)), alone)
 
 
 @pytest.mark.slow
@@ -64,10 +76,17 @@ def test_any_pieces_of_any_batch_say_what_the_whole_says(small, lengths, widths)
     assert_same_reading(recorded(small, in_pieces(texts, widths)), recorded(small, one_by_one(texts)))
 
 
-@pytest.mark.parametrize("widths", [(300,), (130, 1, 65), (127, 2), (64, 64, 128), (7, 150)])
-def test_long_windows_and_many_chunks(small, text, widths):
+@pytest.fixture(scope="module")
+def long(small, text):
+    """Three long texts, and what is seen of them."""
     texts = [text(300, seed=1), text(141, seed=2), text(128, seed=3)]
-    assert_same_reading(recorded(small, in_pieces(texts, widths)), recorded(small, one_by_one(texts)))
+    return texts, recorded(small, one_by_one(texts))
+
+
+@pytest.mark.parametrize("widths", [(300,), (130, 1, 65), (127, 2), (64, 64, 128), (7, 150)])
+def test_long_windows_and_many_chunks(small, long, widths):
+    texts, whole = long
+    assert_same_reading(recorded(small, in_pieces(texts, widths)), whole)
 
 
 def test_batches_of_more_sequences_than_folds(small):
@@ -84,20 +103,19 @@ def test_a_static_cache(small, texts):
     assert_same_reading(recorded(small, in_pieces(texts, (30, 1, 1, 1, 7), cache)), recorded(small, one_by_one(texts)))
 
 
-def test_positional_arguments_and_tuples(small, texts):
+def test_positional_arguments_and_tuples(small, texts, third):
     def feed(model, seen):
         cache = None
         for piece in texts[2].split(15):
             cache = model.model(piece[None], None, None, cache, use_cache=True, return_dict=False)[1]
 
-    assert_same_reading(recorded(small, feed), recorded(small, one_by_one(texts[2:3])))
+    assert_same_reading(recorded(small, feed), third)
 
 
-def test_embeddings_in_place_of_tokens(small, texts):
+def test_embeddings_in_place_of_tokens(small, texts, third):
     embedded = small.get_input_embeddings()(texts[2])[None]
-    plain = recorded(small, one_by_one(texts[2:3]))
     fed = recorded(small, lambda model, seen: model(inputs_embeds=embedded))
-    assert_same(fed, plain)
+    assert_same(fed, third)
     assert fed.attrs["prompts_hash"].startswith("embeddings:")
 
     other = recorded(small, lambda model, seen: model(inputs_embeds=embedded.flip(1)))
@@ -107,7 +125,7 @@ def test_embeddings_in_place_of_tokens(small, texts):
     assert looked_up.attrs["prompts_hash"].startswith("embeddings:")  # its ids have another shape
 
     own = recorded(small, lambda model, seen: model(inputs_embeds=model.get_input_embeddings()(texts[2][None])))
-    assert own.attrs["prompts_hash"] == plain.attrs["prompts_hash"]
+    assert own.attrs["prompts_hash"] == third.attrs["prompts_hash"]
 
 
 def test_generate_says_what_its_texts_say(model, texts):
@@ -170,22 +188,45 @@ def stack(model):
     return model.get_decoder() if isinstance(model, GenerationMixin) else model.model.language_model
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["CausalLM", "ConditionalGeneration"])
+def ending(request):
+    """A model whose end tokens a test may set."""
+    layers = ["linear_attention", "full_attention"]
+    return tiny_model("qwen3_5_moe", layer_types=layers, wrapped=request.param)
+
+
+@pytest.fixture(scope="module")
+def reading(ending):
+    """reading(model, texts) -> what is seen of texts, each in a pass of its own; read once."""
+    known = {}
+
+    def read(model, texts):
+        key = model, tuple(tuple(text.tolist()) for text in texts)
+        if key not in known:
+            known[key] = recorded(model, one_by_one(texts))
+        return known[key]
+
+    return read
+
+
 @pytest.mark.parametrize("part", [whole, stack])
-@pytest.mark.parametrize("wrapped", [False, True], ids=["CausalLM", "ConditionalGeneration"])
 @pytest.mark.parametrize("of_the_call", [False, True], ids=["config", "call"])
 @pytest.mark.parametrize(("end", "ends", "pad"), [(0, 0, None), (5, [0, 5], 7), (5, [0, 5], None)])
-def test_rows_that_end_early_are_left_out_after_their_end(end, ends, pad, of_the_call, wrapped, part, texts):
+def test_rows_that_end_early_are_left_out_after_their_end(
+    end, ends, pad, of_the_call, ending, part, texts, reading, monkeypatch
+):
     """Also where only the text stack is watched, which has no generation_config of its own."""
-    model = tiny_model("qwen3_5_moe", layer_types=["linear_attention", "full_attention"], wrapped=wrapped)
-    given = {"eos_token_id": ends, "pad_token_id": pad} if of_the_call else {}
+    given = {"eos_token_id": ends, "pad_token_id": pad}
     if not of_the_call:
-        model.generation_config.eos_token_id, model.generation_config.pad_token_id = ends, pad
+        for name in given:
+            monkeypatch.setattr(ending.generation_config, name, given[name])
+        given = {}
     ids, mask = batch(texts[:4], "left")
     steps, out = (3, 45, 0, 38), []
 
     def feed(_, seen):
         out.append(
-            model.generate(
+            ending.generate(
                 ids,
                 attention_mask=mask,
                 do_sample=False,
@@ -195,14 +236,14 @@ def test_rows_that_end_early_are_left_out_after_their_end(end, ends, pad, of_the
             )
         )
 
-    with torch.no_grad(), cache_activations(part(model), "layers.0.mixer") as taken:
-        feed(model, None)
-    fed = recorded(part(model), feed)
+    with torch.no_grad(), cache_activations(part(ending), "layers.0.mixer") as taken:
+        feed(ending, None)
+    fed = recorded(part(ending), feed)
     read = []
     for row, (prompt, step) in enumerate(zip(texts, steps, strict=False)):
         new = out[0][row, ids.shape[1] :]
         read.append(torch.cat([prompt, new[: min(step + 1, 42)]]))  # the end itself is read, as the others go on
-    assert_same_reading(fed, recorded(part(model), one_by_one(read)))
+    assert_same_reading(fed, reading(part(ending), read))
     assert taken.lengths.tolist() == [len(tokens) for tokens in read]
     assert taken.fingerprint == fed.attrs["prompts_hash"]
 
@@ -300,14 +341,14 @@ def test_embeddings_that_were_changed_in_place_are_not_their_ids(small, texts):
     assert feed(1.0).startswith("embeddings:")
 
 
-def test_a_loop_that_uses_one_buffer_for_its_tokens(small, texts):
+def test_a_loop_that_uses_one_buffer_for_its_tokens(small, texts, third):
     def feed(model, seen):
         cached, token = cached_by(model), texts[2][None, :1].clone()
         for column in range(len(texts[2])):
             token.copy_(texts[2][None, column : column + 1])
             model(token, use_cache=True, **cached)
 
-    assert_same_reading(recorded(small, feed), recorded(small, one_by_one(texts[2:3])))
+    assert_same_reading(recorded(small, feed), third)
 
 
 @pytest.mark.parametrize("ends", [7, [7], np.int64(7), torch.tensor(7), torch.tensor([7]), np.array([7])])
@@ -347,7 +388,7 @@ def test_a_cache_that_was_reset_begins_new_sequences(small, texts):
     assert_same_reading(recorded(small, feed), recorded(small, one_by_one([texts[4], texts[2]])))
 
 
-def test_reading_on_after_a_recording_was_taken(small, texts):
+def test_reading_on_after_a_recording_was_taken(small, texts, third):
     def feed(model, seen):
         cache = None
         for column in range(40):
@@ -356,4 +397,4 @@ def test_reading_on_after_a_recording_was_taken(small, texts):
                 assert seen.recording().attrs["tokens"] == 21
                 assert int(seen.recording()["routing"]["load"].sum()) == 2 * 2 * 21
 
-    assert_same_reading(recorded(small, feed), recorded(small, one_by_one([texts[2]])))
+    assert_same_reading(recorded(small, feed), third)

@@ -40,12 +40,24 @@ def seen(model, texts, *probes):
     return seen.recording()
 
 
-@pytest.mark.parametrize(("prediction_heads", "key_heads"), [("all", None), (0, 0), (1, 1), (2, 2)])
-def test_deltanet(model, texts, deltanet, prediction_heads, key_heads):
+def test_every_token_of_one_pass(model, texts, deltanet):
+    probes = [DeltaNet(every=1, prediction_heads="all"), Attention(every=1), Residual(every=1)]
+    if hasattr(model.config, "num_experts"):
+        probes.append(Routing(every=1))
+    result, read = seen(model, texts, *probes), [text for _, text in texts]
+    assert_says(result["deltanet"], deltanet)
+    assert_says(result["attention"], reference.attention(read, 1))
+    assert_says(result["residual"], reference.residual(read))
+    if "routing" in result:
+        assert_says(result["routing"], reference.routing(read))
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_deltanet_of_some_heads(model, texts, deltanet, number):
     config = model.config
-    dataset = seen(model, texts, DeltaNet(every=1, prediction_heads=prediction_heads))["deltanet"]
+    dataset = seen(model, texts, DeltaNet(every=1, prediction_heads=number))["deltanet"]
     total, group = config.linear_num_key_heads, config.linear_num_value_heads // config.linear_num_key_heads
-    key_heads = total if key_heads is None else min(key_heads, total)
+    key_heads = min(number, total)
     asked = {key * total // key_heads * group + head for key in range(key_heads) for head in range(group)}
     mask = np.array([head in asked for head in range(total * group)])
     assert_says(dataset, deltanet | {name: deltanet[name] * mask for name in OF_PREDICTION})
@@ -57,24 +69,22 @@ def test_deltanet_of_a_sample(model, texts, every):
     assert_says(dataset, reference.deltanet([text for _, text in texts], every))
 
 
-@pytest.mark.parametrize("every", [1, 3, 16])
-def test_attention(model, texts, every):
+@pytest.mark.parametrize("every", [3, 16])
+def test_attention_of_a_sample(model, texts, every):
     dataset = seen(model, texts, Attention(every=every))["attention"]
     assert_says(dataset, reference.attention([text for _, text in texts], every))
 
 
-@pytest.mark.parametrize("every", [1, 5])
-def test_routing(model, texts, every):
+def test_routing_of_a_sample(model, texts):
     if not hasattr(model.config, "num_experts"):
         pytest.skip("a dense model")
-    dataset = seen(model, texts, Routing(every=every))["routing"]
-    assert_says(dataset, reference.routing([text for _, text in texts], every))
+    dataset = seen(model, texts, Routing(every=5))["routing"]
+    assert_says(dataset, reference.routing([text for _, text in texts], 5))
 
 
-@pytest.mark.parametrize("every", [1, 4])
-def test_residual(model, texts, every):
-    dataset = seen(model, texts, Residual(every=every))["residual"]
-    assert_says(dataset, reference.residual([text for _, text in texts], every))
+def test_residual_of_a_sample(model, texts):
+    dataset = seen(model, texts, Residual(every=4))["residual"]
+    assert_says(dataset, reference.residual([text for _, text in texts], 4))
 
 
 def test_probes_say_the_same_together_and_of_few_layers(model, texts, deltanet):

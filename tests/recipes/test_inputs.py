@@ -1,5 +1,7 @@
 """What recipes take: texts by label, or none for the texts that ship; long texts in passages; open checkpoints."""
 
+import importlib
+
 import pytest
 
 import qwenlab as ql
@@ -29,3 +31,9 @@ def test_a_long_text_is_cut_and_a_list_is_shortened():
 def test_an_open_checkpoint_is_used_as_it_is():
     toy = ql.open("toy-dense")
     assert inputs.opened(toy, None, None) is toy
+
+
+def test_a_name_is_opened_with_the_options(monkeypatch):
+    module = importlib.import_module("qwenlab.checkpoint.open")
+    monkeypatch.setattr(module, "open", lambda *given, **options: (given, options))
+    assert inputs.opened("a", "cuda", "bfloat16") == (("a",), {"device": "cuda", "dtype": "bfloat16"})

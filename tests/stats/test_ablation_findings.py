@@ -98,9 +98,9 @@ def test_too_few_texts_are_reported():
 def test_a_task_at_chance_is_reported():
     sweep = made_sweep(able={"recall": 0.1}, layers=2)
     words = stats.ablation_findings(stats.ablations(sweep, score="accuracy"))
-    assert words.count("The unedited model is not significantly above chance here: accuracy ") == 1
+    assert words.count("The intact model is not significantly above chance here: accuracy ") == 1
     assert ": there is nothing to lose." in words
-    assert "it does not solve this task, edited or not." in stats.ablation_findings(stats.ablations(sweep))
+    assert "it does not solve this task, ablated or not." in stats.ablation_findings(stats.ablations(sweep))
 
 
 def test_the_share_lost_is_reported_for_accuracy():
@@ -122,7 +122,7 @@ def test_few_controls_are_a_caveat(controls, caveat):
 @pytest.mark.parametrize("score", ["kl", "agreement"])
 def test_scores_that_are_never_better_are_a_caveat(score):
     words = stats.ablation_findings(stats.ablations(made_sweep(), score=score))
-    assert "This score is never better than the unedited model's" in words
+    assert "This score is never better than the intact model's" in words
 
 
 def test_acceptance_is_reported_with_its_rule_and_the_texts_left_out():

@@ -1,4 +1,4 @@
-"""Effects of ablations and of their controls, from differences to the unedited model, paired by text, task by task."""
+"""Effects of ablations and of their controls, from differences to the intact model, paired by text, task by task."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Meaning: TypeAlias = tuple[Sequence[str], str, str]
 
 @dataclass(frozen=True)
 class AblationEffects:
-    """Checked differences between ablations and the unedited model."""
+    """Checked differences between ablations and the intact model."""
 
     data: xr.Dataset
     score: str

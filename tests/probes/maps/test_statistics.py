@@ -10,12 +10,7 @@ from qwenlab.probes.maps import base as maps
 from tests.probes import reference
 from tests.probes.compare import assert_says
 from tests.probes.feeding import in_pieces, one_by_one, padded, recorded
-from tests.probes.mapping import KINDS, POOL, assert_alike, both, drawn_texts, said, seen
-
-
-@pytest.fixture(scope="module")
-def texts(model):
-    return drawn_texts(model)
+from tests.probes.mapping import KINDS, POOL, assert_alike, both, said, seen
 
 
 @pytest.mark.parametrize("every", [1, 5])

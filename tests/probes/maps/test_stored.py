@@ -11,24 +11,26 @@ from qwenlab.probes.session import watch
 from qwenlab.record import Recording
 from tests.probes import reference
 from tests.probes.feeding import in_pieces, one_by_one, recorded
-from tests.probes.mapping import KINDS, LENGTHS, POOL, assert_alike, both, by_row, drawn_texts, seen
+from tests.probes.mapping import KINDS, LENGTHS, POOL, assert_alike, both, by_row, seen
 
 
 @pytest.fixture(scope="module")
-def texts(model):
-    return drawn_texts(model)
+def long(small, text):
+    """A text, and its whole maps: of each node (text, position) -> weights."""
+    tokens = text(150)
+    maps = recorded(small, one_by_one([tokens]), *both(queries="all"))
+    return tokens, {node: by_row(maps[node]) for node in KINDS}
 
 
 @pytest.mark.parametrize("widths", [(150,), (1,), (70, 1, 65), (64, 64)])
-def test_rows_of_decode_steps_reach_back_over_all_passes(small, text, widths):
+def test_rows_of_decode_steps_reach_back_over_all_passes(small, long, widths):
     """Weights of token-by-token decode, of prefill and of a split of the two are the same."""
-    tokens = text(150)
+    tokens, whole = long
     result = recorded(small, in_pieces([tokens], widths), *both(queries="all"))
-    whole = recorded(small, one_by_one([tokens]), *both(queries="all"))
     for node in KINDS:
         weight = {tuple(at): row for at, row in by_row(result[node]).items()}
         assert len(weight) == 150
-        for at, row in by_row(whole[node]).items():
+        for at, row in whole[node].items():
             np.testing.assert_allclose(weight[at], row, atol=1e-5)
             assert abs(row).max() > 1e-3
 
@@ -51,11 +53,17 @@ def test_kept_rows_are_the_references_and_end_at_their_token(model, texts):
         np.testing.assert_allclose(result[node]["mean_gate"].values[0, :, :3].T, openness, atol=1e-5)
 
 
+PAIR = [POOL[0], POOL[1, :11]]
+
+
+@pytest.fixture(scope="module")
+def whole(small):
+    return recorded(small, one_by_one(PAIR), *both(queries="all"))
+
+
 @pytest.mark.parametrize("widths", [(40,), (7, 1, 1)])
-def test_block_means_are_means_of_the_whole_map(small, widths):
-    texts = [POOL[0], POOL[1, :11]]
-    result = recorded(small, in_pieces(texts, widths), *both(block=4))
-    whole = recorded(small, one_by_one(texts), *both(queries="all"))
+def test_block_means_are_means_of_the_whole_map(small, whole, widths):
+    result = recorded(small, in_pieces(PAIR, widths), *both(block=4))
     for node in KINDS:
         assert result[node]["position"].values.tolist() == [*range(0, 40, 4), 0, 4, 8]
         assert result[node]["text"].values.tolist() == [0] * 10 + [1] * 3

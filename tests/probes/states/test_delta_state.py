@@ -34,7 +34,6 @@ from tests.probes.feeding import batch, in_pieces, one_by_one, padded, recorded
 from tests.probes.reference import Text, layers_where, measured
 from tests.probes.test_schema import bytes_held
 
-LENGTHS = (90, 1, 9, 33)
 OCTAVES = 22
 STATISTICS = ("norm", "effective_rank", "stable_rank", "largest", "rewrite")
 
@@ -73,18 +72,6 @@ def reference(texts, chosen):
                         before, change = states[token - 1, head], states[token, head] - states[token - 1, head]
                         out["rewrites"][place] += 1
                         out["rewrite_sum"][place] += np.linalg.norm(change) / np.linalg.norm(before)
-    return out
-
-
-@pytest.fixture(scope="module")
-def texts(model):
-    """Four texts, whose tokens take turns with two labels in places."""
-    random = torch.Generator().manual_seed(0)
-    out = []
-    for number, length in enumerate(LENGTHS):
-        tokens = torch.randint(1, 280, (length,), generator=random)
-        label = [number % 2 if position < 20 else (position // 3) % 2 for position in range(length)]
-        out.append((tokens, Text(layers_of(model, tokens), number, label)))
     return out
 
 
@@ -149,13 +136,6 @@ def test_any_pieces_of_any_batch_say_what_the_whole_says(small, lengths, widths,
     whole = recorded(small, one_by_one(texts), probes[0])
     assert_same(recorded(small, in_pieces(texts, widths), probes[1]), whole)
     assert_same(recorded(small, padded(texts, "right"), probes[2]), whole)
-
-
-@pytest.mark.parametrize("widths", [(300,), (130, 1, 65), (64, 64, 128), (7, 150)])
-def test_long_texts_and_many_chunks(small, text, widths):
-    texts = [text(300, seed=1), text(141, seed=2)]
-    whole = recorded(small, one_by_one(texts), DeltaState(every=32))
-    assert_same(recorded(small, in_pieces(texts, widths), DeltaState(every=32)), whole)
 
 
 def test_two_blocks_merged_are_as_one(small, text):

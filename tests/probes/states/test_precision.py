@@ -51,14 +51,21 @@ def by_hand(mixer, after, format):
     return errors
 
 
-@pytest.mark.parametrize("after", [1, 8])
-def test_errors_are_those_of_a_loop_over_tokens(model, text, after):
+@pytest.fixture(scope="module")
+def read(model, text):
+    """A text, and what a float64 loop finds in each layer."""
     tokens = text(33)
+    return tokens, layers_of(model, tokens)
+
+
+@pytest.mark.parametrize("after", [1, 8])
+def test_errors_are_those_of_a_loop_over_tokens(model, read, after):
+    tokens, layers = read
     probe = StatePrecision(every=1, after=after)
     result = recorded(model, lambda model, seen: model(tokens[None], use_cache=True), probe)["state_precision"]
     place = np.array([0, *(1 + int(np.log2(t)) for t in range(1, 33))])
     for index, layer in enumerate(result["layer"].values):
-        mixer = layers_of(model, tokens)[layer].mixer
+        mixer = layers[layer].mixer
         for format in FORMATS:
             errors = by_hand(mixer, after, format)
             error = result["error_sum"].sel(format=format)[0, 0, index]

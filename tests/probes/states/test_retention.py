@@ -15,10 +15,9 @@ from qwenlab.errors import BadArgument
 from qwenlab.probes import Retention
 from qwenlab.probes.session import watch
 from qwenlab.probes.states.pairs import slot_of
-from tests.probes.by_hand import layers_of
 from tests.probes.compare import assert_same, assert_says
 from tests.probes.feeding import in_pieces, one_by_one, padded, recorded
-from tests.probes.reference import Text, layers_where, measured
+from tests.probes.reference import layers_where, measured
 
 OCTAVES = 22
 SUMMED = ("recall", "before", "written", "decayed", "error")
@@ -74,24 +73,17 @@ def reference(texts, every, pairs, kept=lambda token, text: True, after=lambda t
     return out
 
 
-@pytest.fixture(scope="module")
-def texts(model):
-    random = torch.Generator().manual_seed(0)
-    out = []
-    for number, length in enumerate((90, 1, 9, 33)):
-        tokens = torch.randint(1, 280, (length,), generator=random)
-        out.append((tokens, Text(layers_of(model, tokens), number, [number % 2] * length)))
-    return out
+def seen(model, texts, probe):
+    with watch(model, probe) as seen, torch.no_grad():
+        for tokens, text in texts:
+            with seen.label([["ab"[label] for label in text.label]]):
+                model(tokens[None])
+    return seen.recording()["retention"]
 
 
 @pytest.mark.parametrize(("every", "pairs"), [(8, 3), (5, 1), (1, 16)])
 def test_sums_are_those_of_a_loop_over_tokens(model, texts, every, pairs):
-    def feed(model, seen):
-        for tokens, text in texts:
-            with seen.label("ab"[text.label[0]]):
-                model(tokens[None])
-
-    result = recorded(model, feed, Retention(every=every, pairs=pairs))["retention"]
+    result = seen(model, texts, Retention(every=every, pairs=pairs))
     assert_says(result, reference([text for _, text in texts], every, pairs))
 
 
@@ -102,12 +94,7 @@ STORED, ASKED = set(range(0, 280, 3)), set(range(0, 280, 2))
 def test_pairs_of_some_tokens_after_some_tokens(model, texts, every, pairs):
     ids = {text.number: tokens.tolist() for tokens, text in texts}
 
-    def feed(model, seen):
-        for tokens, text in texts:
-            with seen.label("ab"[text.label[0]]):
-                model(tokens[None])
-
-    result = recorded(model, feed, Retention(every=every, pairs=pairs, store_ids=STORED, query_ids=ASKED))["retention"]
+    result = seen(model, texts, Retention(every=every, pairs=pairs, store_ids=STORED, query_ids=ASKED))
     chosen = [lambda token, text, wanted=wanted: ids[text.number][token] in wanted for wanted in (STORED, ASKED)]
     assert_says(result, reference([text for _, text in texts], every, pairs, *chosen))
     assert json.loads(result.attrs["sample"])["query_ids"] == sorted(ASKED)
@@ -138,13 +125,6 @@ def test_any_pieces_of_any_batch_say_what_the_whole_says(small, lengths, widths,
     whole = recorded(small, one_by_one(texts), probes[0])
     assert_same(recorded(small, in_pieces(texts, widths), probes[1]), whole)
     assert_same(recorded(small, padded(texts, "right"), probes[2]), whole)
-
-
-@pytest.mark.parametrize("widths", [(300,), (130, 1, 65), (7, 150)])
-def test_long_texts_and_many_chunks(small, text, widths):
-    texts = [text(300, seed=1), text(141, seed=2)]
-    probes = [Retention(every=32, pairs=2) for _ in range(2)]
-    assert_same(recorded(small, in_pieces(texts, widths), probes[0]), recorded(small, one_by_one(texts), probes[1]))
 
 
 @pytest.mark.parametrize("pairs", [1, 16])
