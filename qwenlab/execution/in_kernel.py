@@ -17,10 +17,10 @@ from IPython.core.getipython import get_ipython
 
 from qwenlab.checkpoint.model_cache import opened_models
 from qwenlab.checkpoint.seeding import seed_all
-from qwenlab.execution.pristine.origin import is_library
-from qwenlab.execution.pristine.process import Pristine
+from qwenlab.execution.kernel_reset.initial_state import InitialState
+from qwenlab.execution.kernel_reset.origin import is_library
 
-_pristine: Pristine | None = None
+_initial_state: InitialState | None = None
 _threads: set[int] = set()
 _environment: set[str] = set()
 """Names of the environment variables that were set for the notebook."""
@@ -32,15 +32,15 @@ def begin(settings: str) -> str:
     In:   `seed`, `cwd`, `environment` (variables to set), `warm` (more notebooks will follow).
     Out:  `reopened`, the cached checkpoints that the previous notebook had changed.
     """
-    global _pristine, _threads, _environment
+    global _initial_state, _threads, _environment
     options = json.loads(settings)
     reopened: list[str] = []
-    if _pristine is not None:
+    if _initial_state is not None:
         _clear()
-        _pristine.settle()
+        _initial_state.accept_changes()
         reopened = opened_models.drop_changed()
     elif options["warm"]:
-        _pristine = Pristine()
+        _initial_state = InitialState()
         opened_models.enable()
     opened_models.start()
     _threads = {thread.ident or 0 for thread in threading.enumerate()}
@@ -73,7 +73,7 @@ def end() -> str:
             "resident": psutil.Process().memory_info().rss,
             "loads": opened_models.loads,
             "left_running": threads + children,
-            "changed": _pristine.restore(_environment) if _pristine is not None else [],
+            "changed": _initial_state.restore(_environment) if _initial_state is not None else [],
         }
     )
 

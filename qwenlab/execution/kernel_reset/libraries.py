@@ -9,8 +9,8 @@ from operator import attrgetter
 from types import FunctionType, ModuleType
 from typing import Any
 
-from qwenlab.execution.pristine.namespaces import Namespace, Table
-from qwenlab.execution.pristine.origin import functions_in, is_library
+from qwenlab.execution.kernel_reset.namespaces import Namespace, Table
+from qwenlab.execution.kernel_reset.origin import functions_in, is_library
 
 _IMMUTABLE = 1 << 8
 """The flag of a class whose attributes cannot be set, such as int."""
@@ -57,7 +57,7 @@ class Libraries:
             namespace.absorb(self._before_import.get(id(namespace)))
         self._add_modules()
 
-    def settle(self) -> None:
+    def accept_changes(self) -> None:
         """Add to the snapshot what `changes` did not report: caches, and names that were looked up lazily."""
         for namespace in self._different:
             namespace.absorb()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from importlib.machinery import ExtensionFileLoader, ModuleSpec, SourceFileLoader
 from types import ModuleType
 
-from qwenlab.execution.pristine.origin import is_installed
+from qwenlab.execution.kernel_reset.origin import is_installed
 
 
 class ImportWatch(threading.local):

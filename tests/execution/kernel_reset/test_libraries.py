@@ -8,9 +8,9 @@ import torch
 import transformers.activations
 
 import qwenlab.checkpoint.model_cache
-from qwenlab.execution.pristine import origin
-from qwenlab.execution.pristine.imports import ImportWatch
-from qwenlab.execution.pristine.libraries import Libraries
+from qwenlab.execution.kernel_reset import origin
+from qwenlab.execution.kernel_reset.imports import ImportWatch
+from qwenlab.execution.kernel_reset.libraries import Libraries
 
 
 @pytest.fixture(scope="module")

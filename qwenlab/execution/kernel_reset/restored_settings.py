@@ -29,14 +29,14 @@ PACKAGES = ("checkpoint", "tasks", "record", "probes", "interventions", "specula
 _PANDAS = ("compute", "display", "io", "mode", "plotting", "styler")
 
 
-class Surroundings:
+class RestoredSettings:
     """The captured settings of the process and of the libraries that notebooks use."""
 
     def __init__(self, restorers: list[Callable[[], object]]) -> None:
         self._restorers = restorers
 
     @classmethod
-    def capture(cls) -> Surroundings:
+    def capture(cls) -> RestoredSettings:
         """Import the common libraries, and capture every setting that `restore` restores."""
         for name in (*COMMON, *_modules_to_import()):
             with suppress(ImportError):

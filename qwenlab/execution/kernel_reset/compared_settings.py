@@ -1,4 +1,4 @@
-"""Detect changes of environment variables, hooks and settings that `Surroundings` does not restore."""
+"""Detect changes of environment variables, hooks and settings that `RestoredSettings` does not restore."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _VARIABLE = "environment: "
 _GONE = object()
 
 
-class Readings:
+class ComparedSettings:
     """Values read from the process, by name. Changes by the import of a library are accepted."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from inspect import getattr_static
 from types import ModuleType
 from typing import Any
 
-from qwenlab.execution.pristine.origin import is_code, is_foreign
+from qwenlab.execution.kernel_reset.origin import is_code, is_foreign
 
 _GONE: Any = object()
 """Replaces the value of a missing name."""
@@ -20,7 +20,7 @@ _PLAIN = (bool, int, float, complex, str, bytes, tuple, frozenset)
 """Types of constants: immutable, so they are compared by value."""
 
 _VARYING = {"torch.utils.hooks.RemovableHandle.next_id", "matplotlib.pyplot._backend_mod", "warnings.filters"}
-"""Names that change in ordinary use: a counter, and two that `Surroundings` restores."""
+"""Names that change in ordinary use: a counter, and two that `RestoredSettings` restores."""
 
 
 class Namespace:
