@@ -5,7 +5,7 @@ import pytest
 
 from qwenlab.errors import BadArgument, UnknownNotebook
 from qwenlab.execution import new_notebook
-from qwenlab.execution.shipped import shipped_notebook, shipped_notebooks
+from qwenlab.execution.shipped_notebooks import shipped_notebook, shipped_notebooks
 
 
 def test_an_editable_install_finds_them_in_the_clone():
