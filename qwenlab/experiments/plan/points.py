@@ -12,7 +12,7 @@ from typing import Any
 
 from qwenlab import __version__
 from qwenlab.errors import BadParameter, BadSpec
-from qwenlab.execution.notebook import read_notebook
+from qwenlab.execution.notebook_runner import read_notebook
 from qwenlab.execution.parameters import Parameters
 from qwenlab.execution.secrets import secrets_of, shown
 from qwenlab.experiments.plan.code import calls_of_record, code_hash

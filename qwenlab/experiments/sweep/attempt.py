@@ -14,7 +14,7 @@ from typing import Any, Literal
 from qwenlab.errors import CellFailed, NotebookKernelDied, QwenlabError
 from qwenlab.execution.engine import RunSettings
 from qwenlab.execution.kernel import Kernel
-from qwenlab.execution.notebook import execute, failed_cell, read_notebook
+from qwenlab.execution.notebook_runner import execute, failed_cell, read_notebook
 from qwenlab.execution.redaction import Redaction
 from qwenlab.experiments.plan.points import Point
 from qwenlab.experiments.record import LOCK, METRICS, RUN, read_metrics
