@@ -84,16 +84,16 @@ def compare_stores(old: StoreLike, new: StoreLike, experiment: str | None = None
     return _comparison(pairs)
 
 
-class _Run(NamedTuple):
+class _RunData(NamedTuple):
     """The facts of a run, and its values: columns value and units, by metric and labels."""
 
     facts: Mapping[str, Any]
     values: pd.DataFrame
 
 
-def _run(row: pd.Series, found: Catalogue) -> _Run:
+def _run(row: pd.Series, found: Catalogue) -> _RunData:
     values = found.metrics[found.metrics["folder"] == row["folder"]]
-    return _Run(json.loads(row["facts"]), values.set_index(["metric", "labels"])[["value", "units"]])
+    return _RunData(json.loads(row["facts"]), values.set_index(["metric", "labels"])[["value", "units"]])
 
 
 def _finished(found: Catalogue, experiment: str | None) -> dict[str, pd.Series]:
@@ -106,7 +106,7 @@ def _finished(found: Catalogue, experiment: str | None) -> dict[str, pd.Series]:
     }
 
 
-def _comparison(pairs: Sequence[tuple[_Run, _Run]]) -> Comparison:
+def _comparison(pairs: Sequence[tuple[_RunData, _RunData]]) -> Comparison:
     declared: dict[str, Any] = {name: metric for _, new in pairs for name, metric in new.facts["metrics"].items()}
     values = [(old.values, new.values) for old, new in pairs]
     shared = [name for name in declared if any(_has(old, name) and _has(new, name) for old, new in values)]
