@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import qwenlab as ql
 from qwenlab.cli import app
-from qwenlab.execution.notebook import read_notebook
+from qwenlab.execution.notebook_runner import read_notebook
 from qwenlab.experiments.record import read_metrics
 
 pytestmark = pytest.mark.slow  # processes or Jupyter kernels are started

@@ -1,4 +1,4 @@
-"""The command `anatomy`, and what the commands profile, acceptance, trace and demo print."""
+"""The commands `anatomy` and `new`, and what the commands profile, acceptance, trace, ablate and demo print."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from qwenlab import execution, record, stats
 from qwenlab.checkpoint.anatomy.anatomy import anatomy as anatomy_of
 from qwenlab.checkpoint.anatomy.display import COLOURS, LABELS
 from qwenlab.cli.printing import estimate, print_lines, print_table
-from qwenlab.recipes.inputs import FilePath
+from qwenlab.recipes.inputs import FilePath, Positive
 
 if TYPE_CHECKING:
     import xarray as xr
 
+    from qwenlab.recipes.ablate import Ablated
     from qwenlab.recipes.acceptance import AcceptanceReport
     from qwenlab.recipes.demo import Demo
     from qwenlab.recipes.profile import Profile
@@ -39,7 +40,7 @@ def new(
     path: Annotated[Path, typer.Argument(help="The copy, such as my_study.ipynb. It must not exist yet.")],
 ) -> None:
     """Copy a notebook that ships with qwenlab, to change and run as your own."""
-    Console().print(str(execution.new_notebook(name, path)), soft_wrap=True, highlight=False, markup=False)
+    print_lines(execution.new_notebook(name, path))
 
 
 def print_profile(done: Profile | Demo) -> None:
@@ -50,11 +51,7 @@ def print_profile(done: Profile | Demo) -> None:
         columns = [layers[name] for name in _COLUMNS if name in layers]
         heads = ("layer", "kind", *(f"{column.attrs['long_name']}\n({column.attrs['units']})" for column in columns))
         rows: list[list[str | Text]] = [
-            [
-                str(layer),
-                Text(LABELS[kind], COLOURS[kind]),
-                *(estimate(float(number), form=".3g") for number in numbers),
-            ]
+            [str(layer), Text(LABELS[kind], COLOURS[kind]), *(estimate(float(each), form=".3g") for each in numbers)]
             for layer, kind, *numbers in zip(layers["layer"].values, layers["kind"].values, *columns, strict=True)
         ]
         print_table(heads, rows, f"The layers of {layers.attrs['checkpoint']}", right=range(2, len(heads)))
@@ -90,8 +87,8 @@ def print_acceptance(done: AcceptanceReport) -> None:
     print_lines(done.recording, *done.figures)
 
 
-def _rate(rates: xr.Dataset, name: str) -> str:
-    return estimate(float(rates[name]), *(float(rates[f"{name}_interval"].sel(bound=end)) for end in ("low", "high")))
+def _rate(rates: xr.Dataset, name: str, form: str = ".2f") -> str:
+    return estimate(float(rates[name]), *map(float, rates[f"{name}_interval"].values), form=form)
 
 
 def print_trace(done: Trace, out: FilePath) -> None:
@@ -107,3 +104,36 @@ def print_trace(done: Trace, out: FilePath) -> None:
     name, tokens = agreed.attrs["checkpoint"], done.dataset.sizes["token"]
     print_table(columns, rows, f"{name}: {tokens:,} tokens, rule greedy, fixed depth")
     print_lines(Path(out).resolve())
+
+
+def print_ablations(done: Ablated, *, rows: Positive = 12) -> None:
+    """The effects of ablations on each task, the findings, and the paths of the files.
+
+    rows  ablations printed for each task, those with the largest effects
+    """
+    for task in done.statistics["task"].values:
+        _print_effects(done.statistics, str(task), rows)
+    print_lines(done.findings.read_text(encoding="utf-8"))
+    if done.without_controls:
+        names = ", ".join(done.without_controls[:8]) + (", ..." if len(done.without_controls) > 8 else "")
+        print_lines(f"No other parts match {names}: compared with 0 alone.")
+    print_lines(done.recording, done.findings, *done.figures)
+
+
+def _print_effects(statistics: xr.Dataset, task: str, limit: int) -> None:
+    ranked = stats.ablation_table(statistics, task)
+    here, count, level = statistics.sel(task=task), ranked.sizes["ablation"], float(statistics.attrs["level"])
+    units = str(ranked["effect"].attrs["units"])
+    in_units = "" if units == "1" else f" ({units})"
+    effect = f"{statistics['effect'].attrs['long_name']}{in_units}"
+    rows: list[list[str | Text]] = []
+    for index in range(min(limit, count)):
+        one = ranked.isel(ablation=index)
+        low, high, kind = int(one["rank_low"]), int(one["rank_high"]), str(one["kind"].values)
+        effects = [_rate(one, name, "+.3g") for name in ("effect", "effect_above_controls")]
+        ranks, significant = str(low) if low == high else f"{low} to {high}", "yes" if one["significant"] else "no"
+        mixer = Text(LABELS.get(kind, "–"), COLOURS.get(kind, ""))
+        rows.append([str(one["ablation"].values), mixer, *effects, f"{float(one['p_holm']):.2g}", ranks, significant])
+    shown = "" if count <= limit else f", the first {limit} of {count}"
+    title = f"{task}: {int(here['texts'])} texts, intervals {level:.0%}, p by Holm{shown}"
+    print_table(("ablation", "mixer", effect, f"above controls{in_units}", "p", "rank", "significant"), rows, title)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from qwenlab import recipes
-from qwenlab.cli import ablations, checkpoints, experiments, store
+from qwenlab.cli import checkpoints, experiments
 from qwenlab.cli.command import add_recipe
 from qwenlab.errors import QwenlabError
 
@@ -27,12 +27,12 @@ for recipe, report in (
     (recipes.profile, checkpoints.print_profile),
     (recipes.acceptance, checkpoints.print_acceptance),
     (recipes.trace, checkpoints.print_trace),
-    (recipes.ablate, ablations.print_ablations),
+    (recipes.ablate, checkpoints.print_ablations),
     (recipes.demo, checkpoints.print_demo),
 ):
     add_recipe(app, recipe, report)
 app.command()(experiments.run)
-app.add_typer(store.app, name="runs")
+app.add_typer(experiments.runs_app, name="runs")
 
 
 def main() -> None:

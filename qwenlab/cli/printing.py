@@ -18,11 +18,7 @@ def print_lines(*lines: object) -> None:
 
 
 def print_table(
-    columns: Iterable[str],
-    rows: Iterable[Iterable[str | Text]],
-    title: str = "",
-    *,
-    right: Container[int] = (),
+    columns: Iterable[str], rows: Iterable[Iterable[str | Text]], title: str = "", *, right: Container[int] = ()
 ) -> None:
     """Print a table under its title. Text is not read as markup; the columns with the numbers `right` end alike."""
     table = Table(box=box.SIMPLE_HEAD, title=Text(title) if title else None, title_justify="left")

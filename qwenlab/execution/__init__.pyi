@@ -1,4 +1,4 @@
 from .engine import Engine as Engine, release as release
-from .notebook import run_notebook as run_notebook
+from .notebook_runner import run_notebook as run_notebook
 from .parameters import Parameters as Parameters
-from .shipped import new_notebook as new_notebook
+from .shipped_notebooks import new_notebook as new_notebook

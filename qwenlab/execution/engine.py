@@ -35,26 +35,16 @@ GROWTH = 2 * 2**30
 
 @dataclass(frozen=True)
 class RunSettings:
-    """How to run one notebook.
+    """How to run one notebook."""
 
-    cwd              working directory of its cells
-    source           the file it was read from
-    output           the file for the executed notebook, updated after every cell
-    seed             of every random number generator
-    environment      variables that are set for it
-    warm             keep the kernel, with its open checkpoints, for the next notebook of this thread
-    secrets          the parameters that the kernel gets through its environment, and that no file shows
-    on_kernel_start  called with the kernel before the first cell, so that another thread can end the kernel
-    """
-
-    cwd: Path
-    source: Path | None = None
-    output: Path | None = None
-    seed: int = 0
-    environment: Mapping[str, str] = field(default_factory=dict)
-    warm: bool = False
-    secrets: Mapping[str, Secret] = field(default_factory=dict)
-    on_kernel_start: Callable[[Kernel], None] = lambda kernel: None
+    cwd: Path  # working directory of its cells
+    source: Path | None = None  # the file it was read from
+    output: Path | None = None  # the file for the executed notebook, updated after every cell
+    seed: int = 0  # of every random number generator
+    environment: Mapping[str, str] = field(default_factory=dict)  # variables that are set for it
+    warm: bool = False  # keep the kernel, with its open checkpoints, for the next notebook of this thread
+    secrets: Mapping[str, Secret] = field(default_factory=dict)  # the kernel gets them through its environment
+    on_kernel_start: Callable[[Kernel], None] = lambda kernel: None  # so that another thread can end the kernel
 
 
 class Engine(PapermillEngine):
@@ -104,7 +94,8 @@ class RunRecorder(NotebookExecutionManager):
     def save(self, **kwargs: Any) -> None:
         self.nb = kwargs.get("nb", self.nb)
         if self.settings.output is not None:
-            write(self.nb, self.settings.output, self.redaction)
+            with replacing(self.settings.output) as temporary:
+                temporary.write_text(nbformat.writes(self.redaction.notebook(self.nb)), encoding="utf-8")
         self.last_save_time = self.now()
 
     def cell_interrupted(self, cell: Any, index: int) -> None:
@@ -166,7 +157,13 @@ def _run(recorder: RunRecorder, kernel_name: str, settings: RunSettings, timeout
     try:
         Client(recorder, kernel, kernel_name=kernel_name, timeout=timeout).execute()
         failed = bool(recorder.nb.metadata.papermill["exception"])  # `execute` does not raise for a failed cell
-        used = begun | _end(kernel, failed) | {"runs_in_kernel": kernel.runs, "warm": settings.warm}
+        try:
+            ended = kernel.end()
+        except (NotebookFailed, DeadKernelError):
+            if not failed:  # a notebook that failed may leave a kernel that cannot answer
+                raise
+            ended = {}
+        used = begun | ended | {"runs_in_kernel": kernel.runs, "warm": settings.warm}
         reusable = settings.warm and not failed and _is_reusable(kernel, used)
     finally:
         if reusable:
@@ -178,17 +175,12 @@ def _run(recorder: RunRecorder, kernel_name: str, settings: RunSettings, timeout
 
 def _prepared_kernel(settings: RunSettings) -> tuple[Kernel, dict[str, Any]]:
     """A kernel that is ready for a notebook, and the report of `Kernel.begin`. The thread no longer owns the kernel."""
-    kernel_settings = {
-        "seed": settings.seed,
-        "cwd": str(settings.cwd),
-        "environment": {**settings.environment, **environment_of(settings.secrets)},
-        "warm": settings.warm,
-    }
+    environment = {**settings.environment, **environment_of(settings.secrets)}
 
     def begin(kernel: Kernel) -> dict[str, Any]:
         try:
             settings.on_kernel_start(kernel)
-            return kernel.begin(kernel_settings)
+            return kernel.begin(settings.seed, settings.cwd, environment, settings.warm)
         except BaseException:
             kernel.close()
             raise
@@ -209,18 +201,7 @@ def _take_kernel() -> Kernel | None:
     return kernel
 
 
-def _end(kernel: Kernel, failed: bool) -> dict[str, Any]:
-    """The report of `Kernel.end`; empty if the notebook failed and left a kernel that cannot answer."""
-    try:
-        return kernel.end()
-    except (NotebookFailed, DeadKernelError):
-        if not failed:
-            raise
-        return {}
-
-
 def _is_reusable(kernel: Kernel, used: Mapping[str, Any]) -> bool:
-    """Whether a kernel is as good as new for another notebook."""
     kernel.first_resident = kernel.first_resident or used["resident"]
     grown = psutil.Process(kernel.pid).memory_info().rss - kernel.first_resident
     return kernel.runs < LIFETIME and grown < GROWTH and not used["left_running"] and not used["changed"]
@@ -231,9 +212,3 @@ def release() -> None:
     """End the warm kernel of this thread, if it has one."""
     if (kernel := _take_kernel()) is not None:
         kernel.close()
-
-
-def write(notebook: Any, path: Path, redaction: Redaction) -> None:
-    """Write a notebook atomically, without the secrets."""
-    with replacing(path) as temporary:
-        temporary.write_text(nbformat.writes(redaction.notebook(notebook)), encoding="utf-8")

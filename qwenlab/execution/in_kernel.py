@@ -17,37 +17,35 @@ from IPython.core.getipython import get_ipython
 
 from qwenlab.checkpoint.model_cache import opened_models
 from qwenlab.checkpoint.seeding import seed_all
-from qwenlab.execution.pristine.origin import is_library
-from qwenlab.execution.pristine.process import Pristine
+from qwenlab.execution.kernel_reset.initial_state import InitialState
+from qwenlab.execution.kernel_reset.origin import is_library
 
-_pristine: Pristine | None = None
+_initial_state: InitialState | None = None
 _threads: set[int] = set()
 _environment: set[str] = set()
 """Names of the environment variables that were set for the notebook."""
 
 
-def begin(settings: str) -> str:
-    """Reset the process, and prepare it for one notebook; JSON in, JSON out.
+def begin(seed: int, cwd: str, environment: dict[str, str], warm: bool) -> str:
+    """Reset the process, and prepare it for one notebook; `warm` if more notebooks will follow.
 
-    In:   `seed`, `cwd`, `environment` (variables to set), `warm` (more notebooks will follow).
-    Out:  `reopened`, the cached checkpoints that the previous notebook had changed.
+    Returns JSON: `reopened`, the cached checkpoints that the previous notebook had changed.
     """
-    global _pristine, _threads, _environment
-    options = json.loads(settings)
+    global _initial_state, _threads, _environment
     reopened: list[str] = []
-    if _pristine is not None:
+    if _initial_state is not None:
         _clear()
-        _pristine.settle()
+        _initial_state.accept_changes()
         reopened = opened_models.drop_changed()
-    elif options["warm"]:
-        _pristine = Pristine()
+    elif warm:
+        _initial_state = InitialState()
         opened_models.enabled = True
     opened_models.start()
     _threads = {thread.ident or 0 for thread in threading.enumerate()}
-    os.chdir(options["cwd"])
-    os.environ.update(options["environment"])
-    _environment = set(options["environment"])
-    seed_all(options["seed"])
+    os.chdir(cwd)
+    os.environ.update(environment)
+    _environment = set(environment)
+    seed_all(seed)
     _reset_peak()
     return json.dumps({"reopened": reopened})
 
@@ -60,27 +58,20 @@ def end() -> str:
     the library functions, environment variables and hooks that differ from those before the first notebook (only in a
     warm kernel).
     """
-    torch = sys.modules.get("torch")
-    gpu = torch is not None and torch.cuda.is_available()
-    threads = [
-        thread.name for thread in threading.enumerate() if thread.ident not in _threads and not _is_of_a_library(thread)
-    ]
+    new = [thread for thread in threading.enumerate() if thread.ident not in _threads]
+    # A daemon of a class that a library defines is the library's own.
+    own = [thread for thread in new if not thread.daemon or type(thread).__module__ in ("threading", "__main__")]
     children = [f"process {child.pid}" for child in psutil.Process().children()]
     return json.dumps(
         {
             "peak_memory": _peak(),
-            "peak_gpu_memory": torch.cuda.max_memory_allocated() if torch and gpu else None,
+            "peak_gpu_memory": cuda.max_memory_allocated() if (cuda := _cuda()) else None,
             "resident": psutil.Process().memory_info().rss,
             "loads": opened_models.loads,
-            "left_running": threads + children,
-            "changed": _pristine.restore(_environment) if _pristine is not None else [],
+            "left_running": [*(thread.name for thread in own), *children],
+            "changed": _initial_state.restore(_environment) if _initial_state is not None else [],
         }
     )
-
-
-def _is_of_a_library(thread: threading.Thread) -> bool:
-    """Whether a library started a thread, for its own use: a daemon of a class that the library defines."""
-    return thread.daemon and type(thread).__module__ not in ("threading", "__main__")
 
 
 def _clear() -> None:
@@ -94,9 +85,8 @@ def _clear() -> None:
         if name != "__main__" and not is_library(module):
             del sys.modules[name]
     gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if cuda := _cuda():
+        cuda.empty_cache()
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
@@ -105,9 +95,14 @@ def _reset_peak() -> None:
     """Reset the memory peaks. If the system cannot, they are those of the whole process."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+    if cuda := _cuda():
+        cuda.reset_peak_memory_stats()
+
+
+def _cuda() -> Any:
+    """torch.cuda; None if there is no GPU, or torch is not imported."""
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    return torch.cuda if torch is not None and torch.cuda.is_available() else None
 
 
 def _peak() -> int:

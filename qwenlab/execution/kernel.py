@@ -34,17 +34,14 @@ class _ThisPython(KernelSpecManager):
 
 
 class Kernel:
-    """A kernel that belongs to the thread that started it.
-
-    runs            number of notebooks begun in it
-    first_resident  its resident memory after the first of them, in bytes
+    """A kernel that belongs to the thread that started it, and ends with its process.
 
     Where Unix sockets are available, its sockets are in a folder of its own, so kernels that start at the same time
-    cannot take each other's ports. It ends with the process that started it.
+    cannot take each other's ports.
     """
 
     def __init__(self, cwd: Path) -> None:
-        self.runs, self.first_resident = 0, 0
+        self.runs, self.first_resident = 0, 0  # notebooks begun, and bytes of memory after the first
         self._folder = Path(tempfile.mkdtemp(prefix="qwenlab-"))
         options: dict[str, Any] = dict(kernel_name="python3", kernel_spec_manager=_ThisPython())
         if os.name == "posix" and len(str(self._folder)) < _SOCKET_PATH:
@@ -90,19 +87,19 @@ class Kernel:
             self.client.stop_channels()
         await self.manager.shutdown_kernel(now=True)
 
-    def begin(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+    def begin(self, seed: int, cwd: Path, environment: Mapping[str, str], warm: bool) -> dict[str, Any]:
         """Reset the kernel, and prepare it for one notebook: see `in_kernel.begin`."""
         self.runs += 1
-        return self._call("begin", json.dumps(dict(settings)))
+        return self._call("begin", seed=seed, cwd=str(cwd), environment=dict(environment), warm=warm)
 
     def end(self) -> dict[str, Any]:
         """Restore settings, and report what the notebook used and left: see `in_kernel.end`."""
         return self._call("end")
 
-    def _call(self, name: str, *arguments: str) -> dict[str, Any]:
+    def _call(self, name: str, **arguments: Any) -> dict[str, Any]:
         """Call a function of `in_kernel` inside the kernel, leaving no trace in its namespace."""
         module = f"__import__('qwenlab.execution.in_kernel', fromlist=['{name}'])"
-        reply = run_sync(self._evaluate)(f"{module}.{name}({', '.join(map(repr, arguments))})")
+        reply = run_sync(self._evaluate)(f"{module}.{name}(**{arguments!r})")
         result = reply.get("user_expressions", {}).get("result", reply)
         if result["status"] != "ok":
             raise NotebookFailed(f"the kernel could not be prepared: {result['ename']}: {result['evalue']}")
@@ -110,7 +107,6 @@ class Kernel:
         return report
 
     async def _evaluate(self, expression: str) -> dict[str, Any]:
-        """The content of the kernel's reply to an expression."""
         request = self.client.execute("", silent=True, user_expressions={"result": expression})
         while True:
             try:

@@ -26,7 +26,6 @@ REQUIRED = object()
 class Parameter:
     """One parameter: its type, its default (REQUIRED if it has none, None if it is not a literal), its line."""
 
-    name: str
     type: Any
     default: Any
     line: int
@@ -43,15 +42,13 @@ class Parameters:
     def require(self, name: str) -> None:
         """Raise UnknownParameter if the parameters cell does not assign this name."""
         if name not in self.by_name:
-            raise UnknownParameter(self._unknown(name))
+            hint = "tag a cell 'parameters' that assigns it"
+            if nearest := get_close_matches(name, self.by_name, n=1, cutoff=0.0):
+                hint = f"did you mean {nearest[0]!r}? It has: {', '.join(self.by_name)}"
+            raise UnknownParameter(f"{self.path} has no parameter {name!r}: {hint}.")
 
-    def check(self, values: Mapping[str, Any]) -> None:
-        """Raise UnknownParameter for an unknown name, and BadParameter for a value of another type."""
-        for name, value in values.items():
-            self.check_one(name, value)
-
-    def check_one(self, name: str, value: Any) -> None:
-        """Check one value. The message does not show the value of a Secret."""
+    def check(self, name: str, value: Any) -> None:
+        """Raise UnknownParameter, or BadParameter for another type. No message shows the value of a Secret."""
         self.require(name)
         plain, text = (value.value, HIDDEN) if isinstance(value, Secret) else (value, repr(value))
         if problem := self._problem(name, plain):
@@ -64,13 +61,11 @@ class Parameters:
         """Check a value and return it; `{env: NAME}` is read from the environment and returned as a Secret.
 
         The text of an environment variable is used unchanged if the parameter's type accepts text, else parsed as JSON
-        (`3`, `true`, `["a"]`), else converted to the type by pydantic.
-
-        Raises UnknownParameter and BadParameter.
+        (`3`, `true`, `["a"]`), else converted to the type by pydantic. Raises what `check` raises.
         """
         if is_reference(value):
             value = self._from_environment(name, value["env"])
-        self.check_one(name, value)
+        self.check(name, value)
         return value
 
     def _from_environment(self, name: str, variable: Any) -> Secret:
@@ -102,21 +97,12 @@ class Parameters:
 
     def filled(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """All parameters: `values`, and the notebook's defaults for the others. Raises MissingParameter."""
-        missing = [
-            name for name, parameter in self.by_name.items() if parameter.default is REQUIRED and name not in values
-        ]
-        if missing:
-            lines = ", ".join(f"{name} (line {self.by_name[name].line})" for name in missing)
+        full = {name: values.get(name, parameter.default) for name, parameter in self.by_name.items()}
+        if missing := [f"{name} (line {self.by_name[name].line})" for name, value in full.items() if value is REQUIRED]:
             raise MissingParameter(
-                f"{self.path} needs values for: {lines}. Its parameters cell has no defaults for them."
+                f"{self.path} needs values for: {', '.join(missing)}. Its parameters cell has no defaults for them."
             )
-        return {name: values.get(name, parameter.default) for name, parameter in self.by_name.items()}
-
-    def _unknown(self, name: str) -> str:
-        nearest = get_close_matches(name, self.by_name, n=1, cutoff=0.0)
-        if not nearest:
-            return f"{self.path} has no parameter {name!r}: tag a cell 'parameters' that assigns it."
-        return f"{self.path} has no parameter {name!r}: did you mean {nearest[0]!r}? It has: {', '.join(self.by_name)}."
+        return full
 
 
 def parameters_of(notebook: Any, path: Path) -> Parameters:
@@ -125,24 +111,24 @@ def parameters_of(notebook: Any, path: Path) -> Parameters:
     if not cells:
         return Parameters(path, {}, tagged=False)
     first = _first_line(path, cells[0].source)
-    by_name: dict[str, Parameter] = {}
+    by_name = {}
     for statement in ast.parse(cells[0].source, filename=str(path)).body:
         line = first + statement.lineno - 1
         match statement:
             case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation, value=value):
                 default = REQUIRED if value is None else _literal(value)
-                by_name[name] = Parameter(name, _type_named(ast.unparse(annotation), name, path), default, line)
+                by_name[name] = Parameter(_type_named(ast.unparse(annotation), name, path), default, line)
             case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=value)) if value is not None:
-                by_name[name] = Parameter(name, type(value), value, line)
+                by_name[name] = Parameter(type(value), value, line)
             case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                by_name[name] = Parameter(name, Any, _literal(value), line)
+                by_name[name] = Parameter(Any, _literal(value), line)
     return Parameters(path, by_name)
 
 
 def _first_line(path: Path, source: str) -> int:
     """The line of a text notebook at which a cell begins; 1 for a JSON notebook, whose lines nobody edits."""
-    at = -1 if path.suffix == ".ipynb" else path.read_text(encoding="utf-8").find(source)
-    return 1 if at < 0 else path.read_text(encoding="utf-8").count("\n", 0, at) + 1
+    text = "" if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
+    return 1 + text.count("\n", 0, max(0, text.find(source)))
 
 
 def _literal(value: ast.expr) -> Any:

@@ -62,11 +62,7 @@ class Redaction:
         return content
 
     def notebook(self, notebook: Any) -> Any:
-        """A copy of a notebook without the secrets; it is valid if the notebook is.
-
-        Sources, outputs, attachments and metadata are redacted. Fields with values from the notebook format itself,
-        such as the type and id of a cell, are not.
-        """
+        """A copy of a notebook without the secrets in sources, outputs, attachments and metadata; as valid as it is."""
         if not self._forms:
             return notebook
         cells = [self._cell(cell) for cell in notebook.cells]

@@ -21,16 +21,11 @@ _CREDENTIAL = re.compile(
 
 @dataclass(frozen=True, repr=False)
 class Secret:
-    """A parameter's value that is never written. Its str and repr are HIDDEN, and its variable.
+    """A parameter's value that is never written. Its str and repr are HIDDEN, and its variable."""
 
-    value     the value that the notebook gets
-    variable  the environment variable that it was read from; None for a plain value
-    text      the text of that variable
-    """
-
-    value: Any
-    variable: str | None = None
-    text: str | None = None
+    value: Any  # what the notebook gets
+    variable: str | None = None  # the environment variable that it was read from
+    text: str | None = None  # the text of that variable
 
     def __str__(self) -> str:
         return HIDDEN if self.variable is None else f"{HIDDEN} (${self.variable})"

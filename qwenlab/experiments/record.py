@@ -53,15 +53,15 @@ def record(
     folder = Path(os.environ[RUN]) if os.environ.get(RUN) else None
     declared = json.loads((folder / "facts.json").read_text())["metrics"] if folder else None
     rows = [row for name, value in metrics.items() for row in _rows(name, value, declared)]
-    names = [*(datasets or {}), *(figures or {})]
-    for name in names:
+    datasets, figures = datasets or {}, figures or {}
+    for name in (*datasets, *figures):
         if not _FILE.fullmatch(name):
             raise BadMetric(f"{name!r} cannot be a file name: use letters, digits, dash and underscore.")
     if folder is None:
         return
-    for name, dataset in (datasets or {}).items():
+    for name, dataset in datasets.items():
         _save_dataset(folder / "datasets" / f"{name}.nc", dataset)
-    for name, figure in (figures or {}).items():
+    for name, figure in figures.items():
         _save_figure(folder / "figures", name, figure)
     if rows:
         _append(folder / METRICS, rows)

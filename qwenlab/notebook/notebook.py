@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import xarray as xr
@@ -21,14 +21,10 @@ if TYPE_CHECKING:
     from qwenlab.checkpoint.checkpoint import Checkpoint
 
 FORMATS = ("png", "svg", "pdf")
+SMALL = 1e8
+"""Parameters of a model below which more threads cost time: its matrices are too small to share."""
+
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
-
-
-@runtime_checkable
-class Saves(Protocol):
-    """Whatever writes itself to a NetCDF file: a Recording, a trace."""
-
-    def save(self, path: Path) -> Any: ...
 
 
 def start(out: str | Path | None = None, *, formats: Sequence[str] = ("png", "svg"), digits: int = 3) -> Notebook:
@@ -63,9 +59,16 @@ class Notebook:
 
     def open(self, checkpoint: str | Path, **options: Any) -> Checkpoint:
         """`ql.open` for a notebook: without log messages, and with one thread for a model as small as a toy."""
-        from qwenlab.notebook.opening import open_quietly
+        import torch
+        import transformers
 
-        return open_quietly(checkpoint, **options)
+        from qwenlab.checkpoint.open import open as open_checkpoint
+
+        transformers.logging.set_verbosity_error()
+        opened = open_checkpoint(checkpoint, **options)
+        if opened.facts.parameters < SMALL:
+            torch.set_num_threads(1)
+        return opened
 
     def show(self, name: str, figure: Any, description: str) -> None:
         """Show a matplotlib figure and save it in `out`.
@@ -111,14 +114,13 @@ class Notebook:
 
 
 def _writer(name: str, value: Any) -> tuple[str, Callable[[Path], Any]]:
-    """The suffix of a result's file, and the function that writes it."""
     if isinstance(value, (xr.Dataset, xr.DataArray)):
         return ".nc", lambda path: value.to_netcdf(path, engine="h5netcdf")
     if isinstance(value, pd.DataFrame):
         return ".csv", value.to_csv
     if isinstance(value, str):
         return ".md", lambda path: path.write_text(value, encoding="utf-8")
-    if isinstance(value, Saves):
+    if hasattr(value, "save"):  # a recording or a trace
         return ".nc", value.save
     raise BadArgument(
         f"save({name}=...) got a {type(value).__name__}; it takes a recording, a trace, a Dataset, a DataArray, "

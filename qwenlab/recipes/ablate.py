@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from qwenlab import ablations, plots, record, stats, tasks as task_makers
 from qwenlab.ablations.match import Match
+from qwenlab.arguments import choice, integer
 from qwenlab.errors import BadArgument
 from qwenlab.recipes import inputs
 from qwenlab.recipes.saving import Saved, save_figures
@@ -83,11 +85,9 @@ def ablate(
     `source` is what `qwenlab.open` takes (with `device` and `dtype`), or an open Checkpoint. Raises BadArgument for
     unknown names, and what `ablations.sweep` and `stats.ablations` raise.
     """
-    for name, value, choices in (("score", score, get_args(Score)), ("match", match, get_args(Match))):
-        if value not in choices:  # before hours of sweeping
-            raise BadArgument(f"{name}={value!r}: choose among {', '.join(choices)}.")
-    if isinstance(controls, bool) or not isinstance(controls, int) or controls < 0:
-        raise BadArgument(f"controls={controls!r}: give the number of controls for each ablation, 0 for none.")
+    choice("ablate", "score", score, get_args(Score))  # before hours of sweeping
+    choice("ablate", "match", match, get_args(Match))
+    integer("ablate", "controls", controls, unit="controls for each ablation")
     if isinstance(of, str) or not of:
         raise BadArgument(f"of={of!r}: give a list of kinds of parts, such as ['mixer', 'mlp'].")
     checkpoint = inputs.opened(source, device, dtype)
@@ -111,7 +111,6 @@ def ablate(
 def _parts(
     checkpoint: Checkpoint, of: Sequence[str], layers: Iterable[int] | None, number: int, match: Match, seed: int
 ) -> tuple[list[Ablation], list[Ablation], tuple[str, ...]]:
-    """Ablations, their controls, and the names of ablations without controls."""
     chosen = None if layers is None else list(layers)
     units: list[Ablation] = []
     matched: list[Ablation] = []
@@ -138,16 +137,13 @@ def _task(checkpoint: Checkpoint, written: str, count: int, max_tokens: int, see
             raise BadArgument(f"task {written!r}: {name} has no size.\nWrite {name!r}.")
         return task_makers.text_task(checkpoint, task_makers.texts(name, count), name=name, max_tokens=max_tokens)
     if name not in _RECALL:
-        forms = {each: each for each in task_makers.DOMAINS} | {
-            each: f"{each}:{form}" for each, form in _RECALL.items()
-        }
+        forms = dict(zip(task_makers.DOMAINS, task_makers.DOMAINS, strict=True))
+        forms |= {each: f"{each}:{form}" for each, form in _RECALL.items()}
         near = [f"\nDid you mean {forms[each]!r}?" for each in difflib.get_close_matches(name, forms, n=1)]
         raise BadArgument(f"There is no task {written!r}; there are {', '.join(forms.values())}.{''.join(near)}")
-    keywords = re.findall("[a-z]+", _RECALL[name].lower())
-    try:
+    keywords, values = re.findall("[a-z]+", _RECALL[name].lower()), []
+    with suppress(ValueError):
         values = [int(size) if size.isdigit() else float(size) for size in sizes]
-    except ValueError:
-        values = []
     if not 1 <= len(values) <= len(keywords):
         raise BadArgument(f"task {written!r}: write {name}:{_RECALL[name]}, with numbers.")
     defaults = {"position": 0.5} if name == "needle" else {}
@@ -156,7 +152,6 @@ def _task(checkpoint: Checkpoint, written: str, count: int, max_tokens: int, see
 
 
 def _figures(statistics: xr.Dataset) -> Iterator[tuple[str, Any]]:
-    """A map of all ablations, and a ranking for each task."""
     yield "ablation_map", plots.ablation_map(statistics)
     for task in statistics["task"].values.tolist():
         name = re.sub(r"[^\w.-]+", "_", str(task)).strip("_")

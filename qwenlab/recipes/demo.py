@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qwenlab import execution
 from qwenlab.errors import NotebookFailed
-from qwenlab.execution.shipped import shipped_notebook
+from qwenlab.execution.shipped_notebooks import shipped_notebook
 from qwenlab.recipes import inputs
 from qwenlab.recipes.saving import Saved
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,14 @@ from qwenlab.recipes.saving import Saved, save_figures
 if TYPE_CHECKING:
     from qwenlab.checkpoint.checkpoint import Checkpoint
     from qwenlab.record.recording import Recording
+
+_FIGURES = (
+    *("layer_table", "half_life", "attention_distance", "gates", "expert_load", "specialisation"),
+    *("coactivation", "reach", "residual", "time_by_kind", "memory"),
+)
+"""Names of functions: those of `stats` compute what those of `plots` draw."""
+
+_FILE_NAMES = {"layer_table": "layers", "memory": "memory_by_context"}
 
 
 class Profile(Saved):
@@ -54,7 +63,7 @@ def profile(
         label: tasks.passages(checkpoint, some, tokens=max_tokens, count=passages) if isinstance(some, str) else some
         for label, some in labelled.items()
     }
-    _warm_up(checkpoint, next(iter(cut.values())))
+    tasks.feed(checkpoint, next(iter(cut.values()))[:1], max_tokens=64, decode=2)  # the first passes are slower
     with available.watch(checkpoint, *_probes(checkpoint, chosen)) as seen:
         for label, some in cut.items():
             with seen.label(label):
@@ -64,11 +73,6 @@ def profile(
     recording, folder = seen.recording(), Path(out).resolve()
     saved = recording.save(folder / "recording.nc")
     return Profile(folder, saved, save_figures(_figures(recording), folder))
-
-
-def _warm_up(checkpoint: Checkpoint, texts: Sequence[str]) -> None:
-    """Read a little, prefill and decode: the first passes are slower and would distort the times of layers."""
-    tasks.feed(checkpoint, texts[:1], max_tokens=64, decode=2)
 
 
 def _probes(checkpoint: Checkpoint, chosen: Mapping[str, str] | None) -> list[available.Probe]:
@@ -91,21 +95,6 @@ def _checked(names: Iterable[str]) -> dict[str, str]:
 
 def _figures(recording: Recording) -> Iterator[tuple[str, Any]]:
     """File name and figure, for each figure that the recording has the data for: comparisons, say, need two labels."""
-    figures: dict[str, Callable[[], Any]] = {
-        "layers": lambda: plots.layer_table(stats.layer_table(recording)),
-        "half_life": lambda: plots.half_life(stats.half_life(recording)),
-        "attention_distance": lambda: plots.attention_distance(stats.attention_distance(recording)),
-        "gates": lambda: plots.gates(stats.gates(recording)),
-        "expert_load": lambda: plots.expert_load(stats.expert_load(recording)),
-        "specialisation": lambda: plots.specialisation(stats.specialisation(recording)),
-        "coactivation": lambda: plots.coactivation(stats.coactivation(recording)),
-        "reach": lambda: plots.reach(stats.reach(recording)),
-        "residual": lambda: plots.residual(stats.residual(recording)),
-        "time_by_kind": lambda: plots.time_by_kind(stats.time_by_kind(recording)),
-        "memory_by_context": lambda: plots.memory(stats.memory(recording)),
-    }
-    for name, draw in figures.items():
-        try:
-            yield name, draw()
-        except (ProbeNotRecorded, NothingMeasured):
-            continue
+    for name in _FIGURES:
+        with suppress(ProbeNotRecorded, NothingMeasured):
+            yield _FILE_NAMES.get(name, name), getattr(plots, name)(getattr(stats, name)(recording))

@@ -8,7 +8,7 @@ import jupytext
 import pytest
 
 from qwenlab.execution.engine import RunSettings, release
-from qwenlab.execution.notebook import execute, read_notebook
+from qwenlab.execution.notebook_runner import execute, read_notebook
 
 Run = Callable[..., Any]
 

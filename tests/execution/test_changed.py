@@ -72,7 +72,7 @@ def test_each_kind_of_change_is_named(run, tmp_path):
         "get_ipython().ast_transformers.append(Visitor())": "hooks: IPython.ast_transformers",
         "sys.modules['json'] = random": "sys.modules.json",
         # Otherwise 20 are named, and the rest are counted.
-        "process._NAMED = 100": "qwenlab.execution.pristine.process._NAMED",
+        "initial_state._NAMED = 100": "qwenlab.execution.kernel_reset.initial_state._NAMED",
     }
     imports = (
         "import functools, math, os, random, sys\n"
@@ -82,7 +82,7 @@ def test_each_kind_of_change_is_named(run, tmp_path):
         "import transformers.models.llama.modeling_llama as llama\n"
         "import qwenlab as ql\n"
         "from qwenlab.checkpoint import model_cache\n"
-        "from qwenlab.execution.pristine import process\n"
+        "from qwenlab.execution.kernel_reset import initial_state\n"
     )
     release()
     found = used(run(imports, "\n".join(changes)))["changed"]

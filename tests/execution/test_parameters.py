@@ -66,7 +66,7 @@ def test_a_parameter_without_a_value_must_be_given_one(parameters):
 )
 def test_invalid_values_are_errors(parameters, name, value, complaint):
     with pytest.raises((UnknownParameter, BadParameter), match=complaint):
-        parameters.check({name: value})
+        parameters.check(name, value)
 
 
 class TestSecrets:
@@ -109,7 +109,7 @@ class TestSecrets:
     def test_no_error_shows_a_secret(self, value):
         cell = jupytext.reads('# %% tags=["parameters"]\nx: bool = True\n', "py:percent")
         with pytest.raises(BadParameter, match=f"'x' cannot be •••.*{type(value).__name__}") as error:
-            parameters_of(cell, Path("none.ipynb")).check_one("x", Secret(value))
+            parameters_of(cell, Path("none.ipynb")).check("x", Secret(value))
         shown = "".join(traceback.format_exception(error.value))
         assert not any(str(part) in shown for part in (value if isinstance(value, list) else [value]))
 
@@ -131,4 +131,4 @@ class TestSecrets:
 @given(st.integers() | st.none())
 def test_valid_values_pass(value):
     cell = jupytext.reads('# %% tags=["parameters"]\ndepth: int | None = 1\n', "py:percent")
-    parameters_of(cell, Path("none.ipynb")).check({"depth": value})
+    parameters_of(cell, Path("none.ipynb")).check("depth", value)

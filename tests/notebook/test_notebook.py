@@ -126,6 +126,6 @@ def test_a_toy_opens_with_one_thread_and_without_log_messages(two_threads):
 
 
 def test_threads_of_a_large_model_are_left_alone(two_threads, monkeypatch):
-    monkeypatch.setattr("qwenlab.notebook.opening.SMALL", 10)
+    monkeypatch.setattr("qwenlab.notebook.notebook.SMALL", 10)
     ql.notebook.start().open("toy-dense")
     assert torch.get_num_threads() == 2

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 import qwenlab as ql
 from qwenlab.execution.engine import RunSettings
-from qwenlab.execution.notebook import execute, read_notebook
+from qwenlab.execution.notebook_runner import execute, read_notebook
 from qwenlab.testing.checkpoints import tiny_checkpoint
 
 FOLDER = Path(__file__).parents[2] / "notebooks"

@@ -13,8 +13,8 @@ def assert_says(dataset, expected, rtol=RTOL):
         assert_equal(name, dataset[name].values, np.asarray(values), rtol)
 
 
-def assert_same(first, second, rtol=RTOL, but=()):
-    """Two recordings hold the same, but for the time it took and the memory."""
+def assert_same(first, second, rtol=RTOL, but=(), least=0.0):
+    """Two recordings hold the same, but for the time it took and the memory; sums below `least` are rounding."""
     assert list(first) == list(second)
     for node in set(first) - {"timing", "memory"}:
         one, other = first[node], second[node]
@@ -22,10 +22,10 @@ def assert_same(first, second, rtol=RTOL, but=()):
             str(c): other[c].values.tolist() for c in other.coords
         }
         for name in set(one.data_vars) - set(but):
-            assert_equal(f"{node}.{name}", one[name].values, other[name].values, rtol)
+            assert_equal(f"{node}.{name}", one[name].values, other[name].values, rtol, least)
 
 
-def assert_equal(name, got, expected, rtol=RTOL):
+def assert_equal(name, got, expected, rtol=RTOL, least=0.0):
     """Counts are equal; sums to `rtol`; a value at the edge of a bin may fall into the next one."""
     assert got.shape == expected.shape, name
     if name.endswith("_hist"):
@@ -35,4 +35,5 @@ def assert_equal(name, got, expected, rtol=RTOL):
     elif np.issubdtype(got.dtype, np.integer):
         np.testing.assert_array_equal(got, expected, err_msg=name)
     else:
-        np.testing.assert_allclose(got, expected, rtol=rtol, atol=rtol * 1e-1 * np.abs(expected).max(), err_msg=name)
+        atol = max(least, rtol * 1e-1 * np.abs(expected).max())
+        np.testing.assert_allclose(got, expected, rtol=rtol, atol=atol, err_msg=name)

@@ -126,9 +126,9 @@ def test_tasks_that_are_none(toy, written, message):
     [
         (dict(of=["mixxer"]), r"units\(of='mixxer'\): give one of 'layer', 'mixer'"),
         (dict(of="mixer"), r"of='mixer': give a list of kinds of parts"),
-        (dict(score="los"), r"score='los': choose among loss, accuracy, kl, agreement"),
-        (dict(match="size"), r"match='size': choose among number, kind, parameters"),
-        (dict(controls=-1), r"controls=-1: give the number of controls for each ablation, 0 for none"),
+        (dict(score="los"), r"ablate\(score='los'\): give one of 'loss', 'accuracy', 'kl', 'agreement'"),
+        (dict(match="size"), r"ablate\(match='size'\): give one of 'number', 'kind', 'parameters'"),
+        (dict(controls=-1), r"ablate\(controls=-1\): give an integer number of controls for each ablation, 0 or more"),
         (
             dict(of=["gate"], match="parameters"),
             r"controls\(match='parameters'\): 'gate 0' has 1 parts and 0 parameters",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 
 from qwenlab import __version__
 from qwenlab.errors import BadParameter, BadSpec
-from qwenlab.execution.notebook import read_notebook
+from qwenlab.execution.notebook_runner import read_notebook
 from qwenlab.execution.parameters import Parameters
 from qwenlab.execution.secrets import secrets_of, shown
 from qwenlab.experiments.plan.code import calls_of_record, code_hash
@@ -26,20 +27,14 @@ RESERVED = ("datasets", "figures")
 
 @dataclass(frozen=True)
 class Point:
-    """One planned run.
-
-    parameters   all parameters, as files show them: a secret is replaced by its text
-    arguments    the values from the spec, as the notebook gets them; a secret is a Secret
-    checkpoints  parameter -> source and hash
-    address      hash of everything that makes the run what it is: see `address_of`
-    """
+    """One planned run."""
 
     experiment: str
-    parameters: dict[str, Any]
+    parameters: dict[str, Any]  # all of them, as files show them: a secret is replaced by its text
     seed: int
-    arguments: dict[str, Any]
-    checkpoints: dict[str, dict[str, str]]
-    address: str
+    arguments: dict[str, Any]  # the values from the spec, as the notebook gets them; a secret is a Secret
+    checkpoints: dict[str, dict[str, str]]  # parameter -> source and hash
+    address: str  # hash of everything that makes the run what it is
 
     @property
     def name(self) -> str:
@@ -65,10 +60,7 @@ class Plan:
 
 
 def plan(
-    folder: str | Path,
-    *,
-    settings: Mapping[str, Any] | None = None,
-    only: Mapping[str, Any] | None = None,
+    folder: str | Path, *, settings: Mapping[str, Any] | None = None, only: Mapping[str, Any] | None = None
 ) -> Plan:
     """Read and check an experiment.
 
@@ -92,21 +84,15 @@ def plan(
             f"{source.at('seeds')}: the notebook has no parameter `seed`, so all seeds would give the same run."
         )
 
-    experiment, notebook_hash = source.path.parent.name, code_hash(notebook, notebook_path.parent)
-    points = [
-        _point(experiment, spec, notebook_hash, declared, plain(values), seed)
-        for values in combinations
-        for seed in spec.seeds
-    ]
+    experiment, code = source.path.parent.name, code_hash(notebook, notebook_path.parent)
+    pairs = itertools.product(combinations, spec.seeds)
+    points = [_point(experiment, spec, code, declared, plain(values), seed) for values, seed in pairs]
     if repeated := len(points) - len({point.address for point in points}):
         secret = any(secrets_of(point.arguments) for point in points)
         hint = " Points cannot differ only in the value of a secret: write each as {env: NAME}." if secret else ""
         raise BadSpec(f"{source.at('sweep')}: {repeated} of {len(points)} points repeat another one.{hint}")
-    swept = [
-        name
-        for name in dict.fromkeys(name for values in combinations for name in values)
-        if len({json.dumps(point.parameters[name]) for point in points}) > 1
-    ]
+    names = dict.fromkeys(name for values in combinations for name in values)
+    swept = [name for name in names if len({json.dumps(point.parameters[name]) for point in points}) > 1]
     return Plan(experiment, spec, source, notebook_path, _selected(points, only or {}, declared), swept)
 
 
@@ -115,8 +101,12 @@ def _point(
 ) -> Point:
     arguments = values | ({"seed": seed} if "seed" in declared.by_name else {})
     full = shown(declared.filled(arguments))
-    named = [name for name in full if names_a_checkpoint(name)]
-    checkpoints = _checkpoints({name: full[name] for name in named if full[name] is not None}, full.get("revision"))
+    checkpoints = {}
+    for name, value in full.items():
+        if names_a_checkpoint(name) and value is not None:
+            from qwenlab.checkpoint.weights.fingerprint import hash_of  # imports torch, which takes seconds
+
+            checkpoints[name] = {"source": str(value), "hash": hash_of(value, full.get("revision"))}
     address = address_of(
         {
             "experiment": experiment,
@@ -131,15 +121,6 @@ def _point(
     return Point(experiment, full, seed, arguments, checkpoints, address)
 
 
-def _checkpoints(sources: Mapping[str, Any], revision: str | None) -> dict[str, dict[str, str]]:
-    """Source and hash of each checkpoint; `sources` maps parameters to checkpoint names."""
-    if not sources:
-        return {}
-    from qwenlab.checkpoint.weights.fingerprint import hash_of  # imports torch, which takes seconds
-
-    return {name: {"source": str(value), "hash": hash_of(value, revision)} for name, value in sources.items()}
-
-
 def address_of(identity: Mapping[str, Any]) -> str:
     """The address of a run: the first 16 hexadecimal digits of the SHA-256 of its identity as canonical JSON."""
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -148,39 +129,29 @@ def address_of(identity: Mapping[str, Any]) -> str:
 
 def _selected(points: list[Point], only: Mapping[str, Any], declared: Parameters) -> list[Point]:
     """The points with the values of `only`. Raises BadParameter if there are none."""
-
-    def value(point: Point, name: str) -> Any:
-        return point.seed if name == "seed" else point.parameters[name]
-
     for name in only:
-        if name != "seed" and name not in declared.by_name:
-            declared.check_one(name, None)
-    selected = [point for point in points if all(value(point, name) == wanted for name, wanted in only.items())]
+        if name != "seed":
+            declared.require(name)
+    values = [{**point.parameters, "seed": point.seed} for point in points]
+    selected = [point for point, of in zip(points, values, strict=True) if all(of[name] == only[name] for name in only)]
     if not selected:
-        have = "; ".join(f"{name}: {sorted({str(value(point, name)) for point in points})}" for name in only)
+        have = "; ".join(f"{name}: {sorted({str(of[name]) for of in values})}" for name in only)
         raise BadParameter(f"--only selects no point. The points have {have}.")
     return selected
 
 
 def _check_metrics(notebook: Any, path: Path, spec: Spec, source: YamlSource) -> None:
-    """Compare the metrics that the notebook's code records with those that the spec declares. Raises BadSpec.
-
-    A call with `**metrics` may record any name, so then no declared metric counts as missing.
-    """
-    recorded: dict[str, str] = {}
-    open_ended = False
+    """Raise BadSpec if the notebook's code records other metrics than the spec declares; `**metrics` may be any."""
+    found: dict[str | None, str] = {}
     for index, cell in enumerate(notebook.cells):
-        for call in calls_of_record(cell):
-            for keyword in call.keywords:
-                if keyword.arg is None:
-                    open_ended = True
-                elif keyword.arg not in RESERVED:
-                    recorded.setdefault(keyword.arg, f"{path}, cell {index + 1}, line {keyword.value.lineno}")
+        for keyword in (keyword for call in calls_of_record(cell) for keyword in call.keywords):
+            found.setdefault(keyword.arg, f"{path}, cell {index + 1}, line {keyword.value.lineno}")
+    recorded = {name: where for name, where in found.items() if name is not None and name not in RESERVED}
     for name, where in recorded.items():
         if name not in spec.metrics:
             near = get_close_matches(name, spec.metrics, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "declare it with its units."
             raise BadSpec(f"{source.at('metrics')}: {where} records {name!r}, which is not declared: {hint}")
     for name in spec.metrics:
-        if name not in recorded and not open_ended:
+        if name not in recorded and None not in found:
             raise BadSpec(f"{source.at('metrics', name)}: {path} never records {name!r}.")

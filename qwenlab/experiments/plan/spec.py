@@ -58,12 +58,8 @@ class Range(_Strict):
     def values(self) -> list[float | int]:
         """The numbers; integers stay integers."""
         limit = self.stop + 1e-9 * abs(self.stop)
-        return [*takewhile(lambda number: number <= limit, map(self._number, count()))]
-
-    def _number(self, index: int) -> float | int:
-        if self.step is not None:
-            return self.start + index * self.step
-        return self.start * self.times**index  # type: ignore[operator]
+        step, times = self.step or 0, self.times or 1
+        return [*takewhile(lambda number: number <= limit, (self.start * times**n + n * step for n in count()))]
 
 
 _RANGE, _LIST = "(range)", "(list)"  # no key of a spec can have these names
@@ -95,18 +91,12 @@ COLUMNS = {"name", "seed", "metric", "value", "units", "folder"}
 
 
 class Metric(_Strict):
-    """A number that each run must record.
+    """A number that each run must record."""
 
-    units   of its values, "1" for a share or a ratio
-    over    names of its dimensions; a plain number has none
-    pairs   the dimension along which two runs are compared value by value, such as texts or prompts
-    better  the better direction, for the regression report
-    """
-
-    units: str
-    over: list[str] = []
-    pairs: str | None = None
-    better: Literal["lower", "higher"] | None = None
+    units: str  # of its values, "1" for a share or a ratio
+    over: list[str] = []  # names of its dimensions; a plain number has none
+    pairs: str | None = None  # the dimension along which two runs are compared value by value, such as texts or prompts
+    better: Literal["lower", "higher"] | None = None  # the better direction, for the regression report
     meaning: str = ""
 
     @model_validator(mode="after")
@@ -194,7 +184,6 @@ def _hide(spec: Spec) -> Spec:
 
 
 def _message(error: Any, source: YamlSource) -> str:
-    """The message of one pydantic error, with file and line."""
     key = tuple(part for part in error["loc"] if part not in (_RANGE, _LIST))
     name, where = ".".join(map(str, key)), source.at(*key)
     if error["type"] == "extra_forbidden":

@@ -46,21 +46,16 @@ def names_a_checkpoint(name: str) -> bool:
 
 
 def _combinations(spec: Spec, source: YamlSource, settings: Mapping[str, Any]) -> Iterator[LocatedValues]:
-    """The parameter values of the spec, for every point of its sweep."""
     fixed = {name: (value, source.at("parameters", name)) for name, value in spec.parameters.items()}
     fixed |= {name: (hide(value) if name in spec.secrets else value, "--set") for name, value in settings.items()}
     seen: dict[str, tuple[str, ...]] = {name: ("parameters", name) for name in spec.parameters}
-    for kind, names in (
-        ("grid", spec.sweep.grid),
-        ("zip", spec.sweep.zipped),
-        ("list", {name: None for values in spec.sweep.listed for name in values}),
-    ):
+    listed_names = dict.fromkeys(name for values in spec.sweep.listed for name in values)
+    for kind, names in (("grid", spec.sweep.grid), ("zip", spec.sweep.zipped), ("list", listed_names)):
         for name in names:
+            key = ("sweep", kind, name)
             if name in seen:
-                raise BadSpec(
-                    f"{source.at('sweep', kind, name)}: {name!r} already has values at {source.at(*seen[name])}."
-                )
-            seen[name] = ("sweep", kind, name)
+                raise BadSpec(f"{source.at(*key)}: {name!r} already has values at {source.at(*seen[name])}.")
+            seen[name] = key
     grid, zipped = (
         [_choices(source, ("sweep", kind, name), axis) for name, axis in axes.items() if name not in settings]
         for kind, axes in (("grid", spec.sweep.grid), ("zip", spec.sweep.zipped))
@@ -73,9 +68,8 @@ def _combinations(spec: Spec, source: YamlSource, settings: Mapping[str, Any]) -
         {n: (value, source.at("sweep", "list", index, n)) for n, value in values.items() if n not in settings}
         for index, values in enumerate(spec.sweep.listed)
     ] or [{}]
-    for combination in itertools.product(*grid):
-        for row, entry in itertools.product(rows, listed):
-            yield {**fixed, **dict(combination), **row, **entry}
+    for combination, row, entry in itertools.product(itertools.product(*grid), rows, listed):
+        yield {**fixed, **dict(combination), **row, **entry}
 
 
 def _choices(source: YamlSource, key: tuple[str, str, str], values: AxisValues) -> list[tuple[str, tuple[Any, str]]]:
@@ -116,7 +110,7 @@ def _resolve(values: LocatedValues, spec: Spec, declared: Parameters, source: Ya
         default = declared.by_name[name].default
         if name not in result and default is not REQUIRED and default is not None:
             result[name] = Secret(default), str(declared.path)
-            declared.check_one(name, result[name][0])
+            declared.check(name, result[name][0])
     try:
         declared.filled(plain(result) | {"seed": 0})
     except MissingParameter as error:

@@ -13,7 +13,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from qwenlab.errors import UnknownRun
 from qwenlab.experiments.plan.points import plan
 from qwenlab.experiments.report.tables import figure_link, interval, markdown, spread, unwrap, wide
-from qwenlab.experiments.store.find import StoreLike, datasets, facts, find, metrics
+from qwenlab.experiments.store.find import datasets, facts, find, metrics
+from qwenlab.experiments.store.location import StoreLike
 from qwenlab.record.whole_files import replacing
 
 TEMPLATE, REPORT, FIGURES = "report.md.j2", "REPORT.md", "figures"
@@ -68,20 +69,15 @@ class ExperimentReport:
         """
         versions = ", ".join(f"{name} {version}" for name, version in self.facts["versions"].items())
         known = {"runs": self.runs, "facts": self.facts, "versions": versions, "metric": self.metric}
+        environment = Environment(
+            loader=FileSystemLoader(self.folder),
+            undefined=StrictUndefined,
+            keep_trailing_newline=True,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            finalize=lambda value: markdown(value) if isinstance(value, pd.DataFrame) else value,
+        )
+        environment.filters |= {each.__name__: each for each in (figure_link, interval, markdown, spread, unwrap, wide)}
         with replacing(self.folder / REPORT) as beside:
-            beside.write_text(template(self.folder / TEMPLATE).render(known | values), encoding="utf-8")
+            beside.write_text(environment.get_template(TEMPLATE).render(known | values), encoding="utf-8")
         return self.folder / REPORT
-
-
-def template(path: Path) -> Any:
-    """A template with the filters of reports."""
-    environment = Environment(
-        loader=FileSystemLoader(path.parent),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: markdown(value) if isinstance(value, pd.DataFrame) else value,
-    )
-    environment.filters |= {each.__name__: each for each in (figure_link, interval, markdown, spread, unwrap, wide)}
-    return environment.get_template(path.name)

@@ -8,7 +8,6 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from tqdm.auto import tqdm
 from qwenlab.errors import ExportFailed
 from qwenlab.experiments.record import METRICS
 from qwenlab.experiments.store.catalogue import catalogue
-from qwenlab.experiments.store.find import StoreLike, find, opened
+from qwenlab.experiments.store.find import find
+from qwenlab.experiments.store.location import StoreLike, store_at
 from qwenlab.experiments.store.object_store import ObjectStore
 from qwenlab.experiments.store.store import FACTS, FolderStore, Store, missing_extra
 from qwenlab.experiments.sweep.attempt import LOG, NOTEBOOK
@@ -54,7 +54,7 @@ def export_mlflow(
         from mlflow.tracking import MlflowClient
     except ImportError as error:
         raise missing_extra("mlflow", "Sending runs to MLflow") from error
-    kept = opened(store)
+    kept = store_at(store)
     wanted = find(experiment, where=where, store=kept)["folder"]
     held, sent = catalogue(kept), []
     facts, metrics = held.runs.set_index("folder")["facts"], dict(list(held.metrics.groupby("folder")))
@@ -62,10 +62,11 @@ def export_mlflow(
         client = MlflowClient(tracking_uri)
         there, known = _experiment(client, experiment)
         for folder in tqdm(wanted, desc=f"{experiment} to MLflow", unit="run"):
-            entry = _entry(json.loads(facts[folder]), metrics.get(folder, held.metrics[:0]))
-            if entry.tags[ADDRESS] not in known:
-                _send(client, there, entry, kept, folder, datasets)
-                sent.append(entry.name)
+            run = json.loads(facts[folder])
+            if run["address"] not in known:
+                with _files(kept, folder, datasets) as files:
+                    _send(client, there, run, metrics.get(folder, held.metrics[:0]), files)
+                sent.append(f"{run['experiment']}/{run['address']}")
     except MlflowException as error:
         raise ExportFailed(
             f"MLflow at {_public(tracking_uri)} did not take {experiment!r}: {_public(str(error))}\n"
@@ -98,25 +99,17 @@ def _experiment(client: Any, name: str) -> tuple[str, set[str]]:
             return str(found.experiment_id), known
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A run as MLflow has it; times in milliseconds."""
+def _send(
+    client: Any, experiment: str, facts: Mapping[str, Any], metrics: pd.DataFrame, files: Mapping[str, Path]
+) -> None:
+    """Send one run, and what did not fit into MLflow; it is marked as finished once all of it is there."""
+    from mlflow.entities import Metric, Param
 
-    name: str
-    began: int
-    ended: int
-    params: dict[str, str]
-    metrics: dict[str, float]
-    tags: dict[str, str]
-    notes: list[str]
-
-
-def _entry(facts: Mapping[str, Any], metrics: pd.DataFrame) -> _Entry:
-    """A run in MLflow's words, and what did not fit into them."""
-    named, numbers = _Names(), metrics.dropna(subset="value")
+    named, numbers, name = _Names(), metrics.dropna(subset="value"), f"{facts['experiment']}/{facts['address']}"
     written = {name: _written(value) for name, value in facts["parameters"].items()}
     units = metrics.drop_duplicates("metric")
-    params = {named(name): _cut(value) for name, value in written.items()}
+    began, ended = (int(datetime.fromisoformat(facts[at]).timestamp() * 1000) for at in ("began", "ended"))
+    params = [Param(named(name), _cut(value)) for name, value in written.items()]
     values = {named(row.metric, *_labels(row.labels)): float(row.value) for row in numbers.itertuples()}
     tags = {f"units.{named(name)}": unit for name, unit in zip(units["metric"], units["units"], strict=True)}
     notes = list(_notes(written, len(metrics) - len(numbers), len(metrics), named))
@@ -129,15 +122,14 @@ def _entry(facts: Mapping[str, Any], metrics: pd.DataFrame) -> _Entry:
         "qwenlab.checkpoint_hash": ", ".join(each["hash"] for each in facts["checkpoints"].values()),
         "qwenlab.notes": "\n".join(notes),
     }
-    return _Entry(
-        name=f"{facts['experiment']}/{facts['address']}",
-        began=_milliseconds(facts["began"]),
-        ended=_milliseconds(facts["ended"]),
-        params=params,
-        metrics=values,
-        tags={name: value for name, value in tags.items() if value},
-        notes=notes,
-    )
+    tags = {tag: value for tag, value in tags.items() if value}
+    run = client.create_run(experiment, start_time=began, tags=tags, run_name=name).info.run_id
+    client.log_batch(run, [Metric(metric, value, ended, 0) for metric, value in values.items()], params)
+    for file, path in files.items():
+        client.log_artifact(run, str(path), file.rpartition("/")[0] or None)
+    client.set_terminated(run, "FINISHED", end_time=ended)
+    for note in notes:
+        tqdm.write(f"{name}: {note}")
 
 
 class _Names:
@@ -179,29 +171,8 @@ def _notes(written: Mapping[str, str], nan: int, total: int, named: _Names) -> I
         yield f"under other names, for MLflow's sake: {len(named.changed)}, such as {old[:KEY]!r} as {new!r}"
 
 
-def _milliseconds(time: str) -> int:
-    return int(datetime.fromisoformat(time).timestamp() * 1000)
-
-
-def _send(client: Any, experiment: str, entry: _Entry, store: Store, folder: str, datasets: bool) -> None:
-    """One run, marked as finished once all of it is there."""
-    from mlflow.entities import Metric, Param
-
-    run = client.create_run(experiment, start_time=entry.began, tags=entry.tags, run_name=entry.name).info.run_id
-    params = [Param(name, value) for name, value in entry.params.items()]
-    metrics = [Metric(name, value, entry.ended, 0) for name, value in entry.metrics.items()]
-    client.log_batch(run, metrics, params)
-    with _files(store, folder, datasets) as files:
-        for name, path in files.items():
-            client.log_artifact(run, str(path), name.rpartition("/")[0] or None)
-    client.set_terminated(run, "FINISHED", end_time=entry.ended)
-    for note in entry.notes:
-        tqdm.write(f"{entry.name}: {note}")
-
-
 @contextmanager
 def _files(store: Store, folder: str, datasets: bool) -> Iterator[dict[str, Path]]:
-    """The files of a run that are sent, by their names in its folder."""
     with tempfile.TemporaryDirectory() as here:
         root = store.root / folder if isinstance(store, FolderStore) else Path(here)
         if isinstance(store, ObjectStore):

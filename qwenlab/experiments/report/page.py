@@ -7,20 +7,19 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from qwenlab import __version__
 from qwenlab.errors import BadArgument
 from qwenlab.experiments.store.catalogue import catalogue
-from qwenlab.experiments.store.find import StoreLike, find, opened
+from qwenlab.experiments.store.find import UNFINISHED, find, flat
+from qwenlab.experiments.store.location import StoreLike, store_at
 from qwenlab.experiments.store.store import FACTS, FolderStore
-from qwenlab.experiments.store.table import UNFINISHED
 from qwenlab.experiments.sweep.attempt import LOG, NOTEBOOK
 from qwenlab.experiments.sweep.provenance import now
 from qwenlab.record.whole_files import replacing
@@ -37,18 +36,24 @@ _ALIKE = ("notebook", "parameters", "checkpoints", "code", "versions", "machine"
 _CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 
 
-@dataclass(frozen=True)
 class _Run:
-    """A run or an attempt. `apart`: what it alone has among the finished ones, its seed aside."""
+    """A run or an attempt: its row of `find`, what sets it `apart` from other finished ones, and links to its files."""
 
-    row: Mapping[str, Any]
-    facts: Mapping[str, Any]
-    folder: Path
-    apart: Mapping[str, str]
-
-    @property
-    def setting(self) -> str:
-        return ", ".join(f"{name}={value}" for name, value in self.apart.items())
+    def __init__(
+        self, row: Mapping[str, Any], facts: Mapping[str, Any], root: Path, apart: Mapping[str, str], page: Path
+    ) -> None:
+        folder = root / row["folder"]
+        self.row, self.facts, self.folder, self.apart, self.name = row, facts, folder, apart, folder.name
+        self.setting = ", ".join(f"{name}={value}" for name, value in apart.items())
+        ended, state = facts.get("exit") or {}, row["state"]
+        self.kind = ended.get("kind", state.replace("_", " "))
+        lost = "" if state == "running" else "its runner died and could not say how it ended"
+        self.reason = ended.get("message", lost)
+        self.links = {
+            word: quote(Path(os.path.relpath(folder / name, page.parent)).as_posix())
+            for word, name in {"notebook": NOTEBOOK, "log": LOG, "facts": FACTS}.items()
+            if (folder / name).is_file()
+        }
 
 
 def report(experiment: str, out: str | Path | None = None, *, store: StoreLike = None) -> Path:
@@ -59,22 +64,14 @@ def report(experiment: str, out: str | Path | None = None, *, store: StoreLike =
     Its links to notebooks, logs and facts are relative: they hold for as long as page and store are moved together.
     Raises UnknownRun for an experiment with no runs, and BadArgument for a store that is not a folder.
     """
-    kept = opened(store)
+    kept = store_at(store)
     if not isinstance(kept, FolderStore):
         raise BadArgument(f"A report is made from a folder, not from {kept.url}: copy the store here first.")
     table = find(experiment, state=None, store=kept)
     page = (kept.root / experiment / PAGE) if out is None else Path(out).resolve()
     if page.is_dir():
         raise BadArgument(f"{page} is a folder: name the page to write, such as {page / PAGE}.")
-    told = _told(table, kept, page)
-    text = _template().render(experiment=experiment, made=now(), version=__version__, **told)
-    with replacing(page) as beside:
-        beside.write_bytes(text.encode("utf-8", "replace"))
-    return page
-
-
-def _template() -> Template:
-    return Environment(
+    template = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
@@ -82,16 +79,19 @@ def _template() -> Template:
         lstrip_blocks=True,
         finalize=_printable,
     ).get_template(TEMPLATE)
+    text = template.render(experiment=experiment, made=now(), version=__version__, **_told(table, kept, page))
+    with replacing(page) as beside:
+        beside.write_bytes(text.encode("utf-8", "replace"))
+    return page
 
 
 def _told(table: pd.DataFrame, store: FolderStore, page: Path) -> dict[str, Any]:
-    """Everything that the template says."""
     known = catalogue(store)
     facts = {row.folder: json.loads(row.facts) for row in known.runs.itertuples()}
     rows = [row for row in table.to_dict("records") if row["folder"] in facts]
     done = [row for row in rows if row["state"] == "finished"]
-    apart = dict(zip((row["folder"] for row in done), _apart([facts[row["folder"]] for row in done]), strict=True))
-    runs = [_Run(row, facts[row["folder"]], store.root / row["folder"], apart.get(row["folder"], {})) for row in rows]
+    apart = dict(zip((row["folder"] for row in done), _apart(done, facts), strict=True))
+    runs = [_Run(row, facts[row["folder"]], store.root, apart.get(row["folder"], {}), page) for row in rows]
     finished = [run for run in runs if run.row["state"] == "finished"]
     shown, left_out = _figures(finished)
     return {
@@ -100,8 +100,8 @@ def _told(table: pd.DataFrame, store: FolderStore, page: Path) -> dict[str, Any]
         "apart": list(next(iter(apart.values()), {})),
         "means": [name for name in table if name.startswith("metrics.") and table[name].notna().any()],
         "declared": {name: metric for run in finished for name, metric in run.facts["metrics"].items()},
-        "finished": [_shown(run, page) for run in finished],
-        "unfinished": [_shown(run, page) for run in runs if run.row["state"] != "finished"],
+        "finished": finished,
+        "unfinished": [run for run in runs if run.row["state"] != "finished"],
         "finished_names": {run.row["name"] for run in finished},
         "labelled": list(_labelled(known.metrics, finished)),
         "figures": shown,
@@ -110,41 +110,18 @@ def _told(table: pd.DataFrame, store: FolderStore, page: Path) -> dict[str, Any]
     }
 
 
-def _apart(facts: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+def _apart(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> list[dict[str, str]]:
     """What sets each run apart: parameters, and code or checkpoints where those differ under the same parameters."""
-    parts = [{name: value for name, value in each["parameters"].items() if name != "seed"} for each in facts]
-    found = [dict(each) for each in parts]
-    extras = {
-        "checkpoint hash": lambda each: ", ".join(known["hash"] for known in each["checkpoints"].values()),
-        "qwenlab": lambda each: each["code"]["qwenlab"],
-        "source": lambda each: each["code"]["source"],
-    }
-    for name, read in extras.items():
-        keys = [json.dumps(each, sort_keys=True) for each in parts]
-        if len(set(zip(keys, map(read, facts), strict=True))) > len(set(keys)):
-            found = [each | {name: read(fact)} for each, fact in zip(found, facts, strict=True)]
+    found = [dict(facts[row["folder"]]["parameters"]) for row in rows]
+    for each in found:
+        each.pop("seed", None)
+    keys = [json.dumps(each, sort_keys=True) for each in found]
+    for column in ("checkpoint_hash", "qwenlab", "source"):
+        if len({(key, row[column]) for key, row in zip(keys, rows, strict=True)}) > len(set(keys)):
+            found = [each | {column.replace("_", " "): row[column]} for each, row in zip(found, rows, strict=True)]
     names = dict.fromkeys(name for each in found for name in each)
     varied = [name for name in names if len({_text(each.get(name)) for each in found}) > 1]
     return [{name: _text(each.get(name)) for name in varied} for each in found]
-
-
-def _shown(run: _Run, page: Path) -> dict[str, Any]:
-    """A run as a row: what `find` says of it, its reason, and links to what it left."""
-    ended = run.facts.get("exit") or {}
-    reason = "" if run.row["state"] == "running" else "its runner died and could not say how it ended"
-    names = {"notebook": NOTEBOOK, "log": LOG, "facts": FACTS}
-    return {
-        "row": run.row,
-        "apart": run.apart,
-        "name": run.folder.name,
-        "kind": ended.get("kind", run.row["state"].replace("_", " ")),
-        "reason": ended.get("message", reason),
-        "links": {
-            word: quote(Path(os.path.relpath(run.folder / name, page.parent)).as_posix())
-            for word, name in names.items()
-            if (run.folder / name).is_file()
-        },
-    }
 
 
 def _labelled(metrics: pd.DataFrame, runs: Sequence[_Run]) -> Iterator[dict[str, Any]]:
@@ -205,28 +182,23 @@ def _figures(runs: Sequence[_Run]) -> tuple[dict[str, list[dict[str, Any]]], int
 
 def _facts(runs: Sequence[_Run]) -> dict[str, Any]:
     """What the facts of all runs say alike, and what they do not, by run."""
-    flat = [dict(_flat({name: run.facts.get(name, {}) for name in _ALIKE})) for run in runs]
-    names = dict.fromkeys(name for each in flat for name in each)
-    differ = [name for name in names if len({each.get(name) for each in flat}) > 1]
+    texts = [
+        {
+            name: f"{value / 2**30:.1f} GiB" if name == "machine.memory" else _text(value)
+            for name, value in flat({name: run.facts.get(name, {}) for name in _ALIKE})
+        }
+        for run in runs
+    ]
+    names = dict.fromkeys(name for each in texts for name in each)
+    differ = [name for name in names if len({each.get(name) for each in texts}) > 1]
     return {
-        "alike": {name: flat[0][name] for name in names if name not in differ},
+        "alike": {name: texts[0][name] for name in names if name not in differ},
         "differ": [name for name in differ if not name.startswith("parameters.")],
-        "by_run": {run.folder.name: each for run, each in zip(runs, flat, strict=True)},
+        "by_run": {run.name: each for run, each in zip(runs, texts, strict=True)},
     }
 
 
-def _flat(what: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in what.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{before}{name}.")
-        elif before + name == "machine.memory":
-            yield before + name, f"{value / 2**30:.1f} GiB"
-        else:
-            yield before + name, _text(value)
-
-
 def _text(value: Any) -> str:
-    """A value as JSON has it, a plain string as it is."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,9 +77,5 @@ def unwrap(text: str) -> str:
 def markdown(table: pd.DataFrame) -> str:
     """A frame as a Markdown table, its index as the first columns."""
     table = table.reset_index()
-    return rows(list(map(str, table.columns)), table.astype(str).values.tolist())
-
-
-def rows(header: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """A Markdown table of cells that are text already."""
-    return "\n".join("| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *body))
+    lines = (map(str, table.columns), ["---"] * table.shape[1], *table.astype(str).values.tolist())
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -21,34 +21,35 @@ from qwenlab.experiments.store.store import FACTS, FolderStore, Store
 INDEX = ".index"
 """Folder of the store with both tables. It may be deleted: it is rebuilt from the runs."""
 
-RUN_COLUMNS = ("folder", "stamp", "name", "experiment", "state", "seed", "began", "seconds", "facts")
-METRIC_COLUMNS = ("folder", "metric", "labels", "value", "units")
+COLUMNS = {
+    "runs": ("folder", "stamp", "name", "experiment", "state", "seed", "began", "seconds", "facts"),
+    "metrics": ("folder", "metric", "labels", "value", "units"),
+}
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The runs of a store, finished or not, and their metrics.
+    """The runs of a store, finished or not, and their metrics."""
 
-    runs     one row per run folder: `name` is experiment/address, `facts` the text of facts.json
-    metrics  one row per value: `folder` is that of its run
-    """
+    runs: pd.DataFrame  # one row per run folder: `name` is experiment/address, `facts` the text of facts.json
+    metrics: pd.DataFrame  # one row per value: `folder` is that of its run
 
-    runs: pd.DataFrame
-    metrics: pd.DataFrame
+
+_EMPTY = Catalogue(*(pd.DataFrame(columns=list(columns)) for columns in COLUMNS.values()))
 
 
 def catalogue(store: Store) -> Catalogue:
     """The catalogue of a store as it is now."""
     if isinstance(store, ObjectStore):
         with tempfile.TemporaryDirectory() as folder:
-            return _update(_empty(), _download(store, Path(folder)))
+            return _update(_EMPTY, _download(store, Path(folder)))
     assert isinstance(store, FolderStore)
     cached = _read(store.root / INDEX)
     current = _update(cached, _scan(store.root))
     if current is not cached:
         with suppress(OSError):  # a read-only store has no cache
-            write_table(current.runs, store.root / INDEX / "runs.parquet")
-            write_table(current.metrics, store.root / INDEX / "metrics.parquet")
+            for name in COLUMNS:
+                write_table(getattr(current, name), store.root / INDEX / f"{name}.parquet")
     return current
 
 
@@ -67,10 +68,9 @@ def _scan(root: Path) -> RunStamps:
 
 
 def _folders(path: str | Path) -> list[os.DirEntry[str]]:
-    if not os.path.isdir(path):
-        return []
-    with os.scandir(path) as entries:
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(path) as entries:
         return [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    return []
 
 
 def _download(store: ObjectStore, target: Path) -> RunStamps:
@@ -86,19 +86,13 @@ def _download(store: ObjectStore, target: Path) -> RunStamps:
     return stamps
 
 
-def _empty() -> Catalogue:
-    return Catalogue(pd.DataFrame(columns=list(RUN_COLUMNS)), pd.DataFrame(columns=list(METRIC_COLUMNS)))
-
-
 def _read(index: Path) -> Catalogue:
-    try:
-        with duckdb.connect() as database:
-            tables = [database.read_parquet(str(index / f"{name}.parquet")).df() for name in ("runs", "metrics")]
-    except (duckdb.Error, OSError):  # no cache yet, or a damaged one
-        return _empty()
-    if [list(table.columns) for table in tables] != [list(RUN_COLUMNS), list(METRIC_COLUMNS)]:
-        return _empty()
-    return Catalogue(*tables)
+    """The cached catalogue; an empty one if there is no cache, a damaged one, or one of another version."""
+    with suppress(duckdb.Error, OSError), duckdb.connect() as database:
+        tables = [database.read_parquet(str(index / f"{name}.parquet")).df() for name in COLUMNS]
+        if [tuple(table.columns) for table in tables] == [*COLUMNS.values()]:
+            return Catalogue(*tables)
+    return _EMPTY
 
 
 def _update(cached: Catalogue, stamps: RunStamps) -> Catalogue:
@@ -109,7 +103,7 @@ def _update(cached: Catalogue, stamps: RunStamps) -> Catalogue:
         return cached
     unchanged = before.keys() & (stamps.keys() - new.keys())
     rows = [row for folder, path in new.items() if (row := _row(folder, stamps[folder][0], path)) is not None]
-    runs = _joined(cached.runs, unchanged, pd.DataFrame(rows, columns=list(RUN_COLUMNS)))
+    runs = _joined(cached.runs, unchanged, pd.DataFrame(rows, columns=list(COLUMNS["runs"])))
     return Catalogue(runs, _joined(cached.metrics, unchanged, _metrics(new)))
 
 
@@ -120,21 +114,18 @@ def _joined(old: pd.DataFrame, unchanged: Iterable[str], new: pd.DataFrame) -> p
 
 def _row(folder: str, stamp: str, path: Path) -> tuple[Any, ...] | None:
     """The row of one run; None if its facts cannot be read: a foreign folder, or a half-written file."""
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError):
         text = (path / FACTS).read_text(encoding="utf-8")
         facts = json.loads(text)
-        name = f"{facts['experiment']}/{facts['address']}"
-        seconds = float(facts.get("seconds") or "nan")
+        name, seconds = f"{facts['experiment']}/{facts['address']}", float(facts.get("seconds") or "nan")
         return (folder, stamp, name, facts["experiment"], facts["state"], facts["seed"], facts["began"], seconds, text)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return None
 
 
 def _metrics(folders: dict[str, Path]) -> pd.DataFrame:
-    """The metrics of these folders, read by one query."""
     files = {str(path / METRICS): folder for folder, path in folders.items() if (path / METRICS).is_file()}
     if not files:
-        return pd.DataFrame(columns=list(METRIC_COLUMNS))
+        return _EMPTY.metrics
     with duckdb.connect() as database:
         values = database.execute(
             "SELECT filename AS folder, metric, labels, value, units FROM read_parquet(?, filename=true)", [list(files)]

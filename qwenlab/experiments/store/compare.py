@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from qwenlab.errors import CannotCompare
 from qwenlab.experiments.store.catalogue import Catalogue, catalogue
-from qwenlab.experiments.store.find import StoreLike, opened, run_row
+from qwenlab.experiments.store.find import flat, run_row, scalar
+from qwenlab.experiments.store.location import StoreLike, store_at
 from qwenlab.stats.formulas.intervals import bootstrap
 
 RESAMPLES = 10_000
@@ -20,6 +21,7 @@ CONFIDENCE = 0.95
 """Joint confidence of all intervals of one comparison; each has an equal share of the error rate (Bonferroni)."""
 
 _DIFFERENT = ("parameters", "seed", "checkpoints", "code", "versions", "machine", "notebook")
+_COLUMNS = ["metric", "units", "old", "new", "difference", "low", "high", "n", "unit", "moved", "better"]
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,11 @@ def compare(old: str, new: str, *, store: StoreLike = None, new_store: StoreLike
     over the paired differences: 10,000 resamples, seed 0, at 95 % over all metrics together. Else there is one
     difference and no interval. Raises UnknownRun, and CannotCompare if labels or units differ.
     """
-    rows = run_row(old, store=store), run_row(new, store=new_store or store)
-    before = _values(catalogue(opened(store)), rows[0])
-    after = _values(catalogue(opened(new_store or store)), rows[1])
-    facts = [_facts(row) for row in rows]
-    return Comparison(_differences(*facts), _compared([(before, after, facts[1])]), 1)
+    runs = []
+    for name, where in ((old, store_at(store)), (new, store_at(new_store or store))):
+        found = catalogue(where)
+        runs.append(_run(run_row(name, found.runs, where.url), found))
+    return _comparison([(runs[0], runs[1])])
 
 
 def compare_stores(old: StoreLike, new: StoreLike, experiment: str | None = None) -> Comparison:
@@ -70,81 +72,79 @@ def compare_stores(old: StoreLike, new: StoreLike, experiment: str | None = None
     For a nightly check: if a metric has pairs, the bootstrap resamples them, each with its differences in all runs;
     else it resamples the runs. Raises CannotCompare if no run has a counterpart.
     """
-    before, after = catalogue(opened(old)), catalogue(opened(new))
+    old, new = store_at(old), store_at(new)
+    before, after = catalogue(old), catalogue(new)
     old_runs, new_runs = _finished(before, experiment), _finished(after, experiment)
-    both = [key for key in old_runs if key in new_runs]
-    if not both:
+    pairs = [(_run(row, before), _run(new_runs[key], after)) for key, row in old_runs.items() if key in new_runs]
+    if not pairs:
         raise CannotCompare(
-            f"No run in {opened(new).url} has the parameters and the seed of one in {opened(old).url}.\n"
+            f"No run in {new.url} has the parameters and the seed of one in {old.url}.\n"
             f"They have {len(new_runs)} and {len(old_runs)} finished runs."
         )
-    pairs = [(_values(before, old_runs[key]), _values(after, new_runs[key]), _facts(new_runs[key])) for key in both]
-    facts = [_differences(_facts(old_runs[key]), _facts(new_runs[key])) for key in both]
-    return Comparison(pd.concat(facts).drop_duplicates().reset_index(drop=True), _compared(pairs), len(both))
+    return _comparison(pairs)
 
 
-def _finished(catalogue: Catalogue, experiment: str | None) -> dict[str, pd.Series]:
-    """The finished runs of a store, by JSON of experiment, parameters and seed."""
-    runs, finished = catalogue.runs, {}
-    for _, row in runs[runs["state"] == "finished"].iterrows():
-        if experiment in (None, row["experiment"]):
-            question = [row["experiment"], _facts(row)["parameters"], row["seed"]]
-            finished[json.dumps(question, sort_keys=True)] = row
-    return finished
+class _RunData(NamedTuple):
+    """The facts of a run, and its values: columns value and units, by metric and labels."""
+
+    facts: Mapping[str, Any]
+    values: pd.DataFrame
 
 
-def _facts(row: pd.Series) -> dict[str, Any]:
-    return json.loads(row["facts"])
+def _run(row: pd.Series, found: Catalogue) -> _RunData:
+    values = found.metrics[found.metrics["folder"] == row["folder"]]
+    return _RunData(json.loads(row["facts"]), values.set_index(["metric", "labels"])[["value", "units"]])
 
 
-def _values(catalogue: Catalogue, row: pd.Series) -> pd.DataFrame:
-    metrics = catalogue.metrics
-    return metrics[metrics["folder"] == row["folder"]].set_index(["metric", "labels"])[["value", "units"]]
+def _finished(found: Catalogue, experiment: str | None) -> dict[str, pd.Series]:
+    """The rows of finished runs, by JSON of experiment, parameters and seed."""
+    rows = (row for _, row in found.runs[found.runs["state"] == "finished"].iterrows())
+    return {
+        json.dumps([row["experiment"], json.loads(row["facts"])["parameters"], row["seed"]], sort_keys=True): row
+        for row in rows
+        if experiment in (None, row["experiment"])
+    }
+
+
+def _comparison(pairs: Sequence[tuple[_RunData, _RunData]]) -> Comparison:
+    declared: dict[str, Any] = {name: metric for _, new in pairs for name, metric in new.facts["metrics"].items()}
+    values = [(old.values, new.values) for old, new in pairs]
+    shared = [name for name in declared if any(_has(old, name) and _has(new, name) for old, new in values)]
+    confidence = 1 - (1 - CONFIDENCE) / max(1, len(shared))
+    rows = [_row(name, declared[name], values, confidence) for name in shared]
+    metrics = pd.DataFrame(rows, columns=_COLUMNS).astype({"moved": object})
+    facts = pd.concat([_differences(old.facts, new.facts) for old, new in pairs]).drop_duplicates()
+    return Comparison(facts.reset_index(drop=True), metrics, len(pairs))
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> pd.DataFrame:
     """The facts that differ between two runs, with flattened names: `parameters.max_tokens`."""
-    one, other = (dict(_flat({name: facts.get(name) for name in _DIFFERENT})) for facts in (old, new))
+    one, other = (
+        {name: scalar(value) for name, value in flat({name: facts.get(name) for name in _DIFFERENT})}
+        for facts in (old, new)
+    )
     names = [name for name in dict.fromkeys([*one, *other]) if one.get(name) != other.get(name)]
     rows = [(name, one.get(name), other.get(name)) for name in names]
     return pd.DataFrame(rows, columns=["what", "old", "new"]).astype(object)
-
-
-def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in facts.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", json.dumps(value) if isinstance(value, list) else value
-
-
-Pair = tuple[pd.DataFrame, pd.DataFrame, Mapping[str, Any]]
-_COLUMNS = ["metric", "units", "old", "new", "difference", "low", "high", "n", "unit", "moved", "better"]
-
-
-def _compared(pairs: Sequence[Pair]) -> pd.DataFrame:
-    """One row per metric that both sides recorded."""
-    declared: dict[str, Any] = {name: metric for pair in pairs for name, metric in pair[2]["metrics"].items()}
-    shared = [name for name in declared if any(_has(old, name) and _has(new, name) for old, new, _ in pairs)]
-    confidence = 1 - (1 - CONFIDENCE) / max(1, len(shared))
-    rows = [_row(name, declared[name], pairs, confidence) for name in shared]
-    return pd.DataFrame(rows, columns=_COLUMNS).astype({"moved": object})
 
 
 def _has(values: pd.DataFrame, name: str) -> bool:
     return name in values.index.get_level_values("metric")
 
 
-def _row(name: str, metric: Mapping[str, Any], pairs: Sequence[Pair], confidence: float) -> dict[str, Any]:
-    matched = pd.concat([_matched(name, metric["pairs"], n, old, new) for n, (old, new, _) in enumerate(pairs)])
-    difference = (matched["value_new"] - matched["value_old"]).groupby(matched["unit_label"]).mean()
+def _row(
+    name: str, metric: Mapping[str, Any], values: Sequence[tuple[pd.DataFrame, pd.DataFrame]], confidence: float
+) -> dict[str, Any]:
+    matched = pd.concat([_matched(name, metric["pairs"], n, old, new) for n, (old, new) in enumerate(values)])
+    differences = matched["value_new"] - matched["value_old"]
+    difference = differences.groupby(matched["unit_label"]).mean()
     low, high = _interval(difference.to_numpy(), confidence)
     return {
         "metric": name,
         "units": matched["units"].iloc[0] if len(matched) else metric["units"],
         "old": matched["value_old"].mean(),
         "new": matched["value_new"].mean(),
-        "difference": float((matched["value_new"] - matched["value_old"]).mean()),
+        "difference": float(differences.mean()),
         "low": low,
         "high": high,
         "n": len(difference),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -12,15 +12,16 @@ import xarray as xr
 
 from qwenlab.arguments import choice
 from qwenlab.errors import BadArgument, CannotCompare, UnknownRun
-from qwenlab.experiments.store.catalogue import catalogue
-from qwenlab.experiments.store.location import store_at
+from qwenlab.experiments.store.catalogue import Catalogue, catalogue
+from qwenlab.experiments.store.location import StoreLike, store_at
 from qwenlab.experiments.store.store import FolderStore, Store
-from qwenlab.experiments.store.table import STATES, of_experiment, runs_table, scalar
 
 if TYPE_CHECKING:
     from qwenlab.experiments.plan.points import Plan
 
-StoreLike = str | os.PathLike[str] | Store | None
+UNFINISHED = ("running", "broken_off", "failed", "interrupted")
+STATES = ("finished", *UNFINISHED)
+"""`broken_off`: its runner died before it recorded how the run ended."""
 
 
 def find(
@@ -44,8 +45,8 @@ def find(
     Raises BadArgument for an unknown state or an invalid expression, and UnknownRun for an experiment with no runs.
     """
     choice("find", "state", state, (*STATES, None))
-    store = opened(store)
-    table = runs_table(of_experiment(catalogue(store), experiment, store), store)
+    store = store_at(store)
+    table = _runs_table(_of_experiment(catalogue(store), experiment, store), store)
     if state is not None:
         table = table[table["state"] == state]
     empty = [name for name in table if len(table) and name.startswith("metrics.") and table[name].isna().all()]
@@ -68,7 +69,7 @@ def metrics(
 
     Raises UnknownRun for a metric that none of the runs recorded.
     """
-    store = opened(store)
+    store = store_at(store)
     runs = find(experiment, where=where, state=state, store=store)
     values = catalogue(store).metrics
     values = values[values["folder"].isin(runs["folder"])]
@@ -92,7 +93,7 @@ def datasets(
     Raises CannotCompare if the runs have different labels in a dimension, UnknownRun if a run has no dataset of that
     name or no run matches, and BadArgument for an object store.
     """
-    store = opened(store)
+    store = store_at(store)
     if not isinstance(store, FolderStore):
         raise BadArgument(f"Datasets are read from a folder, not from {store.url}: copy the store here first.")
     runs = find(experiment, where=where, store=store)
@@ -109,7 +110,7 @@ def datasets(
         joined = xr.concat(loaded, names, join="exact", combine_attrs="drop_conflicts")
     except ValueError as error:
         raise CannotCompare(f"The datasets {name!r} of the runs do not have the same labels: {error}") from error
-    columns = [*_varied(runs), *(["seed"] if runs["seed"].nunique() > 1 else [])]
+    columns = [*_varied(runs), *["seed"] * (runs["seed"].nunique() > 1)]
     return joined.assign_coords({column: ("run", [scalar(value) for value in runs[column]]) for column in columns})
 
 
@@ -118,14 +119,13 @@ def facts(name: str, *, store: StoreLike = None) -> dict[str, Any]:
 
     Raises UnknownRun if no run has this name, or several begin with it.
     """
-    row = run_row(name, store=store)
+    store = store_at(store)
+    row = run_row(name, catalogue(store).runs, store.url)
     return json.loads(row["facts"]) | {"folder": row["folder"]}
 
 
-def run_row(name: str, *, store: StoreLike = None) -> pd.Series:
-    """The catalogue row of one run; a finished run takes precedence over attempts."""
-    store = opened(store)
-    runs = catalogue(store).runs
+def run_row(name: str, runs: pd.DataFrame, url: str) -> pd.Series:
+    """The row of one run in the catalogue of the store at `url`; a finished run takes precedence over attempts."""
     exact = runs[runs["folder"] == name]
     begins = runs["name"].str.startswith(name) | runs["name"].str.contains(f"/{name}", regex=False)
     matches = exact if len(exact) else runs[begins]
@@ -134,13 +134,8 @@ def run_row(name: str, *, store: StoreLike = None) -> pd.Series:
     if matches["name"].nunique() != 1:
         several = ", ".join(sorted(matches["folder"])[:5])
         problem = f"is the beginning of several names: {several}" if len(matches) else "is not the name of a run"
-        raise UnknownRun(f"{name!r} {problem}, in the store {store.url}. `qwenlab runs list` prints the names.")
+        raise UnknownRun(f"{name!r} {problem}, in the store {url}. `qwenlab runs list` prints the names.")
     return matches.iloc[-1]
-
-
-def opened(store: StoreLike) -> Store:
-    """Return a store unchanged, and open the store at an address."""
-    return store_at(store) if store is None or isinstance(store, (str, os.PathLike)) else store
 
 
 def _varied(runs: pd.DataFrame) -> list[str]:
@@ -158,3 +153,65 @@ def _where(table: pd.DataFrame, expression: str) -> pd.DataFrame:
             columns = ", ".join(f'"{name}"' if "." in name or " " in name else name for name in table)
             first = str(error).splitlines()[0]
             raise BadArgument(f"where={expression!r}: {first}\nThe columns are: {columns}.") from error
+
+
+def _of_experiment(catalogue: Catalogue, experiment: str | Plan | None, store: Store) -> Catalogue:
+    """Select the runs of an experiment, or of the points of a plan. Raises UnknownRun if the experiment has none."""
+    if experiment is None:
+        return catalogue
+    name = experiment if isinstance(experiment, str) else experiment.experiment
+    runs = catalogue.runs[catalogue.runs["experiment"] == name]
+    if runs.empty:
+        has = ", ".join(sorted(set(catalogue.runs["experiment"]))) or "no runs"
+        raise UnknownRun(f"{store.url} has no runs of {name!r}. It has: {has}.")
+    if not isinstance(experiment, str):
+        runs = runs[runs["name"].isin([point.name for point in experiment.points])]
+    return Catalogue(runs, catalogue.metrics[catalogue.metrics["folder"].isin(runs["folder"])])
+
+
+def _runs_table(catalogue: Catalogue, store: Store) -> pd.DataFrame:
+    """One row per run; for the columns see `find`. `state` is the present one."""
+    rows = [_row(row, store) for row in catalogue.runs.itertuples()]
+    base = ["name", "experiment", "state", "seed", "began", "seconds", "folder"]
+    table = pd.DataFrame(rows) if rows else pd.DataFrame(columns=base)
+    if len(catalogue.metrics):
+        metrics = catalogue.metrics.assign(column=lambda rows: "metrics." + rows["metric"] + " (" + rows["units"] + ")")
+        means = metrics.groupby(["folder", "column"])["value"].mean().unstack()
+        table = table.merge(means, left_on="folder", right_index=True, how="left")
+    return table
+
+
+def _row(row: Any, store: Store) -> dict[str, Any]:
+    facts, state = json.loads(row.facts), row.state
+    if state == "running" and not (isinstance(store, FolderStore) and store.is_claimed(row.name)):
+        state = "broken_off"
+    return {
+        "name": row.name,
+        "experiment": row.experiment,
+        "state": state,
+        "seed": row.seed,
+        "began": row.began,
+        "seconds": row.seconds,
+        "peak_memory": facts.get("used", {}).get("peak_memory"),
+        "commit": facts["code"].get("commit"),
+        "qwenlab": facts["code"]["qwenlab"],
+        "source": facts["code"]["source"],
+        "checkpoint_hash": ", ".join(checkpoint["hash"] for checkpoint in facts["checkpoints"].values()),
+        "exit": facts.get("exit", {}).get("kind"),
+        "folder": row.folder,
+        **{f"params.{name}": scalar(value) for name, value in facts["parameters"].items()},
+    }
+
+
+def scalar(value: Any) -> Any:
+    """A parameter as a table cell: lists and dicts become JSON."""
+    return json.dumps(value) if isinstance(value, (list, dict)) else value
+
+
+def flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested facts, each with its full name: `machine.memory`."""
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

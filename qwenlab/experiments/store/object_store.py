@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -19,7 +20,7 @@ from qwenlab.errors import BadArgument, MissingExtra, StoreFailed
 from qwenlab.experiments.plan.spec import NAME
 from qwenlab.experiments.store.store import FACTS, FORMAT, check_format, checked, missing_extra
 
-_RUN = re.compile(r"[0-9a-f]{16}(\.[0-9]+)?")
+_FACTS_PATH = re.compile(rf".*/{NAME.pattern}/[0-9a-f]{{16}}(\.[0-9]+)?/{re.escape(FACTS)}")
 
 
 class ObjectStore:
@@ -76,7 +77,8 @@ class ObjectStore:
             self._scratch.pop(attempt).detach()
         with self._reported(f"The run is not lost: it is in {attempt} on {socket.gethostname()}."):
             self.files.invalidate_cache()
-            target = f"{self.root}/{name}" if finished else self._attempt_path(name)
+            attempts = (f"{self.root}/{name}.{number}" for number in itertools.count(1))
+            target = f"{self.root}/{name}" if finished else next(it for it in attempts if not self.files.exists(it))
             files = _files_of(attempt)
             self._delete_old(target, files)
             for file in files:
@@ -84,15 +86,8 @@ class ObjectStore:
         shutil.rmtree(attempt)
         return f"{self.url}{target.removeprefix(self.root)}"
 
-    def _attempt_path(self, name: str) -> str:
-        number = 1
-        while self.files.exists(f"{self.root}/{name}.{number}"):
-            number += 1
-        return f"{self.root}/{name}.{number}"
-
     def _delete_old(self, target: str, files: Sequence[PurePosixPath]) -> None:
-        """Delete the facts of an older run of the same name, so that nobody reads half of each, and then those of its
-        files, or of an interrupted upload, that would remain."""
+        """Delete an older run's facts first, so that nobody reads half of each; then its files that would remain."""
         stale = set(self.files.find(target)) - {f"{target}/{file}" for file in files}
         facts = f"{target}/{FACTS}"
         for path in [*([facts] if self.files.exists(facts) else []), *sorted(stale - {facts})]:
@@ -102,7 +97,7 @@ class ObjectStore:
         """Yield folder and facts of each run and attempt. Other folders, and facts that are not JSON, are skipped."""
         with self._reported():
             self.files.invalidate_cache()
-            paths = [path for path in self.files.glob(f"{self.root}/*/*/{FACTS}") if _names_a_run(path)]
+            paths = [path for path in self.files.glob(f"{self.root}/*/*/{FACTS}") if _FACTS_PATH.fullmatch(path)]
             contents = self.files.cat(paths) if paths else {}
         for path, content in contents.items():
             with suppress(ValueError):
@@ -121,7 +116,6 @@ class ObjectStore:
 
 
 def _opened(url: str) -> tuple[Any, str]:
-    """The file system of an address, and the path inside it."""
     try:
         files, root = fsspec.core.url_to_fs(url)
     except ImportError as error:
@@ -138,8 +132,3 @@ def _files_of(folder: Path) -> list[PurePosixPath]:
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.endswith(".part")]
     files = [PurePosixPath(path.relative_to(folder).as_posix()) for path in paths]
     return sorted(files, key=lambda path: str(path) == FACTS)
-
-
-def _names_a_run(path: str) -> bool:
-    experiment, run = path.split("/")[-3:-1]
-    return bool(NAME.fullmatch(experiment) and _RUN.fullmatch(run))

@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 from qwenlab.errors import BadArgument
-from qwenlab.experiments.store.find import StoreLike, find, opened
+from qwenlab.experiments.store.find import UNFINISHED, find
+from qwenlab.experiments.store.location import StoreLike, store_at
 from qwenlab.experiments.store.store import FolderStore
-from qwenlab.experiments.store.table import UNFINISHED
 
 
 def prune(experiment: str | None = None, *, store: StoreLike = None, delete: bool = False) -> list[Path]:
@@ -16,7 +16,7 @@ def prune(experiment: str | None = None, *, store: StoreLike = None, delete: boo
 
     Attempts that are running and finished runs are not among them.
     """
-    store = opened(store)
+    store = store_at(store)
     if not isinstance(store, FolderStore):
         raise BadArgument(f"{store.url} is not a folder: delete there with the object store's own tools.")
     runs = find(experiment, state=None, store=store)

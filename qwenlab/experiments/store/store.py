@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,14 +21,13 @@ FORMAT = 1
 """The store's format number; a store with a higher number is refused."""
 
 FACTS = "facts.json"
-_RUN = re.compile(r"[0-9a-f]{16}")
+_RUN_NAME = re.compile(rf"{NAME.pattern}/[0-9a-f]{{16}}")
 
 
 class Store(Protocol):
-    """Interface of a store. A run's name is `experiment/address`.
+    """Interface of a store. The folder `experiment/address`, a run's name, has the finished run, complete.
 
-    The folder `experiment/address` has the finished run, complete. Attempts that did not finish are in the folders
-    `experiment/address.1`, `.2` and so on.
+    Attempts that did not finish are in the folders `experiment/address.1`, `.2` and so on.
     """
 
     url: str
@@ -51,8 +50,7 @@ class Store(Protocol):
 
 def checked(name: str) -> str:
     """Return a valid run name. Raises BadArgument for others, which could lead out of the store."""
-    experiment, slash, run = name.partition("/")
-    if not (slash and NAME.fullmatch(experiment) and _RUN.fullmatch(run)):
+    if not _RUN_NAME.fullmatch(name):
         raise BadArgument(
             f"{name!r} is not the name of a run.\nA name is `experiment/address`: a-z, 0-9, dot, dash and underscore; "
             "then 16 hexadecimal digits, as `qwenlab runs list` prints them."
@@ -84,9 +82,8 @@ class FolderStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
-        self.url = str(self.root)
-        mark = self.root / "store.json"
-        check_format(mark.read_text() if mark.is_file() else None, self.url)
+        self.url, self._mark = str(self.root), self.root / "store.json"
+        check_format(self._mark.read_text() if self._mark.is_file() else None, self.url)
 
     def is_finished(self, name: str) -> bool:
         self._recover(checked(name))
@@ -98,9 +95,11 @@ class FolderStore:
     @contextmanager
     def claim(self, name: str) -> Iterator[bool]:
         """Claim the run with a file lock, which the operating system releases when this process dies."""
-        experiment, address = checked(name).split("/")
-        self._create(self.root / experiment)
-        lock = FileLock(self.root / experiment / f".{address}.lock", thread_local=False)
+        path = self._lock_path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not self._mark.exists():
+            write_json(self._mark, {"package": "qwenlab", "format": FORMAT})
+        lock = FileLock(path, thread_local=False)
         try:
             lock.acquire(blocking=False)
         except Timeout:
@@ -111,36 +110,36 @@ class FolderStore:
         finally:
             lock.release()
 
+    def _lock_path(self, name: str) -> Path:
+        experiment, address = checked(name).split("/")
+        return self.root / experiment / f".{address}.lock"
+
     def is_claimed(self, name: str) -> bool:
         """Whether a runner has claimed the run."""
-        experiment, address = checked(name).split("/")
-        if not (self.root / experiment / f".{address}.lock").exists():
+        if not self._lock_path(name).exists():
             return False
         with self.claim(name) as is_ours:
             return not is_ours
 
     def new_attempt(self, name: str) -> Path:
-        number = 1
+        number = 0
         while True:
+            number += 1
             folder = self.root / f"{checked(name)}.{number}"
-            try:
+            with suppress(FileExistsError):
                 folder.mkdir(parents=True)
-            except FileExistsError:
-                number += 1
-            else:
                 return folder
 
     def keep(self, attempt: Path, name: str, *, finished: bool) -> str:
         if not finished:
             return str(attempt)
-        target = self.root / checked(name)
+        target, older = self.root / checked(name), None
         if target.exists():  # run again with force: delete the older run once the newer is in place
             older = self.new_attempt(name)
             os.replace(target, older)
-            os.replace(attempt, target)
+        os.replace(attempt, target)
+        if older:
             shutil.rmtree(older)
-        else:
-            os.replace(attempt, target)
         return str(target)
 
     def _recover(self, name: str) -> None:
@@ -153,12 +152,6 @@ class FolderStore:
             if facts.is_file() and json.loads(facts.read_text()).get("state") == "finished":
                 os.replace(attempt, target)
                 return
-
-    def _create(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        mark = self.root / "store.json"
-        if not mark.exists():
-            write_json(mark, {"package": "qwenlab", "format": FORMAT})
 
 
 def missing_extra(extra: str, subject: str) -> MissingExtra:

@@ -28,10 +28,7 @@ _NEEDS = {"CPU": ("cores", 1, "cores"), "GPU": ("gpus", 1, "GPUs"), "memory": ("
 
 
 class RemoteSweep:
-    """The jobs that are left, the workers, and the job that each worker runs.
-
-    patience  seconds to wait for a node with the resources that a run needs
-    """
+    """The jobs that are left, the workers, and the job of each; waits `patience` seconds for a node that fits."""
 
     def __init__(
         self,
@@ -54,9 +51,8 @@ class RemoteSweep:
         self.folder = ray.put(folder)
         self.workers: list[Any] = []
         self.running: dict[Any, tuple[Any, Job]] = {}
-        self.patience = patience
+        self.patience, self.deadline = patience, float("inf")
         self.unmet_since: float | None = None
-        self.deadline = float("inf")
 
     def outcomes(self) -> Iterator[Outcome]:
         """Yield outcomes as runs end. Ctrl-C interrupts the runs; the second Ctrl-C raises KeyboardInterrupt."""
@@ -157,7 +153,6 @@ class RemoteSweep:
                 self._end_workers([calls[call]], grace=0)
 
     def _end_workers(self, workers: list[Any], grace: float = ANSWER_SECONDS) -> None:
-        """End these workers, their kernels first."""
         with suppress(Exception):  # Ray has ended, and the workers with it
             closing = [worker.close.remote() for worker in workers if grace]
             if closing:

@@ -6,7 +6,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from qwenlab.errors import CellFailed, NotebookKernelDied, QwenlabError
 from qwenlab.execution.engine import RunSettings
 from qwenlab.execution.kernel import Kernel
-from qwenlab.execution.notebook import execute, failed_cell, read_notebook
+from qwenlab.execution.notebook_runner import execute, failed_cell, read_notebook
 from qwenlab.execution.redaction import Redaction
 from qwenlab.experiments.plan.points import Point
 from qwenlab.experiments.record import LOCK, METRICS, RUN, read_metrics
@@ -26,6 +26,7 @@ CLAIM_SECONDS = 2.0
 """Seconds between two tries to claim a point that another runner has claimed."""
 
 State = Literal["finished", "failed", "interrupted", "elsewhere", "known"]
+"""`elsewhere`: another runner has claimed the point; `known`: it was finished before."""
 
 
 @dataclass(frozen=True)
@@ -40,21 +41,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the run of a point ended.
-
-    state    finished; failed; interrupted; elsewhere (another runner has it); known (it was finished before)
-    seconds  its duration, by a monotonic clock
-    where    its folder
-    reason   one line: why it did not finish
-    used     what the kernel reports at its end: memory, checkpoints read, processes and changes left behind
-    """
+    """How the run of a point ended."""
 
     point: Point
     state: State
-    seconds: float = 0.0
-    where: str = ""
-    reason: str = ""
-    used: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0  # its duration, by a monotonic clock
+    where: str = ""  # its folder
+    reason: str = ""  # one line: why it did not finish
+    used: dict[str, Any] = field(default_factory=dict)  # what the kernel reports at its end: memory, checkpoints, ...
 
 
 class Cancellation:
@@ -92,15 +86,14 @@ class Cancellation:
             for kernel in registered:
                 kernel.kill()
 
-        timer = threading.Timer(seconds, expire) if seconds else None
-        if timer:
-            timer.daemon = True
+        timer = threading.Timer(seconds or 0, expire)
+        timer.daemon = True
+        if seconds:
             timer.start()
         try:
             yield register, timed_out
         finally:
-            if timer:
-                timer.cancel()
+            timer.cancel()
             with self._lock:
                 self._kernels.difference_update(registered)
 
@@ -137,19 +130,19 @@ class _Attempt:
         """Run the notebook, and keep the folder in the store."""
         write_json(self.folder / FACTS, self.facts)
         self.log(f"attempt {self.facts['attempt']} of {self.job.point.name} on {self.facts['machine']['host']}")
-        state: State = "failed"
         used: dict[str, Any] = {}
         try:
             used = self._execute(warm, bar)
             self._require_metrics()
-            state, ended = "finished", {"kind": "finished", "message": ""}
+            ended = {"kind": "finished", "message": ""}
         except _Unfinished as unfinished:
             ended = unfinished.exit
-            state = "interrupted" if ended["kind"] == "interrupted" else "failed"
         except (QwenlabError, OSError) as error:
             self.log(traceback.format_exc())
             ended = {"kind": type(error).__name__, "message": str(error)}
-        used, ended = self.redaction.json(used), self.redaction.json(ended) | {"kind": ended["kind"]}
+        kind = ended["kind"]
+        state: State = "finished" if kind == "finished" else "interrupted" if kind == "interrupted" else "failed"
+        used, ended = self.redaction.json(used), self.redaction.json(ended) | {"kind": kind}
         self.facts |= {"state": state, "exit": ended, "used": used, "ended": provenance.now()}
         self.facts["seconds"] = round(time.monotonic() - self.began, 3)
         try:
@@ -160,7 +153,7 @@ class _Attempt:
         except OSError as error:  # a full disk: the store still says that this attempt is not finished
             state, where = "failed", str(self.folder)
             ended = {"kind": "OSError", "message": f"{ended['message']} {error}".strip()}
-        reason = ended["message"].splitlines()[0] if ended["message"] else ""
+        reason = (ended["message"].splitlines() or [""])[0]
         return Outcome(self.job.point, state, self.facts["seconds"], where, reason, used)
 
     def _execute(self, warm: bool, bar: str) -> dict[str, Any]:
@@ -191,10 +184,9 @@ class _Attempt:
         used: dict[str, Any] = done.metadata.papermill["qwenlab"]
         for source in used["reopened"]:
             self.log(f"{source} was changed by the previous run, and is opened again")
-        if used["left_running"]:
-            self.log(f"left running: {', '.join(used['left_running'])}; the kernel is replaced")
-        if used["changed"]:
-            self.log(f"changed by this run: {', '.join(used['changed'])}; the kernel is replaced")
+        for name, what in (("left_running", "left running"), ("changed", "changed by this run")):
+            if used[name]:
+                self.log(f"{what}: {', '.join(used[name])}; the kernel is replaced")
         return used
 
     def _require_metrics(self) -> None:
@@ -207,11 +199,8 @@ class _Attempt:
 
     def log(self, line: str) -> None:
         """Add a line to log.txt; a full disk is ignored."""
-        try:
-            with (self.folder / LOG).open("a", encoding="utf-8") as file:
-                file.write(self.redaction.text(f"{provenance.now()} {line}\n"))
-        except OSError:
-            return
+        with suppress(OSError), (self.folder / LOG).open("a", encoding="utf-8") as file:
+            file.write(self.redaction.text(f"{provenance.now()} {line}\n"))
 
 
 class _Unfinished(Exception):

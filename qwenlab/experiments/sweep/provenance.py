@@ -57,14 +57,16 @@ def code() -> dict[str, Any]:
     digest = hashlib.sha256()
     for file in sorted(PACKAGE.rglob("*.py")):
         digest.update(f"{file.relative_to(PACKAGE)}\0".encode() + file.read_bytes())
-    return {"qwenlab": __version__, "source": digest.hexdigest()[:16], "commit": _git("rev-parse", "HEAD")} | (
-        {"changed": bool(_git("status", "--porcelain", "--untracked-files=no"))} if _git("rev-parse", "HEAD") else {}
-    )
+    commit = _output("git", "rev-parse", "HEAD")
+    facts = {"qwenlab": __version__, "source": digest.hexdigest()[:16], "commit": commit}
+    changed = {"changed": bool(_output("git", "status", "--porcelain", "--untracked-files=no"))} if commit else {}
+    return facts | changed
 
 
-def _git(*arguments: str) -> str | None:
+def _output(*command: str) -> str | None:
+    """What a program prints; None if it fails, takes too long, or is not installed."""
     try:
-        done = subprocess.run(("git", *arguments), cwd=PACKAGE, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(command, cwd=PACKAGE, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
@@ -86,12 +88,8 @@ def machine() -> dict[str, Any]:
 @cache
 def gpus() -> list[str]:
     """Names of the NVIDIA GPUs, from the driver: importing torch would take seconds."""
-    try:
-        query = ("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
+    names = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or ""
+    return [line.strip() for line in names.splitlines() if line.strip()]
 
 
 def processor() -> str:

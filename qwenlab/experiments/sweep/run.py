@@ -75,6 +75,7 @@ def run(
     known = [point for point in planned.points if not force and target.is_finished(point.name)]
     pending = [job(planned, point, force) for point in planned.points if point not in known]
     cancellation = Cancellation()
+    results: Iterator[Outcome] = iter(())
     if on is not None and pending:
         from qwenlab.experiments.sweep.cluster import run_on
 
@@ -82,8 +83,6 @@ def run(
     elif pending:
         check_needs(planned, jobs)
         results = _run_here(planned, pending, target, jobs, warm=warm, cancellation=cancellation)
-    else:
-        results = iter(())
     outcomes = {point.address: Outcome(point, "known") for point in known}
     outcomes |= {outcome.point.address: outcome for outcome in _with_progress(results, planned, len(pending))}
     ordered = tuple(

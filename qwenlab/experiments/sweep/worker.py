@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from qwenlab import __version__
 from qwenlab.errors import ClusterFailed, NeedsNotMet
@@ -25,11 +24,7 @@ LARGEST = 64 * 2**20
 
 @dataclass(frozen=True)
 class NotebookFolder:
-    """The files of a notebook's folder, as they are sent to a node.
-
-    files     path inside the folder -> content
-    complete  False if the folder is too large, so that `files` has the notebook alone
-    """
+    """The files of a notebook's folder, by path; not `complete`: the notebook alone, since the folder is too large."""
 
     files: dict[str, bytes]
     complete: bool = True
@@ -37,19 +32,13 @@ class NotebookFolder:
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """The settings that all jobs of a worker share.
+    """The settings that all jobs of a worker share."""
 
-    version           of the driver's qwenlab
-    store             its address
-    marker            a file that the driver created in the store's folder; None if the store is not a folder
-    required_modules  module that must be installed -> the error message if it is not
-    """
-
-    version: str
-    store: str
-    marker: str | None = None
+    version: str  # of the driver's qwenlab
+    store: str  # its address
+    marker: str | None = None  # a file that the driver created in the store's folder
     warm: bool = True
-    required_modules: dict[str, str] = field(default_factory=dict)
+    required_modules: dict[str, str] = field(default_factory=dict)  # module -> the error message if it is missing
 
 
 class Worker:
@@ -67,7 +56,7 @@ class Worker:
 
     async def run(self, job: Job) -> Outcome:
         """Run a point to its end. Raises ClusterFailed and NeedsNotMet if this node cannot run any."""
-        return await self._in_the_thread(self._run, job)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, job)
 
     async def interrupt(self) -> None:
         """End the current run, and record in the store that it was interrupted."""
@@ -76,12 +65,9 @@ class Worker:
     async def close(self) -> None:
         """End the kernel, and delete the unpacked notebook folder."""
         self._cancellation.cancel()
-        await self._in_the_thread(release)
+        await asyncio.get_running_loop().run_in_executor(self._thread, release)
         if self._unpacked is not None:
             self._unpacked.cleanup()
-
-    async def _in_the_thread(self, function: Any, *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
 
     def _run(self, job: Job) -> Outcome:
         self._check()
@@ -114,7 +100,8 @@ class Worker:
         """The notebook at its own path if this node has the same files there, else unpacked from the sent folder."""
         if self._folder is None:
             sent = self._fetch_folder()
-            if all(_has_content(path.parent / name, content) for name, content in sent.files.items()):
+            files = [(path.parent / name, content) for name, content in sent.files.items()]
+            if all(file.is_file() and file.read_bytes() == content for file, content in files):
                 self._folder = path.parent
             elif sent.complete:
                 self._unpacked = TemporaryDirectory(prefix="qwenlab-notebook-")
@@ -133,23 +120,16 @@ class Worker:
 
 def folder_of(notebook: Path) -> NotebookFolder:
     """The files of a notebook's folder and its subfolders, without hidden files, caches, and stores of runs."""
-    files: dict[str, bytes] = {}
-    left = LARGEST
+    files, left = {}, LARGEST
     for parent, folders, names in os.walk(notebook.parent):
         folders[:] = [
             name
             for name in folders
             if not name.startswith((".", "__pycache__")) and not Path(parent, name, "store.json").is_file()
         ]
-        for path in (Path(parent, name) for name in names if not name.startswith(".")):
-            if not path.is_file():
-                continue
+        for path in (Path(parent, name) for name in names if not name.startswith(".") and Path(parent, name).is_file()):
             left -= path.stat().st_size
             if left < 0:
                 return NotebookFolder({notebook.name: notebook.read_bytes()}, complete=False)
             files[path.relative_to(notebook.parent).as_posix()] = path.read_bytes()
     return NotebookFolder(files)
-
-
-def _has_content(path: Path, content: bytes) -> bool:
-    return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content

@@ -87,12 +87,15 @@ POOL = torch.randint(1, 280, (4, 30), generator=torch.Generator().manual_seed(3)
     after=st.sampled_from([1, 4]),
 )
 def test_any_pieces_of_any_batch_say_what_the_whole_says(small, lengths, widths, after):
-    """Not to the last digit: what is a tie in one feed may round the other way in another."""
+    """Not to the last digit: what is a tie in one feed may round the other way in another.
+
+    Before the first rounding the error is 0, or the float32 noise of a state that came through the cache.
+    """
     texts = [POOL[row, :length] for row, length in enumerate(lengths)]
     probes = [StatePrecision(every=1, after=after) for _ in range(3)]
     whole = recorded(small, one_by_one(texts), probes[0])
-    assert_same(recorded(small, in_pieces(texts, widths), probes[1]), whole, rtol=0.05)
-    assert_same(recorded(small, padded(texts, "right"), probes[2]), whole, rtol=0.05)
+    assert_same(recorded(small, in_pieces(texts, widths), probes[1]), whole, rtol=0.05, least=1e-5)
+    assert_same(recorded(small, padded(texts, "right"), probes[2]), whole, rtol=0.05, least=1e-5)
 
 
 def test_coarser_formats_stray_further(moe, text):

@@ -1,4 +1,4 @@
-"""Detect changes of environment variables, hooks and settings that `Surroundings` does not restore."""
+"""Detect changes of environment variables, hooks and settings that `captured_settings` does not restore."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from operator import attrgetter
 from typing import Any
@@ -35,7 +35,7 @@ _VARIABLE = "environment: "
 _GONE = object()
 
 
-class Readings:
+class ComparedSettings:
     """Values read from the process, by name. Changes by the import of a library are accepted."""
 
     def __init__(self) -> None:
@@ -48,34 +48,29 @@ class Readings:
     def after_import(self) -> None:
         """Accept what has changed since `before_import`."""
         now = _read()
-        changed = {name for name in {*self._earlier, *now} if _differ(self._earlier, now, name)}
-        unchanged = {name: value for name, value in self._base.items() if name not in changed}
-        self._base = unchanged | {name: now[name] for name in changed if name in now}
+        changed = _different(self._earlier, now)
+        self._base = {name: value for name, value in self._base.items() if name not in changed}
+        self._base |= {name: now[name] for name in changed if name in now}
 
     def changes(self, environment: Iterable[str]) -> list[str]:
         """The names of values that differ, without `environment`, the variables that were set for the notebook."""
-        now, ignored = _read(), {f"{_VARIABLE}{name}" for name in {*environment, *_SET_BY_LIBRARIES}}
-        return sorted(name for name in {*self._base, *now} - ignored if _differ(self._base, now, name))
+        ignored = {f"{_VARIABLE}{name}" for name in {*environment, *_SET_BY_LIBRARIES}}
+        return sorted(_different(self._base, _read()) - ignored)
 
     def restore_environment(self) -> None:
         """Restore every environment variable."""
-        variables = {
-            name.removeprefix(_VARIABLE): value for name, value in self._base.items() if name.startswith(_VARIABLE)
-        }
+        names = [name for name in self._base if name.startswith(_VARIABLE)]
         os.environ.clear()
-        os.environ.update(variables)
+        os.environ.update({name.removeprefix(_VARIABLE): self._base[name] for name in names})
 
 
-def _differ(one: dict[str, Any], other: dict[str, Any], name: str) -> bool:
-    return bool(one.get(name, _GONE) != other.get(name, _GONE))
+def _different(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
+    return {name for name in {*one, *other} if one.get(name, _GONE) != other.get(name, _GONE)}
 
 
 def _read() -> dict[str, Any]:
-    return {
-        **{f"{_VARIABLE}{name}": value for name, value in os.environ.items()},
-        **{f"hooks: {name}": value for name, value in _hooks().items()},
-        **{f"setting: {name}": value for name, value in (_of_the_process() | _of_torch()).items()},
-    }
+    values: dict[str, Mapping[str, Any]] = {_VARIABLE: os.environ, "hooks: ": _hooks(), "setting: ": _settings()}
+    return {f"{prefix}{name}": value for prefix, named in values.items() for name, value in named.items()}
 
 
 def _hooks() -> dict[str, list[Any]]:
@@ -104,19 +99,14 @@ def _hooks() -> dict[str, list[Any]]:
     return hooks
 
 
-def _of_the_process() -> dict[str, Any]:
-    return {
+def _settings() -> dict[str, Any]:
+    torch: Any = sys.modules["torch"]
+    settings = {
         "sys.setrecursionlimit": sys.getrecursionlimit(),
         "sys.set_int_max_str_digits": sys.get_int_max_str_digits(),
         "gc.enable": gc.isenabled(),
         "locale.setlocale": locale.setlocale(locale.LC_ALL),
         "socket.setdefaulttimeout": socket.getdefaulttimeout(),
-    }
-
-
-def _of_torch() -> dict[str, Any]:
-    torch: Any = sys.modules["torch"]
-    settings = {
         "torch.inference_mode": torch.is_inference_mode_enabled(),
         "torch.autograd.set_detect_anomaly": torch.is_anomaly_enabled(),
         "torch.utils.deterministic": torch.utils.deterministic.fill_uninitialized_memory,

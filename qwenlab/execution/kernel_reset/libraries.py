@@ -9,8 +9,8 @@ from operator import attrgetter
 from types import FunctionType, ModuleType
 from typing import Any
 
-from qwenlab.execution.pristine.namespaces import Namespace, Table
-from qwenlab.execution.pristine.origin import functions_in, is_library
+from qwenlab.execution.kernel_reset.namespaces import Namespace, Table
+from qwenlab.execution.kernel_reset.origin import functions_in, is_library
 
 _IMMUTABLE = 1 << 8
 """The flag of a class whose attributes cannot be set, such as int."""
@@ -26,10 +26,7 @@ _DEEPLY_COMPARED = ("qwenlab", "transformers", "torch.nn", "numpy", "scipy", "pa
 
 
 class Libraries:
-    """A snapshot of the names and functions of all library modules and their classes, and of the code in their tables.
-
-    Changes by the import of a library become part of the snapshot: `before_import`, `after_import`.
-    """
+    """A snapshot of the names and functions of library modules and classes, and of the code in their tables."""
 
     def __init__(self) -> None:
         self._namespaces = [Namespace("sys.modules", sys.modules, sys)]
@@ -57,7 +54,7 @@ class Libraries:
             namespace.absorb(self._before_import.get(id(namespace)))
         self._add_modules()
 
-    def settle(self) -> None:
+    def accept_changes(self) -> None:
         """Add to the snapshot what `changes` did not report: caches, and names that were looked up lazily."""
         for namespace in self._different:
             namespace.absorb()
@@ -75,7 +72,6 @@ class Libraries:
                     yield f"{function.__module__}.{function.__qualname__}"
 
     def _add_modules(self) -> None:
-        """Add the library modules that are not in the snapshot yet."""
         count = len(self._functions)
         for name, module in [*sys.modules.items()]:
             if isinstance(module, ModuleType) and id(vars(module)) not in self._added and is_library(module):
@@ -118,7 +114,6 @@ class Libraries:
             self._tables.append(Table(name, value))
 
     def _is_new(self, thing: Any) -> bool:
-        """Whether this is the first call with this object."""
         is_new = id(thing) not in self._added
         self._added[id(thing)] = thing
         return is_new

@@ -29,25 +29,16 @@ PACKAGES = ("checkpoint", "tasks", "record", "probes", "interventions", "specula
 _PANDAS = ("compute", "display", "io", "mode", "plotting", "styler")
 
 
-class Surroundings:
-    """The captured settings of the process and of the libraries that notebooks use."""
-
-    def __init__(self, restorers: list[Callable[[], object]]) -> None:
-        self._restorers = restorers
-
-    @classmethod
-    def capture(cls) -> Surroundings:
-        """Import the common libraries, and capture every setting that `restore` restores."""
-        for name in (*COMMON, *_modules_to_import()):
-            with suppress(ImportError):
-                importlib.import_module(name)
-        _use_once()
-        return cls([*_of_the_process(), *_of_torch(), *_of_the_libraries(), *_of_the_shell()])
-
-    def restore(self) -> None:
-        """Restore everything that was captured."""
-        for restore in self._restorers:
-            restore()
+def captured_settings() -> list[Callable[[], object]]:
+    """Import the common libraries, and capture their settings; returns the functions that restore these."""
+    for name in (*COMMON, *_modules_to_import()):
+        with suppress(ImportError):
+            importlib.import_module(name)
+    # Both are initialised when they are first used, which must not be in a notebook.
+    sys.modules["matplotlib.pyplot"].switch_backend(sys.modules["matplotlib"].get_backend())
+    if (torch := sys.modules["torch"]).cuda.is_available():
+        torch.cuda.init()
+    return [_of_the_process(), *_of_torch(), *_of_the_libraries()]
 
 
 def _modules_to_import() -> Iterator[str]:
@@ -58,44 +49,38 @@ def _modules_to_import() -> Iterator[str]:
     yield from (family.modeling for family in FAMILIES.values())
 
 
-def _use_once() -> None:
-    """Trigger the one-time initialisation of matplotlib's backend and of CUDA before the first notebook."""
-    torch, pyplot = sys.modules["torch"], sys.modules["matplotlib.pyplot"]
-    pyplot.switch_backend(sys.modules["matplotlib"].get_backend())
-    if torch.cuda.is_available():
-        torch.cuda.init()
-
-
-def _of_the_process() -> list[Callable[[], object]]:
+def _of_the_process() -> Callable[[], object]:
+    shell: Any = get_ipython()
     path, argv = list(sys.path), list(sys.argv)
     filters, level, handlers = list(warnings.filters), logging.root.level, list(logging.root.handlers)
+    callbacks = {name: list(functions) for name, functions in shell.events.callbacks.items()}
 
     def restore() -> None:
         sys.path[:], sys.argv[:], warnings.filters[:] = path, argv, filters  # type: ignore[index]
         logging.root.handlers[:] = handlers
         logging.root.setLevel(level)
+        for name, functions in callbacks.items():
+            shell.events.callbacks[name][:] = functions
 
-    return [restore]
+    return restore
 
 
 def _of_torch() -> list[Callable[[], object]]:
     torch: Any = sys.modules["torch"]
-    pairs = (
-        (torch.set_num_threads, torch.get_num_threads()),
-        (torch.set_default_dtype, torch.get_default_dtype()),
-        (torch.set_grad_enabled, torch.is_grad_enabled()),
-        (torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled()),
-        (torch.set_float32_matmul_precision, torch.get_float32_matmul_precision()),
-        (torch.set_default_device, None),
-    )
-    return [partial(setter, value) for setter, value in pairs]
+    return [
+        partial(torch.set_num_threads, torch.get_num_threads()),
+        partial(torch.set_default_dtype, torch.get_default_dtype()),
+        partial(torch.set_grad_enabled, torch.is_grad_enabled()),
+        partial(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled()),
+        partial(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision()),
+        partial(torch.set_default_device, None),
+    ]
 
 
 def _of_the_libraries() -> list[Callable[[], object]]:
     numpy, xarray, matplotlib = (sys.modules[name] for name in ("numpy", "xarray", "matplotlib"))
     pandas, logs = sys.modules["pandas"], sys.modules["transformers"].logging
-    errors, options, printing = numpy.geterr(), dict(xarray.get_options()), numpy.get_printoptions()
-    rc, verbosity, backend = copy(matplotlib.rcParams), logs.get_verbosity(), matplotlib.get_backend()
+    rc, backend = copy(matplotlib.rcParams), matplotlib.get_backend()
 
     def restore_pandas() -> None:
         with warnings.catch_warnings():  # some options are deprecated
@@ -110,21 +95,10 @@ def _of_the_libraries() -> list[Callable[[], object]]:
         dict.update(matplotlib.rcParams, rc)
 
     return [
-        lambda: numpy.seterr(**errors),
-        lambda: numpy.set_printoptions(**printing),
-        lambda: xarray.set_options(**options),
+        partial(numpy.seterr, **numpy.geterr()),
+        partial(numpy.set_printoptions, **numpy.get_printoptions()),
+        partial(xarray.set_options, **xarray.get_options()),
+        partial(logs.set_verbosity, logs.get_verbosity()),
         restore_figures,
         restore_pandas,
-        lambda: logs.set_verbosity(verbosity),
     ]
-
-
-def _of_the_shell() -> list[Callable[[], object]]:
-    shell: Any = get_ipython()
-    callbacks = {name: list(functions) for name, functions in shell.events.callbacks.items()}
-
-    def restore() -> None:
-        for name, functions in callbacks.items():
-            shell.events.callbacks[name][:] = functions
-
-    return [restore]

@@ -1,6 +1,7 @@
 """The libraries of this very process, patched and put back; and imports of a library that patches another."""
 
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -8,9 +9,9 @@ import torch
 import transformers.activations
 
 import qwenlab.checkpoint.model_cache
-from qwenlab.execution.pristine import origin
-from qwenlab.execution.pristine.imports import ImportWatch
-from qwenlab.execution.pristine.libraries import Libraries
+from qwenlab.execution.kernel_reset import origin
+from qwenlab.execution.kernel_reset.initial_state import ImportWatch
+from qwenlab.execution.kernel_reset.libraries import Libraries
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,15 @@ def watched():
     watches = []
 
     def watched(before, after):
-        watches.append(ImportWatch(before, after))
+        @contextmanager
+        def context():
+            before()
+            try:
+                yield
+            finally:
+                after()
+
+        watches.append(ImportWatch(context))
         sys.meta_path.insert(0, watches[0])
 
     yield watched

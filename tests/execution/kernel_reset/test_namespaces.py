@@ -6,8 +6,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from qwenlab.execution.pristine.namespaces import Namespace, Table
-from qwenlab.execution.pristine.origin import is_code, is_foreign, is_library
+from qwenlab.execution.kernel_reset.namespaces import Namespace, Table
+from qwenlab.execution.kernel_reset.origin import is_code, is_foreign, is_library
 
 
 def module_from(code: str, name: str = "lib") -> ModuleType:

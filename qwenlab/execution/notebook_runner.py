@@ -1,4 +1,4 @@
-"""Run a notebook through papermill: parameters are checked first, and the file name says how the run ended."""
+"""Run a notebook with papermill: parameters are checked first, and the file name says how the run ended."""
 
 from __future__ import annotations
 

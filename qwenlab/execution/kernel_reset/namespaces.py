@@ -11,7 +11,7 @@ from inspect import getattr_static
 from types import ModuleType
 from typing import Any
 
-from qwenlab.execution.pristine.origin import is_code, is_foreign
+from qwenlab.execution.kernel_reset.origin import is_code, is_foreign
 
 _GONE: Any = object()
 """Replaces the value of a missing name."""
@@ -20,28 +20,32 @@ _PLAIN = (bool, int, float, complex, str, bytes, tuple, frozenset)
 """Types of constants: immutable, so they are compared by value."""
 
 _VARYING = {"torch.utils.hooks.RemovableHandle.next_id", "matplotlib.pyplot._backend_mod", "warnings.filters"}
-"""Names that change in ordinary use: a counter, and two that `Surroundings` restores."""
+"""Names that change in ordinary use: a counter, and two that `RestoredSettings` restores."""
 
 
-class Namespace:
-    """A snapshot of the names of one module or class, with the values from its library.
+class _Snapshot:
+    """Keys and values as two lists, so that comparing the values takes a microsecond."""
 
-    name   full name of the module or class
-    names  its `__dict__`
-    owner  the module or class
-    """
+    __slots__ = ("_keys", "_values", "name")
 
-    __slots__ = ("_keys", "_values", "name", "names", "owner")
+    def _store(self, content: dict[Any, Any]) -> None:
+        self._keys, self._values = [*content], [*content.values()]
+
+    def _base(self) -> dict[Any, Any]:
+        return dict(zip(self._keys, self._values, strict=True))
+
+
+class Namespace(_Snapshot):
+    """A snapshot of `names`, the `__dict__` of a module or class, with the values from its library."""
+
+    __slots__ = ("names", "owner")
 
     def __init__(self, name: str, names: Mapping[str, Any], owner: ModuleType | type) -> None:
         self.name, self.names, self.owner = name, names, owner
         self._store(dict(names))
 
-    def _store(self, names: dict[str, Any]) -> None:
-        self._keys, self._values = [*names], [*names.values()]
-
     def is_unchanged(self) -> bool:
-        """Whether every name has its old value and none was added. Compares two lists, which takes a microsecond."""
+        """Whether every name has its old value and none was added."""
         try:
             return [*self.names.values()] == self._values
         except Exception:  # the new value, an array perhaps, cannot be compared
@@ -67,9 +71,6 @@ class Namespace:
         added = (name for name in now.keys() - base.keys() if self._is_planted(name, now[name]))
         return (f"{self.name}.{name}" for name in (*patched, *added))
 
-    def _base(self) -> dict[str, Any]:
-        return dict(zip(self._keys, self._values, strict=True))
-
     def _is_patched(self, name: str, old: Any, new: Any) -> bool:
         """Whether a name was patched. A library itself may set a name that was None, and update its private state."""
         if new is old or f"{self.name}.{name}" in _VARYING or _is_profiled_step(new):
@@ -93,23 +94,16 @@ class Namespace:
         if isinstance(self.owner, type):
             return any(name in vars(base) for base in self.owner.__mro__[1:])
         with suppress(Exception):  # a package that imports its names when they are first used has a __getattr__
-            return self._looked_up(name) is not new
+            module: Any = self.owner
+            look_up = self.names.get("__getattr__") or module.__getattr__
+            return bool(look_up(name) is not new)
         return hasattr(builtins, name)
 
-    def _looked_up(self, name: str) -> Any:
-        """The value that the `__getattr__` of a module, or of its type, returns for a name."""
-        module: Any = self.owner
-        return self.names["__getattr__"](name) if "__getattr__" in self.names else module.__getattr__(name)
 
+class Table(_Snapshot):
+    """A snapshot of the code in a dict, the `registry` of functions, classes or hooks with this full name."""
 
-class Table:
-    """A snapshot of the code in a dict: a registry of functions, classes or hooks.
-
-    name      full name of the dict
-    registry  the dict
-    """
-
-    __slots__ = ("_keys", "_length", "_values", "name", "registry")
+    __slots__ = ("_length", "registry")
 
     def __init__(self, name: str, registry: dict[Any, Any]) -> None:
         self.name, self.registry = name, registry
@@ -118,10 +112,9 @@ class Table:
     def absorb(self) -> None:
         """Replace the snapshot by the present content."""
         # By the methods of dict itself: a subclass may compute its values on access.
-        code = {
-            key: value for key, value in dict.items(self.registry) if isinstance(value, ModuleType) or is_code(value)
-        }
-        self._keys, self._values, self._length = [*code], [*code.values()], dict.__len__(self.registry)
+        entries = dict.items(self.registry)
+        self._store({key: value for key, value in entries if isinstance(value, ModuleType) or is_code(value)})
+        self._length = len(entries)
 
     def is_unchanged(self) -> bool:
         """Whether it has the same code and the same number of entries."""
@@ -133,7 +126,7 @@ class Table:
 
     def changes(self) -> Iterator[str]:
         """Names of the entries that a notebook replaced, removed or added."""
-        now, base = dict(dict.items(self.registry)), dict(zip(self._keys, self._values, strict=True))
+        now, base = dict(dict.items(self.registry)), self._base()
         for key in {**base, **now}:
             old, new = base.get(key, _GONE), now.get(key, _GONE)
             if (key in base and _are_unequal(new, old)) or (key not in base and is_code(new) and is_foreign(new)):

@@ -4,8 +4,8 @@ import jupytext
 import pytest
 
 from qwenlab.errors import BadArgument, UnknownNotebook
-from qwenlab.execution import new_notebook, shipped
-from qwenlab.execution.shipped import shipped_notebook, shipped_notebooks
+from qwenlab.execution import new_notebook, shipped_notebooks as shipped_notebooks_module
+from qwenlab.execution.shipped_notebooks import shipped_notebook, shipped_notebooks
 
 
 def test_an_editable_install_finds_them_in_the_clone():
@@ -16,7 +16,7 @@ def test_an_editable_install_finds_them_in_the_clone():
 
 
 def test_a_wheel_has_them_inside_the_package(tmp_path, monkeypatch):
-    monkeypatch.setattr(shipped, "files", lambda package: tmp_path / package)
+    monkeypatch.setattr(shipped_notebooks_module, "files", lambda package: tmp_path / package)
     for folder in (tmp_path / "notebooks", tmp_path / "qwenlab" / "notebooks"):
         folder.mkdir(parents=True)
         for name in ("b.py", "a.py", "c.ipynb"):
@@ -26,7 +26,7 @@ def test_a_wheel_has_them_inside_the_package(tmp_path, monkeypatch):
 
 
 def test_without_notebooks_the_message_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(shipped, "files", lambda package: tmp_path / package)
+    monkeypatch.setattr(shipped_notebooks_module, "files", lambda package: tmp_path / package)
     with pytest.raises(UnknownNotebook, match=r"Choose one of: none was installed\."):
         shipped_notebook("00_tour")
 
