@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import torch
 
 from qwenlab.arguments import integer
+from qwenlab.capture.calls import AttentionCall
 from qwenlab.capture.tokens import TokenBatch, key_positions
 from qwenlab.checkpoint.families import ATTENTION
 from qwenlab.errors import CannotIntervene
-from qwenlab.interventions.call_arguments import AttentionArguments
 from qwenlab.interventions.layers import HeadIntervention
 from qwenlab.interventions.module_sites import InterventionPoints
 
@@ -53,7 +53,7 @@ class _HiddenKeys(HeadIntervention):
         """Whether any of these tokens has a key to hide."""
         return tokens.once((self, "affects"), lambda: bool((tokens.real & self.affected(tokens.position)).any()))
 
-    def _mask(self, call: AttentionArguments, tokens: TokenBatch) -> AttentionArguments | None:
+    def _mask(self, call: AttentionCall, tokens: TokenBatch) -> AttentionCall | None:
         if not self.affects(tokens):
             return None
         columns = call.key.shape[2]
@@ -66,7 +66,7 @@ class _HiddenKeys(HeadIntervention):
             mask = call.mask & ~hidden
         else:
             mask = call.mask.masked_fill(hidden, torch.finfo(call.mask.dtype).min)
-        return call.replaced(attention_mask=mask)
+        return call.replaced(mask=mask)
 
     def _columns(self, tokens: TokenBatch, columns: int) -> torch.Tensor:
         """bool [batch, 1, query, column]"""
@@ -109,8 +109,8 @@ class Window(_HiddenKeys):
             return self._sliding
         return super().without_mask(implementation)
 
-    def _sliding(self, call: AttentionArguments, tokens: TokenBatch) -> AttentionArguments | None:
-        return call.replaced(sliding_window=self.tokens) if self.affects(tokens) else None
+    def _sliding(self, call: AttentionCall, tokens: TokenBatch) -> AttentionCall | None:
+        return call.replaced(window=self.tokens) if self.affects(tokens) else None
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from transformers.cache_utils import Cache
 
 from qwenlab.arguments import integer
 from qwenlab.capture.active import replaced_by, replacing
+from qwenlab.capture.calls import DeltaRuleCall
 from qwenlab.capture.rounding import check_format, round_in_place
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import CannotIntervene
-from qwenlab.interventions.call_arguments import RuleArguments
 from qwenlab.interventions.layers import HeadIntervention, LayerIntervention
 from qwenlab.interventions.linear_attention import gated_linear_attention
 from qwenlab.interventions.module_sites import LEAST_DECAY, InterventionPoints
@@ -49,7 +49,7 @@ class FreezeState(HeadIntervention):
         for layer in self.layers_in(points.decoder):
             points.calls.rule(layer, f"layers.{layer}.mixer, its delta rule", self._frozen)
 
-    def _frozen(self, call: RuleArguments, tokens: TokenBatch) -> RuleArguments | None:
+    def _frozen(self, call: DeltaRuleCall, tokens: TokenBatch) -> DeltaRuleCall | None:
         late = _some(tokens, (FreezeState, self.after), lambda: tokens.real & (tokens.position >= self.after))
         if late is None:
             return None
@@ -86,7 +86,7 @@ class ResetState(HeadIntervention):
             points.calls.rule(layer, f"layers.{layer}.mixer, its delta rule", self._decayed)
             points.calls.replace_rule(layer, None, partial(self._in_segments, mixer.num_k_heads))
 
-    def _decayed(self, call: RuleArguments, tokens: TokenBatch) -> RuleArguments | None:
+    def _decayed(self, call: DeltaRuleCall, tokens: TokenBatch) -> DeltaRuleCall | None:
         starts = self._starts(tokens)
         if starts is None:
             return None
@@ -104,7 +104,7 @@ class ResetState(HeadIntervention):
         """The same to more digits; None without a gain, or if another intervention has changed the call since."""
         if not tokens.once((worth_splitting, self.every), lambda: worth_splitting(tokens, self.every)):
             return None
-        call, starts = RuleArguments.from_call(args, kwargs, key_heads), self._starts(tokens)
+        call, starts = DeltaRuleCall.from_call(args, kwargs, key_heads), self._starts(tokens)
         if call.g.shape[:2] != starts.shape:
             return None
         heads = self.head_mask(call.g.shape[2], call.device)
@@ -175,7 +175,7 @@ def _without_removal(
     key_heads: int, rule: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tokens: TokenBatch
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Gated linear attention, called as transformers calls the delta rule."""
-    call = RuleArguments.from_call(args, kwargs, key_heads)
+    call = DeltaRuleCall.from_call(args, kwargs, key_heads)
     normalise = bool(kwargs.get("use_qk_l2norm_in_kernel", False))
     out, state = gated_linear_attention(call, kwargs.get("initial_state"), normalise=normalise)
     return out, state if kwargs.get("output_final_state", False) else None

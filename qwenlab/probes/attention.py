@@ -9,7 +9,8 @@ import numpy as np
 import torch
 import xarray as xr
 
-from qwenlab.capture.buffers import AttentionCall, Captured, Part
+from qwenlab.capture.buffers import Captured, Part
+from qwenlab.capture.calls import AttentionCall
 from qwenlab.capture.tokens import NEVER, TokenBatch, TokenSample, key_positions
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import ATTENTION
@@ -62,13 +63,13 @@ class Attention(Probe):
         self._sums = Sums(len(self.layers))
         self._gates = Histogram(len(self.layers), GATE_BINS)
 
-    def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
+    def sites(self, layer: int) -> Iterable[str]:
         """The call of the attention function, and the output gate."""
-        return (("mixer", "attention"), ("mixer", "gate"))
+        return ("mixer.attention", "mixer.gate")
 
     def reduce(self, layer: int, part: Part, captured: Captured, tokens: TokenBatch) -> Reduced | None:
         """Return openness of the gate and statistics of the attention row of every sampled token."""
-        call, gate = captured["attention"], captured["gate"]
+        call, gate = captured["mixer.attention"], captured["mixer.gate"]
         assert isinstance(call, AttentionCall)
         assert isinstance(gate, torch.Tensor)
         sample = tokens.sample(self.every)

@@ -9,7 +9,7 @@ from itertools import groupby
 
 import torch
 
-from qwenlab.capture.buffers import WHOLE, CaptureBuffer, Captured, Part
+from qwenlab.capture.buffers import CaptureBuffer, Captured, Part
 from qwenlab.capture.forward_pass import ForwardPass
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.probes.base import Probe, Reduced
@@ -52,9 +52,12 @@ class Dispatcher:
         return [buffer for _, buffer in sorted(self._buffers.items())]
 
     def _subscribe(self, probe: Probe, layer: int) -> None:
-        for part, name in probe.wants(layer):
+        for name in probe.sites(layer):
+            part = "mixer" if name.partition(".")[0] == "mixer" else "mlp"
             buffer = self._buffers.setdefault((layer, part), CaptureBuffer(layer, part))
-            buffer.wanted.setdefault(name, WHOLE)
+            buffer.want(name)
+            if name == "mixer.state":
+                buffer.state_heads |= set(probe.state_heads(layer))
             if probe not in buffer.readers:
                 buffer.readers.append(probe)
 

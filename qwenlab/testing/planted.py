@@ -11,7 +11,8 @@ import torch
 import xarray as xr
 from transformers import AutoModelForCausalLM
 
-from qwenlab.capture.buffers import PARTS, AttentionCall
+from qwenlab.capture.buffers import PARTS
+from qwenlab.capture.calls import AttentionCall
 from qwenlab.capture.tokens import FOLDS, TokenBatch
 from qwenlab.checkpoint.anatomy.anatomy import anatomy
 from qwenlab.checkpoint.decoder import Decoder, decoder_of
@@ -83,7 +84,9 @@ def attention(read: Texts, values: AttentionSamples, decoder: Decoder) -> xr.Dat
     key = torch.eye(score.shape[-1]).expand(tokens.batch, 1, -1, -1)
     for place, layer in enumerate(values.layers.tolist()):
         call = AttentionCall(score[:, :, place].transpose(1, 2), key, scaling=1.0)
-        reduced = probe.reduce(layer, "mixer", {"attention": call, "gate": gate[:, :, place, :, None]}, tokens)
+        reduced = probe.reduce(
+            layer, "mixer", {"mixer.attention": call, "mixer.gate": gate[:, :, place, :, None]}, tokens
+        )
         if reduced is not None:
             one_layer = {name: tensor[None] for name, tensor in reduced.items()}
             probe.accumulate(slice(place, place + 1), "mixer", one_layer, tokens)

@@ -7,8 +7,9 @@ from typing import Literal
 
 import torch
 
-from qwenlab.capture.buffers import Captured, Part
-from qwenlab.capture.delta_rule import DeltaRuleCall, kernel_on
+from qwenlab.capture.buffers import Captured
+from qwenlab.capture.calls import DeltaRuleCall
+from qwenlab.capture.kernels import kernel_on
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import DELTANET
@@ -80,9 +81,14 @@ class ImplicitAttention(MapProbe):
         self._tolerance, self._products = RECONSTRUCTION, IEEE
         self._indices: dict[torch.device, MeasuredHeads] = {}
 
-    def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
+    def sites(self, layer: int) -> Iterable[str]:
         """The call of the delta rule, and the output gate if rows are stored."""
-        return (("mixer", "rule"), *([("mixer", "gate")] if self.queries is not None else ()))
+        rule = ("mixer.rule", "mixer.rule.query", "mixer.rule.out", "mixer.state")
+        return (*rule, *(["mixer.gate"] if self.queries is not None else ()))
+
+    def state_heads(self, layer: int) -> Iterable[int]:
+        """The measured heads."""
+        return self.heads
 
     def count_heads(self, layer: int) -> int:
         """Return the number of value heads."""
@@ -94,7 +100,7 @@ class ImplicitAttention(MapProbe):
 
     def map_rows(self, layer: int, captured: Captured, tokens: TokenBatch) -> DeltaNetMapRows:
         """Return the weights of one layer, over the tokens of this call and earlier ones."""
-        call, gate = captured["rule"], captured.get("gate")
+        call, gate = captured["mixer.rule"], captured.get("mixer.gate")
         assert isinstance(call, DeltaRuleCall)
         assert call.out is not None
         assert gate is None or isinstance(gate, torch.Tensor)

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from qwenlab.capture.buffers import AttentionCall, Captured, Part
+from qwenlab.capture.buffers import Captured
+from qwenlab.capture.calls import AttentionCall
 from qwenlab.capture.tokens import TokenBatch, TokenSample
 from qwenlab.checkpoint.families import ATTENTION
 from qwenlab.probes.attention import probabilities
@@ -38,9 +39,9 @@ class SoftmaxAttention(MapProbe):
     }
     omitted = ("negative",)
 
-    def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
-        """The call of the attention function, and the output gate."""
-        return (("mixer", "attention"), ("mixer", "gate"))
+    def sites(self, layer: int) -> Iterable[str]:
+        """The call of the attention function with its values, and the output gate."""
+        return ("mixer.attention", "mixer.attention.value", "mixer.gate")
 
     def count_heads(self, layer: int) -> int:
         """Return the number of query heads."""
@@ -48,7 +49,7 @@ class SoftmaxAttention(MapProbe):
 
     def map_rows(self, layer: int, captured: Captured, tokens: TokenBatch) -> _Probabilities:
         """Return the probabilities of one layer."""
-        call, gate = captured["attention"], captured["gate"]
+        call, gate = captured["mixer.attention"], captured["mixer.gate"]
         assert isinstance(call, AttentionCall)
         assert isinstance(gate, torch.Tensor)
         heads = torch.tensor(self.heads, device=call.device)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from qwenlab.capture.buffers import Part
-from qwenlab.capture.delta_rule import DeltaRuleCall
+from qwenlab.capture.calls import DeltaRuleCall
 from qwenlab.capture.prediction import CHUNK, Chunk, chunks
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
@@ -165,9 +164,13 @@ class StateProbe(HeadProbe):
         self._deviation = StateDeviation()
         self._indices: dict[torch.device, torch.Tensor] = {}
 
-    def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
-        """The call of the delta rule."""
-        return (("mixer", "rule"),)
+    def sites(self, layer: int) -> Iterable[str]:
+        """The call of the delta rule, with the states before and after it."""
+        return ("mixer.rule", "mixer.state")
+
+    def state_heads(self, layer: int) -> Iterable[int]:
+        """The measured heads."""
+        return self.heads
 
     def _chosen(self, tokens: TokenBatch) -> StateSample:
         """Return the tokens after which states are measured."""
@@ -180,10 +183,8 @@ class StateProbe(HeadProbe):
         The final state is that after the last real token: padding leaves it unchanged.
         """
         heads = self._head_indices(call.device)
-        initial, final = (
-            None if each is None else each.index_select(1, heads) for each in (call.all_initial, call.all_final)
-        )
-        for chunk in chunks(*call.of_heads(heads, tokens), initial):
+        initial, final = call.states(heads)
+        for chunk in chunks(*call.updates(heads, tokens), initial):
             yield chunk
         if final is not None and tokens.whole:
             self._deviation.add(layer, chunk.after.unflatten(0, final.shape[:2]), final)
