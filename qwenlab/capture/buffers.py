@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from qwenlab.capture.calls import AttentionCall, DeltaRuleCall
 from qwenlab.capture.layout import PLAIN, ValueLayout
+from qwenlab.checkpoint.families import ATTENTION, DELTANET
 
 Part = str
 PARTS: tuple[Part, ...] = ("mixer", "mlp")
@@ -23,6 +24,20 @@ DETAILS = {
 }
 """Values that a call has only where a probe names them, and the call."""
 
+_OF_RULE: dict[str, Callable[[Any], torch.Tensor]] = {
+    "mixer.query": lambda call: call.query,
+    "mixer.key": lambda call: call.key,
+    "mixer.value": lambda call: call.value,
+    "mixer.beta": lambda call: call.beta,
+    "mixer.decay": lambda call: call.g.exp(),
+}
+_OF_ATTENTION: dict[str, Callable[[Any], torch.Tensor]] = {"mixer.query": lambda call: call.query.transpose(1, 2)}
+OF_CALLS = {
+    DELTANET: {name: ("mixer.rule", read) for name, read in _OF_RULE.items()},
+    ATTENTION: {name: ("mixer.attention", read) for name, read in _OF_ATTENTION.items()},
+}
+"""By kind of mixer, the sites whose values are those of a call: the call, and how to read it."""
+
 CapturedValue = torch.Tensor | DeltaRuleCall | AttentionCall
 Captured = dict[str, CapturedValue]
 
@@ -33,6 +48,7 @@ class CaptureBuffer:
 
     wanted       names of the values that some probe reads, with the layout of each
     details      names in `DETAILS` that some probe reads
+    of_calls     names of values that are read from a call, and how: as in `OF_CALLS`
     state_heads  value heads whose states some probe reads
     readers      the probes that read them
     captured     values of the current forward pass
@@ -43,6 +59,7 @@ class CaptureBuffer:
     part: Part
     wanted: dict[str, ValueLayout] = field(default_factory=dict)
     details: set[str] = field(default_factory=set)
+    of_calls: dict[str, tuple[str, Callable[[Any], torch.Tensor]]] = field(default_factory=dict)
     state_heads: set[int] = field(default_factory=set)
     readers: list[Any] = field(default_factory=list)
     captured: Captured = field(default_factory=dict)
@@ -50,11 +67,17 @@ class CaptureBuffer:
     _complete: int = 0
     _incomplete: Counter[str] = field(default_factory=Counter)
 
-    def want(self, name: str) -> None:
-        """Add a name to those that are captured."""
+    def want(self, name: str, kind: str) -> None:
+        """Add a name to those that are captured; `kind` is that of the layer's mixer."""
         if name in DETAILS:
             self.details.add(name)
-        self.wanted.setdefault(DETAILS.get(name, name), PLAIN)
+            name = DETAILS[name]
+        elif name in OF_CALLS[kind]:
+            self.of_calls[name] = OF_CALLS[kind][name]
+            if name == "mixer.query" and kind == DELTANET:
+                self.details.add("mixer.rule.query")
+            name, _ = self.of_calls[name]
+        self.wanted.setdefault(name, PLAIN)
 
     def put(self, name: str, value: torch.Tensor) -> None:
         """Store a value of the current forward pass, without its graph."""
@@ -106,7 +129,8 @@ class CaptureBuffer:
         self._complete += batch * width
         # In a split model the stream still comes from the device of the layer before.
         device = min(read.items(), key=lambda item: item[0].endswith(".input"))[1].device
-        return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in read.items()}
+        here = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in read.items()}
+        return here | {name: of(here[call]) for name, (call, of) in self.of_calls.items()}
 
     def silent(self, columns: int) -> list[str]:
         """Return a line for each value that was not captured for exactly `columns` tokens."""

@@ -11,12 +11,13 @@ from typing import Any, Literal
 import torch
 
 from qwenlab.capture.active import mask_of_intervention
-from qwenlab.capture.buffers import CaptureBuffer, constant
+from qwenlab.capture.buffers import DETAILS, OF_CALLS, CaptureBuffer, constant
 from qwenlab.capture.calls import AttentionCall, DeltaRuleCall
 from qwenlab.capture.functions import LayerFunctions
 from qwenlab.capture.layout import FLAT, Attachment, attachment
 from qwenlab.capture.wrapping import inputs, outputs
 from qwenlab.checkpoint.decoder import Decoder
+from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import CannotWatch
 
 _ROUTER = ("router", "router.weights", "router.chosen")
@@ -31,7 +32,7 @@ class CaptureHooks:
     mixer  `mixer.input` residual stream before the mixer · `mixer` its output · `mixer.rule` DeltaRuleCall, with
            details `mixer.state`, `mixer.rule.query` and `mixer.rule.out` on request · `mixer.attention` AttentionCall,
            with `mixer.attention.value` on request · `mixer.gate` logits of the output gate, [batch, position, head,
-           channel]
+           channel] · `mixer.query` and the others of `sites`, but attention's `mixer.key`
     mlp    `mlp.input` residual stream before the MLP · `mlp` its output · `router` logits · `router.weights`,
            `router.chosen` of the top k · `experts` output of the routed experts · `shared_expert` output of the shared
            expert · `shared_expert_gate` its logit
@@ -155,6 +156,16 @@ class CaptureHooks:
         visible = mask_of_intervention(call.module, call.mask)
         query, key = constant(call.query), constant(call.key)
         buffer.captured["mixer.attention"] = AttentionCall(query, key, call.scaling, value, visible=visible)
+
+
+def readable(decoder: Decoder, layer: int) -> tuple[str, ...]:
+    """Return the names of the values that can be captured in a layer."""
+    kind, routed = decoder.layer_types[layer], decoder.part(layer, "experts") is not None
+    call = "mixer.rule" if kind == DELTANET else "mixer.attention"
+    details = [name for name, of in DETAILS.items() if of == call]
+    modules = ["mixer.gate", "mixer.heads", *([] if kind == DELTANET else ["mixer.value"])]
+    experts = [*_ROUTER, "experts", "shared_expert", "shared_expert_gate"] if routed else []
+    return ("mixer.input", "mixer", call, *details, *OF_CALLS[kind], *modules, "mlp.input", "mlp", *experts)
 
 
 def _copied(state: torch.Tensor | None, heads: torch.Tensor) -> torch.Tensor | None:
