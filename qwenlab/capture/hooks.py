@@ -85,7 +85,8 @@ class CaptureHooks:
 
         def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._thread == get_ident():
-                buffer.put(name, ((*args, *kwargs.values()) if kwargs else args)[index])
+                value = args[index] if index < len(args) else (*args, *kwargs.values())[index]
+                buffer.captured[name] = value.detach() if value.requires_grad else value
 
         hooks.enter_context(inputs(place.module, before))
 

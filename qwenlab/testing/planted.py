@@ -18,6 +18,7 @@ from qwenlab.checkpoint.anatomy.anatomy import anatomy
 from qwenlab.checkpoint.decoder import Decoder, decoder_of
 from qwenlab.checkpoint.families import ATTENTION
 from qwenlab.probes import Attention, DeltaNet, Memory, Residual, Routing, Timing
+from qwenlab.probes.timing.timing import Span
 from qwenlab.testing.models import tiny_config
 from qwenlab.testing.samples import AttentionSamples, DeltaNetSamples, ResidualSamples, RoutingSamples, Texts
 
@@ -134,11 +135,12 @@ def timing(rng: np.random.Generator, read: Texts, decoder: Decoder) -> xr.Datase
     tokens = [len(read.sequence), CALLS[1]]
     seconds = np.stack([costs * tokens[0], 4 * costs * tokens[1]]) * rng.uniform(0.9, 1.1, (2, *costs.shape))
     for phase, calls in enumerate(CALLS):
+        spans: list[Span] = []
         for layer, (mixer, mlp, rest) in enumerate((seconds[phase] / calls).tolist()):
-            spans = (("mixer", (0.0, mixer)), ("mlp", (0.0, mlp)), ("rest", (0.0, mixer + mlp + rest)))
-            for _ in range(calls):
-                probe.add_layer(phase, layer, spans)
-        probe.add_model(phase, (0.0, 1.1 * float(seconds[phase].sum())))
+            parts = {"mixer": mixer, "mlp": mlp, "rest": mixer + mlp + rest}
+            spans += [(part, layer, 0.0, ended) for part, ended in parts.items()]
+        for number in range(calls):  # the last one gets the time of the decoder in all passes
+            probe.add_pass(phase, spans, (0.0, 1.1 * float(seconds[phase].sum()) * (number == calls - 1)))
     probe.tokens, probe.readings, probe.clock_cost = [torch.tensor(n) for n in tokens], 80 * len(costs), 2e-7
     return probe.dataset(list(read.labels))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,9 @@ TIMED = ("mixer", "mlp", "rest")
 
 Mark = tuple[Any, Any]
 """Clock readings at the start and at the end of a span."""
+
+Span = tuple[str, int, Any, Any]
+"""A part, "rest" for the whole layer, or "probes"; the layer; and the clock readings at the start and at the end."""
 
 MAX_EVENTS = 4096
 """CUDA events that may wait to be read; beyond this many, the completed ones are added up."""
@@ -50,27 +53,28 @@ class Timing(Probe):
         self._waiting: list[tuple[dict[Any, float], Any, Mark, int]] = []
         self.clock_cost = self._measure_clock()
 
-    def now(self) -> Any:
-        """Read the clock: seconds on a CPU, a CUDA event on a GPU."""
-        if not self.on_gpu:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+    @property
+    def now(self) -> Callable[[], Any]:
+        """Function that reads the clock: seconds on a CPU, a CUDA event on a GPU."""
+        return _event if self.on_gpu else time.perf_counter
 
-    def add_layer(self, phase: int, layer: int, spans: Sequence[tuple[str, Mark]]) -> None:
-        """Add the spans of a layer: "rest" is the span of the layer minus those of its parts and of probes."""
-        seconds, calls = self._seconds[phase][layer], self._calls[phase]
-        calls[layer] += 1
-        for name, mark in spans:
-            if name != "probes":
-                self._add(seconds, name, mark, 1)
-            if name != "rest":
-                self._add(seconds, "rest", mark, -1)
-
-    def add_model(self, phase: int, mark: Mark) -> None:
-        """Add a span of the whole decoder."""
-        self._add(self._model_seconds, phase, mark, 1)
+    def add_pass(self, phase: int, spans: Sequence[Span], model: Mark) -> None:
+        """Add the spans of a forward pass; those inside a layer come before its own, "rest"."""
+        self.readings += len(spans) + 1
+        inside: list[Mark] = []
+        for part, layer, began, ended in spans:
+            if part == "rest":
+                seconds = self._seconds[phase][layer]
+                self._calls[phase][layer] += 1
+                self._add(seconds, "rest", (began, ended), 1)
+                for mark in inside:
+                    self._add(seconds, "rest", mark, -1)
+                inside = []
+            else:
+                inside.append((began, ended))
+                if part != "probes":
+                    self._add(self._seconds[phase][layer], part, (began, ended), 1)
+        self._add(self._model_seconds, phase, model, 1)
 
     def on_tokens(self, tokens: TokenBatch) -> None:
         """Count the tokens of each phase."""
@@ -97,10 +101,10 @@ class Timing(Probe):
 
     def _measure_clock(self, pairs: int = 200) -> float:
         """Return the median host seconds of one pair of readings."""
-        costs = []
+        costs, now = [], self.now
         for _ in range(pairs):
             began = time.perf_counter()
-            self.now(), self.now()
+            now(), now()
             costs.append(time.perf_counter() - began)
         return float(np.median(costs))
 
@@ -129,3 +133,9 @@ class Timing(Probe):
             clock_cost_seconds=self.clock_cost,
             readings=self.readings,
         )
+
+
+def _event() -> Any:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
