@@ -148,11 +148,18 @@ class AttentionRows:
         distance = (position[:, :, None] - key_position[:, None, :]).float()
         # Positions never decrease along a row: keys at distance d or more are those before position - d + 1.
         rising = key_position.cummax(dim=1).values.contiguous()
-        lower = torch.tensor((*DISTANCE_EDGES, NEVER), device=query.device)
-        beyond = (position[:, :, None] - lower).flatten(1)
+        beyond = (position[:, :, None] - distance_edges(query.device)).flatten(1)
         edges = torch.searchsorted(rising, beyond.contiguous(), right=True).unflatten(1, (*position.shape[1:], -1))
         first = (key_position == 0).int().argmax(dim=1)
         return AttentionRows(query, visible[:, None], distance[:, None], first, edges[:, None])
+
+
+def distance_edges(device: torch.device) -> torch.Tensor:
+    """Return int [bin + 1]: `DISTANCE_EDGES` and `NEVER`, made on the device, which a copy from the host would stop."""
+    octave = 2 ** torch.arange(2, 26, device=device)
+    steps = torch.stack([octave, octave + octave // 2], dim=1).flatten()
+    last = torch.cat([torch.full((1,), edge, device=device) for edge in (2**26, NEVER)])
+    return torch.cat([torch.arange(4, device=device), steps, last])
 
 
 def probabilities(call: AttentionCall, rows: AttentionRows) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from qwenlab.capture.tokens import TokenBatch
+from qwenlab.capture.tokens import TokenBatch, added
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.probes.base import Probe
 
@@ -79,7 +79,7 @@ class Timing(Probe):
     def on_tokens(self, tokens: TokenBatch) -> None:
         """Count the tokens of each phase."""
         phase = PHASES.index("decode") if tokens.decode or tokens.width == 1 else PHASES.index("prefill")
-        self.tokens[phase] = self.tokens[phase].to(tokens.real.device) + tokens.real.sum()
+        self.tokens[phase] = added(self.tokens[phase], tokens.real.sum())
 
     def _add(self, account: dict[Any, float], name: Any, mark: Mark, sign: int) -> None:
         if not self.on_gpu:
