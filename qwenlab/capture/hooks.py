@@ -1,25 +1,27 @@
-"""Hooks on one model that capture tensors into the buffers of its layer parts."""
+"""Hooks on one model that capture values into the buffers of its layer parts."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from functools import partial
 from threading import get_ident
-from typing import Any
+from typing import Any, Literal
 
-from torch import nn
+import torch
 
 from qwenlab.capture.active import mask_of_intervention
-from qwenlab.capture.buffers import FLAT, AttentionCall, CaptureBuffer, CaptureLayout
-from qwenlab.capture.delta_rule import DeltaRuleCall, DeltaRuleHook, constant
-from qwenlab.capture.wrapping import inputs, listening, outputs
+from qwenlab.capture.buffers import DETAILS, OF_CALLS, CaptureBuffer, constant
+from qwenlab.capture.calls import AttentionCall, DeltaRuleCall
+from qwenlab.capture.functions import LayerFunctions
+from qwenlab.capture.layout import FLAT, Attachment, attachment
+from qwenlab.capture.wrapping import inputs, outputs
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import CannotWatch
 
-Callback = Callable[[Any], None]
-ROUTER = ("router", "weights", "chosen")
+_ROUTER = ("router", "router.weights", "router.chosen")
+"""The values that a router returns, in this order."""
 
 
 class CaptureHooks:
@@ -27,26 +29,28 @@ class CaptureHooks:
 
     Captured values by part of a layer, all [batch, position, ...] once they are read:
 
-    mixer  `stream` residual stream before the mixer · `mixer` its output · `rule` DeltaRuleCall or `attention`
-           AttentionCall · `gate` logits of the output gate, [batch, position, head, channel]
-    mlp    `stream` before the MLP · `mlp` its output · `router` logits · `weights`, `chosen` of the top k · `routed`
-           output of the routed experts · `shared` output of the shared expert · `shared_gate` its logit
+    mixer  `mixer.input` residual stream before the mixer · `mixer` its output · `mixer.rule` DeltaRuleCall, with
+           details `mixer.state`, `mixer.rule.query` and `mixer.rule.out` on request · `mixer.attention` AttentionCall,
+           with `mixer.attention.value` on request · `mixer.gate` logits of the output gate, [batch, position, head,
+           channel] · `mixer.query` and the others of `sites`, but attention's `mixer.key`
+    mlp    `mlp.input` residual stream before the MLP · `mlp` its output · `router` logits · `router.weights`,
+           `router.chosen` of the top k · `experts` output of the routed experts · `shared_expert` output of the shared
+           expert · `shared_expert_gate` its logit
+
+    captured_states  which states to capture: "both"; only the "initial" one, at the first of several decode steps; or
+                     none (""), where the initial state is the final state of the step before
     """
 
     def __init__(self, decoder: Decoder, deliver: Callable[[CaptureBuffer], None]) -> None:
         self.decoder, self.deliver = decoder, deliver
-        self.rule = DeltaRuleHook(decoder.family, self._capture_rule)
-        self.value_layers: tuple[int, ...] = ()  # layers whose attention values are captured with the keys
+        self.captured_states: Literal["both", "initial", ""] = "both"
         self._thread = 0  # the one that runs a pass; another may be in a pass that began before the block
         self._buffers: list[CaptureBuffer] = []
-        self._deltanet: CaptureBuffer | None = None  # of the DeltaNet layer that is running
-        self._attention: dict[int, CaptureBuffer] = {}  # by id of the attention module
 
     def begin(self) -> None:
         """Begin a forward pass, and drop what a pass that raised left behind."""
         for buffer in self._buffers:
             buffer.captured = {}
-        self._end_mixer()
         self._thread = get_ident()
 
     def end(self) -> None:
@@ -56,128 +60,114 @@ class CaptureHooks:
     def place(self, buffers: Iterable[CaptureBuffer], hooks: ExitStack) -> None:
         """Place the hooks that fill these buffers, until `hooks` closes."""
         self._buffers = list(buffers)
-        if any("rule" in buffer.wanted for buffer in self._buffers):
-            self.rule.listen(hooks)
+        functions = LayerFunctions(self.decoder, hooks)
         for buffer in self._buffers:
-            (self._place_mixer if buffer.part == "mixer" else self._place_mlp)(buffer, hooks)
-        if self._attention:
-            self._hook_attention(hooks)
+            for name in buffer.wanted:
+                if name == "mixer.rule":
+                    functions.read_rule(buffer.layer, self._rule_reader(buffer))
+                elif name == "mixer.attention":
+                    functions.read_attention(buffer.layer, partial(self._capture_attention, buffer))
+                elif name != buffer.part and name not in _ROUTER:
+                    self._place(buffer, name, hooks)
+            if names := [(name, index) for index, name in enumerate(_ROUTER) if name in buffer.wanted]:
+                self._place_router(buffer, names, hooks)
+            self._place_end(buffer, hooks)
 
-    def _place_mixer(self, buffer: CaptureBuffer, hooks: ExitStack) -> None:
-        mixer, wanted, start = self.decoder.part(buffer.layer, "mixer"), buffer.wanted, None
-        if "stream" in wanted:
-            self._before(self.decoder.layers[buffer.layer], self._first_argument(buffer, "stream"), hooks)
-        if "rule" in wanted:
-            start = self._begin_mixer(buffer, mixer.num_k_heads)
-        if "attention" in wanted:
-            self._attention[id(mixer)] = buffer
-        if "gate" in wanted and self.decoder.layer_types[buffer.layer] == DELTANET:
-            wanted["gate"] = CaptureLayout(rows=mixer.num_v_heads)
-            self._before(mixer.norm, lambda args: buffer.put("gate", args[1]), hooks)
-        elif "gate" in wanted:
-            # `q_proj` yields, per head, its query and then its gate.
-            wanted["gate"] = CaptureLayout(shape=(-1, 2, mixer.head_dim), index=1)
-            self._after(mixer.q_proj, self._output(buffer, "gate"), hooks)
-        self._after(mixer, self._finish(buffer), hooks, start)
+    def _place(self, buffer: CaptureBuffer, name: str, hooks: ExitStack) -> None:
+        """Capture an output or an argument of a module."""
+        place = attachment(self.decoder, buffer.layer, name)
+        assert place is not None, name
+        buffer.wanted[name] = place.layout
+        index = place.argument
+        if index is None:
+            self._after(place, partial(buffer.put, name), hooks)
+            return
 
-    def _place_mlp(self, buffer: CaptureBuffer, hooks: ExitStack) -> None:
-        wanted = buffer.wanted
-        if "stream" in wanted:
-            self._before(self.decoder.part(buffer.layer, "mlp_norm"), self._first_argument(buffer, "stream"), hooks)
-        if outputs_of_router := [(name, index) for index, name in enumerate(ROUTER) if name in wanted]:
+        def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._thread == get_ident():
+                value = args[index] if index < len(args) else (*args, *kwargs.values())[index]
+                buffer.captured[name] = value.detach() if value.requires_grad else value
 
-            def capture_router(out: tuple[Any, ...]) -> None:
-                for name, index in outputs_of_router:
-                    buffer.put(name, out[index])
+        hooks.enter_context(inputs(place.module, before))
 
-            self._after(self.decoder.part(buffer.layer, "router"), capture_router, hooks)
-        experts = (("routed", "experts"), ("shared", "shared_expert"), ("shared_gate", "shared_expert_gate"))
-        for name, word in experts:
-            if name in wanted:
-                self._after(self.decoder.part(buffer.layer, word), self._output(buffer, name), hooks)
-        wanted.update({name: FLAT for name in (*ROUTER, *(name for name, _ in experts)) if name in wanted})
-        self._after(self.decoder.part(buffer.layer, "mlp"), self._finish(buffer), hooks)
+    def _place_router(self, buffer: CaptureBuffer, names: list[tuple[str, int]], hooks: ExitStack) -> None:
+        buffer.wanted.update({name: FLAT for name, _ in names})
 
-    def _first_argument(self, buffer: CaptureBuffer, name: str) -> Callback:
-        return lambda args: buffer.put(name, args[0])
+        def capture(out: tuple[Any, ...]) -> None:
+            for name, index in names:
+                buffer.put(name, out[index])
 
-    def _output(self, buffer: CaptureBuffer, name: str) -> Callback:
-        return lambda out: buffer.put(name, out)
+        self._after(Attachment(self.decoder.part(buffer.layer, "router")), capture, hooks)
 
-    def _finish(self, buffer: CaptureBuffer) -> Callback:
-        """Return the hook that runs after a part: it captures the output and delivers the buffer."""
+    def _place_end(self, buffer: CaptureBuffer, hooks: ExitStack) -> None:
+        """Capture the output of the part, and deliver the buffer."""
         part, wanted = buffer.part, buffer.part in buffer.wanted
 
         def finish(out: Any) -> None:
-            self._end_mixer()
             if wanted:
                 buffer.put(part, out[0] if isinstance(out, tuple) else out)
             self.deliver(buffer)
 
-        return finish
+        self._after(Attachment(self.decoder.part(buffer.layer, part)), finish, hooks)
 
-    def _before(self, module: nn.Module, capture: Callback, hooks: ExitStack) -> None:
-        def hook(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._thread == get_ident():
-                capture((*args, *kwargs.values()) if kwargs else args)
-
-        hooks.enter_context(inputs(module, hook))
-
-    def _after(
-        self, module: nn.Module, capture: Callback, hooks: ExitStack, start: Callable[[], None] | None = None
-    ) -> None:
-        def hook(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    def _after(self, place: Attachment, capture: Callable[[Any], None], hooks: ExitStack) -> None:
+        def after(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
             if self._thread == get_ident():
                 capture(out)
 
-        def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._thread == get_ident() and start is not None:
-                start()
+        hooks.enter_context(outputs(place.module, after))
 
-        hooks.enter_context(outputs(module, hook, before=before if start else None))
+    def _rule_reader(self, buffer: CaptureBuffer) -> Callable[..., None]:
+        """Return the function that captures each call of a layer's delta rule."""
+        key_heads, details = self.decoder.part(buffer.layer, "mixer").num_k_heads, buffer.details
+        wants = ("mixer.state" in details, "mixer.rule.query" in details, "mixer.rule.out" in details)
+        wants_states, wants_query, wants_out = wants
+        heads = torch.tensor(sorted(buffer.state_heads))
 
-    def _begin_mixer(self, buffer: CaptureBuffer, key_heads: int) -> Callable[[], None]:
-        def begin() -> None:
-            self._deltanet = buffer
-            self.rule.begin(buffer.layer, key_heads)
+        def read(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+            nonlocal heads
+            if self._thread != get_ident():
+                return
+            call = DeltaRuleCall.from_call(args, kwargs, key_heads)
+            for name in ("query", "key", "value", "g", "beta"):
+                setattr(call, name, constant(getattr(call, name)))
+            if not wants_query:
+                call.query = None  # type: ignore[assignment]
+            if wants_out:
+                call.out = constant(result[0])
+            if wants_states:
+                call.state_heads = heads = heads.to(call.device)
+                # The cache writes the next state into the same memory.
+                call.initial = _copied(kwargs.get("initial_state"), heads) if self.captured_states else None
+                call.final = _copied(result[1], heads) if self.captured_states == "both" else None
+            buffer.captured["mixer.rule"] = call
 
-        return begin
+        return read
 
-    def _end_mixer(self) -> None:
-        self._deltanet = None
-        self.rule.end()
-
-    def _capture_rule(self, call: DeltaRuleCall) -> None:
-        if self._thread == get_ident() and self._deltanet is not None:
-            self._deltanet.captured["rule"] = call
-
-    def _hook_attention(self, hooks: ExitStack) -> None:
-        """Wrap the attention implementation in use where it is looked up; masks and kernels stay as they are."""
-        modeling = sys.modules[self.decoder.family.modeling]
-        functions, name = modeling.ALL_ATTENTION_FUNCTIONS, self.decoder.module.config._attn_implementation
-        if name in functions:
-            hooks.enter_context(listening(functions._local_mapping, name, functions[name], self._capture_attention))
-        else:  # "eager" is a function of each modeling file
-            eager = "eager_attention_forward"
-            hooks.enter_context(listening(vars(modeling), eager, getattr(modeling, eager), self._capture_attention))
-
-    def _capture_attention(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        call = dict(zip(("module", "query", "key", "value", "attention_mask"), args, strict=False)) | kwargs
-        buffer = self._attention.get(id(call["module"])) if self._thread == get_ident() else None
-        if buffer is not None:
-            _reject_sliding_window(call)
-            query, key = constant(call["query"]), constant(call["key"])
-            scaling = call.get("scaling") or query.shape[-1] ** -0.5
-            value = constant(call["value"]) if buffer.layer in self.value_layers else None
-            visible = mask_of_intervention(call["module"], call["attention_mask"])
-            buffer.captured["attention"] = AttentionCall(query, key, scaling, value, visible)
+    def _capture_attention(self, buffer: CaptureBuffer, call: AttentionCall) -> None:
+        if self._thread != get_ident():
+            return
+        if call.window is not None:
+            raise CannotWatch(
+                "The attention function gets a sliding window instead of a mask, so attention probes cannot know which "
+                "keys are visible.\n"
+                'Use masks, with model.set_attn_implementation("sdpa"), or leave Attention and SoftmaxAttention out.'
+            )
+        value = constant(call.value) if "mixer.attention.value" in buffer.details and call.value is not None else None
+        visible = mask_of_intervention(call.module, call.mask)
+        query, key = constant(call.query), constant(call.key)
+        buffer.captured["mixer.attention"] = AttentionCall(query, key, call.scaling, value, visible=visible)
 
 
-def _reject_sliding_window(call: dict[str, Any]) -> None:
-    """Reject sliding-window flash attention: without a mask we cannot know which keys are visible."""
-    if call.get("sliding_window") is not None:
-        raise CannotWatch(
-            "The attention function gets a sliding window instead of a mask, so attention probes cannot know which "
-            "keys are visible.\n"
-            'Use masks, with model.set_attn_implementation("sdpa"), or leave Attention and SoftmaxAttention out.'
-        )
+def readable(decoder: Decoder, layer: int) -> tuple[str, ...]:
+    """Return the names of the values that can be captured in a layer."""
+    kind, routed = decoder.layer_types[layer], decoder.part(layer, "experts") is not None
+    call = "mixer.rule" if kind == DELTANET else "mixer.attention"
+    details = [name for name, of in DETAILS.items() if of == call]
+    modules = ["mixer.gate", "mixer.heads", *([] if kind == DELTANET else ["mixer.value"])]
+    experts = [*_ROUTER, "experts", "shared_expert", "shared_expert_gate"] if routed else []
+    return ("mixer.input", "mixer", call, *details, *OF_CALLS[kind], *modules, "mlp.input", "mlp", *experts)
+
+
+def _copied(state: torch.Tensor | None, heads: torch.Tensor) -> torch.Tensor | None:
+    return None if state is None else state.detach().index_select(1, heads)

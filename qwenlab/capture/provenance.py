@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from qwenlab.capture.active import active_interventions
-from qwenlab.capture.delta_rule import kernel_of
+from qwenlab.capture.kernels import kernel_of
 from qwenlab.capture.sequences import SequenceTracker
 from qwenlab.checkpoint.checkpoint import Checkpoint
 from qwenlab.checkpoint.decoder import Decoder, decoder_of

@@ -4,40 +4,68 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from threading import get_ident
-from typing import Any, Generic, TypeVar
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 from torch import nn
 
+from qwenlab.capture.wrapping import outputs
+from qwenlab.checkpoint.decoder import Decoder
+from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import QwenlabError
 
-Layer = TypeVar("Layer")
 
+class RunningLayers:
+    """Which DeltaNet layer of one model each thread is running.
 
-class RunningLayer(Generic[Layer]):
-    """The layer that the current thread is running; other threads see None.
-
-    Layers call their kernels through globals of a module, which models in other threads may call at the same time.
+    Layers call their kernels through globals of a module, which other layers, and models in other threads, call too.
     """
 
     def __init__(self) -> None:
-        self._layer: Layer | None = None
-        self._thread = 0
-
-    def begin(self, layer: Layer) -> None:
-        """Mark this layer as running in the current thread."""
-        self._thread, self._layer = get_ident(), layer
-
-    def end(self) -> None:
-        """Mark that no layer is running."""
-        self._layer = None
+        self._local, self._followers, self._hooks = threading.local(), 0, ExitStack()
 
     @property
-    def layer(self) -> Layer | None:
+    def layer(self) -> int | None:
         """The layer that the current thread is running; None if there is none."""
-        return self._layer if self._thread == get_ident() else None
+        layer: int | None = getattr(self._local, "layer", None)
+        return layer
+
+    @contextmanager
+    def followed(self, decoder: Decoder) -> Iterator[None]:
+        """Context manager that follows the layers; all blocks on one model share the wrappers."""
+        with _entering:
+            self._followers += 1
+            if self._followers == 1:
+                self._follow(decoder)
+        try:
+            yield
+        finally:
+            with _entering:
+                self._followers -= 1
+                if not self._followers:
+                    self._hooks.close()
+
+    def _follow(self, decoder: Decoder) -> None:
+        end = partial(self._set, None)
+        self._hooks.enter_context(outputs(decoder.module, before=end))  # a pass that raised has left its layer
+        for layer in decoder.layers_of(DELTANET):
+            self._hooks.enter_context(outputs(decoder.mixer(layer), end, before=partial(self._set, layer)))
+
+    def _set(self, layer: int | None, *_: Any) -> None:
+        self._local.layer = layer
+
+
+_running: WeakKeyDictionary[nn.Module, RunningLayers] = WeakKeyDictionary()
+"""By stack of layers."""
+
+
+def running_layers(decoder: Decoder, hooks: ExitStack) -> RunningLayers:
+    """Return the running layers of a model, which are followed until `hooks` closes."""
+    running = _running.setdefault(decoder.module, RunningLayers())
+    hooks.enter_context(running.followed(decoder))
+    return running
 
 
 _blocks: WeakKeyDictionary[nn.Module, list[threading.Thread]] = WeakKeyDictionary()

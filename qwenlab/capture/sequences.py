@@ -15,7 +15,7 @@ from qwenlab.capture.forward_pass import CachedSequences, ForwardPass, Indices, 
 from qwenlab.capture.generate_calls import NO_ENDS, GenerateCalls, RowEnds
 from qwenlab.capture.masks import MaskChecks, keys_of
 from qwenlab.capture.token_ids import EmbeddedTokens, codes
-from qwenlab.capture.tokens import FOLDS, NEVER, PADDING, TokenBatch
+from qwenlab.capture.tokens import FOLDS, NEVER, PADDING, TokenBatch, added
 from qwenlab.checkpoint.caches import cache_argument, first_cache
 from qwenlab.errors import AmbiguousSequences, LabelShapeMismatch
 
@@ -37,7 +37,7 @@ class SequenceTracker:
         self.checks = MaskChecks()
         self.embedded = EmbeddedTokens()
         self._hashed = "tokens"
-        self._tokens = torch.zeros(1, dtype=torch.int64)
+        self._tokens: torch.Tensor | None = None  # int [1 + label]: padding, and real tokens by label
         cache_argument(type(decoder).forward)  # raises if no argument takes a cache
         self._names = [name for name in inspect.signature(decoder.forward).parameters if name != "self"]
         self._calls = calls
@@ -47,8 +47,8 @@ class SequenceTracker:
     @property
     def tokens(self) -> dict[str, int]:
         """Real tokens read, by label."""
-        counts = self._tokens[1:].tolist() + [0] * len(self.labels)
-        return dict(zip(self.labels, counts, strict=False))
+        counts = [] if self._tokens is None else self._tokens[1:].tolist()
+        return dict(zip(self.labels, counts + [0] * len(self.labels), strict=False))
 
     @property
     def prompts_hash(self) -> str:
@@ -186,7 +186,8 @@ class SequenceTracker:
 
     def _count(self, row: torch.Tensor) -> None:
         counts = torch.zeros(1 + len(self.labels), dtype=torch.int64, device=row.device)
-        counts[: len(self._tokens)] = self._tokens
+        if self._tokens is not None:
+            counts[: len(self._tokens)] = self._tokens
         self._tokens = counts.index_add_(0, row.flatten(), torch.ones_like(row.flatten()))
 
     def _update_fingerprint(
@@ -204,7 +205,7 @@ class SequenceTracker:
         mixed = (ids + 1) * 0x9E3779B97F4A7C1 + position * 0x2545F4914F6CDD1 + sequence[:, None] * 0x5851F42D4C957F2
         mixed = (mixed ^ (mixed >> 29)) * 0x3F58476D1CE4E5B
         total = torch.where(real, mixed ^ (mixed >> 32), 0).sum()
-        self.fingerprint = self.fingerprint.to(total.device) + total
+        self.fingerprint = added(self.fingerprint, total)
 
 
 def _padding_of_generate(sequences: CachedSequences, ids: torch.Tensor, by: RowEnds) -> torch.Tensor:

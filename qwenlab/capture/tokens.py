@@ -165,6 +165,14 @@ def drawn(block: Any, every: int, sequence: Any = 0) -> Any:
     return every * block + (place * every >> 32)
 
 
+def added(total: torch.Tensor, more: torch.Tensor) -> torch.Tensor:
+    """Return the sum of two tensors [], on the device of the second.
+
+    A total on the host enters as a number, without a copy that would make the host wait for the device.
+    """
+    return (total if total.device.type == "cpu" else total.to(more.device)) + more
+
+
 def key_positions(tokens: TokenBatch, columns: int) -> torch.Tensor:
     """Return int [batch, column]: position of each key in its own sequence, -1 for padding and unwritten columns."""
     if tokens.keys is None:
@@ -208,7 +216,7 @@ class TokenSample:
         if tokens.whole and tokens.keys is None:  # else a row may have begun later than its columns do
             return TokenSample._at_columns(tokens, *_known_columns(tokens, every))
         slots = torch.arange(tokens.width // every + 2, device=tokens.position.device)  # as many as there can be
-        sequence = torch.tensor(list(tokens.numbers), device=slots.device)[:, None]
+        sequence = torch.arange(tokens.numbers.start, tokens.numbers.stop, device=slots.device)[:, None]
         # A row without a real token begins at NEVER, and must not overflow.
         return TokenSample.at(tokens, drawn(tokens.begin.clamp_max(2**31) // every + slots, every, sequence))
 
@@ -236,12 +244,15 @@ class TokenSample:
 def _known_columns(tokens: TokenBatch, every: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return the columns of the sampled tokens if all columns are real, and which of them exist (None: all).
 
-    No device sync: positions follow from the number of columns.
+    The host works out which blocks have a token here, and the device where: nothing is copied between them.
     """
-    blocks = np.arange(tokens.past // every, (tokens.past + tokens.width - 1) // every + 1)
-    columns = drawn(blocks, every, np.array(tokens.numbers)[:, None]) - tokens.past
-    present = (columns >= 0) & (columns < tokens.width)
-    columns, present = columns[:, present.any(axis=0)], present[:, present.any(axis=0)]
-    device = tokens.real.device
-    here = torch.from_numpy(columns.clip(0, tokens.width - 1)).to(device)
-    return here, None if present.all() else torch.from_numpy(present).to(device)
+    device, begin, end = tokens.real.device, tokens.past, tokens.past + tokens.width
+    blocks = np.arange(begin // every, (end - 1) // every + 1)
+    position = drawn(blocks, every, np.array(tokens.numbers)[:, None])
+    present = (position >= begin) & (position < end)
+    used = blocks[present.any(axis=0)]  # without the first or the last block, whose token may lie outside
+    sequence = torch.arange(tokens.numbers.start, tokens.numbers.stop, device=device)[:, None]
+    first = int(used[0]) if len(used) else 0
+    columns = drawn(torch.arange(first, first + len(used), device=device), every, sequence) - begin
+    exists = (columns >= 0) & (columns < tokens.width)
+    return columns.clamp(0, tokens.width - 1), None if present[:, present.any(axis=0)].all() else exists

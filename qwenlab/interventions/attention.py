@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 import torch
 
+from qwenlab.capture.calls import AttentionCall
 from qwenlab.capture.tokens import TokenBatch, key_positions
 from qwenlab.checkpoint.families import ATTENTION
 from qwenlab.errors import CannotIntervene
 from qwenlab.interventions.base import HeadIntervention, head_mask
-from qwenlab.interventions.call_arguments import AttentionArguments
 from qwenlab.interventions.module_sites import InterventionPoints
 
 MASKED = ("sdpa", "eager")
@@ -51,7 +51,7 @@ class _HiddenKeys(HeadIntervention):
         """Whether any of these tokens has a key to hide."""
         return tokens.once((self, "affects"), lambda: bool((tokens.real & self.affected(tokens.position)).any()))
 
-    def _mask(self, call: AttentionArguments, tokens: TokenBatch) -> AttentionArguments | None:
+    def _mask(self, call: AttentionCall, tokens: TokenBatch) -> AttentionCall | None:
         if not self.affects(tokens):
             return None
         columns = call.key.shape[2]
@@ -64,7 +64,7 @@ class _HiddenKeys(HeadIntervention):
             mask = call.mask & ~hidden
         else:
             mask = call.mask.masked_fill(hidden, torch.finfo(call.mask.dtype).min)
-        return call.replaced(attention_mask=mask)
+        return call.replaced(mask=mask)
 
     def _columns(self, tokens: TokenBatch, columns: int) -> torch.Tensor:
         """bool [batch, 1, query, column]"""
@@ -96,7 +96,7 @@ class Window(_HiddenKeys):
 
     def without_mask(self, implementation: str) -> Any:
         if implementation.startswith("flash_attention") and self.heads is None:
-            return lambda call, tokens: call.replaced(sliding_window=self.tokens) if self.affects(tokens) else None
+            return lambda call, tokens: call.replaced(window=self.tokens) if self.affects(tokens) else None
         return super().without_mask(implementation)
 
 

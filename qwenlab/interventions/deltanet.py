@@ -12,11 +12,11 @@ import torch
 from transformers.cache_utils import Cache
 
 from qwenlab.capture.active import replaced_by, replacing
+from qwenlab.capture.calls import DeltaRuleCall
 from qwenlab.capture.rounding import check_format, round_in_place
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.errors import CannotIntervene
 from qwenlab.interventions.base import HeadIntervention, LayerIntervention, head_mask
-from qwenlab.interventions.call_arguments import RuleArguments
 from qwenlab.interventions.linear_attention import gated_linear_attention
 from qwenlab.interventions.module_sites import LEAST_DECAY, InterventionPoints
 from qwenlab.interventions.segments import Segments, run_in_segments, worth_splitting
@@ -35,10 +35,10 @@ class RuleIntervention(HeadIntervention):
         """bool [batch, position]: the tokens whose arguments change."""
 
     @abstractmethod
-    def new(self, call: RuleArguments, selected: torch.Tensor) -> RuleArguments:
+    def new(self, call: DeltaRuleCall, selected: torch.Tensor) -> DeltaRuleCall:
         """The new arguments; `selected` is bool [batch, position, head]."""
 
-    def _change(self, call: RuleArguments, tokens: TokenBatch) -> RuleArguments | None:
+    def _change(self, call: DeltaRuleCall, tokens: TokenBatch) -> DeltaRuleCall | None:
         if (at := self._some_at(tokens)) is None:
             return None
         return self.new(call, at[..., None] & head_mask(self.heads, call.g.shape[2], call.device))
@@ -70,7 +70,7 @@ class FreezeState(RuleIntervention):
     def at(self, tokens: TokenBatch) -> torch.Tensor:
         return tokens.real & (tokens.position >= self.after)
 
-    def new(self, call: RuleArguments, selected: torch.Tensor) -> RuleArguments:
+    def new(self, call: DeltaRuleCall, selected: torch.Tensor) -> DeltaRuleCall:
         return call.replaced(g=torch.where(selected, 0, call.g), beta=torch.where(selected, 0, call.beta))
 
 
@@ -98,7 +98,7 @@ class ResetState(RuleIntervention):
     def at(self, tokens: TokenBatch) -> torch.Tensor:
         return tokens.real & (tokens.position % self.every == 0) & (tokens.position > 0)
 
-    def new(self, call: RuleArguments, selected: torch.Tensor) -> RuleArguments:
+    def new(self, call: DeltaRuleCall, selected: torch.Tensor) -> DeltaRuleCall:
         return call.replaced(g=torch.where(selected, _LEAST, call.g))
 
     def _in_segments(
@@ -112,7 +112,7 @@ class ResetState(RuleIntervention):
         """The same to more digits; None without a gain, or if another intervention has changed the call since."""
         if not tokens.once((worth_splitting, self.every), lambda: worth_splitting(tokens, self.every)):
             return None
-        call, starts = RuleArguments.from_call(args, kwargs, key_heads), self._some_at(tokens)
+        call, starts = DeltaRuleCall.from_call(args, kwargs, key_heads), self._some_at(tokens)
         if starts is None or call.g.shape[:2] != starts.shape:
             return None
         heads = head_mask(self.heads, call.g.shape[2], call.device)
@@ -171,7 +171,7 @@ def _without_removal(
     key_heads: int, rule: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tokens: TokenBatch
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Gated linear attention, called as transformers calls the delta rule."""
-    call = RuleArguments.from_call(args, kwargs, key_heads)
+    call = DeltaRuleCall.from_call(args, kwargs, key_heads)
     normalise = bool(kwargs.get("use_qk_l2norm_in_kernel", False))
     out, state = gated_linear_attention(call, kwargs.get("initial_state"), normalise=normalise)
     return out, state if kwargs.get("output_final_state", False) else None

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
+from qwenlab.capture.calls import Routed, rerouted
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.sites import find_sites
 from qwenlab.errors import BadArgument, CannotIntervene, UnknownLayer
 from qwenlab.interventions.base import Intervention
-from qwenlab.interventions.call_arguments import Routed, rerouted
 from qwenlab.interventions.module_sites import InterventionPoints
 
 

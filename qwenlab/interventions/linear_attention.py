@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from qwenlab.capture.calls import DeltaRuleCall
 from qwenlab.capture.prediction import chunked, normalised
-from qwenlab.interventions.call_arguments import RuleArguments
 
 
 def gated_linear_attention(
-    call: RuleArguments, state: torch.Tensor | None, *, normalise: bool = True
+    call: DeltaRuleCall, state: torch.Tensor | None, *, normalise: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """S_t = alpha_t S_(t-1) + beta_t k_t v_t^T,  o_t = S_t^T q_t / sqrt(key channels), in float32.
 

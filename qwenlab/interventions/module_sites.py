@@ -9,17 +9,19 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.cache_utils import Cache
 
+from qwenlab.capture.active import clear_mask
+from qwenlab.capture.calls import AttentionCall, DeltaRuleCall, Routed, rerouted
+from qwenlab.capture.functions import LayerFunctions
+from qwenlab.capture.layout import Attachment, attachment, head_counts
 from qwenlab.capture.sequences import cache_among
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.capture.wrapping import changed, outputs
 from qwenlab.checkpoint.decoder import Decoder
-from qwenlab.checkpoint.families import DELTANET
+from qwenlab.checkpoint.families import ATTENTION, DELTANET
 from qwenlab.checkpoint.sites import Site
 from qwenlab.errors import CannotIntervene
-from qwenlab.interventions.call_arguments import AttentionArguments, Routed, RuleArguments, rerouted
 from qwenlab.interventions.call_sites import CallSites, ChangeAttention, ChangeRule
 from qwenlab.interventions.hits import HitCounter
 
@@ -46,49 +48,37 @@ class InterventionPoints:
     calls: CallSites = field(init=False)
 
     def __post_init__(self) -> None:
-        self.calls = CallSites(self.decoder, self.hooks, self.hits)
+        self.calls = CallSites(LayerFunctions(self.decoder, self.hooks), self.hits)
 
     def begin(self, tokens: TokenBatch) -> None:
         """Start of a forward pass over these tokens, in the current thread."""
         self.hits.begin(tokens)
-        self.calls.begin()
 
     def end(self) -> None:
         """End of the forward pass."""
         self.hits.end()
-        self.calls.end()
+        for layer in self.decoder.layers_of(ATTENTION):
+            clear_mask(self.decoder.mixer(layer))
 
     def value(self, site: Site, change: ChangeValue) -> None:
         """Change the value at a site. Raises CannotIntervene for a site whose value cannot be changed."""
-        layer, word, delta, heads = site.layer, site.word, site.kind == DELTANET, heads_of(self.decoder, site)
-        if word == "residual":
-            self.output(self.decoder.layers[layer], site.name, change)
-        elif word in ("mixer", "mlp", "experts", "shared_expert"):
-            self.output(self.decoder.part(layer, word), site.name, change)
-        elif word == "router":
+        layer, word = site.layer, site.word
+        place = attachment(self.decoder, layer, word)
+        if word == "router":
             self.router(layer, site.name, _with_logits(change, self.decoder.part(layer, "router")))
-        elif word == "mixer.heads":
-            projection = self.decoder.family.output(self.decoder.layer_types[layer])
-            self._argument(self.decoder.mixer(layer).get_submodule(projection), site.name, 0, heads, change)
-        elif word == "mixer.gate" and delta:
-            self._argument(getattr(self.decoder.mixer(layer), "norm"), site.name, 1, heads, change)  # noqa: B009
-        elif word == "mixer.gate":
-            self._attention_gate(self.decoder.mixer(layer), site.name, change)
-        elif delta:
+        elif place is not None and place.argument is not None:
+            self._argument(place, place.argument, site.name, change)
+        elif place is not None:
+            self._output(place, site.name, lambda args, kwargs, value, tokens: change(value, tokens))
+        elif site.kind == DELTANET:
             self.calls.rule(layer, site.name, _with_argument(change, word.removeprefix("mixer.")))
         elif word == "mixer.query":
             self.calls.attention(layer, site.name, _with_query(change))
-        elif word == "mixer.value":
-            self._attention_value(self.decoder.mixer(layer), site.name, heads, change)
         else:
             raise CannotIntervene(
                 f"{site.name} cannot be changed: attention caches rotated keys, and each call holds those of earlier "
                 "tokens too.\nChange mixer.query, mixer.value or mixer.heads, or hide tokens with Window(n)."
             )
-
-    def output(self, module: nn.Module, where: str, change: ChangeValue) -> None:
-        """Change the output of a module: [batch, position, channel], or with batch and position in one axis."""
-        self._output(module, where, lambda args, kwargs, value, tokens: change(value, tokens))
 
     def layer(self, layer: int, where: str, change: Callable[[torch.Tensor, torch.Tensor, TokenBatch], Any]) -> None:
         """Change the output of a layer, given its input: change(input, output, tokens)."""
@@ -96,9 +86,9 @@ class InterventionPoints:
         def with_input(args: tuple[Any, ...], kwargs: dict[str, Any], value: torch.Tensor, tokens: TokenBatch) -> Any:
             return change(args[0] if args else kwargs["hidden_states"], value, tokens)
 
-        self._output(self.decoder.layers[layer], where, with_input)
+        self._output(Attachment(self.decoder.layers[layer]), where, with_input)
 
-    def _output(self, module: nn.Module, where: str, change: Callable[..., Any]) -> None:
+    def _output(self, place: Attachment, where: str, change: Callable[..., Any]) -> None:
         count = self.hits.add(where)
 
         def wrapper(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -106,13 +96,27 @@ class InterventionPoints:
             if (tokens := self.hits.tokens()) is None:
                 return result
             value = result[0] if isinstance(result, tuple) else result
-            new = self.hits.apply(count, partial(change, args, kwargs), value.reshape(tokens.batch, tokens.width, -1))
+            seen = place.layout.view(value, tokens.batch, tokens.width)
+            new = self.hits.apply(count, partial(change, args, kwargs), seen)
             if new is None:
                 return result
-            new = new.to(value).reshape(value.shape)  # in a split model a layer's input may be on another device
+            new = place.layout.put(new, value)
             return (new, *result[1:]) if isinstance(result, tuple) else new
 
-        self.hooks.enter_context(changed(module, wrapper))
+        self.hooks.enter_context(changed(place.module, wrapper))
+
+    def _argument(self, place: Attachment, index: int, where: str, change: ChangeValue) -> None:
+        count = self.hits.add(where)
+
+        def wrapper(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            if (tokens := self.hits.tokens()) is not None:
+                seen = place.layout.view(args[index], tokens.batch, tokens.width)
+                new = self.hits.apply(count, change, seen)
+                if new is not None:
+                    args = (*args[:index], place.layout.put(new, args[index]), *args[index + 1 :])
+            return run(*args, **kwargs)
+
+        self.hooks.enter_context(changed(place.module, wrapper, outside=False))
 
     def cache(self, where: str, change: Callable[[Cache], None]) -> None:
         """Change the cache that a pass leaves, where it has one."""
@@ -138,55 +142,18 @@ class InterventionPoints:
 
         self.hooks.enter_context(changed(self.decoder.part(layer, "router"), wrapper))
 
-    def _argument(self, module: nn.Module, where: str, index: int, heads: int | None, change: ChangeValue) -> None:
-        """Change one argument of a module, whose last axis holds the channels of these heads."""
-        count = self.hits.add(where)
-
-        def wrapper(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            if (tokens := self.hits.tokens()) is not None:
-                value = args[index]
-                new = self.hits.apply(count, change, value.reshape(tokens.batch, tokens.width, heads, -1))
-                if new is not None:
-                    args = (*args[:index], new.to(value.dtype).reshape(value.shape), *args[index + 1 :])
-            return run(*args, **kwargs)
-
-        self.hooks.enter_context(changed(module, wrapper, outside=False))
-
-    def _attention_gate(self, mixer: Any, where: str, change: ChangeValue) -> None:
-        """Change the output gate of attention: `q_proj` returns for each head its query, then its gate."""
-
-        def of_gates(value: torch.Tensor, tokens: TokenBatch) -> torch.Tensor | None:
-            halves = value.unflatten(-1, (-1, 2, mixer.head_dim))
-            new = change(halves[..., 1, :], tokens)
-            return None if new is None else torch.stack([halves[..., 0, :], new.to(value.dtype)], dim=-2).flatten(2)
-
-        self.output(mixer.q_proj, where, of_gates)
-
-    def _attention_value(self, mixer: Any, where: str, heads: int | None, change: ChangeValue) -> None:
-        """Change attention's values before they are cached."""
-
-        def of_values(value: torch.Tensor, tokens: TokenBatch) -> torch.Tensor | None:
-            new = change(value.unflatten(-1, (heads or 1, -1)), tokens)
-            return None if new is None else new.flatten(2)
-
-        self.output(mixer.v_proj, where, of_values)
-
 
 def heads_of(decoder: Decoder, site: Site) -> int | None:
     """Number of heads of the value at a site; None where it has no head axis."""
     if not {"head", "key_head"} & set(site.dims):
         return None
-    if site.kind == DELTANET:
-        mixer: Any = decoder.mixer(site.layer)
-        return int(mixer.num_k_heads if "key_head" in site.dims else mixer.num_v_heads)
-    config: Any = decoder.module.config
-    return int(config.num_key_value_heads if "key_head" in site.dims else config.num_attention_heads)
+    return head_counts(decoder, site.layer)["key_head" in site.dims]
 
 
 def _with_argument(change: ChangeValue, name: str) -> ChangeRule:
     """Change one argument of the delta rule; the decay as alpha, not its ln."""
 
-    def of_call(call: RuleArguments, tokens: TokenBatch) -> RuleArguments | None:
+    def of_call(call: DeltaRuleCall, tokens: TokenBatch) -> DeltaRuleCall | None:
         old = call.g.exp() if name == "decay" else getattr(call, name)
         new = change(old, tokens)
         if new is None:
@@ -200,7 +167,7 @@ def _with_argument(change: ChangeValue, name: str) -> ChangeRule:
 
 
 def _with_query(change: ChangeValue) -> ChangeAttention:
-    def of_call(call: AttentionArguments, tokens: TokenBatch) -> AttentionArguments | None:
+    def of_call(call: AttentionCall, tokens: TokenBatch) -> AttentionCall | None:
         new = change(call.query.transpose(1, 2), tokens)
         return None if new is None else call.replaced(query=new.to(call.query.dtype).transpose(1, 2))
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from qwenlab.capture.calls import DeltaRuleCall
 from qwenlab.capture.prediction import CHUNK
 from qwenlab.capture.tokens import TokenBatch
-from qwenlab.interventions.call_arguments import RuleArguments
 
 MOST_ELEMENTS = 2**26
 """Largest number of state elements to compute at a time."""
@@ -60,7 +60,7 @@ class Segments:
 
 
 def run_in_segments(
-    rule: Callable[..., Any], call: RuleArguments, kwargs: dict[str, Any], segments: Segments
+    rule: Callable[..., Any], call: DeltaRuleCall, kwargs: dict[str, Any], segments: Segments
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The output and the last states of a rule, with an empty state at the start of each segment.
 

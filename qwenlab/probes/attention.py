@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 import xarray as xr
 
-from qwenlab.capture.buffers import AttentionCall, Captured, Part
+from qwenlab.capture.buffers import Captured, Part
+from qwenlab.capture.calls import AttentionCall
 from qwenlab.capture.tokens import NEVER, TokenBatch, TokenSample, key_positions
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import ATTENTION
@@ -56,12 +57,12 @@ class Attention(Probe):
         self._sums = Sums(len(self.layers))
         self._gates = Histogram(len(self.layers), GATE_BINS)
 
-    def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
-        return (("mixer", "attention"), ("mixer", "gate"))
+    def sites(self, layer: int) -> Iterable[str]:
+        return ("mixer.attention", "mixer.gate")
 
     def reduce(self, layer: int, part: Part, captured: Captured, tokens: TokenBatch) -> Reduced | None:
         """Return openness of the gate and statistics of the attention row of every sampled token."""
-        call, gate = captured["attention"], captured["gate"]
+        call, gate = captured["mixer.attention"], captured["mixer.gate"]
         assert isinstance(call, AttentionCall)
         assert isinstance(gate, torch.Tensor)
         sample = tokens.sample(self.every)
@@ -123,11 +124,18 @@ class AttentionRows:
         distance = (position[:, :, None] - key_position[:, None, :]).float()
         # Positions never decrease along a row: keys at distance d or more are those before position - d + 1.
         rising = key_position.cummax(dim=1).values.contiguous()
-        lower = torch.tensor((*DISTANCE_EDGES, NEVER), device=query.device)
-        beyond = (position[:, :, None] - lower).flatten(1)
+        beyond = (position[:, :, None] - distance_edges(query.device)).flatten(1)
         edges = torch.searchsorted(rising, beyond.contiguous(), right=True).unflatten(1, (*position.shape[1:], -1))
         first = (key_position == 0).int().argmax(dim=1)
         return AttentionRows(query, visible[:, None], distance[:, None], first, edges[:, None])
+
+
+def distance_edges(device: torch.device) -> torch.Tensor:
+    """Return int [bin + 1]: `DISTANCE_EDGES` and `NEVER`, made on the device, which a copy from the host would stop."""
+    octave = 2 ** torch.arange(2, 26, device=device)
+    steps = torch.stack([octave, octave + octave // 2], dim=1).flatten()
+    last = torch.cat([torch.full((1,), edge, device=device) for edge in (2**26, NEVER)])
+    return torch.cat([torch.arange(4, device=device), steps, last])
 
 
 def probabilities(call: AttentionCall, rows: AttentionRows) -> tuple[torch.Tensor, torch.Tensor]:

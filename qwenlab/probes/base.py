@@ -38,7 +38,7 @@ _NUMBERED = ("head", "key_head", "expert", "expert_2", "expert_next")
 class Probe(ABC):
     """Captures tensors of each layer and reduces them at once. It serves one `watch` at a time, which empties it first.
 
-    A subclass declares the tensors it needs with `wants`. `reduce` gets them, one layer at a time, and returns
+    A subclass declares the values it needs with `sites`. `reduce` gets them, one layer at a time, and returns
     something small. `accumulate` adds that up, for several layers at a time, and `dataset` returns the sums.
 
     layers  only these layers (indices in the target model); by default every layer that has what the probe reads
@@ -79,9 +79,13 @@ class Probe(ABC):
         """Return the layers of this model that have the part that the probe reads."""
         return decoder.layers_of(self.kind) if self.kind else tuple(range(len(decoder.layers)))
 
-    def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
-        """Return (part, name) of each value to capture in this layer; the names are listed in `CaptureHooks`."""
+    def sites(self, layer: int) -> Iterable[str]:
+        """Return the names of the values to capture in this layer, as listed in `CaptureHooks`."""
         return ()
+
+    def state_heads(self, layer: int) -> Iterable[int]:
+        """Return the value heads whose states a probe of `mixer.state` reads."""
+        return range(self.decoder.part(layer, "mixer").num_v_heads)
 
     def reduce(self, layer: int, part: Part, captured: Captured, tokens: TokenBatch) -> Reduced | None:
         """Reduce the captured values of one part of one layer to something small; None if nothing is left.

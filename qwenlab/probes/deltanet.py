@@ -12,7 +12,7 @@ import xarray as xr
 
 from qwenlab.arguments import integer
 from qwenlab.capture.buffers import Captured, Part
-from qwenlab.capture.delta_rule import DeltaRuleCall
+from qwenlab.capture.calls import DeltaRuleCall
 from qwenlab.capture.prediction import normalised
 from qwenlab.capture.tokens import PADDING, TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
@@ -80,8 +80,11 @@ class DeltaNet(Probe):
         self._moments = defaultdict[int, Totals](lambda: Totals(count))  # by label: [layer, key head, channel, channel]
         self._deviation = StateDeviation()
 
-    def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
-        return (("mixer", "rule"), ("mixer", "gate"))
+    def sites(self, layer: int) -> Iterable[str]:
+        return ("mixer.rule", "mixer.gate", *(["mixer.state"] if self.prediction_heads else []))
+
+    def state_heads(self, layer: int) -> Iterable[int]:
+        return self.predicted_heads(layer).tolist()
 
     def predicted_heads(self, layer: int) -> torch.Tensor:
         """Return int [sampled head]: the value heads whose prediction is measured, evenly spaced by key head."""
@@ -98,7 +101,7 @@ class DeltaNet(Probe):
 
     def reduce(self, layer: int, part: Part, captured: Captured, tokens: TokenBatch) -> Reduced:
         """Return gates and keys of the sampled tokens and, for the predicted heads, the prediction error."""
-        call, gate = captured["rule"], captured["gate"]
+        call, gate = captured["mixer.rule"], captured["mixer.gate"]
         assert isinstance(call, DeltaRuleCall)
         assert isinstance(gate, torch.Tensor)
         sample = tokens.sample(self.every)
@@ -107,18 +110,19 @@ class DeltaNet(Probe):
             "log_alpha": sample.of(call.g).float(),
             "key": sample.of(call.key),
             "gate": torch.sigmoid(sample.of(gate)).mean(dim=-1, dtype=torch.float32),
-            **(self._predict(layer, call, tokens) if call.heads is not None else {}),
+            **(self._predict(layer, call, tokens) if self.prediction_heads else {}),
         }
 
     def _predict(self, layer: int, call: DeltaRuleCall, tokens: TokenBatch) -> Reduced:
         """Return the predicted heads' update norm and error by sampled token, and the norm of their final state."""
-        assert call.heads is not None
-        predicted, state = call.predict(call.heads, tokens)
+        heads = self.predicted_heads(layer).to(call.device)
+        predicted, state = call.predict(heads, tokens)
         sample = tokens.sample(self.every)
-        value, beta = (sample.of(tensor.index_select(2, call.heads)).float() for tensor in (call.value, call.beta))
+        value, beta = (sample.of(tensor.index_select(2, heads)).float() for tensor in (call.value, call.beta))
         error, size = (torch.linalg.vector_norm(each, dim=-1) for each in (value - sample.of(predicted), value))
-        if call.final is not None and tokens.whole:
-            self._deviation.add(layer, state, call.final)
+        final = call.states(heads)[1]
+        if final is not None and tokens.whole:
+            self._deviation.add(layer, state, final)
         return {
             "update_norm": beta * error,
             "error_ratio": error / size.clamp_min(torch.finfo(torch.float32).tiny),

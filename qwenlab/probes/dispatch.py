@@ -9,9 +9,11 @@ from itertools import groupby
 
 import torch
 
-from qwenlab.capture.buffers import WHOLE, CaptureBuffer, Captured, Part
+from qwenlab.capture.buffers import CaptureBuffer, Captured, Part
 from qwenlab.capture.forward_pass import ForwardPass
+from qwenlab.capture.hooks import readable
 from qwenlab.capture.tokens import TokenBatch
+from qwenlab.errors import BadArgument
 from qwenlab.probes.base import Probe, Reduced
 
 MAX_STEPS, MAX_STEP_BYTES = 64, 2**25
@@ -45,6 +47,11 @@ class Dispatcher:
         for probe in probes:
             for layer in probe.layers:
                 self._subscribe(probe, layer)
+            if probe.layers and type(probe).reduce is not Probe.reduce and not self._reads(probe):
+                raise BadArgument(
+                    f"{type(probe).__name__} implements reduce, and its sites() name no value: it would read nothing.\n"
+                    'Return names, such as ("mixer.gate",), from sites(layer).'
+                )
 
     @property
     def buffers(self) -> list[CaptureBuffer]:
@@ -52,11 +59,18 @@ class Dispatcher:
         return [buffer for _, buffer in sorted(self._buffers.items())]
 
     def _subscribe(self, probe: Probe, layer: int) -> None:
-        for part, name in probe.wants(layer):
+        for name in probe.sites(layer):
+            require_readable(probe, layer, name)
+            part = "mixer" if name.partition(".")[0] == "mixer" else "mlp"
             buffer = self._buffers.setdefault((layer, part), CaptureBuffer(layer, part))
-            buffer.wanted.setdefault(name, WHOLE)
+            buffer.want(name, probe.decoder.layer_types[layer])
+            if name == "mixer.state":
+                buffer.state_heads |= set(probe.state_heads(layer))
             if probe not in buffer.readers:
                 buffer.readers.append(probe)
+
+    def _reads(self, probe: Probe) -> bool:
+        return any(probe in buffer.readers for buffer in self._buffers.values())
 
     def begin(self, forward_pass: ForwardPass) -> bool:
         """Begin a forward pass. Return True if it is the decode step right after the stored ones, else reduce those."""
@@ -147,6 +161,16 @@ class Dispatcher:
                     places, reduced = zip(*(layer for _, layer in group), strict=True)
                     stacked = {name: torch.stack([each[name] for each in reduced]) for name in reduced[0]}
                     probe.accumulate(slice(places[0], places[-1] + 1), part, stacked, tokens.on(device))
+
+
+def require_readable(probe: Probe, layer: int, name: str) -> None:
+    """Raise BadArgument unless the layer has a value of this name to read."""
+    known = readable(probe.decoder, layer)
+    if name not in known:
+        raise BadArgument(
+            f"{type(probe).__name__}.sites({layer}) names {name!r}, which is not a value to read in layer {layer}, a "
+            f"{probe.decoder.layer_types[layer]} layer.\nIt has: {', '.join(known)}."
+        )
 
 
 def _device_and_offset(numbered: tuple[int, tuple[int, Reduced]]) -> tuple[torch.device, int]:

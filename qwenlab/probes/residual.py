@@ -40,12 +40,13 @@ class Residual(Probe):
         super().start(decoder)
         self._sums = {part: Sums(len(self.layers)) for part in PARTS}
 
-    def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
-        return (("mixer", "stream"), ("mixer", "mixer"), ("mlp", "stream"), ("mlp", "mlp"))
+    def sites(self, layer: int) -> Iterable[str]:
+        return ("mixer.input", "mixer", "mlp.input", "mlp")
 
     def reduce(self, layer: int, part: Part, captured: Captured, tokens: TokenBatch) -> Reduced:
         sample = tokens.sample(self.every)
-        added, stream = (sample.of(captured[name]).float() for name in (part, "stream"))  # type: ignore[arg-type]
+        names = (part, f"{part}.input")
+        added, stream = (sample.of(captured[name]).float() for name in names)  # type: ignore[arg-type]
         size, before = torch.linalg.vector_norm(added, dim=-1), torch.linalg.vector_norm(stream, dim=-1)
         return {"norm": size, "stream_norm": before, "product": torch.linalg.vecdot(added, stream)}
 

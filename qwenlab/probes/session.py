@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import nn
 
 from qwenlab.capture.active import active_interventions, replaced_by
@@ -25,9 +24,6 @@ from qwenlab.errors import BadArgument, CannotWatch, NoForwardPass, ProbeInUse, 
 from qwenlab.probes.base import Probe
 from qwenlab.probes.deltanet import DeltaNet
 from qwenlab.probes.dispatch import Dispatcher
-from qwenlab.probes.maps.implicit import ImplicitAttention
-from qwenlab.probes.maps.softmax import SoftmaxAttention
-from qwenlab.probes.states.base import StateProbe
 from qwenlab.probes.timing.stopwatch import Stopwatch
 from qwenlab.probes.timing.timing import Timing
 from qwenlab.record.recording import Recording
@@ -158,20 +154,10 @@ class WatchSession:
 
     def _place_hooks(self) -> None:
         """Place all hooks: the stopwatch wraps whole layers outside the capture hooks, and their parts inside."""
-        rule = self._capture.rule
         for probe in self.probes:
-            if isinstance(probe, DeltaNet):
-                predicted = {layer: probe.predicted_heads(layer) for layer in probe.layers}
-                rule.predicted_heads = {layer: heads for layer, heads in predicted.items() if len(heads)}
-                self._recomputed[type(probe).__name__] = tuple(rule.predicted_heads)
-            elif isinstance(probe, ImplicitAttention):
-                rule.mapped_heads = dict.fromkeys(probe.layers, torch.tensor(probe.heads))
-                self._recomputed[type(probe).__name__] = probe.layers
-            elif isinstance(probe, SoftmaxAttention):
-                self._capture.value_layers = probe.layers
-            elif isinstance(probe, StateProbe):
-                rule.state_layers |= set(probe.layers)
-                self._recomputed[type(probe).__name__] = probe.layers
+            layers = tuple(layer for layer in probe.layers if "mixer.state" in probe.sites(layer))
+            if layers:
+                self._recomputed[type(probe).__name__] = layers
         self._hooks.enter_context(running_on_cpu(self._decoder.family))
         if self._stopwatch is not None:
             self._stopwatch.outer(self._decoder, self._hooks)
@@ -193,7 +179,7 @@ class WatchSession:
         self._interventions |= dict.fromkeys(active_interventions(self._decoder.module))
         goes_on = self._dispatcher.begin(forward_pass)
         self._capture.begin()
-        self._capture.rule.captured_states = "" if goes_on else "initial" if forward_pass.is_decode else "both"
+        self._capture.captured_states = "" if goes_on else "initial" if forward_pass.is_decode else "both"
         if self._stopwatch is not None:
             self._stopwatch.start_model(forward_pass)
         self._pass = forward_pass

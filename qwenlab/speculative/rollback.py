@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 import torch
 
 from qwenlab.capture.active import replaced_by
-from qwenlab.capture.delta_rule import DeltaRuleCall, DeltaRuleHook
-from qwenlab.capture.wrapping import in_this_thread, listening, outputs, unwrapped
+from qwenlab.capture.calls import DeltaRuleCall
+from qwenlab.capture.functions import LayerFunctions
+from qwenlab.capture.wrapping import in_this_thread, listening, unwrapped
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import CannotRollBack
 from qwenlab.speculative.context import TargetContext
@@ -59,14 +60,11 @@ class ReplayRollback(Rollback):
         self._before = [state.clone() for state in context.recurrent]
         self._calls: dict[int, DeltaRuleCall] = {}
         self._convolved: dict[int, torch.Tensor] = {}
-        hook = DeltaRuleHook(decoder.family, lambda call: self._calls.__setitem__(self._layer, call))
         with ExitStack() as hooks:
-            hook.listen(hooks)
+            functions = LayerFunctions(decoder, hooks)
             for number, (layer, cache) in enumerate(zip(decoder.layers_of(DELTANET), context.deltanet, strict=True)):
-                mixer: Any = decoder.part(layer, "mixer")
-                begin = partial(self._mixer_begins, hook, number, mixer.num_k_heads)
-                end = in_this_thread(lambda *_: hook.end())
-                hooks.enter_context(outputs(mixer, end, before=in_this_thread(begin)))
+                key_heads = decoder.part(layer, "mixer").num_k_heads
+                functions.read_rule(layer, in_this_thread(partial(self._store_call, number, key_heads)))
                 store = partial(self._store_convolution, number)
                 hooks.enter_context(listening(vars(cache), "update_conv_state", cache.update_conv_state, store))
             yield
@@ -89,9 +87,8 @@ class ReplayRollback(Rollback):
             for number, state in zip(numbers, states, strict=True):
                 context.recurrent[number].copy_(state)
 
-    def _mixer_begins(self, hook: DeltaRuleHook, number: int, key_heads: int, *_: Any) -> None:
-        self._layer = number
-        hook.begin(number, key_heads)
+    def _store_call(self, number: int, key_heads: int, args: Any, kwargs: Any, result: Any) -> None:
+        self._calls[number] = DeltaRuleCall.from_call(args, kwargs, key_heads)
 
     def _store_convolution(self, number: int, args: Any, kwargs: Any, full: torch.Tensor) -> None:
         self._convolved[number] = full  # [batch, channel, size of the state before + width]

@@ -12,12 +12,14 @@ import torch
 import xarray as xr
 from transformers import AutoModelForCausalLM
 
-from qwenlab.capture.buffers import PARTS, AttentionCall, Part
+from qwenlab.capture.buffers import PARTS, Captured, Part
+from qwenlab.capture.calls import AttentionCall
 from qwenlab.capture.tokens import FOLDS, TokenBatch
 from qwenlab.checkpoint.anatomy.anatomy import anatomy
 from qwenlab.checkpoint.decoder import Decoder, decoder_of
 from qwenlab.checkpoint.families import ATTENTION
 from qwenlab.probes import Attention, DeltaNet, Memory, Probe, Residual, Routing, Timing
+from qwenlab.probes.timing.timing import Span
 from qwenlab.testing.models import tiny_config
 from qwenlab.testing.samples import AttentionSamples, DeltaNetSamples, ResidualSamples, RoutingSamples, Texts
 
@@ -89,7 +91,8 @@ def attention(read: Texts, values: AttentionSamples, decoder: Decoder) -> xr.Dat
     key = torch.eye(score.shape[-1]).expand(tokens.batch, 1, -1, -1)
     for place, layer in enumerate(values.layers.tolist()):
         call = AttentionCall(score[:, :, place].transpose(1, 2), key, scaling=1.0)
-        reduced = probe.reduce(layer, "mixer", {"attention": call, "gate": gate[:, :, place, :, None]}, tokens)
+        captured: Captured = {"mixer.attention": call, "mixer.gate": gate[:, :, place, :, None]}
+        reduced = probe.reduce(layer, "mixer", captured, tokens)
         if reduced is not None:
             one_layer = {name: tensor[None] for name, tensor in reduced.items()}
             probe.accumulate(slice(place, place + 1), "mixer", one_layer, tokens)
@@ -126,11 +129,12 @@ def timing(rng: np.random.Generator, read: Texts, decoder: Decoder) -> xr.Datase
     tokens = [len(read.sequence), CALLS[1]]
     seconds = np.stack([costs * tokens[0], 4 * costs * tokens[1]]) * rng.uniform(0.9, 1.1, (2, *costs.shape))
     for phase, calls in enumerate(CALLS):
+        spans: list[Span] = []
         for layer, (mixer, mlp, rest) in enumerate((seconds[phase] / calls).tolist()):
-            spans = (("mixer", (0.0, mixer)), ("mlp", (0.0, mlp)), ("rest", (0.0, mixer + mlp + rest)))
-            for _ in range(calls):
-                probe.add_layer(phase, layer, spans)
-        probe.add_model(phase, (0.0, 1.1 * float(seconds[phase].sum())))
+            parts = {"mixer": mixer, "mlp": mlp, "rest": mixer + mlp + rest}
+            spans += [(part, layer, 0.0, ended) for part, ended in parts.items()]
+        for number in range(calls):  # the last one gets the time of the decoder in all passes
+            probe.add_pass(phase, spans, (0.0, 1.1 * float(seconds[phase].sum()) * (number == calls - 1)))
     probe.tokens, probe.readings, probe.clock_cost = [torch.tensor(n) for n in tokens], 80 * len(costs), 2e-7
     return probe.dataset(list(read.labels))
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
+from qwenlab.capture.calls import DeltaRuleCall
 from qwenlab.checkpoint.decoder import decoder_of
 from qwenlab.errors import BadArgument, CannotIntervene, CannotWatch, InterventionNotApplied, MissingPart, UnknownLayer
 from qwenlab.interventions import FreezeState, NoConv, NoKeyRemoval, ResetState, StateDtype, Zero, intervene
-from qwenlab.interventions.call_arguments import RuleArguments
 from qwenlab.interventions.linear_attention import gated_linear_attention
 from qwenlab.interventions.module_sites import LEAST_DECAY
 from qwenlab.probes import DeltaNet, DeltaState, ImplicitAttention, Retention, StatePrecision, watch
@@ -178,7 +178,7 @@ def test_linear_attention_is_its_loop(length, seed, begun):
     value, g = torch.randn(2, length, 4, 5, generator=draw), -4 * torch.rand(2, length, 4, generator=draw) ** 3
     beta = torch.rand(2, length, 4, generator=draw)
     state = torch.randn(2, 4, 6, 5, generator=draw) if begun else None
-    out, after = gated_linear_attention(RuleArguments(query, key, value, g, beta), state)
+    out, after = gated_linear_attention(DeltaRuleCall(query, key, value, g, beta), state)
     held = np.zeros((2, 4, 6, 5)) if state is None else state.double().numpy()
     q, k = (fed.by_hand.unit(each.double().numpy()).repeat(2, axis=2) for each in (query, key))
     expected = np.zeros((2, length, 4, 5))

@@ -12,8 +12,9 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from qwenlab.capture.buffers import WHOLE, CaptureBuffer
-from qwenlab.capture.delta_rule import kernel_of
+from qwenlab.capture.buffers import CaptureBuffer
+from qwenlab.capture.kernels import kernel_of
+from qwenlab.capture.layout import PLAIN
 from qwenlab.checkpoint.decoder import decoder_of
 from qwenlab.probes import DeltaNet, defaults
 from qwenlab.probes.session import watch
@@ -198,11 +199,11 @@ def test_accelerate_places_its_own_hooks(texts, usual):
 
 def test_layers_on_several_devices():
     """A stand-in for a second device: the stream arrives as another type of tensor than the part yields."""
-    buffer = CaptureBuffer(0, "mlp", {"stream": WHOLE, "mlp": WHOLE})
-    buffer.put("stream", torch.zeros(1, 2, 3))
+    buffer = CaptureBuffer(0, "mlp", {"mlp.input": PLAIN, "mlp": PLAIN})
+    buffer.put("mlp.input", torch.zeros(1, 2, 3))
     buffer.put("mlp", torch.zeros(1, 2, 3, device="meta"))
     read = buffer.read([buffer.collect()], 1, 2)
-    assert {name: value.device.type for name, value in read.items()} == {"stream": "meta", "mlp": "meta"}
+    assert {name: value.device.type for name, value in read.items()} == {"mlp.input": "meta", "mlp": "meta"}
 
 
 def test_dropout_and_training_mode(texts):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 
-from qwenlab.capture.delta_rule import kernel_of
+from qwenlab.capture.kernels import kernel_of
 from qwenlab.checkpoint.decoder import decoder_of
 from qwenlab.checkpoint.families import FAMILIES
 from qwenlab.interventions import Zero

@@ -2,12 +2,15 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 import torch
 
-from qwenlab.capture.running import RunningLayer
-from qwenlab.capture.wrapping import _wrappers, in_this_thread, listening
+from qwenlab.capture.running import running_layers
+from qwenlab.capture.wrapping import _wrappers, in_this_thread, inputs, listening
+from qwenlab.checkpoint.decoder import decoder_of
+from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import CannotIntervene, CannotWatch
 from qwenlab.interventions import NoConv, NoKeyRemoval, Scale, Zero
 from qwenlab.interventions.session import intervene
@@ -190,9 +193,34 @@ def test_wrappers_of_threads_that_come_and_go(impatient):
 
 
 def test_a_running_layer_is_seen_by_its_thread_alone():
-    running = RunningLayer()
-    running.begin(3)
-    assert running.layer == 3
-    assert in_a_thread(lambda: running.layer) is None
-    running.end()
-    assert running.layer is None
+    decoder = decoder_of(tiny_model("qwen3_5"))
+    layer = decoder.layers_of(DELTANET)[1]
+    seen = []
+
+    def look(args, kwargs):
+        seen.append((running.layer, in_a_thread(lambda: running.layer)))
+
+    with ExitStack() as hooks:
+        running = running_layers(decoder, hooks)
+        hooks.enter_context(inputs(decoder.part(layer, "mlp_norm"), look))
+        hooks.enter_context(inputs(decoder.mixer(layer).norm, look))
+        decoder.module(torch.ones(1, 3, dtype=torch.long))
+        assert running_layers(decoder, hooks) is running
+    assert seen == [(layer, None), (None, None)]
+
+
+def test_a_layer_that_raised_is_not_running_in_the_next_pass():
+    decoder = decoder_of(tiny_model("qwen3_5"))
+    first = decoder.layers_of(DELTANET)[0]
+
+    def fail(args, kwargs):
+        raise RuntimeError("stop")
+
+    with ExitStack() as hooks:
+        running = running_layers(decoder, hooks)
+        with pytest.raises(RuntimeError, match="stop"), inputs(decoder.mixer(first).norm, fail):
+            decoder.module(torch.ones(1, 3, dtype=torch.long))
+        seen = []
+        hooks.enter_context(inputs(decoder.part(0, "mixer_norm"), lambda *_: seen.append(running.layer)))
+        decoder.module(torch.ones(1, 3, dtype=torch.long))
+    assert seen == [None]

@@ -1,5 +1,7 @@
 """Watching a training loop that somebody else wrote."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -96,6 +98,11 @@ def test_gradient_checkpointing_counts_nothing_twice(text, reentrant):
     assert_same(seen.recording(), plain)
 
 
+def tensors_of(value):
+    """The tensors of a captured value: itself, or the fields of a call."""
+    return [getattr(value, field.name) for field in dataclasses.fields(value)] if hasattr(value, "joined") else [value]
+
+
 def test_the_graph_is_not_kept(small, text):
     """Decode steps that wait to be reduced together keep no graph alive."""
     with ql.watch(small, *thorough(small)) as seen:
@@ -103,6 +110,6 @@ def test_the_graph_is_not_kept(small, text):
         for token in text(6):
             cache = small(token[None, None], past_key_values=cache, use_cache=True).past_key_values
         captured = [value for buffer in seen._dispatcher.buffers for step in buffer.steps for value in step.values()]
-        tensors = [v for value in captured for v in (vars(value).values() if hasattr(value, "joined") else (value,))]
+        tensors = [tensor for value in captured for tensor in tensors_of(value)]
         assert captured
         assert not any(isinstance(value, torch.Tensor) and value.requires_grad for value in tensors)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from qwenlab.capture.delta_rule import DeltaRuleCall
+from qwenlab.capture.calls import DeltaRuleCall
 from qwenlab.capture.prediction import normalised
 from qwenlab.capture.tokens import TokenBatch, TokenSample
 from qwenlab.probes.maps.base import MapRows, selected
@@ -116,7 +116,8 @@ class DeltaNetMapRows(MapRows):
         """Return the output [batch, head, row, channel] of these weights, including that of the state before."""
         call, which = self.call, self.measured.value[heads]
         output = weight[..., self.past :] @ call.value.index_select(2, which).transpose(1, 2).float()
-        return output if call.mapped_initial is None else output + of_state @ call.mapped_initial[:, heads].float()
+        initial, _ = call.states(which)
+        return output if initial is None else output + of_state @ initial.float()
 
     def _kernel_output(self, sample: TokenSample, heads: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the kernel's output [batch, head, row, channel], and its squared norm or that of the floor."""

@@ -7,8 +7,9 @@ from typing import Literal
 
 import torch
 
-from qwenlab.capture.buffers import Captured, Part
-from qwenlab.capture.delta_rule import DeltaRuleCall, kernel_on
+from qwenlab.capture.buffers import Captured
+from qwenlab.capture.calls import DeltaRuleCall
+from qwenlab.capture.kernels import kernel_on
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import DELTANET
@@ -76,14 +77,18 @@ class ImplicitAttention(MapProbe):
         self._tolerance, self._products = RECONSTRUCTION, IEEE
         self._indices: dict[torch.device, MeasuredHeads] = {}
 
-    def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
-        return (("mixer", "rule"), *([("mixer", "gate")] if self.queries is not None else ()))
+    def sites(self, layer: int) -> Iterable[str]:
+        rule = ("mixer.rule", "mixer.rule.query", "mixer.rule.out", "mixer.state")
+        return (*rule, *(["mixer.gate"] if self.queries is not None else ()))
+
+    def state_heads(self, layer: int) -> Iterable[int]:
+        return self.heads
 
     def checks(self) -> tuple[str, ...]:
         return tuple(self._checked())
 
     def map_rows(self, layer: int, captured: Captured, tokens: TokenBatch) -> DeltaNetMapRows:
-        call, gate = captured["rule"], captured.get("gate")
+        call, gate = captured["mixer.rule"], captured.get("mixer.gate")
         assert isinstance(call, DeltaRuleCall)
         assert call.out is not None
         assert gate is None or isinstance(gate, torch.Tensor)

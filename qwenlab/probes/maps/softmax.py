@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from qwenlab.capture.buffers import AttentionCall, Captured, Part
+from qwenlab.capture.buffers import Captured
+from qwenlab.capture.calls import AttentionCall
 from qwenlab.capture.tokens import TokenBatch, TokenSample
 from qwenlab.checkpoint.families import ATTENTION
 from qwenlab.probes.attention import probabilities
@@ -37,11 +38,11 @@ class SoftmaxAttention(MapProbe):
     }
     omitted = ("negative",)
 
-    def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
-        return (("mixer", "attention"), ("mixer", "gate"))
+    def sites(self, layer: int) -> Iterable[str]:
+        return ("mixer.attention", "mixer.attention.value", "mixer.gate")
 
     def map_rows(self, layer: int, captured: Captured, tokens: TokenBatch) -> _Probabilities:
-        call, gate = captured["attention"], captured["gate"]
+        call, gate = captured["mixer.attention"], captured["mixer.gate"]
         assert isinstance(call, AttentionCall)
         assert isinstance(gate, torch.Tensor)
         heads = torch.tensor(self.heads, device=call.device)

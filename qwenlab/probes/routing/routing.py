@@ -64,18 +64,18 @@ class Routing(Probe):
         self._coactivation, self._transition = Totals(count), Totals(count)
         self._previous: tuple[int, torch.Tensor] | None = None
 
-    def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
-        shared = ("routed", "shared", "shared_gate") if self.shared else ()
-        return tuple(("mlp", name) for name in ("router", "weights", "chosen", *shared))
+    def sites(self, layer: int) -> Iterable[str]:
+        shared = ("experts", "shared_expert", "shared_expert_gate") if self.shared else ()
+        return ("router", "router.weights", "router.chosen", *shared)
 
     def reduce(self, layer: int, part: Part, captured: Captured, tokens: TokenBatch) -> Reduced:
         """Return the choices of every token, and logits and shared-expert share of the sampled tokens."""
-        logits, weights, chosen = _tensors(captured, "router", "weights", "chosen")
+        logits, weights, chosen = _tensors(captured, "router", "router.weights", "router.chosen")
         self._check_top_k(chosen.shape[-1])
         sample = tokens.sample(self.every)
         reduced = {"weights": weights, "chosen": chosen, "logits": sample.of(logits)}
         if self.shared:
-            reduced |= _shared(*map(sample.of, _tensors(captured, "routed", "shared", "shared_gate")))
+            reduced |= _shared(*map(sample.of, _tensors(captured, "experts", "shared_expert", "shared_expert_gate")))
         return reduced
 
     def _check_top_k(self, k: int) -> None:

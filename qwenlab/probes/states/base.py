@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 
 from qwenlab.capture.buffers import Part
-from qwenlab.capture.delta_rule import DeltaRuleCall
+from qwenlab.capture.calls import DeltaRuleCall
 from qwenlab.capture.prediction import CHUNK, Chunk, chunks
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
@@ -139,8 +139,11 @@ class StateProbe(HeadProbe):
         self._deviation = StateDeviation()
         self._indices: dict[torch.device, torch.Tensor] = {}
 
-    def wants(self, layer: int) -> Iterable[tuple[Part, str]]:
-        return (("mixer", "rule"),)
+    def sites(self, layer: int) -> Iterable[str]:
+        return ("mixer.rule", "mixer.state")
+
+    def state_heads(self, layer: int) -> Iterable[int]:
+        return self.heads
 
     def accumulate(self, where: LayerSlice, part: Part, reduced: Reduced, tokens: TokenBatch) -> None:
         """Add up values [layer, token, column] of the chosen tokens, and their number, by octave of position."""
@@ -158,10 +161,8 @@ class StateProbe(HeadProbe):
         The final state is that after the last real token: padding leaves it unchanged.
         """
         heads = self._head_indices(call.device)
-        initial, final = (
-            None if each is None else each.index_select(1, heads) for each in (call.all_initial, call.all_final)
-        )
-        for chunk in chunks(*call.of_heads(heads, tokens), initial):
+        initial, final = call.states(heads)
+        for chunk in chunks(*call.updates(heads, tokens), initial):
             yield chunk
         if final is not None and tokens.whole:
             self._deviation.add(layer, chunk.after.unflatten(0, final.shape[:2]), final)

@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 
 from qwenlab.capture.buffers import Captured, Part
-from qwenlab.capture.delta_rule import DeltaRuleCall
+from qwenlab.capture.calls import DeltaRuleCall
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.errors import BadArgument
@@ -94,7 +94,7 @@ class DeltaState(StateProbe):
 
     def reduce(self, layer: int, part: Part, captured: Captured, tokens: TokenBatch) -> Reduced | None:
         """Return statistics of the states after the chosen tokens, [token, head]; write the states to the file."""
-        call, chosen = captured["rule"], self._chosen(tokens)
+        call, chosen = captured["mixer.rule"], self._chosen(tokens)
         assert isinstance(call, DeltaRuleCall)
         values: list[Reduced] = []
         for number, chunk in enumerate(self._chunks(layer, call, tokens)):

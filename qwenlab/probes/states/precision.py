@@ -10,7 +10,7 @@ import xarray as xr
 
 from qwenlab.arguments import integer
 from qwenlab.capture.buffers import Captured, Part
-from qwenlab.capture.delta_rule import DeltaRuleCall
+from qwenlab.capture.calls import DeltaRuleCall
 from qwenlab.capture.rounding import FORMATS, check_format, rounded
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.errors import BadArgument
@@ -60,21 +60,21 @@ class StatePrecision(StateProbe):
 
     def reduce(self, layer: int, part: Part, captured: Captured, tokens: TokenBatch) -> Reduced | None:
         """Return errors after the chosen tokens, [token, format x head]."""
-        call, name = captured["rule"], (id(self), layer)
+        call, name = captured["mixer.rule"], (id(self), layer)
         assert isinstance(call, DeltaRuleCall)
         heads, chosen = self._head_indices(call.device), self._chosen(tokens)
-        arguments = call.of_heads(heads, tokens)
+        arguments, (initial, final) = call.updates(heads, tokens), call.states(heads)
         exact = arguments[1].new_zeros(tokens.batch, len(self.heads), arguments[0].shape[-1], arguments[1].shape[-1])
-        if call.all_initial is not None:
-            exact = call.all_initial.index_select(1, heads).float()
+        if initial is not None:
+            exact = initial.float()
         columns, low = tokens.carry.get(name, (-1, None))
         if columns != tokens.past:  # new, or cropped
             low = exact.expand(len(self.formats), *exact.shape)
         states = torch.cat([exact[None], low])  # [1 + format, batch, head, key channel, channel]
         states, errors = self._replay(states, arguments, tokens, chosen)
         tokens.carry[name] = (tokens.past + tokens.width, states[1:])
-        if call.all_final is not None and tokens.whole:
-            self._deviation.add(layer, states[0], call.all_final.index_select(1, heads))
+        if final is not None and tokens.whole:
+            self._deviation.add(layer, states[0], final)
         return {"error": errors} if len(chosen) else None
 
     def _replay(

@@ -11,7 +11,7 @@ import xarray as xr
 
 from qwenlab.arguments import integer
 from qwenlab.capture.buffers import Captured, Part
-from qwenlab.capture.delta_rule import DeltaRuleCall
+from qwenlab.capture.calls import DeltaRuleCall
 from qwenlab.capture.prediction import Chunk
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
@@ -101,9 +101,9 @@ class Retention(StateProbe):
 
     def reduce(self, layer: int, part: Part, captured: Captured, tokens: TokenBatch) -> Reduced | None:
         """Return recall and retrieval error of the queried pairs after the chosen tokens, [query, head]."""
-        call, query, name = captured["rule"], self._query(tokens), (id(self), layer)
+        call, query, name = captured["mixer.rule"], self._query(tokens), (id(self), layer)
         assert isinstance(call, DeltaRuleCall)
-        key, value, g, beta = call.of_heads(self._head_indices(call.device), tokens)
+        key, value, g, beta = call.updates(self._head_indices(call.device), tokens)
         earlier: StoredPairs = tokens.carry.get(name) or StoredPairs.empty(key, value)
         elapsed, strength = (
             now[:, None] + each.double().cumsum(dim=1) for now, each in ((earlier.elapsed, g), (earlier.strength, beta))

@@ -12,7 +12,7 @@ from torch import nn
 from qwenlab.capture.forward_pass import ForwardPass
 from qwenlab.capture.wrapping import outputs
 from qwenlab.checkpoint.decoder import Decoder
-from qwenlab.probes.timing.timing import PHASES, Mark, Timing
+from qwenlab.probes.timing.timing import PHASES, Span, Timing
 
 PREFILL, DECODE = range(len(PHASES))
 
@@ -23,8 +23,9 @@ class Stopwatch:
     def __init__(self, timing: Timing) -> None:
         self.timing = timing
         self._phase: int | None = None
-        self._began: dict[str, Any] = {}
-        self._inside: list[tuple[str, Mark]] | None = None  # spans of the layer that is running
+        self._model_began: Any = None
+        self._began: list[Any] = []  # of the layer that is running, and of its part
+        self._spans: list[Span] = []  # of the current forward pass, in the order of their ends
 
     def outer(self, decoder: Decoder, hooks: ExitStack) -> None:
         """Time whole layers, until `hooks` closes."""
@@ -39,44 +40,37 @@ class Stopwatch:
 
     def start_model(self, forward_pass: ForwardPass) -> None:
         """Start the clock of the decoder."""
-        self._phase, self._inside = DECODE if forward_pass.width == 1 else PREFILL, None
-        self._began["model"] = self.timing.now()
+        self._phase = DECODE if forward_pass.width == 1 else PREFILL
+        self._began, self._spans, self._model_began = [], [], self.timing.now()
 
     def end_model(self) -> None:
         """Stop the clock of the decoder, after the probes have run."""
         if self._phase is not None:
-            self.timing.add_model(self._phase, self._span("model"))
+            self.timing.add_pass(self._phase, self._spans, (self._model_began, self.timing.now()))
         self._phase = None
 
     def leave_out(self, work: Callable[[], None]) -> None:
         """Run a probe's work; inside a layer, subtract its time from that layer's "rest"."""
         began = time.perf_counter()
-        if self._inside is None:
+        if self._phase is not None and self._began:
+            start = self.timing.now()
             work()
+            self._spans.append(("probes", -1, start, self.timing.now()))
         else:
-            self._began["probes"] = self.timing.now()
             work()
-            self._inside.append(("probes", self._span("probes")))
         # Between two forward passes only stored decode steps are reduced.
         phase = DECODE if self._phase is None else self._phase
         self.timing.probe_seconds[phase] += time.perf_counter() - began
 
     def _time(self, module: nn.Module, layer: int, part: str, hooks: ExitStack) -> None:
+        now = self.timing.now
+
         def start(args: Any, kwargs: Any) -> None:
             if self._phase is not None:
-                self._began[part] = self.timing.now()
-                if part == "rest":
-                    self._inside = []
+                self._began.append(now())
 
         def stop(args: Any, kwargs: Any, out: Any) -> None:
-            if self._phase is not None and self._inside is not None:
-                self._inside.append((part, self._span(part)))
-                if part == "rest":
-                    self.timing.add_layer(self._phase, layer, self._inside)
-                    self._inside = None
+            if self._phase is not None:
+                self._spans.append((part, layer, self._began.pop(), now()))
 
         hooks.enter_context(outputs(module, stop, before=start, inmost=True))
-
-    def _span(self, name: str) -> Mark:
-        self.timing.readings += 1
-        return self._began.pop(name), self.timing.now()

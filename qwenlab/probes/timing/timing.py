@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 import timeit
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 
-from qwenlab.capture.tokens import TokenBatch
+from qwenlab.capture.tokens import TokenBatch, added
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.probes.base import Probe
 
@@ -21,6 +21,9 @@ TIMED = ("mixer", "mlp", "rest")
 
 Mark = tuple[Any, Any]
 """Clock readings at the start and at the end of a span."""
+
+Span = tuple[str, int, Any, Any]
+"""A part, "rest" for the whole layer, or "probes"; the layer; and the clock readings at the start and at the end."""
 
 MAX_EVENTS = 4096
 """CUDA events that may wait to be read; beyond this many, the completed ones are added up."""
@@ -48,33 +51,34 @@ class Timing(Probe):
         self.tokens = [torch.zeros((), dtype=torch.int64) for _ in PHASES]
         self.readings = 0
         self._waiting: list[tuple[tuple[Any, ...], Mark, int]] = []
-        pairs = timeit.repeat(lambda: (self.now(), self.now()), number=1, repeat=200)
+        now = self.now
+        pairs = timeit.repeat(lambda: (now(), now()), number=1, repeat=200)
         self.clock_cost = float(np.median(pairs))  # host seconds of one pair of readings
 
-    def now(self) -> Any:
-        """Read the clock: seconds on a CPU, a CUDA event on a GPU."""
-        if not self.on_gpu:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+    @property
+    def now(self) -> Callable[[], Any]:
+        """Function that reads the clock: seconds on a CPU, a CUDA event on a GPU."""
+        return _event if self.on_gpu else time.perf_counter
 
-    def add_layer(self, phase: int, layer: int, spans: Sequence[tuple[str, Mark]]) -> None:
-        """Add the spans of a layer: "rest" is the span of the layer minus those of its parts and of probes."""
-        self._calls[phase, layer] += 1
-        for name, mark in spans:
-            if name != "probes":
-                self._add((phase, layer, name), mark, 1)
-            if name != "rest":
+    def add_pass(self, phase: int, spans: Sequence[Span], model: Mark) -> None:
+        """Add the spans of a forward pass; those inside a layer come before its own, "rest"."""
+        self.readings += len(spans) + 1
+        inside: list[Mark] = []
+        for part, layer, began, ended in spans:
+            if part != "probes":
+                self._add((phase, layer, part), (began, ended), 1)
+            if part != "rest":
+                inside.append((began, ended))
+                continue
+            self._calls[phase, layer] += 1
+            for mark in inside:
                 self._add((phase, layer, "rest"), mark, -1)
-
-    def add_model(self, phase: int, mark: Mark) -> None:
-        """Add a span of the whole decoder."""
-        self._add((phase, "model"), mark, 1)
+            inside = []
+        self._add((phase, "model"), model, 1)
 
     def on_tokens(self, tokens: TokenBatch) -> None:
         phase = PHASES.index("decode") if tokens.decode or tokens.width == 1 else PHASES.index("prefill")
-        self.tokens[phase] = self.tokens[phase].to(tokens.real.device) + tokens.real.sum()
+        self.tokens[phase] = added(self.tokens[phase], tokens.real.sum())
 
     def _add(self, account: tuple[Any, ...], mark: Mark, sign: int) -> None:
         if not self.on_gpu:
@@ -118,3 +122,9 @@ class Timing(Probe):
             clock_cost_seconds=self.clock_cost,
             readings=self.readings,
         )
+
+
+def _event() -> Any:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event

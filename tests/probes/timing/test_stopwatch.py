@@ -18,8 +18,8 @@ class Sleeper(Probe):
     name = "sleeper"
     seconds = 0.02
 
-    def wants(self, layer):
-        return (("mixer", "mixer"), ("mlp", "mlp"))
+    def sites(self, layer):
+        return ("mixer", "mlp")
 
     def reduce(self, layer, part, captured, tokens):
         time.sleep(self.seconds)
