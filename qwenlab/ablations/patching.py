@@ -20,7 +20,7 @@ from qwenlab.checkpoint.sites import find_sites
 from qwenlab.errors import BadArgument
 from qwenlab.interventions.activations import cache_activations
 from qwenlab.interventions.base import check_heads, indices
-from qwenlab.interventions.module_sites import heads_of
+from qwenlab.interventions.points import heads_of
 from qwenlab.interventions.session import intervene
 from qwenlab.interventions.values import Patch
 

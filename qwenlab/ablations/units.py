@@ -16,7 +16,7 @@ from qwenlab.errors import BadArgument, MissingPart, UnknownLayer
 from qwenlab.interventions.base import Intervention, indices
 from qwenlab.interventions.experts import MaskExperts
 from qwenlab.interventions.gates import SetGate
-from qwenlab.interventions.module_sites import heads_of
+from qwenlab.interventions.points import heads_of
 from qwenlab.interventions.values import Identity, Zero
 
 UNITS = ("layer", "mixer", "mlp", "head", "expert", "gate", "kind")

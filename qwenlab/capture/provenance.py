@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from qwenlab.capture.active import active_interventions
-from qwenlab.capture.kernels import kernel_of
 from qwenlab.capture.sequences import SequenceTracker
 from qwenlab.checkpoint.checkpoint import Checkpoint
 from qwenlab.checkpoint.decoder import Decoder, decoder_of
+from qwenlab.checkpoint.fused_kernels import kernel_of
 from qwenlab.checkpoint.weights.fingerprint import fingerprint_in_memory
 from qwenlab.record.provenance import provenance
 

@@ -1,4 +1,4 @@
-"""Replace fused GPU kernels by torch's own functions for tensors on the CPU.
+"""Fused GPU kernels: replaced by torch's own functions for tensors on the CPU, and named by what a model calls.
 
 transformers binds the kernels of flash-linear-attention and causal_conv1d when it imports a modeling file, on any
 device, but those kernels need a GPU. This file makes such a binding depend on the device of each call's tensors:
@@ -17,9 +17,11 @@ from threading import Lock
 from types import CellType
 from typing import Any
 
+import torch
 from torch import nn
 
-from qwenlab.checkpoint.families import Family
+from qwenlab.checkpoint.decoder import Decoder
+from qwenlab.checkpoint.families import DELTANET, Family
 from qwenlab.errors import BadArgument
 
 CONVOLUTIONS = ("causal_conv1d_fn", "causal_conv1d_update")
@@ -156,3 +158,26 @@ def _bindings(family: Family) -> list[_Binding]:
     functions = [names.get(name) for name in (family.chunk_rule, family.recurrent_rule, *CONVOLUTIONS)]
     bindings = [_Binding.of(function) for function in functions if function is not None]
     return [binding for binding in bindings if binding is not None and binding.needs_gpu]
+
+
+def kernel_of(decoder: Decoder) -> str:
+    """Return the name of the chunked delta rule that the DeltaNet layers call: a package's kernel, or torch's own.
+
+    Both names, sorted, for a model with layers on the CPU and on a GPU where fused kernels are installed; "none" for a
+    model without DeltaNet layers.
+    """
+    devices = {_device_of(decoder.mixer(layer)) for layer in decoder.layers_of(DELTANET)}
+    return ", ".join(sorted({kernel_on(device, decoder.family) for device in devices})) or "none"
+
+
+def kernel_on(device: str, family: Family) -> str:
+    """Return the name of the chunked delta rule that layers on this type of device call."""
+    chosen = implementation(vars(sys.modules[family.modeling])[family.chunk_rule], device)
+    return f"{chosen.__module__}.{chosen.__name__}"
+
+
+def _device_of(mixer: nn.Module) -> str:
+    """Return the type of device that a mixer runs on; accelerate moves offloaded weights there for each call."""
+    device = next(mixer.parameters()).device
+    runs_on = getattr(getattr(mixer, "_hf_hook", None), "execution_device", None)
+    return torch.device(runs_on).type if device.type == "meta" and runs_on is not None else device.type

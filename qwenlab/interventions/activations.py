@@ -17,8 +17,8 @@ from qwenlab.checkpoint.fused_kernels import running_on_cpu
 from qwenlab.checkpoint.sites import find_sites
 from qwenlab.checkpoint.weights.loaded import require_loaded
 from qwenlab.errors import BadArgument, SiteNotReached, UnknownSite
-from qwenlab.interventions.module_sites import InterventionPoints
 from qwenlab.interventions.pass_tracker import PassTracker
+from qwenlab.interventions.points import InterventionPoints
 
 
 class ActivationCache:
@@ -113,6 +113,6 @@ def cache_activations(model: nn.Module | Any, *patterns: str, kind: str | None =
         yield cache
     passes.reader.checks.settle()
     passes.require_read("cache_activations")
-    if missed := passes.missed(points.hits.counts):
+    if missed := passes.missed(points.counts):
         raise SiteNotReached(f"cache_activations: {missed}")
     cache._close(passes.reader.prompts_hash)

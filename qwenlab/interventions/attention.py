@@ -14,7 +14,7 @@ from qwenlab.capture.tokens import TokenBatch, key_positions
 from qwenlab.checkpoint.families import ATTENTION
 from qwenlab.errors import CannotIntervene
 from qwenlab.interventions.base import HeadIntervention, head_mask
-from qwenlab.interventions.module_sites import InterventionPoints
+from qwenlab.interventions.points import InterventionPoints
 
 MASKED = ("sdpa", "eager")
 """Attention implementations that take a mask [query, key]."""
@@ -30,7 +30,7 @@ class _HiddenKeys(HeadIntervention):
         layers, implementation = self.layers_in(points.decoder), str(points.decoder.module.config._attn_implementation)
         change = self._mask if implementation in MASKED else self.without_mask(implementation)
         for layer in layers:
-            points.calls.attention(layer, f"layers.{layer}.mixer, its attention function", change)
+            points.attention(layer, f"layers.{layer}.mixer, its attention function", change)
 
     def without_mask(self, implementation: str) -> Any:
         """The change for an implementation that takes no mask. Raises CannotIntervene where there is none."""

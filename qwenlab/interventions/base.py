@@ -16,7 +16,7 @@ from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
 from qwenlab.checkpoint.sites import Site, find_sites
 from qwenlab.errors import BadArgument, MissingPart, UnknownLayer
-from qwenlab.interventions.module_sites import InterventionPoints, heads_of
+from qwenlab.interventions.points import InterventionPoints, heads_of
 
 INDICES = ("layers", "heads", "positions", "experts")
 """Names of arguments that are lists of indices."""

@@ -18,7 +18,7 @@ from qwenlab.capture.tokens import TokenBatch
 from qwenlab.errors import CannotIntervene
 from qwenlab.interventions.base import HeadIntervention, LayerIntervention, head_mask
 from qwenlab.interventions.linear_attention import gated_linear_attention
-from qwenlab.interventions.module_sites import LEAST_DECAY, InterventionPoints
+from qwenlab.interventions.points import LEAST_DECAY, InterventionPoints
 from qwenlab.interventions.segments import Segments, run_in_segments, worth_splitting
 
 
@@ -28,7 +28,7 @@ class RuleIntervention(HeadIntervention):
 
     def place(self, points: InterventionPoints) -> None:
         for layer in self.layers_in(points.decoder):
-            points.calls.rule(layer, f"layers.{layer}.mixer, its delta rule", self._change)
+            points.rule(layer, f"layers.{layer}.mixer, its delta rule", self._change)
 
     @abstractmethod
     def at(self, tokens: TokenBatch) -> torch.Tensor:
@@ -93,7 +93,7 @@ class ResetState(RuleIntervention):
         super().place(points)
         for layer in self.layers_in(points.decoder):
             mixer: Any = points.decoder.mixer(layer)
-            points.calls.replace_rule(layer, None, partial(self._in_segments, mixer.num_k_heads))
+            points.replace_rule(layer, None, partial(self._in_segments, mixer.num_k_heads))
 
     def at(self, tokens: TokenBatch) -> torch.Tensor:
         return tokens.real & (tokens.position % self.every == 0) & (tokens.position > 0)
@@ -161,7 +161,7 @@ class NoKeyRemoval(LayerIntervention):
             )
         for layer in layers:
             mixer: Any = points.decoder.mixer(layer)
-            points.calls.replace_rule(
+            points.replace_rule(
                 layer, f"layers.{layer}.mixer, its delta rule", partial(_without_removal, mixer.num_k_heads)
             )
         points.hooks.enter_context(replacing(points.decoder.module, "rule", str(self), layers))
@@ -189,7 +189,7 @@ class NoConv(LayerIntervention):
 
     def place(self, points: InterventionPoints) -> None:
         for layer in self.layers_in(points.decoder):
-            points.calls.convolution(layer, f"layers.{layer}.mixer, its convolution", _own_tap)
+            points.convolution(layer, f"layers.{layer}.mixer, its convolution", _own_tap)
 
 
 def _own_tap(weight: torch.Tensor, tokens: TokenBatch) -> torch.Tensor:

@@ -22,7 +22,7 @@ from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.sites import find_sites
 from qwenlab.errors import BadArgument, CannotIntervene, UnknownLayer
 from qwenlab.interventions.base import Intervention
-from qwenlab.interventions.module_sites import InterventionPoints
+from qwenlab.interventions.points import InterventionPoints
 
 
 @dataclass(frozen=True)

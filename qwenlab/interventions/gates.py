@@ -13,7 +13,7 @@ from qwenlab.checkpoint.families import DELTANET
 from qwenlab.checkpoint.sites import Site
 from qwenlab.errors import BadArgument
 from qwenlab.interventions.base import ValueIntervention
-from qwenlab.interventions.module_sites import InterventionPoints
+from qwenlab.interventions.points import InterventionPoints
 
 SHUT = 1e4
 """Largest logit passed to a sigmoid: beyond about 100 the result is 0 or 1 to the last digit."""

@@ -11,8 +11,7 @@ from qwenlab.capture.running import BlockThreads
 from qwenlab.capture.sequences import SequenceTracker, cache_among
 from qwenlab.capture.wrapping import outputs
 from qwenlab.errors import CannotIntervene, NoForwardPass
-from qwenlab.interventions.hits import HitCount
-from qwenlab.interventions.module_sites import InterventionPoints
+from qwenlab.interventions.points import HitCount, InterventionPoints
 
 
 class PassTracker:
@@ -53,7 +52,7 @@ class PassTracker:
         )
 
     def _run(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        stack, counts = self.points.decoder.module, self.points.hits.counts
+        stack, counts = self.points.decoder.module, self.points.counts
         if stack.training and any(getattr(module, "gradient_checkpointing", False) for module in stack.modules()):
             raise CannotIntervene(
                 "Gradient checkpointing runs the layers again after the forward pass, where interventions do not know "

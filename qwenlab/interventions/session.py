@@ -15,9 +15,8 @@ from qwenlab.checkpoint.fused_kernels import running_on_cpu
 from qwenlab.checkpoint.weights.loaded import require_loaded
 from qwenlab.errors import BadArgument, InterventionNotApplied
 from qwenlab.interventions.base import Intervention
-from qwenlab.interventions.hits import HitCount
-from qwenlab.interventions.module_sites import InterventionPoints
 from qwenlab.interventions.pass_tracker import PassTracker
+from qwenlab.interventions.points import HitCount, InterventionPoints
 
 
 def intervene(model: nn.Module | Any, *interventions: Intervention) -> InterventionSession:
@@ -64,9 +63,9 @@ class InterventionSession:
         try:
             self._hooks.enter_context(running_on_cpu(self._decoder.family))
             for intervention in self.interventions:
-                before = len(points.hits.counts)
+                before = len(points.counts)
                 intervention.place(points)
-                self.hits[str(intervention)] = points.hits.counts[before:]
+                self.hits[str(intervention)] = points.counts[before:]
             self._passes = PassTracker(points)
         except BaseException:
             self._close()

@@ -13,7 +13,7 @@ from qwenlab.checkpoint.sites import Site
 from qwenlab.errors import BadArgument, CannotIntervene, UnknownLayer
 from qwenlab.interventions.activations import ActivationCache
 from qwenlab.interventions.base import Intervention, ValueIntervention, tokens_at
-from qwenlab.interventions.module_sites import InterventionPoints
+from qwenlab.interventions.points import InterventionPoints
 from qwenlab.interventions.token_rng import gaussian, uniform
 
 

@@ -56,7 +56,7 @@ def product_eps(kernel: str, device: str) -> float:
     The coarser one of the kernel's products and of torch's on this type of device. Fused kernels on a GPU count as
     TF32, whatever the settings: flash-linear-attention requests TF32 in places.
 
-    kernel  the implementation of the delta rule, as named by `delta_rule.kernel_on`
+    kernel  the implementation of the delta rule, as named by `fused_kernels.kernel_on`
     """
     fused = kernel.startswith("fla.") or (device != "cpu" and not kernel.startswith("transformers."))
     backend = torch.backends.cuda if device == "cuda" else torch.backends.mkldnn

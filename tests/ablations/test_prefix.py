@@ -11,7 +11,7 @@ from qwenlab.ablations.prefix import record_layer_outputs, reuse_outputs
 from qwenlab.ablations.sweep import sweep
 from qwenlab.ablations.units import units
 from qwenlab.checkpoint.decoder import decoder_of
-from qwenlab.interventions.hits import HitCount
+from qwenlab.interventions.points import HitCount
 from qwenlab.interventions.session import InterventionSession, intervene
 
 IDS = torch.randint(1, 250, (3, 21), generator=torch.Generator().manual_seed(0))

@@ -13,7 +13,7 @@ from qwenlab.checkpoint.decoder import decoder_of
 from qwenlab.errors import BadArgument, CannotIntervene, CannotWatch, InterventionNotApplied, MissingPart, UnknownLayer
 from qwenlab.interventions import FreezeState, NoConv, NoKeyRemoval, ResetState, StateDtype, Zero, intervene
 from qwenlab.interventions.linear_attention import gated_linear_attention
-from qwenlab.interventions.module_sites import LEAST_DECAY
+from qwenlab.interventions.points import LEAST_DECAY
 from qwenlab.probes import DeltaNet, DeltaState, ImplicitAttention, Retention, StatePrecision, watch
 from qwenlab.testing.models import tiny_model
 from tests.interventions import fed
@@ -201,7 +201,7 @@ def test_no_state_is_made_where_none_is_asked_for(small, text):
     class Listening(NoKeyRemoval):
         def place(self, points):
             super().place(points)
-            points.calls.replace_rule(0, "there", listen)
+            points.replace_rule(0, "there", listen)
 
     half = tiny_model("qwen3_5", layer_types=["linear_attention", "full_attention"]).bfloat16()
     for model, kind in ((small, torch.float32), (half, torch.bfloat16)):

@@ -13,9 +13,9 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from qwenlab.capture.buffers import CaptureBuffer
-from qwenlab.capture.kernels import kernel_of
 from qwenlab.capture.layout import PLAIN
 from qwenlab.checkpoint.decoder import decoder_of
+from qwenlab.checkpoint.fused_kernels import kernel_of
 from qwenlab.probes import DeltaNet, defaults
 from qwenlab.probes.session import watch
 from qwenlab.testing.models import tiny_model

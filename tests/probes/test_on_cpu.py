@@ -4,9 +4,9 @@ import pytest
 import torch
 from accelerate import cpu_offload
 
-from qwenlab.capture.kernels import kernel_of
 from qwenlab.checkpoint.decoder import decoder_of
 from qwenlab.checkpoint.families import FAMILIES
+from qwenlab.checkpoint.fused_kernels import kernel_of
 from qwenlab.interventions import Zero
 from qwenlab.interventions.session import intervene
 from qwenlab.probes import DeltaNet, ImplicitAttention, defaults

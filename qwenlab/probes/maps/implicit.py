@@ -9,10 +9,10 @@ import torch
 
 from qwenlab.capture.buffers import Captured
 from qwenlab.capture.calls import DeltaRuleCall
-from qwenlab.capture.kernels import kernel_on
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import DELTANET
+from qwenlab.checkpoint.fused_kernels import kernel_on
 from qwenlab.errors import KernelMismatch
 from qwenlab.probes.base import GROUPED, Variable, summed
 from qwenlab.probes.kernel_agreement import IEEE, product_eps

@@ -1,12 +1,13 @@
-"""Where interventions attach to a model: module outputs, module arguments, router results, and named functions."""
+"""Points where interventions act: outputs and arguments of modules, results of routers, and called functions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from threading import get_ident
+from typing import Any, TypeVar
 
 import torch
 from transformers.cache_utils import Cache
@@ -22,41 +23,53 @@ from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
 from qwenlab.checkpoint.sites import Site
 from qwenlab.errors import CannotIntervene
-from qwenlab.interventions.call_sites import CallSites, ChangeAttention, ChangeRule
-from qwenlab.interventions.hits import HitCounter
 
-ChangeValue = Callable[[torch.Tensor, TokenBatch], torch.Tensor | None]
-"""A value [batch, position, ...] and the tokens read -> the new value of that shape, or None to leave it."""
-ChangeRouted = Callable[[Routed, TokenBatch], Routed | None]
+Value = TypeVar("Value", bound=Any)
+Change = Callable[[Value, TokenBatch], Value | None]
+"""A value and the tokens that the pass reads -> the new value, or None to leave it."""
+ChangeValue = Change[torch.Tensor]
+"""Of a value [batch, position, ...]: the new one has the same shape."""
+ReplaceRule = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any], TokenBatch], Any]
+"""The rule, its arguments and keyword arguments, and the tokens read -> its result, or None to let the rule run."""
 
 LEAST_DECAY = 1e-18
 """Smaller decays are set to this one: it leaves nothing of a state in float32, and its ln is still summed exactly."""
 
 
 @dataclass
-class InterventionPoints:
-    """The points of one model at which the interventions of a block change values.
+class HitCount:
+    """Counts at one intervention point.
 
-    hooks  undoes the changes when the block ends
-    hits   a count per point
-    calls  points at functions that layers call by name
+    where    its name: a site, or a function that a layer calls
+    reached  how often a forward pass reached it
+    acted    how often the intervention changed the value there
     """
 
-    decoder: Decoder
-    hooks: ExitStack
-    hits: HitCounter = field(default_factory=HitCounter)
-    calls: CallSites = field(init=False)
+    where: str
+    reached: int = 0
+    acted: int = 0
 
-    def __post_init__(self) -> None:
-        self.calls = CallSites(LayerFunctions(self.decoder, self.hooks), self.hits)
+
+class InterventionPoints:
+    """The points of one model at which the interventions of a block change values; none acts outside a forward pass.
+
+    hooks   undoes the changes when the block ends
+    counts  one per point, in the order in which they were added
+    """
+
+    def __init__(self, decoder: Decoder, hooks: ExitStack) -> None:
+        self.decoder, self.hooks, self.counts = decoder, hooks, list[HitCount]()
+        self._functions = LayerFunctions(decoder, hooks)
+        self._tokens: TokenBatch | None = None
+        self._thread = 0  # the one that runs the pass; another may be in a pass that began before the block
 
     def begin(self, tokens: TokenBatch) -> None:
         """Start of a forward pass over these tokens, in the current thread."""
-        self.hits.begin(tokens)
+        self._tokens, self._thread = tokens, get_ident()
 
     def end(self) -> None:
         """End of the forward pass."""
-        self.hits.end()
+        self._tokens = None
         for layer in self.decoder.layers_of(ATTENTION):
             clear_mask(self.decoder.mixer(layer))
 
@@ -71,9 +84,9 @@ class InterventionPoints:
         elif place is not None:
             self._output(place, site.name, lambda args, kwargs, value, tokens: change(value, tokens))
         elif site.kind == DELTANET:
-            self.calls.rule(layer, site.name, _with_argument(change, word.removeprefix("mixer.")))
+            self.rule(layer, site.name, _with_argument(change, word.removeprefix("mixer.")))
         elif word == "mixer.query":
-            self.calls.attention(layer, site.name, _with_query(change))
+            self.attention(layer, site.name, _with_query(change))
         else:
             raise CannotIntervene(
                 f"{site.name} cannot be changed: attention caches rotated keys, and each call holds those of earlier "
@@ -89,15 +102,15 @@ class InterventionPoints:
         self._output(Attachment(self.decoder.layers[layer]), where, with_input)
 
     def _output(self, place: Attachment, where: str, change: Callable[..., Any]) -> None:
-        count = self.hits.add(where)
+        count = self._count(where)
 
         def wrapper(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             result = run(*args, **kwargs)
-            if (tokens := self.hits.tokens()) is None:
+            if (tokens := self._current_tokens()) is None:
                 return result
             value = result[0] if isinstance(result, tuple) else result
             seen = place.layout.view(value, tokens.batch, tokens.width)
-            new = self.hits.apply(count, partial(change, args, kwargs), seen)
+            new = self._apply(count, partial(change, args, kwargs), seen)
             if new is None:
                 return result
             new = place.layout.put(new, value)
@@ -106,12 +119,12 @@ class InterventionPoints:
         self.hooks.enter_context(changed(place.module, wrapper))
 
     def _argument(self, place: Attachment, index: int, where: str, change: ChangeValue) -> None:
-        count = self.hits.add(where)
+        count = self._count(where)
 
         def wrapper(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            if (tokens := self.hits.tokens()) is not None:
+            if (tokens := self._current_tokens()) is not None:
                 seen = place.layout.view(args[index], tokens.batch, tokens.width)
-                new = self.hits.apply(count, change, seen)
+                new = self._apply(count, change, seen)
                 if new is not None:
                     args = (*args[:index], place.layout.put(new, args[index]), *args[index + 1 :])
             return run(*args, **kwargs)
@@ -120,7 +133,7 @@ class InterventionPoints:
 
     def cache(self, where: str, change: Callable[[Cache], None]) -> None:
         """Change the cache that a pass leaves, where it has one."""
-        count = self.hits.add(where)
+        count = self._count(where)
 
         def after(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
             count.reached += 1
@@ -131,16 +144,76 @@ class InterventionPoints:
 
         self.hooks.enter_context(outputs(self.decoder.module, after))
 
-    def router(self, layer: int, where: str, change: ChangeRouted) -> None:
+    def router(self, layer: int, where: str, change: Change[Routed]) -> None:
         """Change the result of a router."""
-        count = self.hits.add(where)
+        counted = self._counted(where, change)
 
         def wrapper(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            result = run(*args, **kwargs)
-            new = self.hits.apply(count, change, Routed(*result))
-            return result if new is None else (new.logits, new.weights, new.chosen)
+            new = counted(Routed(*run(*args, **kwargs)))
+            return new.logits, new.weights, new.chosen
 
         self.hooks.enter_context(changed(self.decoder.part(layer, "router"), wrapper))
+
+    def rule(self, layer: int, where: str, change: Change[DeltaRuleCall]) -> None:
+        """Change the arguments of a DeltaNet layer's delta rule."""
+        self._functions.change_rule(layer, self._counted(where, change))
+
+    def replace_rule(self, layer: int, where: str | None, new_rule: ReplaceRule) -> None:
+        """Replace the delta rule of a DeltaNet layer.
+
+        where  None for another way to the same result: that is not counted
+        """
+        count = HitCount("") if where is None else self._count(where)
+
+        def run(rule: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            query = args[0] if args else kwargs["query"]
+            new = self._apply(count, lambda _, tokens: new_rule(rule, args, kwargs, tokens), query)
+            return rule(*args, **kwargs) if new is None else new
+
+        self._functions.replace_rule(layer, run)
+
+    def convolution(self, layer: int, where: str, change: ChangeValue) -> None:
+        """Change the weights [channel, tap] of a DeltaNet layer's convolution; the last tap is the token's own."""
+        self._functions.change_convolution(layer, self._counted(where, change))
+
+    def attention(self, layer: int, where: str, change: Change[AttentionCall]) -> None:
+        """Change the query, mask or window of an attention layer's attention function."""
+        self._functions.change_attention(layer, self._counted(where, change))
+
+    def _count(self, where: str) -> HitCount:
+        """The count of a new point."""
+        self.counts.append(HitCount(where))
+        return self.counts[-1]
+
+    def _current_tokens(self) -> TokenBatch | None:
+        """The tokens that the current thread reads, or None. Raises CannotIntervene in a backward pass."""
+        if self._tokens is not None and self._thread != get_ident():
+            return None
+        if self._tokens is None and torch._C._current_graph_task_id() >= 0:
+            raise CannotIntervene(
+                "A layer runs again in the backward pass, where interventions do not know which tokens it reads.\n"
+                "Turn off activation checkpointing for this block."
+            )
+        return self._tokens
+
+    def _apply(self, count: HitCount, change: Change[Any], value: Any) -> Any:
+        """The changed value, counted; None where nothing changes."""
+        if (tokens := self._current_tokens()) is None:
+            return None
+        count.reached += 1
+        new = change(value, tokens.on(value.device))
+        count.acted += new is not None
+        return new
+
+    def _counted(self, where: str, change: Change[Value]) -> Callable[[Value], Value]:
+        """A function of the value alone; it counts the changes at a new point."""
+        count = self._count(where)
+
+        def counted(value: Value) -> Value:
+            new = self._apply(count, change, value)
+            return value if new is None else new
+
+        return counted
 
 
 def heads_of(decoder: Decoder, site: Site) -> int | None:
@@ -150,7 +223,7 @@ def heads_of(decoder: Decoder, site: Site) -> int | None:
     return head_counts(decoder, site.layer)["key_head" in site.dims]
 
 
-def _with_argument(change: ChangeValue, name: str) -> ChangeRule:
+def _with_argument(change: ChangeValue, name: str) -> Change[DeltaRuleCall]:
     """Change one argument of the delta rule; the decay as alpha, not its ln."""
 
     def of_call(call: DeltaRuleCall, tokens: TokenBatch) -> DeltaRuleCall | None:
@@ -166,7 +239,7 @@ def _with_argument(change: ChangeValue, name: str) -> ChangeRule:
     return of_call
 
 
-def _with_query(change: ChangeValue) -> ChangeAttention:
+def _with_query(change: ChangeValue) -> Change[AttentionCall]:
     def of_call(call: AttentionCall, tokens: TokenBatch) -> AttentionCall | None:
         new = change(call.query.transpose(1, 2), tokens)
         return None if new is None else call.replaced(query=new.to(call.query.dtype).transpose(1, 2))
@@ -174,7 +247,7 @@ def _with_query(change: ChangeValue) -> ChangeAttention:
     return of_call
 
 
-def _with_logits(change: ChangeValue, router: Any) -> ChangeRouted:
+def _with_logits(change: ChangeValue, router: Any) -> Change[Routed]:
     def of_router(routed: Routed, tokens: TokenBatch) -> Routed | None:
         new = change(routed.logits.reshape(tokens.batch, tokens.width, -1), tokens)
         return None if new is None else rerouted(router, new.reshape(routed.logits.shape), routed.chosen.shape[-1])
