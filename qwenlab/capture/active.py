@@ -19,9 +19,6 @@ _changes: WeakKeyDictionary[nn.Module, list[tuple[What, str, frozenset[int]]]] =
 _names: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()
 """By stack of layers: the active interventions, in the order in which they began."""
 
-_masks: WeakKeyDictionary[nn.Module, torch.Tensor] = WeakKeyDictionary()
-"""By attention mixer: the mask that an intervention gave its newest call, while the pass runs."""
-
 
 @contextmanager
 def listed_as_active(stack: nn.Module, names: Sequence[str]) -> Iterator[None]:
@@ -59,18 +56,13 @@ def replaced_by(stack: nn.Module, what: What, layers: Iterable[int]) -> str | No
     return next((intervention for kind, intervention, where in changes if kind == what and where & layers), None)
 
 
-def set_mask(mixer: nn.Module, mask: torch.Tensor) -> None:
-    """Register the mask that an intervention gives to the attention function of a layer."""
-    _masks[mixer] = mask
+def mark_mask(mask: torch.Tensor) -> None:
+    """Mark a mask that an intervention gives to the attention function of a layer."""
+    mask._of_intervention = True  # type: ignore[attr-defined]
 
 
-def clear_mask(mixer: nn.Module) -> None:
-    """Forget the mask of a layer, once the pass is over."""
-    _masks.pop(mixer, None)
-
-
-def mask_of_intervention(mixer: nn.Module, mask: torch.Tensor | None) -> torch.Tensor | None:
+def mask_of_intervention(mask: torch.Tensor | None) -> torch.Tensor | None:
     """Return bool [batch, 1 or head, position, key], True for visible keys; None if no intervention made this mask."""
-    if mask is None or _masks.get(mixer) is not mask:
+    if mask is None or not getattr(mask, "_of_intervention", False):
         return None
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2

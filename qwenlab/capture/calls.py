@@ -129,7 +129,6 @@ class AttentionCall:
     mask     as the implementation takes it; None where it is causal by itself
     visible  bool [batch, 1 or head, position, past + position]: which keys each query may attend to; only where an
              intervention changed that
-    module   the layer's mixer
     window   width of a sliding window that the implementation applies without a mask; None without one
     """
 
@@ -139,7 +138,6 @@ class AttentionCall:
     value: torch.Tensor | None = None
     mask: torch.Tensor | None = None
     visible: torch.Tensor | None = None
-    module: Any = None
     window: int | None = None
 
     @property
@@ -163,7 +161,7 @@ class AttentionCall:
         call = dict(zip(_OF_ATTENTION, args, strict=False)) | kwargs
         query, scaling = call["query"], call.get("scaling") or call["query"].shape[-1] ** -0.5
         mask, window = call["attention_mask"], call.get("sliding_window")
-        return AttentionCall(query, call["key"], scaling, call["value"], mask, None, call["module"], window)
+        return AttentionCall(query, call["key"], scaling, call["value"], mask, None, window)
 
     def to_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         """Return the arguments of the original call with this query, mask and window."""

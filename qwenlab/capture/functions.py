@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from qwenlab.capture.active import set_mask
+from qwenlab.capture.active import mark_mask
 from qwenlab.capture.calls import AttentionCall, DeltaRuleCall
 from qwenlab.capture.running import RunningLayers, running_layers
 from qwenlab.capture.wrapping import After, Around, listening
@@ -117,7 +117,7 @@ class LayerFunctions:
         for change in changes:
             call = change(call)
         if call.mask is not None and call.mask is not original.mask:
-            set_mask(call.module, call.mask)
+            mark_mask(call.mask)
         args, kwargs = call.to_call(args, kwargs)
         return run(*args, **kwargs)
 

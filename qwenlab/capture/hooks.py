@@ -154,7 +154,7 @@ class CaptureHooks:
                 'Use masks, with model.set_attn_implementation("sdpa"), or leave Attention and SoftmaxAttention out.'
             )
         value = constant(call.value) if "mixer.attention.value" in buffer.details and call.value is not None else None
-        visible = mask_of_intervention(call.module, call.mask)
+        visible = mask_of_intervention(call.mask)
         query, key = constant(call.query), constant(call.key)
         buffer.captured["mixer.attention"] = AttentionCall(query, key, call.scaling, value, visible=visible)
 

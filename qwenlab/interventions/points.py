@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import torch
 from transformers.cache_utils import Cache
 
-from qwenlab.capture.active import clear_mask
 from qwenlab.capture.calls import AttentionCall, DeltaRuleCall, Routed, rerouted
 from qwenlab.capture.functions import LayerFunctions
 from qwenlab.capture.layout import Attachment, attachment, head_counts
@@ -20,7 +19,7 @@ from qwenlab.capture.sequences import cache_among
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.capture.wrapping import changed, outputs
 from qwenlab.checkpoint.decoder import Decoder
-from qwenlab.checkpoint.families import ATTENTION, DELTANET
+from qwenlab.checkpoint.families import DELTANET
 from qwenlab.checkpoint.sites import Site
 from qwenlab.errors import CannotIntervene
 
@@ -70,8 +69,6 @@ class InterventionPoints:
     def end(self) -> None:
         """End of the forward pass."""
         self._tokens = None
-        for layer in self.decoder.layers_of(ATTENTION):
-            clear_mask(self.decoder.mixer(layer))
 
     def value(self, site: Site, change: ChangeValue) -> None:
         """Change the value at a site. Raises CannotIntervene for a site whose value cannot be changed."""

@@ -1,5 +1,7 @@
 """Interventions on attention, against tables of probabilities computed in float64 from their docstrings."""
 
+import sys
+import weakref
 from contextlib import nullcontext
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 import torch
 from transformers import StaticCache
 
-from qwenlab.capture import active
+from qwenlab.capture.wrapping import listening
 from qwenlab.errors import BadArgument, CannotIntervene, CannotWatch, InterventionNotApplied, MissingPart, UnknownLayer
 from qwenlab.interventions import NoSink, Scale, Window, intervene
 from qwenlab.probes import Attention, SoftmaxAttention, watch
@@ -97,9 +99,14 @@ def test_nothing_is_left(quick, texts, interventions, how):
 
 def test_no_mask_is_kept_after_a_pass(quick, text):
     """A mask of every query and key: of a long text it would be the largest thing there is."""
+    masks = []
+    names = vars(sys.modules[type(quick).__module__])["ALL_ATTENTION_FUNCTIONS"]
+    hear = lambda args, kwargs, result: masks.append(weakref.ref(kwargs.get("attention_mask", args[-1])))  # noqa: E731
     with torch.no_grad(), intervene(quick, Window(2)):
-        quick(text(6)[None], use_cache=False)
-        assert quick.model.layers[3].self_attn not in active._masks
+        name = quick.config._attn_implementation
+        with listening(names._local_mapping, name, names[name], hear):
+            quick(text(6)[None], use_cache=False)
+        assert [mask() for mask in masks] == [None]
 
 
 def test_a_window_as_wide_as_the_text_hides_nothing(quick, text):

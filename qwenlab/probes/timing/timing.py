@@ -65,15 +65,15 @@ class Timing(Probe):
         self.readings += len(spans) + 1
         inside: list[Mark] = []
         for part, layer, began, ended in spans:
+            if part == "rest":
+                self._calls[phase, layer] += 1
+                for mark in inside:
+                    self._add((phase, layer, "rest"), mark, -1)
+                inside = []
+            else:
+                inside.append((began, ended))
             if part != "probes":
                 self._add((phase, layer, part), (began, ended), 1)
-            if part != "rest":
-                inside.append((began, ended))
-                continue
-            self._calls[phase, layer] += 1
-            for mark in inside:
-                self._add((phase, layer, "rest"), mark, -1)
-            inside = []
         self._add((phase, "model"), model, 1)
 
     def on_tokens(self, tokens: TokenBatch) -> None:
