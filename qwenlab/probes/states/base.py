@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import xarray as xr
 
-from qwenlab.capture.buffers import Part
+from qwenlab.capture.buffers import Captured, Part
 from qwenlab.capture.calls import DeltaRuleCall
 from qwenlab.capture.prediction import CHUNK, Chunk, chunks
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import BadArgument
-from qwenlab.probes.accumulators import BinnedSums, LayerSlice
-from qwenlab.probes.base import HeadProbe, Reduced, Variable
+from qwenlab.probes.accumulators import BinnedSums, LayerSlice, counted
+from qwenlab.probes.base import GROUPED, HeadProbe, Reduced, Variable, summed
 from qwenlab.probes.bins import OCTAVES, octave_of
 from qwenlab.probes.kernel_agreement import StateDeviation
 
@@ -120,6 +121,9 @@ def state_updates(chunk: Chunk, number: int, chosen: StateSample, heads: int) ->
 class StateProbe(HeadProbe):
     """Base class for probes of the states of DeltaNet heads, recomputed in float32 from the kernel's arguments.
 
+    A subclass lists what it sums in `measured` and computes it in `measure`; the sums are by octave of the token's
+    position in its sequence.
+
     In prefill a kernel returns the last state only, so those in between are solved for (`prediction.chunks`). After
     every pass without padding that is not a decode step, the final state is checked against the kernel's: attr
     `state_gap` is their largest distance, relative to the kernel's state, and beyond 5 % the block raises
@@ -131,6 +135,7 @@ class StateProbe(HeadProbe):
     """
 
     kind = DELTANET
+    measured: ClassVar[dict[str, tuple[str, str]]] = {}  # by name: units, and meaning of the sum over tokens
     steps: list[int] | None = None  # positions after which states are measured, instead of `every`
 
     def start(self, decoder: Decoder) -> None:
@@ -144,6 +149,21 @@ class StateProbe(HeadProbe):
 
     def state_heads(self, layer: int) -> Iterable[int]:
         return self.heads
+
+    def measure(self, layer: int, update: StateUpdate) -> Reduced:
+        """Return values [token, head] of some tokens, from their states [token, head, key channel, channel]."""
+        raise NotImplementedError(f"{type(self).__name__} reads states and does not implement measure")
+
+    def reduce(self, layer: int, part: Part, captured: Captured, tokens: TokenBatch) -> Reduced | None:
+        """Measure the states after the chosen tokens."""
+        call, chosen = captured["mixer.rule"], self._chosen(tokens)
+        assert isinstance(call, DeltaRuleCall)
+        values = [
+            self.measure(layer, update)
+            for number, chunk in enumerate(self._chunks(layer, call, tokens))
+            for update in state_updates(chunk, number, chosen, len(self.heads))
+        ]
+        return {name: torch.cat([each[name] for each in values]) for name in values[0]} if values else None
 
     def accumulate(self, where: LayerSlice, part: Part, reduced: Reduced, tokens: TokenBatch) -> None:
         """Add up values [layer, token, column] of the chosen tokens, and their number, by octave of position."""
@@ -175,6 +195,18 @@ class StateProbe(HeadProbe):
 
     def check(self) -> None:
         self._deviation.check(type(self).__name__, "watch with transformers' own kernel, without the intervention.")
+
+    def dataset(self, labels: list[str]) -> xr.Dataset:
+        """Return the sums by label, fold, layer, head and octave of position, and the number of tokens."""
+
+        def of(name: str) -> np.ndarray:
+            return self._sums.array(name, len(labels), len(self.heads))
+
+        tokens = counted(of("tokens")[:, :, :, 0])
+        variables = summed(self.measured, (*GROUPED, "head", "position_bin"), of) | {
+            "tokens": ((*GROUPED, "position_bin"), tokens, "token", "tokens after which it was measured")
+        }
+        return self._dataset(labels, variables)
 
     def _dataset(self, labels: list[str], variables: dict[str, Variable], **coords: Any) -> xr.Dataset:
         return super()._dataset(labels, variables, **coords).assign_attrs(self._deviation.attrs)

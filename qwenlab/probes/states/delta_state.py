@@ -9,14 +9,12 @@ import numpy as np
 import torch
 import xarray as xr
 
-from qwenlab.capture.buffers import Captured, Part
-from qwenlab.capture.calls import DeltaRuleCall
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.errors import BadArgument
 from qwenlab.probes.accumulators import counted
-from qwenlab.probes.base import GROUPED, Reduced, summed
-from qwenlab.probes.states.base import StateProbe, state_updates
+from qwenlab.probes.base import GROUPED, Reduced
+from qwenlab.probes.states.base import StateProbe, StateUpdate
 from qwenlab.record.states_file import StatesFile
 
 _PER_HEAD = {
@@ -55,6 +53,7 @@ class DeltaState(StateProbe):
     """
 
     name = "deltastate"
+    measured = _PER_HEAD
     settings = ("steps",)
 
     def __init__(
@@ -92,18 +91,12 @@ class DeltaState(StateProbe):
             label = (tokens.row[chosen.row, chosen.column] - 1).cpu().numpy()
             self._file.extend(numbers[chosen.row.cpu().numpy()], chosen.position.cpu().numpy(), label)
 
-    def reduce(self, layer: int, part: Part, captured: Captured, tokens: TokenBatch) -> Reduced | None:
-        """Return statistics of the states after the chosen tokens, [token, head]; write the states to the file."""
-        call, chosen = captured["mixer.rule"], self._chosen(tokens)
-        assert isinstance(call, DeltaRuleCall)
-        values: list[Reduced] = []
-        for number, chunk in enumerate(self._chunks(layer, call, tokens)):
-            for update in state_updates(chunk, number, chosen, len(self.heads)):
-                state = update.after
-                if self._file is not None:
-                    self._file.write(self.layers.index(layer), update.which, state.cpu().numpy())
-                values.append(statistics(state) | _rewrite(update.before, update.change))
-        return {name: torch.cat([each[name] for each in values]) for name in values[0]} if values else None
+    def measure(self, layer: int, update: StateUpdate) -> Reduced:
+        """Return statistics of the states; write them to the file."""
+        state = update.after
+        if self._file is not None:
+            self._file.write(self.layers.index(layer), update.which, state.cpu().numpy())
+        return statistics(state) | _rewrite(update.before, update.change)
 
     def end(self, whole: bool) -> None:
         if self._file is not None:
@@ -111,17 +104,11 @@ class DeltaState(StateProbe):
             file.close(self.session.facts() | {"probe": "DeltaState"} if whole else None)
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
-        def of(name: str) -> np.ndarray:
-            return self._sums.array(name, len(labels), len(self.heads))
-
-        dims = (*GROUPED, "head", "position_bin")
-        tokens, rewrites = counted(of("tokens")[:, :, :, 0]), counted(of("rewrites"))
-        variables = summed(_PER_HEAD, dims, of) | {
-            "rewrites": (dims, rewrites, "token", "tokens that met a state that was not empty"),
-            "tokens": ((*GROUPED, "position_bin"), tokens, "token", "tokens after which it was measured"),
-        }
+        rewrites = counted(self._sums.array("rewrites", len(labels), len(self.heads)))
+        about = {"units": "token", "long_name": "tokens that met a state that was not empty"}
         mixer = self.decoder.part(self.layers[0], "mixer")
-        return self._dataset(labels, variables).assign_attrs(full_rank=min(mixer.head_k_dim, mixer.head_v_dim))
+        data = super().dataset(labels).assign(rewrites=((*GROUPED, "head", "position_bin"), rewrites, about))
+        return data.assign_attrs(full_rank=min(mixer.head_k_dim, mixer.head_v_dim))
 
 
 def statistics(state: torch.Tensor) -> dict[str, torch.Tensor]:
