@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from qwenlab.capture.calls import AttentionCall, DeltaRuleCall
+from qwenlab.capture.attention import AttentionCall
+from qwenlab.capture.delta_rule import DeltaRuleCall
 from qwenlab.capture.layout import PLAIN, ValueLayout
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
 

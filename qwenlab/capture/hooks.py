@@ -11,9 +11,9 @@ from typing import Any, Literal
 import torch
 
 from qwenlab.capture.active import mask_of_intervention
+from qwenlab.capture.attention import AttentionCall, AttentionHooks
 from qwenlab.capture.buffers import DETAILS, OF_CALLS, CaptureBuffer, constant
-from qwenlab.capture.calls import AttentionCall, DeltaRuleCall
-from qwenlab.capture.functions import LayerFunctions
+from qwenlab.capture.delta_rule import DeltaRuleCall, DeltaRuleHooks
 from qwenlab.capture.layout import FLAT, Attachment, attachment
 from qwenlab.capture.wrapping import inputs, outputs
 from qwenlab.checkpoint.decoder import Decoder
@@ -60,13 +60,13 @@ class CaptureHooks:
     def place(self, buffers: Iterable[CaptureBuffer], hooks: ExitStack) -> None:
         """Place the hooks that fill these buffers, until `hooks` closes."""
         self._buffers = list(buffers)
-        functions = LayerFunctions(self.decoder, hooks)
+        rules, attention = DeltaRuleHooks(self.decoder, hooks), AttentionHooks(self.decoder, hooks)
         for buffer in self._buffers:
             for name in buffer.wanted:
                 if name == "mixer.rule":
-                    functions.read_rule(buffer.layer, self._rule_reader(buffer))
+                    rules.read(buffer.layer, self._rule_reader(buffer))
                 elif name == "mixer.attention":
-                    functions.read_attention(buffer.layer, partial(self._capture_attention, buffer))
+                    attention.read(buffer.layer, partial(self._capture_attention, buffer))
                 elif name != buffer.part and name not in _ROUTER:
                     self._place(buffer, name, hooks)
             if names := [(name, index) for index, name in enumerate(_ROUTER) if name in buffer.wanted]:

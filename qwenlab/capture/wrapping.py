@@ -14,6 +14,8 @@ from typing import Any
 from torch import nn
 
 ModuleGlobals = dict[str, Any]
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""The positional and the keyword arguments of a call."""
 Before = Callable[[tuple[Any, ...], dict[str, Any]], None]
 """Called before each call, with its arguments and keyword arguments."""
 After = Callable[[tuple[Any, ...], dict[str, Any], Any], None]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from qwenlab.capture.calls import AttentionCall
+from qwenlab.capture.attention import AttentionCall
 from qwenlab.capture.tokens import TokenBatch, key_positions
 from qwenlab.checkpoint.families import ATTENTION
 from qwenlab.errors import CannotIntervene

@@ -12,7 +12,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from qwenlab.capture.active import replaced_by, replacing
-from qwenlab.capture.calls import DeltaRuleCall
+from qwenlab.capture.delta_rule import DeltaRuleCall
 from qwenlab.capture.rounding import check_format, round_in_place
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.errors import CannotIntervene

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from qwenlab.capture.calls import Routed, rerouted
+from qwenlab.capture.router import Routed, rerouted
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.sites import find_sites

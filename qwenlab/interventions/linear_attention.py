@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from qwenlab.capture.calls import DeltaRuleCall
+from qwenlab.capture.delta_rule import DeltaRuleCall
 from qwenlab.capture.prediction import chunked, normalised
 
 

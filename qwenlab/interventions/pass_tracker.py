@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from qwenlab.capture.generate_calls import GenerateCalls
-from qwenlab.capture.running import BlockThreads
+from qwenlab.capture.running_layers import BlockThreads
 from qwenlab.capture.sequences import SequenceTracker, cache_among
 from qwenlab.capture.wrapping import outputs
 from qwenlab.errors import CannotIntervene, NoForwardPass

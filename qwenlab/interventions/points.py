@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 import torch
 from transformers.cache_utils import Cache
 
-from qwenlab.capture.calls import AttentionCall, DeltaRuleCall, Routed, rerouted
-from qwenlab.capture.functions import LayerFunctions
+from qwenlab.capture.attention import AttentionCall, AttentionHooks
+from qwenlab.capture.delta_rule import DeltaRuleCall, DeltaRuleHooks
 from qwenlab.capture.layout import Attachment, attachment, head_counts
+from qwenlab.capture.router import Routed, rerouted
 from qwenlab.capture.sequences import cache_among
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.capture.wrapping import changed, outputs
@@ -58,7 +59,7 @@ class InterventionPoints:
 
     def __init__(self, decoder: Decoder, hooks: ExitStack) -> None:
         self.decoder, self.hooks, self.counts = decoder, hooks, list[HitCount]()
-        self._functions = LayerFunctions(decoder, hooks)
+        self._rules, self._attention = DeltaRuleHooks(decoder, hooks), AttentionHooks(decoder, hooks)
         self._tokens: TokenBatch | None = None
         self._thread = 0  # the one that runs the pass; another may be in a pass that began before the block
 
@@ -153,7 +154,7 @@ class InterventionPoints:
 
     def rule(self, layer: int, where: str, change: Change[DeltaRuleCall]) -> None:
         """Change the arguments of a DeltaNet layer's delta rule."""
-        self._functions.change_rule(layer, self._counted(where, change))
+        self._rules.change(layer, self._counted(where, change))
 
     def replace_rule(self, layer: int, where: str | None, new_rule: ReplaceRule) -> None:
         """Replace the delta rule of a DeltaNet layer.
@@ -167,15 +168,15 @@ class InterventionPoints:
             new = self._apply(count, lambda _, tokens: new_rule(rule, args, kwargs, tokens), query)
             return rule(*args, **kwargs) if new is None else new
 
-        self._functions.replace_rule(layer, run)
+        self._rules.replace(layer, run)
 
     def convolution(self, layer: int, where: str, change: ChangeValue) -> None:
         """Change the weights [channel, tap] of a DeltaNet layer's convolution; the last tap is the token's own."""
-        self._functions.change_convolution(layer, self._counted(where, change))
+        self._rules.change_convolution(layer, self._counted(where, change))
 
     def attention(self, layer: int, where: str, change: Change[AttentionCall]) -> None:
         """Change the query, mask or window of an attention layer's attention function."""
-        self._functions.change_attention(layer, self._counted(where, change))
+        self._attention.change(layer, self._counted(where, change))
 
     def _count(self, where: str) -> HitCount:
         """The count of a new point."""

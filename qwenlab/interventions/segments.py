@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from qwenlab.capture.calls import DeltaRuleCall
+from qwenlab.capture.delta_rule import DeltaRuleCall
 from qwenlab.capture.prediction import CHUNK
 from qwenlab.capture.tokens import TokenBatch
 

@@ -1,2 +1,2 @@
-from .intervals import interval as interval, intervals as intervals
 from .notebook import Notebook as Notebook, start as start
+from .number_text import interval as interval, intervals as intervals

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 import xarray as xr
 
+from qwenlab.capture.attention import AttentionCall
 from qwenlab.capture.buffers import Captured, Part
-from qwenlab.capture.calls import AttentionCall
 from qwenlab.capture.tokens import NEVER, TokenBatch, TokenSample, key_positions
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import ATTENTION

@@ -12,7 +12,7 @@ import xarray as xr
 
 from qwenlab.arguments import integer
 from qwenlab.capture.buffers import Captured, Part
-from qwenlab.capture.calls import DeltaRuleCall
+from qwenlab.capture.delta_rule import DeltaRuleCall
 from qwenlab.capture.prediction import normalised
 from qwenlab.capture.tokens import PADDING, TokenBatch
 from qwenlab.checkpoint.decoder import Decoder

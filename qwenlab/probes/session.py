@@ -14,7 +14,7 @@ from qwenlab.capture.forward_pass import ForwardPass, Label
 from qwenlab.capture.generate_calls import GenerateCalls
 from qwenlab.capture.hooks import CaptureHooks
 from qwenlab.capture.provenance import facts_of
-from qwenlab.capture.running import BlockThreads
+from qwenlab.capture.running_layers import BlockThreads
 from qwenlab.capture.sequences import SequenceTracker, cache_among
 from qwenlab.capture.wrapping import outputs
 from qwenlab.checkpoint.decoder import decoder_of, module_of

@@ -13,8 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from qwenlab.capture.active import replaced_by
-from qwenlab.capture.calls import DeltaRuleCall
-from qwenlab.capture.functions import LayerFunctions
+from qwenlab.capture.delta_rule import DeltaRuleCall, DeltaRuleHooks
 from qwenlab.capture.wrapping import in_this_thread, listening, unwrapped
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import CannotRollBack
@@ -61,10 +60,10 @@ class ReplayRollback(Rollback):
         self._calls: dict[int, DeltaRuleCall] = {}
         self._convolved: dict[int, torch.Tensor] = {}
         with ExitStack() as hooks:
-            functions = LayerFunctions(decoder, hooks)
+            rules = DeltaRuleHooks(decoder, hooks)
             for number, (layer, cache) in enumerate(zip(decoder.layers_of(DELTANET), context.deltanet, strict=True)):
                 key_heads = decoder.part(layer, "mixer").num_k_heads
-                functions.read_rule(layer, in_this_thread(partial(self._store_call, number, key_heads)))
+                rules.read(layer, in_this_thread(partial(self._store_call, number, key_heads)))
                 store = partial(self._store_convolution, number)
                 hooks.enter_context(listening(vars(cache), "update_conv_state", cache.update_conv_state, store))
             yield

@@ -12,8 +12,8 @@ import torch
 import xarray as xr
 from transformers import AutoModelForCausalLM
 
+from qwenlab.capture.attention import AttentionCall
 from qwenlab.capture.buffers import PARTS, Captured, Part
-from qwenlab.capture.calls import AttentionCall
 from qwenlab.capture.tokens import FOLDS, TokenBatch
 from qwenlab.checkpoint.anatomy.anatomy import anatomy
 from qwenlab.checkpoint.decoder import Decoder, decoder_of

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from qwenlab.capture.calls import DeltaRuleCall
+from qwenlab.capture.delta_rule import DeltaRuleCall
 from qwenlab.checkpoint.decoder import decoder_of
 from qwenlab.errors import BadArgument, CannotIntervene, CannotWatch, InterventionNotApplied, MissingPart, UnknownLayer
 from qwenlab.interventions import FreezeState, NoConv, NoKeyRemoval, ResetState, StateDtype, Zero, intervene

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 import torch
 
-from qwenlab.capture.running import running_layers
+from qwenlab.capture.running_layers import running_layers
 from qwenlab.capture.wrapping import _wrappers, in_this_thread, inputs, listening
 from qwenlab.checkpoint.decoder import decoder_of
 from qwenlab.checkpoint.families import DELTANET

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import torch
 
+from qwenlab.capture.attention import AttentionCall
 from qwenlab.capture.buffers import Captured
-from qwenlab.capture.calls import AttentionCall
 from qwenlab.capture.tokens import TokenBatch, TokenSample
 from qwenlab.checkpoint.families import ATTENTION
 from qwenlab.probes.attention import probabilities

@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 
 from qwenlab.capture.buffers import Captured, Part
-from qwenlab.capture.calls import DeltaRuleCall
+from qwenlab.capture.delta_rule import DeltaRuleCall
 from qwenlab.capture.prediction import CHUNK, Chunk, chunks
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder

@@ -10,7 +10,7 @@ import xarray as xr
 
 from qwenlab.arguments import integer
 from qwenlab.capture.buffers import Captured, Part
-from qwenlab.capture.calls import DeltaRuleCall
+from qwenlab.capture.delta_rule import DeltaRuleCall
 from qwenlab.capture.rounding import FORMATS, check_format, rounded
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.errors import BadArgument
