@@ -259,7 +259,8 @@ class TestAirflow:
         (operator,) = self.calls(tree, "PapermillOperator")
         assert operator.keys() == {"task_id", "input_nb", "output_nb", "parameters", "kernel_name"}
         _, declared = read_notebook(ROOT / "notebooks" / "10_layers.py")
-        declared.check(operator["parameters"])
+        for name, value in operator["parameters"].items():
+            declared.check(name, value)
 
     def test_the_commands_are_bash_and_each_night_has_its_store(self, tree):
         by_task = {each["task_id"]: each["bash_command"] for each in self.calls(tree, "BashOperator")}

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from qwenlab.capture.prediction import normalised, predictions
-from qwenlab.capture.running_layers import RunningLayers, running_layers
+from qwenlab.capture.running_layers import running_layers
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.capture.wrapping import After, Arguments, Around, listening
 from qwenlab.checkpoint.decoder import Decoder
@@ -134,8 +134,8 @@ class DeltaRuleHooks:
 
     def __init__(self, decoder: Decoder, hooks: ExitStack) -> None:
         self._decoder, self._hooks = decoder, hooks
-        self._running: RunningLayers | None = None
-        self._wrapped: set[str] = set()
+        self._running = running_layers(decoder)
+        self._wrapped, self._followed = set[str](), set[int]()
         self._readers: dict[int, After] = {}
         self._changes: defaultdict[int, list[Callable[[DeltaRuleCall], DeltaRuleCall]]] = defaultdict(list)
         self._rules: defaultdict[int, list[Around]] = defaultdict(list)
@@ -144,31 +144,31 @@ class DeltaRuleHooks:
     def read(self, layer: int, read: After) -> None:
         """Call `read` with the arguments, keyword arguments and result of each call of this layer's delta rule."""
         self._readers[layer] = read
-        self._wrap_rules("read", after=self._read)
+        self._wrap_rules(layer, "read", after=self._read)
 
     def change(self, layer: int, change: Callable[[DeltaRuleCall], DeltaRuleCall]) -> None:
         """Change the arguments of this layer's delta rule."""
         self._changes[layer].append(change)
-        self._wrap_rules("change", around=self._change)
+        self._wrap_rules(layer, "change", around=self._change)
 
     def replace(self, layer: int, run: Around) -> None:
         """Run `run(rule, *args, **kwargs)` instead of this layer's delta rule."""
         self._rules[layer].append(run)
-        self._wrap_rules("replace", instead=self._replace)
+        self._wrap_rules(layer, "replace", instead=self._replace)
 
     def change_convolution(self, layer: int, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Change the weights [channel, tap] of this layer's convolution; the last tap is the token's own."""
         self._weight_changes[layer].append(change)
-        if self._first("convolution"):
+        if self._first(layer, "convolution"):
             for name, index in _CONVOLUTIONS:
                 self._wrap(name, around=partial(self._change_convolution, index))
 
     def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        if (read := self._readers.get(self._layer)) is not None:  # type: ignore[arg-type]
+        if (read := self._readers.get(self._running.layer)) is not None:  # type: ignore[arg-type]
             read(args, kwargs, result)
 
     def _change(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        layer = self._layer
+        layer = self._running.layer
         if layer is not None and layer in self._changes:
             mixer: Any = self._decoder.mixer(layer)
             call = DeltaRuleCall.from_call(args, kwargs, mixer.num_k_heads)
@@ -178,36 +178,33 @@ class DeltaRuleHooks:
         return run(*args, **kwargs)
 
     def _replace(self, rule: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        for run in self._rules.get(self._layer, ()):  # type: ignore[arg-type]
+        for run in self._rules.get(self._running.layer, ()):  # type: ignore[arg-type]
             rule = partial(run, rule)
         return rule(*args, **kwargs)
 
     def _change_convolution(self, index: int, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        for change in self._weight_changes.get(self._layer, ()):  # type: ignore[arg-type]
+        for change in self._weight_changes.get(self._running.layer, ()):  # type: ignore[arg-type]
             if len(args) > index:
                 args = (*args[:index], change(args[index]), *args[index + 1 :])
             else:
                 kwargs["weight"] = change(kwargs["weight"])
         return run(*args, **kwargs)
 
-    @property
-    def _layer(self) -> int | None:
-        """The DeltaNet layer that the current thread is running."""
-        return None if self._running is None else self._running.layer
-
-    def _first(self, what: str) -> bool:
+    def _first(self, layer: int, what: str) -> bool:
+        """Follow the layer; return whether this is the first call for `what`."""
+        if layer not in self._followed:
+            self._followed.add(layer)
+            self._hooks.enter_context(self._running.followed(self._decoder, layer))
         first = what not in self._wrapped
         self._wrapped.add(what)
         return first
 
-    def _wrap_rules(self, what: str, **how: Any) -> None:
+    def _wrap_rules(self, layer: int, what: str, **how: Any) -> None:
         """Wrap both names by which layers call the rule, one for prefill and one for decode steps."""
-        if self._first(what):
+        if self._first(layer, what):
             for name in (self._decoder.family.chunk_rule, self._decoder.family.recurrent_rule):
                 self._wrap(name, **how)
 
     def _wrap(self, name: str, **how: Any) -> None:
-        if self._running is None:
-            self._running = running_layers(self._decoder, self._hooks)
         names = vars(sys.modules[self._decoder.family.modeling])
         self._hooks.enter_context(listening(names, name, names[name], **how))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -13,7 +14,6 @@ from torch import nn
 
 from qwenlab.capture.wrapping import outputs
 from qwenlab.checkpoint.decoder import Decoder
-from qwenlab.checkpoint.families import DELTANET
 from qwenlab.errors import QwenlabError
 
 
@@ -24,7 +24,7 @@ class RunningLayers:
     """
 
     def __init__(self) -> None:
-        self._local, self._followers, self._hooks = threading.local(), 0, ExitStack()
+        self._local, self._followers, self._hooks = threading.local(), Counter[int](), dict[int, ExitStack]()
 
     @property
     def layer(self) -> int | None:
@@ -33,25 +33,28 @@ class RunningLayers:
         return layer
 
     @contextmanager
-    def followed(self, decoder: Decoder) -> Iterator[None]:
-        """Context manager that follows the layers; all blocks on one model share the wrappers."""
+    def followed(self, decoder: Decoder, layer: int) -> Iterator[None]:
+        """Context manager that follows a layer; all blocks on one model share the wrappers."""
+        end = partial(self._set, None)
         with _entering:
-            self._followers += 1
-            if self._followers == 1:
-                self._follow(decoder)
+            if not self._followers.total():  # a pass that raised has left its layer
+                self._enter(-1, outputs(decoder.module, before=end))
+            if not self._followers[layer]:
+                self._enter(layer, outputs(decoder.mixer(layer), end, before=partial(self._set, layer)))
+            self._followers[layer] += 1
         try:
             yield
         finally:
             with _entering:
-                self._followers -= 1
-                if not self._followers:
-                    self._hooks.close()
+                self._followers[layer] -= 1
+                if not self._followers[layer]:
+                    self._hooks.pop(layer).close()
+                if not self._followers.total():
+                    self._hooks.pop(-1).close()
 
-    def _follow(self, decoder: Decoder) -> None:
-        end = partial(self._set, None)
-        self._hooks.enter_context(outputs(decoder.module, before=end))  # a pass that raised has left its layer
-        for layer in decoder.layers_of(DELTANET):
-            self._hooks.enter_context(outputs(decoder.mixer(layer), end, before=partial(self._set, layer)))
+    def _enter(self, key: int, hook: AbstractContextManager[None]) -> None:
+        self._hooks[key] = ExitStack()
+        self._hooks[key].enter_context(hook)
 
     def _set(self, layer: int | None, *_: Any) -> None:
         self._local.layer = layer
@@ -61,11 +64,9 @@ _running: WeakKeyDictionary[nn.Module, RunningLayers] = WeakKeyDictionary()
 """By stack of layers."""
 
 
-def running_layers(decoder: Decoder, hooks: ExitStack) -> RunningLayers:
-    """Return the running layers of a model, which are followed until `hooks` closes."""
-    running = _running.setdefault(decoder.module, RunningLayers())
-    hooks.enter_context(running.followed(decoder))
-    return running
+def running_layers(decoder: Decoder) -> RunningLayers:
+    """Return the running layers of a model; only those are known that a block follows."""
+    return _running.setdefault(decoder.module, RunningLayers())
 
 
 _blocks: WeakKeyDictionary[nn.Module, list[threading.Thread]] = WeakKeyDictionary()

@@ -201,11 +201,12 @@ def test_a_running_layer_is_seen_by_its_thread_alone():
         seen.append((running.layer, in_a_thread(lambda: running.layer)))
 
     with ExitStack() as hooks:
-        running = running_layers(decoder, hooks)
+        running = running_layers(decoder)
+        hooks.enter_context(running.followed(decoder, layer))
         hooks.enter_context(inputs(decoder.part(layer, "mlp_norm"), look))
         hooks.enter_context(inputs(decoder.mixer(layer).norm, look))
         decoder.module(torch.ones(1, 3, dtype=torch.long))
-        assert running_layers(decoder, hooks) is running
+        assert running_layers(decoder) is running
     assert seen == [(layer, None), (None, None)]
 
 
@@ -217,7 +218,8 @@ def test_a_layer_that_raised_is_not_running_in_the_next_pass():
         raise RuntimeError("stop")
 
     with ExitStack() as hooks:
-        running = running_layers(decoder, hooks)
+        running = running_layers(decoder)
+        hooks.enter_context(running.followed(decoder, first))
         with pytest.raises(RuntimeError, match="stop"), inputs(decoder.mixer(first).norm, fail):
             decoder.module(torch.ones(1, 3, dtype=torch.long))
         seen = []
