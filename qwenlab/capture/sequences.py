@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,6 +17,7 @@ from qwenlab.capture.generate_calls import NO_ENDS, GenerateCalls, RowEnds
 from qwenlab.capture.masks import MaskChecks, keys_of
 from qwenlab.capture.token_ids import EmbeddedTokens, codes
 from qwenlab.capture.tokens import FOLDS, NEVER, PADDING, TokenBatch, added
+from qwenlab.capture.wrapping import method_calls
 from qwenlab.checkpoint.caches import cache_argument, first_cache
 from qwenlab.errors import AmbiguousSequences, LabelShapeMismatch
 
@@ -90,6 +92,21 @@ class SequenceTracker:
         if cache is not None and self._open is not None:
             self._cached[cache] = self._open
         self._open = None
+
+    def refuse_reordering(self, hooks: ExitStack) -> None:
+        """Raise AmbiguousSequences where the rows of a tracked cache change places, until `hooks` closes."""
+
+        def reordered(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+            known, order = self._cached.get(args[0]), (*args[1:], *kwargs.values())[0]
+            as_many = known is not None and len(known.sequence) == len(order)  # else they begin new sequences
+            if as_many and not torch.equal(order.cpu(), torch.arange(len(order))):
+                raise AmbiguousSequences(
+                    "The rows of the cache were reordered, as beam search does: which sequence a row continues is no "
+                    "longer known.\nGenerate with num_beams=1, or generate outside the block and read the finished "
+                    "texts inside it."
+                )
+
+        hooks.enter_context(method_calls(Cache, "reorder_cache", reordered))
 
     def read(self, passes: Sequence[ForwardPass]) -> TokenBatch:
         """Return the tokens of one pass, or of consecutive decode steps. Call it once per pass, in order."""

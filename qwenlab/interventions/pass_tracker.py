@@ -26,6 +26,7 @@ class PassTracker:
     def __init__(self, points: InterventionPoints, calls: GenerateCalls | None = None) -> None:
         self.points, self.finished = points, 0
         self.reader = SequenceTracker(points.decoder.module, calls)
+        self.reader.refuse_reordering(points.hooks)
         self._threads = BlockThreads(points.decoder.module, "intervenes on", CannotIntervene)
         points.hooks.enter_context(self._threads.entered())
         points.hooks.enter_context(outputs(points.decoder.module, around=partial(self._threads.run, self._run)))

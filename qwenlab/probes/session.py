@@ -40,7 +40,7 @@ def watch(model: nn.Module | Any, *probes: Probe) -> WatchSession:
     copied, has new sequences; for a cropped one, the tokens before the crop are forgotten. `generate` pads the rows of
     a batch that end before others, and that padding is left out too. The end tokens are those of the call, or of the
     model's generation_config; a batch whose rows may end by stop_strings or stopping_criteria is rejected. Beam search
-    reorders rows within the cache, which cannot be tracked.
+    reorders rows within the cache and is rejected.
 
     model   a transformers model of a known family, a module that contains one, or a Checkpoint
     probes  instances of probes, one of each kind; a probe is emptied when its block begins
@@ -165,6 +165,7 @@ class WatchSession:
         if self._stopwatch is not None:
             self._stopwatch.inner(self._decoder, self._hooks)
         self._generate.listen(self._hooks)
+        self._tracker.refuse_reordering(self._hooks)
         self._tracker.embedded.listen(self._decoder.module.get_input_embeddings(), self._hooks)
         threads = BlockThreads(self._decoder.module, "watches", CannotWatch)
         self._hooks.enter_context(threads.entered())

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from qwenlab.checkpoint.decoder import decoder_of
+from qwenlab.errors import AmbiguousSequences
+from qwenlab.interventions import Scale, intervene
 from qwenlab.probes import (
     Attention,
     DeltaNet,
@@ -17,6 +19,7 @@ from qwenlab.probes import (
     SoftmaxAttention,
     StatePrecision,
 )
+from qwenlab.probes.session import watch
 from qwenlab.probes.states.pairs import slot_of
 from tests.probes import reference
 from tests.probes.by_hand import Layer, layers_of
@@ -223,3 +226,24 @@ def test_caches_are_not_kept_alive(small, text):
         assert [ref() for ref in references] == [None] * 3
 
     assert_same(recorded(small, feed), recorded(small, one_by_one([text(6, 0), text(6, 1), text(6, 2), text(3)])))
+
+
+BLOCKS = {
+    "watch": lambda model: watch(model, DeltaNet()),
+    "intervene": lambda model: intervene(model, Scale("layers.0.mlp", by=2)),
+}
+
+
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
+def test_beam_search_is_refused(small, text, block):
+    """It reorders rows: a row then continues another sequence than the one that its number says."""
+    ids = text(12).reshape(2, 6)
+    how = dict(max_new_tokens=6, do_sample=False, pad_token_id=0)
+    with (
+        pytest.raises(AmbiguousSequences, match=r"were reordered, as beam search does(.|\n)*num_beams=1"),
+        block(small),
+    ):
+        small.generate(ids, num_beams=3, **how)
+    with block(small):
+        small.generate(ids, num_beams=1, **how)
+    small.generate(ids, num_beams=3, **how)
