@@ -19,7 +19,7 @@ import torch
 from qwenlab.capture.prediction import normalised, predictions
 from qwenlab.capture.running_layers import running_layers
 from qwenlab.capture.tokens import TokenBatch
-from qwenlab.capture.wrapping import After, Arguments, Around, listening
+from qwenlab.capture.wrapping import Arguments, Around, listening
 from qwenlab.checkpoint.decoder import Decoder
 
 _ARGUMENTS = ("query", "key", "value", "g", "beta")
@@ -129,20 +129,24 @@ class DeltaRuleCall:
         return replace(calls[0], final=calls[-1].final, **tensors)  # type: ignore[arg-type]
 
 
+ReadRule = Callable[[DeltaRuleCall, dict[str, Any], Any], None]
+"""A call of the rule, its keyword arguments and its result."""
+
+
 class DeltaRuleHooks:
     """Reads and changes the delta rule and the convolution that the layers of one model call, until `hooks` closes."""
 
     def __init__(self, decoder: Decoder, hooks: ExitStack) -> None:
         self._decoder, self._hooks = decoder, hooks
         self._running = running_layers(decoder)
-        self._wrapped, self._followed = set[str](), set[int]()
-        self._readers: dict[int, After] = {}
+        self._wrapped, self._key_heads = set[str](), dict[int, int]()
+        self._readers: dict[int, ReadRule] = {}
         self._changes: defaultdict[int, list[Callable[[DeltaRuleCall], DeltaRuleCall]]] = defaultdict(list)
         self._rules: defaultdict[int, list[Around]] = defaultdict(list)
         self._weight_changes: defaultdict[int, list[Callable[[torch.Tensor], torch.Tensor]]] = defaultdict(list)
 
-    def read(self, layer: int, read: After) -> None:
-        """Call `read` with the arguments, keyword arguments and result of each call of this layer's delta rule."""
+    def read(self, layer: int, read: ReadRule) -> None:
+        """Call `read` with each call of this layer's delta rule."""
         self._readers[layer] = read
         self._wrap_rules(layer, "read", after=self._read)
 
@@ -163,15 +167,18 @@ class DeltaRuleHooks:
             for name, index in _CONVOLUTIONS:
                 self._wrap(name, around=partial(self._change_convolution, index))
 
+    def call(self, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DeltaRuleCall:
+        """Return the record of a call by this layer."""
+        return DeltaRuleCall.from_call(args, kwargs, self._key_heads[layer])
+
     def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        if (read := self._readers.get(self._running.layer)) is not None:  # type: ignore[arg-type]
-            read(args, kwargs, result)
+        if (layer := self._running.layer) is not None and (read := self._readers.get(layer)) is not None:
+            read(self.call(layer, args, kwargs), kwargs, result)
 
     def _change(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         layer = self._running.layer
         if layer is not None and layer in self._changes:
-            mixer: Any = self._decoder.mixer(layer)
-            call = DeltaRuleCall.from_call(args, kwargs, mixer.num_k_heads)
+            call = self.call(layer, args, kwargs)
             for change in self._changes[layer]:
                 call = change(call)
             args, kwargs = call.to_call(args, kwargs)
@@ -192,8 +199,8 @@ class DeltaRuleHooks:
 
     def _first(self, layer: int, what: str) -> bool:
         """Follow the layer; return whether this is the first call for `what`."""
-        if layer not in self._followed:
-            self._followed.add(layer)
+        if layer not in self._key_heads:
+            self._key_heads[layer] = self._decoder.part(layer, "mixer").num_k_heads
             self._hooks.enter_context(self._running.followed(self._decoder, layer))
         first = what not in self._wrapped
         self._wrapped.add(what)

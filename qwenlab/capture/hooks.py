@@ -13,7 +13,7 @@ import torch
 from qwenlab.capture.active import mask_of_intervention
 from qwenlab.capture.attention import AttentionCall, AttentionHooks
 from qwenlab.capture.buffers import DETAILS, OF_CALLS, CaptureBuffer, constant
-from qwenlab.capture.delta_rule import DeltaRuleCall, DeltaRuleHooks
+from qwenlab.capture.delta_rule import DeltaRuleCall, DeltaRuleHooks, ReadRule
 from qwenlab.capture.layout import FLAT, Attachment, attachment
 from qwenlab.capture.wrapping import inputs, outputs
 from qwenlab.checkpoint.decoder import Decoder
@@ -117,18 +117,16 @@ class CaptureHooks:
 
         hooks.enter_context(outputs(place.module, after))
 
-    def _rule_reader(self, buffer: CaptureBuffer) -> Callable[..., None]:
+    def _rule_reader(self, buffer: CaptureBuffer) -> ReadRule:
         """Return the function that captures each call of a layer's delta rule."""
-        key_heads, details = self.decoder.part(buffer.layer, "mixer").num_k_heads, buffer.details
-        wants = ("mixer.state" in details, "mixer.rule.query" in details, "mixer.rule.out" in details)
-        wants_states, wants_query, wants_out = wants
+        names = ("mixer.state", "mixer.rule.query", "mixer.rule.out")
+        wants_states, wants_query, wants_out = (name in buffer.details for name in names)
         heads = torch.tensor(sorted(buffer.state_heads))
 
-        def read(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        def read(call: DeltaRuleCall, kwargs: dict[str, Any], result: Any) -> None:
             nonlocal heads
             if self._thread != get_ident():
                 return
-            call = DeltaRuleCall.from_call(args, kwargs, key_heads)
             for name in ("query", "key", "value", "g", "beta"):
                 setattr(call, name, constant(getattr(call, name)))
             if not wants_query:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from qwenlab.arguments import integer
+from qwenlab.capture.layout import head_counts
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
@@ -157,10 +158,7 @@ class HeadIntervention(LayerIntervention):
     def layers_in(self, decoder: Decoder) -> tuple[int, ...]:
         layers = super().layers_in(decoder)
         if self.heads is not None:
-            mixer: Any = decoder.mixer(layers[0])
-            config: Any = decoder.module.config
-            count = mixer.num_v_heads if self.mixer == DELTANET else config.num_attention_heads
-            check_heads(self.heads, int(count), f"{self}: layers.{layers[0]}.mixer")
+            check_heads(self.heads, head_counts(decoder, layers[0])[0], f"{self}: layers.{layers[0]}.mixer")
         return layers
 
 

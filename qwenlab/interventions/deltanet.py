@@ -92,8 +92,7 @@ class ResetState(RuleIntervention):
     def place(self, points: InterventionPoints) -> None:
         super().place(points)
         for layer in self.layers_in(points.decoder):
-            mixer: Any = points.decoder.mixer(layer)
-            points.replace_rule(layer, None, partial(self._in_segments, mixer.num_k_heads))
+            points.replace_rule(layer, None, self._in_segments)
 
     def at(self, tokens: TokenBatch) -> torch.Tensor:
         return tokens.real & (tokens.position % self.every == 0) & (tokens.position > 0)
@@ -103,16 +102,16 @@ class ResetState(RuleIntervention):
 
     def _in_segments(
         self,
-        key_heads: int,
+        run: Callable[[], Any],
         rule: Callable[..., Any],
-        args: tuple[Any, ...],
+        call: DeltaRuleCall,
         kwargs: dict[str, Any],
         tokens: TokenBatch,
     ) -> Any:
         """The same to more digits; None without a gain, or if another intervention has changed the call since."""
         if not tokens.once((worth_splitting, self.every), lambda: worth_splitting(tokens, self.every)):
             return None
-        call, starts = DeltaRuleCall.from_call(args, kwargs, key_heads), self._some_at(tokens)
+        starts = self._some_at(tokens)
         if starts is None or call.g.shape[:2] != starts.shape:
             return None
         heads = head_mask(self.heads, call.g.shape[2], call.device)
@@ -123,7 +122,7 @@ class ResetState(RuleIntervention):
         call = call.replaced(g=torch.where(selected, 0, call.g))  # a segment starts with an empty state
         if self.heads is None:
             return run_in_segments(rule, call, kwargs, segments)
-        out, after = rule(*args, **kwargs)
+        out, after = run()
         indices = heads.nonzero()[:, 0]
         initial = kwargs.get("initial_state")
         initial = None if initial is None else initial[:, indices]
@@ -160,18 +159,14 @@ class NoKeyRemoval(LayerIntervention):
                 "Leave one of the two out, or choose different layers for them."
             )
         for layer in layers:
-            mixer: Any = points.decoder.mixer(layer)
-            points.replace_rule(
-                layer, f"layers.{layer}.mixer, its delta rule", partial(_without_removal, mixer.num_k_heads)
-            )
+            points.replace_rule(layer, f"layers.{layer}.mixer, its delta rule", _without_removal)
         points.hooks.enter_context(replacing(points.decoder.module, "rule", str(self), layers))
 
 
 def _without_removal(
-    key_heads: int, rule: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tokens: TokenBatch
+    run: Callable[[], Any], rule: Callable[..., Any], call: DeltaRuleCall, kwargs: dict[str, Any], tokens: TokenBatch
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Gated linear attention, called as transformers calls the delta rule."""
-    call = DeltaRuleCall.from_call(args, kwargs, key_heads)
     normalise = bool(kwargs.get("use_qk_l2norm_in_kernel", False))
     out, state = gated_linear_attention(call, kwargs.get("initial_state"), normalise=normalise)
     return out, state if kwargs.get("output_final_state", False) else None

@@ -29,8 +29,9 @@ Change = Callable[[Value, TokenBatch], Value | None]
 """A value and the tokens that the pass reads -> the new value, or None to leave it."""
 ChangeValue = Change[torch.Tensor]
 """Of a value [batch, position, ...]: the new one has the same shape."""
-ReplaceRule = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any], TokenBatch], Any]
-"""The rule, its arguments and keyword arguments, and the tokens read -> its result, or None to let the rule run."""
+ReplaceRule = Callable[[Callable[[], Any], Callable[..., Any], DeltaRuleCall, dict[str, Any], TokenBatch], Any]
+"""A function that runs the call as it is, the rule, the call, its keyword arguments, and the tokens read -> the result
+of the rule, or None to let it run."""
 
 LEAST_DECAY = 1e-18
 """Smaller decays are set to this one: it leaves nothing of a state in float32, and its ln is still summed exactly."""
@@ -164,9 +165,10 @@ class InterventionPoints:
         count = HitCount("") if where is None else self._count(where)
 
         def run(rule: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            query = args[0] if args else kwargs["query"]
-            new = self._apply(count, lambda _, tokens: new_rule(rule, args, kwargs, tokens), query)
-            return rule(*args, **kwargs) if new is None else new
+            as_it_is = partial(rule, *args, **kwargs)
+            call = self._rules.call(layer, args, kwargs)
+            new = self._apply(count, lambda call, tokens: new_rule(as_it_is, rule, call, kwargs, tokens), call)
+            return as_it_is() if new is None else new
 
         self._rules.replace(layer, run)
 

@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache
 from qwenlab.arguments import integer
 from qwenlab.capture.buffers import Captured, Part
 from qwenlab.capture.forward_pass import ForwardPass
+from qwenlab.capture.layout import head_counts
 from qwenlab.capture.tokens import FOLDS, TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
@@ -155,8 +156,7 @@ class HeadProbe(Probe):
     def start(self, decoder: Decoder) -> None:
         """Choose layers and heads. Raises BadArgument for heads that the layers do not have."""
         super().start(decoder)
-        mixer, config = decoder.part(self.layers[0], "mixer"), decoder.module.config
-        total = int(mixer.num_v_heads if self.kind == DELTANET else config.num_attention_heads)
+        total, _ = head_counts(decoder, self.layers[0])
         self.heads = list(range(total)) if self._heads is None else self._heads
         if not self.heads or not set(self.heads) <= set(range(total)):
             raise BadArgument(

@@ -62,8 +62,7 @@ class ReplayRollback(Rollback):
         with ExitStack() as hooks:
             rules = DeltaRuleHooks(decoder, hooks)
             for number, (layer, cache) in enumerate(zip(decoder.layers_of(DELTANET), context.deltanet, strict=True)):
-                key_heads = decoder.part(layer, "mixer").num_k_heads
-                rules.read(layer, in_this_thread(partial(self._store_call, number, key_heads)))
+                rules.read(layer, in_this_thread(partial(self._store_call, number)))
                 store = partial(self._store_convolution, number)
                 hooks.enter_context(listening(vars(cache), "update_conv_state", cache.update_conv_state, store))
             yield
@@ -86,8 +85,8 @@ class ReplayRollback(Rollback):
             for number, state in zip(numbers, states, strict=True):
                 context.recurrent[number].copy_(state)
 
-    def _store_call(self, number: int, key_heads: int, args: Any, kwargs: Any, result: Any) -> None:
-        self._calls[number] = DeltaRuleCall.from_call(args, kwargs, key_heads)
+    def _store_call(self, number: int, call: DeltaRuleCall, kwargs: Any, result: Any) -> None:
+        self._calls[number] = call
 
     def _store_convolution(self, number: int, args: Any, kwargs: Any, full: torch.Tensor) -> None:
         self._convolved[number] = full  # [batch, channel, size of the state before + width]

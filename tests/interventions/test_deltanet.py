@@ -194,8 +194,8 @@ def test_no_state_is_made_where_none_is_asked_for(small, text):
     """As the rule: the last state only with a cache; the output in the type of the queries."""
     seen = []
 
-    def listen(rule, args, kwargs, reading):
-        seen.append(rule(*args, **kwargs))
+    def listen(run, rule, call, kwargs, reading):
+        seen.append(run())
         return seen[-1]
 
     class Listening(NoKeyRemoval):
