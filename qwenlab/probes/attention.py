@@ -101,7 +101,7 @@ class Attention(Probe):
             "gate_hist": ((*by_head, "gate_bin"), gates, "token", "tokens by mean value of the output gate"),
             "distance_mass": ((*by_head, "distance_bin"), mass, "1", "attention mass by distance, summed over tokens"),
         }
-        return self._dataset(labels, variables)
+        return self.build_dataset(labels, variables)
 
 
 @dataclass(frozen=True)

@@ -119,10 +119,10 @@ class Probe(ABC):
         """Return what the probe leaves out, for the recording; empty if it measures everything."""
         layers = {} if self._layers is None else {"layers": list(self.layers)}
         tokens = {} if self.every == 1 else {"every": self.every}
-        told: dict[str, Any] = {"heads": self._heads} | {name: getattr(self, name) for name in self.settings}
-        return layers | tokens | {name: value for name, value in told.items() if value is not None}
+        chosen: dict[str, Any] = {"heads": self._heads} | {name: getattr(self, name) for name in self.settings}
+        return layers | tokens | {name: value for name, value in chosen.items() if value is not None}
 
-    def _dataset(self, labels: list[str], variables: dict[str, Variable], **coords: Any) -> xr.Dataset:
+    def build_dataset(self, labels: list[str], variables: dict[str, Variable], **coords: Any) -> xr.Dataset:
         """Return a Dataset of these variables, with the coordinates that all probes share."""
         kinds = [self.decoder.layer_types[layer] for layer in self.layers]
         data = {
@@ -164,8 +164,8 @@ class HeadProbe(Probe):
                 "Leave `heads` out to read all of them."
             )
 
-    def _dataset(self, labels: list[str], variables: dict[str, Variable], **coords: Any) -> xr.Dataset:
-        return super()._dataset(labels, variables, head=("head", np.array(self.heads)), **coords)
+    def build_dataset(self, labels: list[str], variables: dict[str, Variable], **coords: Any) -> xr.Dataset:
+        return super().build_dataset(labels, variables, head=("head", np.array(self.heads)), **coords)
 
 
 def summed(

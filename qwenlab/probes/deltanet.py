@@ -201,4 +201,4 @@ class DeltaNet(Probe):
         moments = np.stack([self._moments[label].array(*shape) for label in range(count)])
         by_channel = ("label", "layer", "key_head", "channel", "channel_2")
         variables["key_moment"] = (by_channel, moments, "1", "sum of k k^T over tokens")
-        return self._dataset(labels, variables).assign_attrs(self._deviation.attrs)
+        return self.build_dataset(labels, variables).assign_attrs(self._deviation.attrs)

@@ -53,7 +53,7 @@ class Memory(Probe):
         points = np.array(self._points, dtype=np.int64).reshape(-1, 2 + 2 * len(STORES))
         context, batch, predicted, measured = np.split(points, (1, 2, 2 + len(STORES)), axis=1)
         dims = ("context_point", "store")
-        return self._dataset(
+        return self.build_dataset(
             labels,
             {
                 "predicted_bytes": (dims, predicted, "B", "bytes predicted from the config"),

@@ -70,4 +70,4 @@ class Residual(Probe):
 
         variables = summed(_PER_PART, (*GROUPED, "part"), stacked)
         variables["tokens"] = (GROUPED, counted(stacked("tokens")[..., 0]), "token", "tokens measured")
-        return self._dataset(labels, variables, part=("part", np.array(PARTS, dtype=object)))
+        return self.build_dataset(labels, variables, part=("part", np.array(PARTS, dtype=object)))

@@ -247,3 +247,12 @@ def test_beam_search_is_refused(small, text, block):
     with block(small):
         small.generate(ids, num_beams=1, **how)
     small.generate(ids, num_beams=3, **how)
+
+
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
+def test_rows_of_a_cache_may_not_change_places(small, text, block):
+    with torch.no_grad(), block(small):
+        cache = small(text(12).reshape(2, 6), use_cache=True).past_key_values
+        cache.reorder_cache(torch.tensor([0, 1]))
+        with pytest.raises(AmbiguousSequences, match="were reordered"):
+            cache.reorder_cache(torch.tensor([1, 0]))

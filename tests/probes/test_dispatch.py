@@ -32,7 +32,7 @@ class Reader(Probe):
             self.read.setdefault((layer, name), []).append(captured[name].clone())
 
     def dataset(self, labels):
-        return self._dataset(labels, {})
+        return self.build_dataset(labels, {})
 
 
 def test_a_name_that_a_layer_does_not_have_is_an_error(moe):

@@ -57,7 +57,7 @@ class Control(Probe):
         CONTROLS[self.how](captured["mixer"])
 
     def dataset(self, labels):
-        return self._dataset(labels, {})
+        return self.build_dataset(labels, {})
 
 
 def on_the_device(family):

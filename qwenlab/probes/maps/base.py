@@ -193,7 +193,7 @@ class MapProbe(HeadProbe):
             "distance_mass": ((*by_head, "distance_bin"), mass, "1", "shares by distance, summed over tokens"),
         }
         stored = {} if self._store is None else self._store.variables(heads)
-        return self._dataset(labels, variables | self.extra_variables(count) | stored)
+        return self.build_dataset(labels, variables | self.extra_variables(count) | stored)
 
     def extra_variables(self, labels: int) -> dict[str, Variable]:
         """Return further variables of the Dataset."""

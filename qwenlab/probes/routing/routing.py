@@ -169,7 +169,7 @@ class Routing(Probe):
             "coactivation": ((*by_pair, "expert_2"), together, "token", "tokens that chose both experts"),
             "transition": ((*by_pair, "expert_next"), following, "token", transition),
         }
-        dataset = self._dataset(labels, variables, window=("window", np.array(WINDOWS), {"units": "token"}))
+        dataset = self.build_dataset(labels, variables, window=("window", np.array(WINDOWS), {"units": "token"}))
         return dataset.assign_attrs(top_k=self.top_k, experts=self.experts)
 
 

@@ -206,7 +206,7 @@ class StateProbe(HeadProbe):
         variables = summed(self.measured, (*GROUPED, "head", "position_bin"), of) | {
             "tokens": ((*GROUPED, "position_bin"), tokens, "token", "tokens after which it was measured")
         }
-        return self._dataset(labels, variables)
+        return self.build_dataset(labels, variables)
 
-    def _dataset(self, labels: list[str], variables: dict[str, Variable], **coords: Any) -> xr.Dataset:
-        return super()._dataset(labels, variables, **coords).assign_attrs(self._deviation.attrs)
+    def build_dataset(self, labels: list[str], variables: dict[str, Variable], **coords: Any) -> xr.Dataset:
+        return super().build_dataset(labels, variables, **coords).assign_attrs(self._deviation.attrs)

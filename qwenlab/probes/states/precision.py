@@ -113,4 +113,4 @@ class StatePrecision(StateProbe):
             "error_sum": ((*GROUPED, "format", "head", "position_bin"), of("error"), "1", meaning),
             "tokens": ((*GROUPED, "position_bin"), counted(of("tokens")[:, :, :, 0, 0]), "token", "tokens measured"),
         }
-        return self._dataset(labels, variables, format=("format", np.array(self.formats, dtype=object)))
+        return self.build_dataset(labels, variables, format=("format", np.array(self.formats, dtype=object)))

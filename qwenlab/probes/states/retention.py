@@ -152,7 +152,7 @@ class Retention(StateProbe):
         distance, writes = (
             lower_edges(f"{by}_bin", POSITION_EDGES, units) for by, units in (("distance", "token"), ("writes", "pair"))
         )
-        return self._dataset(labels, variables, distance_bin=distance, writes_bin=writes)
+        return self.build_dataset(labels, variables, distance_bin=distance, writes_bin=writes)
 
 
 def _ids(name: str, ids: Any) -> tuple[int, ...] | None:

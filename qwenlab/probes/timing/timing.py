@@ -105,7 +105,7 @@ class Timing(Probe):
         calls = np.array([[self._calls[phase, layer] for layer in layers] for phase in phases])
         model, probes = np.array([took[phase, "model"] for phase in phases]), np.array(self.probe_seconds)
         clock = "device" if self.on_gpu else "wall-clock"
-        dataset = self._dataset(
+        dataset = self.build_dataset(
             labels,
             {
                 "seconds": ((*by_layer, "part"), seconds, "s", f"{clock} time of the part, summed over calls"),

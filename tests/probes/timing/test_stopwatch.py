@@ -25,7 +25,7 @@ class Sleeper(Probe):
         time.sleep(self.seconds)
 
     def dataset(self, labels):
-        return self._dataset(labels, {})
+        return self.build_dataset(labels, {})
 
 
 def generated(model, prompts, new):
