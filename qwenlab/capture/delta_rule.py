@@ -134,7 +134,10 @@ ReadRule = Callable[[DeltaRuleCall, dict[str, Any], Any], None]
 
 
 class DeltaRuleHooks:
-    """Reads and changes the delta rule and the convolution that the layers of one model call, until `hooks` closes."""
+    """Reads and changes the delta rule and the convolution that the layers of one model call, until `hooks` closes.
+
+    Another thread may run the model meanwhile, so a layer's reader or change is added last, when all it needs is there.
+    """
 
     def __init__(self, decoder: Decoder, hooks: ExitStack) -> None:
         self._decoder, self._hooks = decoder, hooks
@@ -147,18 +150,18 @@ class DeltaRuleHooks:
 
     def read(self, layer: int, read: ReadRule) -> None:
         """Call `read` with each call of this layer's delta rule."""
-        self._readers[layer] = read
         self._wrap_rules(layer, "read", after=self._read)
+        self._readers[layer] = read
 
     def change(self, layer: int, change: Callable[[DeltaRuleCall], DeltaRuleCall]) -> None:
         """Change the arguments of this layer's delta rule."""
-        self._changes[layer].append(change)
         self._wrap_rules(layer, "change", around=self._change)
+        self._changes[layer].append(change)
 
     def replace(self, layer: int, run: Around) -> None:
         """Run `run(rule, *args, **kwargs)` instead of this layer's delta rule."""
-        self._rules[layer].append(run)
         self._wrap_rules(layer, "replace", instead=self._replace)
+        self._rules[layer].append(run)
 
     def change_convolution(self, layer: int, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Change the weights [channel, tap] of this layer's convolution; the last tap is the token's own."""
