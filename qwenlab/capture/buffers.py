@@ -48,28 +48,36 @@ class CaptureBuffer:
     """Buffer for the captured values of one part of one layer.
 
     wanted       names of the values that some probe reads, with the layout of each
+    complete     those of them that some probe reads for every token; the others only at the tokens that probes sample
     details      names in `DETAILS` that some probe reads
     of_calls     names of values that are read from a call, and how: as in `OF_CALLS`
     state_heads  value heads whose states some probe reads
     readers      the probes that read them
     captured     values of the current forward pass
-    steps        values of decode steps that are not yet reduced
+    steps        values of decode steps that are not yet reduced; a step that no probe samples has the complete ones
+    newest_keys  keys and values of the newest decode step, which include those of the steps before it
     """
 
     layer: int
     part: Part
     wanted: dict[str, ValueLayout] = field(default_factory=dict)
+    complete: set[str] = field(default_factory=set)
     details: set[str] = field(default_factory=set)
     of_calls: dict[str, tuple[str, Callable[[Any], torch.Tensor]]] = field(default_factory=dict)
     state_heads: set[int] = field(default_factory=set)
     readers: list[Any] = field(default_factory=list)
     captured: Captured = field(default_factory=dict)
     steps: list[Captured] = field(default_factory=list)
-    _complete: int = 0
-    _incomplete: Counter[str] = field(default_factory=Counter)
+    newest_keys: tuple[torch.Tensor, torch.Tensor | None] | None = None
+    _tokens_read: int = 0
+    _tokens_missed: Counter[str] = field(default_factory=Counter)
 
-    def want(self, name: str, kind: str) -> None:
-        """Add a name to those that are captured; `kind` is that of the layer's mixer."""
+    def want(self, name: str, kind: str, sampled: bool) -> None:
+        """Add a name to those that are captured.
+
+        kind     that of the layer's mixer
+        sampled  whether the probe reads the value only at the tokens that it samples
+        """
         if name in DETAILS:
             self.details.add(name)
             name = DETAILS[name]
@@ -79,27 +87,33 @@ class CaptureBuffer:
                 self.details.add("mixer.rule.query")
             name, _ = self.of_calls[name]
         self.wanted.setdefault(name, PLAIN)
+        if not sampled:
+            self.complete.add(name)
 
     def put(self, name: str, value: torch.Tensor) -> None:
         """Store a value of the current forward pass, without its graph."""
         self.captured[name] = constant(value)
 
-    def collect(self) -> Captured | None:
-        """Empty the buffer and return its values; None if one is missing (the others are only counted)."""
+    def collect(self, sampled: bool = True) -> Captured | None:
+        """Empty the buffer and return its values; None if one is missing (the others are only counted).
+
+        sampled  whether the pass has tokens that probes sample
+        """
         captured, self.captured = self.captured, {}
-        if len(captured) == len(self.wanted):
+        if len(captured) == len(self.wanted if sampled else self.complete):
             return captured
         self._count(captured)
         return None
 
     def _count(self, captured: Captured) -> None:
         for name, value in captured.items():
-            self._incomplete[name] += self.wanted[name].count_tokens(value)
+            self._tokens_missed[name] += self.wanted[name].count_tokens(value)
 
     def add_step(self, captured: Captured) -> None:
-        """Store the values of a decode step. Only the last step stores attention keys, which include earlier ones."""
-        if self.steps and "mixer.attention" in captured:
-            _move_keys(self.steps[-1], captured)
+        """Store the values of a decode step."""
+        call: Any = captured.get("mixer.attention")
+        if call is not None:
+            self.newest_keys, call.key, call.value = (call.key, call.value), None, None
         self.steps.append(captured)
 
     @property
@@ -110,24 +124,28 @@ class CaptureBuffer:
 
     def truncate(self, steps: int) -> None:
         """Drop decode steps beyond this number: those of a forward pass that raised."""
-        if 0 < steps < len(self.steps) and "mixer.attention" in self.steps[steps]:
-            _move_keys(self.steps[steps], self.steps[steps - 1])
         del self.steps[steps:]
 
     def read(self, passes: Sequence[Captured], batch: int, width: int) -> Captured | None:
         """Return the values of one pass, or of consecutive decode steps, as [batch, position, ...].
 
-        All are on the device that the part ran on. None unless each value covers `batch` sequences of `width` columns.
+        All are on the device that the part ran on. None unless each value covers `batch` sequences of `width` columns,
+        or of one column for each step that captured it.
         """
+        values = {name: [each[name] for each in passes if name in each] for name in self.wanted}
+        call: Any = values.get("mixer.attention", [None])[-1]
+        if call is not None and call.key is None and self.newest_keys is not None:
+            (call.key, call.value), self.newest_keys = self.newest_keys, None
         try:
-            read = {name: layout.read([each[name] for each in passes], batch) for name, layout in self.wanted.items()}
+            read = {name: layout.read(values[name], batch) for name, layout in self.wanted.items()}
         except RuntimeError:  # the steps differ in shape, or do not divide into sequences
             read = {}
-        if not read or any(value.shape[:2] != (batch, width) for value in read.values()):
+        widths = {name: width * len(of_passes) // len(passes) for name, of_passes in values.items()}
+        if not read or any(value.shape[:2] != (batch, widths[name]) for name, value in read.items()):
             for captured in passes:
                 self._count(captured)
             return None
-        self._complete += batch * width
+        self._tokens_read += batch * width
         # In a split model the stream still comes from the device of the layer before.
         device = min(read.items(), key=lambda item: item[0].endswith(".input"))[1].device
         here = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in read.items()}
@@ -135,7 +153,7 @@ class CaptureBuffer:
 
     def silent(self, columns: int) -> list[str]:
         """Return a line for each value that was not captured for exactly `columns` tokens."""
-        fired = {name: self._complete + self._incomplete[name] for name in sorted(self.wanted)}
+        fired = {name: self._tokens_read + self._tokens_missed[name] for name in sorted(self.wanted)}
         return [f"  {self._site(name)}: {n} of {columns} tokens" for name, n in fired.items() if n != columns]
 
     def _site(self, name: str) -> str:
@@ -150,14 +168,6 @@ class CaptureBuffer:
             "router.chosen": "router, its choice",
         }
         return f"layers.{self.layer}.{words.get(name, name)}"
-
-
-def _move_keys(source: Captured, target: Captured) -> None:
-    """Move attention keys and values from one step to another, unless that one has its own."""
-    one: Any = source["mixer.attention"]
-    other: Any = target["mixer.attention"]
-    one.key, other.key = None, one.key if other.key is None else other.key
-    one.value, other.value = None, one.value if other.value is None else other.value
 
 
 def constant(tensor: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from threading import get_ident
 from typing import Any, Literal
@@ -44,18 +45,26 @@ class CaptureHooks:
     def __init__(self, decoder: Decoder, deliver: Callable[[CaptureBuffer], None]) -> None:
         self.decoder, self.deliver = decoder, deliver
         self.captured_states: Literal["both", "initial", ""] = "both"
-        self._thread = 0  # the one that runs a pass; another may be in a pass that began before the block
+        self._complete, self._sampled = _Pass(), _Pass()
         self._buffers: list[CaptureBuffer] = []
 
-    def begin(self) -> None:
-        """Begin a forward pass, and drop what a pass that raised left behind."""
+    def begin(self, sampled: bool) -> None:
+        """Begin a forward pass, and drop what a pass that raised left behind.
+
+        sampled  whether to capture the values that probes read only at the tokens that they sample
+        """
         for buffer in self._buffers:
-            buffer.captured = {}
-        self._thread = get_ident()
+            if buffer.captured:
+                buffer.captured = {}
+        self._complete.thread = get_ident()
+        self._sampled.thread = get_ident() if sampled else 0
 
     def end(self) -> None:
         """End the forward pass: until the next, no hook captures (gradient checkpointing runs layers again)."""
-        self._thread = 0
+        self._complete.thread = self._sampled.thread = 0
+
+    def _pass(self, buffer: CaptureBuffer, name: str) -> _Pass:
+        return self._complete if name in buffer.complete else self._sampled
 
     def place(self, buffers: Iterable[CaptureBuffer], hooks: ExitStack) -> None:
         """Place the hooks that fill these buffers, until `hooks` closes."""
@@ -78,13 +87,13 @@ class CaptureHooks:
         place = attachment(self.decoder, buffer.layer, name)
         assert place is not None, name
         buffer.wanted[name] = place.layout
-        index = place.argument
+        index, current = place.argument, self._pass(buffer, name)
         if index is None:
-            self._after(place, partial(buffer.put, name), hooks)
+            _after(place, current, partial(buffer.put, name), hooks)
             return
 
         def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._thread == get_ident():
+            if current.thread == get_ident():
                 value = args[index] if index < len(args) else (*args, *kwargs.values())[index]
                 buffer.captured[name] = value.detach() if value.requires_grad else value
 
@@ -94,38 +103,34 @@ class CaptureHooks:
         buffer.wanted.update({name: FLAT for name, _ in names})
 
         def capture(out: tuple[Any, ...]) -> None:
-            for name, index in names:
-                buffer.put(name, out[index])
+            for name, index, current in captured:
+                if current.thread:
+                    buffer.put(name, out[index])
 
-        self._after(Attachment(self.decoder.part(buffer.layer, "router")), capture, hooks)
+        captured = [(name, index, self._pass(buffer, name)) for name, index in names]
+        _after(Attachment(self.decoder.part(buffer.layer, "router")), self._complete, capture, hooks)
 
     def _place_end(self, buffer: CaptureBuffer, hooks: ExitStack) -> None:
         """Capture the output of the part, and deliver the buffer."""
         part, wanted = buffer.part, buffer.part in buffer.wanted
+        current = self._pass(buffer, part)
 
         def finish(out: Any) -> None:
-            if wanted:
+            if wanted and current.thread:
                 buffer.put(part, out[0] if isinstance(out, tuple) else out)
             self.deliver(buffer)
 
-        self._after(Attachment(self.decoder.part(buffer.layer, part)), finish, hooks)
-
-    def _after(self, place: Attachment, capture: Callable[[Any], None], hooks: ExitStack) -> None:
-        def after(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-            if self._thread == get_ident():
-                capture(out)
-
-        hooks.enter_context(outputs(place.module, after))
+        _after(Attachment(self.decoder.part(buffer.layer, part)), self._complete, finish, hooks)
 
     def _rule_reader(self, buffer: CaptureBuffer) -> ReadRule:
         """Return the function that captures each call of a layer's delta rule."""
         names = ("mixer.state", "mixer.rule.query", "mixer.rule.out")
         wants_states, wants_query, wants_out = (name in buffer.details for name in names)
-        heads = torch.tensor(sorted(buffer.state_heads))
+        heads, current = torch.tensor(sorted(buffer.state_heads)), self._pass(buffer, "mixer.rule")
 
         def read(call: DeltaRuleCall, kwargs: dict[str, Any], result: Any) -> None:
             nonlocal heads
-            if self._thread != get_ident():
+            if current.thread != get_ident():
                 return
             for name in ("query", "key", "value", "g", "beta"):
                 setattr(call, name, constant(getattr(call, name)))
@@ -143,7 +148,7 @@ class CaptureHooks:
         return read
 
     def _capture_attention(self, buffer: CaptureBuffer, call: AttentionCall) -> None:
-        if self._thread != get_ident():
+        if self._complete.thread != get_ident():
             return
         if call.window is not None:
             raise CannotWatch(
@@ -152,9 +157,32 @@ class CaptureHooks:
                 'Use masks, with model.set_attn_implementation("sdpa"), or leave Attention and SoftmaxAttention out.'
             )
         value = constant(call.value) if "mixer.attention.value" in buffer.details and call.value is not None else None
-        visible = mask_of_intervention(call.mask)
         query, key = constant(call.query), constant(call.key)
+        if not self._pass(buffer, "mixer.attention").thread:
+            buffer.newest_keys = key, value
+            return
+        visible = mask_of_intervention(call.mask)
         buffer.captured["mixer.attention"] = AttentionCall(query, key, call.scaling, value, visible=visible)
+
+
+@dataclass(slots=True)
+class _Pass:
+    """A pass whose values are captured, and the thread that runs it; 0 outside of one.
+
+    Another thread may be in a pass that began before the block.
+    """
+
+    thread: int = 0
+
+
+def _after(place: Attachment, current: _Pass, capture: Callable[[Any], None], hooks: ExitStack) -> None:
+    """Call `capture` with each output of a module during a pass that is captured."""
+
+    def after(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        if current.thread == get_ident():
+            capture(out)
+
+    hooks.enter_context(outputs(place.module, after))
 
 
 def readable(decoder: Decoder, layer: int) -> tuple[str, ...]:

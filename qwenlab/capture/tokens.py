@@ -39,6 +39,8 @@ class TokenBatch:
     whole      whether all columns are known to be real, without a device sync
     decode     whether these are decode steps
     ids        int [batch, position]: token ids; None if the model got embeddings
+    kept       int [position]: index of each of these decode steps among those whose sampled values were captured; None
+               where all were
     """
 
     real: torch.Tensor
@@ -55,6 +57,7 @@ class TokenBatch:
     whole: bool = False
     decode: bool = False
     ids: torch.Tensor | None = None
+    kept: torch.Tensor | None = None
 
     @property
     def batch(self) -> int:
@@ -149,8 +152,9 @@ class TokenBatch:
         if device not in self._by_device:
             names = ("real", "position", "row", "group", "first")
             moved = {name: getattr(self, name).to(device) for name in names}
-            keys, ids = (None if each is None else each.to(device) for each in (self.keys, self.ids))
-            self._by_device[device] = replace(self, **moved, keys=keys, ids=ids)
+            others = {name: getattr(self, name) for name in ("keys", "ids", "kept")}
+            moved |= {name: value.to(device) for name, value in others.items() if value is not None}
+            self._by_device[device] = replace(self, **moved)
         return self._by_device[device]
 
 
@@ -187,25 +191,52 @@ class TokenSample:
     """One token per block of n consecutive tokens of a sequence, independent of the calls that read them.
 
     columns  int [batch, slot]: their columns in this call
-    places   int [batch * slot]: the same with sequence and position flattened into one axis; None for all tokens
+    read     the tokens of the call; None if all of them are sampled
     tokens   the sampled tokens as a batch; a slot whose token is not in this call is padding
     """
 
     columns: torch.Tensor
-    places: torch.Tensor | None
+    read: TokenBatch | None
     tokens: TokenBatch
 
     def of(self, values: torch.Tensor, axis: int = 0) -> torch.Tensor:
-        """Select their values: [batch, slot, ...] of [batch, position, ...], both from this axis on."""
-        if self.places is None:
+        """Select their values: [batch, slot, ...] of [batch, position, ...], both from this axis on.
+
+        In decode steps, values may be those of the captured steps only.
+        """
+        if self.read is None:
             return values
-        return values.flatten(axis, axis + 1).index_select(axis, self.places).unflatten(axis, self.columns.shape)
+        width = values.shape[axis + 1]
+        if len(self.columns) == 1:
+            return values.index_select(axis + 1, self.columns_among(width)[0])
+        if width not in self._places:
+            begins = torch.arange(len(self.columns), device=self.columns.device)[:, None] * width
+            self._places[width] = (begins + self.columns_among(width)).flatten()
+        flat = values.flatten(axis, axis + 1).index_select(axis, self._places[width])
+        return flat.unflatten(axis, self.columns.shape)
+
+    @cached_property
+    def _places(self) -> dict[int, torch.Tensor]:
+        """By width, int [batch * slot]: their columns, with sequence and position flattened into one axis."""
+        return {}
+
+    def columns_among(self, width: int) -> torch.Tensor:
+        """Return int [batch, slot]: their columns among `width` captured ones."""
+        if self.read is None or self.read.kept is None or width == self.read.width:
+            return self.columns
+        return self._kept_columns
+
+    @cached_property
+    def _kept_columns(self) -> torch.Tensor:
+        assert self.read is not None
+        assert self.read.kept is not None
+        return self.read.kept[self.columns]
 
     def part(self, slots: slice) -> TokenSample:
-        """Select some of these slots. Use it to describe tokens; `of` does not work on a part."""
+        """Select some of these slots."""
         names = ("real", "position", "row", "group")
         sampled: dict[str, Any] = {name: getattr(self.tokens, name)[:, slots] for name in names}
-        return TokenSample(self.columns[:, slots], None, replace(self.tokens, **sampled))
+        return TokenSample(self.columns[:, slots], self.read, replace(self.tokens, **sampled))
 
     @staticmethod
     def of_tokens(tokens: TokenBatch, every: int) -> TokenSample:
@@ -237,8 +268,7 @@ class TokenSample:
         position, row, group = (each.gather(1, columns) for each in (tokens.position, tokens.row, tokens.group))
         row, group = (torch.where(real, each, PADDING) for each in (row, group))
         sampled = replace(tokens, real=real, position=position, row=row, group=group, keys=None, whole=present is None)
-        begins = torch.arange(tokens.batch, device=columns.device)[:, None] * tokens.width
-        return TokenSample(columns, (begins + columns).flatten(), sampled)
+        return TokenSample(columns, tokens, sampled)
 
 
 def _known_columns(tokens: TokenBatch, every: int) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -60,6 +60,9 @@ class Attention(Probe):
     def sites(self, layer: int) -> Iterable[str]:
         return ("mixer.attention", "mixer.gate")
 
+    def sampled_sites(self, layer: int) -> Iterable[str]:
+        return self.sites(layer)
+
     def reduce(self, layer: int, part: Part, captured: Captured, tokens: TokenBatch) -> Reduced | None:
         """Return openness of the gate and statistics of the attention row of every sampled token."""
         call, gate = captured["mixer.attention"], captured["mixer.gate"]
@@ -108,7 +111,7 @@ class Attention(Probe):
 class AttentionRows:
     """The rows of the attention matrix that are measured, one per query."""
 
-    query: torch.Tensor  # int [batch, query]: column of each query in this call
+    sample: TokenSample  # [batch, query]
     visible: torch.Tensor  # bool [batch, 1, query, key]: keys that it may attend to
     distance: torch.Tensor  # float [batch, 1, query, key]: tokens from it back to each key
     first: torch.Tensor  # int [batch]: column of the sequence's first token
@@ -127,7 +130,7 @@ class AttentionRows:
         beyond = (position[:, :, None] - distance_edges(query.device)).flatten(1)
         edges = torch.searchsorted(rising, beyond.contiguous(), right=True).unflatten(1, (*position.shape[1:], -1))
         first = (key_position == 0).int().argmax(dim=1)
-        return AttentionRows(query, visible[:, None], distance[:, None], first, edges[:, None])
+        return AttentionRows(sample, visible[:, None], distance[:, None], first, edges[:, None])
 
 
 def distance_edges(device: torch.device) -> torch.Tensor:
@@ -141,14 +144,15 @@ def distance_edges(device: torch.device) -> torch.Tensor:
 def probabilities(call: AttentionCall, rows: AttentionRows) -> tuple[torch.Tensor, torch.Tensor]:
     """Return probabilities [batch, head, query, key] in float32, and their entropy [batch, head, query] in nats."""
     heads, channels = call.query.shape[1], call.query.shape[3]
-    query = call.query.gather(2, rows.query[:, None, :, None].expand(-1, heads, -1, channels)).float()
+    column = rows.sample.columns_among(call.query.shape[2])[:, None, :, None]
+    query = call.query.gather(2, column.expand(-1, heads, -1, channels)).float()
     key = call.key.float()
     grouped = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)  # [batch, key head, head of it * query, channel]
-    scores = (grouped @ key.transpose(2, 3)).unflatten(2, (-1, rows.query.shape[1])).flatten(1, 2) * call.scaling
+    scores = (grouped @ key.transpose(2, 3)).unflatten(2, (-1, column.shape[2])).flatten(1, 2) * call.scaling
     visible = rows.visible
     if call.visible is not None:
         shape = (len(query), -1, -1, scores.shape[3])
-        own = rows.query[:, None, :, None].expand(-1, call.visible.shape[1], -1, scores.shape[3])
+        own = column.expand(-1, call.visible.shape[1], -1, scores.shape[3])
         visible = visible & call.visible[..., : scores.shape[3]].expand(shape).gather(2, own)
     scores = scores.masked_fill(~visible, torch.finfo(torch.float32).min)
     probability = scores.softmax(dim=-1)

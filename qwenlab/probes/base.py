@@ -84,6 +84,13 @@ class Probe(ABC):
         """Return the names of the values to capture in this layer, as listed in `CaptureHooks`."""
         return ()
 
+    def sampled_sites(self, layer: int) -> Iterable[str]:
+        """Return those of `sites` that `reduce` reads only by `tokens.sample(self.every).of(captured[name])`.
+
+        In decode, they are captured only at the steps that some probe samples.
+        """
+        return ()
+
     def state_heads(self, layer: int) -> Iterable[int]:
         """Return the value heads whose states a probe of `mixer.state` reads."""
         return range(self.decoder.part(layer, "mixer").num_v_heads)

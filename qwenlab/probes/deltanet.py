@@ -83,6 +83,9 @@ class DeltaNet(Probe):
     def sites(self, layer: int) -> Iterable[str]:
         return ("mixer.rule", "mixer.gate", *(["mixer.state"] if self.prediction_heads else []))
 
+    def sampled_sites(self, layer: int) -> Iterable[str]:
+        return ("mixer.gate",) if self.prediction_heads else self.sites(layer)
+
     def state_heads(self, layer: int) -> Iterable[int]:
         return self.predicted_heads(layer).tolist()
 

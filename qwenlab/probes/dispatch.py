@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from itertools import groupby
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from qwenlab.capture.buffers import CaptureBuffer, Captured, Part
 from qwenlab.capture.forward_pass import ForwardPass
 from qwenlab.capture.hooks import readable
+from qwenlab.capture.sampled_steps import SampledSteps
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.errors import BadArgument
 from qwenlab.probes.base import Probe, Reduced
@@ -40,10 +42,12 @@ class Dispatcher:
         self._pass: ForwardPass | None = None
         self._tokens: TokenBatch | None = None  # of the current pass, unless it is a decode step
         self._steps: list[ForwardPass] = []
+        self.sampled = True  # whether the current pass has tokens that probes sample
         self._limit = MAX_STEPS
         self._buffers: dict[tuple[int, Part], CaptureBuffer] = {}
         self._pending: defaultdict[tuple[Probe, Part], list[tuple[int, Reduced]]] = defaultdict(list)
         self._pending_bytes = 0
+        self._sampled_steps = SampledSteps(probe.every for probe in probes)
         for probe in probes:
             for layer in probe.layers:
                 self._subscribe(probe, layer)
@@ -59,11 +63,17 @@ class Dispatcher:
         return [buffer for _, buffer in sorted(self._buffers.items())]
 
     def _subscribe(self, probe: Probe, layer: int) -> None:
-        for name in probe.sites(layer):
+        names, sampled = tuple(probe.sites(layer)), set(probe.sampled_sites(layer))
+        if unnamed := sampled.difference(names):
+            raise BadArgument(
+                f"{type(probe).__name__}.sampled_sites({layer}) names {', '.join(sorted(unnamed))}, which its "
+                f"sites({layer}) does not.\nName each value in sites(layer); sampled_sites(layer) repeats some."
+            )
+        for name in names:
             require_readable(probe, layer, name)
             part = "mixer" if name.partition(".")[0] == "mixer" else "mlp"
             buffer = self._buffers.setdefault((layer, part), CaptureBuffer(layer, part))
-            buffer.want(name, probe.decoder.layer_types[layer])
+            buffer.want(name, probe.decoder.layer_types[layer], name in sampled)
             if name == "mixer.state":
                 buffer.state_heads |= set(probe.state_heads(layer))
             if probe not in buffer.readers:
@@ -78,12 +88,13 @@ class Dispatcher:
         if not goes_on:
             self.flush()
         self._pass = forward_pass
+        self.sampled = not goes_on or self._sampled_steps.has(forward_pass)
         self._tokens = None if forward_pass.is_decode else self._tokens_of([forward_pass])
         return goes_on
 
     def take(self, buffer: CaptureBuffer) -> None:
         """Reduce the values of a part that has just run; those of a decode step are stored to be reduced in a group."""
-        if self._pass is None or (captured := buffer.collect()) is None:
+        if self._pass is None or (captured := buffer.collect(self.sampled)) is None:
             return
         tokens = self._tokens
         if tokens is None:
@@ -123,7 +134,9 @@ class Dispatcher:
 
     def _reduce_steps(self) -> None:
         steps, self._steps = self._steps, []
-        tokens = self._tokens_of(steps)
+        tokens = replace(
+            self._tokens_of(steps), kept=self._sampled_steps.kept(steps) if steps[0].keys is None else None
+        )
         for buffer in self.buffers:
             captured, buffer.steps = buffer.steps, []
             if len(captured) == len(steps):

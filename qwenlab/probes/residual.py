@@ -43,6 +43,9 @@ class Residual(Probe):
     def sites(self, layer: int) -> Iterable[str]:
         return ("mixer.input", "mixer", "mlp.input", "mlp")
 
+    def sampled_sites(self, layer: int) -> Iterable[str]:
+        return self.sites(layer)
+
     def reduce(self, layer: int, part: Part, captured: Captured, tokens: TokenBatch) -> Reduced:
         sample = tokens.sample(self.every)
         names = (part, f"{part}.input")

@@ -179,7 +179,7 @@ class WatchSession:
         forward_pass = self._tracker.open(args, kwargs)
         self._interventions |= dict.fromkeys(active_interventions(self._decoder.module))
         goes_on = self._dispatcher.begin(forward_pass)
-        self._capture.begin()
+        self._capture.begin(self._dispatcher.sampled)
         self._capture.captured_states = "" if goes_on else "initial" if forward_pass.is_decode else "both"
         if self._stopwatch is not None:
             self._stopwatch.start_model(forward_pass)

@@ -65,8 +65,10 @@ class Routing(Probe):
         self._previous: tuple[int, torch.Tensor] | None = None
 
     def sites(self, layer: int) -> Iterable[str]:
-        shared = ("experts", "shared_expert", "shared_expert_gate") if self.shared else ()
-        return ("router", "router.weights", "router.chosen", *shared)
+        return ("router.weights", "router.chosen", *self.sampled_sites(layer))
+
+    def sampled_sites(self, layer: int) -> Iterable[str]:
+        return ("router", *(("experts", "shared_expert", "shared_expert_gate") if self.shared else ()))
 
     def reduce(self, layer: int, part: Part, captured: Captured, tokens: TokenBatch) -> Reduced:
         """Return the choices of every token, and logits and shared-expert share of the sampled tokens."""
