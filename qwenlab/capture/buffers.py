@@ -54,6 +54,7 @@ class CaptureBuffer:
     state_heads  value heads whose states some probe reads
     readers      the probes that read them
     captured     values of the current forward pass
+    ended        how often the part has run in it
     steps        values of decode steps that are not yet reduced; a step that no probe samples has the complete ones
     newest_keys  keys and values of the newest decode step, which include those of the steps before it
     """
@@ -67,6 +68,7 @@ class CaptureBuffer:
     state_heads: set[int] = field(default_factory=set)
     readers: list[Any] = field(default_factory=list)
     captured: Captured = field(default_factory=dict)
+    ended: int = 0
     steps: list[Captured] = field(default_factory=list)
     newest_keys: tuple[torch.Tensor, torch.Tensor | None] | None = None
     _tokens_read: int = 0
@@ -90,10 +92,6 @@ class CaptureBuffer:
         if not sampled:
             self.complete.add(name)
 
-    def put(self, name: str, value: torch.Tensor) -> None:
-        """Store a value of the current forward pass, without its graph."""
-        self.captured[name] = constant(value)
-
     def collect(self, sampled: bool = True) -> Captured | None:
         """Empty the buffer and return its values; None if one is missing (the others are only counted).
 
@@ -109,8 +107,10 @@ class CaptureBuffer:
         for name, value in captured.items():
             self._tokens_missed[name] += self.wanted[name].count_tokens(value)
 
-    def add_step(self, captured: Captured) -> None:
-        """Store the values of a decode step."""
+    def add_step(self, sampled: bool) -> None:
+        """Store the values of a decode step that ended, unless the part ran more or less than once in it."""
+        if self.ended != 1 or (captured := self.collect(sampled)) is None:
+            return
         call: Any = captured.get("mixer.attention")
         if call is not None:
             self.newest_keys, call.key, call.value = (call.key, call.value), None, None
@@ -121,10 +121,6 @@ class CaptureBuffer:
         """Bytes of the newest decode step, without attention keys, which the cache stores anyway."""
         values = self.steps[-1].values() if self.steps else ()
         return sum(value.nbytes if isinstance(value, torch.Tensor) else value.nbytes_of_tokens for value in values)
-
-    def truncate(self, steps: int) -> None:
-        """Drop decode steps beyond this number: those of a forward pass that raised."""
-        del self.steps[steps:]
 
     def read(self, passes: Sequence[Captured], batch: int, width: int) -> Captured | None:
         """Return the values of one pass, or of consecutive decode steps, as [batch, position, ...].

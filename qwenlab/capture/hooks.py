@@ -15,7 +15,7 @@ from qwenlab.capture.active import mask_of_intervention
 from qwenlab.capture.attention import AttentionCall, AttentionHooks
 from qwenlab.capture.buffers import DETAILS, OF_CALLS, CaptureBuffer, constant
 from qwenlab.capture.delta_rule import DeltaRuleCall, DeltaRuleHooks, ReadRule
-from qwenlab.capture.layout import FLAT, Attachment, attachment
+from qwenlab.capture.layout import FLAT, attachment
 from qwenlab.capture.wrapping import inputs, outputs
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import DELTANET
@@ -45,26 +45,26 @@ class CaptureHooks:
     def __init__(self, decoder: Decoder, deliver: Callable[[CaptureBuffer], None]) -> None:
         self.decoder, self.deliver = decoder, deliver
         self.captured_states: Literal["both", "initial", ""] = "both"
-        self._complete, self._sampled = _Pass(), _Pass()
+        self._complete, self._sampled, self._at_once = _Pass(), _Pass(), _Pass()
         self._buffers: list[CaptureBuffer] = []
 
-    def begin(self, sampled: bool) -> None:
+    def begin(self, sampled: bool, at_once: bool) -> None:
         """Begin a forward pass, and drop what a pass that raised left behind.
 
         sampled  whether to capture the values that probes read only at the tokens that they sample
+        at_once  whether to deliver each buffer when its part has run
         """
         for buffer in self._buffers:
+            buffer.ended = 0
             if buffer.captured:
                 buffer.captured = {}
-        self._complete.thread = get_ident()
-        self._sampled.thread = get_ident() if sampled else 0
+        thread = get_ident()
+        self._complete.thread = thread
+        self._sampled.thread, self._at_once.thread = thread * sampled, thread * at_once
 
     def end(self) -> None:
         """End the forward pass: until the next, no hook captures (gradient checkpointing runs layers again)."""
-        self._complete.thread = self._sampled.thread = 0
-
-    def _pass(self, buffer: CaptureBuffer, name: str) -> _Pass:
-        return self._complete if name in buffer.complete else self._sampled
+        self._complete.thread = self._sampled.thread = self._at_once.thread = 0
 
     def place(self, buffers: Iterable[CaptureBuffer], hooks: ExitStack) -> None:
         """Place the hooks that fill these buffers, until `hooks` closes."""
@@ -78,49 +78,60 @@ class CaptureHooks:
                     attention.read(buffer.layer, partial(self._capture_attention, buffer))
                 elif name != buffer.part and name not in _ROUTER:
                     self._place(buffer, name, hooks)
-            if names := [(name, index) for index, name in enumerate(_ROUTER) if name in buffer.wanted]:
-                self._place_router(buffer, names, hooks)
+            self._place_router(buffer, hooks)
             self._place_end(buffer, hooks)
+
+    def _pass(self, buffer: CaptureBuffer, name: str) -> _Pass:
+        """The passes in which a value is captured."""
+        return self._complete if name in buffer.complete else self._sampled
 
     def _place(self, buffer: CaptureBuffer, name: str, hooks: ExitStack) -> None:
         """Capture an output or an argument of a module."""
-        place = attachment(self.decoder, buffer.layer, name)
+        place, current = attachment(self.decoder, buffer.layer, name), self._pass(buffer, name)
         assert place is not None, name
         buffer.wanted[name] = place.layout
-        index, current = place.argument, self._pass(buffer, name)
-        if index is None:
-            _after(place, current, partial(buffer.put, name), hooks)
-            return
+        index = 0 if place.argument is None else place.argument
+
+        def after(args: tuple[Any, ...], kwargs: dict[str, Any], out: torch.Tensor) -> None:
+            if current.thread == get_ident():
+                buffer.captured[name] = out.detach() if out.requires_grad else out
 
         def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if current.thread == get_ident():
                 value = args[index] if index < len(args) else (*args, *kwargs.values())[index]
                 buffer.captured[name] = value.detach() if value.requires_grad else value
 
-        hooks.enter_context(inputs(place.module, before))
+        hooks.enter_context(outputs(place.module, after) if place.argument is None else inputs(place.module, before))
 
-    def _place_router(self, buffer: CaptureBuffer, names: list[tuple[str, int]], hooks: ExitStack) -> None:
-        buffer.wanted.update({name: FLAT for name, _ in names})
+    def _place_router(self, buffer: CaptureBuffer, hooks: ExitStack) -> None:
+        """Capture the values that a router returns."""
+        names = [(name, index, self._pass(buffer, name)) for index, name in enumerate(_ROUTER) if name in buffer.wanted]
+        if not names:
+            return
+        buffer.wanted.update({name: FLAT for name, *_ in names})
 
-        def capture(out: tuple[Any, ...]) -> None:
-            for name, index, current in captured:
-                if current.thread:
-                    buffer.put(name, out[index])
+        def after(args: tuple[Any, ...], kwargs: dict[str, Any], out: tuple[torch.Tensor, ...]) -> None:
+            thread, captured = get_ident(), buffer.captured
+            for name, index, current in names:
+                if current.thread == thread:
+                    captured[name] = constant(out[index])
 
-        captured = [(name, index, self._pass(buffer, name)) for name, index in names]
-        _after(Attachment(self.decoder.part(buffer.layer, "router")), self._complete, capture, hooks)
+        hooks.enter_context(outputs(self.decoder.part(buffer.layer, "router"), after))
 
     def _place_end(self, buffer: CaptureBuffer, hooks: ExitStack) -> None:
         """Capture the output of the part, and deliver the buffer."""
-        part, wanted = buffer.part, buffer.part in buffer.wanted
-        current = self._pass(buffer, part)
+        part, deliver, wanted = buffer.part, self.deliver, buffer.part in buffer.wanted
+        every, current, at_once = self._complete, self._pass(buffer, part), self._at_once
 
-        def finish(out: Any) -> None:
-            if wanted and current.thread:
-                buffer.put(part, out[0] if isinstance(out, tuple) else out)
-            self.deliver(buffer)
+        def after(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            if every.thread == get_ident():
+                if wanted and current.thread:
+                    buffer.captured[part] = constant(out[0] if isinstance(out, tuple) else out)
+                buffer.ended += 1
+                if at_once.thread:
+                    deliver(buffer)
 
-        _after(Attachment(self.decoder.part(buffer.layer, part)), self._complete, finish, hooks)
+        hooks.enter_context(outputs(self.decoder.part(buffer.layer, part), after))
 
     def _rule_reader(self, buffer: CaptureBuffer) -> ReadRule:
         """Return the function that captures each call of a layer's delta rule."""
@@ -173,16 +184,6 @@ class _Pass:
     """
 
     thread: int = 0
-
-
-def _after(place: Attachment, current: _Pass, capture: Callable[[Any], None], hooks: ExitStack) -> None:
-    """Call `capture` with each output of a module during a pass that is captured."""
-
-    def after(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        if current.thread == get_ident():
-            capture(out)
-
-    hooks.enter_context(outputs(place.module, after))
 
 
 def readable(decoder: Decoder, layer: int) -> tuple[str, ...]:

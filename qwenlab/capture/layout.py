@@ -51,7 +51,7 @@ class ValueLayout:
         if not isinstance(values[0], torch.Tensor):
             return values[0] if len(values) == 1 else type(values[0]).joined(list(values))
         if self.rows and len(values) > 1:  # decode steps: [batch * rows, ...] each
-            joined = torch.stack(list(values)).unflatten(1, (batch, -1)).transpose(0, 1)
+            joined = torch.cat(list(values)).unflatten(0, (len(values), batch, -1)).transpose(0, 1)
             joined = joined if self.rows > 1 else joined[:, :, 0]
         elif self.rows:
             rows = (self.rows,) if self.rows > 1 else ()

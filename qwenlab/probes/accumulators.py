@@ -29,7 +29,8 @@ class Totals:
     def add(self, where: LayerSlice, values: torch.Tensor) -> None:
         """Add values [layer, row, ...]."""
         total = self.at_least(values.shape[1], values.shape[2:], values.device)
-        total[where, : values.shape[1]] += values.to(total.device)
+        rows = total[where, : values.shape[1]]
+        rows += values.to(total.device)
 
     def array(self, rows: int, *shape: int, at: tuple[slice | int, ...] = ()) -> np.ndarray:
         """[layer, row, *shape], 0 where nothing was added. `at` selects some of the values of a row."""

@@ -47,7 +47,8 @@ class Dispatcher:
         self._buffers: dict[tuple[int, Part], CaptureBuffer] = {}
         self._pending: defaultdict[tuple[Probe, Part], list[tuple[int, Reduced]]] = defaultdict(list)
         self._pending_bytes = 0
-        self._sampled_steps = SampledSteps(probe.every for probe in probes)
+        samplers = [probe for probe in probes if any(map(tuple, map(probe.sampled_sites, probe.layers)))]
+        self._sampled_steps = SampledSteps(probe.every for probe in samplers)
         for probe in probes:
             for layer in probe.layers:
                 self._subscribe(probe, layer)
@@ -93,13 +94,9 @@ class Dispatcher:
         return goes_on
 
     def take(self, buffer: CaptureBuffer) -> None:
-        """Reduce the values of a part that has just run; those of a decode step are stored to be reduced in a group."""
-        if self._pass is None or (captured := buffer.collect(self.sampled)) is None:
-            return
+        """Reduce the values of a part that has just run. Those of decode steps are reduced in groups instead."""
         tokens = self._tokens
-        if tokens is None:
-            buffer.add_step(captured)
-        else:
+        if tokens is not None and (captured := buffer.collect(self.sampled)) is not None:
             self._timed(lambda: self._reduce(buffer, [captured], tokens))
 
     def end(self) -> None:
@@ -108,6 +105,8 @@ class Dispatcher:
         if tokens is not None:
             self._timed(lambda: self._accumulate(tokens))
         elif self._pass is not None:
+            for buffer in self._buffers.values():
+                buffer.add_step(self.sampled)
             self._steps.append(self._pass)
         self._pass = self._tokens = None
         if len(self._steps) == 1:
@@ -118,8 +117,6 @@ class Dispatcher:
 
     def abort(self) -> None:
         """Drop the values of a forward pass that raised."""
-        for buffer in self._buffers.values():
-            buffer.truncate(len(self._steps))
         self._pending, self._pending_bytes = defaultdict(list), 0
         self._pass = self._tokens = None
 

@@ -63,6 +63,7 @@ class WatchSession:
         self.active = False
         self._module = module_of(model)
         self._decoder = decoder_of(self._module)
+        self._all_layers = range(len(self._decoder.layers))
         self._prepare()
 
     def __enter__(self) -> WatchSession:
@@ -148,6 +149,7 @@ class WatchSession:
         timed = self._stopwatch.leave_out if self._stopwatch else lambda work: work()
         self._dispatcher = Dispatcher(self.probes, self._tracker.read, timed)
         self._capture = CaptureHooks(self._decoder, self._dispatcher.take)
+        self._of_caches = [probe for probe in self.probes if type(probe).on_cache is not Probe.on_cache]
         self._pass: ForwardPass | None = None
         self._interventions: dict[str, None] = {}  # those active in any pass
         self._recomputed: dict[str, tuple[int, ...]] = {}  # by probe: layers whose delta rule it recomputes
@@ -174,12 +176,13 @@ class WatchSession:
     def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._drop_aborted_pass()
         self._reject_replaced_rule()
-        if replaced_by(self._decoder.module, "states", range(len(self._decoder.layers))):
+        if replaced_by(self._decoder.module, "states", self._all_layers):
             self._dispatcher.flush()  # a step does not begin with the state that the one before it ended with
         forward_pass = self._tracker.open(args, kwargs)
-        self._interventions |= dict.fromkeys(active_interventions(self._decoder.module))
+        if active := active_interventions(self._decoder.module):
+            self._interventions |= dict.fromkeys(active)
         goes_on = self._dispatcher.begin(forward_pass)
-        self._capture.begin(self._dispatcher.sampled)
+        self._capture.begin(self._dispatcher.sampled, at_once=not forward_pass.is_decode)
         self._capture.captured_states = "" if goes_on else "initial" if forward_pass.is_decode else "both"
         if self._stopwatch is not None:
             self._stopwatch.start_model(forward_pass)
@@ -194,7 +197,7 @@ class WatchSession:
         self._tracker.close(cache)
         self._dispatcher.end()
         if cache is not None:
-            for probe in self.probes:
+            for probe in self._of_caches:
                 probe.on_cache(cache, forward_pass)
         if self._stopwatch is not None:
             self._stopwatch.end_model()

@@ -7,6 +7,7 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from qwenlab import __version__
@@ -71,8 +72,12 @@ def provenance(
 
 def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
     """Versions of the packages that are installed, by name with underscores."""
-    found = {}
-    for package in packages:
-        with suppress(PackageNotFoundError):
-            found[package.replace("-", "_")] = version(package)
-    return found
+    return {package.replace("-", "_"): found for package in packages if (found := _version(package)) is not None}
+
+
+@cache
+def _version(package: str) -> str | None:
+    """The version of a package, read once: the code of a process does not change."""
+    with suppress(PackageNotFoundError):
+        return version(package)
+    return None

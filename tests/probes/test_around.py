@@ -200,8 +200,7 @@ def test_accelerate_places_its_own_hooks(texts, usual):
 def test_layers_on_several_devices():
     """A stand-in for a second device: the stream arrives as another type of tensor than the part yields."""
     buffer = CaptureBuffer(0, "mlp", {"mlp.input": PLAIN, "mlp": PLAIN})
-    buffer.put("mlp.input", torch.zeros(1, 2, 3))
-    buffer.put("mlp", torch.zeros(1, 2, 3, device="meta"))
+    buffer.captured = {"mlp.input": torch.zeros(1, 2, 3), "mlp": torch.zeros(1, 2, 3, device="meta")}
     read = buffer.read([buffer.collect()], 1, 2)
     assert {name: value.device.type for name, value in read.items()} == {"mlp.input": "meta", "mlp": "meta"}
 

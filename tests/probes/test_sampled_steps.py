@@ -42,8 +42,8 @@ def test_the_recording_is_that_of_capturing_every_step(model, monkeypatch, batch
 
 
 def test_unsampled_steps_leave_nothing_behind(moe):
-    probe = ql.probes.Residual(every=8)
-    with ql.watch(moe, probe) as seen, torch.no_grad():
+    probes = (ql.probes.Residual(every=8), ql.probes.Timing(), ql.probes.Memory())
+    with ql.watch(moe, *probes) as seen, torch.no_grad():
         cache = moe(torch.arange(9)[None], use_cache=True).past_key_values
         for token in range(16):
             moe(torch.tensor([[token + 9]]), past_key_values=cache)

@@ -126,15 +126,15 @@ def _scales(module: nn.Module, weight: torch.Tensor) -> bool:
 @torch.no_grad()
 def _raw(owned: list[OwnedTensor]) -> list[str]:
     """Matrices whose values are as large as codes."""
-    samples: dict[torch.device, dict[str, torch.Tensor]] = {}
+    samples: dict[tuple[torch.device, torch.dtype], dict[str, torch.Tensor]] = {}
     for path, _, tensor in owned:
         plain = not (tensor.is_meta or _is_code(tensor.dtype)) and type(tensor.data) is torch.Tensor
         if plain and _is_matrix(tensor) and tensor.is_contiguous() and tensor.numel() >= _SAMPLE:
-            values = tensor.view(-1)
-            step = len(values) // _SAMPLE
-            samples.setdefault(tensor.device, {})[path] = values[step // 2 :: step][:_SAMPLE].float()
+            step = tensor.numel() // _SAMPLE
+            values = tensor.as_strided((_SAMPLE,), (step,), tensor.storage_offset() + step // 2)
+            samples.setdefault((tensor.device, tensor.dtype), {})[path] = values
     raw = []
     for by_path in samples.values():
-        medians = torch.stack(list(by_path.values())).abs().median(dim=1).values
+        medians = torch.stack(list(by_path.values())).float().abs().median(dim=1).values
         raw += [path for path, large in zip(by_path, (medians > RAW).tolist(), strict=True) if large]
     return raw

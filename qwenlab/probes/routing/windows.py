@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from qwenlab.capture.tokens import PADDING, TokenBatch
+from qwenlab.capture.tokens import TokenBatch
 from qwenlab.probes.accumulators import BinnedSums, LayerSlice, counted
 
 WINDOWS = (2, 4, 8, 16, 32, 64, 128)
@@ -77,12 +77,10 @@ class WindowSlots:
         slots = (tokens.width // longest + 2) * longest  # from the longest window's start to beyond the last token
         slot = torch.where(tokens.real, tokens.position - origin, slots)
         group_at = tokens.group.new_zeros(tokens.batch, slots + 1).scatter_(1, slot, tokens.group)[:, :-1]
+        read = origin + torch.arange(slots, device=origin.device) >= tokens.first[:, None]  # and every token since
         groups, lengths = [], []
-        for index, size in enumerate(WINDOWS):
-            group = group_at[:, size - 1 :: size]  # a window has the group of its last token
-            start = origin + size * torch.arange(group.shape[1], device=origin.device)
-            complete = (group > PADDING) & (start >= tokens.first[:, None])
-            groups.append(torch.where(complete, group, PADDING).flatten())
+        for index, size in enumerate(WINDOWS):  # a window has the group of its last token, and PADDING is 0
+            groups.append((group_at[:, size - 1 :: size] * read[:, ::size]).flatten())
             lengths.append(torch.full_like(groups[-1], index))
         places = torch.arange(longest, device=origin.device)
         last = (1 + torch.where(tokens.real, tokens.position, -1).amax(dim=1, keepdim=True)) // longest * longest

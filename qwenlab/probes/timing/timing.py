@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import timeit
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,9 @@ Mark = tuple[Any, Any]
 
 Span = tuple[str, int, Any, Any]
 """A part, "rest" for the whole layer, or "probes"; the layer; and the clock readings at the start and at the end."""
+
+MAX_PASSES = 64
+"""Passes whose spans may wait to be summed."""
 
 MAX_EVENTS = 4096
 """CUDA events that may wait to be read; beyond this many, the completed ones are added up."""
@@ -50,6 +53,7 @@ class Timing(Probe):
         self.probe_seconds = [0.0 for _ in PHASES]
         self.tokens = [torch.zeros((), dtype=torch.int64) for _ in PHASES]
         self.readings = 0
+        self._passes: list[tuple[int, list[Span], Mark]] = []  # not yet added
         self._waiting: list[tuple[tuple[Any, ...], Mark, int]] = []
         now = self.now
         pairs = timeit.repeat(lambda: (now(), now()), number=1, repeat=200)
@@ -60,9 +64,19 @@ class Timing(Probe):
         """Function that reads the clock: seconds on a CPU, a CUDA event on a GPU."""
         return _event if self.on_gpu else time.perf_counter
 
-    def add_pass(self, phase: int, spans: Sequence[Span], model: Mark) -> None:
+    def add_pass(self, phase: int, spans: list[Span], model: Mark) -> None:
         """Add the spans of a forward pass; those inside a layer come before its own, "rest"."""
         self.readings += len(spans) + 1
+        self._passes.append((phase, spans, model))
+        if len(self._passes) >= MAX_PASSES:  # a decode step has no time for sums
+            self._add_passes()
+
+    def _add_passes(self) -> None:
+        passes, self._passes = self._passes, []
+        for each in passes:
+            self._add_spans(*each)
+
+    def _add_spans(self, phase: int, spans: list[Span], model: Mark) -> None:
         inside: list[Mark] = []
         for part, layer, began, ended in spans:
             if part == "rest":
@@ -99,6 +113,7 @@ class Timing(Probe):
         self._waiting = pending
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
+        self._add_passes()
         self._read(only_completed=False)
         by_layer, phases, layers, took = ("phase", "layer"), range(len(PHASES)), self.layers, self._seconds
         seconds = np.array([[[took[phase, layer, part] for part in TIMED] for layer in layers] for phase in phases])
