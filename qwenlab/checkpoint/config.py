@@ -73,21 +73,6 @@ class TextConfig:
     mtp_num_hidden_layers: int
     vision: VisionConfig | None
 
-    @property
-    def key_dim(self) -> int:
-        """Channels of q, and of k, over all key heads of a DeltaNet layer."""
-        return self.linear_num_key_heads * self.linear_key_head_dim
-
-    @property
-    def value_dim(self) -> int:
-        """Channels of v, and of the output gate z, over all value heads of a DeltaNet layer."""
-        return self.linear_num_value_heads * self.linear_value_head_dim
-
-    @property
-    def conv_dim(self) -> int:
-        """Channels of the short convolution of a DeltaNet layer: q, k and v."""
-        return 2 * self.key_dim + self.value_dim
-
 
 def read_config(
     source: Mapping[str, Any] | str | Path | object, *, name: str | None = None, strict: bool = False

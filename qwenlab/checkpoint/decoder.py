@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from qwenlab.checkpoint.families import Family, family_of
+from qwenlab.checkpoint.mixers.base import MixerKind
 from qwenlab.errors import AmbiguousModel, BadArgument, NotAHybrid
 
 
@@ -26,15 +27,23 @@ class Decoder:
         """The decoder layers, in order."""
         return cast(nn.ModuleList, self.module.layers)
 
+    def kind(self, layer: int) -> MixerKind:
+        """Description of one layer's mixer."""
+        return self.family.kind(self.layer_types[layer])
+
     def mixer(self, layer: int) -> nn.Module:
         """The DeltaNet or attention module of one layer."""
-        return self.layers[layer].get_submodule(self.family.mixer(self.layer_types[layer]))
+        return self.layers[layer].get_submodule(self.kind(layer).path)
 
     def part(self, layer: int, word: str) -> Any:
-        """The submodule of a layer by its name in the family table ("mixer", "router", ...); None if it has none."""
+        """The submodule of a layer by its name in the family table ("mixer", "router", ...); None if it has none.
+
+        "mixer_norm" and "mlp_norm" are the norms of the layer.
+        """
         module: Any = self.layers[layer]
-        path = self.family.mixer(self.layer_types[layer]) if word == "mixer" else getattr(self.family, word)
-        for name in path.split("."):
+        kind = self.kind(layer)
+        paths = {"mixer": kind.path, "mixer_norm": kind.norms[0], "mlp_norm": kind.norms[1]}
+        for name in (paths.get(word) or getattr(self.family, word)).split("."):
             module = getattr(module, name, None)
         return module
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from qwenlab.checkpoint.mixers.base import MixerKind
+from qwenlab.checkpoint.mixers.gated_deltanet import GatedDeltaNetKind
+from qwenlab.checkpoint.mixers.softmax_attention import SoftmaxAttentionKind
 from qwenlab.errors import NotAHybrid, UnsupportedFamily
 
 DELTANET = "linear_attention"
@@ -24,26 +27,17 @@ class Family:
     name: str
     text_type: str  # `model_type` of the text stack
     modeling: str  # the module in whose globals a DeltaNet layer looks up its delta rule
-    delta_inputs: tuple[tuple[str, str], ...]  # input projections of the DeltaNet mixer, and their rows
+    deltanet: GatedDeltaNetKind = field(default_factory=GatedDeltaNetKind)
+    attention: SoftmaxAttentionKind = field(default_factory=SoftmaxAttentionKind)
     root_type: str | None = None  # `model_type` of a config with `text_config` inside
     sparse: bool = False  # routed experts instead of a dense MLP
     dense_layers: bool = False  # `mlp_only_layers` and `decoder_sparse_step` can make some layers dense
 
-    linear_attention: str = "linear_attn"
-    full_attention: str = "self_attn"
-    linear_output: str = "out_proj"  # of the DeltaNet mixer: concatenated heads -> residual stream
-    full_output: str = "o_proj"  # of the attention mixer
-    mixer_norm: str = "input_layernorm"
-    mlp_norm: str = "post_attention_layernorm"
     mlp: str = "mlp"
     router: str = "mlp.gate"
     experts: str = "mlp.experts"
     shared_expert: str = "mlp.shared_expert"
     shared_expert_gate: str = "mlp.shared_expert_gate"
-
-    chunk_rule: str = "torch_chunk_gated_delta_rule"
-    recurrent_rule: str = "torch_recurrent_gated_delta_rule"
-    attention_gate: bool = True  # the rows of `q_proj` are, for each head, its query and then its output gate
 
     text_prefix: str = "model."
     root_prefix: str = "model.language_model."  # of the text stack, in files with a root config
@@ -51,18 +45,10 @@ class Family:
     head: str = "lm_head"
     mtp_prefix: str = "mtp."  # the multi-token-prediction head; transformers does not load it
 
-    def mixer(self, kind: str) -> str:
-        """Path of the mixer in a decoder layer; `kind` is one of `KINDS`."""
-        return {DELTANET: self.linear_attention, ATTENTION: self.full_attention}[kind]
+    def kind(self, name: str) -> MixerKind:
+        """Description of a kind of mixer; `name` is one of `KINDS`."""
+        return {DELTANET: self.deltanet, ATTENTION: self.attention}[name]
 
-    def output(self, kind: str) -> str:
-        """Name of the mixer's output projection, from heads to the residual stream."""
-        return {DELTANET: self.linear_output, ATTENTION: self.full_output}[kind]
-
-
-# Rows of a projection: q, k, v, the output gate z, the write strength b (beta), the decay a.
-_SPLIT = (("in_proj_qkv", "qkv"), ("in_proj_z", "z"), ("in_proj_b", "b"), ("in_proj_a", "a"))
-_FUSED = (("in_proj_qkvz", "qkvz"), ("in_proj_ba", "ba"))  # interleaved by key head
 
 FAMILIES = {
     family.name: family
@@ -72,21 +58,19 @@ FAMILIES = {
             root_type="qwen3_5",
             text_type="qwen3_5_text",
             modeling="transformers.models.qwen3_5.modeling_qwen3_5",
-            delta_inputs=_SPLIT,
         ),
         Family(
             name="qwen3_5_moe",
             root_type="qwen3_5_moe",
             text_type="qwen3_5_moe_text",
             modeling="transformers.models.qwen3_5_moe.modeling_qwen3_5_moe",
-            delta_inputs=_SPLIT,
             sparse=True,
         ),
         Family(
             name="qwen3_next",
             text_type="qwen3_next",
             modeling="transformers.models.qwen3_next.modeling_qwen3_next",
-            delta_inputs=_FUSED,
+            deltanet=GatedDeltaNetKind(inputs=(("in_proj_qkvz", "qkvz"), ("in_proj_ba", "ba"))),  # by key head
             sparse=True,
             dense_layers=True,
         ),

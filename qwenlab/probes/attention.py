@@ -10,6 +10,7 @@ import xarray as xr
 
 from qwenlab.capture.attention import AttentionCall
 from qwenlab.capture.buffers import Captured, Part
+from qwenlab.capture.layout import head_counts
 from qwenlab.capture.tokens import NEVER, TokenBatch, TokenSample, key_positions
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import ATTENTION
@@ -91,7 +92,7 @@ class Attention(Probe):
         self._gates.add(where, sampled, values["gate"] * GATE_BINS)
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
-        count, heads = len(labels), self.decoder.module.config.num_attention_heads
+        count, (heads, _) = len(labels), head_counts(self.decoder, self.layers[0])
         variables = summed(_PER_HEAD, (*GROUPED, "head"), lambda name: self._sums.array(name, count, heads))
         tokens, gates = counted(self._sums.array("tokens", count)), self._gates.array(count, heads)
         mass = self._sums.array("distance_mass", count, heads, len(DISTANCE_EDGES)).sum(axis=1)

@@ -13,6 +13,7 @@ import xarray as xr
 from qwenlab.arguments import integer
 from qwenlab.capture.buffers import Captured, Part
 from qwenlab.capture.delta_rule import DeltaRuleCall
+from qwenlab.capture.layout import head_counts
 from qwenlab.capture.prediction import normalised
 from qwenlab.capture.tokens import PADDING, TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
@@ -88,15 +89,15 @@ class DeltaNet(Probe):
 
     def predicted_heads(self, layer: int) -> torch.Tensor:
         """Return int [sampled head]: the value heads whose prediction is measured, evenly spaced by key head."""
-        mixer = self.decoder.part(layer, "mixer")
-        total, group = mixer.num_k_heads, mixer.num_v_heads // mixer.num_k_heads
+        heads, total = head_counts(self.decoder, layer)
+        group = heads // total
         count = total if self.prediction_heads == "all" else min(self.prediction_heads, total)
         keys = [index * total // count for index in range(count)]
         return torch.tensor([key * group + head for key in keys for head in range(group)], dtype=torch.long)
 
     def sample(self) -> dict[str, Any]:
         heads = self.predicted_heads(self.layers[0]).tolist()
-        everything = len(heads) == self.decoder.part(self.layers[0], "mixer").num_v_heads
+        everything = len(heads) == head_counts(self.decoder, self.layers[0])[0]
         return super().sample() | ({} if everything else {"prediction_heads": heads})
 
     def reduce(self, layer: int, part: Part, captured: Captured, tokens: TokenBatch) -> Reduced:
@@ -168,8 +169,8 @@ class DeltaNet(Probe):
         )
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
-        count, mixer = len(labels), self.decoder.part(self.layers[0], "mixer")
-        heads, predicted = mixer.num_v_heads, self.predicted_heads(self.layers[0]).numpy()
+        count, predicted = len(labels), self.predicted_heads(self.layers[0]).numpy()
+        heads, key_heads = head_counts(self.decoder, self.layers[0])
         tokens = counted(self._sums.array("tokens", count))
         ends = self._ends.array("ends", count, 1 + len(predicted))
 
@@ -197,8 +198,8 @@ class DeltaNet(Probe):
         for index, (name, (bins, meaning)) in enumerate(_HISTOGRAMS.items()):
             dims = ("label", "layer", "head", f"{name}_bin")
             variables[f"{name}_hist"] = (dims, counts[:, :, index, :, :bins], "token", f"tokens by {meaning}")
-        shape = (mixer.num_k_heads, mixer.head_k_dim, mixer.head_k_dim)
-        moments = np.stack([self._moments[label].array(*shape) for label in range(count)])
+        channels, _ = self.decoder.family.deltanet.state_shape(self.decoder.module.config)
+        moments = np.stack([self._moments[label].array(key_heads, channels, channels) for label in range(count)])
         by_channel = ("label", "layer", "key_head", "channel", "channel_2")
         variables["key_moment"] = (by_channel, moments, "1", "sum of k k^T over tokens")
         return self.build_dataset(labels, variables).assign_attrs(self._deviation.attrs)

@@ -33,17 +33,17 @@ def test_the_table_names_what_transformers_builds(name, tiny_dense, tiny_moe, ti
 
     assert family_of(model) is family_of(model.config) is family
     assert importlib.import_module(family.modeling) is importlib.import_module(type(model).__module__)
-    for rule in (family.chunk_rule, family.recurrent_rule):
+    for rule in (family.deltanet.chunk_rule, family.deltanet.recurrent_rule):
         mixer_globals = inspect.unwrap(model.model.layers[0].linear_attn.forward).__globals__
         assert callable(mixer_globals[rule])
         assert mixer_globals is vars(importlib.import_module(family.modeling))
 
     for layer, kind in zip(model.model.layers, model.config.layer_types, strict=True):
-        layer.get_submodule(family.mixer(kind))
-        assert not hasattr(layer, family.mixer(next(other for other in KINDS if other != kind)))
-        layer.get_submodule(family.mixer_norm)
-        layer.get_submodule(family.mlp_norm)
-    for projection, _ in family.delta_inputs:
+        layer.get_submodule(family.kind(kind).path)
+        assert not hasattr(layer, family.kind(next(other for other in KINDS if other != kind)).path)
+        for norm in family.kind(kind).norms:
+            layer.get_submodule(norm)
+    for projection, _ in family.deltanet.inputs:
         model.model.layers[0].linear_attn.get_submodule(projection)
     if family.sparse:
         for path in (family.router, family.experts, family.shared_expert, family.shared_expert_gate):
