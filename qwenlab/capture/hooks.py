@@ -108,7 +108,7 @@ class CaptureHooks:
                 buffer.put(part, out[0] if isinstance(out, tuple) else out)
             self.deliver(buffer)
 
-        self._after(Attachment(self.decoder.part(buffer.layer, part)), finish, hooks)
+        self._after(Attachment(self.decoder.adder(buffer.layer, part)), finish, hooks)
 
     def _after(self, place: Attachment, capture: Callable[[Any], None], hooks: ExitStack) -> None:
         def after(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -162,7 +162,7 @@ def readable(decoder: Decoder, layer: int) -> tuple[str, ...]:
     kind, routed = decoder.layer_types[layer], decoder.part(layer, "experts") is not None
     call = "mixer.rule" if kind == DELTANET else "mixer.attention"
     details = [name for name, of in DETAILS.items() if of == call]
-    modules = ["mixer.gate", "mixer.heads", *([] if kind == DELTANET else ["mixer.value"])]
+    modules = [name for name in ("mixer.gate", "mixer.heads", "mixer.value") if attachment(decoder, layer, name)]
     experts = [*_ROUTER, "experts", "shared_expert", "shared_expert_gate"] if routed else []
     return ("mixer.input", "mixer", call, *details, *OF_CALLS[kind], *modules, "mlp.input", "mlp", *experts)
 

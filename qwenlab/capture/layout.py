@@ -84,9 +84,9 @@ def attachment(decoder: Decoder, layer: int, word: str) -> Attachment | None:
     if word == "mixer.input":
         return Attachment(decoder.layers[layer], 0)
     if word == "mlp.input":
-        return Attachment(decoder.part(layer, "mlp_norm"), 0)
+        return Attachment(decoder.part(layer, "mlp" if decoder.kind(layer).post_norm else "mlp_norm"), 0)
     if word in ("mixer", "mlp"):
-        return Attachment(decoder.part(layer, word))
+        return Attachment(decoder.adder(layer, word))
     if word in ("router", "experts", "shared_expert", "shared_expert_gate"):
         return Attachment(decoder.part(layer, word), layout=FLAT)
     place = decoder.kind(layer).place(word, decoder.module.config)

@@ -8,9 +8,9 @@ from typing import Any, cast
 from torch import nn
 from transformers import PreTrainedModel
 
-from qwenlab.checkpoint.families import Family, family_of
+from qwenlab.checkpoint.families import EXTENDING, Family, family_of
 from qwenlab.checkpoint.mixers.base import MixerKind
-from qwenlab.errors import AmbiguousModel, BadArgument, NotAHybrid
+from qwenlab.errors import AmbiguousModel, BadArgument, NotAHybrid, UnsupportedFamily
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,10 @@ class Decoder:
             module = getattr(module, name, None)
         return module
 
+    def adder(self, layer: int, word: str) -> Any:
+        """The submodule whose output the layer adds to the residual stream, for its "mixer" or its "mlp"."""
+        return self.part(layer, f"{word}_norm" if self.kind(layer).post_norm else word)
+
     def layers_with(self, word: str) -> tuple[int, ...]:
         """Indices of the layers that have this part."""
         return tuple(layer for layer in range(len(self.layers)) if self.part(layer, word) is not None)
@@ -78,7 +82,14 @@ def decoder_of(model: nn.Module) -> Decoder:
             f"{type(model).__name__} contains {len(stacks)} stacks of decoder layers: {where}.\nPass one of them."
         )
     path, stack = stacks[0]
-    return Decoder(stack, path, family_of(stack.config), tuple(stack.config.layer_types))
+    family = family_of(stack.config)
+    for name, value in family.fixed:
+        if getattr(stack.config, name, value) not in (value, None):
+            raise UnsupportedFamily(
+                f"This {family.name} model has {name}={getattr(stack.config, name)!r}; qwenlab knows the family with "
+                f"{value!r} only.\nCorrect the config, or see {EXTENDING}."
+            )
+    return Decoder(stack, path, family, tuple(stack.config.layer_types))
 
 
 def module_of(model: nn.Module | Any) -> nn.Module:

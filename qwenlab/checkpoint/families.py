@@ -32,6 +32,9 @@ class Family:
     root_type: str | None = None  # `model_type` of a config with `text_config` inside
     sparse: bool = False  # routed experts instead of a dense MLP
     dense_layers: bool = False  # `mlp_only_layers` and `decoder_sparse_step` can make some layers dense
+    attention_every: int | None = 4  # default of `full_attention_interval`; None: `layer_types` is required
+    # Fields that transformers ignores in a config, and the values with which it always builds a model.
+    fixed: tuple[tuple[str, Any], ...] = (("attn_output_gate", True), ("mtp_use_dedicated_embeddings", False))
 
     mlp: str = "mlp"
     router: str = "mlp.gate"
@@ -43,7 +46,8 @@ class Family:
     root_prefix: str = "model.language_model."  # of the text stack, in files with a root config
     vision_prefix: str = "model.visual."
     head: str = "lm_head"
-    mtp_prefix: str = "mtp."  # the multi-token-prediction head; transformers does not load it
+    mtp_prefix: str | None = "mtp."  # the multi-token-prediction head, which transformers does not load; None: no head
+    renamed: tuple[tuple[str, str], ...] = ()  # parts of layers: name in transformers, and another one in the files
 
     def kind(self, name: str) -> MixerKind:
         """Description of a kind of mixer; `name` is one of `KINDS`."""
@@ -77,6 +81,9 @@ FAMILIES = {
     )
 }
 
+EXTENDING = "docs/extending.md#another-family"
+"""Where the documentation says what another family takes."""
+
 UNSUPPORTED = {
     "olmo_hybrid": "its attention layers have no output gate and normalise what they add to the residual stream",
     "kimi_linear": "its Kimi delta rule decays each channel separately, and both of its mixers are called `self_attn`",
@@ -96,11 +103,11 @@ def family_of(model: str | Mapping[str, Any] | object) -> Family:
         if model_type is not None and model_type in (family.root_type, family.text_type):
             return family
     known = f"The supported families are {', '.join(FAMILIES)}."
-    unsupported = str(model_type).removesuffix("_text")
+    unsupported, to_add = str(model_type).removesuffix("_text"), f"{known} What another one takes: {EXTENDING}."
     if reason := UNSUPPORTED.get(unsupported):
-        raise UnsupportedFamily(f"{unsupported} is a hybrid model that qwenlab does not support: {reason}.\n{known}")
+        raise UnsupportedFamily(f"{unsupported} is a hybrid model that qwenlab does not support: {reason}.\n{to_add}")
     if isinstance(kinds, list | tuple) and DELTANET in kinds:
-        raise UnsupportedFamily(f"{model_type} has {DELTANET} layers, but qwenlab does not support it.\n{known}")
+        raise UnsupportedFamily(f"{model_type} has {DELTANET} layers, but qwenlab does not support it.\n{to_add}")
     name = model_type or "A config without model_type"
     raise NotAHybrid(f"{name} is not a hybrid model: its config has no {DELTANET} layers.\n{known}")
 

@@ -46,13 +46,13 @@ class Site:
 def sites(model: nn.Module) -> tuple[Site, ...]:
     """Return every site of the model, layer by layer.
 
-    layers.N.mixer          output of the mixer, added to the residual stream
+    layers.N.mixer          output of the mixer, added to the residual stream (after its norm, where it has one there)
     layers.N.mixer.query    input of the delta rule (before its L2 norm) or of the scores (after norm and rotation)
     layers.N.mixer.key
     layers.N.mixer.value
     layers.N.mixer.heads    input of the output projection, by head: normed (DeltaNet), and gated
-    layers.N.mixer.gate     the output gate, before its silu (DeltaNet) or sigmoid (attention)
-    layers.N.mixer.beta     write strength in (0, 1); DeltaNet only
+    layers.N.mixer.gate     the output gate, before its silu (DeltaNet) or sigmoid (attention; olmo_hybrid has none)
+    layers.N.mixer.beta     write strength in (0, 1), or (0, 2) with negative eigenvalues; DeltaNet only
     layers.N.mixer.decay    alpha = exp(g) in (0, 1), the share of the state that remains; DeltaNet only
     layers.N.router         logits over all routed experts
     layers.N.experts        sum of the routed experts
@@ -88,14 +88,14 @@ def _layer_sites(decoder: Decoder, layer: int) -> Iterator[Site]:
         return Site(f"layers.{layer}.{word}", f"{path}.{module}" if module else path, dims, units, kind, layer)
 
     mixer = decoder.kind(layer)
-    yield site("mixer", mixer.path, _STREAM, "residual")
+    yield site("mixer", mixer.norms[0] if mixer.post_norm else mixer.path, _STREAM, "residual")
     for each in mixer.sites():
         yield site(each.word, f"{mixer.path}.{each.module}".rstrip("."), each.dims, each.units)
     if decoder.part(layer, "experts") is not None:  # dense layers have none of these
         yield site("router", family.router, (*TOKEN, "expert"), "logit")
         yield site("experts", family.experts, _STREAM, "residual")
         yield site("shared_expert", family.shared_expert, _STREAM, "residual")
-    yield site("mlp", family.mlp, _STREAM, "residual")
+    yield site("mlp", mixer.norms[1] if mixer.post_norm else family.mlp, _STREAM, "residual")
     yield site("residual", "", _STREAM, "residual")
 
 

@@ -20,7 +20,7 @@ from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.probes.accumulators import Histogram, LayerSlice, Sums, Totals, counted
 from qwenlab.probes.base import GROUPED, Probe, Reduced, summed
-from qwenlab.probes.bins import GATE_BINS, HALF_LIFE_BINS, half_life_bin
+from qwenlab.probes.bins import GATE_BINS, HALF_LIFE_BINS, half_life_bin, unit_bins
 from qwenlab.probes.kernel_agreement import StateDeviation
 
 _HISTOGRAMS = {
@@ -46,7 +46,8 @@ class DeltaNet(Probe):
     With S the state, alpha = exp(g) the decay and beta the write strength of a token, the layer does
     S <- alpha S; S <- S + k (beta (v - S^T k))^T (Yang et al. 2024, arXiv:2412.06464). Measured per layer and head:
 
-    beta, alpha, ln alpha   sums, and histograms of beta and of the half-life ln(1/2) / ln(alpha) in tokens
+    beta, alpha, ln alpha   sums, and histograms of beta (0 to 1, or to 2 where the model allows negative eigenvalues)
+                            and of the half-life ln(1/2) / ln(alpha) in tokens
     prediction error        ||v - S^T k|| / ||v||, and the update's norm ||beta (v - S^T k)||, before S is written to
     gate openness           mean over channels of sigmoid(z); the gate itself is silu(z) = z sigmoid(z)
     key moment              sum of k k^T over tokens, k normalised: how much the keys of different tokens collide
@@ -77,6 +78,7 @@ class DeltaNet(Probe):
     def start(self, decoder: Decoder) -> None:
         super().start(decoder)
         count = len(self.layers)
+        self._largest_beta = decoder.family.deltanet.largest_beta(decoder.module.config)
         self._sums, self._ends, self._histogram = Sums(count), Sums(count), Histogram(count, HALF_LIFE_BINS)
         self._moments = defaultdict[int, Totals](lambda: Totals(count))  # by label: [layer, key head, channel, channel]
         self._deviation = StateDeviation()
@@ -133,7 +135,8 @@ class DeltaNet(Probe):
     def accumulate(self, where: LayerSlice, part: Part, reduced: Reduced, tokens: TokenBatch) -> None:
         sampled = tokens.sample(self.every).tokens
         beta, g, gate = reduced["beta"], reduced["log_alpha"], reduced["gate"]
-        beta_bin, gate_bin = (place.clamp_max(GATE_BINS - 1) for place in (beta * GATE_BINS, gate * GATE_BINS))
+        places = (beta * (GATE_BINS / self._largest_beta), gate * GATE_BINS)
+        beta_bin, gate_bin = (place.clamp_max(GATE_BINS - 1) for place in places)
         self._histogram.add(where, sampled, torch.stack([beta_bin, half_life_bin(g), gate_bin], dim=3))
         values = {"beta": beta, "alpha": g.exp(), "log_alpha": g, "gate": gate, "tokens": torch.ones_like(beta[..., 0])}
         values |= {name: reduced[name] for name in ("update_norm", "error_ratio") if name in reduced}
@@ -202,4 +205,5 @@ class DeltaNet(Probe):
         moments = np.stack([self._moments[label].array(key_heads, channels, channels) for label in range(count)])
         by_channel = ("label", "layer", "key_head", "channel", "channel_2")
         variables["key_moment"] = (by_channel, moments, "1", "sum of k k^T over tokens")
-        return self.build_dataset(labels, variables).assign_attrs(self._deviation.attrs)
+        beta_bin = unit_bins("beta_bin", self._largest_beta)
+        return self.build_dataset(labels, variables, beta_bin=beta_bin).assign_attrs(self._deviation.attrs)

@@ -3,8 +3,10 @@ import inspect
 
 import pytest
 
+from qwenlab.checkpoint.decoder import decoder_of
 from qwenlab.checkpoint.families import FAMILIES, KINDS, Family, family_of
 from qwenlab.errors import NotAHybrid, UnsupportedFamily
+from qwenlab.testing.models import tiny_model
 
 
 def build(config: dict, family: Family):
@@ -67,3 +69,10 @@ def test_an_unknown_hybrid_is_rejected():
 def test_other_models_are_not_hybrids(config):
     with pytest.raises(NotAHybrid, match=r"is not a hybrid model[\s\S]*qwen3_5, qwen3_5_moe, qwen3_next"):
         family_of(config)
+
+
+def test_a_model_that_is_built_otherwise_than_the_family_is_rejected():
+    small = tiny_model("qwen3_5", layers=1)
+    small.config.attn_output_gate = False
+    with pytest.raises(UnsupportedFamily, match="attn_output_gate=False; qwenlab knows the family with True only"):
+        decoder_of(small)

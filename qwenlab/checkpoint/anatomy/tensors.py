@@ -54,7 +54,7 @@ def tensors(config: TextConfig) -> Iterator[Tensor]:
     if config.vision is not None:
         yield from (Tensor(family.vision_prefix + name, shape, "vision") for name, shape in _vision(config.vision))
     if config.mtp_num_hidden_layers:
-        yield from (Tensor(family.mtp_prefix + name, shape, "mtp") for name, shape in _mtp(config))
+        yield from (Tensor(f"{family.mtp_prefix}{name}", shape, "mtp") for name, shape in _mtp(config))
 
 
 def _decoder_layer(config: TextConfig, kind: str, sparse: bool) -> Iterator[tuple[str, tuple[int, ...], str]]:

@@ -45,6 +45,7 @@ class MixerKind(ABC):
     path       of the mixer, from the decoder layer
     output     output projection, from concatenated heads to the residual stream
     norms      of the layer, for the mixer and for the MLP
+    post_norm  whether the norms change what mixer and MLP add to the residual stream, and not what they read from it
 
     A `config` is a `TextConfig` or a config of transformers: both name the sizes as config.json does.
     """
@@ -52,6 +53,7 @@ class MixerKind(ABC):
     path: str
     output: str
     norms: tuple[str, str] = ("input_layernorm", "post_attention_layernorm")
+    post_norm: bool = False
 
     @abstractmethod
     def sites(self) -> tuple[MixerSite, ...]:

@@ -23,7 +23,10 @@ class GatedDeltaNetKind(MixerKind):
 
     inputs       input projections, and their rows: q, k, v, the output gate z, the write strength b (beta), the decay a
     convolution  short convolution of q, k and v
+    stored_convolutions  names under which files may store the convolutions of q, k and v apart
     output_norm  norm of the heads' output; its argument 1 is the output gate
+    doubled_by   config field that, where true, doubles beta: it is then up to 2, and the state can have negative
+                 eigenvalues; "" where beta is always up to 1
     chunk_rule, recurrent_rule  the delta rules of prefill and of decode steps, in the globals of the modeling file
     """
 
@@ -33,7 +36,9 @@ class GatedDeltaNetKind(MixerKind):
         *(("in_proj_qkv", "qkv"), ("in_proj_z", "z"), ("in_proj_b", "b"), ("in_proj_a", "a")),
     )
     convolution: str = "conv1d"
+    stored_convolutions: tuple[str, ...] = ()
     output_norm: str = "norm"
+    doubled_by: str = ""
     chunk_rule: str = "torch_chunk_gated_delta_rule"
     recurrent_rule: str = "torch_recurrent_gated_delta_rule"
 
@@ -62,6 +67,10 @@ class GatedDeltaNetKind(MixerKind):
         """Return the numbers of key channels and of channels of a head's state."""
         return config.linear_key_head_dim, config.linear_value_head_dim
 
+    def largest_beta(self, config: Any) -> int:
+        """Return the upper bound of the write strength beta, 1 or 2."""
+        return 2 if self.doubled_by and getattr(config, self.doubled_by) else 1
+
     def tensors(self, config: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
         heads, key_heads = self.head_counts(config)
         key, value = self.state_shape(config)
@@ -74,6 +83,11 @@ class GatedDeltaNetKind(MixerKind):
         yield "dt_bias", (heads,)
         yield f"{self.output_norm}.weight", (value,)
         yield f"{self.output}.weight", (config.hidden_size, heads * value)
+
+    def separate_convolutions(self, config: Any) -> dict[str, int]:
+        """Return the channels of each convolution that files may store apart."""
+        (heads, key_heads), (key, value) = self.head_counts(config), self.state_shape(config)
+        return dict(zip(self.stored_convolutions, (key_heads * key, key_heads * key, heads * value), strict=False))
 
     @property
     def rules(self) -> tuple[str, str]:

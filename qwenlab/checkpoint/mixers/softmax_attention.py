@@ -15,6 +15,8 @@ class SoftmaxAttentionKind(MixerKind):
 
     query, key, value  input projections
     gate               the rows of the query projection are, for each head, its query and then its output gate
+    even               `head_dim` may be left out of a config: hidden_size / num_attention_heads
+    norm_of_heads      whether q_norm and k_norm normalise each head alone; otherwise all of its heads together
     """
 
     path: str = "self_attn"
@@ -23,6 +25,8 @@ class SoftmaxAttentionKind(MixerKind):
     key: str = "k_proj"
     value: str = "v_proj"
     gate: bool = True
+    even: bool = False
+    norm_of_heads: bool = True
 
     def sites(self) -> tuple[MixerSite, ...]:
         gate = (MixerSite("mixer.gate", BY_HEAD, self.query, "logit"),) if self.gate else ()
@@ -55,8 +59,8 @@ class SoftmaxAttentionKind(MixerKind):
             yield f"{name}.weight", (rows, columns)
             if config.attention_bias:
                 yield f"{name}.bias", (rows,)
-        yield "q_norm.weight", (config.head_dim,)
-        yield "k_norm.weight", (config.head_dim,)
+        yield "q_norm.weight", (config.head_dim if self.norm_of_heads else queries,)
+        yield "k_norm.weight", (config.head_dim if self.norm_of_heads else keys,)
 
     def cache_elements(self, config: Any) -> int:
         """Return the elements that one layer caches per token: a key and a value for each key head."""
