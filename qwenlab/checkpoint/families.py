@@ -78,6 +78,32 @@ FAMILIES = {
             sparse=True,
             dense_layers=True,
         ),
+        Family(
+            name="olmo_hybrid",
+            text_type="olmo_hybrid",
+            modeling="transformers.models.olmo_hybrid.modeling_olmo_hybrid",
+            deltanet=GatedDeltaNetKind(
+                inputs=tuple((f"{letter}_proj", rows) for letter, rows in zip("qkvabg", "qkvabz", strict=True)),
+                stored_convolutions=("q_conv1d", "k_conv1d", "v_conv1d"),
+                output_norm="o_norm",
+                output="o_proj",
+                doubled_by="linear_allow_neg_eigval",
+            ),
+            attention=SoftmaxAttentionKind(
+                gate=False,
+                even=True,
+                norm_of_heads=False,
+                norms=("post_attention_layernorm", "post_feedforward_layernorm"),
+                post_norm=True,
+            ),
+            attention_every=None,
+            fixed=(),
+            mtp_prefix=None,
+            renamed=(
+                ("input_layernorm", "attention_layer_norm"),
+                ("post_attention_layernorm", "feedforward_layer_norm"),
+            ),
+        ),
     )
 }
 
@@ -85,7 +111,6 @@ EXTENDING = "docs/extending.md#another-family"
 """Where the documentation says what another family takes."""
 
 UNSUPPORTED = {
-    "olmo_hybrid": "its attention layers have no output gate and normalise what they add to the residual stream",
     "kimi_linear": "its Kimi delta rule decays each channel separately, and both of its mixers are called `self_attn`",
     "qwen4_exp": "it has hyper-connections, sparse attention and another MTP head; it is not a Qwen3.5 layout",
 }

@@ -1,5 +1,6 @@
 import importlib
 import inspect
+from pathlib import Path
 
 import pytest
 
@@ -28,8 +29,9 @@ def test_model_types_lead_to_their_family(family):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_table_names_what_transformers_builds(name, tiny_dense, tiny_moe, tiny_next):
-    config = {"qwen3_5": tiny_dense, "qwen3_5_moe": tiny_moe, "qwen3_next": tiny_next}[name]
+def test_the_table_names_what_transformers_builds(name, tiny_dense, tiny_moe, tiny_next, tiny_olmo):
+    configs = {"qwen3_5": tiny_dense, "qwen3_5_moe": tiny_moe, "qwen3_next": tiny_next, "olmo_hybrid": tiny_olmo}
+    config = configs[name]
     family = FAMILIES[name]
     model = build(config, family)
 
@@ -53,11 +55,13 @@ def test_the_table_names_what_transformers_builds(name, tiny_dense, tiny_moe, ti
     model.get_submodule(family.head)
 
 
-@pytest.mark.parametrize("name", ["olmo_hybrid", "kimi_linear", "qwen4_exp", "qwen4_exp_text"])
+@pytest.mark.parametrize("name", ["kimi_linear", "qwen4_exp", "qwen4_exp_text"])
 def test_hybrids_outside_the_table_are_rejected_with_the_reason(name):
     with pytest.raises(UnsupportedFamily, match=r"that qwenlab does not support: .+") as refusal:
         family_of({"model_type": name, "text_config": {"layer_types": ["linear_attention"]}})
     assert all(family in str(refusal.value) for family in FAMILIES)
+    assert str(refusal.value).endswith("What another one takes: docs/extending.md#another-family.")
+    assert "\n## Another family\n" in (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
 
 
 def test_an_unknown_hybrid_is_rejected():

@@ -102,6 +102,13 @@ def gates_used(model, tokens, *interventions):
 
 
 class TestOutputGates:
+    def test_attention_without_one(self):
+        with (
+            pytest.raises(UnknownSite, match=r"No site matches 'layers.3.mixer.gate'. The sites of layers.3 are"),
+            intervene(tiny_model("olmo_hybrid"), SetGate("layers.3.mixer.gate", to=0.5)),
+        ):
+            pass
+
     @pytest.mark.parametrize("to", [0, 1e-3, 0.5, 0.999, 1])
     def test_set(self, model, text, to):
         for gate in gates_used(model, text(5), SetGate(GATE, to=to)).values():
