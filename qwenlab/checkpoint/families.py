@@ -111,7 +111,7 @@ EXTENDING = "docs/extending.md#another-family"
 """Where the documentation says what another family takes."""
 
 UNSUPPORTED = {
-    "kimi_linear": "its Kimi delta rule decays each channel separately, and both of its mixers are called `self_attn`",
+    "kimi_linear": "its Kimi delta rule decays each channel separately, and its attention caches latent vectors (MLA)",
     "qwen4_exp": "it has hyper-connections, sparse attention and another MTP head; it is not a Qwen3.5 layout",
 }
 """Hybrid models in transformers that qwenlab does not support, and why."""
