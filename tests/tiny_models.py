@@ -10,6 +10,13 @@ FAMILIES = {
     "moe": dict(family="qwen3_5_moe", linear_value_head_dim=8),
     # Layer 1 is dense, and the weights of the top k are used as they come.
     "next": dict(family="qwen3_next", mlp_only_layers=[1], norm_topk_prob=False),
+    # As it is published, with negative eigenvalues and without positions; and with neither of the two.
+    "olmo": dict(family="olmo_hybrid", linear_value_head_dim=24),
+    "olmo_with_positions": dict(
+        family="olmo_hybrid",
+        linear_allow_neg_eigval=False,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    ),
 }
 
 

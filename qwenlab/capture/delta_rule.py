@@ -16,16 +16,15 @@ from typing import Any
 
 import torch
 
+from qwenlab.capture.layout import head_counts
 from qwenlab.capture.prediction import normalised, predictions
 from qwenlab.capture.running_layers import running_layers
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.capture.wrapping import Arguments, Around, listening
 from qwenlab.checkpoint.decoder import Decoder
+from qwenlab.checkpoint.mixers.gated_deltanet import CONVOLUTIONS
 
 _ARGUMENTS = ("query", "key", "value", "g", "beta")
-
-_CONVOLUTIONS = (("causal_conv1d_fn", 1), ("causal_conv1d_update", 2))
-"""The convolutions of prefill and of decode steps, and the index of their weight among the arguments."""
 
 
 @dataclass(slots=True)
@@ -167,7 +166,7 @@ class DeltaRuleHooks:
         """Change the weights [channel, tap] of this layer's convolution; the last tap is the token's own."""
         self._weight_changes[layer].append(change)
         if self._first(layer, "convolution"):
-            for name, index in _CONVOLUTIONS:
+            for name, index in CONVOLUTIONS.items():
                 self._wrap(name, around=partial(self._change_convolution, index))
 
     def call(self, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DeltaRuleCall:
@@ -203,7 +202,7 @@ class DeltaRuleHooks:
     def _first(self, layer: int, what: str) -> bool:
         """Follow the layer; return whether this is the first call for `what`."""
         if layer not in self._key_heads:
-            self._key_heads[layer] = self._decoder.part(layer, "mixer").num_k_heads
+            self._key_heads[layer] = head_counts(self._decoder, layer)[1]
             self._hooks.enter_context(self._running.followed(self._decoder, layer))
         first = what not in self._wrapped
         self._wrapped.add(what)
@@ -212,7 +211,7 @@ class DeltaRuleHooks:
     def _wrap_rules(self, layer: int, what: str, **how: Any) -> None:
         """Wrap both names by which layers call the rule, one for prefill and one for decode steps."""
         if self._first(layer, what):
-            for name in (self._decoder.family.chunk_rule, self._decoder.family.recurrent_rule):
+            for name in self._decoder.family.deltanet.rules:
                 self._wrap(name, **how)
 
     def _wrap(self, name: str, **how: Any) -> None:

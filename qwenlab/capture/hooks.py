@@ -131,7 +131,7 @@ class CaptureHooks:
                 if at_once.thread:
                     deliver(buffer)
 
-        hooks.enter_context(outputs(self.decoder.part(buffer.layer, part), after))
+        hooks.enter_context(outputs(self.decoder.adder(buffer.layer, part), after))
 
     def _rule_reader(self, buffer: CaptureBuffer) -> ReadRule:
         """Return the function that captures each call of a layer's delta rule."""
@@ -191,7 +191,7 @@ def readable(decoder: Decoder, layer: int) -> tuple[str, ...]:
     kind, routed = decoder.layer_types[layer], decoder.part(layer, "experts") is not None
     call = "mixer.rule" if kind == DELTANET else "mixer.attention"
     details = [name for name, of in DETAILS.items() if of == call]
-    modules = ["mixer.gate", "mixer.heads", *([] if kind == DELTANET else ["mixer.value"])]
+    modules = [name for name in ("mixer.gate", "mixer.heads", "mixer.value") if attachment(decoder, layer, name)]
     experts = [*_ROUTER, "experts", "shared_expert", "shared_expert_gate"] if routed else []
     return ("mixer.input", "mixer", call, *details, *OF_CALLS[kind], *modules, "mlp.input", "mlp", *experts)
 

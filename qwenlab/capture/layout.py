@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from qwenlab.checkpoint.decoder import Decoder
-from qwenlab.checkpoint.families import DELTANET
 
 
 @dataclass(frozen=True)
@@ -80,33 +79,23 @@ def attachment(decoder: Decoder, layer: int, word: str) -> Attachment | None:
     word  as in `sites`, "mixer.gate"; and "mixer.input", "mlp.input", the residual stream before a part; and
           "shared_expert_gate", its logit
     """
-    delta, family = decoder.layer_types[layer] == DELTANET, decoder.family
     if word == "residual":
         return Attachment(decoder.layers[layer])
     if word == "mixer.input":
         return Attachment(decoder.layers[layer], 0)
     if word == "mlp.input":
-        return Attachment(decoder.part(layer, "mlp_norm"), 0)
+        return Attachment(decoder.part(layer, "mlp" if decoder.kind(layer).post_norm else "mlp_norm"), 0)
     if word in ("mixer", "mlp"):
-        return Attachment(decoder.part(layer, word))
+        return Attachment(decoder.adder(layer, word))
     if word in ("router", "experts", "shared_expert", "shared_expert_gate"):
         return Attachment(decoder.part(layer, word), layout=FLAT)
-    mixer: Any = decoder.mixer(layer)
-    if word == "mixer.heads":
-        projection = mixer.get_submodule(family.output(decoder.layer_types[layer]))
-        return Attachment(projection, 0, ValueLayout(shape=(head_counts(decoder, layer)[0], -1)))
-    if word == "mixer.gate" and delta:
-        return Attachment(mixer.norm, 1, ValueLayout(rows=mixer.num_v_heads))
-    if word == "mixer.gate":  # `q_proj` returns, per head, its query and then its gate
-        return Attachment(mixer.q_proj, layout=ValueLayout(shape=(-1, 2, mixer.head_dim), index=1))
-    if word == "mixer.value" and not delta:
-        return Attachment(mixer.v_proj, layout=ValueLayout(shape=(head_counts(decoder, layer)[1], -1)))
-    return None
+    place = decoder.kind(layer).place(word, decoder.module.config)
+    if place is None:
+        return None
+    module = decoder.mixer(layer).get_submodule(place.module)
+    return Attachment(module, place.argument, ValueLayout(place.rows, place.shape, place.index))
 
 
 def head_counts(decoder: Decoder, layer: int) -> tuple[int, int]:
     """Return the number of heads of a layer's mixer, value heads or query heads, and of key heads."""
-    mixer, config = decoder.part(layer, "mixer"), decoder.module.config
-    if decoder.layer_types[layer] == DELTANET:
-        return int(mixer.num_v_heads), int(mixer.num_k_heads)
-    return int(config.num_attention_heads), int(config.num_key_value_heads)
+    return decoder.kind(layer).head_counts(decoder.module.config)

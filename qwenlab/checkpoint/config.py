@@ -13,11 +13,8 @@ from qwenlab.checkpoint.config_fields import unknown_fields
 from qwenlab.checkpoint.families import ATTENTION, DELTANET, KINDS, Family, family_of
 from qwenlab.errors import BadConfig, UnknownConfigField, UnknownConfigFieldWarning, UnreadableConfig
 
-# transformers ignores these fields and always builds these values, so it could not load weights for other values.
-_ALWAYS: dict[str, Any] = {"attn_output_gate": True, "mtp_use_dedicated_embeddings": False}
-
 _SIZES = (
-    *("vocab_size", "hidden_size", "max_position_embeddings", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    *("vocab_size", "hidden_size", "max_position_embeddings", "num_attention_heads", "num_key_value_heads"),
     *("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim"),
     "linear_conv_kernel_dim",
 )
@@ -72,21 +69,6 @@ class TextConfig:
     shared_expert_intermediate_size: int
     mtp_num_hidden_layers: int
     vision: VisionConfig | None
-
-    @property
-    def key_dim(self) -> int:
-        """Channels of q, and of k, over all key heads of a DeltaNet layer."""
-        return self.linear_num_key_heads * self.linear_key_head_dim
-
-    @property
-    def value_dim(self) -> int:
-        """Channels of v, and of the output gate z, over all value heads of a DeltaNet layer."""
-        return self.linear_num_value_heads * self.linear_value_head_dim
-
-    @property
-    def conv_dim(self) -> int:
-        """Channels of the short convolution of a DeltaNet layer: q, k and v."""
-        return 2 * self.key_dim + self.value_dim
 
 
 def read_config(
@@ -178,10 +160,10 @@ class _Fields:
 
 
 def _text_config(raw: Mapping[str, Any], text: _Fields, family: Family, is_root: bool) -> TextConfig:
-    for name, value in _ALWAYS.items():
+    for name, value in family.fixed:
         if text.get(name, value) != value:
             raise text.error(name, f"is {text.get(name)!r}; transformers always builds {family.name} with {value!r}")
-    layer_types = _layer_types(text)
+    layer_types = _layer_types(text, family)
     experts = text.integer("num_experts", least=0 if family.dense_layers else 1) if family.sparse else 0
     sparse = _sparse_layers(text, family, len(layer_types), experts)
     quantization = raw.get("quantization_config") or text.get("quantization_config", {})
@@ -198,6 +180,7 @@ def _text_config(raw: Mapping[str, Any], text: _Fields, family: Family, is_root:
         quantization=quantization.get("quant_method"),
         weight_block=tuple(block) if block else None,
         **{size: text.integer(size) for size in _SIZES},
+        head_dim=text.integer("head_dim", default=_even_head_dim(text) if family.attention.even else None),
         tie_word_embeddings=bool(text.get("tie_word_embeddings", raw.get("tie_word_embeddings", False))),
         attention_bias=bool(text.get("attention_bias", False)),
         intermediate_size=0 if all(sparse) else text.integer("intermediate_size"),
@@ -205,19 +188,23 @@ def _text_config(raw: Mapping[str, Any], text: _Fields, family: Family, is_root:
         num_experts_per_tok=text.integer("num_experts_per_tok") if experts else 0,
         moe_intermediate_size=text.integer("moe_intermediate_size") if experts else 0,
         shared_expert_intermediate_size=text.integer("shared_expert_intermediate_size", least=0) if experts else 0,
-        mtp_num_hidden_layers=_mtp_layers(raw, text),
+        mtp_num_hidden_layers=_mtp_layers(raw, text, family),
         vision=_vision(_Fields(raw["vision_config"], "vision_config.", text.config)) if has_vision else None,
     )
     _check_fit(config, text)
     return config
 
 
-def _layer_types(text: _Fields) -> tuple[str, ...]:
+def _even_head_dim(text: _Fields) -> int:
+    return text.integer("hidden_size") // text.integer("num_attention_heads")
+
+
+def _layer_types(text: _Fields, family: Family) -> tuple[str, ...]:
     """The kind of each layer: from `layer_types`, or attention every `full_attention_interval`, as in transformers."""
     count = text.integer("num_hidden_layers")
     kinds = text.get("layer_types")
-    if kinds is None:
-        interval = text.integer("full_attention_interval", default=4)
+    if kinds is None and family.attention_every is not None:
+        interval = text.integer("full_attention_interval", default=family.attention_every)
         return tuple(DELTANET if (layer + 1) % interval else ATTENTION for layer in range(count))
     if not isinstance(kinds, list | tuple) or len(kinds) != count:
         problem = f"lists {len(kinds)} layers" if isinstance(kinds, list | tuple) else f"is {kinds!r}"
@@ -239,13 +226,16 @@ def _sparse_layers(text: _Fields, family: Family, count: int, experts: int) -> t
     return tuple(experts > 0 and layer not in dense and (layer + 1) % step == 0 for layer in range(count))
 
 
-def _mtp_layers(raw: Mapping[str, Any], text: _Fields) -> int:
+def _mtp_layers(raw: Mapping[str, Any], text: _Fields, family: Family) -> int:
     """Number of layers of the multi-token-prediction head, from text_config, the root, or both."""
     names = ("mtp_num_hidden_layers", "num_nextn_predict_layers")
     counts = {fields[name] for fields in (raw, text.values) for name in names if fields.get(name) is not None}
     if len(counts) > 1:
         raise text.error("mtp_num_hidden_layers", f"and the one at the root differ: {sorted(counts)}")
-    return counts.pop() if counts else 0
+    count = counts.pop() if counts else 0
+    if count and family.mtp_prefix is None:
+        raise text.error("mtp_num_hidden_layers", f"is {count}, but {family.name} has no MTP head")
+    return count
 
 
 def _vision(vision: _Fields) -> VisionConfig:

@@ -28,12 +28,19 @@ _ROOT = _ANY | _words("""
 """)
 
 _TEXT = _ANY | _words("""
-    attention_bias attention_dropout attn_output_gate full_attention_interval head_dim hidden_act hidden_size
-    initializer_range intermediate_size layer_types linear_conv_kernel_dim linear_key_head_dim linear_num_key_heads
-    linear_num_value_heads linear_value_head_dim mamba_ssm_dtype max_position_embeddings mlp_only_layers
-    mtp_layer_types mtp_num_hidden_layers mtp_use_dedicated_embeddings num_attention_heads num_hidden_layers
-    num_key_value_heads num_mtp_layers output_gate_type partial_rotary_factor rms_norm_eps rope_parameters
-    rope_scaling rope_theta tie_word_embeddings vocab_size
+    attention_bias attention_dropout head_dim hidden_act hidden_size initializer_range intermediate_size layer_types
+    linear_conv_kernel_dim linear_key_head_dim linear_num_key_heads linear_num_value_heads linear_value_head_dim
+    max_position_embeddings num_attention_heads num_hidden_layers num_key_value_heads rms_norm_eps rope_parameters
+    tie_word_embeddings vocab_size
+""")
+
+_QWEN = _words("""
+    attn_output_gate full_attention_interval mamba_ssm_dtype mlp_only_layers mtp_layer_types mtp_num_hidden_layers
+    mtp_use_dedicated_embeddings num_mtp_layers output_gate_type partial_rotary_factor rope_scaling rope_theta
+""")
+
+_OLMO_HYBRID = _words("""
+    linear_a_log_max linear_a_log_min linear_allow_neg_eigval linear_dt_init_floor linear_dt_max linear_dt_min
 """)
 
 _SPARSE = _words("""
@@ -51,7 +58,11 @@ _VISION = _ANY | _words("""
 
 def unknown_fields(family: Family, raw: Mapping[str, Any]) -> list[str]:
     """Return the dotted names of the fields of `raw` that are not known for `family`, in the order of the config."""
-    known_text = _TEXT.union(_SPARSE if family.sparse else (), _QWEN3_NEXT if family.dense_layers else ())
+    known_text = _TEXT.union(
+        _OLMO_HYBRID if family.name == "olmo_hybrid" else _QWEN,
+        _SPARSE if family.sparse else (),
+        _QWEN3_NEXT if family.dense_layers else (),
+    )
     if raw.get("model_type") == family.text_type:
         return list(_outside(known_text, raw, ""))
     text, vision = raw.get("text_config"), raw.get("vision_config")

@@ -8,8 +8,9 @@ from typing import Any, cast
 from torch import nn
 from transformers import PreTrainedModel
 
-from qwenlab.checkpoint.families import Family, family_of
-from qwenlab.errors import AmbiguousModel, BadArgument, NotAHybrid
+from qwenlab.checkpoint.families import EXTENDING, Family, family_of
+from qwenlab.checkpoint.mixers.base import MixerKind
+from qwenlab.errors import AmbiguousModel, BadArgument, NotAHybrid, UnsupportedFamily
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +27,29 @@ class Decoder:
         """The decoder layers, in order."""
         return cast(nn.ModuleList, self.module.layers)
 
+    def kind(self, layer: int) -> MixerKind:
+        """Description of one layer's mixer."""
+        return self.family.kind(self.layer_types[layer])
+
     def mixer(self, layer: int) -> nn.Module:
         """The DeltaNet or attention module of one layer."""
-        return self.layers[layer].get_submodule(self.family.mixer(self.layer_types[layer]))
+        return self.layers[layer].get_submodule(self.kind(layer).path)
 
     def part(self, layer: int, word: str) -> Any:
-        """The submodule of a layer by its name in the family table ("mixer", "router", ...); None if it has none."""
+        """The submodule of a layer by its name in the family table ("mixer", "router", ...); None if it has none.
+
+        "mixer_norm" and "mlp_norm" are the norms of the layer.
+        """
         module: Any = self.layers[layer]
-        path = self.family.mixer(self.layer_types[layer]) if word == "mixer" else getattr(self.family, word)
-        for name in path.split("."):
+        kind = self.kind(layer)
+        paths = {"mixer": kind.path, "mixer_norm": kind.norms[0], "mlp_norm": kind.norms[1]}
+        for name in (paths.get(word) or getattr(self.family, word)).split("."):
             module = getattr(module, name, None)
         return module
+
+    def adder(self, layer: int, word: str) -> Any:
+        """The submodule whose output the layer adds to the residual stream, for its "mixer" or its "mlp"."""
+        return self.part(layer, f"{word}_norm" if self.kind(layer).post_norm else word)
 
     def layers_with(self, word: str) -> tuple[int, ...]:
         """Indices of the layers that have this part."""
@@ -69,7 +82,14 @@ def decoder_of(model: nn.Module) -> Decoder:
             f"{type(model).__name__} contains {len(stacks)} stacks of decoder layers: {where}.\nPass one of them."
         )
     path, stack = stacks[0]
-    return Decoder(stack, path, family_of(stack.config), tuple(stack.config.layer_types))
+    family = family_of(stack.config)
+    for name, value in family.fixed:
+        if getattr(stack.config, name, value) not in (value, None):
+            raise UnsupportedFamily(
+                f"This {family.name} model has {name}={getattr(stack.config, name)!r}; qwenlab knows the family with "
+                f"{value!r} only.\nCorrect the config, or see {EXTENDING}."
+            )
+    return Decoder(stack, path, family, tuple(stack.config.layer_types))
 
 
 def module_of(model: nn.Module | Any) -> nn.Module:

@@ -22,10 +22,8 @@ from torch import nn
 
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import DELTANET, Family
+from qwenlab.checkpoint.mixers.gated_deltanet import CONVOLUTIONS
 from qwenlab.errors import BadArgument
-
-CONVOLUTIONS = ("causal_conv1d_fn", "causal_conv1d_update")
-"""Names of the convolution functions that a DeltaNet layer calls, in every modeling file."""
 
 _PACKED = ("cu_seqlens", "seq_idx")
 """Arguments that give the start of each sequence in a packed row; torch's own functions ignore them."""
@@ -155,7 +153,7 @@ def _unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
 def _bindings(family: Family) -> list[_Binding]:
     """The bindings of a family whose kernels cannot run on the CPU."""
     names = vars(sys.modules[family.modeling])
-    functions = [names.get(name) for name in (family.chunk_rule, family.recurrent_rule, *CONVOLUTIONS)]
+    functions = [names.get(name) for name in (*family.deltanet.rules, *CONVOLUTIONS)]
     bindings = [_Binding.of(function) for function in functions if function is not None]
     return [binding for binding in bindings if binding is not None and binding.needs_gpu]
 
@@ -172,7 +170,7 @@ def kernel_of(decoder: Decoder) -> str:
 
 def kernel_on(device: str, family: Family) -> str:
     """Return the name of the chunked delta rule that layers on this type of device call."""
-    chosen = implementation(vars(sys.modules[family.modeling])[family.chunk_rule], device)
+    chosen = implementation(vars(sys.modules[family.modeling])[family.deltanet.chunk_rule], device)
     return f"{chosen.__module__}.{chosen.__name__}"
 
 

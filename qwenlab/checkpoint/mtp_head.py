@@ -11,6 +11,8 @@ from transformers import Cache, PreTrainedModel
 from transformers.masking_utils import create_causal_mask
 
 from qwenlab.checkpoint.caches import cache_argument
+from qwenlab.checkpoint.families import family_of
+from qwenlab.errors import UnsupportedFamily
 
 
 class MtpHead(nn.Module):
@@ -32,6 +34,8 @@ class MtpHead(nn.Module):
     def __init__(self, target_model: PreTrainedModel) -> None:
         super().__init__()
         decoder = target_model.get_decoder()
+        if (family := family_of(decoder.config)).mtp_prefix is None:
+            raise UnsupportedFamily(f"{family.name} has no MTP head.\nUse a model of a family that has one.")
         config = copy.deepcopy(decoder.config)
         config.layer_types = ["full_attention"]
         config.num_hidden_layers = 1

@@ -11,14 +11,11 @@ from torch import nn
 
 from qwenlab.arguments import choice
 from qwenlab.checkpoint.decoder import Decoder, decoder_of
-from qwenlab.checkpoint.families import ATTENTION, DELTANET, KINDS, Family
+from qwenlab.checkpoint.families import KINDS
+from qwenlab.checkpoint.mixers.base import TOKEN
 from qwenlab.errors import UnknownSite
 
-_TOKEN = ("sequence", "position")
-_STREAM = (*_TOKEN, "channel")
-_HEADS = (*_TOKEN, "head")
-_QUERIES = (*_TOKEN, "head", "channel")
-_KEYS = (*_TOKEN, "key_head", "channel")
+_STREAM = (*TOKEN, "channel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +46,13 @@ class Site:
 def sites(model: nn.Module) -> tuple[Site, ...]:
     """Return every site of the model, layer by layer.
 
-    layers.N.mixer          output of the mixer, added to the residual stream
+    layers.N.mixer          output of the mixer, added to the residual stream (after its norm, where it has one there)
     layers.N.mixer.query    input of the delta rule (before its L2 norm) or of the scores (after norm and rotation)
     layers.N.mixer.key
     layers.N.mixer.value
     layers.N.mixer.heads    input of the output projection, by head: normed (DeltaNet), and gated
-    layers.N.mixer.gate     the output gate, before its silu (DeltaNet) or sigmoid (attention)
-    layers.N.mixer.beta     write strength in (0, 1); DeltaNet only
+    layers.N.mixer.gate     the output gate, before its silu (DeltaNet) or sigmoid (attention; olmo_hybrid has none)
+    layers.N.mixer.beta     write strength in (0, 1), or (0, 2) with negative eigenvalues; DeltaNet only
     layers.N.mixer.decay    alpha = exp(g) in (0, 1), the share of the state that remains; DeltaNet only
     layers.N.router         logits over all routed experts
     layers.N.experts        sum of the routed experts
@@ -90,30 +87,16 @@ def _layer_sites(decoder: Decoder, layer: int) -> Iterator[Site]:
     def site(word: str, module: str, dims: tuple[str, ...], units: str) -> Site:
         return Site(f"layers.{layer}.{word}", f"{path}.{module}" if module else path, dims, units, kind, layer)
 
-    mixer = family.mixer(kind)
-    yield site("mixer", mixer, _STREAM, "residual")
-    yield site("mixer.query", mixer, _KEYS if kind == DELTANET else _QUERIES, "1")
-    yield site("mixer.key", mixer, _KEYS, "1")
-    yield site("mixer.value", mixer, _QUERIES if kind == DELTANET else _KEYS, "1")
-    yield site("mixer.heads", f"{mixer}.{family.output(kind)}", _QUERIES, "1")
-    if gate := _gate(family, kind):
-        yield site("mixer.gate", f"{mixer}.{gate}", _QUERIES, "logit")
-    if kind == DELTANET:
-        yield site("mixer.beta", mixer, _HEADS, "1")
-        yield site("mixer.decay", mixer, _HEADS, "1")
+    mixer = decoder.kind(layer)
+    yield site("mixer", mixer.norms[0] if mixer.post_norm else mixer.path, _STREAM, "residual")
+    for each in mixer.sites():
+        yield site(each.word, f"{mixer.path}.{each.module}".rstrip("."), each.dims, each.units)
     if decoder.part(layer, "experts") is not None:  # dense layers have none of these
-        yield site("router", family.router, (*_TOKEN, "expert"), "logit")
+        yield site("router", family.router, (*TOKEN, "expert"), "logit")
         yield site("experts", family.experts, _STREAM, "residual")
         yield site("shared_expert", family.shared_expert, _STREAM, "residual")
-    yield site("mlp", family.mlp, _STREAM, "residual")
+    yield site("mlp", mixer.norms[1] if mixer.post_norm else family.mlp, _STREAM, "residual")
     yield site("residual", "", _STREAM, "residual")
-
-
-def _gate(family: Family, kind: str) -> str | None:
-    """The projection that computes the output gate."""
-    if kind == ATTENTION:
-        return "q_proj" if family.attention_gate else None
-    return next(name for name, rows in family.delta_inputs if "z" in rows)
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -28,7 +28,7 @@ class SetGate(ValueIntervention):
 
     pattern, kind, heads, positions  as in `ValueIntervention`, also for what layers cache; the sites are gates:
         mixer.decay  alpha, in (0, 1]
-        mixer.beta   write strength, in [0, 1]
+        mixer.beta   write strength, in [0, 1], or in [0, 2] where the model allows negative eigenvalues
         mixer.gate   factor of the output: sigmoid(gate) in [0, 1] for attention; silu(gate) for DeltaNet, which can
                      be set to 0 or more
     to     the value
@@ -50,8 +50,8 @@ class SetGate(ValueIntervention):
         if self.scale is not None and not (0 <= self.scale < math.inf and self.scale != 1):
             raise BadArgument(f"{self}: give a finite factor, 0 or more; a factor of 1 changes nothing.")
 
-    def prepare(self, site: Site, points: InterventionPoints) -> str:
-        """The function of the gate: "decay", "beta", "silu" or "sigmoid"."""
+    def prepare(self, site: Site, points: InterventionPoints) -> tuple[str, float]:
+        """The function of the gate, "decay", "beta", "silu" or "sigmoid", and its largest value."""
         word = site.word.removeprefix("mixer.")
         if word not in ("decay", "beta", "gate"):
             raise BadArgument(
@@ -59,18 +59,22 @@ class SetGate(ValueIntervention):
                 "Zero, Scale or Patch."
             )
         function = word if word != "gate" else "silu" if site.kind == DELTANET else "sigmoid"
+        strongest = points.decoder.family.deltanet.largest_beta(points.decoder.module.config)
+        largest = {"silu": math.inf, "beta": strongest}.get(function, 1)
         if self.to is not None:
             above = self.to > 0 if function == "decay" else self.to >= 0
-            if not above or (function != "silu" and self.to > 1):
+            if not above or self.to > largest:
                 ranges = {"decay": "(0, 1]", "silu": "[0, inf)"}
-                raise BadArgument(f"{self}: {site.name} has values in {ranges.get(function, '[0, 1]')}.")
-        return function
+                raise BadArgument(f"{self}: {site.name} has values in {ranges.get(function, f'[0, {largest}]')}.")
+        return function, largest
 
-    def new(self, value: torch.Tensor, prepared: str, tokens: TokenBatch) -> torch.Tensor:
-        wide, factor = value.double(), 1.0 if self.scale is None else self.scale
-        if prepared in ("decay", "beta"):
-            return torch.full_like(value, self.to) if self.to is not None else (wide * factor).clamp_max(1).to(value)
-        function, inverse = (silu, inverse_silu) if prepared == "silu" else (torch.sigmoid, _logit)
+    def new(self, value: torch.Tensor, prepared: tuple[str, float], tokens: TokenBatch) -> torch.Tensor:
+        (name, largest), wide, factor = prepared, value.double(), 1.0 if self.scale is None else self.scale
+        if name in ("decay", "beta"):
+            if self.to is not None:
+                return torch.full_like(value, self.to)
+            return (wide * factor).clamp_max(largest).to(value)
+        function, inverse = (silu, inverse_silu) if name == "silu" else (torch.sigmoid, _logit)
         if self.to is not None:
             target = torch.tensor(self.to, dtype=torch.float64)
             return inverse(target, torch.ones_like(target)).to(value).expand_as(value)

@@ -117,8 +117,7 @@ class Noise(ValueIntervention):
     def prepare(self, site: Site, points: InterventionPoints) -> str:
         if site.dims[-1] == "head":
             raise CannotIntervene(
-                f"{self}: {site.name} is one number per head, between 0 and 1, without a direction to draw.\n"
-                "Use Resample or SetGate."
+                f"{self}: {site.name} is one number per head, without a direction to draw.\nUse Resample or SetGate."
             )
         return site.name
 

@@ -10,6 +10,7 @@ import xarray as xr
 
 from qwenlab.capture.attention import AttentionCall
 from qwenlab.capture.buffers import Captured, Part
+from qwenlab.capture.layout import head_counts
 from qwenlab.capture.tokens import NEVER, TokenBatch, TokenSample, key_positions
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import ATTENTION
@@ -40,7 +41,7 @@ class Attention(Probe):
     entropy        -sum_s p ln p, in nats
     first mass     p on the sequence's first token (the usual sink); previous mass p on t - 1; self mass p on t
     distance       sum_s p (t - s), in tokens, and the mass by distance
-    gate openness  mean over channels of sigmoid(gate)
+    gate openness  mean over channels of sigmoid(gate); not measured where attention has no output gate (olmo_hybrid)
 
     layers  only these layers
     every   measure one token per block of this many (chosen by `tokens.drawn`); 1 measures all
@@ -58,31 +59,38 @@ class Attention(Probe):
         self._gates = Histogram(len(self.layers), GATE_BINS)
 
     def sites(self, layer: int) -> Iterable[str]:
-        return ("mixer.attention", "mixer.gate")
+        return ("mixer.attention", "mixer.gate") if self.gated else ("mixer.attention",)
+
+    @property
+    def gated(self) -> bool:
+        """Whether the attention layers of this model have an output gate."""
+        return self.decoder.family.attention.gate
 
     def sampled_sites(self, layer: int) -> Iterable[str]:
         return self.sites(layer)
 
     def reduce(self, layer: int, part: Part, captured: Captured, tokens: TokenBatch) -> Reduced | None:
         """Return openness of the gate and statistics of the attention row of every sampled token."""
-        call, gate = captured["mixer.attention"], captured["mixer.gate"]
+        call, gate = captured["mixer.attention"], captured.get("mixer.gate")
         assert isinstance(call, AttentionCall)
-        assert isinstance(gate, torch.Tensor)
         sample = tokens.sample(self.every)
         slots, columns = sample.columns.shape[1], call.key.shape[2]
         if not slots:
             return None
-        openness = torch.sigmoid(sample.of(gate)).mean(dim=-1, dtype=torch.float32)
+        gates: Reduced = {}
+        if isinstance(gate, torch.Tensor):
+            gates["gate"] = torch.sigmoid(sample.of(gate)).mean(dim=-1, dtype=torch.float32)
         block = max(1, MAX_PROBABILITIES // (tokens.batch * call.query.shape[1] * columns))
         if slots <= block:
             rows = tokens.once((AttentionRows, self.every, columns), lambda: AttentionRows.of(tokens, columns, sample))
-            return {"gate": openness} | _row_statistics(*probabilities(call, rows), rows)
+            return gates | _row_statistics(*probabilities(call, rows), rows)
         place = self.layers.index(layer)
         for start in range(0, slots, block):
             slots_of = slice(start, start + block)
             cut = sample.part(slots_of)
             rows = AttentionRows.of(tokens, columns, cut)
-            values = {"gate": openness[:, slots_of]} | _row_statistics(*probabilities(call, rows), rows)
+            values = {name: value[:, slots_of] for name, value in gates.items()}
+            values |= _row_statistics(*probabilities(call, rows), rows)
             self._add(slice(place, place + 1), {name: value[None] for name, value in values.items()}, cut.tokens)
         return None
 
@@ -90,20 +98,24 @@ class Attention(Probe):
         self._add(where, reduced, tokens.sample(self.every).tokens)
 
     def _add(self, where: LayerSlice, values: Reduced, sampled: TokenBatch) -> None:
-        self._sums.add(where, sampled, tokens=torch.ones_like(values["gate"][..., 0]), **values)
-        self._gates.add(where, sampled, values["gate"] * GATE_BINS)
+        self._sums.add(where, sampled, tokens=torch.ones_like(values["entropy"][..., 0]), **values)
+        if self.gated:
+            self._gates.add(where, sampled, values["gate"] * GATE_BINS)
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
-        count, heads = len(labels), self.decoder.module.config.num_attention_heads
-        variables = summed(_PER_HEAD, (*GROUPED, "head"), lambda name: self._sums.array(name, count, heads))
-        tokens, gates = counted(self._sums.array("tokens", count)), self._gates.array(count, heads)
+        count, (heads, _) = len(labels), head_counts(self.decoder, self.layers[0])
+        table = {name: about for name, about in _PER_HEAD.items() if self.gated or name != "gate"}
+        variables = summed(table, (*GROUPED, "head"), lambda name: self._sums.array(name, count, heads))
+        tokens = counted(self._sums.array("tokens", count))
         mass = self._sums.array("distance_mass", count, heads, len(DISTANCE_EDGES)).sum(axis=1)
         by_head = ("label", "layer", "head")
         variables |= {
             "tokens": (GROUPED, tokens, "token", "tokens measured, each with its row"),
-            "gate_hist": ((*by_head, "gate_bin"), gates, "token", "tokens by mean value of the output gate"),
             "distance_mass": ((*by_head, "distance_bin"), mass, "1", "attention mass by distance, summed over tokens"),
         }
+        if self.gated:
+            gates, about = self._gates.array(count, heads), "tokens by mean value of the output gate"
+            variables["gate_hist"] = ((*by_head, "gate_bin"), gates, "token", about)
         return self.build_dataset(labels, variables)
 
 

@@ -93,7 +93,7 @@ class Probe(ABC):
 
     def state_heads(self, layer: int) -> Iterable[int]:
         """Return the value heads whose states a probe of `mixer.state` reads."""
-        return range(self.decoder.part(layer, "mixer").num_v_heads)
+        return range(head_counts(self.decoder, layer)[0])
 
     def reduce(self, layer: int, part: Part, captured: Captured, tokens: TokenBatch) -> Reduced | None:
         """Reduce the captured values of one part of one layer to something small; None if nothing is left.

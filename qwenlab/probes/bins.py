@@ -39,9 +39,14 @@ def lower_edges(dim: str, edges: np.ndarray, units: str) -> Coordinate:
     return (dim, edges, {"units": units, "long_name": "lower edge"})
 
 
+def unit_bins(dim: str, largest: int = 1) -> Coordinate:
+    """Return the coordinate of `GATE_BINS` equal bins from 0 to `largest`."""
+    return lower_edges(dim, np.arange(GATE_BINS) * (largest / GATE_BINS), "1")
+
+
 BINS: dict[str, Coordinate] = {
-    "beta_bin": lower_edges("beta_bin", np.arange(GATE_BINS) / GATE_BINS, "1"),
-    "gate_bin": lower_edges("gate_bin", np.arange(GATE_BINS) / GATE_BINS, "1"),
+    "beta_bin": unit_bins("beta_bin"),
+    "gate_bin": unit_bins("gate_bin"),
     "half_life_bin": lower_edges(
         "half_life_bin", 2.0 ** (HALF_LIFE_FIRST + np.arange(HALF_LIFE_BINS) / BINS_AN_OCTAVE), "token"
     ),

@@ -13,13 +13,14 @@ import xarray as xr
 from qwenlab.arguments import integer
 from qwenlab.capture.buffers import Captured, Part
 from qwenlab.capture.delta_rule import DeltaRuleCall
+from qwenlab.capture.layout import head_counts
 from qwenlab.capture.prediction import normalised
 from qwenlab.capture.tokens import PADDING, TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.probes.accumulators import Histogram, LayerSlice, Sums, Totals, counted
 from qwenlab.probes.base import GROUPED, Probe, Reduced, summed
-from qwenlab.probes.bins import GATE_BINS, HALF_LIFE_BINS, half_life_bin
+from qwenlab.probes.bins import GATE_BINS, HALF_LIFE_BINS, half_life_bin, unit_bins
 from qwenlab.probes.kernel_agreement import StateDeviation
 
 _HISTOGRAMS = {
@@ -45,7 +46,8 @@ class DeltaNet(Probe):
     With S the state, alpha = exp(g) the decay and beta the write strength of a token, the layer does
     S <- alpha S; S <- S + k (beta (v - S^T k))^T (Yang et al. 2024, arXiv:2412.06464). Measured per layer and head:
 
-    beta, alpha, ln alpha   sums, and histograms of beta and of the half-life ln(1/2) / ln(alpha) in tokens
+    beta, alpha, ln alpha   sums, and histograms of beta (0 to 1, or to 2 where the model allows negative eigenvalues)
+                            and of the half-life ln(1/2) / ln(alpha) in tokens
     prediction error        ||v - S^T k|| / ||v||, and the update's norm ||beta (v - S^T k)||, before S is written to
     gate openness           mean over channels of sigmoid(z); the gate itself is silu(z) = z sigmoid(z)
     key moment              sum of k k^T over tokens, k normalised: how much the keys of different tokens collide
@@ -76,6 +78,7 @@ class DeltaNet(Probe):
     def start(self, decoder: Decoder) -> None:
         super().start(decoder)
         count = len(self.layers)
+        self._largest_beta = decoder.family.deltanet.largest_beta(decoder.module.config)
         self._sums, self._ends, self._histogram = Sums(count), Sums(count), Histogram(count, HALF_LIFE_BINS)
         self._moments = defaultdict[int, Totals](lambda: Totals(count))  # by label: [layer, key head, channel, channel]
         self._deviation = StateDeviation()
@@ -91,15 +94,15 @@ class DeltaNet(Probe):
 
     def predicted_heads(self, layer: int) -> torch.Tensor:
         """Return int [sampled head]: the value heads whose prediction is measured, evenly spaced by key head."""
-        mixer = self.decoder.part(layer, "mixer")
-        total, group = mixer.num_k_heads, mixer.num_v_heads // mixer.num_k_heads
+        heads, total = head_counts(self.decoder, layer)
+        group = heads // total
         count = total if self.prediction_heads == "all" else min(self.prediction_heads, total)
         keys = [index * total // count for index in range(count)]
         return torch.tensor([key * group + head for key in keys for head in range(group)], dtype=torch.long)
 
     def sample(self) -> dict[str, Any]:
         heads = self.predicted_heads(self.layers[0]).tolist()
-        everything = len(heads) == self.decoder.part(self.layers[0], "mixer").num_v_heads
+        everything = len(heads) == head_counts(self.decoder, self.layers[0])[0]
         return super().sample() | ({} if everything else {"prediction_heads": heads})
 
     def reduce(self, layer: int, part: Part, captured: Captured, tokens: TokenBatch) -> Reduced:
@@ -135,7 +138,8 @@ class DeltaNet(Probe):
     def accumulate(self, where: LayerSlice, part: Part, reduced: Reduced, tokens: TokenBatch) -> None:
         sampled = tokens.sample(self.every).tokens
         beta, g, gate = reduced["beta"], reduced["log_alpha"], reduced["gate"]
-        beta_bin, gate_bin = (place.clamp_max(GATE_BINS - 1) for place in (beta * GATE_BINS, gate * GATE_BINS))
+        places = (beta * (GATE_BINS / self._largest_beta), gate * GATE_BINS)
+        beta_bin, gate_bin = (place.clamp_max(GATE_BINS - 1) for place in places)
         self._histogram.add(where, sampled, torch.stack([beta_bin, half_life_bin(g), gate_bin], dim=3))
         values = {"beta": beta, "alpha": g.exp(), "log_alpha": g, "gate": gate, "tokens": torch.ones_like(beta[..., 0])}
         values |= {name: reduced[name] for name in ("update_norm", "error_ratio") if name in reduced}
@@ -171,8 +175,8 @@ class DeltaNet(Probe):
         )
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
-        count, mixer = len(labels), self.decoder.part(self.layers[0], "mixer")
-        heads, predicted = mixer.num_v_heads, self.predicted_heads(self.layers[0]).numpy()
+        count, predicted = len(labels), self.predicted_heads(self.layers[0]).numpy()
+        heads, key_heads = head_counts(self.decoder, self.layers[0])
         tokens = counted(self._sums.array("tokens", count))
         ends = self._ends.array("ends", count, 1 + len(predicted))
 
@@ -200,8 +204,9 @@ class DeltaNet(Probe):
         for index, (name, (bins, meaning)) in enumerate(_HISTOGRAMS.items()):
             dims = ("label", "layer", "head", f"{name}_bin")
             variables[f"{name}_hist"] = (dims, counts[:, :, index, :, :bins], "token", f"tokens by {meaning}")
-        shape = (mixer.num_k_heads, mixer.head_k_dim, mixer.head_k_dim)
-        moments = np.stack([self._moments[label].array(*shape) for label in range(count)])
+        channels, _ = self.decoder.family.deltanet.state_shape(self.decoder.module.config)
+        moments = np.stack([self._moments[label].array(key_heads, channels, channels) for label in range(count)])
         by_channel = ("label", "layer", "key_head", "channel", "channel_2")
         variables["key_moment"] = (by_channel, moments, "1", "sum of k k^T over tokens")
-        return self.build_dataset(labels, variables).assign_attrs(self._deviation.attrs)
+        beta_bin = unit_bins("beta_bin", self._largest_beta)
+        return self.build_dataset(labels, variables, beta_bin=beta_bin).assign_attrs(self._deviation.attrs)

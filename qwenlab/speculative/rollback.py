@@ -76,7 +76,8 @@ class ReplayRollback(Rollback):
         context.position -= width - count
         for number, state in enumerate(context.convolution):
             state.copy_(self._convolved[number][..., count : count + state.shape[-1]])
-        rule = unwrapped(vars(sys.modules[context.decoder.family.modeling]), context.decoder.family.recurrent_rule)
+        family = context.decoder.family
+        rule = unwrapped(vars(sys.modules[family.modeling]), family.deltanet.recurrent_rule)
         for _, group in groupby(range(len(self._before)), key=lambda number: self._before[number].device):
             numbers = list(group)
             states = _replay_delta_rule(

@@ -68,7 +68,7 @@ def half_life(
 def writing(source: Source, *, by_label: bool = False, level: float = 0.95) -> xr.Dataset:
     """Writes of a head into its state: means over tokens by [layer, head], with intervals.
 
-    beta         write strength, 0 to 1
+    beta         write strength, 0 to 1, or to 2 where the model allows negative eigenvalues
     update_norm  ||beta (v - S^T k)||: norm of a token's update to the decayed state S
     error_ratio  ||v - S^T k|| / ||v||: relative error of the state's prediction of the token's value; 1 for an empty
                  state

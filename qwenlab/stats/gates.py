@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import xarray as xr
 
+from qwenlab.record.recording import Recording
 from qwenlab.stats.base.source import Source, mixer_nodes, read, statistic
 from qwenlab.stats.base.sums import QUANTILES, Estimate, distribution, estimates, join_layers
 from qwenlab.stats.base.variables import Variables, described, result
@@ -24,9 +25,16 @@ def gates(
     beta       write strength of DeltaNet (NaN for attention, which has none)
 
     For each, the mean with its interval, `_quantile` [.., quantile] from 128 equal bins, and `_share` of tokens by bin.
+    Layers without an output gate (attention of olmo_hybrid) are left out.
     """
     nodes = mixer_nodes(source, ("deltanet", "attention"), "distance_mass")
-    return join_layers([_gates_of(source, name, quantiles, by_label, level) for name in nodes])
+    gated = [name for name in nodes if not isinstance(source, Recording) or has_gates(source, name)] or nodes[:1]
+    return join_layers([_gates_of(source, name, quantiles, by_label, level) for name in gated])
+
+
+def has_gates(source: Recording, node: str) -> bool:
+    """Whether the recording has this node, of layers with an output gate (attention of olmo_hybrid has none)."""
+    return node in source and "gate_hist" in source[node]
 
 
 def _gates_of(source: Source, node: str, quantiles: Sequence[float], by_label: bool, level: float) -> xr.Dataset:

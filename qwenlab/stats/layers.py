@@ -11,7 +11,7 @@ from qwenlab.stats.base.source import read, statistic
 from qwenlab.stats.base.variables import Variables, described
 from qwenlab.stats.deltanet import half_life, writing
 from qwenlab.stats.experts import expert_load
-from qwenlab.stats.gates import gates
+from qwenlab.stats.gates import gates, has_gates
 from qwenlab.stats.residual import residual
 from qwenlab.stats.routing import routing
 
@@ -59,7 +59,7 @@ def layer_table(source: Recording) -> xr.Dataset:
         columns |= {"half_life": lives.median("head"), "beta": writing(source)["beta"].mean("head")}
     if "attention" in source:
         columns["attention_distance"] = attention_distance(source)["distance"].mean("head")
-    if "deltanet" in source or "attention" in source:
+    if has_gates(source, "deltanet") or has_gates(source, "attention"):
         columns["mean_gate"] = gates(source)["mean_gate"].mean("head")
     if "routing" in source:
         tokens = routing(source)

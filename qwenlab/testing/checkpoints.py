@@ -156,7 +156,8 @@ def _config(model: PreTrainedModel, family: Family, layout: Layout, dtype: str, 
     text = model.config.to_dict()
     for name in ("architectures", "_name_or_path", "transformers_version", "_attn_implementation_internal"):
         text.pop(name, None)
-    text |= {"model_type": family.text_type, "dtype": dtype, "mtp_num_hidden_layers": int(has_mtp)}
+    text |= {"model_type": family.text_type, "dtype": dtype}
+    text |= {"mtp_num_hidden_layers": int(has_mtp)} if family.mtp_prefix else {}
     architecture = type(model).__name__
     if layout != "root":
         return {"architectures": [architecture]} | text

@@ -37,6 +37,7 @@ _SIZES: dict[str, Any] = dict(
     rms_norm_eps=1e-6,
     tie_word_embeddings=False,
     eos_token_id=0,
+    pad_token_id=None,
 )
 _DENSE: dict[str, Any] = dict(intermediate_size=96)
 _SPARSE: dict[str, Any] = dict(
@@ -64,8 +65,11 @@ def tiny_config(
     kinds = list(layer_types or (DELTANET if (layer + 1) % 4 else ATTENTION for layer in range(layers)))
     rope = _ROPE if named.root_type is None else _ROPE | _MROPE
     fields = _SIZES | (_DENSE if not named.sparse or named.dense_layers else {}) | (_SPARSE if named.sparse else {})
-    _check_fields(sizes, named)
-    shape = fields | {"layer_types": kinds, "num_hidden_layers": len(kinds), "rope_parameters": rope} | sizes
+    published = AutoConfig.for_model(named.text_type).to_dict()
+    _check_fields(sizes, named, published)
+    fields = {name: value for name, value in fields.items() if name in published}
+    fields |= {"rope_parameters": rope} if (published["rope_parameters"] or {}).get("rope_theta") else {}
+    shape = fields | {"layer_types": kinds, "num_hidden_layers": len(kinds)} | sizes
     return AutoConfig.for_model(named.text_type, **shape)
 
 
@@ -130,9 +134,9 @@ def _wrapped(text: PreTrainedConfig, family: Family) -> PreTrainedModel:
     return AutoModelForImageTextToText.from_config(root)
 
 
-def _check_fields(sizes: dict[str, Any], family: Family) -> None:
+def _check_fields(sizes: dict[str, Any], family: Family, published: dict[str, Any]) -> None:
     """Raise BadArgument for an unknown field: a transformers config accepts any keyword and ignores a misspelt one."""
-    known = AutoConfig.for_model(family.text_type).to_dict().keys() - {"layer_types", "num_hidden_layers"}
+    known = published.keys() - {"layer_types", "num_hidden_layers"}
     for name in sizes.keys() - known:
         near = difflib.get_close_matches(name, known, n=1)
         raise BadArgument(

@@ -10,11 +10,12 @@ from matplotlib.ticker import LogLocator
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
 from qwenlab.errors import ProbeNotRecorded
 from qwenlab.plots.base.ticks import binary, format_ticks
+from qwenlab.plots.gates import equal_edges
 from qwenlab.plots.style import COLOURS, LABELS, new_figure
 from qwenlab.record.recording import Recording
 from qwenlab.stats.attention import attention_distance
 from qwenlab.stats.deltanet import half_life, writing
-from qwenlab.stats.gates import gates
+from qwenlab.stats.gates import gates, has_gates
 from qwenlab.widgets.explorer import Drawing, Explorer, mixer_choices
 from qwenlab.widgets.labels import by_label, in_words, label_choice
 
@@ -37,7 +38,12 @@ def explore_layers(recording: Recording) -> Explorer:
             "Watch with DeltaNet(), Attention() or both."
         )
     statistics = {
-        kind: [by_label(one, recording[_NODES[kind]]) for one in several] for kind, several in watched.items()
+        kind: [
+            by_label(one, recording[_NODES[kind]])
+            for one in several
+            if one is not gates or has_gates(recording, _NODES[kind])
+        ]
+        for kind, several in watched.items()
     }
     kinds = {layer: kind for kind, (first, *_) in statistics.items() for layer in first["layer"].values.tolist()}
 
@@ -54,8 +60,13 @@ def explore_layers(recording: Recording) -> Explorer:
         draw_two, names = _DRAW[kind]
         draw_two(left, middle, layer, head)
         left.set_title(title)
-        _by_unit(right, layer["mean_gate_share"], head, COLOURS[kind], "mean value of the output gate")
-        return Drawing(figure, f"{title}: {in_words(layer.sel(head=head), *names)}.")
+        if "mean_gate_share" in layer:
+            _by_unit(right, layer["mean_gate_share"], head, COLOURS[kind], "mean value of the output gate")
+        else:
+            right.set_axis_off()
+            right.set_title("no output gate", fontsize="small")
+        shown = (name for name in names if name in layer)
+        return Drawing(figure, f"{title}: {in_words(layer.sel(head=head), *shown)}.")
 
     return Explorer({"layer": layers, "head": heads, "label": texts}, draw)
 
@@ -103,10 +114,11 @@ def _bars(axes: Axes, head: xr.Dataset) -> None:
 
 
 def _by_unit(axes: Axes, share: xr.DataArray, head: int, colour: str, label: str) -> None:
-    """The shares [head, bin] over equal bins of [0, 1], a few of which are drawn as one."""
+    """The shares [head, bin] over equal bins from 0, a few of which are drawn as one."""
     share = share.coarsen({share.dims[1]: _COARSE}).sum()
-    _heads(axes, share, np.linspace(0, 1, share.shape[1] + 1), head, colour)
-    axes.set(xlabel=label, ylabel="share of tokens", xlim=(0, 1))
+    edges = equal_edges(share, share.dims[1])
+    _heads(axes, share, edges, head, colour)
+    axes.set(xlabel=label, ylabel="share of tokens", xlim=(0, edges[-1]))
 
 
 _NODES = {DELTANET: "deltanet", ATTENTION: "attention"}

@@ -28,7 +28,7 @@ def planted(folder, layer, **sizes):
     for other, kind in enumerate(KINDS):
         if other != layer:
             mixer = decoder.mixer(other)
-            torch.nn.init.zeros_(mixer.get_submodule(decoder.family.output(kind)).weight)
+            torch.nn.init.zeros_(mixer.get_submodule(decoder.family.kind(kind).output).weight)
             mixer.requires_grad_(False)
     return checkpoint
 

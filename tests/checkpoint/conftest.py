@@ -49,6 +49,15 @@ def tiny_moe() -> dict[str, Any]:
 
 
 @pytest.fixture
+def tiny_olmo() -> dict[str, Any]:
+    """A config of family olmo_hybrid, whose attention has no rotary positions."""
+    config = copy.deepcopy(_TINY) | {"model_type": "olmo_hybrid", "intermediate_size": 512, "pad_token_id": None}
+    del config["rope_parameters"], config["head_dim"]
+    kinds = ["linear_attention"] * 3 + ["full_attention"]
+    return config | {"layer_types": 2 * kinds, "linear_value_head_dim": 48}
+
+
+@pytest.fixture
 def tiny_next() -> dict[str, Any]:
     """A config of family qwen3_next whose layers 0 and 3 are dense."""
     config = copy.deepcopy(_TINY) | {

@@ -13,7 +13,8 @@ from torch import nn
 
 import qwenlab as ql
 from qwenlab.checkpoint.families import FAMILIES
-from qwenlab.checkpoint.fused_kernels import CONVOLUTIONS, implementation, run_on_cpu, running_on_cpu
+from qwenlab.checkpoint.fused_kernels import implementation, run_on_cpu, running_on_cpu
+from qwenlab.checkpoint.mixers.gated_deltanet import CONVOLUTIONS
 from qwenlab.errors import BadArgument
 from qwenlab.testing.checkpoints import tiny_checkpoint
 from qwenlab.testing.models import tiny_model
@@ -45,7 +46,7 @@ def equal(ours, expected):
     return all(torch.equal(one, other) for one, other in zip(ours, expected, strict=True))
 
 
-@pytest.mark.parametrize("name", [FAMILY.chunk_rule, FAMILY.recurrent_rule])
+@pytest.mark.parametrize("name", [FAMILY.deltanet.chunk_rule, FAMILY.deltanet.recurrent_rule])
 def test_rules_go_by_the_device(modeling, name):
     rule = getattr(modeling, name)
     args, kwargs = rule_arguments()
@@ -148,7 +149,7 @@ def test_interpreted_rules_run_where_they_are(modeling, monkeypatch, value):
 
 def test_without_fused_kernels_nothing_is_done():
     other = FAMILIES["qwen3_next"]
-    rule = vars(import_module(other.modeling))[other.chunk_rule]
+    rule = vars(import_module(other.modeling))[other.deltanet.chunk_rule]
     if inspect.getclosurevars(rule).nonlocals["implementation"] is not rule.__wrapped__:
         pytest.skip("flash-linear-attention is installed here")
     run_on_cpu(other)
@@ -170,7 +171,7 @@ def test_wrappers_of_others_are_passed(modeling, monkeypatch):
     def theirs(*args, **kwargs):
         return rule(*args, **kwargs)
 
-    monkeypatch.setattr(modeling, FAMILY.chunk_rule, theirs)
+    monkeypatch.setattr(modeling, FAMILY.deltanet.chunk_rule, theirs)
     run_on_cpu(FAMILY)
     theirs(*args, **kwargs)
     assert implementation(theirs, "cuda") is with_kernels.chunk_gated_delta_rule
@@ -180,7 +181,7 @@ def test_a_function_of_the_users_own_stays(modeling, monkeypatch):
     def theirs(*args, **kwargs):
         return "theirs"
 
-    monkeypatch.setattr(modeling, FAMILY.chunk_rule, theirs)
+    monkeypatch.setattr(modeling, FAMILY.deltanet.chunk_rule, theirs)
     run_on_cpu(FAMILY)
     assert modeling.torch_chunk_gated_delta_rule is theirs
     assert implementation(theirs, "cpu") is implementation(theirs, "cuda") is theirs
@@ -198,7 +199,7 @@ def test_functions_that_the_kernels_package_made_modules_of(modeling, monkeypatc
 
     rule, (args, kwargs) = modeling.torch_chunk_gated_delta_rule, rule_arguments()
     module = module_of(rule)
-    monkeypatch.setattr(modeling, FAMILY.chunk_rule, module)
+    monkeypatch.setattr(modeling, FAMILY.deltanet.chunk_rule, module)
     run_on_cpu(FAMILY)
     assert equal(module(*args, **kwargs), rule.__wrapped__(*args, **kwargs))
     assert implementation(module, "cuda") is with_kernels.chunk_gated_delta_rule
@@ -217,7 +218,7 @@ def test_an_opened_model_runs_and_trains(modeling, tmp_path, monkeypatch):
     loss = model(tokens, labels=tokens).loss
     loss.backward()
     other = tiny_model("qwen3_5", layer_types=LAYERS)
-    for name in (FAMILY.chunk_rule, *CONVOLUTIONS):
+    for name in (FAMILY.deltanet.chunk_rule, *CONVOLUTIONS):
         monkeypatch.setattr(modeling, name, getattr(modeling, name).__wrapped__)
     expected = other(tokens, labels=tokens).loss
     expected.backward()

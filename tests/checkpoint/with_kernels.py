@@ -6,7 +6,7 @@ from types import ModuleType, SimpleNamespace
 
 from transformers.integrations.hub_kernels import use_kernel_func_from_hub_with_fallback
 
-from qwenlab.checkpoint.fused_kernels import CONVOLUTIONS
+from qwenlab.checkpoint.mixers.gated_deltanet import CONVOLUTIONS
 
 
 # transformers drops what a kernel's signature does not name, so these name what those of flash-linear-attention do.
@@ -74,7 +74,10 @@ def bind(family, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "fla", fla)
         patch.setitem(sys.modules, "causal_conv1d", convolution)
-        names = {family.chunk_rule: (RULES[0].__name__, "fla"), family.recurrent_rule: (RULES[1].__name__, "fla")}
+        names = {
+            family.deltanet.chunk_rule: (RULES[0].__name__, "fla"),
+            family.deltanet.recurrent_rule: (RULES[1].__name__, "fla"),
+        }
         names |= {name: (name, "causal_conv1d") for name in CONVOLUTIONS}
         bound = {
             name: use_kernel_func_from_hub_with_fallback(*asked)(getattr(modeling, name).__wrapped__)

@@ -17,27 +17,33 @@ def replaced(model, site, change):
     decoder = decoder_of(model)
     mixer, delta = decoder.mixer(site.layer), site.kind == "linear_attention"
     with contextlib.ExitStack() as hooks:
-        if site.word in ("mixer", "mlp", "residual", "experts", "shared_expert"):
+        layer = decoder.layers[site.layer]
+        if site.word in ("mixer", "mlp") and hasattr(layer, "post_feedforward_layernorm"):  # olmo_hybrid: after a norm
+            module = layer.post_attention_layernorm if site.word == "mixer" else layer.post_feedforward_layernorm
+            hooks.callback(module.register_forward_hook(_output(change)).remove)
+        elif site.word in ("mixer", "mlp", "residual", "experts", "shared_expert"):
             module = model.get_submodule(site.module)
             hooks.callback(module.register_forward_hook(_output(change)).remove)
         elif site.word == "router":
             module = model.get_submodule(site.module)
             hooks.callback(module.register_forward_hook(_router(change)).remove)
         elif site.word == "mixer.heads":
-            module = mixer.out_proj if delta else mixer.o_proj
+            module = mixer.o_proj if hasattr(mixer, "o_proj") else mixer.out_proj
             sizes = (
                 (mixer.num_v_heads, mixer.head_v_dim) if delta else (mixer.config.num_attention_heads, mixer.head_dim)
             )
             hooks.callback(module.register_forward_pre_hook(_argument(change, 0, *sizes)).remove)
         elif site.word == "mixer.gate" and delta:
             sizes = mixer.num_v_heads, mixer.head_v_dim
-            hooks.callback(mixer.norm.register_forward_pre_hook(_argument(change, 1, *sizes)).remove)
+            norm = mixer.o_norm if hasattr(mixer, "o_norm") else mixer.norm
+            hooks.callback(norm.register_forward_pre_hook(_argument(change, 1, *sizes)).remove)
         elif site.word == "mixer.gate":
             hooks.callback(mixer.q_proj.register_forward_hook(_second_halves(change, mixer.head_dim)).remove)
         elif delta:
             hooks.enter_context(_rule(decoder, mixer, site.word.removeprefix("mixer."), change))
         elif site.word == "mixer.query":  # before its rotation, which is the same for both values
-            hooks.callback(mixer.q_norm.register_forward_hook(_output(change)).remove)
+            heads = None if mixer.q_norm.weight.numel() == mixer.head_dim else mixer.config.num_attention_heads
+            hooks.callback(mixer.q_norm.register_forward_hook(_output(change, heads)).remove)
         elif site.word == "mixer.value":
             heads = decoder.module.config.num_key_value_heads
             hooks.callback(mixer.v_proj.register_forward_hook(_output(change, heads)).remove)

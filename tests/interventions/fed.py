@@ -96,8 +96,8 @@ def assert_by_hand(model, interventions, tokens, changed):
         if decoder.layer_types[layer] == "linear_attention":
             expected = by_hand.deltanet(mixer, given["mixer"], **how)
         else:
-            expected = by_hand.attention(mixer, given["mixer"], given["cos"], given["sin"], **how)
-        out = given["added"]["mixer"]
+            expected = by_hand.attention(mixer, given["mixer"], given.get("cos"), given.get("sin"), **how)
+        out = given["own"]["mixer"]
         np.testing.assert_allclose(
             out, expected["out"], rtol=1e-3, atol=2e-5 * abs(out).max(), err_msg=f"layer {layer}"
         )

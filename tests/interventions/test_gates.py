@@ -41,13 +41,25 @@ RULES = {
     "half": (SetGate(DECAY, scale=0.5), lambda g, beta: (g + math.log(0.5), beta)),
     "beta": (SetGate(BETA, to=0.3), lambda g, beta: (g, 0 * beta + 0.3)),
     "no writes": (SetGate(BETA, to=0), lambda g, beta: (g, 0 * beta)),
-    "more beta": (SetGate(BETA, scale=2), lambda g, beta: (g, np.minimum(2 * beta, 1))),
 }
 
 
 @pytest.mark.parametrize(("each", "gated"), RULES.values(), ids=RULES)
 def test_decay_and_beta(model, texts, each, gated):
     fed.assert_by_hand(model, [each], texts[0], {layer: {"gated": gated} for layer in range(3)})
+
+
+def test_beta_is_clipped_at_the_largest_that_the_model_can_have(model, texts):
+    largest = 1 + getattr(model.config, "linear_allow_neg_eigval", False)
+    how = {"gated": lambda g, beta: (g, np.minimum(3 * beta, largest))}
+    fed.assert_by_hand(model, [SetGate(BETA, scale=3)], texts[0], dict.fromkeys(range(3), how))
+    how = {"gated": lambda g, beta: (g, 0 * beta + largest)}
+    fed.assert_by_hand(model, [SetGate(BETA, to=largest)], texts[0], dict.fromkeys(range(3), how))
+    with (
+        pytest.raises(BadArgument, match=rf"mixer.beta has values in \[0, {largest}\]"),
+        intervene(model, SetGate(BETA, to=largest + 0.01)),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("each", [RULES["decay"][0], SetGate(GATE, to=0.5), SetGate(GATE, scale=0.5)], ids=str)
@@ -61,8 +73,9 @@ def test_however_a_text_is_fed(quick, texts, each):
 def gates_used(model, tokens, *interventions):
     """By layer, what the output is multiplied by [token, head, channel]: from what the last function before it gets."""
     found, mixers = {}, [decoder_of(model).mixer(layer) for layer in range(len(decoder_of(model).layers))]
-    norms = {id(mixer.norm): number for number, mixer in enumerate(mixers) if hasattr(mixer, "norm")}
-    kind = next(type(mixer.norm) for mixer in mixers if hasattr(mixer, "norm"))
+    norms = [getattr(mixer, "o_norm", None) or getattr(mixer, "norm", None) for mixer in mixers]
+    kind = next(type(norm) for norm in norms if norm is not None)
+    norms = {id(norm): number for number, norm in enumerate(norms) if norm is not None}
     plain = kind.forward
 
     def forward(norm, hidden, gate):
@@ -75,7 +88,8 @@ def gates_used(model, tokens, *interventions):
 
         return mixers[number].q_proj.register_forward_hook(hook)
 
-    hooks = [after(number, mixer.head_dim) for number, mixer in enumerate(mixers) if hasattr(mixer, "q_proj")]
+    gated = (2 * m.o_proj.in_features == m.q_proj.out_features if hasattr(m, "q_norm") else False for m in mixers)
+    hooks = [after(number, mixers[number].head_dim) for number, has_gate in enumerate(gated) if has_gate]
     try:
         kind.forward = forward
         with intervene(model, *interventions) if interventions else nullcontext():
@@ -88,6 +102,13 @@ def gates_used(model, tokens, *interventions):
 
 
 class TestOutputGates:
+    def test_attention_without_one(self):
+        with (
+            pytest.raises(UnknownSite, match=r"No site matches 'layers.3.mixer.gate'. The sites of layers.3 are"),
+            intervene(tiny_model("olmo_hybrid"), SetGate("layers.3.mixer.gate", to=0.5)),
+        ):
+            pass
+
     @pytest.mark.parametrize("to", [0, 1e-3, 0.5, 0.999, 1])
     def test_set(self, model, text, to):
         for gate in gates_used(model, text(5), SetGate(GATE, to=to)).values():
@@ -104,6 +125,8 @@ class TestOutputGates:
         plain = gates_used(model, text(9))
         one = gates_used(model, text(9), SetGate("layers.0.mixer.gate", scale=factor))[0]
         np.testing.assert_allclose(one, np.maximum(factor * plain[0], silu(LOWEST)), rtol=1e-4, atol=1e-6)
+        if 3 not in plain:  # attention of olmo_hybrid
+            return
         other = gates_used(model, text(9), SetGate("layers.3.mixer.gate", scale=factor))[3]
         np.testing.assert_allclose(other, np.minimum(factor * plain[3], 1), rtol=1e-4, atol=1e-6)
 

@@ -186,7 +186,7 @@ def test_noise_leaves_torchs_own_alone(small, ids):
 @pytest.mark.parametrize("word", ["beta", "decay"])
 def test_noise_for_numbers_without_direction(small, ids, word):
     assert refused(CannotIntervene, small, ids, Noise(f"layers.0.mixer.{word}")) == (
-        f"Noise('layers.0.mixer.{word}'): layers.0.mixer.{word} is one number per head, between 0 and 1, without a "
+        f"Noise('layers.0.mixer.{word}'): layers.0.mixer.{word} is one number per head, without a "
         "direction to draw.\nUse Resample or SetGate."
     )
 

@@ -5,6 +5,7 @@ computed here are checked against the model's own in test_by_hand.py.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ class Layer:
     mixer: dict[str, np.ndarray] = field(default_factory=dict)
     mlp: dict[str, np.ndarray] = field(default_factory=dict)
     stream: dict[str, np.ndarray] = field(default_factory=dict)  # before "mixer" and before "mlp"
-    added: dict[str, np.ndarray] = field(default_factory=dict)  # by "mixer" and by "mlp": the model's own outputs
+    added: dict[str, np.ndarray] = field(default_factory=dict)  # by "mixer" and by "mlp", to the residual stream
+    own: dict[str, np.ndarray] = field(default_factory=dict)  # outputs of the model's own "mixer" and "mlp"
 
 
 def layers_of(model, tokens):
@@ -29,11 +31,11 @@ def layers_of(model, tokens):
     layers = []
     for index, (given, kind) in enumerate(zip(inputs, decoder.layer_types, strict=True)):
         mixer, mlp = decoder.part(index, "mixer"), decoder.part(index, "mlp")
-        layer = Layer(kind, stream=given["stream"], added=given["added"])
+        layer = Layer(kind, stream=given["stream"], added=given["added"], own=given["own"])
         if kind == "linear_attention":
             layer.mixer = deltanet(mixer, given["mixer"])
         else:
-            layer.mixer = attention(mixer, given["mixer"], given["cos"], given["sin"])
+            layer.mixer = attention(mixer, given["mixer"], given.get("cos"), given.get("sin"))
         if decoder.part(index, "router") is not None:
             layer.mlp = experts(mlp, given["mlp"])
         layers.append(layer)
@@ -44,7 +46,7 @@ def inputs_of(model, tokens):
     """Return the inputs of each layer in one forward pass over the text: float64 arrays [token, channel]."""
     decoder, result, hooks = decoder_of(model), [], []
     for index, layer in enumerate(decoder.layers):
-        given = {"stream": {}, "added": {}}
+        given = {"stream": {}, "added": {}, "own": {}}
         result.append(given)
 
         def enter(module, args, kwargs, given=given):
@@ -52,26 +54,31 @@ def inputs_of(model, tokens):
 
         def enter_mixer(module, args, kwargs, given=given):
             given["mixer"] = array(kwargs["hidden_states"])
-            if "position_embeddings" in kwargs:
+            if kwargs.get("position_embeddings") is not None:
                 given["cos"], given["sin"] = map(array, kwargs["position_embeddings"])
 
-        def leave_mixer(module, args, out, given=given):
-            given["added"]["mixer"] = array(out[0] if isinstance(out, tuple) else out)
+        def leave(module, args, out, kind, part, given=given):
+            given[kind][part] = array(out[0] if isinstance(out, tuple) else out)
 
-        def enter_norm(module, args, given=given):
+        def read_stream(module, args, given=given):
             given["stream"]["mlp"] = array(args[0])
 
-        def leave_mlp(module, args, out, given=given):
-            given["mlp"], given["added"]["mlp"] = array(args[0]), array(out)
+        def enter_mlp(module, args, given=given):
+            given["mlp"] = array(args[0])
 
-        mixer = decoder.part(index, "mixer")
+        mixer, mlp = decoder.part(index, "mixer"), layer.mlp
+        # The norms of olmo_hybrid's attention layers come after the mixer and after the MLP.
+        post = hasattr(layer, "post_feedforward_layernorm")
+        adders = (layer.post_attention_layernorm, layer.post_feedforward_layernorm) if post else (mixer, mlp)
         hooks += [
             layer.register_forward_pre_hook(enter, with_kwargs=True),
             mixer.register_forward_pre_hook(enter_mixer, with_kwargs=True),
-            mixer.register_forward_hook(leave_mixer),
-            decoder.part(index, "mlp_norm").register_forward_pre_hook(enter_norm),
-            decoder.part(index, "mlp").register_forward_hook(leave_mlp),
+            mlp.register_forward_pre_hook(enter_mlp),
+            (mlp if post else layer.post_attention_layernorm).register_forward_pre_hook(read_stream),
         ]
+        for part, module, adder in zip(("mixer", "mlp"), (mixer, mlp), adders, strict=True):
+            hooks.append(module.register_forward_hook(partial(leave, kind="own", part=part)))
+            hooks.append(adder.register_forward_hook(partial(leave, kind="added", part=part)))
     with torch.no_grad():
         model(input_ids=torch.as_tensor(tokens)[None], use_cache=False)
     for hook in hooks:
@@ -87,7 +94,10 @@ def deltanet(mixer, x, *, convolve=True, gated=None, removal=True):
     """
     key_heads, heads = mixer.num_k_heads, mixer.num_v_heads
     group, kd, vd = heads // key_heads, mixer.head_k_dim, mixer.head_v_dim
-    if hasattr(mixer, "in_proj_qkv"):
+    if hasattr(mixer, "g_proj"):  # olmo_hybrid
+        q, k, v, z, b, a = (x @ array(getattr(mixer, f"{name}_proj").weight).T for name in "qkvgba")
+        qkv = np.concatenate([q, k, v], 1)
+    elif hasattr(mixer, "in_proj_qkv"):
         qkv, z = x @ array(mixer.in_proj_qkv.weight).T, x @ array(mixer.in_proj_z.weight).T
         b, a = x @ array(mixer.in_proj_b.weight).T, x @ array(mixer.in_proj_a.weight).T
     else:  # qwen3_next: q, k, v, z and b, a side by side, one key head after the other
@@ -115,7 +125,8 @@ def deltanet(mixer, x, *, convolve=True, gated=None, removal=True):
     q, k, v = np.split(mixed, [key_heads * kd, 2 * key_heads * kd], 1)
     q, k = (unit(part.reshape(len(x), key_heads, kd)) for part in (q, k))
     v, z = v.reshape(len(x), heads, vd), z.reshape(len(x), heads, vd)
-    beta, g = sigmoid(b), -np.exp(array(mixer.A_log)) * np.logaddexp(0, a + array(mixer.dt_bias))
+    doubled = 2 if getattr(mixer, "allow_neg_eigval", False) else 1
+    beta, g = doubled * sigmoid(b), -np.exp(array(mixer.A_log)) * np.logaddexp(0, a + array(mixer.dt_bias))
     g, beta = (g, beta) if gated is None else gated(g, beta)
 
     state = np.zeros((heads, kd, vd))
@@ -136,8 +147,10 @@ def deltanet(mixer, x, *, convolve=True, gated=None, removal=True):
             error[t, h], value[t, h] = np.linalg.norm(surprise), np.linalg.norm(v[t, h])
             states[t, h] = state[h]
             update[t, h], norm[t, h] = beta[t, h] * error[t, h], np.linalg.norm(state[h])
-    scaled = out / np.sqrt((out**2).mean(-1, keepdims=True) + mixer.layer_norm_epsilon) * array(mixer.norm.weight)
+    gated_norm, onto = getattr(mixer, "o_norm", None) or mixer.norm, getattr(mixer, "o_proj", None) or mixer.out_proj
+    scaled = out / np.sqrt((out**2).mean(-1, keepdims=True) + gated_norm.variance_epsilon) * array(gated_norm.weight)
     return {
+        "largest_beta": doubled,
         "beta": beta,
         "g": g,
         "mean_gate": sigmoid(z).mean(-1),
@@ -149,19 +162,25 @@ def deltanet(mixer, x, *, convolve=True, gated=None, removal=True):
         "state_norm": norm,
         "weight": weight,
         "value_norm": value,
-        "out": (scaled * z * sigmoid(z)).reshape(len(x), -1) @ array(mixer.out_proj.weight).T,
+        "out": (scaled * z * sigmoid(z)).reshape(len(x), -1) @ array(onto.weight).T,
     }
 
 
 def attention(mixer, x, cos, sin, *, sees=lambda head, query, key: True):
-    """A softmax-attention mixer with an output gate: the whole [head, query, key] table of probabilities.
+    """A softmax-attention mixer, perhaps with an output gate: the whole [head, query, key] table of probabilities.
 
     sees  function (head, query, key) -> bool: whether the key is visible, among those up to the query's own
     """
     dim, tokens = mixer.head_dim, len(x)
-    q, gate = np.split((x @ array(mixer.q_proj.weight).T).reshape(tokens, -1, 2 * dim), 2, axis=-1)
-    k, v = ((x @ array(m.weight).T).reshape(tokens, -1, dim) for m in (mixer.k_proj, mixer.v_proj))
-    q, k = (rotated(normed(part, norm), cos, sin) for part, norm in ((q, mixer.q_norm), (k, mixer.k_norm)))
+    q, k, v = (x @ array(m.weight).T for m in (mixer.q_proj, mixer.k_proj, mixer.v_proj))
+    if mixer.o_proj.in_features == q.shape[1]:  # olmo_hybrid: norms over all heads, no gate, not always positions
+        q, k, gate = normed(q, mixer.q_norm), normed(k, mixer.k_norm), None
+        q, k, v = (part.reshape(tokens, -1, dim) for part in (q, k, v))
+    else:
+        q, gate = np.split(q.reshape(tokens, -1, 2 * dim), 2, axis=-1)
+        k, v = (part.reshape(tokens, -1, dim) for part in (k, v))
+        q, k = normed(q, mixer.q_norm), normed(k, mixer.k_norm)
+    q, k = (part if cos is None else rotated(part, cos, sin) for part in (q, k))
     heads, group = q.shape[1], q.shape[1] // k.shape[1]
     p, out = np.zeros((tokens, heads, tokens)), np.zeros((tokens, heads, dim))
     for t in range(tokens):
@@ -171,14 +190,14 @@ def attention(mixer, x, cos, sin, *, sees=lambda head, query, key: True):
             weights = np.exp(scores - scores.max())
             p[t, h, : t + 1] = weights / weights.sum()
             out[t, h] = p[t, h, : t + 1] @ v[: t + 1, h // group]
-    out = (out * sigmoid(gate)).reshape(tokens, -1) @ array(mixer.o_proj.weight).T
+    out = (out if gate is None else out * sigmoid(gate)).reshape(tokens, -1) @ array(mixer.o_proj.weight).T
     values = np.repeat(v, group, axis=1)
+    plain = {"probability": p, "out": out, "value_norm": np.linalg.norm(values, axis=-1)}
+    if gate is None:
+        return plain
     gated = np.linalg.norm(sigmoid(gate)[:, None] * values[None], axis=-1).transpose(0, 2, 1)
-    return {
-        "probability": p,
+    return plain | {
         "mean_gate": sigmoid(gate).mean(-1),
-        "out": out,
-        "value_norm": np.linalg.norm(values, axis=-1),
         "gated_norm": gated,  # [query, head, key]: of the key's value behind the query's gate
     }
 
@@ -228,7 +247,11 @@ def rotated(x, cos, sin):
 
 
 def normed(x, norm):
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + norm.eps) * (1 + array(norm.weight))
+    """RMS norm: in Qwen's with weights around 0, in olmo_hybrid's around 1."""
+    eps, weight = (
+        (norm.eps, 1 + array(norm.weight)) if hasattr(norm, "eps") else (norm.variance_epsilon, array(norm.weight))
+    )
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * weight
 
 
 def unit(x):

@@ -75,7 +75,7 @@ def deltanet(texts, every=1):
                     beta, g, gate = (mixer[name][token, head] for name in ("beta", "g", "mean_gate"))
                     for name, value in (("beta", beta), ("alpha", np.exp(g)), ("log_alpha", g), ("gate", gate)):
                         out[f"{name}_sum"][place] += value
-                    count(out["beta_hist"][bins], beta, EDGES["unit"])
+                    count(out["beta_hist"][bins], beta, EDGES["unit"] * mixer["largest_beta"])
                     count(out["gate_hist"][bins], gate, EDGES["unit"])
                     count(out["half_life_hist"][bins], np.log(0.5) / g, EDGES["half_life"])
                     out["error_tokens"][place] += 1
@@ -92,12 +92,12 @@ def deltanet(texts, every=1):
 
 def attention(texts, every):
     where = layers_where(texts, lambda layer: layer.kind == "full_attention")
-    (heads,) = sizes(texts, where[0], "mean_gate")
+    heads, gated = sizes(texts, where[0], "probability")[0], "mean_gate" in texts[0].layers[where[0]].mixer
     grouped, labels = (labels_of(texts), FOLDS, len(where)), labels_of(texts)
-    sums = ("entropy", "first_mass", "previous_mass", "self_mass", "distance", "gate")
+    sums = ("entropy", "first_mass", "previous_mass", "self_mass", "distance", *(["gate"] if gated else []))
     out = {f"{name}_sum": np.zeros((*grouped, heads)) for name in sums}
     out["tokens"] = np.zeros(grouped)
-    out |= {"gate_hist": np.zeros((labels, len(where), heads, 128))}
+    out |= {"gate_hist": np.zeros((labels, len(where), heads, 128))} if gated else {}
     out["distance_mass"] = np.zeros((labels, len(where), heads, len(EDGES["distance"])))
     for text in texts:
         for index, layer in enumerate(where):
@@ -108,9 +108,10 @@ def attention(texts, every):
                 label, fold = text.group(token)
                 out["tokens"][label, fold, index] += 1
                 for head in range(heads):
-                    gate = mixer["mean_gate"][token, head]
-                    out["gate_sum"][label, fold, index, head] += gate
-                    count(out["gate_hist"][label, index, head], gate, EDGES["unit"])
+                    if gated:
+                        gate = mixer["mean_gate"][token, head]
+                        out["gate_sum"][label, fold, index, head] += gate
+                        count(out["gate_hist"][label, index, head], gate, EDGES["unit"])
                     p = mixer["probability"][token, head, : token + 1]
                     row = {
                         "entropy": -sum(x * np.log(x) for x in p if x > 0),
@@ -198,14 +199,15 @@ def maps(texts, tokens, kind, every, heads=None):
     """Statistics of rows of weights, as both probes of maps tell them; `tokens` are the ids of each text."""
     where = layers_where(texts, lambda layer: layer.kind == kind)
     implicit = kind == "linear_attention"
-    heads = range(*sizes(texts, where[0], "mean_gate")) if heads is None else heads
+    gated = not implicit and "gated_norm" in texts[0].layers[where[0]].mixer
+    heads = range(*sizes(texts, where[0], "value_norm")) if heads is None else heads
     grouped = (labels_of(texts), FOLDS, len(where))
     names = ("mass", "first_mass", "previous_mass", "self_mass", "distance", "entropy", "induction", "induction_even")
     names += (
         "first_even",
         "output",
         "output_first",
-        *(("negative",) if implicit else ("gated_output", "gated_output_first", "mean_gate")),
+        *(("negative",) if implicit else ("gated_output", "gated_output_first", "mean_gate") if gated else ()),
     )
     out = {f"{name}_sum": np.zeros((*grouped, len(heads))) for name in names}
     out |= {name: np.zeros(grouped) for name in ("tokens", "induction_rows")}
@@ -238,9 +240,9 @@ def maps(texts, tokens, kind, every, heads=None):
                         "output": size @ norm,
                         "output_first": size[0] * norm[0],
                     }
-                    if not implicit:
-                        gated = size * mixer["gated_norm"][token, head, : token + 1]
-                        row |= {"gated_output": gated.sum(), "gated_output_first": gated[0]}
+                    if gated:
+                        behind = size * mixer["gated_norm"][token, head, : token + 1]
+                        row |= {"gated_output": behind.sum(), "gated_output_first": behind[0]}
                         row["mean_gate"] = mixer["mean_gate"][token, head]
                     for name in names:
                         out[f"{name}_sum"][(*place, column)] += row[name]

@@ -10,7 +10,7 @@ from tests.probes.feeding import in_pieces, one_by_one, padded, recorded
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe", "qwen3_next"])
+@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe", "qwen3_next", "olmo_hybrid"])
 def test_what_is_measured_is_what_was_predicted(family, dtype, text):
     model = tiny_model(family).to(dtype)
     result = recorded(model, in_pieces([text(50), text(40)], (20, 1, 9)), Memory())["memory"]

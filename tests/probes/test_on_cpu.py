@@ -16,7 +16,7 @@ from tests.checkpoint import with_kernels
 
 FAMILY = FAMILIES["qwen3_5_moe"]
 REFUSED = pytest.raises(RuntimeError, match="cannot be accessed from Triton")
-FUSED, PLAIN = "fla.ops.gated_delta_rule.chunk_gated_delta_rule", f"{FAMILY.modeling}.{FAMILY.chunk_rule}"
+FUSED, PLAIN = "fla.ops.gated_delta_rule.chunk_gated_delta_rule", f"{FAMILY.modeling}.{FAMILY.deltanet.chunk_rule}"
 
 
 @pytest.fixture

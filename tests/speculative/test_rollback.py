@@ -20,6 +20,7 @@ FAMILIES = {
     "dense": dict(family="qwen3_5", linear_num_key_heads=4, linear_num_value_heads=8),
     "moe": dict(family="qwen3_5_moe", linear_value_head_dim=8),
     "next": dict(family="qwen3_next"),
+    "olmo": dict(family="olmo_hybrid", linear_value_head_dim=24),
     "uneven": dict(family="qwen3_5", layer_types=["full_attention", "linear_attention", "linear_attention"]),
 }
 

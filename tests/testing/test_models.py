@@ -39,7 +39,8 @@ def test_the_same_seed_gives_the_same_model_and_leaves_torchs_own_state(model):
     family = decoder_of(model).family.name
     torch.testing.assert_close(tiny_model(family).state_dict(), model.state_dict(), atol=0, rtol=0)
     assert not torch.equal(tiny_model(family, seed=1).lm_head.weight, model.lm_head.weight)
-    torch.testing.assert_close(tiny_head(model).state_dict(), tiny_head(model).state_dict(), atol=0, rtol=0)
+    if decoder_of(model).family.mtp_prefix is not None:
+        torch.testing.assert_close(tiny_head(model).state_dict(), tiny_head(model).state_dict(), atol=0, rtol=0)
     assert torch.equal(torch.get_rng_state(), before)
 
 

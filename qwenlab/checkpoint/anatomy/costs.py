@@ -21,15 +21,13 @@ from math import ceil
 from qwenlab.checkpoint.anatomy.tensors import Tensor, tensors
 from qwenlab.checkpoint.config import TextConfig
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
+from qwenlab.checkpoint.mixers.gated_deltanet import CHUNK
 from qwenlab.errors import BadArgument, UnknownQuantization
-
-CHUNK = 64
-"""Tokens per chunk of the delta rule: the default of the kernels of transformers and flash-linear-attention."""
 
 ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1}
 
-# The matrices of a layer that FP8 releases store in 16 bits; all others are FP8.
-_NOT_FP8 = ("conv1d", "in_proj_a", "in_proj_b", "in_proj_ba", "gate", "shared_expert_gate")
+# The matrices outside the mixers that FP8 releases store in 16 bits.
+_NOT_FP8 = ("gate", "shared_expert_gate")
 _OUTSIDE = ("vision", "mtp")
 
 
@@ -82,36 +80,23 @@ class Cost:
 def flops(config: TextConfig, step: CostedPass, *, rule: str, logits: str = "all") -> Cost:
     """FLOPs of one pass; `rule` and `logits` as in `Anatomy.flops`."""
     terms: dict[tuple[str, str], float] = defaultdict(float)
-    head = config.vocab_size * config.hidden_size
+    head, deltanet = config.vocab_size * config.hidden_size, config.family.deltanet
     terms["lm_head", "projections"] = 2 * head * (step.tokens if logits == "all" else step.batch)
     for tensor in tensors(config):
         if tensor.layer is None or len(tensor.shape) < 2:
             continue
-        use = "convolution" if tensor.module == "conv1d" else "projections"
+        use = "convolution" if tensor.module == deltanet.convolution else "projections"
         terms[tensor.part, use] += 2 * active_size(tensor, config) * step.tokens
     for kind in config.layer_types:
         if kind == ATTENTION:
-            terms[kind, "scores"] += 2 * 2 * config.num_attention_heads * config.head_dim * step.pairs
+            terms[kind, "scores"] += config.family.attention.score_flops(config) * step.pairs
         elif rule == "chunk":
-            products, solves = _chunk_flops(config)
+            products, solves = deltanet.chunk_flops(config)
             terms[kind, "rule"] += products * ceil(step.new / CHUNK) * step.batch
             terms[kind, "solves"] += solves * ceil(step.new / CHUNK) * step.batch
         else:
-            # Per element of the state: decay S (1), S^T k (2), S += k delta^T (2), S^T q (2).
-            terms[kind, "rule"] += 7 * _state_elements(config) * step.tokens
+            terms[kind, "rule"] += deltanet.recurrent_flops(config) * step.tokens
     return Cost("FLOP", step.tokens, dict(terms))
-
-
-def _chunk_flops(config: TextConfig) -> tuple[int, int]:
-    """FLOPs per chunk, over all value heads, of the matrix products and of the triangular solves.
-
-    The products are beta K K^T, Q K^T, (Q K^T) V and three with the state; the solves give new values and decayed keys.
-    """
-    key, value = config.linear_key_head_dim, config.linear_value_head_dim
-    within = 2 * CHUNK * CHUNK * (key + key + value)
-    with_state = 3 * 2 * CHUNK * key * value
-    heads = config.linear_num_value_heads
-    return heads * (within + with_state), heads * CHUNK * CHUNK * (value + key)
 
 
 def bytes_moved(config: TextConfig, step: CostedPass, *, dtype: str | None = None) -> Cost:
@@ -156,7 +141,7 @@ def stored_bytes(tensor: Tensor, config: TextConfig, dtype: str | None = None) -
             "Pass the dtype that the weights will have in memory, such as dtype='bfloat16'."
         )
     in_layer = tensor.layer is not None or ".layers." in tensor.name
-    if not in_layer or len(tensor.shape) < 2 or tensor.module in _NOT_FP8:
+    if not in_layer or len(tensor.shape) < 2 or tensor.module in {*_NOT_FP8, *config.family.deltanet.not_fp8}:
         return tensor.size * item_bytes(config.dtype)
     *experts, rows, columns = tensor.shape
     scales = ceil(rows / config.weight_block[0]) * ceil(columns / config.weight_block[1])
@@ -165,23 +150,18 @@ def stored_bytes(tensor: Tensor, config: TextConfig, dtype: str | None = None) -
 
 def kv_bytes(config: TextConfig, context: int, dtype: str | None = None) -> int:
     """Bytes of the keys and values of one attention layer, for `context` tokens of one sequence."""
-    return 2 * config.num_key_value_heads * config.head_dim * context * item_bytes(dtype or config.dtype)
+    return config.family.attention.cache_elements(config) * context * item_bytes(dtype or config.dtype)
 
 
 def recurrent_bytes(config: TextConfig) -> int:
     """Bytes of the DeltaNet states of one sequence: float32 for every model dtype, as in every kernel."""
-    return config.layer_types.count(DELTANET) * _state_elements(config) * ITEM_BYTES["float32"]
+    return config.layer_types.count(DELTANET) * config.family.deltanet.state_elements(config) * ITEM_BYTES["float32"]
 
 
 def convolution_bytes(config: TextConfig, dtype: str | None = None) -> int:
     """Bytes of the convolution states of one sequence: the last inputs, one column per tap of the kernel."""
-    columns = config.conv_dim * config.linear_conv_kernel_dim
+    columns = config.family.deltanet.convolution_elements(config)
     return config.layer_types.count(DELTANET) * columns * item_bytes(dtype or config.dtype)
-
-
-def _state_elements(config: TextConfig) -> int:
-    """Elements of one layer's recurrent state: one key-by-value matrix per value head."""
-    return config.linear_num_value_heads * config.linear_key_head_dim * config.linear_value_head_dim
 
 
 def item_bytes(dtype: str | object) -> int:

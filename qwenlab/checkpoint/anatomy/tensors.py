@@ -7,7 +7,7 @@ from math import prod
 from typing import NamedTuple
 
 from qwenlab.checkpoint.config import TextConfig, VisionConfig
-from qwenlab.checkpoint.families import ATTENTION, DELTANET, KINDS
+from qwenlab.checkpoint.families import ATTENTION, KINDS
 
 PARTS = ("embedding", *KINDS, "router", "experts", "shared_expert", "mlp", "norms", "lm_head", "vision", "mtp")
 """The parts of a checkpoint. Norms inside a mixer belong to the mixer, the shared expert's gate to the expert."""
@@ -54,44 +54,19 @@ def tensors(config: TextConfig) -> Iterator[Tensor]:
     if config.vision is not None:
         yield from (Tensor(family.vision_prefix + name, shape, "vision") for name, shape in _vision(config.vision))
     if config.mtp_num_hidden_layers:
-        yield from (Tensor(family.mtp_prefix + name, shape, "mtp") for name, shape in _mtp(config))
+        yield from (Tensor(f"{family.mtp_prefix}{name}", shape, "mtp") for name, shape in _mtp(config))
 
 
 def _decoder_layer(config: TextConfig, kind: str, sparse: bool) -> Iterator[tuple[str, tuple[int, ...], str]]:
     family, size = config.family, config.hidden_size
-    for name, shape in _deltanet(config) if kind == DELTANET else _attention(config):
-        yield f"{family.mixer(kind)}.{name}", shape, kind
+    mixer = family.kind(kind)
+    for name, shape in mixer.tensors(config):
+        yield f"{mixer.path}.{name}", shape, kind
     if sparse:
         yield from _sparse_mlp(config)
     else:
         yield from _gated_mlp(family.mlp, size, config.intermediate_size, "mlp")
-    yield f"{family.mixer_norm}.weight", (size,), "norms"
-    yield f"{family.mlp_norm}.weight", (size,), "norms"
-
-
-def _deltanet(config: TextConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    heads, keys, values = config.linear_num_value_heads, config.key_dim, config.value_dim
-    rows = {"q": keys, "k": keys, "v": values, "z": values, "a": heads, "b": heads}
-    for name, letters in config.family.delta_inputs:
-        yield f"{name}.weight", (sum(rows[letter] for letter in letters), config.hidden_size)
-    yield "conv1d.weight", (config.conv_dim, 1, config.linear_conv_kernel_dim)
-    yield "A_log", (heads,)
-    yield "dt_bias", (heads,)
-    yield "norm.weight", (config.linear_value_head_dim,)
-    yield "out_proj.weight", (config.hidden_size, values)
-
-
-def _attention(config: TextConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    size, head = config.hidden_size, config.head_dim
-    queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
-    gated = 2 * queries if config.family.attention_gate else queries
-    matrices = {"q_proj": (gated, size), "k_proj": (keys, size), "v_proj": (keys, size), "o_proj": (size, queries)}
-    for name, (rows, columns) in matrices.items():
-        yield f"{name}.weight", (rows, columns)
-        if config.attention_bias:
-            yield f"{name}.bias", (rows,)
-    yield "q_norm.weight", (head,)
-    yield "k_norm.weight", (head,)
+    yield from ((f"{norm}.weight", (size,), "norms") for norm in mixer.norms)
 
 
 def _gated_mlp(path: str, size: int, width: int, part: str) -> Iterator[tuple[str, tuple[int, ...], str]]:

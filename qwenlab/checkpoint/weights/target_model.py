@@ -52,11 +52,26 @@ def _fused(weights: Weights, config: TextConfig) -> dict[str, tuple[int, ...]]:
     built = family.root_prefix if config.is_root else family.text_prefix
     has_root = any(name.startswith(family.root_prefix) for name in weights.tensors)
     prefix = family.root_prefix if has_root else family.text_prefix
-    return {
-        prefix + tensor.name.removeprefix(built) if tensor.name.startswith(built) else tensor.name: tensor.shape
-        for tensor in tensors(config)
-        if tensor.part not in ("vision", "mtp")
-    }
+    shapes: dict[str, tuple[int, ...]] = {}
+    for tensor in tensors(config):
+        if tensor.part not in ("vision", "mtp"):
+            name = prefix + tensor.name.removeprefix(built) if tensor.name.startswith(built) else tensor.name
+            shapes |= _as_stored(name, tensor.shape, weights, config)
+    return shapes
+
+
+def _as_stored(name: str, shape: tuple[int, ...], weights: Weights, config: TextConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes in these files of one tensor of the model; transformers renames and joins them as it loads."""
+    deltanet, others = config.family.deltanet, (name.replace(*pair) for pair in config.family.renamed)
+    name = next((other for other in others if other in weights.tensors), name)
+    mixer, _, rest = name.partition(f".{deltanet.convolution}.")
+    parts = deltanet.separate_convolutions(config) if rest else {}
+    apart = {f"{mixer}.{part}.{rest}": (channels, *shape[1:]) for part, channels in parts.items()}
+    if not apart or not apart.keys() <= weights.tensors.keys():
+        return {name: shape}
+    stored = {part: weights.tensors[part].shape for part in apart}  # transformers saves parts of equal size
+    joined = (sum(rows for rows, *_ in stored.values()), *shape[1:])
+    return stored if joined == shape and {each[1:] for each in stored.values()} == {shape[1:]} else apart
 
 
 def _report_unused(unused: list[str], weights: Weights, strict: bool) -> None:

@@ -68,7 +68,7 @@ class MapProbe(HeadProbe):
     block    store means over blocks of this many queries and keys, up to 2,048 blocks per text; measures every row
     """
 
-    extra: ClassVar[dict[str, tuple[str, str]]] = {}  # further statistics: units and meaning
+    extra: dict[str, tuple[str, str]] = {}  # noqa: RUF012  further statistics: units and meaning
     settings = ("queries", "block")
     omitted: ClassVar[tuple[str, ...]] = ()  # statistics that have no meaning for this kind of mixer
 

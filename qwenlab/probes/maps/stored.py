@@ -35,7 +35,8 @@ class WholeMaps:
     """Rows as they are: `weight` [layer, head, row, key], NaN beyond the row's own token."""
 
     def __init__(self, layers: int) -> None:
-        self._rows: list[list[tuple[int, slice, np.ndarray, np.ndarray, np.ndarray]]] = [[] for _ in range(layers)]
+        self._rows: list[list[tuple[int, slice, np.ndarray, np.ndarray, np.ndarray | None]]]
+        self._rows = [[] for _ in range(layers)]
         self.nbytes = 0
 
     def add(self, rows: StoredRows) -> None:
@@ -44,7 +45,7 @@ class WholeMaps:
             real, keys = rows.real[row].cpu(), (rows.key_position[row] >= 0).cpu()
             weight = rows.weight[row].cpu()[:, real][:, :, keys].numpy()
             where, openness = rows.position[row].cpu()[real].numpy(), rows.openness
-            gate = np.zeros((len(where), len(weight))) if openness is None else openness[row].cpu()[real].numpy()
+            gate = None if openness is None else openness[row].cpu()[real].numpy()
             self._rows[rows.place].append((number, rows.heads, where, weight, gate))
             self.nbytes += weight.nbytes
 
@@ -62,15 +63,19 @@ class WholeMaps:
                 start, keys = starts[which.start], min(rows.shape[2], longest)
                 here = slice(start, start + len(where))
                 weight[place, which, here, :keys] = rows[..., :keys]
-                openness[place, which, here] = gate.T
+                if gate is not None:
+                    openness[place, which, here] = gate.T
                 starts[which] = [start + len(where)] * (which.stop - which.start)
         order = np.lexsort((position, text))
         text, position, weight, openness = text[order], position[order], weight[:, :, order], openness[:, :, order]
         weight[:, :, np.arange(longest) > position[:, None]] = np.nan
         by_row = ("layer", "head", "row")
+        gates = {"mean_gate": (by_row, openness, "1", "mean value of the output gate")}
+        if any(gate is None for stored in self._rows for *_, gate in stored):  # these layers have none
+            gates = {}
         return {
             "weight": ((*by_row, "key"), weight, "1", "weight of a token's value in a row's output"),
-            "mean_gate": (by_row, openness, "1", "mean value of the output gate"),
+            **gates,
             "text": (("row",), text, "1", "text of the row"),
             "position": (("row",), position, "token", "position of the row's token"),
         }

@@ -81,9 +81,9 @@ class DeltaState(StateProbe):
     def start(self, decoder: Decoder) -> None:
         super().start(decoder)
         if self.to is not None:
-            mixer = decoder.part(self.layers[0], "mixer")
+            shape = decoder.family.deltanet.state_shape(decoder.module.config)
             kinds = [decoder.layer_types[layer] for layer in self.layers]
-            self._file = StatesFile(self.to, self.layers, kinds, self.heads, (mixer.head_k_dim, mixer.head_v_dim))
+            self._file = StatesFile(self.to, self.layers, kinds, self.heads, shape)
 
     def on_tokens(self, tokens: TokenBatch) -> None:
         if self._file is not None:
@@ -106,9 +106,8 @@ class DeltaState(StateProbe):
     def dataset(self, labels: list[str]) -> xr.Dataset:
         rewrites = counted(self._sums.array("rewrites", len(labels), len(self.heads)))
         about = {"units": "token", "long_name": "tokens that met a state that was not empty"}
-        mixer = self.decoder.part(self.layers[0], "mixer")
         data = super().dataset(labels).assign(rewrites=((*GROUPED, "head", "position_bin"), rewrites, about))
-        return data.assign_attrs(full_rank=min(mixer.head_k_dim, mixer.head_v_dim))
+        return data.assign_attrs(full_rank=min(self.decoder.family.deltanet.state_shape(self.decoder.module.config)))
 
 
 def statistics(state: torch.Tensor) -> dict[str, torch.Tensor]:

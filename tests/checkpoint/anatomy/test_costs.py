@@ -79,7 +79,7 @@ def test_the_rule_counts_what_a_slow_loop_does(tiny_moe):
 
 
 @pytest.mark.parametrize("tokens", [64, 200])
-@pytest.mark.parametrize("fixture", ["tiny_moe", "tiny_dense", "tiny_next"])
+@pytest.mark.parametrize("fixture", ["tiny_moe", "tiny_dense", "tiny_next", "tiny_olmo"])
 def test_matrix_products_are_those_torch_counts(fixture, tokens, request):
     """torch's counter misses the solves and counts attention over the full square: those two are set right by hand."""
     import torch
