@@ -17,29 +17,36 @@ from rich.table import Table
 
 from benchmarks.memory import extra_bytes
 from benchmarks.models import build
-from benchmarks.timing import CASES, measure
+from benchmarks.shares import decode_shares
+from benchmarks.timing import CASES, fixed_costs, measure
 from qwenlab.experiments.sweep.provenance import processor
 
 console = Console(width=120)
 
 
 def main(
-    models: Annotated[list[str] | None, typer.Option("--model", help="toy-moe, medium, 35B-A3B")] = None,
+    models: Annotated[list[str] | None, typer.Option("--model", help="toy-moe, tiny, medium, 35B-A3B")] = None,
+    cases: Annotated[list[str] | None, typer.Option("--case", help=", ".join(CASES))] = None,
     rounds: int = 9,
+    memory: bool = True,
     out: Path = Path("benchmarks/results"),
 ) -> None:
-    """Measure paired ratios to the bare call by model and case, and peak memory."""
+    """Measure paired ratios to the bare call by model and case, fixed costs, where decode steps go, and peak memory."""
     torch.set_num_threads(1)
-    chosen = models or ["toy-moe", "medium", *(["35B-A3B"] if torch.cuda.is_available() else [])]
-    results: dict[str, Any] = {"machine": machine(), "time": {}, "memory": {}}
+    chosen = models or ["toy-moe", "tiny", "medium", *(["35B-A3B"] if torch.cuda.is_available() else [])]
+    results: dict[str, Any] = {"machine": machine(), "time": {}, "fixed costs": {}, "decode steps": {}, "memory": {}}
     file = results_file(out)
     for name in chosen:
         model = build(name)
-        results["time"][name] = {case: measure(model, case, _rounds(case, rounds)) for case in CASES}
+        results["time"][name] = {case: measure(model, case, _rounds(case, rounds)) for case in cases or CASES}
         show_times(name, results["time"][name])
+        results["fixed costs"][name] = fixed_costs(model, rounds)
+        results["decode steps"][name] = decode_shares(model)
+        show_costs(name, results["fixed costs"][name], results["decode steps"][name])
         del model
-        results["memory"][name] = memory(name)
-        show_memory(name, results["memory"][name])
+        if memory:
+            results["memory"][name] = peaks(name)
+            show_memory(name, results["memory"][name])
         file.write_text(json.dumps(results, indent=1) + "\n")  # after each model, in case of interruption
     console.print(f"written to {file}")
 
@@ -56,7 +63,7 @@ def _rounds(case: str, rounds: int) -> int:
     return max(3, rounds // 2) if "4096" in case else rounds
 
 
-def memory(name: str) -> dict[str, Any]:
+def peaks(name: str) -> dict[str, Any]:
     """Peak bytes in excess of those before the call, at 2,048 tokens, and for the default probes by number of texts."""
     names = ("bare", "default probes", "thorough probes", "cache every activation")
     return {
@@ -70,7 +77,7 @@ def memory(name: str) -> dict[str, Any]:
 def machine() -> dict[str, Any]:
     """The hardware and software of this machine."""
     packages = {}
-    for package in ("torch", "transformers", "triton", "flash-linear-attention", "innards", "qwenlab"):
+    for package in ("torch", "transformers", "triton", "flash-linear-attention", "innards", "nnsight", "qwenlab"):
         try:
             packages[package] = version(package)
         except PackageNotFoundError:
@@ -103,6 +110,16 @@ def show_times(name: str, cases: dict[str, Any]) -> None:
             )
         table.add_row(variant, *cells)
     console.print(table)
+
+
+def show_costs(name: str, fixed: dict[str, Any], steps: dict[str, Any]) -> None:
+    """Print what a block costs once, and where the time of its decode steps goes."""
+    milliseconds = "  ".join(f"{part}: {value['median']:.2f}" for part, value in fixed["milliseconds"].items())
+    console.print(f"{name}, {fixed['layers']} layers, {fixed['tokens']} tokens, milliseconds: {milliseconds}")
+    shares = "  ".join(f"{group}: {share:.1%}" for group, share in steps["shares"].items())
+    console.print(
+        f"{name}, {steps['wrapped calls per step']:.0f} wrapped calls a decode step, with a profiler: {shares}"
+    )
 
 
 def show_memory(name: str, peaks: dict[str, dict[str, int]]) -> None:

@@ -9,6 +9,23 @@ import qwenlab as ql
 from qwenlab.checkpoint.config import read_config
 from qwenlab.testing.models import spread, tiny_model
 
+TINY = dict(
+    vocab_size=4096,
+    hidden_size=256,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=64,
+    linear_num_key_heads=4,
+    linear_num_value_heads=8,
+    linear_key_head_dim=32,
+    linear_value_head_dim=32,
+    num_experts=16,
+    num_experts_per_tok=4,
+    moe_intermediate_size=128,
+    shared_expert_intermediate_size=128,
+)
+"""With 8 layers, 17.6 million parameters; a decode step is short, so that a fixed cost per layer shows."""
+
 MEDIUM = dict(
     vocab_size=8192,
     hidden_size=768,
@@ -68,12 +85,14 @@ _SIZES = (
 
 
 def build(name: str) -> PreTrainedModel:
-    """Build `toy-moe`, `medium`, `medium-128`, a name in GROUPS, or `35B-A3B` with as many layers as fit.
+    """Build `toy-moe`, `tiny`, `medium`, `medium-128`, a name in GROUPS, or `35B-A3B` with as many layers as fit.
 
     Models of GROUPS and 35B-A3B have random weights in bfloat16, on the GPU.
     """
     if name == "toy-moe":
         return ql.open(name).model
+    if name == "tiny":
+        return tiny_model("qwen3_5_moe", layers=8, **TINY)
     if name == "medium":
         return tiny_model("qwen3_5_moe", layers=12, **MEDIUM)
     if name == "medium-128":
