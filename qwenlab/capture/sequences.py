@@ -32,7 +32,6 @@ class SequenceTracker:
     def __init__(self, decoder: nn.Module, calls: GenerateCalls | None = None) -> None:
         self.label: Label = "all"
         self.labels: list[str] = []
-        self.forwards = 0
         self.columns = 0
         self.sequences = 0
         self.fingerprint = torch.zeros((), dtype=torch.int64)
@@ -80,7 +79,6 @@ class SequenceTracker:
             )
         self._open = known or self._begin(past, batch, device)
         self._open.ends = ends
-        self.forwards += 1
         self.columns += batch * width
         embeddings = shaped if ids is None else None
         if past and width == 1 and ids is not None:

@@ -17,7 +17,6 @@ from qwenlab.checkpoint.fused_kernels import running_on_cpu
 from qwenlab.checkpoint.sites import find_sites
 from qwenlab.checkpoint.weights.loaded import require_loaded
 from qwenlab.errors import BadArgument, SiteNotReached, UnknownSite
-from qwenlab.interventions.pass_tracker import PassTracker
 from qwenlab.interventions.points import InterventionPoints
 
 
@@ -104,15 +103,16 @@ def cache_activations(model: nn.Module | Any, *patterns: str, kind: str | None =
     cache = ActivationCache(tuple(sites))
     with ExitStack() as hooks:
         hooks.enter_context(running_on_cpu(decoder.family))
-        points = InterventionPoints(decoder, hooks)
+        points = InterventionPoints(decoder, hooks, calls)
         for name, site in sites.items():
             points.value(site, partial(cache._append, name))
-        passes = PassTracker(points, calls)
+        points.follow_passes()
         calls.listen(hooks)
-        passes.reader.embedded.listen(decoder.module.get_input_embeddings(), hooks)
+        tracker = points.passes.tracker
+        tracker.embedded.listen(decoder.module.get_input_embeddings(), hooks)
         yield cache
-    passes.reader.checks.settle()
-    passes.require_read("cache_activations")
-    if missed := passes.missed(points.counts):
+    tracker.checks.settle()
+    points.passes.require_any("cache_activations")
+    if missed := points.missed(points.counts):
         raise SiteNotReached(f"cache_activations: {missed}")
-    cache._close(passes.reader.prompts_hash)
+    cache._close(tracker.prompts_hash)

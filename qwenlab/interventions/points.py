@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -14,9 +14,13 @@ from transformers.cache_utils import Cache
 
 from qwenlab.capture.attention import AttentionCall, AttentionHooks
 from qwenlab.capture.delta_rule import DeltaRuleCall, DeltaRuleHooks
+from qwenlab.capture.forward_pass import ForwardPass
+from qwenlab.capture.generate_calls import GenerateCalls
 from qwenlab.capture.layout import Attachment, attachment, head_counts
+from qwenlab.capture.model_passes import ModelPasses
 from qwenlab.capture.router import Routed, rerouted
-from qwenlab.capture.sequences import cache_among
+from qwenlab.capture.running_layers import BlockThreads
+from qwenlab.capture.sequences import SequenceTracker, cache_among
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.capture.wrapping import changed, outputs
 from qwenlab.checkpoint.decoder import Decoder
@@ -56,21 +60,54 @@ class InterventionPoints:
 
     hooks   undoes the changes when the block ends
     counts  one per point, in the order in which they were added
+    passes  the forward passes of the model in the block
     """
 
-    def __init__(self, decoder: Decoder, hooks: ExitStack) -> None:
+    def __init__(self, decoder: Decoder, hooks: ExitStack, calls: GenerateCalls | None = None) -> None:
         self.decoder, self.hooks, self.counts = decoder, hooks, list[HitCount]()
+        self.passes = ModelPasses(decoder, SequenceTracker(decoder.module, calls))
         self._rules, self._attention = DeltaRuleHooks(decoder, hooks), AttentionHooks(decoder, hooks)
         self._tokens: TokenBatch | None = None
         self._thread = 0  # the one that runs the pass; another may be in a pass that began before the block
+        self._before: list[tuple[int, int]] = []  # the counts before the pass
 
-    def begin(self, tokens: TokenBatch) -> None:
-        """Start of a forward pass over these tokens, in the current thread."""
-        self._tokens, self._thread = tokens, get_ident()
+    def follow_passes(self) -> None:
+        """Act in every forward pass from now on, until `hooks` closes."""
+        threads = BlockThreads(self.decoder.module, "intervenes on", CannotIntervene)
+        self.passes.follow(self.hooks, threads, begin=self._begin, end=self._end, abort=self._abort)
 
-    def end(self) -> None:
-        """End of the forward pass."""
+    def missed(self, counts: Sequence[HitCount]) -> str:
+        """Return a message about the points that some pass did not reach; "" if every pass reached all of them."""
+        finished = self.passes.finished
+        silent = [count for count in counts if count.reached < finished]
+        if not silent:
+            return ""
+        more = len(silent) - 1
+        others = f", and {more} more {'point was' if more == 1 else 'points were'} missed" if more else ""
+        return (
+            f"{silent[0].where} was reached by {silent[0].reached} of {finished} forward passes{others}.\n"
+            "A fused whole-layer kernel, a compiled layer or a skipped layer hides it: turn that off for this block."
+        )
+
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ForwardPass:
+        stack = self.decoder.module
+        if stack.training and any(getattr(module, "gradient_checkpointing", False) for module in stack.modules()):
+            raise CannotIntervene(
+                "Gradient checkpointing runs the layers again after the forward pass, where interventions do not know "
+                "which tokens they read.\nTurn it off for this block: model.gradient_checkpointing_disable()."
+            )
+        forward_pass = self.passes.tracker.open(args, kwargs)
+        self._before = [(count.reached, count.acted) for count in self.counts]
+        self._tokens, self._thread = self.passes.tracker.read([forward_pass]), get_ident()
+        return forward_pass
+
+    def _end(self, forward_pass: ForwardPass, cache: Cache | None) -> None:
         self._tokens = None
+
+    def _abort(self) -> None:
+        self._tokens = None
+        for count, (reached, acted) in zip(self.counts, self._before, strict=True):
+            count.reached, count.acted = reached, acted
 
     def value(self, site: Site, change: ChangeValue) -> None:
         """Change the value at a site. Raises CannotIntervene for a site whose value cannot be changed."""

@@ -15,7 +15,6 @@ from qwenlab.checkpoint.fused_kernels import running_on_cpu
 from qwenlab.checkpoint.weights.loaded import require_loaded
 from qwenlab.errors import BadArgument, InterventionNotApplied
 from qwenlab.interventions.base import Intervention
-from qwenlab.interventions.pass_tracker import PassTracker
 from qwenlab.interventions.points import HitCount, InterventionPoints
 
 
@@ -66,7 +65,8 @@ class InterventionSession:
                 before = len(points.counts)
                 intervention.place(points)
                 self.hits[str(intervention)] = points.counts[before:]
-            self._passes = PassTracker(points)
+            points.follow_passes()
+            self._points = points
         except BaseException:
             self._close()
             raise
@@ -86,10 +86,11 @@ class InterventionSession:
             hooks.close()
 
     def _require_hits(self) -> None:
-        self._passes.reader.checks.settle()
-        self._passes.require_read("intervene")
+        passes = self._points.passes
+        passes.tracker.checks.settle()
+        passes.require_any("intervene")
         for name, counts in self.hits.items():
-            if missed := self._passes.missed(counts):
+            if missed := self._points.missed(counts):
                 raise InterventionNotApplied(f"{name}: {missed}")
             if not any(count.acted for count in counts):
                 raise InterventionNotApplied(

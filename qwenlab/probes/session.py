@@ -8,19 +8,20 @@ from types import TracebackType
 from typing import Any
 
 from torch import nn
+from transformers.cache_utils import Cache
 
 from qwenlab.capture.active import active_interventions, replaced_by
 from qwenlab.capture.forward_pass import ForwardPass, Label
 from qwenlab.capture.generate_calls import GenerateCalls
 from qwenlab.capture.hooks import CaptureHooks
+from qwenlab.capture.model_passes import ModelPasses
 from qwenlab.capture.provenance import facts_of
 from qwenlab.capture.running_layers import BlockThreads
-from qwenlab.capture.sequences import SequenceTracker, cache_among
-from qwenlab.capture.wrapping import outputs
+from qwenlab.capture.sequences import SequenceTracker
 from qwenlab.checkpoint.decoder import decoder_of, module_of
 from qwenlab.checkpoint.fused_kernels import running_on_cpu
 from qwenlab.checkpoint.weights.loaded import require_loaded
-from qwenlab.errors import BadArgument, CannotWatch, NoForwardPass, ProbeInUse, SiteNotReached
+from qwenlab.errors import BadArgument, CannotWatch, ProbeInUse, SiteNotReached
 from qwenlab.probes.base import Probe
 from qwenlab.probes.deltanet import DeltaNet
 from qwenlab.probes.dispatch import Dispatcher
@@ -86,7 +87,6 @@ class WatchSession:
         self._hooks.close()
         whole = False
         try:
-            self._drop_aborted_pass()
             self._dispatcher.flush()
             if kind is None:
                 self._tracker.checks.settle()
@@ -114,8 +114,7 @@ class WatchSession:
 
     def recording(self) -> Recording:
         """Return the measurements so far as a Recording; works inside the block and after it."""
-        if not self._tracker.forwards:
-            raise NoForwardPass(self._nothing_read())
+        self._passes.require_any("watch")
         if moved := [type(probe).__name__ for probe in self.probes if probe.session is not self]:
             raise ProbeInUse(
                 f"{', '.join(moved)} has been used in a later watch, which emptied it.\n"
@@ -146,11 +145,11 @@ class WatchSession:
         self._hooks = ExitStack()
         self._generate = GenerateCalls(self._module, self._decoder.module)
         self._tracker = SequenceTracker(self._decoder.module, self._generate)
+        self._passes = ModelPasses(self._decoder, self._tracker)
         timed = self._stopwatch.leave_out if self._stopwatch else lambda work: work()
         self._dispatcher = Dispatcher(self.probes, self._tracker.read, timed)
         self._capture = CaptureHooks(self._decoder, self._dispatcher.take)
         self._of_caches = [probe for probe in self.probes if type(probe).on_cache is not Probe.on_cache]
-        self._pass: ForwardPass | None = None
         self._interventions: dict[str, None] = {}  # those active in any pass
         self._recomputed: dict[str, tuple[int, ...]] = {}  # by probe: layers whose delta rule it recomputes
 
@@ -167,14 +166,11 @@ class WatchSession:
         if self._stopwatch is not None:
             self._stopwatch.inner(self._decoder, self._hooks)
         self._generate.listen(self._hooks)
-        self._tracker.refuse_reordering(self._hooks)
         self._tracker.embedded.listen(self._decoder.module.get_input_embeddings(), self._hooks)
         threads = BlockThreads(self._decoder.module, "watches", CannotWatch)
-        self._hooks.enter_context(threads.entered())
-        self._hooks.enter_context(outputs(self._decoder.module, self._after, before=self._before, around=threads.run))
+        self._passes.follow(self._hooks, threads, begin=self._begin, end=self._end, abort=self._abort)
 
-    def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._drop_aborted_pass()
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ForwardPass:
         self._reject_replaced_rule()
         if replaced_by(self._decoder.module, "states", self._all_layers):
             self._dispatcher.flush()  # a step does not begin with the state that the one before it ended with
@@ -186,15 +182,10 @@ class WatchSession:
         self._capture.captured_states = "" if goes_on else "initial" if forward_pass.is_decode else "both"
         if self._stopwatch is not None:
             self._stopwatch.start_model(forward_pass)
-        self._pass = forward_pass
+        return forward_pass
 
-    def _after(self, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        forward_pass, self._pass = self._pass, None
-        if forward_pass is None:
-            return
+    def _end(self, forward_pass: ForwardPass, cache: Cache | None) -> None:
         self._capture.end()
-        cache = cache_among(args, kwargs, out)
-        self._tracker.close(cache)
         self._dispatcher.end()
         if cache is not None:
             for probe in self._of_caches:
@@ -202,12 +193,10 @@ class WatchSession:
         if self._stopwatch is not None:
             self._stopwatch.end_model()
 
-    def _drop_aborted_pass(self) -> None:
-        """Drop the values of a forward pass that raised, which has no end."""
-        if self._pass is not None:
-            self._dispatcher.abort()
-            self._capture.end()
-            self._pass = None
+    def _abort(self) -> None:
+        """Drop the values of a forward pass that raised."""
+        self._dispatcher.abort()
+        self._capture.end()
 
     def _reject_replaced_rule(self) -> None:
         """Raise CannotWatch if a probe recomputes a delta rule that an intervention replaced."""
@@ -219,15 +208,8 @@ class WatchSession:
                     + ("; prediction_heads=0 measures gates and keys alone." if probe == DeltaNet.__name__ else ".")
                 )
 
-    def _nothing_read(self) -> str:
-        return (
-            f"The watched {type(self._decoder.module).__name__} ran no forward pass inside the `with` block.\n"
-            "Inside the block, call the same model object that you passed to watch, or a module that contains it."
-        )
-
     def _require_all_fired(self) -> None:
-        if not self._tracker.forwards:
-            raise NoForwardPass(self._nothing_read())
+        self._passes.require_any("watch")
         if silent := self._dispatcher.silent(self._tracker.columns):
             shown = silent[:8] + ([f"  and {len(silent) - 8} more"] if len(silent) > 8 else [])
             raise SiteNotReached(

@@ -15,8 +15,8 @@ from tests.probes.feeding import in_pieces, one_by_one, recorded, thorough
 
 def test_no_forward_pass(small):
     message = (
-        "The watched Qwen3_5MoeTextModel ran no forward pass inside the `with` block.\n"
-        "Inside the block, call the same model object that you passed to watch, or a module that contains it."
+        "watch: this Qwen3_5MoeTextModel ran no forward pass inside the `with` block.\n"
+        "Inside the block, call the same model object that you gave to watch, or one that contains it."
     )
     with pytest.raises(NoForwardPass) as caught, watch(small, DeltaNet()):
         pass
