@@ -142,15 +142,15 @@ class DeltaRuleHooks:
         self._decoder, self._hooks = decoder, hooks
         self._running = running_layers(decoder)
         self._wrapped, self._key_heads = set[str](), dict[int, int]()
-        self._readers: dict[int, ReadRule] = {}
+        self._readers: dict[int, tuple[ReadRule, Callable[[], bool]]] = {}
         self._changes: defaultdict[int, list[Callable[[DeltaRuleCall], DeltaRuleCall]]] = defaultdict(list)
         self._rules: defaultdict[int, list[Around]] = defaultdict(list)
         self._weight_changes: defaultdict[int, list[Callable[[torch.Tensor], torch.Tensor]]] = defaultdict(list)
 
-    def read(self, layer: int, read: ReadRule) -> None:
-        """Call `read` with each call of this layer's delta rule."""
+    def read(self, layer: int, read: ReadRule, when: Callable[[], bool] = lambda: True) -> None:
+        """Call `read` with each call of this layer's delta rule at which `when` returns True."""
         self._wrap_rules(layer, "read", after=self._read)
-        self._readers[layer] = read
+        self._readers[layer] = read, when
 
     def change(self, layer: int, change: Callable[[DeltaRuleCall], DeltaRuleCall]) -> None:
         """Change the arguments of this layer's delta rule."""
@@ -174,8 +174,10 @@ class DeltaRuleHooks:
         return DeltaRuleCall.from_call(args, kwargs, self._key_heads[layer])
 
     def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        if (layer := self._running.layer) is not None and (read := self._readers.get(layer)) is not None:
-            read(self.call(layer, args, kwargs), kwargs, result)
+        if (layer := self._running.layer) is not None and layer in self._readers:
+            read, when = self._readers[layer]
+            if when():
+                read(self.call(layer, args, kwargs), kwargs, result)
 
     def _change(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         layer = self._running.layer

@@ -73,7 +73,7 @@ class CaptureHooks:
         for buffer in self._buffers:
             for name in buffer.wanted:
                 if name == "mixer.rule":
-                    rules.read(buffer.layer, self._rule_reader(buffer))
+                    rules.read(buffer.layer, self._rule_reader(buffer), self._pass(buffer, name).is_current)
                 elif name == "mixer.attention":
                     attention.read(buffer.layer, partial(self._capture_attention, buffer))
                 elif name != buffer.part and name not in _ROUTER:
@@ -137,12 +137,10 @@ class CaptureHooks:
         """Return the function that captures each call of a layer's delta rule."""
         names = ("mixer.state", "mixer.rule.query", "mixer.rule.out")
         wants_states, wants_query, wants_out = (name in buffer.details for name in names)
-        heads, current = torch.tensor(sorted(buffer.state_heads)), self._pass(buffer, "mixer.rule")
+        heads = torch.tensor(sorted(buffer.state_heads))
 
         def read(call: DeltaRuleCall, kwargs: dict[str, Any], result: Any) -> None:
             nonlocal heads
-            if current.thread != get_ident():
-                return
             for name in ("query", "key", "value", "g", "beta"):
                 setattr(call, name, constant(getattr(call, name)))
             if not wants_query:
@@ -184,6 +182,10 @@ class _Pass:
     """
 
     thread: int = 0
+
+    def is_current(self) -> bool:
+        """Return whether the current thread runs it."""
+        return self.thread == get_ident()
 
 
 def readable(decoder: Decoder, layer: int) -> tuple[str, ...]:

@@ -45,6 +45,7 @@ class Dispatcher:
         self.sampled = True  # whether the current pass has tokens that probes sample
         self._limit = MAX_STEPS
         self._buffers: dict[tuple[int, Part], CaptureBuffer] = {}
+        self._readable: dict[int, tuple[str, ...]] = {}  # names, by layer
         self._pending: defaultdict[tuple[Probe, Part], list[tuple[int, Reduced]]] = defaultdict(list)
         self._pending_bytes = 0
         samplers = [probe for probe in probes if any(map(tuple, map(probe.sampled_sites, probe.layers)))]
@@ -71,7 +72,7 @@ class Dispatcher:
                 f"sites({layer}) does not.\nName each value in sites(layer); sampled_sites(layer) repeats some."
             )
         for name in names:
-            require_readable(probe, layer, name)
+            self._require_readable(probe, layer, name)
             part = "mixer" if name.partition(".")[0] == "mixer" else "mlp"
             buffer = self._buffers.setdefault((layer, part), CaptureBuffer(layer, part))
             buffer.want(name, probe.decoder.layer_types[layer], name in sampled)
@@ -79,6 +80,15 @@ class Dispatcher:
                 buffer.state_heads |= set(probe.state_heads(layer))
             if probe not in buffer.readers:
                 buffer.readers.append(probe)
+
+    def _require_readable(self, probe: Probe, layer: int, name: str) -> None:
+        """Raise BadArgument unless the layer has a value of this name to read."""
+        known = self._readable.get(layer) or self._readable.setdefault(layer, readable(probe.decoder, layer))
+        if name not in known:
+            raise BadArgument(
+                f"{type(probe).__name__}.sites({layer}) names {name!r}, which is not a value to read in layer {layer}, "
+                f"a {probe.decoder.layer_types[layer]} layer.\nIt has: {', '.join(known)}."
+            )
 
     def _reads(self, probe: Probe) -> bool:
         return any(probe in buffer.readers for buffer in self._buffers.values())
@@ -171,16 +181,6 @@ class Dispatcher:
                     places, reduced = zip(*(layer for _, layer in group), strict=True)
                     stacked = {name: torch.stack([each[name] for each in reduced]) for name in reduced[0]}
                     probe.accumulate(slice(places[0], places[-1] + 1), part, stacked, tokens.on(device))
-
-
-def require_readable(probe: Probe, layer: int, name: str) -> None:
-    """Raise BadArgument unless the layer has a value of this name to read."""
-    known = readable(probe.decoder, layer)
-    if name not in known:
-        raise BadArgument(
-            f"{type(probe).__name__}.sites({layer}) names {name!r}, which is not a value to read in layer {layer}, a "
-            f"{probe.decoder.layer_types[layer]} layer.\nIt has: {', '.join(known)}."
-        )
 
 
 def _device_and_offset(numbered: tuple[int, tuple[int, Reduced]]) -> tuple[torch.device, int]:
