@@ -8,9 +8,6 @@ from __future__ import annotations
 import re
 
 INTENDED = {
-    r"/memory/(predicted|measured)_bytes: float64 \(0, 3\) became int64": (
-        "bytes are integers, also where there are none"
-    ),
     r" @checkpoint: 'TEMPORARY/before/": "a toy's folder is that of its checkout",
 }
 """Pattern of "case: path: difference" -> reason."""
