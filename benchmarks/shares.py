@@ -15,7 +15,13 @@ from benchmarks.variants import default_probes
 WRAPPERS = ("capture/wrapping.py", "capture/running_layers.py")
 HOOKS = ("capture/hooks.py", "capture/delta_rule.py", "capture/attention.py")
 STOPWATCH = ("timing/stopwatch.py",)
-SESSION = ("probes/session.py", "capture/sequences.py", "capture/token_ids.py", "capture/generate_calls.py")
+SESSION = (
+    "probes/session.py",
+    "capture/model_passes.py",
+    "capture/sequences.py",
+    "capture/token_ids.py",
+    "capture/generate_calls.py",
+)
 DISPATCH = ("probes/dispatch.py",)
 
 Function = tuple[str, int, str]
@@ -67,7 +73,7 @@ def milliseconds(profile: cProfile.Profile) -> dict[str, float]:
         return 1000 * sum(
             times[3]
             for function, _, _, callers in _functions(profile, files)
-            if name in ("", function[2])
+            if name in ("", function[2]) and function[2] not in _RUNNING  # which have the whole model inside
             for caller, times in callers.items()
             if caller[0].endswith(by)
         )
