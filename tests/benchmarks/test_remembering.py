@@ -23,6 +23,7 @@ def times(monkeypatch):
     return remembering.timed(tiny_model("qwen3_5_moe"), "prefill 64", rounds=1)
 
 
+@pytest.mark.slow
 def test_what_a_probe_adds_is_held_to_the_mixers_it_watches(times):
     assert set(times["over own mixers"]) == set(MAPS | STATES)
     assert set(times["over bare"]) == {"bare again", *MAPS, *STATES}
@@ -31,6 +32,7 @@ def test_what_a_probe_adds_is_held_to_the_mixers_it_watches(times):
         assert own["median"] * share == pytest.approx(times["over bare"][probe]["median"] - 1)  # one round
 
 
+@pytest.mark.slow
 def test_the_whole_of_it_says_what_its_figures_mean(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(remembering, "CASES", {"prefill 64": STATES | {"ImplicitAttention": MAPS["ImplicitAttention"]}})
     monkeypatch.setattr(remembering, "build", lambda name: tiny_model("qwen3_5_moe"))

@@ -28,6 +28,7 @@ def small_notebook(tmp_path, monkeypatch):
     return path
 
 
+@pytest.mark.slow
 def test_names_what_the_notebook_saved_and_nothing_older(small_notebook, tmp_path):
     out = tmp_path / "runs"
     out.mkdir()
@@ -38,6 +39,7 @@ def test_names_what_the_notebook_saved_and_nothing_older(small_notebook, tmp_pat
     assert saved.notebook == out / "10_layers.ipynb"
 
 
+@pytest.mark.slow
 def test_a_notebook_that_saves_no_recording_is_an_error(small_notebook, tmp_path):
     small_notebook.write_text(SAVES.replace("recording.nc", "reading.nc"))
     (tmp_path / "recording.nc").write_text("of an earlier run")

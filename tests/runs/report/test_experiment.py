@@ -80,6 +80,7 @@ def folder(tmp_path):
     return made
 
 
+@pytest.mark.slow
 def test_a_report_is_its_template_filled_from_the_runs(folder, tmp_path):
     store = tmp_path / "store"
     assert ql.experiments.run(folder, store=store).complete
