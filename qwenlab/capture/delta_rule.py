@@ -164,10 +164,10 @@ class DeltaRuleHooks:
 
     def change_convolution(self, layer: int, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Change the weights [channel, tap] of this layer's convolution; the last tap is the token's own."""
-        self._weight_changes[layer].append(change)
         if self._first(layer, "convolution"):
             for name, index in CONVOLUTIONS.items():
                 self._wrap(name, around=partial(self._change_convolution, index))
+        self._weight_changes[layer].append(change)
 
     def call(self, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DeltaRuleCall:
         """Return the record of a call by this layer."""

@@ -1,13 +1,13 @@
-"""Which decode steps have a token that probes sample, so that the others need no capture."""
+"""Which token of a block is sampled, and which decode steps have one, so that the others need no capture."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
 from qwenlab.capture.forward_pass import ForwardPass
-from qwenlab.capture.tokens import drawn
 
 
 class SampledSteps:
@@ -17,7 +17,7 @@ class SampledSteps:
     """
 
     def __init__(self, every: Iterable[int]) -> None:
-        self._every = sorted(set(every))
+        self.every = tuple(sorted(set(every)))
 
     def has(self, step: ForwardPass) -> bool:
         """Return whether a token of this step may be sampled; the host knows, without a look at the device.
@@ -27,7 +27,7 @@ class SampledSteps:
         if step.keys is not None:
             return True
         past = step.past
-        return any(drawn(past // every, every, n) == past for every in self._every for n in step.sequences.numbers)
+        return any(drawn(past // every, every, n) == past for every in self.every for n in step.sequences.numbers)
 
     def kept(self, steps: list[ForwardPass]) -> torch.Tensor:
         """Return int [step]: index of each of consecutive steps among those that were captured: the first, and sampled.
@@ -38,6 +38,17 @@ class SampledSteps:
         past = first.past + torch.arange(len(steps), device=first.device)
         number = torch.arange(first.sequences.numbers.start, first.sequences.numbers.stop, device=first.device)
         captured = past == first.past
-        for every in self._every:
+        for every in self.every:
             captured = captured | (drawn(past // every, every, number[:, None]) == past).any(dim=0)
         return captured.cumsum(0) - 1
+
+
+def drawn(block: Any, every: int, sequence: Any = 0) -> Any:
+    """Return the position of the token sampled from the block [every * block, every * (block + 1)) of a sequence.
+
+    A fixed place, such as the first, would meet a text of that period in one phase only, and only the beginning of
+    short texts. So the place starts in the middle of the block and moves from block to block by the golden ratio, as
+    evenly as possible (Knuth, TAOCP 3, section 6.4), and from sequence to sequence by the square root of two.
+    """
+    place = (2**31 + block * 2654435769 + sequence * 1779033703) % 2**32
+    return every * block + (place * every >> 32)

@@ -10,6 +10,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from qwenlab.capture.sampled_steps import drawn
+from qwenlab.errors import BadArgument
+
 FOLDS = 8
 """Sequences are assigned to this many folds in reading order, so that intervals can be computed in bounded memory."""
 
@@ -18,6 +21,8 @@ PADDING = 0
 
 NEVER = 2**62
 """The position of a token that was never read."""
+
+_BY_SAMPLE = "Read them by tokens.sample(self.every), or leave their names out of sampled_sites."
 
 T = TypeVar("T")
 
@@ -39,8 +44,8 @@ class TokenBatch:
     whole      whether all columns are known to be real, without a device sync
     decode     whether these are decode steps
     ids        int [batch, position]: token ids; None if the model got embeddings
-    kept       int [position]: index of each of these decode steps among those whose sampled values were captured; None
-               where all were
+    kept       int [position]: index of each decode step among those with sampled values; None where all have them
+    kept_every the `every` of those samples
     """
 
     real: torch.Tensor
@@ -58,6 +63,7 @@ class TokenBatch:
     decode: bool = False
     ids: torch.Tensor | None = None
     kept: torch.Tensor | None = None
+    kept_every: tuple[int, ...] = ()
 
     @property
     def batch(self) -> int:
@@ -81,7 +87,13 @@ class TokenBatch:
         return (groups[:, None] == self.group.flatten()).double()
 
     def masked(self, values: torch.Tensor, axis: int = 0) -> torch.Tensor:
-        """Return values [batch, position, ...] (from this axis on) with zeros at padding, even where it is NaN."""
+        """Return values [batch, position, ...] (from this axis on) with zeros at padding, even where it is NaN.
+
+        Raises BadArgument for values that were captured at sampled decode steps only.
+        """
+        if self.kept is not None and values.shape[axis + 1] != self.width:
+            shown = f"These values are those of {values.shape[axis + 1]} decode steps, and {self.width} were read."
+            raise BadArgument(f"{shown}\n{_BY_SAMPLE}")
         if self.whole:
             return values
         return torch.where(self.real.reshape(*self.real.shape, *[1] * (values.ndim - axis - 2)), values, 0)
@@ -158,17 +170,6 @@ class TokenBatch:
         return self._by_device[device]
 
 
-def drawn(block: Any, every: int, sequence: Any = 0) -> Any:
-    """Return the position of the token sampled from the block [every * block, every * (block + 1)) of a sequence.
-
-    A fixed place, such as the first, would meet a text of that period in one phase only, and only the beginning of
-    short texts. So the place starts in the middle of the block and moves from block to block by the golden ratio, as
-    evenly as possible (Knuth, TAOCP 3, section 6.4), and from sequence to sequence by the square root of two.
-    """
-    place = (2**31 + block * 2654435769 + sequence * 1779033703) % 2**32
-    return every * block + (place * every >> 32)
-
-
 def added(total: torch.Tensor, more: torch.Tensor) -> torch.Tensor:
     """Return the sum of two tensors [], on the device of the second.
 
@@ -193,11 +194,13 @@ class TokenSample:
     columns  int [batch, slot]: their columns in this call
     read     the tokens of the call; None if all of them are sampled
     tokens   the sampled tokens as a batch; a slot whose token is not in this call is padding
+    every    n; None for tokens at chosen positions
     """
 
     columns: torch.Tensor
     read: TokenBatch | None
     tokens: TokenBatch
+    every: int | None = None
 
     def of(self, values: torch.Tensor, axis: int = 0) -> torch.Tensor:
         """Select their values: [batch, slot, ...] of [batch, position, ...], both from this axis on.
@@ -207,11 +210,11 @@ class TokenSample:
         if self.read is None:
             return values
         width = values.shape[axis + 1]
-        if len(self.columns) == 1:
-            return values.index_select(axis + 1, self.columns_among(width)[0])
         if width not in self._places:
             begins = torch.arange(len(self.columns), device=self.columns.device)[:, None] * width
             self._places[width] = (begins + self.columns_among(width)).flatten()
+        if len(self.columns) == 1:
+            return values.index_select(axis + 1, self._places[width])
         flat = values.flatten(axis, axis + 1).index_select(axis, self._places[width])
         return flat.unflatten(axis, self.columns.shape)
 
@@ -221,35 +224,39 @@ class TokenSample:
         return {}
 
     def columns_among(self, width: int) -> torch.Tensor:
-        """Return int [batch, slot]: their columns among `width` captured ones."""
+        """Return int [batch, slot]: their columns among `width` captured ones.
+
+        Raises BadArgument if others than these tokens were captured.
+        """
         if self.read is None or self.read.kept is None or width == self.read.width:
             return self.columns
-        return self._kept_columns
-
-    @cached_property
-    def _kept_columns(self) -> torch.Tensor:
-        assert self.read is not None
-        assert self.read.kept is not None
+        if self.every not in self.read.kept_every:
+            raise BadArgument(
+                f"These values are those of decode steps that probes sample, with every={list(self.read.kept_every)}; "
+                f"they cannot be read at other tokens{'' if self.every is None else f', with every={self.every}'}.\n"
+                + _BY_SAMPLE
+            )
         return self.read.kept[self.columns]
 
     def part(self, slots: slice) -> TokenSample:
         """Select some of these slots."""
         names = ("real", "position", "row", "group")
         sampled: dict[str, Any] = {name: getattr(self.tokens, name)[:, slots] for name in names}
-        return TokenSample(self.columns[:, slots], self.read, replace(self.tokens, **sampled))
+        return TokenSample(self.columns[:, slots], self.read, replace(self.tokens, **sampled), self.every)
 
     @staticmethod
     def of_tokens(tokens: TokenBatch, every: int) -> TokenSample:
         """Sample one token per block of `every` tokens."""
         if every == 1:
             columns = torch.arange(tokens.width, device=tokens.real.device).expand(tokens.batch, -1)
-            return TokenSample(columns, None, tokens)
+            return TokenSample(columns, None, tokens, every)
         if tokens.whole and tokens.keys is None:  # else a row may have begun later than its columns do
-            return TokenSample._at_columns(tokens, *_known_columns(tokens, every))
+            return replace(TokenSample._at_columns(tokens, *_known_columns(tokens, every)), every=every)
         slots = torch.arange(tokens.width // every + 2, device=tokens.position.device)  # as many as there can be
         sequence = torch.arange(tokens.numbers.start, tokens.numbers.stop, device=slots.device)[:, None]
         # A row without a real token begins at NEVER, and must not overflow.
-        return TokenSample.at(tokens, drawn(tokens.begin.clamp_max(2**31) // every + slots, every, sequence))
+        wanted = drawn(tokens.begin.clamp_max(2**31) // every + slots, every, sequence)
+        return replace(TokenSample.at(tokens, wanted), every=every)
 
     @staticmethod
     def at(tokens: TokenBatch, positions: torch.Tensor) -> TokenSample:

@@ -44,7 +44,7 @@ class Attention(Probe):
     gate openness  mean over channels of sigmoid(gate); not measured where attention has no output gate (olmo_hybrid)
 
     layers  only these layers
-    every   measure one token per block of this many (chosen by `tokens.drawn`); 1 measures all
+    every   measure one token per block of this many (chosen by `sampled_steps.drawn`); 1 measures all
     """
 
     name = "attention"

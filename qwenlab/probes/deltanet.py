@@ -59,7 +59,7 @@ class DeltaNet(Probe):
     raises KernelMismatch.
 
     layers            only these layers
-    every             measure one token per block of this many (chosen by `tokens.drawn`); 1 measures all
+    every             measure one token per block of this many (chosen by `sampled_steps.drawn`); 1 measures all
     prediction_heads  key heads per layer whose prediction error and state norm are measured, with all their value
                       heads: a number, evenly spaced, or "all"
     """

@@ -71,6 +71,11 @@ class Dispatcher:
                 f"{type(probe).__name__}.sampled_sites({layer}) names {', '.join(sorted(unnamed))}, which its "
                 f"sites({layer}) does not.\nName each value in sites(layer); sampled_sites(layer) repeats some."
             )
+        if "mixer.state" in sampled:
+            raise BadArgument(
+                f"{type(probe).__name__}.sampled_sites({layer}) names mixer.state, which needs every token: a state "
+                "depends on all tokens before it.\nName it in sites(layer) alone."
+            )
         for name in names:
             self._require_readable(probe, layer, name)
             part = "mixer" if name.partition(".")[0] == "mixer" else "mlp"
@@ -141,9 +146,9 @@ class Dispatcher:
 
     def _reduce_steps(self) -> None:
         steps, self._steps = self._steps, []
-        tokens = replace(
-            self._tokens_of(steps), kept=self._sampled_steps.kept(steps) if steps[0].keys is None else None
-        )
+        tokens = self._tokens_of(steps)
+        if steps[0].keys is None:
+            tokens = replace(tokens, kept=self._sampled_steps.kept(steps), kept_every=self._sampled_steps.every)
         for buffer in self.buffers:
             captured, buffer.steps = buffer.steps, []
             if len(captured) == len(steps):

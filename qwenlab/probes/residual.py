@@ -28,7 +28,7 @@ class Residual(Probe):
     Summed over tokens, for a contribution c added to the stream x: ||c||, ||x||, ||c|| / ||x||, <c, x> / (||c|| ||x||).
 
     layers  only these layers
-    every   measure one token per block of this many (chosen by `tokens.drawn`); 1 measures all
+    every   measure one token per block of this many (chosen by `sampled_steps.drawn`); 1 measures all
     """
 
     name = "residual"

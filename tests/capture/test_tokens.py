@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from qwenlab.capture.tokens import drawn
+from qwenlab.capture.sampled_steps import drawn
 from qwenlab.probes import DeltaNet, Residual
 from tests.probes.compare import assert_same
 from tests.probes.feeding import in_pieces, one_by_one, recorded

@@ -1,12 +1,14 @@
 """Decode steps that no probe samples: nothing is kept of them, nothing changes, and a silent layer is found."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 import xarray as xr
 
 import qwenlab as ql
-from qwenlab.capture.sampled_steps import SampledSteps
-from qwenlab.capture.tokens import drawn
+from qwenlab.capture.sampled_steps import SampledSteps, drawn
+from qwenlab.capture.tokens import TokenSample
 from qwenlab.errors import BadArgument, SiteNotReached
 
 
@@ -87,3 +89,42 @@ def test_sampled_sites_are_sites(moe):
     session = ql.watch(moe, Misnamed())
     with pytest.raises(BadArgument, match=r"Misnamed.sampled_sites\(0\) names mixer.gate, which its sites\(0\) does"):
         session.__enter__()
+
+
+def test_a_sampled_state_is_an_error(moe):
+    class Skipping(ql.probes.StateProbe):
+        name = "skipping"
+        measured: ClassVar = {"norm": ("1", "norm of the state, summed over tokens")}
+
+        def sampled_sites(self, layer):
+            return self.sites(layer)
+
+        def measure(self, layer, update):
+            return {"norm": update.after.norm(dim=(-2, -1))}
+
+    session = ql.watch(moe, Skipping())
+    with pytest.raises(BadArgument, match=r"mixer\.state, which needs every token"):
+        session.__enter__()
+
+
+@pytest.mark.parametrize("other", ["sample", "at"])
+def test_values_of_sampled_steps_are_not_read_at_other_tokens(moe, other):
+    class Elsewhere(ql.probes.Residual):
+        def reduce(self, layer, part, captured, tokens):
+            sample = tokens.sample(5) if other == "sample" else TokenSample.at(tokens, tokens.position[0, 3:9])
+            sample.of(captured[part])
+            return super().reduce(layer, part, captured, tokens)
+
+    message = r"every=\[8\]; they cannot be read at other tokens" + (", with every=5" if other == "sample" else r"\.")
+    with pytest.raises(BadArgument, match=message):
+        _decode(moe, 1, 30, [Elsewhere(every=8)])
+
+
+def test_values_of_sampled_steps_are_not_read_as_those_of_every_token(moe):
+    class Unsampled(ql.probes.Residual):
+        def reduce(self, layer, part, captured, tokens):
+            tokens.masked(captured[part])
+            return super().reduce(layer, part, captured, tokens)
+
+    with pytest.raises(BadArgument, match=r"those of 3 decode steps, and 30 were read\.\nRead them by"):
+        _decode(moe, 1, 30, [Unsampled(every=8)])

@@ -63,7 +63,7 @@ class MapProbe(HeadProbe):
     Rows are computed a block at a time: besides the stored maps, it needs at most about 300 MiB of memory.
 
     heads    only these heads of each layer
-    every    measure the row of one token per block of this many (chosen by `tokens.drawn`); 1 measures all
+    every    measure the row of one token per block of this many (chosen by `sampled_steps.drawn`); 1 measures all
     queries  store whole rows: of the tokens at these positions of each text, or "all", for texts up to 2,048 tokens
     block    store means over blocks of this many queries and keys, up to 2,048 blocks per text; measures every row
     """

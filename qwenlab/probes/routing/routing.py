@@ -42,7 +42,7 @@ class Routing(Probe):
 
     layers  only these layers
     every   measure entropies, margin and the shared expert of one token per block of this many (chosen by
-            `tokens.drawn`); 1 measures all. Choices are counted for every token.
+            `sampled_steps.drawn`); 1 measures all. Choices are counted for every token.
     """
 
     name = "routing"

@@ -131,7 +131,7 @@ class StateProbe(HeadProbe):
 
     layers  only these layers
     heads   only these value heads of each layer
-    every   measure the state after one token per block of this many (chosen by `tokens.drawn`); 1: after all
+    every   measure the state after one token per block of this many (chosen by `sampled_steps.drawn`); 1: after all
     """
 
     kind = DELTANET

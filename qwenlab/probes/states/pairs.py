@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from qwenlab.capture.tokens import TokenBatch, drawn
+from qwenlab.capture.sampled_steps import drawn
+from qwenlab.capture.tokens import TokenBatch
 from qwenlab.probes.states.base import StateSample
 
 AGES, PER_AGE = 12, 4
@@ -19,8 +20,8 @@ SLOTS = AGES * PER_AGE
 def slot_of(position: np.ndarray, pairs: int, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the slot of each pair stored at these positions, and the position at which it is replaced.
 
-    One token per block of `pairs` tokens is stored (chosen by `tokens.drawn`). With j the number of the block, counted
-    from 1, and 2^r the largest power of two that divides it, the pair is of age r and is replaced by the fourth pair of
+    One token per block of `pairs` tokens is stored (chosen by `sampled_steps.drawn`). With j the number of the block,
+    counted from 1, and 2^r the largest power of two that divides it, the pair is of age r and is replaced by the fourth pair of
     that age after it. So at any time the reservoir has pairs from just now to about 8,000 blocks ago, equally many per
     octave.
     """

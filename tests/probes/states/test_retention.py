@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from numpy.testing import assert_allclose
 
-from qwenlab.capture.tokens import drawn
+from qwenlab.capture.sampled_steps import drawn
 from qwenlab.errors import BadArgument
 from qwenlab.probes import Retention
 from qwenlab.probes.session import watch
