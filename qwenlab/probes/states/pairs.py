@@ -21,9 +21,9 @@ def slot_of(position: np.ndarray, pairs: int, number: np.ndarray) -> tuple[np.nd
     """Return the slot of each pair stored at these positions, and the position at which it is replaced.
 
     One token per block of `pairs` tokens is stored (chosen by `sampled_steps.drawn`). With j the number of the block,
-    counted from 1, and 2^r the largest power of two that divides it, the pair is of age r and is replaced by the fourth pair of
-    that age after it. So at any time the reservoir has pairs from just now to about 8,000 blocks ago, equally many per
-    octave.
+    counted from 1, and 2^r the largest power of two that divides it, the pair is of age r and is replaced by the fourth
+    pair of that age after it. So at any time the reservoir has pairs from just now to about 8,000 blocks ago, equally
+    many per octave.
     """
     block = position // pairs + 1
     age = np.minimum(np.log2(block & -block).astype(np.int64), AGES - 1)
