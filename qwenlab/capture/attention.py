@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from qwenlab.capture.active import mark_mask
-from qwenlab.capture.wrapping import Arguments, listening
+from qwenlab.capture.wrapping import Arguments, listening, unwrapped
 from qwenlab.checkpoint.decoder import Decoder
 
 _ARGUMENTS = ("module", "query", "key", "value", "attention_mask")
@@ -134,11 +134,10 @@ class AttentionHooks:
 
     def _wrap(self, **how: Any) -> None:
         """Wrap the attention implementation in use: one of transformers' table, or "eager" of the modeling file."""
-        names = vars(sys.modules[self._decoder.family.modeling])
-        functions, name = names["ALL_ATTENTION_FUNCTIONS"], self._decoder.module.config._attn_implementation
+        modeling: Any = sys.modules[self._decoder.family.modeling]
+        functions, name = modeling.ALL_ATTENTION_FUNCTIONS, self._decoder.module.config._attn_implementation
         if name in functions:
-            hook = listening(functions._local_mapping, name, functions[name], **how)
+            hook = listening(functions._local_mapping, name, original=unwrapped(functions[name]), **how)
         else:
-            eager = "eager_attention_forward"
-            hook = listening(names, eager, names[eager], **how)
+            hook = listening(modeling, "eager_attention_forward", **how)
         self._hooks.enter_context(hook)

@@ -217,5 +217,4 @@ class DeltaRuleHooks:
                 self._wrap(name, **how)
 
     def _wrap(self, name: str, **how: Any) -> None:
-        names = vars(sys.modules[self._decoder.family.modeling])
-        self._hooks.enter_context(listening(names, name, names[name], **how))
+        self._hooks.enter_context(listening(sys.modules[self._decoder.family.modeling], name, **how))

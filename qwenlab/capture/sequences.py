@@ -17,7 +17,7 @@ from qwenlab.capture.generate_calls import NO_ENDS, GenerateCalls, RowEnds
 from qwenlab.capture.masks import MaskChecks, keys_of
 from qwenlab.capture.token_ids import EmbeddedTokens, codes
 from qwenlab.capture.tokens import FOLDS, NEVER, PADDING, TokenBatch, added
-from qwenlab.capture.wrapping import method_calls
+from qwenlab.capture.wrapping import listening
 from qwenlab.checkpoint.caches import cache_argument, first_cache
 from qwenlab.errors import AmbiguousSequences, LabelShapeMismatch
 
@@ -104,7 +104,7 @@ class SequenceTracker:
                     "texts inside it."
                 )
 
-        hooks.enter_context(method_calls(Cache, "reorder_cache", reordered))
+        hooks.enter_context(listening(Cache, "reorder_cache", reordered))
 
     def read(self, passes: Sequence[ForwardPass]) -> TokenBatch:
         """Return the tokens of one pass, or of consecutive decode steps. Call it once per pass, in order."""

@@ -183,7 +183,7 @@ def test_wrappers_of_threads_that_come_and_go(impatient):
         for turn in range(200):
             heard = []
             keep = in_this_thread(lambda args, kwargs, result, heard=heard: heard.append(result))
-            with listening(namespace, "name", namespace["name"], keep):
+            with listening(namespace, "name", keep):
                 namespace["name"]((number, turn))
             assert heard == [(number, turn)]
 
