@@ -42,15 +42,12 @@ class _HiddenKeys(HeadIntervention):
 
     @abstractmethod
     def hidden(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        """bool [batch, query, key]: keys to hide, by the positions [batch, query, 1] and [batch, 1, key]."""
-
-    @abstractmethod
-    def affected(self, position: torch.Tensor) -> torch.Tensor:
-        """bool: whether queries at these positions have a key to hide."""
+        """bool: whether to hide keys from queries, by their positions; the first key, if any."""
 
     def affects(self, tokens: TokenBatch) -> bool:
         """Whether any of these tokens has a key to hide."""
-        return tokens.once((self, "affects"), lambda: bool((tokens.real & self.affected(tokens.position)).any()))
+        first = tokens.position.new_zeros(())
+        return tokens.once((self, "affects"), lambda: bool((tokens.real & self.hidden(tokens.position, first)).any()))
 
     def _mask(self, call: AttentionCall, tokens: TokenBatch) -> AttentionCall | None:
         if not self.affects(tokens):
@@ -93,9 +90,6 @@ class Window(_HiddenKeys):
     def hidden(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         return query - key >= self.tokens
 
-    def affected(self, position: torch.Tensor) -> torch.Tensor:
-        return position >= self.tokens
-
     def without_mask(self, implementation: str) -> Any:
         if implementation.startswith("flash_attention") and self.heads is None:
             return lambda call, tokens: call.replaced(window=self.tokens) if self.affects(tokens) else None
@@ -115,9 +109,6 @@ class NoSink(_HiddenKeys):
 
     def hidden(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         return (key == 0) & (query > 0)
-
-    def affected(self, position: torch.Tensor) -> torch.Tensor:
-        return position > 0
 
 
 def _causal(tokens: TokenBatch, columns: int) -> torch.Tensor:

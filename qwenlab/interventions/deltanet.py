@@ -102,8 +102,8 @@ class ResetState(RuleIntervention):
 
     def _in_segments(
         self,
-        rule: Callable[..., Any],
         call: DeltaRuleCall,
+        rule: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         tokens: TokenBatch,
@@ -164,7 +164,7 @@ class NoKeyRemoval(LayerIntervention):
 
 
 def _without_removal(
-    rule: Callable[..., Any], call: DeltaRuleCall, args: Any, kwargs: dict[str, Any], tokens: TokenBatch
+    call: DeltaRuleCall, rule: Callable[..., Any], args: Any, kwargs: dict[str, Any], tokens: TokenBatch
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Gated linear attention, called as transformers calls the delta rule."""
     normalise = bool(kwargs.get("use_qk_l2norm_in_kernel", False))

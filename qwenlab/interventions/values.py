@@ -144,7 +144,7 @@ class Identity(Intervention):
         for layer in self.layers:
             if layer >= count:
                 raise UnknownLayer(f"{self}: this model has layers 0 to {count - 1}; got layer {layer}.")
-            points.layer(layer, f"layers.{layer}.residual", lambda stream, value, tokens: stream)
+            points.layer(layer, f"layers.{layer}.residual", lambda value, stream, tokens: stream)
 
 
 @dataclass(frozen=True)
