@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -63,7 +63,7 @@ class _HiddenKeys(HeadIntervention):
         else:
             mask = call.mask.masked_fill(hidden, torch.finfo(call.mask.dtype).min)
         mark_mask(mask)
-        return call.replaced(mask=mask)
+        return replace(call, mask=mask)
 
     def _columns(self, tokens: TokenBatch, columns: int) -> torch.Tensor:
         """bool [batch, 1, query, column]"""
@@ -92,7 +92,7 @@ class Window(_HiddenKeys):
 
     def without_mask(self, implementation: str) -> Any:
         if implementation.startswith("flash_attention") and self.heads is None:
-            return lambda call, tokens: call.replaced(window=self.tokens) if self.affects(tokens) else None
+            return lambda call, tokens: replace(call, window=self.tokens) if self.affects(tokens) else None
         return super().without_mask(implementation)
 
 

@@ -316,7 +316,7 @@ SHOWN = (("deltanet", "error_ratio_sum"), ("implicit_attention", "mass_sum"))
             r"^ResetState\(heads=\.\.\.\): give at least one integer, each 0 or more",
         ),
         (lambda: NoConv(layers=[-1]), r"^NoConv\(layers=\.\.\.\): give at least one integer, each 0 or more"),
-        (lambda: StateDtype("fp4"), r"^StateDtype\('fp4'\): 'fp4' is not a format of a state\.\nChoose among bfloat16"),
+        (lambda: StateDtype("fp4"), r"^StateDtype\(format='fp4'\): give one of 'bfloat16', 'float8_e4m3', 'int8'\."),
     ],
 )
 def test_arguments_that_are_none(make, message):
