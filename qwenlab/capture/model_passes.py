@@ -65,7 +65,7 @@ class ModelPasses:
                     abort()
                 raise
 
-        self.tracker.refuse_reordering(hooks)
+        self.tracker.caches.listen(hooks)
         hooks.enter_context(threads.entered())
         hooks.enter_context(outputs(self._stack, after, before=before, around=partial(threads.run, run)))
 

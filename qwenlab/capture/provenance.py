@@ -67,6 +67,7 @@ def facts_of(model: Any, decoder: Decoder, tracker: SequenceTracker, interventio
         tokens=sum(tokens.values()),
         sequences=tracker.sequences,
         labels=tokens,
+        cropped=tracker.cropped,
         prompts_hash=tracker.prompts_hash,
         seed=torch.initial_seed(),
         interventions=interventions,

@@ -38,10 +38,11 @@ def watch(model: nn.Module | Any, *probes: Probe) -> WatchSession:
 
     Padding, marked by the 2-D `attention_mask` of 0 and 1, is left out. Sequences are tracked from call to call by
     their cache, so the sums do not depend on how tokens are batched. A cache that was begun outside the block, or
-    copied, has new sequences; for a cropped one, the tokens before the crop are forgotten. `generate` pads the rows of
-    a batch that end before others, and that padding is left out too. The end tokens are those of the call, or of the
-    model's generation_config; a batch whose rows may end by stop_strings or stopping_criteria is rejected. Beam search
-    reorders rows within the cache and is rejected.
+    copied, has new sequences; for a cropped one, the tokens before the crop are forgotten. The tokens that a crop
+    removes, such as rejected drafts, stay in all numbers; the attribute `cropped_tokens` of the recording counts them.
+    `generate` pads the rows of a batch that end before others, and that padding is left out too. The end tokens are
+    those of the call, or of the model's generation_config; a batch whose rows may end by stop_strings or
+    stopping_criteria is rejected. So is what reorders the rows of a cache, such as beam search.
 
     model   a transformers model of a known family, a module that contains one, or a Checkpoint
     probes  instances of probes, one of each kind; a probe is emptied when its block begins
