@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
-from qwenlab.capture.active import mark_mask
-from qwenlab.capture.wrapping import Arguments, listening
+from qwenlab.capture.layer_calls import LayerCalls
+from qwenlab.capture.wrapping import Arguments, listening, unwrapped
 from qwenlab.checkpoint.decoder import Decoder
 
 _ARGUMENTS = ("module", "query", "key", "value", "attention_mask")
@@ -94,51 +93,23 @@ def _joined_masks(calls: list[AttentionCall]) -> torch.Tensor:
     return torch.cat(visible, dim=2)
 
 
-class AttentionHooks:
+class AttentionHooks(LayerCalls[AttentionCall]):
     """Reads and changes the attention function that the layers of one model call, until `hooks` closes.
 
-    The function is one for all layers, and its call passes on the module of the layer.
+    It is one of transformers' table, or "eager" of the modeling file. The call passes on the module of the layer.
     """
 
     def __init__(self, decoder: Decoder, hooks: ExitStack) -> None:
-        self._decoder, self._hooks = decoder, hooks
-        self._readers: dict[Any, Callable[[AttentionCall], None]] = {}
-        self._changes: defaultdict[Any, list[Callable[[AttentionCall], AttentionCall]]] = defaultdict(list)
-
-    def read(self, layer: int, read: Callable[[AttentionCall], None]) -> None:
-        """Call `read` with each call of this layer's attention function."""
-        if not self._readers:
-            self._wrap(after=self._read)
-        self._readers[self._decoder.mixer(layer)] = read
-
-    def change(self, layer: int, change: Callable[[AttentionCall], AttentionCall]) -> None:
-        """Change the query, mask or window of this layer's attention function."""
-        if not self._changes:
-            self._wrap(around=self._change)
-        self._changes[self._decoder.mixer(layer)].append(change)
-
-    def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        if (read := self._readers.get(args[0] if args else kwargs["module"])) is not None:
-            read(AttentionCall.from_call(args, kwargs))
-
-    def _change(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if (changes := self._changes.get(args[0] if args else kwargs["module"])) is None:
-            return run(*args, **kwargs)
-        call = original = AttentionCall.from_call(args, kwargs)
-        for change in changes:
-            call = change(call)
-        if call.mask is not None and call.mask is not original.mask:
-            mark_mask(call.mask)
-        args, kwargs = call.to_call(args, kwargs)
-        return run(*args, **kwargs)
-
-    def _wrap(self, **how: Any) -> None:
-        """Wrap the attention implementation in use: one of transformers' table, or "eager" of the modeling file."""
-        names = vars(sys.modules[self._decoder.family.modeling])
-        functions, name = names["ALL_ATTENTION_FUNCTIONS"], self._decoder.module.config._attn_implementation
+        modeling: Any = sys.modules[decoder.family.modeling]
+        functions, name = modeling.ALL_ATTENTION_FUNCTIONS, decoder.module.config._attn_implementation
         if name in functions:
-            hook = listening(functions._local_mapping, name, functions[name], **how)
+            wrap = partial(listening, functions._local_mapping, name, original=unwrapped(functions[name]))
         else:
-            eager = "eager_attention_forward"
-            hook = listening(names, eager, names[eager], **how)
-        self._hooks.enter_context(hook)
+            wrap = partial(listening, modeling, "eager_attention_forward")
+        super().__init__(
+            decoder,
+            hooks,
+            [wrap],
+            caller=lambda args, kwargs: args[0] if args else kwargs["module"],
+            record=lambda layer, args, kwargs: AttentionCall.from_call(args, kwargs),
+        )

@@ -1,13 +1,8 @@
-"""The delta rule of a DeltaNet layer: its call as a record, and where it is read, changed or replaced.
-
-A layer calls the rule, and the convolution before it, through the globals of its module, and the call does not name the
-layer. So those names are wrapped, and the layer is the one that is running.
-"""
+"""The delta rule of a DeltaNet layer: its call as a record, and where it is read, changed or replaced."""
 
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -16,11 +11,12 @@ from typing import Any
 
 import torch
 
+from qwenlab.capture.layer_calls import LayerCalls
 from qwenlab.capture.layout import head_counts
 from qwenlab.capture.prediction import normalised, predictions
-from qwenlab.capture.running_layers import running_layers
+from qwenlab.capture.running_layers import followed, running_mixer
 from qwenlab.capture.tokens import TokenBatch
-from qwenlab.capture.wrapping import Arguments, Around, listening
+from qwenlab.capture.wrapping import Arguments, listening
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.mixers.gated_deltanet import CONVOLUTIONS
 
@@ -128,94 +124,44 @@ class DeltaRuleCall:
         return replace(calls[0], final=calls[-1].final, **tensors)  # type: ignore[arg-type]
 
 
-ReadRule = Callable[[DeltaRuleCall, dict[str, Any], Any], None]
-"""A call of the rule, its keyword arguments and its result."""
-
-
-class DeltaRuleHooks:
+class DeltaRuleHooks(LayerCalls[DeltaRuleCall]):
     """Reads and changes the delta rule and the convolution that the layers of one model call, until `hooks` closes.
 
-    Another thread may run the model meanwhile, so a layer's reader or change is added last, when all it needs is there.
+    A layer calls them through the globals of its module, the rule by one name for prefill and another for decode steps.
+    The call does not name the layer: it is the one that is running.
     """
 
     def __init__(self, decoder: Decoder, hooks: ExitStack) -> None:
-        self._decoder, self._hooks = decoder, hooks
-        self._running = running_layers(decoder)
-        self._wrapped, self._key_heads = set[str](), dict[int, int]()
-        self._readers: dict[int, tuple[ReadRule, Callable[[], bool]]] = {}
-        self._changes: defaultdict[int, list[Callable[[DeltaRuleCall], DeltaRuleCall]]] = defaultdict(list)
-        self._rules: defaultdict[int, list[Around]] = defaultdict(list)
-        self._weight_changes: defaultdict[int, list[Callable[[torch.Tensor], torch.Tensor]]] = defaultdict(list)
+        def calls(*names: str) -> tuple[Any, ...]:
+            wraps = [partial(listening, sys.modules[decoder.family.modeling], name) for name in names]
+            return decoder, hooks, wraps, lambda args, kwargs: running_mixer(), self._call
 
-    def read(self, layer: int, read: ReadRule, when: Callable[[], bool] = lambda: True) -> None:
-        """Call `read` with each call of this layer's delta rule at which `when` returns True."""
-        self._wrap_rules(layer, "read", after=self._read)
-        self._readers[layer] = read, when
+        super().__init__(*calls(*decoder.family.deltanet.rules))
+        self._convolutions = {name: LayerCalls[Any](*calls(name)) for name in CONVOLUTIONS}
+        self._key_heads = dict[int, int]()
 
-    def change(self, layer: int, change: Callable[[DeltaRuleCall], DeltaRuleCall]) -> None:
-        """Change the arguments of this layer's delta rule."""
-        self._wrap_rules(layer, "change", around=self._change)
-        self._changes[layer].append(change)
-
-    def replace(self, layer: int, run: Around) -> None:
-        """Run `run(rule, *args, **kwargs)` instead of this layer's delta rule."""
-        self._wrap_rules(layer, "replace", instead=self._replace)
-        self._rules[layer].append(run)
+    def listen(self, layer: int, **listeners: Callable[..., Any]) -> None:
+        self._follow(layer)
+        super().listen(layer, **listeners)
 
     def change_convolution(self, layer: int, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Change the weights [channel, tap] of this layer's convolution; the last tap is the token's own."""
-        if self._first(layer, "convolution"):
-            for name, index in CONVOLUTIONS.items():
-                self._wrap(name, around=partial(self._change_convolution, index))
-        self._weight_changes[layer].append(change)
 
-    def call(self, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DeltaRuleCall:
-        """Return the record of a call by this layer."""
-        return DeltaRuleCall.from_call(args, kwargs, self._key_heads[layer])
-
-    def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        if (layer := self._running.layer) is not None and layer in self._readers:
-            read, when = self._readers[layer]
-            if when():
-                read(self.call(layer, args, kwargs), kwargs, result)
-
-    def _change(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        layer = self._running.layer
-        if layer is not None and layer in self._changes:
-            call = self.call(layer, args, kwargs)
-            for change in self._changes[layer]:
-                call = change(call)
-            args, kwargs = call.to_call(args, kwargs)
-        return run(*args, **kwargs)
-
-    def _replace(self, rule: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        for run in self._rules.get(self._running.layer, ()):  # type: ignore[arg-type]
-            rule = partial(run, rule)
-        return rule(*args, **kwargs)
-
-    def _change_convolution(self, index: int, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        for change in self._weight_changes.get(self._running.layer, ()):  # type: ignore[arg-type]
+        def around(index: int, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if len(args) > index:
                 args = (*args[:index], change(args[index]), *args[index + 1 :])
             else:
                 kwargs["weight"] = change(kwargs["weight"])
-        return run(*args, **kwargs)
+            return run(*args, **kwargs)
 
-    def _first(self, layer: int, what: str) -> bool:
-        """Follow the layer; return whether this is the first call for `what`."""
+        self._follow(layer)
+        for name, index in CONVOLUTIONS.items():
+            self._convolutions[name].listen(layer, around=partial(around, index))
+
+    def _follow(self, layer: int) -> None:
         if layer not in self._key_heads:
             self._key_heads[layer] = head_counts(self._decoder, layer)[1]
-            self._hooks.enter_context(self._running.followed(self._decoder, layer))
-        first = what not in self._wrapped
-        self._wrapped.add(what)
-        return first
+            self._hooks.enter_context(followed(self._decoder, layer))
 
-    def _wrap_rules(self, layer: int, what: str, **how: Any) -> None:
-        """Wrap both names by which layers call the rule, one for prefill and one for decode steps."""
-        if self._first(layer, what):
-            for name in self._decoder.family.deltanet.rules:
-                self._wrap(name, **how)
-
-    def _wrap(self, name: str, **how: Any) -> None:
-        names = vars(sys.modules[self._decoder.family.modeling])
-        self._hooks.enter_context(listening(names, name, names[name], **how))
+    def _call(self, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DeltaRuleCall:
+        return DeltaRuleCall.from_call(args, kwargs, self._key_heads[layer])

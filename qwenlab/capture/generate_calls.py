@@ -11,7 +11,7 @@ import transformers
 from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
 
-from qwenlab.capture.wrapping import method_calls
+from qwenlab.capture.wrapping import listening
 from qwenlab.checkpoint.caches import TESTED
 from qwenlab.errors import UnsupportedTransformers
 
@@ -66,8 +66,8 @@ class GenerateCalls:
                 f"GenerationMixin of transformers {transformers.__version__} has no {' and no '.join(missing)}, so "
                 f"rows of a batch that ended cannot be left out.\nInstall a tested version: pip install '{TESTED}'."
             )
-        hooks.enter_context(method_calls(GenerationMixin, _METHODS[0], self._on_config))
-        hooks.enter_context(method_calls(GenerationMixin, _METHODS[1], self._on_criteria))
+        hooks.enter_context(listening(GenerationMixin, _METHODS[0], self._on_config))
+        hooks.enter_context(listening(GenerationMixin, _METHODS[1], self._on_criteria))
 
     def take_ends(self) -> RowEnds | None:
         """Return how rows end in the `generate` call that began since this was last called; None if none began."""

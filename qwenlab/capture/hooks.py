@@ -14,7 +14,8 @@ import torch
 from qwenlab.capture.active import mask_of_intervention
 from qwenlab.capture.attention import AttentionCall, AttentionHooks
 from qwenlab.capture.buffers import DETAILS, OF_CALLS, CaptureBuffer, constant
-from qwenlab.capture.delta_rule import DeltaRuleCall, DeltaRuleHooks, ReadRule
+from qwenlab.capture.delta_rule import DeltaRuleCall, DeltaRuleHooks
+from qwenlab.capture.layer_calls import ReadCall
 from qwenlab.capture.layout import FLAT, attachment
 from qwenlab.capture.wrapping import inputs, outputs
 from qwenlab.checkpoint.decoder import Decoder
@@ -133,7 +134,7 @@ class CaptureHooks:
 
         hooks.enter_context(outputs(self.decoder.adder(buffer.layer, part), after))
 
-    def _rule_reader(self, buffer: CaptureBuffer) -> ReadRule:
+    def _rule_reader(self, buffer: CaptureBuffer) -> ReadCall[DeltaRuleCall]:
         """Return the function that captures each call of a layer's delta rule."""
         names = ("mixer.state", "mixer.rule.query", "mixer.rule.out")
         wants_states, wants_query, wants_out = (name in buffer.details for name in names)
@@ -156,7 +157,7 @@ class CaptureHooks:
 
         return read
 
-    def _capture_attention(self, buffer: CaptureBuffer, call: AttentionCall) -> None:
+    def _capture_attention(self, buffer: CaptureBuffer, call: AttentionCall, *_: Any) -> None:
         if self._complete.thread != get_ident():
             return
         if call.window is not None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -16,57 +15,26 @@ from qwenlab.capture.wrapping import outputs
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.errors import QwenlabError
 
-
-class RunningLayers:
-    """Which DeltaNet layer of one model each thread is running.
-
-    Layers call their kernels through globals of a module, which other layers, and models in other threads, call too.
-    """
-
-    def __init__(self) -> None:
-        self._local, self._followers, self._hooks = threading.local(), Counter[int](), dict[int, ExitStack]()
-
-    @property
-    def layer(self) -> int | None:
-        """The layer that the current thread is running; None if there is none."""
-        layer: int | None = getattr(self._local, "layer", None)
-        return layer
-
-    @contextmanager
-    def followed(self, decoder: Decoder, layer: int) -> Iterator[None]:
-        """Context manager that follows a layer; all blocks on one model share the wrappers."""
-        end = partial(self._set, None)
-        with _entering:
-            if not self._followers.total():  # a pass that raised has left its layer
-                self._enter(-1, outputs(decoder.module, before=end))
-            if not self._followers[layer]:
-                self._enter(layer, outputs(decoder.mixer(layer), end, before=partial(self._set, layer)))
-            self._followers[layer] += 1
-        try:
-            yield
-        finally:
-            with _entering:
-                self._followers[layer] -= 1
-                if not self._followers[layer]:
-                    self._hooks.pop(layer).close()
-                if not self._followers.total():
-                    self._hooks.pop(-1).close()
-
-    def _enter(self, key: int, hook: AbstractContextManager[None]) -> None:
-        self._hooks[key] = ExitStack()
-        self._hooks[key].enter_context(hook)
-
-    def _set(self, layer: int | None, *_: Any) -> None:
-        self._local.layer = layer
+_running = threading.local()
 
 
-_running: WeakKeyDictionary[nn.Module, RunningLayers] = WeakKeyDictionary()
-"""By stack of layers."""
+def running_mixer() -> nn.Module | None:
+    """Return the mixer that the current thread is running, of the layers that are `followed`; else None."""
+    mixer: nn.Module | None = getattr(_running, "mixer", None)
+    return mixer
 
 
-def running_layers(decoder: Decoder) -> RunningLayers:
-    """Return the running layers of a model; only those are known that a block follows."""
-    return _running.setdefault(decoder.module, RunningLayers())
+@contextmanager
+def followed(decoder: Decoder, layer: int) -> Iterator[None]:
+    """Context manager in which `running_mixer` knows a layer."""
+
+    def run(mixer: nn.Module | None, *_: Any) -> None:
+        _running.mixer = mixer
+
+    mixer, end = decoder.mixer(layer), partial(run, None)
+    reset = outputs(decoder.module, before=end)  # a pass that raised has left its layer
+    with reset, outputs(mixer, end, before=partial(run, mixer)):
+        yield
 
 
 _blocks: WeakKeyDictionary[nn.Module, list[threading.Thread]] = WeakKeyDictionary()

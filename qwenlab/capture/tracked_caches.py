@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from qwenlab.capture.forward_pass import CachedSequences
 from qwenlab.capture.read_columns import CroppedTokens, ReadColumns
-from qwenlab.capture.wrapping import method_calls
+from qwenlab.capture.wrapping import listening
 from qwenlab.errors import AmbiguousSequences
 
 
@@ -74,10 +74,10 @@ class TrackedCaches:
         Raise AmbiguousSequences where the rows of a tracked cache change places.
         """
         hooks.callback(self._end)
-        hooks.enter_context(method_calls(DynamicLayer, "crop", self._on_crop))
-        hooks.enter_context(method_calls(CacheLayerMixin, "reorder_cache", self._on_rows))
-        hooks.enter_context(method_calls(DynamicLayer, "batch_select_indices", self._on_rows))
-        hooks.enter_context(method_calls(DynamicLayer, "batch_repeat_interleave", self._on_repeat))
+        hooks.enter_context(listening(DynamicLayer, "crop", self._on_crop))
+        hooks.enter_context(listening(CacheLayerMixin, "reorder_cache", self._on_rows))
+        hooks.enter_context(listening(DynamicLayer, "batch_select_indices", self._on_rows))
+        hooks.enter_context(listening(DynamicLayer, "batch_repeat_interleave", self._on_repeat))
 
     def _on_crop(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         if (known := self._of(args[0])) is not None:

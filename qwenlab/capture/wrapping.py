@@ -1,19 +1,19 @@
-"""Reference-counted monkey-patching of functions and module calls."""
+"""Reference-counted monkey-patching of functions, methods and module calls."""
 
 from __future__ import annotations
 
 import copy
 import functools
+import operator
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from threading import get_ident
 from types import MethodType
 from typing import Any
 
 from torch import nn
 
-ModuleGlobals = dict[str, Any]
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """The positional and the keyword arguments of a call."""
 Before = Callable[[tuple[Any, ...], dict[str, Any]], None]
@@ -27,18 +27,27 @@ Around = Callable[..., Any]
 class _Wrapper:
     """One function, wrapped under its own name: `around` and `instead` change calls, `before` and `after` observe them.
 
-    owner  the module whose method the function is, if it is one; a copy of that module is not wrapped
+    owner  as in `listening`; a copy of an owner is not wrapped
     """
 
-    def __init__(self, namespace: ModuleGlobals, name: str, original: Callable[..., Any], owner: Any = None) -> None:
-        self.namespace, self.name, self.original, self.owner = namespace, name, original, owner
+    def __init__(self, owner: Any, name: str, original: Callable[..., Any] | None) -> None:
+        self.owner, self.name = owner, name
         self.around: tuple[Around, ...] = ()
         self.instead: tuple[Around, ...] = ()
         self.before: tuple[Before, ...] = ()
         self.after: tuple[After, ...] = ()
-        self._existed = name in namespace
-        functools.update_wrapper(self, original)
-        namespace[name] = self
+        named = isinstance(owner, dict)
+        self._names = owner if named else vars(owner)
+        self._set: Callable[..., None] = operator.setitem if named else setattr
+        self._delete: Callable[..., None] = operator.delitem if named else delattr
+        self._existed = name in self._names
+        self.original = original or (owner[name] if named else getattr(owner, name))
+        functools.update_wrapper(self, self.original)
+        self._set(owner, name, self)
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """Bind to an instance where the function is a method of a class."""
+        return self if instance is None else MethodType(self, instance)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.around or self.instead:
@@ -80,12 +89,12 @@ class _Wrapper:
 
     def restore(self) -> None:
         """Restore the original, unless another function has replaced the wrapper since: that one stays."""
-        if self.namespace.get(self.name) is not self:
+        if self._names.get(self.name) is not self:
             return
         if self._existed:
-            self.namespace[self.name] = self.original
+            self._set(self.owner, self.name, self.original)
         else:
-            del self.namespace[self.name]
+            self._delete(self.owner, self.name)
 
 
 _wrappers: dict[tuple[int, str], _Wrapper] = {}
@@ -95,9 +104,8 @@ _registry = threading.RLock()
 
 @contextmanager
 def listening(
-    namespace: ModuleGlobals,
+    owner: Any,
     name: str,
-    original: Callable[..., Any],
     after: After | None = None,
     *,
     before: Before | None = None,
@@ -105,11 +113,12 @@ def listening(
     outside: bool = False,
     instead: Around | None = None,
     inmost: bool = False,
-    owner: nn.Module | None = None,
+    original: Callable[..., Any] | None = None,
 ) -> Iterator[None]:
-    """Context manager that observes or changes calls of `namespace[name]`; the last one to exit removes the wrapper.
+    """Context manager that observes or changes calls of a function; the last one to exit removes the wrapper.
 
-    original  the function that runs now: `namespace[name]`, or its replacement where the name is missing
+    owner     the object whose attribute `name` is the function: a module, or a class for a method of all instances; or
+              a dictionary with the function as an item
     before    observes calls before they run, with the arguments after all changes
     after     observes calls after they ran, with the arguments and the result after all changes
     around    changes arguments or result
@@ -117,107 +126,54 @@ def listening(
               their arguments
     instead   runs instead of the function, after all changes to the arguments
     inmost    call `after` before those of earlier listeners
+    original  the function, where a dictionary lacks the name
     """
-    key = (id(namespace), name)
+    key, first = (id(owner), name), {"around": outside, "after": inmost}
+    listeners = {"around": around, "instead": instead, "before": before, "after": after}
     with _registry:
         wrapper = _wrappers.get(key)
         if wrapper is None:
-            if isinstance(original, _Wrapper):  # another thread has removed it since it was looked up
-                original = original.original
-            wrapper = _wrappers[key] = _Wrapper(namespace, name, original, owner)
+            wrapper = _wrappers[key] = _Wrapper(owner, name, original)
         # Tuples are replaced, never mutated: a call in progress continues with those that it began with.
-        if around is not None:
-            wrapper.around = (around, *wrapper.around) if outside else (*wrapper.around, around)
-        if instead is not None:
-            wrapper.instead = (*wrapper.instead, instead)
-        if before is not None:
-            wrapper.before = (*wrapper.before, before)
-        if after is not None:
-            wrapper.after = (after, *wrapper.after) if inmost else (*wrapper.after, after)
+        for kind, listener in listeners.items():
+            if listener is not None:
+                earlier = getattr(wrapper, kind)
+                setattr(wrapper, kind, (listener, *earlier) if first.get(kind) else (*earlier, listener))
     try:
         yield
     finally:
         with _registry:
-            wrapper.around = tuple(each for each in wrapper.around if each is not around)
-            wrapper.instead = tuple(each for each in wrapper.instead if each is not instead)
-            wrapper.before = tuple(each for each in wrapper.before if each is not before)
-            wrapper.after = tuple(each for each in wrapper.after if each is not after)
+            for kind, listener in listeners.items():
+                setattr(wrapper, kind, tuple(each for each in getattr(wrapper, kind) if each is not listener))
             if not (wrapper.around or wrapper.instead or wrapper.before or wrapper.after):
                 wrapper.restore()
                 del _wrappers[key]
 
 
-@contextmanager
-def inputs(module: nn.Module, before: Before) -> Iterator[None]:
+def inputs(module: nn.Module, before: Before) -> AbstractContextManager[None]:
     """Context manager that observes a module's arguments, after any other hook has changed them."""
-    with listening(vars(module), "forward", module.forward, before=before, owner=module):
-        yield
+    return listening(module, "forward", before=before)
 
 
-@contextmanager
-def outputs(
-    module: nn.Module,
-    after: After | None = None,
-    *,
-    before: Before | None = None,
-    around: Around | None = None,
-    instead: Around | None = None,
-    inmost: bool = False,
-) -> Iterator[None]:
+def outputs(module: nn.Module, after: After | None = None, **listeners: Any) -> AbstractContextManager[None]:
     """Context manager that observes or changes a module's result, after any other hook has changed it.
 
     It uses no torch hook: one costs several microseconds, and a decode step runs a hundred such modules. It relies on
     `__call__` looking up `_call_impl` on the module (docs/decisions/0013-no-hooks-of-torch.md).
+
+    listeners  as in `listening`; `around` is outside earlier changes
     """
-    call: Any = module._call_impl
-    options: Any = dict(before=before, around=around, outside=True, instead=instead, inmost=inmost, owner=module)
-    with listening(vars(module), "_call_impl", call, after, **options):
-        yield
+    return listening(module, "_call_impl", after, outside=True, **listeners)
 
 
-@contextmanager
-def changed(module: nn.Module, around: Around, *, outside: bool = True) -> Iterator[None]:
+def changed(module: nn.Module, around: Around, *, outside: bool = True) -> AbstractContextManager[None]:
     """Context manager that changes a module's result before other hooks read it.
 
     transformers' `output_hidden_states` and `output_router_logits` are such hooks.
 
     outside  as in `listening`: True for changes of the result, False for those of the arguments
     """
-    with listening(vars(module), "forward", module.forward, around=around, outside=outside, owner=module):
-        yield
-
-
-_methods: dict[tuple[type, str], tuple[Any, list[After]]] = {}
-"""By class and method: the original, and its listeners."""
-
-
-@contextmanager
-def method_calls(owner: type, name: str, after: After) -> Iterator[None]:
-    """Context manager that observes every call of a class's method; the instance is the first argument."""
-    key = (owner, name)
-    with _registry:
-        if key not in _methods:
-            original, listeners = vars(owner)[name], list[After]()
-
-            @functools.wraps(original)
-            def wrapper(*args: Any, **kwargs: Any) -> Any:
-                result = original(*args, **kwargs)
-                for listener in tuple(listeners):
-                    listener(args, kwargs, result)
-                return result
-
-            _methods[key] = original, listeners
-            setattr(owner, name, wrapper)
-        _methods[key][1].append(after)
-    try:
-        yield
-    finally:
-        with _registry:
-            original, listeners = _methods[key]
-            listeners.remove(after)
-            if not listeners:
-                del _methods[key]
-                setattr(owner, name, original)
+    return listening(module, "forward", around=around, outside=outside)
 
 
 def in_this_thread(listener: Callable[..., None]) -> Callable[..., None]:
@@ -231,13 +187,12 @@ def in_this_thread(listener: Callable[..., None]) -> Callable[..., None]:
     return restricted
 
 
-def unwrapped(namespace: ModuleGlobals, name: str) -> Callable[..., Any]:
-    """Return `namespace[name]` without our wrapper."""
-    function: Callable[..., Any] = namespace[name]
+def unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function without our wrapper."""
     return function.original if isinstance(function, _Wrapper) else function
 
 
 def heard(module: nn.Module) -> bool:
     """Return whether a module's calls are observed or changed, by our wrappers or by torch hooks."""
-    wrapped = any((id(vars(module)), name) in _wrappers for name in ("forward", "_call_impl"))
+    wrapped = any((id(module), name) in _wrappers for name in ("forward", "_call_impl"))
     return wrapped or bool(module._forward_hooks or module._forward_pre_hooks)

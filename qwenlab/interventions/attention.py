@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from qwenlab.capture.active import mark_mask
 from qwenlab.capture.attention import AttentionCall
 from qwenlab.capture.tokens import TokenBatch, key_positions
 from qwenlab.checkpoint.families import ATTENTION
@@ -64,6 +65,7 @@ class _HiddenKeys(HeadIntervention):
             mask = call.mask & ~hidden
         else:
             mask = call.mask.masked_fill(hidden, torch.finfo(call.mask.dtype).min)
+        mark_mask(mask)
         return call.replaced(mask=mask)
 
     def _columns(self, tokens: TokenBatch, columns: int) -> torch.Tensor:

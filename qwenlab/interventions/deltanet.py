@@ -102,9 +102,9 @@ class ResetState(RuleIntervention):
 
     def _in_segments(
         self,
-        run: Callable[[], Any],
         rule: Callable[..., Any],
         call: DeltaRuleCall,
+        args: tuple[Any, ...],
         kwargs: dict[str, Any],
         tokens: TokenBatch,
     ) -> Any:
@@ -122,7 +122,7 @@ class ResetState(RuleIntervention):
         call = call.replaced(g=torch.where(selected, 0, call.g))  # a segment starts with an empty state
         if self.heads is None:
             return run_in_segments(rule, call, kwargs, segments)
-        out, after = run()
+        out, after = rule(*args, **kwargs)
         indices = heads.nonzero()[:, 0]
         initial = kwargs.get("initial_state")
         initial = None if initial is None else initial[:, indices]
@@ -164,7 +164,7 @@ class NoKeyRemoval(LayerIntervention):
 
 
 def _without_removal(
-    run: Callable[[], Any], rule: Callable[..., Any], call: DeltaRuleCall, kwargs: dict[str, Any], tokens: TokenBatch
+    rule: Callable[..., Any], call: DeltaRuleCall, args: Any, kwargs: dict[str, Any], tokens: TokenBatch
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Gated linear attention, called as transformers calls the delta rule."""
     normalise = bool(kwargs.get("use_qk_l2norm_in_kernel", False))

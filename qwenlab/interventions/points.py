@@ -33,9 +33,9 @@ Change = Callable[[Value, TokenBatch], Value | None]
 """A value and the tokens that the pass reads -> the new value, or None to leave it."""
 ChangeValue = Change[torch.Tensor]
 """Of a value [batch, position, ...]: the new one has the same shape."""
-ReplaceRule = Callable[[Callable[[], Any], Callable[..., Any], DeltaRuleCall, dict[str, Any], TokenBatch], Any]
-"""A function that runs the call as it is, the rule, the call, its keyword arguments, and the tokens read -> the result
-of the rule, or None to let it run."""
+ReplaceRule = Callable[[Callable[..., Any], DeltaRuleCall, tuple[Any, ...], dict[str, Any], TokenBatch], Any]
+"""The rule, its call, that call's arguments and keyword arguments, and the tokens read -> the result of the rule, or
+None to let it run."""
 
 LEAST_DECAY = 1e-18
 """Smaller decays are set to this one: it leaves nothing of a state in float32, and its ln is still summed exactly."""
@@ -201,11 +201,9 @@ class InterventionPoints:
         """
         count = HitCount("") if where is None else self._count(where)
 
-        def run(rule: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            as_it_is = partial(rule, *args, **kwargs)
-            call = self._rules.call(layer, args, kwargs)
-            new = self._apply(count, lambda call, tokens: new_rule(as_it_is, rule, call, kwargs, tokens), call)
-            return as_it_is() if new is None else new
+        def run(rule: Callable[..., Any], call: DeltaRuleCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            new = self._apply(count, lambda call, tokens: new_rule(rule, call, args, kwargs, tokens), call)
+            return rule(*args, **kwargs) if new is None else new
 
         self._rules.replace(layer, run)
 

@@ -64,7 +64,7 @@ class ReplayRollback(Rollback):
             for number, (layer, cache) in enumerate(zip(decoder.layers_of(DELTANET), context.deltanet, strict=True)):
                 rules.read(layer, in_this_thread(partial(self._store_call, number)))
                 store = partial(self._store_convolution, number)
-                hooks.enter_context(listening(vars(cache), "update_conv_state", cache.update_conv_state, store))
+                hooks.enter_context(listening(cache, "update_conv_state", store))
             yield
 
     def keep(self, context: TargetContext, count: int) -> None:
@@ -77,7 +77,7 @@ class ReplayRollback(Rollback):
         for number, state in enumerate(context.convolution):
             state.copy_(self._convolved[number][..., count : count + state.shape[-1]])
         family = context.decoder.family
-        rule = unwrapped(vars(sys.modules[family.modeling]), family.deltanet.recurrent_rule)
+        rule = unwrapped(getattr(sys.modules[family.modeling], family.deltanet.recurrent_rule))
         for _, group in groupby(range(len(self._before)), key=lambda number: self._before[number].device):
             numbers = list(group)
             states = _replay_delta_rule(

@@ -7,7 +7,7 @@ import torch
 import xarray as xr
 
 import qwenlab as ql
-from qwenlab.capture.running_layers import running_layers
+from qwenlab.capture.running_layers import followed
 from qwenlab.checkpoint.decoder import decoder_of
 
 
@@ -28,7 +28,7 @@ def test_a_pass_from_before_the_block_may_end_inside_one(moe):
     def other_pass():
         decoder = decoder_of(moe)
         with (
-            running_layers(decoder).followed(decoder, 0),
+            followed(decoder, 0),
             torch.no_grad(),
         ):  # so that its call is wrapped from the start
             moe(ids + 1)

@@ -104,7 +104,7 @@ def test_no_mask_is_kept_after_a_pass(quick, text):
     hear = lambda args, kwargs, result: masks.append(weakref.ref(kwargs.get("attention_mask", args[-1])))  # noqa: E731
     with torch.no_grad(), intervene(quick, Window(2)):
         name = quick.config._attn_implementation
-        with listening(names._local_mapping, name, names[name], hear):
+        with listening(names._local_mapping, name, hear, original=names[name]):
             quick(text(6)[None], use_cache=False)
         assert [mask() for mask in masks] == [None]
 

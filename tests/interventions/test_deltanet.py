@@ -194,8 +194,8 @@ def test_no_state_is_made_where_none_is_asked_for(small, text):
     """As the rule: the last state only with a cache; the output in the type of the queries."""
     seen = []
 
-    def listen(run, rule, call, kwargs, reading):
-        seen.append(run())
+    def listen(rule, call, args, kwargs, reading):
+        seen.append(rule(*args, **kwargs))
         return seen[-1]
 
     class Listening(NoKeyRemoval):

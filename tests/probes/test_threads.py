@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 import torch
 
-from qwenlab.capture.running_layers import running_layers
+from qwenlab.capture.running_layers import followed, running_mixer
 from qwenlab.capture.wrapping import _wrappers, in_this_thread, inputs, listening
 from qwenlab.checkpoint.decoder import decoder_of
 from qwenlab.checkpoint.families import DELTANET
@@ -183,7 +183,7 @@ def test_wrappers_of_threads_that_come_and_go(impatient):
         for turn in range(200):
             heard = []
             keep = in_this_thread(lambda args, kwargs, result, heard=heard: heard.append(result))
-            with listening(namespace, "name", namespace["name"], keep):
+            with listening(namespace, "name", keep):
                 namespace["name"]((number, turn))
             assert heard == [(number, turn)]
 
@@ -198,16 +198,14 @@ def test_a_running_layer_is_seen_by_its_thread_alone():
     seen = []
 
     def look(args, kwargs):
-        seen.append((running.layer, in_a_thread(lambda: running.layer)))
+        seen.append((running_mixer(), in_a_thread(running_mixer)))
 
     with ExitStack() as hooks:
-        running = running_layers(decoder)
-        hooks.enter_context(running.followed(decoder, layer))
+        hooks.enter_context(followed(decoder, layer))
         hooks.enter_context(inputs(decoder.part(layer, "mlp_norm"), look))
         hooks.enter_context(inputs(decoder.mixer(layer).norm, look))
         decoder.module(torch.ones(1, 3, dtype=torch.long))
-        assert running_layers(decoder) is running
-    assert seen == [(layer, None), (None, None)]
+    assert seen == [(decoder.mixer(layer), None), (None, None)]
 
 
 def test_a_layer_that_raised_is_not_running_in_the_next_pass():
@@ -218,11 +216,10 @@ def test_a_layer_that_raised_is_not_running_in_the_next_pass():
         raise RuntimeError("stop")
 
     with ExitStack() as hooks:
-        running = running_layers(decoder)
-        hooks.enter_context(running.followed(decoder, first))
+        hooks.enter_context(followed(decoder, first))
         with pytest.raises(RuntimeError, match="stop"), inputs(decoder.mixer(first).norm, fail):
             decoder.module(torch.ones(1, 3, dtype=torch.long))
         seen = []
-        hooks.enter_context(inputs(decoder.part(0, "mixer_norm"), lambda *_: seen.append(running.layer)))
+        hooks.enter_context(inputs(decoder.part(0, "mixer_norm"), lambda *_: seen.append(running_mixer())))
         decoder.module(torch.ones(1, 3, dtype=torch.long))
     assert seen == [None]
