@@ -47,7 +47,7 @@ class Part(NamedTuple):
 
     ways: Sequence[str]
     geometries: Sequence[str]
-    layers: int | None  # None: as many as the disk has room for
+    layers: int | None  # None: as many as the disk can hold
     texts: int
     tokens: int
     limits: dict[str, tuple[float, float]]
