@@ -104,6 +104,10 @@ class TokenizerMismatch(QwenlabError):
     """The tokenizer is missing, or has token ids beyond the rows of the embedding."""
 
 
+class DiskTooSmall(QwenlabError):
+    """The checkpoint to be written is larger than the free space of its disk."""
+
+
 class NoMtpHead(QwenlabError):
     """The checkpoint has no multi-token-prediction head."""
 

@@ -19,11 +19,11 @@ from transformers import (
 
 from qwenlab.capture.generate_calls import _METHODS, RowEnds
 from qwenlab.checkpoint.caches import cached_by
+from qwenlab.checkpoint.random_weights.byte_tokenizer import save_tokenizer
 from qwenlab.errors import AmbiguousSequences, UnsupportedTransformers
 from qwenlab.interventions import cache_activations
 from qwenlab.probes import DeltaNet
 from qwenlab.probes.session import watch
-from qwenlab.testing.checkpoints import save_tokenizer
 from qwenlab.testing.models import tiny_model
 from tests.probes.compare import assert_same
 from tests.probes.feeding import batch, in_pieces, one_by_one, padded, recorded
