@@ -76,11 +76,12 @@ def facts_of(model: Any, decoder: Decoder, tracker: SequenceTracker, interventio
 def running_on(decoder: Decoder) -> dict[str, Any]:
     """Return family, layer types, precision, device and kernels of a stack of layers."""
     parameters, config = list(decoder.module.parameters()), decoder.module.config
+    dtypes, devices = ({getattr(each, name) for each in parameters} for name in ("dtype", "device"))
     return {
         "family": decoder.family.name,
         "layer_types": decoder.layer_types,
-        "dtype": ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters})),
-        "device": ", ".join(sorted({_device(p.device) for p in parameters})),
+        "dtype": ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)),
+        "device": ", ".join(sorted({_device(device) for device in devices})),
         "kernel_delta_rule": kernel_of(decoder),
         "attention_implementation": str(config._attn_implementation),
         "experts_implementation": str(getattr(config, "_experts_implementation", None) or "none"),

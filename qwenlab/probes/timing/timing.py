@@ -44,6 +44,7 @@ class Timing(Probe):
     """
 
     name = "timing"
+    changing = ("_seconds", "_calls", "probe_seconds", "tokens", "_passes", "_waiting")
 
     def start(self, decoder: Decoder) -> None:
         super().start(decoder)
@@ -111,6 +112,11 @@ class Timing(Probe):
             end.synchronize()
             self._seconds[account] += sign * start.elapsed_time(end) / 1000
         self._waiting = pending
+
+    def snapshot(self, labels: list[str]) -> Callable[[], xr.Dataset]:
+        self._add_passes()
+        self._read(only_completed=False)
+        return super().snapshot(labels)
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
         self._add_passes()
