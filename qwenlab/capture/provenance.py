@@ -13,6 +13,7 @@ from qwenlab.capture.sequences import SequenceTracker
 from qwenlab.checkpoint.checkpoint import Checkpoint
 from qwenlab.checkpoint.decoder import Decoder, decoder_of
 from qwenlab.checkpoint.fused_kernels import kernel_of
+from qwenlab.checkpoint.module_tree import modules_of
 from qwenlab.checkpoint.weights.fingerprint import fingerprint_in_memory
 from qwenlab.record.provenance import provenance
 
@@ -75,8 +76,9 @@ def facts_of(model: Any, decoder: Decoder, tracker: SequenceTracker, interventio
 
 def running_on(decoder: Decoder) -> dict[str, Any]:
     """Return family, layer types, precision, device and kernels of a stack of layers."""
-    parameters, config = list(decoder.module.parameters()), decoder.module.config
-    dtypes, devices = ({getattr(each, name) for each in parameters} for name in ("dtype", "device"))
+    modules, config = modules_of(decoder.module), decoder.module.config
+    parameters = [each for _, module in modules for each in module._parameters.values() if each is not None]
+    dtypes, devices = {each.dtype for each in parameters}, {each.device for each in parameters}
     return {
         "family": decoder.family.name,
         "layer_types": decoder.layer_types,

@@ -37,8 +37,14 @@ class _Wrapper:
         self.before: tuple[Before, ...] = ()
         self.after: tuple[After, ...] = ()
         self._existed = name in namespace
-        functools.update_wrapper(self, original)
+        self.__wrapped__ = original  # where inspect.signature looks
         namespace[name] = self
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the function itself, such as its `__name__`."""
+        if name == "original":
+            raise AttributeError(name)
+        return getattr(self.original, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.around or self.instead:
@@ -93,20 +99,7 @@ _registry = threading.RLock()
 """Lock for adding, changing and removing wrappers."""
 
 
-@contextmanager
-def listening(
-    namespace: ModuleGlobals,
-    name: str,
-    original: Callable[..., Any],
-    after: After | None = None,
-    *,
-    before: Before | None = None,
-    around: Around | None = None,
-    outside: bool = False,
-    instead: Around | None = None,
-    inmost: bool = False,
-    owner: nn.Module | None = None,
-) -> Iterator[None]:
+class listening:
     """Context manager that observes or changes calls of `namespace[name]`; the last one to exit removes the wrapper.
 
     original  the function that runs now: `namespace[name]`, or its replacement where the name is missing
@@ -118,43 +111,68 @@ def listening(
     instead   runs instead of the function, after all changes to the arguments
     inmost    call `after` before those of earlier listeners
     """
-    key = (id(namespace), name)
-    with _registry:
-        wrapper = _wrappers.get(key)
-        if wrapper is None:
-            if isinstance(original, _Wrapper):  # another thread has removed it since it was looked up
-                original = original.original
-            wrapper = _wrappers[key] = _Wrapper(namespace, name, original, owner)
-        # Tuples are replaced, never mutated: a call in progress continues with those that it began with.
-        if around is not None:
-            wrapper.around = (around, *wrapper.around) if outside else (*wrapper.around, around)
-        if instead is not None:
-            wrapper.instead = (*wrapper.instead, instead)
-        if before is not None:
-            wrapper.before = (*wrapper.before, before)
-        if after is not None:
-            wrapper.after = (after, *wrapper.after) if inmost else (*wrapper.after, after)
-    try:
-        yield
-    finally:
+
+    __slots__ = ("_inmost", "_key", "_listeners", "_namespace", "_original", "_outside", "_owner", "_wrapper")
+
+    def __init__(
+        self,
+        namespace: ModuleGlobals,
+        name: str,
+        original: Callable[..., Any],
+        after: After | None = None,
+        *,
+        before: Before | None = None,
+        around: Around | None = None,
+        outside: bool = False,
+        instead: Around | None = None,
+        inmost: bool = False,
+        owner: nn.Module | None = None,
+    ) -> None:
+        self._key, self._namespace, self._original, self._owner = (id(namespace), name), namespace, original, owner
+        self._listeners, self._outside, self._inmost = (around, instead, before, after), outside, inmost
+
+    def __enter__(self) -> None:
+        around, instead, before, after = self._listeners
         with _registry:
-            wrapper.around = tuple(each for each in wrapper.around if each is not around)
-            wrapper.instead = tuple(each for each in wrapper.instead if each is not instead)
-            wrapper.before = tuple(each for each in wrapper.before if each is not before)
-            wrapper.after = tuple(each for each in wrapper.after if each is not after)
+            wrapper = _wrappers.get(self._key)
+            if wrapper is None:
+                original = self._original
+                if isinstance(original, _Wrapper):  # another thread has removed it since it was looked up
+                    original = original.original
+                wrapper = _wrappers[self._key] = _Wrapper(self._namespace, self._key[1], original, self._owner)
+            # Tuples are replaced, never mutated: a call in progress continues with those that it began with.
+            if around is not None:
+                wrapper.around = (around, *wrapper.around) if self._outside else (*wrapper.around, around)
+            if instead is not None:
+                wrapper.instead = (*wrapper.instead, instead)
+            if before is not None:
+                wrapper.before = (*wrapper.before, before)
+            if after is not None:
+                wrapper.after = (after, *wrapper.after) if self._inmost else (*wrapper.after, after)
+            self._wrapper = wrapper
+
+    def __exit__(self, *error: object) -> None:
+        around, instead, before, after = self._listeners
+        with _registry:
+            wrapper = self._wrapper
+            wrapper.around = _without(wrapper.around, around)
+            wrapper.instead = _without(wrapper.instead, instead)
+            wrapper.before = _without(wrapper.before, before)
+            wrapper.after = _without(wrapper.after, after)
             if not (wrapper.around or wrapper.instead or wrapper.before or wrapper.after):
                 wrapper.restore()
-                del _wrappers[key]
+                del _wrappers[self._key]
 
 
-@contextmanager
-def inputs(module: nn.Module, before: Before) -> Iterator[None]:
-    """Context manager that observes a module's arguments, after any other hook has changed them."""
-    with listening(vars(module), "forward", module.forward, before=before, owner=module):
-        yield
+def _without(listeners: tuple[Any, ...], listener: Any) -> tuple[Any, ...]:
+    return listeners if listener is None else tuple(each for each in listeners if each is not listener)
 
 
-@contextmanager
+def inputs(module: nn.Module, before: Before) -> listening:
+    """Return a context manager that observes a module's arguments, after any other hook has changed them."""
+    return listening(vars(module), "forward", module.forward, before=before, owner=module)
+
+
 def outputs(
     module: nn.Module,
     after: After | None = None,
@@ -163,28 +181,25 @@ def outputs(
     around: Around | None = None,
     instead: Around | None = None,
     inmost: bool = False,
-) -> Iterator[None]:
-    """Context manager that observes or changes a module's result, after any other hook has changed it.
+) -> listening:
+    """Return a context manager that observes or changes a module's result, after any other hook has changed it.
 
     It uses no torch hook: one costs several microseconds, and a decode step runs a hundred such modules. It relies on
     `__call__` looking up `_call_impl` on the module (docs/decisions/0013-no-hooks-of-torch.md).
     """
     call: Any = module._call_impl
     options: Any = dict(before=before, around=around, outside=True, instead=instead, inmost=inmost, owner=module)
-    with listening(vars(module), "_call_impl", call, after, **options):
-        yield
+    return listening(vars(module), "_call_impl", call, after, **options)
 
 
-@contextmanager
-def changed(module: nn.Module, around: Around, *, outside: bool = True) -> Iterator[None]:
-    """Context manager that changes a module's result before other hooks read it.
+def changed(module: nn.Module, around: Around, *, outside: bool = True) -> listening:
+    """Return a context manager that changes a module's result before other hooks read it.
 
     transformers' `output_hidden_states` and `output_router_logits` are such hooks.
 
     outside  as in `listening`: True for changes of the result, False for those of the arguments
     """
-    with listening(vars(module), "forward", module.forward, around=around, outside=outside, owner=module):
-        yield
+    return listening(vars(module), "forward", module.forward, around=around, outside=outside, owner=module)
 
 
 _methods: dict[tuple[type, str], tuple[Any, list[After]]] = {}

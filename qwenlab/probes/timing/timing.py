@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-import timeit
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -56,9 +56,7 @@ class Timing(Probe):
         self.readings = 0
         self._passes: list[tuple[int, list[Span], Mark]] = []  # not yet added
         self._waiting: list[tuple[tuple[Any, ...], Mark, int]] = []
-        now = self.now
-        pairs = timeit.repeat(lambda: (now(), now()), number=1, repeat=200)
-        self.clock_cost = float(np.median(pairs))  # host seconds of one pair of readings
+        self.clock_cost = _cost_of_a_pair(self.now)
 
     @property
     def now(self) -> Callable[[], Any]:
@@ -143,6 +141,17 @@ class Timing(Probe):
             clock_cost_seconds=self.clock_cost,
             readings=self.readings,
         )
+
+
+def _cost_of_a_pair(now: Callable[[], Any], pairs: int = 200) -> float:
+    """Return the host seconds that one pair of readings takes, the median of many."""
+    seconds = []
+    for _ in range(pairs):
+        began = time.perf_counter()
+        now()
+        now()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
 
 
 def _event() -> Any:
