@@ -192,9 +192,10 @@ class _Pass:
 def readable(decoder: Decoder, layer: int) -> tuple[str, ...]:
     """Return the names of the values that can be captured in a layer."""
     kind, routed = decoder.layer_types[layer], decoder.part(layer, "experts") is not None
+    place, config = decoder.kind(layer).place, decoder.module.config
     call = "mixer.rule" if kind == DELTANET else "mixer.attention"
     details = [name for name, of in DETAILS.items() if of == call]
-    modules = [name for name in ("mixer.gate", "mixer.heads", "mixer.value") if attachment(decoder, layer, name)]
+    modules = [name for name in ("mixer.gate", "mixer.heads", "mixer.value") if place(name, config) is not None]
     experts = [*_ROUTER, "experts", "shared_expert", "shared_expert_gate"] if routed else []
     return ("mixer.input", "mixer", call, *details, *OF_CALLS[kind], *modules, "mlp.input", "mlp", *experts)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -41,7 +42,8 @@ class SequenceTracker:
         self._hashed = "tokens"
         self._tokens: torch.Tensor | None = None  # int [1 + label]: padding, and real tokens by label
         cache_argument(type(decoder).forward)  # raises if no argument takes a cache
-        self._names = [name for name in inspect.signature(decoder.forward).parameters if name != "self"]
+        own = vars(decoder).get("forward")  # somebody's replacement, which the cache must not keep alive
+        self._names = _names_of_class(type(decoder).forward) if own is None else _argument_names(own)
         self._calls = calls
         self._open: CachedSequences | None = None
 
@@ -238,3 +240,10 @@ def cache_among(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Cach
 
 def _joined(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor:
     return torch.cat([tensor for tensor in tensors if tensor is not None], dim=1)
+
+
+def _argument_names(forward: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(name for name in inspect.signature(forward).parameters if name != "self")
+
+
+_names_of_class = lru_cache(maxsize=32)(_argument_names)

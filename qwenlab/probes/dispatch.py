@@ -79,7 +79,9 @@ class Dispatcher:
         for name in names:
             self._require_readable(probe, layer, name)
             part = "mixer" if name.partition(".")[0] == "mixer" else "mlp"
-            buffer = self._buffers.setdefault((layer, part), CaptureBuffer(layer, part))
+            buffer = self._buffers.get((layer, part)) or self._buffers.setdefault(
+                (layer, part), CaptureBuffer(layer, part)
+            )
             buffer.want(name, probe.decoder.layer_types[layer], name in sampled)
             if name == "mixer.state":
                 buffer.state_heads |= set(probe.state_heads(layer))

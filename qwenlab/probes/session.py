@@ -123,8 +123,7 @@ class WatchSession:
             )
         self._dispatcher.flush()
         self._tracker.checks.settle()
-        datasets = {probe.name: probe.dataset(self._tracker.labels) for probe in self.probes}
-        return Recording(datasets, self.facts())
+        return Recording({probe.name: probe.snapshot(self._tracker.labels) for probe in self.probes}, self.facts())
 
     def facts(self) -> dict[str, Any]:
         """Return the provenance of the measurements so far: the root attrs of the recording."""

@@ -47,6 +47,7 @@ class Routing(Probe):
 
     name = "routing"
     reads = "a router"
+    changing = ("_sums", "_certain", "_windows", "_coactivation", "_transition")
 
     def __init__(self, *, layers: Iterable[int] | None = None, every: int = 8) -> None:
         super().__init__(layers=layers, every=every)

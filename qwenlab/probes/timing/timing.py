@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-import timeit
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -44,6 +44,7 @@ class Timing(Probe):
     """
 
     name = "timing"
+    changing = ("_seconds", "_calls", "probe_seconds", "tokens", "_passes", "_waiting")
 
     def start(self, decoder: Decoder) -> None:
         super().start(decoder)
@@ -55,9 +56,7 @@ class Timing(Probe):
         self.readings = 0
         self._passes: list[tuple[int, list[Span], Mark]] = []  # not yet added
         self._waiting: list[tuple[tuple[Any, ...], Mark, int]] = []
-        now = self.now
-        pairs = timeit.repeat(lambda: (now(), now()), number=1, repeat=200)
-        self.clock_cost = float(np.median(pairs))  # host seconds of one pair of readings
+        self.clock_cost = _cost_of_a_pair(self.now)
 
     @property
     def now(self) -> Callable[[], Any]:
@@ -112,6 +111,11 @@ class Timing(Probe):
             self._seconds[account] += sign * start.elapsed_time(end) / 1000
         self._waiting = pending
 
+    def snapshot(self, labels: list[str]) -> Callable[[], xr.Dataset]:
+        self._add_passes()
+        self._read(only_completed=False)
+        return super().snapshot(labels)
+
     def dataset(self, labels: list[str]) -> xr.Dataset:
         self._add_passes()
         self._read(only_completed=False)
@@ -137,6 +141,17 @@ class Timing(Probe):
             clock_cost_seconds=self.clock_cost,
             readings=self.readings,
         )
+
+
+def _cost_of_a_pair(now: Callable[[], Any], pairs: int = 200) -> float:
+    """Return the host seconds that one pair of readings takes, the median of many."""
+    seconds = []
+    for _ in range(pairs):
+        began = time.perf_counter()
+        now()
+        now()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
 
 
 def _event() -> Any:
