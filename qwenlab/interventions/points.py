@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from threading import get_ident
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
@@ -18,7 +18,7 @@ from qwenlab.capture.forward_pass import ForwardPass
 from qwenlab.capture.generate_calls import GenerateCalls
 from qwenlab.capture.layout import Attachment, attachment, head_counts
 from qwenlab.capture.model_passes import ModelPasses
-from qwenlab.capture.router import Routed, rerouted
+from qwenlab.capture.router import Routed
 from qwenlab.capture.running_layers import BlockThreads
 from qwenlab.capture.sequences import SequenceTracker, cache_among
 from qwenlab.capture.tokens import TokenBatch
@@ -27,18 +27,11 @@ from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.checkpoint.sites import Site
 from qwenlab.errors import CannotIntervene
+from qwenlab.interventions.changes import Change, ChangeValue, Value, with_argument, with_logits, with_query
 
-Value = TypeVar("Value", bound=Any)
-Change = Callable[[Value, TokenBatch], Value | None]
-"""A value and the tokens that the pass reads -> the new value, or None to leave it."""
-ChangeValue = Change[torch.Tensor]
-"""Of a value [batch, position, ...]: the new one has the same shape."""
 ReplaceRule = Callable[[Callable[[], Any], Callable[..., Any], DeltaRuleCall, dict[str, Any], TokenBatch], Any]
 """A function that runs the call as it is, the rule, the call, its keyword arguments, and the tokens read -> the result
 of the rule, or None to let it run."""
-
-LEAST_DECAY = 1e-18
-"""Smaller decays are set to this one: it leaves nothing of a state in float32, and its ln is still summed exactly."""
 
 
 @dataclass
@@ -114,15 +107,15 @@ class InterventionPoints:
         layer, word = site.layer, site.word
         place = attachment(self.decoder, layer, word)
         if word == "router":
-            self.router(layer, site.name, _with_logits(change, self.decoder.part(layer, "router")))
+            self.router(layer, site.name, with_logits(change, self.decoder.part(layer, "router")))
         elif place is not None and place.argument is not None:
             self._argument(place, place.argument, site.name, change)
         elif place is not None:
             self._output(place, site.name, lambda args, kwargs, value, tokens: change(value, tokens))
         elif site.kind == DELTANET:
-            self.rule(layer, site.name, _with_argument(change, word.removeprefix("mixer.")))
+            self.rule(layer, site.name, with_argument(change, word.removeprefix("mixer.")))
         elif word == "mixer.query":
-            self.attention(layer, site.name, _with_query(change))
+            self.attention(layer, site.name, with_query(change))
         else:
             raise CannotIntervene(
                 f"{site.name} cannot be changed: attention caches rotated keys, and each call holds those of earlier "
@@ -258,35 +251,3 @@ def heads_of(decoder: Decoder, site: Site) -> int | None:
     if not {"head", "key_head"} & set(site.dims):
         return None
     return head_counts(decoder, site.layer)["key_head" in site.dims]
-
-
-def _with_argument(change: ChangeValue, name: str) -> Change[DeltaRuleCall]:
-    """Change one argument of the delta rule; the decay as alpha, not its ln."""
-
-    def of_call(call: DeltaRuleCall, tokens: TokenBatch) -> DeltaRuleCall | None:
-        old = call.g.exp() if name == "decay" else getattr(call, name)
-        new = change(old, tokens)
-        if new is None:
-            return None
-        if name == "decay":  # exp and ln would round the decays that do not change
-            log = new.float().clamp_min(LEAST_DECAY).log().to(call.g.dtype)
-            return call.replaced(g=torch.where(new == old, call.g, log))
-        return call.replaced(**{name: new.to(old.dtype)})
-
-    return of_call
-
-
-def _with_query(change: ChangeValue) -> Change[AttentionCall]:
-    def of_call(call: AttentionCall, tokens: TokenBatch) -> AttentionCall | None:
-        new = change(call.query.transpose(1, 2), tokens)
-        return None if new is None else call.replaced(query=new.to(call.query.dtype).transpose(1, 2))
-
-    return of_call
-
-
-def _with_logits(change: ChangeValue, router: Any) -> Change[Routed]:
-    def of_router(routed: Routed, tokens: TokenBatch) -> Routed | None:
-        new = change(routed.logits.reshape(tokens.batch, tokens.width, -1), tokens)
-        return None if new is None else rerouted(router, new.reshape(routed.logits.shape), routed.chosen.shape[-1])
-
-    return of_router
