@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from torch import nn
 
+from qwenlab.capture.lanes import outside_lanes
 from qwenlab.capture.wrapping import outputs
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.errors import QwenlabError
@@ -54,7 +55,8 @@ class RunningLayers:
 
     def _enter(self, key: int, hook: AbstractContextManager[None]) -> None:
         self._hooks[key] = ExitStack()
-        self._hooks[key].enter_context(hook)
+        with outside_lanes():  # blocks of several lanes may share it
+            self._hooks[key].enter_context(hook)
 
     def _set(self, layer: int | None, *_: Any) -> None:
         self._local.layer = layer

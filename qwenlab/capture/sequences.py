@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -90,6 +90,15 @@ class SequenceTracker:
         if cache is not None and self._open is not None:
             self._cached[cache] = self._open
         self._open = None
+
+    def suspend(self) -> Callable[[], None]:
+        """Put the open pass aside, and return the function that takes it up again."""
+        sequences, self._open = self._open, None
+
+        def resume() -> None:
+            self._open = sequences
+
+        return resume
 
     def refuse_reordering(self, hooks: ExitStack) -> None:
         """Raise AmbiguousSequences where the rows of a tracked cache change places, until `hooks` closes."""

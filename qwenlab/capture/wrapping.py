@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from qwenlab.capture.lanes import placed
+
 ModuleGlobals = dict[str, Any]
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """The positional and the keyword arguments of a call."""
@@ -28,6 +30,7 @@ class _Wrapper:
     """One function, wrapped under its own name: `around` and `instead` change calls, `before` and `after` observe them.
 
     owner  the module whose method the function is, if it is one; a copy of that module is not wrapped
+    users  number of blocks that listen, also those of lanes that wait
     """
 
     def __init__(self, namespace: ModuleGlobals, name: str, original: Callable[..., Any], owner: Any = None) -> None:
@@ -36,6 +39,7 @@ class _Wrapper:
         self.instead: tuple[Around, ...] = ()
         self.before: tuple[Before, ...] = ()
         self.after: tuple[After, ...] = ()
+        self.users = 0
         self._existed = name in namespace
         functools.update_wrapper(self, original)
         namespace[name] = self
@@ -125,24 +129,34 @@ def listening(
             if isinstance(original, _Wrapper):  # another thread has removed it since it was looked up
                 original = original.original
             wrapper = _wrappers[key] = _Wrapper(namespace, name, original, owner)
-        # Tuples are replaced, never mutated: a call in progress continues with those that it began with.
-        if around is not None:
-            wrapper.around = (around, *wrapper.around) if outside else (*wrapper.around, around)
-        if instead is not None:
-            wrapper.instead = (*wrapper.instead, instead)
-        if before is not None:
-            wrapper.before = (*wrapper.before, before)
-        if after is not None:
-            wrapper.after = (after, *wrapper.after) if inmost else (*wrapper.after, after)
-    try:
-        yield
-    finally:
+        wrapper.users += 1
+
+    # Tuples are replaced, never mutated: a call in progress continues with those that it began with.
+    def place() -> None:
+        with _registry:
+            if around is not None:
+                wrapper.around = (around, *wrapper.around) if outside else (*wrapper.around, around)
+            if instead is not None:
+                wrapper.instead = (*wrapper.instead, instead)
+            if before is not None:
+                wrapper.before = (*wrapper.before, before)
+            if after is not None:
+                wrapper.after = (after, *wrapper.after) if inmost else (*wrapper.after, after)
+
+    def remove() -> None:
         with _registry:
             wrapper.around = tuple(each for each in wrapper.around if each is not around)
             wrapper.instead = tuple(each for each in wrapper.instead if each is not instead)
             wrapper.before = tuple(each for each in wrapper.before if each is not before)
             wrapper.after = tuple(each for each in wrapper.after if each is not after)
-            if not (wrapper.around or wrapper.instead or wrapper.before or wrapper.after):
+
+    try:
+        with placed(place, remove):
+            yield
+    finally:
+        with _registry:
+            wrapper.users -= 1
+            if not wrapper.users:
                 wrapper.restore()
                 del _wrappers[key]
 

@@ -17,7 +17,7 @@ from qwenlab.capture.delta_rule import DeltaRuleCall, DeltaRuleHooks
 from qwenlab.capture.forward_pass import ForwardPass
 from qwenlab.capture.generate_calls import GenerateCalls
 from qwenlab.capture.layout import Attachment, attachment, head_counts
-from qwenlab.capture.model_passes import ModelPasses
+from qwenlab.capture.model_passes import ModelPasses, Resume
 from qwenlab.capture.router import Routed
 from qwenlab.capture.running_layers import BlockThreads
 from qwenlab.capture.sequences import SequenceTracker, cache_among
@@ -67,7 +67,9 @@ class InterventionPoints:
     def follow_passes(self) -> None:
         """Act in every forward pass from now on, until `hooks` closes."""
         threads = BlockThreads(self.decoder.module, "intervenes on", CannotIntervene)
-        self.passes.follow(self.hooks, threads, begin=self._begin, end=self._end, abort=self._abort)
+        self.passes.follow(
+            self.hooks, threads, begin=self._begin, end=self._end, abort=self._abort, suspend=self._suspend
+        )
 
     def missed(self, counts: Sequence[HitCount]) -> str:
         """Return a message about the points that some pass did not reach; "" if every pass reached all of them."""
@@ -101,6 +103,21 @@ class InterventionPoints:
         self._tokens = None
         for count, (reached, acted) in zip(self.counts, self._before, strict=True):
             count.reached, count.acted = reached, acted
+
+    def _suspend(self) -> Resume:
+        """Put the current pass aside: nothing acts until the result takes it up again."""
+        tokens, self._tokens = self._tokens, None
+        counted = self._counted_since(self._before)
+
+        def resume() -> None:
+            self._tokens, self._before = tokens, self._counted_since(counted)
+
+        return resume
+
+    def _counted_since(self, before: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The counts less those of `before`."""
+        pairs = zip(self.counts, before, strict=True)
+        return [(count.reached - reached, count.acted - acted) for count, (reached, acted) in pairs]
 
     def value(self, site: Site, change: ChangeValue) -> None:
         """Change the value at a site. Raises CannotIntervene for a site whose value cannot be changed."""
@@ -165,6 +182,8 @@ class InterventionPoints:
         count = self._count(where)
 
         def after(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            if self._tokens is None:
+                return
             count.reached += 1
             cache = cache_among(args, kwargs, out)
             if cache is not None:
