@@ -162,6 +162,15 @@ class CannotWatch(QwenlabError):
     """A probe recomputes a function that an intervention replaced: its result would be wrong."""
 
 
+# --- Many texts, layer by layer ---
+class CannotRunLayerMajor(QwenlabError):
+    """A call cannot take turns with others after each layer."""
+
+
+class DiskFull(QwenlabError, OSError):
+    """Hidden states that wait for their turn do not fit on the disk."""
+
+
 # --- Drafting and verifying ---
 class BadPrompt(QwenlabError):
     """A text to decode or trace is empty, or longer than the model's context."""

@@ -10,6 +10,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from qwenlab.capture.lanes import placed
+
 What = Literal["rule", "states"]
 """What an intervention changes: the delta rule itself, or the states between forward passes."""
 
@@ -23,12 +25,14 @@ _names: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()
 @contextmanager
 def listed_as_active(stack: nn.Module, names: Sequence[str]) -> Iterator[None]:
     """Context manager that lists these interventions, by their repr, as active."""
-    _names.setdefault(stack, []).extend(names)
-    try:
-        yield
-    finally:
+    active = _names.setdefault(stack, [])
+
+    def remove() -> None:
         for name in names:
-            _names[stack].remove(name)
+            active.remove(name)
+
+    with placed(lambda: active.extend(names), remove):
+        yield
 
 
 def active_interventions(stack: nn.Module) -> tuple[str, ...]:
@@ -40,11 +44,9 @@ def active_interventions(stack: nn.Module) -> tuple[str, ...]:
 def replacing(stack: nn.Module, what: What, intervention: str, layers: Iterable[int]) -> Iterator[None]:
     """Context manager that registers an intervention which changes the rule or the states of these layers."""
     entry = (what, intervention, frozenset(layers))
-    _changes.setdefault(stack, []).append(entry)
-    try:
+    changes = _changes.setdefault(stack, [])
+    with placed(lambda: changes.append(entry), lambda: changes.remove(entry)):
         yield
-    finally:
-        _changes[stack].remove(entry)
 
 
 def replaced_by(stack: nn.Module, what: What, layers: Iterable[int]) -> str | None:

@@ -98,6 +98,15 @@ class SequenceTracker:
             self.caches.remember(cache, self._open)
         self._open = None
 
+    def suspend(self) -> Callable[[], None]:
+        """Put the open pass aside, and return the function that takes it up again."""
+        sequences, self._open = self._open, None
+
+        def resume() -> None:
+            self._open = sequences
+
+        return resume
+
     def read(self, passes: Sequence[ForwardPass]) -> TokenBatch:
         """Return the tokens of one pass, or of consecutive decode steps. Call it once per pass, in order."""
         start, end, sequences, device = passes[0], passes[-1], passes[0].sequences, passes[0].device

@@ -183,7 +183,9 @@ class listening:
         """Stop listening until `place`, while other lanes take their turns."""
         with _registry:
             for kind, listener in self._listeners.items():
-                setattr(self._wrapper, kind, tuple(each for each in getattr(self._wrapper, kind) if each is not listener))
+                setattr(
+                    self._wrapper, kind, tuple(each for each in getattr(self._wrapper, kind) if each is not listener)
+                )
 
 
 def inputs(module: nn.Module, before: Before) -> listening:

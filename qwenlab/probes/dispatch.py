@@ -137,6 +137,22 @@ class Dispatcher:
         self._pending, self._pending_bytes = defaultdict(list), 0
         self._pass = self._tokens = None
 
+    def suspend(self) -> Callable[[], None]:
+        """Put the current pass aside between two layers; the returned function takes it up again.
+
+        What is pending is accumulated first. So the sums of a layer get its texts in the order of the texts, as where
+        each text runs alone; and since a probe adds up each layer by itself, the sums are the same, bit for bit.
+        """
+        tokens, sampled, forward_pass = self._tokens, self.sampled, self._pass
+        if tokens is not None and self._pending:
+            self._timed(lambda: self._accumulate(tokens))
+        self._pass = self._tokens = None
+
+        def resume() -> None:
+            self._pass, self._tokens, self.sampled = forward_pass, tokens, sampled
+
+        return resume
+
     def flush(self) -> None:
         """Reduce the decode steps stored so far."""
         if self._steps:

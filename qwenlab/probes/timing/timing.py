@@ -54,7 +54,7 @@ class Timing(Probe):
         self.probe_seconds = [0.0 for _ in PHASES]
         self.tokens = [torch.zeros((), dtype=torch.int64) for _ in PHASES]
         self.readings = 0
-        self._passes: list[tuple[int, list[Span], Mark]] = []  # not yet added
+        self._passes: list[tuple[int, list[Span], list[Mark]]] = []  # not yet added
         self._waiting: list[tuple[tuple[Any, ...], Mark, int]] = []
         self.clock_cost = _cost_of_a_pair(self.now)
 
@@ -63,9 +63,12 @@ class Timing(Probe):
         """Function that reads the clock: seconds on a CPU, a CUDA event on a GPU."""
         return _event if self.on_gpu else time.perf_counter
 
-    def add_pass(self, phase: int, spans: list[Span], model: Mark) -> None:
-        """Add the spans of a forward pass; those inside a layer come before its own, "rest"."""
-        self.readings += len(spans) + 1
+    def add_pass(self, phase: int, spans: list[Span], model: list[Mark]) -> None:
+        """Add the spans of a forward pass; those inside a layer come before its own, "rest".
+
+        model  the times at which the decoder ran: one, or one per turn of a pass that took turns with others
+        """
+        self.readings += len(spans) + len(model)
         self._passes.append((phase, spans, model))
         if len(self._passes) >= MAX_PASSES:  # a decode step has no time for sums
             self._add_passes()
@@ -75,7 +78,7 @@ class Timing(Probe):
         for each in passes:
             self._add_spans(*each)
 
-    def _add_spans(self, phase: int, spans: list[Span], model: Mark) -> None:
+    def _add_spans(self, phase: int, spans: list[Span], model: list[Mark]) -> None:
         inside: list[Mark] = []
         for part, layer, began, ended in spans:
             if part == "rest":
@@ -87,7 +90,8 @@ class Timing(Probe):
                 inside.append((began, ended))
             if part != "probes":
                 self._add((phase, layer, part), (began, ended), 1)
-        self._add((phase, "model"), model, 1)
+        for mark in model:
+            self._add((phase, "model"), mark, 1)
 
     def on_tokens(self, tokens: TokenBatch) -> None:
         phase = PHASES.index("decode") if tokens.decode or tokens.width == 1 else PHASES.index("prefill")
