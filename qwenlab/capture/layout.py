@@ -19,6 +19,7 @@ class ValueLayout:
     A captured tensor is reshaped only when it is read, since a decode step has no time for it.
 
     rows   rows per token where sequence and position share one axis; 0 where they are two axes
+    flat   whether the one row of a token has no axis of its own
     shape  shape that the last axis is split into
     index  index to select from the second-to-last axis after the split; None to keep all
     """
@@ -26,6 +27,7 @@ class ValueLayout:
     rows: int = 0
     shape: tuple[int, ...] = ()
     index: int | None = None
+    flat: bool = False
 
     def count_tokens(self, value: Any) -> int:
         """Return the number of tokens of a captured value."""
@@ -33,7 +35,7 @@ class ValueLayout:
 
     def view(self, value: torch.Tensor, batch: int, width: int) -> torch.Tensor:
         """Return the value of one forward pass as [batch, position, ...]."""
-        value = value.reshape(batch, width, *([self.rows] if self.rows > 1 else []), -1)
+        value = value.reshape(batch, width, *self._row_axis, -1)
         value = value.unflatten(-1, self.shape) if self.shape else value
         return value if self.index is None else value[..., self.index, :]
 
@@ -51,17 +53,20 @@ class ValueLayout:
             return values[0] if len(values) == 1 else type(values[0]).joined(list(values))
         if self.rows and len(values) > 1:  # decode steps: [batch * rows, ...] each
             joined = torch.cat(list(values)).unflatten(0, (len(values), batch, -1)).transpose(0, 1)
-            joined = joined if self.rows > 1 else joined[:, :, 0]
+            joined = joined[:, :, 0] if self.flat else joined
         elif self.rows:
-            rows = (self.rows,) if self.rows > 1 else ()
-            joined = values[0].reshape(batch, -1, *rows, *values[0].shape[1:])
+            joined = values[0].reshape(batch, -1, *self._row_axis, *values[0].shape[1:])
         else:
             joined = values[0] if len(values) == 1 else torch.cat(list(values), dim=1)
         joined = joined.unflatten(-1, self.shape) if self.shape else joined
         return joined if self.index is None else joined[..., self.index, :]
 
+    @property
+    def _row_axis(self) -> tuple[int, ...]:
+        return (self.rows,) if self.rows and not self.flat else ()
 
-PLAIN, FLAT = ValueLayout(), ValueLayout(rows=1)
+
+PLAIN, FLAT = ValueLayout(), ValueLayout(rows=1, flat=True)
 
 
 @dataclass(frozen=True)
