@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
 from weakref import WeakKeyDictionary
 
@@ -15,47 +15,41 @@ from qwenlab.capture.lanes import placed
 What = Literal["rule", "states"]
 """What an intervention changes: the delta rule itself, or the states between forward passes."""
 
-_changes: WeakKeyDictionary[nn.Module, list[tuple[What, str, frozenset[int]]]] = WeakKeyDictionary()
-"""By stack of layers: what is changed, by which intervention, in which layers."""
-
-_names: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()
-"""By stack of layers: the active interventions, in the order in which they began."""
+_entries: WeakKeyDictionary[nn.Module, list[tuple[What | None, str, frozenset[int]]]] = WeakKeyDictionary()
+"""By stack of layers: what is changed, by which intervention, in which layers; None for the list of active ones."""
 
 
 @contextmanager
-def listed_as_active(stack: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """Context manager that lists these interventions, by their repr, as active."""
-    active = _names.setdefault(stack, [])
+def _listed(stack: nn.Module, what: What | None, names: Iterable[str], layers: Iterable[int]) -> Iterator[None]:
+    entries, added = _entries.setdefault(stack, []), [(what, name, frozenset(layers)) for name in names]
 
     def remove() -> None:
-        for name in names:
-            active.remove(name)
+        for entry in added:
+            entries.remove(entry)
 
-    with placed(lambda: active.extend(names), remove):
+    with placed(lambda: entries.extend(added), remove):
         yield
+
+
+def listed_as_active(stack: nn.Module, names: Sequence[str]) -> AbstractContextManager[None]:
+    """Context manager that lists these interventions, by their repr, as active."""
+    return _listed(stack, None, names, ())
 
 
 def active_interventions(stack: nn.Module) -> tuple[str, ...]:
     """Return the reprs of the interventions that are active on a stack of layers, those of outer blocks first."""
-    return tuple(_names.get(stack, ()))
+    return tuple(name for what, name, _ in _entries.get(stack, ()) if what is None)
 
 
-@contextmanager
-def replacing(stack: nn.Module, what: What, intervention: str, layers: Iterable[int]) -> Iterator[None]:
+def replacing(stack: nn.Module, what: What, intervention: str, layers: Iterable[int]) -> AbstractContextManager[None]:
     """Context manager that registers an intervention which changes the rule or the states of these layers."""
-    entry = (what, intervention, frozenset(layers))
-    changes = _changes.setdefault(stack, [])
-    with placed(lambda: changes.append(entry), lambda: changes.remove(entry)):
-        yield
+    return _listed(stack, what, [intervention], layers)
 
 
 def replaced_by(stack: nn.Module, what: What, layers: Iterable[int]) -> str | None:
     """Return the repr of an intervention that changes this in any of these layers; None if there is none."""
-    changes = _changes.get(stack)
-    if not changes:
-        return None
-    layers = frozenset(layers)
-    return next((intervention for kind, intervention, where in changes if kind == what and where & layers), None)
+    found = (name for kind, name, where in _entries.get(stack, ()) if kind == what and not where.isdisjoint(layers))
+    return next(found, None)
 
 
 def mark_mask(mask: torch.Tensor) -> None:

@@ -70,10 +70,6 @@ class AttentionCall:
         kwargs |= {name: value for name, value in new.items() if name in _ARGUMENTS[len(args) :]}
         return (*positional, *args[len(_ARGUMENTS) :]), kwargs
 
-    def replaced(self, **values: Any) -> AttentionCall:
-        """Return a copy with another query, mask or window."""
-        return replace(self, **values)
-
     @staticmethod
     def joined(calls: list[AttentionCall]) -> AttentionCall:
         """Join consecutive decode steps; the last step's keys and values include those of all steps."""

@@ -80,10 +80,6 @@ class DeltaRuleCall:
         count = min(len(args), len(_ARGUMENTS))
         return (*tensors[:count], *args[count:]), kwargs | dict(zip(_ARGUMENTS[count:], tensors[count:], strict=True))
 
-    def replaced(self, **tensors: torch.Tensor) -> DeltaRuleCall:
-        """Return a copy with some tensors replaced."""
-        return replace(self, **tensors)  # type: ignore[arg-type]
-
     def of_heads(self, heads: torch.Tensor) -> DeltaRuleCall:
         """Return the call of these value heads alone, int [head], each with its own query and key."""
         key_heads = heads // (self.value.shape[2] // self.key.shape[2])

@@ -14,7 +14,7 @@ from qwenlab.checkpoint.decoder import Decoder
 
 @dataclass(frozen=True)
 class ValueLayout:
-    """ValueLayout of a tensor in a model: how it becomes [batch, position, ...], and is put back.
+    """Layout of a tensor in a model: how it becomes [batch, position, ...], and is put back.
 
     A captured tensor is reshaped only when it is read, since a decode step has no time for it.
 
@@ -33,14 +33,8 @@ class ValueLayout:
         """Return the number of tokens of a captured value."""
         return int(value.shape[0] // self.rows if self.rows else value.shape[0] * value.shape[1])
 
-    def view(self, value: torch.Tensor, batch: int, width: int) -> torch.Tensor:
-        """Return the value of one forward pass as [batch, position, ...]."""
-        value = value.reshape(batch, width, *self._row_axis, -1)
-        value = value.unflatten(-1, self.shape) if self.shape else value
-        return value if self.index is None else value[..., self.index, :]
-
     def put(self, new: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Return `value`, in its own layout, with the part that `view` shows replaced by `new`."""
+        """Return `value`, in its own layout, with the part that `read` shows replaced by `new`."""
         if self.index is not None:
             parts = list(value.unflatten(-1, self.shape).unbind(-2))
             parts[self.index] = new.to(value).reshape(parts[self.index].shape)
@@ -48,22 +42,18 @@ class ValueLayout:
         return new.to(value).reshape(value.shape)  # in a split model it may come from another device
 
     def read(self, values: Sequence[Any], batch: int) -> Any:
-        """Join the captured values of consecutive steps along positions: [batch, position, ...]."""
+        """Return the value of a forward pass, or those of consecutive decode steps, as [batch, position, ...]."""
         if not isinstance(values[0], torch.Tensor):
             return values[0] if len(values) == 1 else type(values[0]).joined(list(values))
         if self.rows and len(values) > 1:  # decode steps: [batch * rows, ...] each
-            joined = torch.cat(list(values)).unflatten(0, (len(values), batch, -1)).transpose(0, 1)
-            joined = joined[:, :, 0] if self.flat else joined
+            joined = torch.cat(list(values)).unflatten(0, (len(values), batch, self.rows)).transpose(0, 1)
         elif self.rows:
-            joined = values[0].reshape(batch, -1, *self._row_axis, *values[0].shape[1:])
+            joined = values[0].unflatten(0, (batch, -1, self.rows))
         else:
             joined = values[0] if len(values) == 1 else torch.cat(list(values), dim=1)
+        joined = joined[:, :, 0] if self.flat else joined
         joined = joined.unflatten(-1, self.shape) if self.shape else joined
         return joined if self.index is None else joined[..., self.index, :]
-
-    @property
-    def _row_axis(self) -> tuple[int, ...]:
-        return (self.rows,) if self.rows and not self.flat else ()
 
 
 PLAIN, FLAT = ValueLayout(), ValueLayout(rows=1, flat=True)

@@ -56,13 +56,9 @@ def provenance_of(
 
 def facts_of(model: Any, decoder: Decoder, tracker: SequenceTracker, interventions: Sequence[str]) -> dict[str, Any]:
     """Return the root attributes of a recording of a watched model."""
-    known = getattr(model, "facts", None)
-    config: Any = decoder.module.config
-    tokens = tracker.tokens
+    name, tokens = getattr(decoder.module.config, "_name_or_path", "") or type(model).__name__, tracker.tokens
     return provenance(
-        checkpoint=str(known.source)
-        if known is not None
-        else getattr(config, "_name_or_path", "") or type(model).__name__,
+        checkpoint=str(model.facts.source) if hasattr(model, "facts") else name,
         checkpoint_hash=model.hash_now() if isinstance(model, Checkpoint) else fingerprint_in_memory(decoder.module),
         **running_on(decoder),
         tokens=sum(tokens.values()),

@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 
-from qwenlab.errors import BadArgument
-
 FORMATS = ("bfloat16", "float8_e4m3", "int8")
 """Formats of a state. All but bfloat16 have one scale per head, which maps the largest element to the format's."""
 
@@ -22,12 +20,6 @@ def rounded(state: torch.Tensor, format: str) -> torch.Tensor:
     scale = state.abs().amax(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / _LARGEST[format]
     units = state / scale
     return (units.round() if format == "int8" else units.to(torch.float8_e4m3fn).float()) * scale
-
-
-def check_format(format: str, where: str) -> None:
-    """Raise BadArgument for an unknown format; `where` is the argument as the message names it."""
-    if format not in FORMATS:
-        raise BadArgument(f"{where}: {format!r} is not a format of a state.\nChoose among {', '.join(FORMATS)}.")
 
 
 @torch.no_grad()

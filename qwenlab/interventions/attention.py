@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -42,15 +42,12 @@ class _HiddenKeys(HeadIntervention):
 
     @abstractmethod
     def hidden(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        """bool [batch, query, key]: keys to hide, by the positions [batch, query, 1] and [batch, 1, key]."""
-
-    @abstractmethod
-    def affected(self, position: torch.Tensor) -> torch.Tensor:
-        """bool: whether queries at these positions have a key to hide."""
+        """bool: whether to hide keys from queries, by their positions; the first key, if any."""
 
     def affects(self, tokens: TokenBatch) -> bool:
         """Whether any of these tokens has a key to hide."""
-        return tokens.once((self, "affects"), lambda: bool((tokens.real & self.affected(tokens.position)).any()))
+        first = tokens.position.new_zeros(())
+        return tokens.once((self, "affects"), lambda: bool((tokens.real & self.hidden(tokens.position, first)).any()))
 
     def _mask(self, call: AttentionCall, tokens: TokenBatch) -> AttentionCall | None:
         if not self.affects(tokens):
@@ -66,7 +63,7 @@ class _HiddenKeys(HeadIntervention):
         else:
             mask = call.mask.masked_fill(hidden, torch.finfo(call.mask.dtype).min)
         mark_mask(mask)
-        return call.replaced(mask=mask)
+        return replace(call, mask=mask)
 
     def _columns(self, tokens: TokenBatch, columns: int) -> torch.Tensor:
         """bool [batch, 1, query, column]"""
@@ -93,12 +90,9 @@ class Window(_HiddenKeys):
     def hidden(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         return query - key >= self.tokens
 
-    def affected(self, position: torch.Tensor) -> torch.Tensor:
-        return position >= self.tokens
-
     def without_mask(self, implementation: str) -> Any:
         if implementation.startswith("flash_attention") and self.heads is None:
-            return lambda call, tokens: call.replaced(window=self.tokens) if self.affects(tokens) else None
+            return lambda call, tokens: replace(call, window=self.tokens) if self.affects(tokens) else None
         return super().without_mask(implementation)
 
 
@@ -115,9 +109,6 @@ class NoSink(_HiddenKeys):
 
     def hidden(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         return (key == 0) & (query > 0)
-
-    def affected(self, position: torch.Tensor) -> torch.Tensor:
-        return position > 0
 
 
 def _causal(tokens: TokenBatch, columns: int) -> torch.Tensor:

@@ -130,14 +130,18 @@ class LayerIntervention(Intervention):
     mixer: ClassVar[str] = DELTANET
     layers: Sequence[int] | None = None
 
+    def able(self, decoder: Decoder) -> tuple[int, ...]:
+        """The layers that can be changed. Raises MissingPart."""
+        if able := decoder.layers_of(self.mixer):
+            return able
+        raise MissingPart(
+            f"{self} finds nothing to change: none of this model's {len(decoder.layers)} layers has "
+            f"{_MIXERS[self.mixer]}.\nLeave it out."
+        )
+
     def layers_in(self, decoder: Decoder) -> tuple[int, ...]:
-        """The layers that are changed. Raises MissingPart and UnknownLayer."""
-        able = decoder.layers_of(self.mixer)
-        if not able:
-            raise MissingPart(
-                f"{self} finds nothing to change: none of this model's {len(decoder.layers)} layers has "
-                f"{_MIXERS[self.mixer]}.\nLeave it out."
-            )
+        """The layers that are changed. Raises UnknownLayer, and where none can be changed."""
+        able = self.able(decoder)
         if unknown := [layer for layer in self.layers or () if layer not in able]:
             raise UnknownLayer(
                 f"{self} names layers {unknown}; it changes layers {list(able)} of this model.\n"
@@ -195,5 +199,12 @@ def check_heads(heads: Sequence[int], count: int | None, where: str) -> None:
     """Raise BadArgument unless a site has these heads; `count` is its number of heads, None without a head axis."""
     if count is None:
         raise BadArgument(f"{where} has no heads: it is the sum over heads.\nName the site mixer.heads instead.")
-    if beyond := [head for head in heads if head >= count]:
-        raise BadArgument(f"{where} has heads 0 to {count - 1}; got head {beyond[0]}.")
+    check_indices(heads, count, where, "head")
+
+
+def check_indices(
+    indices: Sequence[int], count: int, where: str, what: str, error: type[Exception] = BadArgument
+) -> None:
+    """Raise an error if an index is `count` or more; `what` is the noun for the things that it counts."""
+    if beyond := [index for index in indices if index >= count]:
+        raise error(f"{where} has {what}s 0 to {count - 1}; got {what} {beyond[0]}.")

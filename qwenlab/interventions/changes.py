@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -32,8 +33,8 @@ def with_argument(change: ChangeValue, name: str) -> Change[DeltaRuleCall]:
             return None
         if name == "decay":  # exp and ln would round the decays that do not change
             log = new.float().clamp_min(LEAST_DECAY).log().to(call.g.dtype)
-            return call.replaced(g=torch.where(new == old, call.g, log))
-        return call.replaced(**{name: new.to(old.dtype)})
+            return replace(call, g=torch.where(new == old, call.g, log))
+        return replace(call, **{name: new.to(old.dtype)})  # type: ignore[arg-type]
 
     return of_call
 
@@ -43,7 +44,7 @@ def with_query(change: ChangeValue) -> Change[AttentionCall]:
 
     def of_call(call: AttentionCall, tokens: TokenBatch) -> AttentionCall | None:
         new = change(call.query.transpose(1, 2), tokens)
-        return None if new is None else call.replaced(query=new.to(call.query.dtype).transpose(1, 2))
+        return None if new is None else replace(call, query=new.to(call.query.dtype).transpose(1, 2))
 
     return of_call
 

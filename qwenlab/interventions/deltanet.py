@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
 
+from qwenlab.arguments import choice
 from qwenlab.capture.active import replaced_by, replacing
 from qwenlab.capture.delta_rule import DeltaRuleCall
-from qwenlab.capture.rounding import check_format, round_in_place
+from qwenlab.capture.rounding import FORMATS, round_in_place
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.errors import CannotIntervene
 from qwenlab.interventions.base import HeadIntervention, LayerIntervention, head_mask
 from qwenlab.interventions.changes import LEAST_DECAY
 from qwenlab.interventions.linear_attention import gated_linear_attention
 from qwenlab.interventions.points import InterventionPoints
-from qwenlab.interventions.segments import Segments, run_in_segments, worth_splitting
+from qwenlab.interventions.segments import Segments, crowded, run_in_segments
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class FreezeState(RuleIntervention):
         return tokens.real & (tokens.position >= self.after)
 
     def new(self, call: DeltaRuleCall, selected: torch.Tensor) -> DeltaRuleCall:
-        return call.replaced(g=torch.where(selected, 0, call.g), beta=torch.where(selected, 0, call.beta))
+        return replace(call, g=torch.where(selected, 0, call.g), beta=torch.where(selected, 0, call.beta))
 
 
 @dataclass(frozen=True)
@@ -99,28 +99,28 @@ class ResetState(RuleIntervention):
         return tokens.real & (tokens.position % self.every == 0) & (tokens.position > 0)
 
     def new(self, call: DeltaRuleCall, selected: torch.Tensor) -> DeltaRuleCall:
-        return call.replaced(g=torch.where(selected, _LEAST, call.g))
+        return replace(call, g=torch.where(selected, _LEAST, call.g))
 
     def _in_segments(
         self,
-        rule: Callable[..., Any],
         call: DeltaRuleCall,
+        rule: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         tokens: TokenBatch,
     ) -> Any:
         """The same to more digits; None without a gain, or if another intervention has changed the call since."""
-        if not tokens.once((worth_splitting, self.every), lambda: worth_splitting(tokens, self.every)):
-            return None
         starts = self._some_at(tokens)
         if starts is None or call.g.shape[:2] != starts.shape:
+            return None
+        if not tokens.once((crowded, self.every), lambda: crowded(starts, self.every)):
             return None
         heads = head_mask(self.heads, call.g.shape[2], call.device)
         selected = starts[..., None] & heads
         if bool((torch.where(selected, call.g, _LEAST) > _LEAST).any()):
             return None
         segments = tokens.once((Segments, self.every), lambda: Segments.of(tokens, self.every))
-        call = call.replaced(g=torch.where(selected, 0, call.g))  # a segment starts with an empty state
+        call = replace(call, g=torch.where(selected, 0, call.g))  # a segment starts with an empty state
         if self.heads is None:
             return run_in_segments(rule, call, kwargs, segments)
         out, after = rule(*args, **kwargs)
@@ -165,7 +165,7 @@ class NoKeyRemoval(LayerIntervention):
 
 
 def _without_removal(
-    rule: Callable[..., Any], call: DeltaRuleCall, args: Any, kwargs: dict[str, Any], tokens: TokenBatch
+    call: DeltaRuleCall, rule: Callable[..., Any], args: Any, kwargs: dict[str, Any], tokens: TokenBatch
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Gated linear attention, called as transformers calls the delta rule."""
     normalise = bool(kwargs.get("use_qk_l2norm_in_kernel", False))
@@ -184,25 +184,23 @@ class NoConv(LayerIntervention):
     """
 
     def place(self, points: InterventionPoints) -> None:
+        def own_tap(weight: torch.Tensor, tokens: TokenBatch) -> torch.Tensor:
+            return torch.nn.functional.pad(weight[:, -1:], (weight.shape[1] - 1, 0))
+
         for layer in self.layers_in(points.decoder):
-            points.convolution(layer, f"layers.{layer}.mixer, its convolution", _own_tap)
-
-
-def _own_tap(weight: torch.Tensor, tokens: TokenBatch) -> torch.Tensor:
-    """Weights [channel, tap] with all taps 0 but the last."""
-    return torch.nn.functional.pad(weight[:, -1:], (weight.shape[1] - 1, 0))
+            points.convolution(layer, f"layers.{layer}.mixer, its convolution", own_tap)
 
 
 @dataclass(frozen=True)
 class StateDtype(LayerIntervention):
     """States are stored in low precision between forward passes. Site: the cache.
 
-    After every pass the states in its cache are rounded (`precision.rounded`), and the next pass starts from those:
+    After every pass the states in its cache are rounded (`rounding.rounded`), and the next pass starts from those:
     after every token of a decode, after the last token of a prefill, after every block of speculative decoding. Within
     a pass the kernel does not change. The states take the same memory: this shows the effect of a format on logits and
     loss, not its savings. A pass without a cache does not change.
 
-    format  one of `precision.FORMATS`: "bfloat16", "float8_e4m3", "int8"
+    format  one of `rounding.FORMATS`: "bfloat16", "float8_e4m3", "int8"
     layers  only these layers
     """
 
@@ -210,14 +208,14 @@ class StateDtype(LayerIntervention):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_format(self.format, f"StateDtype({self.format!r})")
+        choice("StateDtype", "format", self.format, FORMATS)
 
     def place(self, points: InterventionPoints) -> None:
         layers = self.layers_in(points.decoder)
-        points.cache("the cache", partial(_round, layers, self.format))
+
+        def round_states(cache: Cache) -> None:
+            for layer in layers:
+                round_in_place(cache.layers[layer], self.format)
+
+        points.cache("the cache", round_states)
         points.hooks.enter_context(replacing(points.decoder.module, "states", str(self), layers))
-
-
-def _round(layers: Sequence[int], format: str, cache: Cache) -> None:
-    for layer in layers:
-        round_in_place(cache.layers[layer], format)

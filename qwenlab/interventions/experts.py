@@ -20,31 +20,23 @@ from qwenlab.capture.router import Routed, rerouted
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.sites import find_sites
-from qwenlab.errors import BadArgument, CannotIntervene, UnknownLayer
-from qwenlab.interventions.base import Intervention
+from qwenlab.errors import BadArgument, CannotIntervene
+from qwenlab.interventions.base import LayerIntervention, check_indices
 from qwenlab.interventions.points import InterventionPoints
 
 
 @dataclass(frozen=True)
-class ExpertIntervention(Intervention):
-    """Base class for interventions on layers with routed experts.
+class ExpertIntervention(LayerIntervention):
+    """Base class for interventions on layers with routed experts; dense layers do not change."""
 
-    layers  their indices; by default all that have routed experts; dense layers do not change
-    """
-
-    layers: Sequence[int] | None = field(default=None, kw_only=True)
-
-    def layers_in(self, decoder: Decoder) -> Sequence[int]:
-        """The layers that are changed. Raises CannotIntervene and UnknownLayer."""
-        able = decoder.layers_with("experts")
-        if not able:
-            raise CannotIntervene(
-                f"{self}: no layer of this {type(decoder.module).__name__} has routed experts.\n"
-                'Change the dense MLPs by their sites: "layers.*.mlp".'
-            )
-        if unknown := [layer for layer in self.layers or () if layer not in able]:
-            raise UnknownLayer(f"{self} names layers {unknown}; the layers with routed experts are {list(able)}.")
-        return able if self.layers is None else self.layers
+    def able(self, decoder: Decoder) -> tuple[int, ...]:
+        """The layers with routed experts. Raises CannotIntervene."""
+        if able := decoder.layers_with("experts"):
+            return able
+        raise CannotIntervene(
+            f"{self}: no layer of this {type(decoder.module).__name__} has routed experts.\n"
+            'Change the dense MLPs by their sites: "layers.*.mlp".'
+        )
 
 
 @dataclass(frozen=True)
@@ -82,8 +74,7 @@ class _NamedExperts(RouterIntervention):
     experts: Sequence[int]
 
     def prepare(self, where: str, router: Any) -> None:
-        if beyond := [expert for expert in self.experts if expert >= router.num_experts]:
-            raise BadArgument(f"{self}: {where} has experts 0 to {router.num_experts - 1}; got expert {beyond[0]}.")
+        check_indices(self.experts, router.num_experts, f"{self}: {where}", "expert")
 
     def masked(self, routed: Routed, router: Any, experts: Sequence[int]) -> Routed:
         """The choice among all experts but these."""

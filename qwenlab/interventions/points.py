@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from threading import get_ident
 from typing import Any
 
@@ -16,7 +15,7 @@ from qwenlab.capture.attention import AttentionCall, AttentionHooks
 from qwenlab.capture.delta_rule import DeltaRuleCall, DeltaRuleHooks
 from qwenlab.capture.forward_pass import ForwardPass
 from qwenlab.capture.generate_calls import GenerateCalls
-from qwenlab.capture.layout import Attachment, attachment, head_counts
+from qwenlab.capture.layout import Attachment, ValueLayout, attachment, head_counts
 from qwenlab.capture.model_passes import ModelPasses, Resume
 from qwenlab.capture.router import Routed
 from qwenlab.capture.running_layers import BlockThreads
@@ -27,11 +26,10 @@ from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.checkpoint.sites import Site
 from qwenlab.errors import CannotIntervene
-from qwenlab.interventions.changes import Change, ChangeValue, Value, with_argument, with_logits, with_query
+from qwenlab.interventions.changes import Change, ChangeValue, with_argument, with_logits, with_query
 
-ReplaceRule = Callable[[Callable[..., Any], DeltaRuleCall, tuple[Any, ...], dict[str, Any], TokenBatch], Any]
-"""The rule, its call, that call's arguments and keyword arguments, and the tokens read -> the result of the rule, or
-None to let it run."""
+ReplaceRule = Callable[[DeltaRuleCall, Callable[..., Any], tuple[Any, ...], dict[str, Any], TokenBatch], Any]
+"""A call, the rule, all its arguments, and the tokens read -> the result of the rule, or None to let it run."""
 
 
 @dataclass
@@ -125,10 +123,8 @@ class InterventionPoints:
         place = attachment(self.decoder, layer, word)
         if word == "router":
             self.router(layer, site.name, with_logits(change, self.decoder.part(layer, "router")))
-        elif place is not None and place.argument is not None:
-            self._argument(place, place.argument, site.name, change)
         elif place is not None:
-            self._output(place, site.name, lambda args, kwargs, value, tokens: change(value, tokens))
+            self._module(place, site.name, change)
         elif site.kind == DELTANET:
             self.rule(layer, site.name, with_argument(change, word.removeprefix("mixer.")))
         elif word == "mixer.query":
@@ -140,46 +136,28 @@ class InterventionPoints:
             )
 
     def layer(self, layer: int, where: str, change: Callable[[torch.Tensor, torch.Tensor, TokenBatch], Any]) -> None:
-        """Change the output of a layer, given its input: change(input, output, tokens)."""
+        """Change the output of a layer, given its input: change(output, input, tokens)."""
+        self._module(Attachment(self.decoder.layers[layer]), where, change, with_input=True)
 
-        def with_input(args: tuple[Any, ...], kwargs: dict[str, Any], value: torch.Tensor, tokens: TokenBatch) -> Any:
-            return change(args[0] if args else kwargs["hidden_states"], value, tokens)
+    def _module(self, place: Attachment, where: str, change: Callable[..., Any], with_input: bool = False) -> None:
+        """Change the output of a module, or one of its arguments."""
+        counted, index = self._counted(where, change, place.layout), place.argument or 0
 
-        self._output(Attachment(self.decoder.layers[layer]), where, with_input)
+        def argument(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            return run(*args[:index], counted(args[index]), *args[index + 1 :], **kwargs)
 
-    def _output(self, place: Attachment, where: str, change: Callable[..., Any]) -> None:
-        count = self._count(where)
-
-        def wrapper(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        def output(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            given = [args[0] if args else kwargs["hidden_states"]] if with_input else []
             result = run(*args, **kwargs)
-            if (tokens := self._current_tokens()) is None:
-                return result
-            value = result[0] if isinstance(result, tuple) else result
-            seen = place.layout.view(value, tokens.batch, tokens.width)
-            new = self._apply(count, partial(change, args, kwargs), seen)
-            if new is None:
-                return result
-            new = place.layout.put(new, value)
-            return (new, *result[1:]) if isinstance(result, tuple) else new
+            return (counted(result[0], *given), *result[1:]) if isinstance(result, tuple) else counted(result, *given)
 
-        self.hooks.enter_context(changed(place.module, wrapper))
-
-    def _argument(self, place: Attachment, index: int, where: str, change: ChangeValue) -> None:
-        count = self._count(where)
-
-        def wrapper(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            if (tokens := self._current_tokens()) is not None:
-                seen = place.layout.view(args[index], tokens.batch, tokens.width)
-                new = self._apply(count, change, seen)
-                if new is not None:
-                    args = (*args[:index], place.layout.put(new, args[index]), *args[index + 1 :])
-            return run(*args, **kwargs)
-
-        self.hooks.enter_context(changed(place.module, wrapper, outside=False))
+        of_output = place.argument is None
+        self.hooks.enter_context(changed(place.module, output if of_output else argument, outside=of_output))
 
     def cache(self, where: str, change: Callable[[Cache], None]) -> None:
         """Change the cache that a pass leaves, where it has one."""
-        count = self._count(where)
+        count = HitCount(where)
+        self.counts.append(count)
 
         def after(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
             if self._tokens is None:
@@ -211,11 +189,11 @@ class InterventionPoints:
 
         where  None for another way to the same result: that is not counted
         """
-        count = HitCount("") if where is None else self._count(where)
+        counted = self._counted(where, new_rule)
 
         def run(rule: Callable[..., Any], call: DeltaRuleCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            new = self._apply(count, lambda call, tokens: new_rule(rule, call, args, kwargs, tokens), call)
-            return rule(*args, **kwargs) if new is None else new
+            result = counted(call, rule, args, kwargs)
+            return rule(*args, **kwargs) if result is call else result
 
         self._rules.replace(layer, run)
 
@@ -226,11 +204,6 @@ class InterventionPoints:
     def attention(self, layer: int, where: str, change: Change[AttentionCall]) -> None:
         """Change the query, mask or window of an attention layer's attention function."""
         self._attention.change(layer, self._counted(where, change))
-
-    def _count(self, where: str) -> HitCount:
-        """The count of a new point."""
-        self.counts.append(HitCount(where))
-        return self.counts[-1]
 
     def _current_tokens(self) -> TokenBatch | None:
         """The tokens that the current thread reads, or None. Raises CannotIntervene in a backward pass."""
@@ -243,22 +216,27 @@ class InterventionPoints:
             )
         return self._tokens
 
-    def _apply(self, count: HitCount, change: Change[Any], value: Any) -> Any:
-        """The changed value, counted; None where nothing changes."""
-        if (tokens := self._current_tokens()) is None:
-            return None
-        count.reached += 1
-        new = change(value, tokens.on(value.device))
-        count.acted += new is not None
-        return new
+    def _counted(
+        self, where: str | None, change: Callable[..., Any], layout: ValueLayout | None = None
+    ) -> Callable[..., Any]:
+        """A function of a value: the changed one, counted at a new point, or the same one where nothing changes.
 
-    def _counted(self, where: str, change: Change[Value]) -> Callable[[Value], Value]:
-        """A function of the value alone; it counts the changes at a new point."""
-        count = self._count(where)
+        where   None for a point that is not counted
+        layout  that of the value, if `change` takes it as [batch, position, ...]
+        """
+        count = HitCount(where or "")
+        self.counts += [] if where is None else [count]
 
-        def counted(value: Value) -> Value:
-            new = self._apply(count, change, value)
-            return value if new is None else new
+        def counted(value: Any, *given: Any) -> Any:
+            if (tokens := self._current_tokens()) is None:
+                return value
+            seen = value if layout is None else layout.read([value], tokens.batch)
+            count.reached += 1
+            new = change(seen, *given, tokens.on(seen.device))
+            count.acted += new is not None
+            if new is None:
+                return value
+            return new if layout is None else layout.put(new, value)
 
         return counted
 

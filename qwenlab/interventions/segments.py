@@ -91,9 +91,9 @@ def run_in_segments(
     return out, after[torch.arange(len(after), device=after.device), segments.last]
 
 
-def worth_splitting(tokens: TokenBatch, length: int) -> bool:
-    """Whether several segments start within one chunk, over which kernels sum decays: more than one costs digits."""
-    if length >= CHUNK or tokens.width == 1:
-        return False
-    starts = tokens.real & (tokens.position % length == 0) & (tokens.position > 0)
-    return bool((starts.sum(dim=1) > 1).any())
+def crowded(starts: torch.Tensor, length: int) -> bool:
+    """Whether several segments start within one chunk, over which kernels sum decays: more than one costs digits.
+
+    starts  bool [batch, position]: the first tokens of segments of this length
+    """
+    return length < CHUNK and bool((starts.sum(dim=1) > 1).any())

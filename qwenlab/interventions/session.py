@@ -57,33 +57,26 @@ class InterventionSession:
         if self._hooks is not None:
             raise BadArgument("This context manager is already active.\nCreate a new intervene(model, ...) to nest.")
         require_loaded(self._module)
-        self._hooks, stack = ExitStack(), self._decoder.module
-        points = InterventionPoints(self._decoder, self._hooks)
-        try:
-            self._hooks.enter_context(running_on_cpu(self._decoder.family))
+        with ExitStack() as hooks:
+            points = self._points = InterventionPoints(self._decoder, hooks)
+            hooks.enter_context(running_on_cpu(self._decoder.family))
             for intervention in self.interventions:
                 before = len(points.counts)
                 intervention.place(points)
                 self.hits[str(intervention)] = points.counts[before:]
             points.follow_passes()
-            self._points = points
-        except BaseException:
-            self._close()
-            raise
-        self._hooks.enter_context(listed_as_active(stack, list(map(str, self.interventions))))
+            hooks.enter_context(listed_as_active(self._decoder.module, list(map(str, self.interventions))))
+            self._hooks = hooks.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close()
-        if kind is None:
-            self._require_hits()
-
-    def _close(self) -> None:
         hooks, self._hooks = self._hooks, None
         if hooks is not None:
             hooks.close()
+        if kind is None:
+            self._require_hits()
 
     def _require_hits(self) -> None:
         passes = self._points.passes

@@ -12,7 +12,7 @@ from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.sites import Site
 from qwenlab.errors import BadArgument, CannotIntervene, UnknownLayer
 from qwenlab.interventions.activations import ActivationCache
-from qwenlab.interventions.base import Intervention, ValueIntervention, tokens_at
+from qwenlab.interventions.base import Intervention, ValueIntervention, check_indices, tokens_at
 from qwenlab.interventions.points import InterventionPoints
 from qwenlab.interventions.token_rng import gaussian, uniform
 
@@ -140,11 +140,9 @@ class Identity(Intervention):
     layers: Sequence[int]
 
     def place(self, points: InterventionPoints) -> None:
-        count = len(points.decoder.layers)
+        check_indices(self.layers, len(points.decoder.layers), f"{self}: this model", "layer", UnknownLayer)
         for layer in self.layers:
-            if layer >= count:
-                raise UnknownLayer(f"{self}: this model has layers 0 to {count - 1}; got layer {layer}.")
-            points.layer(layer, f"layers.{layer}.residual", lambda stream, value, tokens: stream)
+            points.layer(layer, f"layers.{layer}.residual", lambda value, stream, tokens: stream)
 
 
 @dataclass(frozen=True)

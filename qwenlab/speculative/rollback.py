@@ -53,15 +53,23 @@ class ReplayRollback(Rollback):
 
     @contextmanager
     def verifying(self, context: TargetContext) -> Iterator[None]:
-        """Store the states before the block, and the inputs of each layer's kernel and convolution."""
-        decoder = context.decoder
-        _refuse_interventions(context)
+        """Store the states before the block, and the inputs of each layer's kernel and convolution.
+
+        Raises CannotRollBack under an intervention that changes the delta rule or its states.
+        """
+        decoder, stack = context.decoder, context.decoder.module
+        layers = decoder.layers_of(DELTANET)
+        if intervention := replaced_by(stack, "rule", layers) or replaced_by(stack, "states", layers):
+            raise CannotRollBack(
+                f"ReplayRollback runs the plain delta rule over the accepted tokens, and {intervention} changes that "
+                "rule or its states.\nRead the accepted tokens again instead: rollback=ql.speculative.RerunRollback."
+            )
         self._before = [state.clone() for state in context.recurrent]
         self._calls: dict[int, DeltaRuleCall] = {}
         self._convolved: dict[int, torch.Tensor] = {}
         with ExitStack() as hooks:
             rules = DeltaRuleHooks(decoder, hooks)
-            for number, (layer, cache) in enumerate(zip(decoder.layers_of(DELTANET), context.deltanet, strict=True)):
+            for number, (layer, cache) in enumerate(zip(layers, context.deltanet, strict=True)):
                 rules.read(layer, in_this_thread(partial(self._store_call, number)))
                 store = partial(self._store_convolution, number)
                 hooks.enter_context(listening(cache, "update_conv_state", store))
@@ -91,16 +99,6 @@ class ReplayRollback(Rollback):
 
     def _store_convolution(self, number: int, args: Any, kwargs: Any, full: torch.Tensor) -> None:
         self._convolved[number] = full  # [batch, channel, size of the state before + width]
-
-
-def _refuse_interventions(context: TargetContext) -> None:
-    """Raise CannotRollBack under an intervention that changes the delta rule or its states."""
-    stack, layers = context.decoder.module, context.decoder.layers_of(DELTANET)
-    if intervention := replaced_by(stack, "rule", layers) or replaced_by(stack, "states", layers):
-        raise CannotRollBack(
-            f"ReplayRollback runs the plain delta rule over the accepted tokens, and {intervention} changes that rule "
-            "or its states.\nRead the accepted tokens again instead: rollback=ql.speculative.RerunRollback."
-        )
 
 
 def _replay_delta_rule(

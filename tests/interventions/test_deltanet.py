@@ -194,7 +194,7 @@ def test_no_state_is_made_where_none_is_asked_for(small, text):
     """As the rule: the last state only with a cache; the output in the type of the queries."""
     seen = []
 
-    def listen(rule, call, args, kwargs, reading):
+    def listen(call, rule, args, kwargs, reading):
         seen.append(rule(*args, **kwargs))
         return seen[-1]
 
@@ -316,7 +316,7 @@ SHOWN = (("deltanet", "error_ratio_sum"), ("implicit_attention", "mass_sum"))
             r"^ResetState\(heads=\.\.\.\): give at least one integer, each 0 or more",
         ),
         (lambda: NoConv(layers=[-1]), r"^NoConv\(layers=\.\.\.\): give at least one integer, each 0 or more"),
-        (lambda: StateDtype("fp4"), r"^StateDtype\('fp4'\): 'fp4' is not a format of a state\.\nChoose among bfloat16"),
+        (lambda: StateDtype("fp4"), r"^StateDtype\(format='fp4'\): give one of 'bfloat16', 'float8_e4m3', 'int8'\."),
     ],
 )
 def test_arguments_that_are_none(make, message):

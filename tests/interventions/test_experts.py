@@ -306,7 +306,8 @@ def test_models_and_layers_without_experts(dense, text, each):
 def test_a_dense_layer_between(text):
     model = tiny_model(**FAMILIES["next"])
     assert refused(UnknownLayer, model, text(4)[None], NoSharedExpert(layers=[0, 1])) == (
-        "NoSharedExpert(layers=[0, 1]) names layers [1]; the layers with routed experts are [0, 2, 3]."
+        "NoSharedExpert(layers=[0, 1]) names layers [1]; it changes layers [0, 2, 3] of this model.\n"
+        "Leave `layers` out to change all of them."
     )
     with intervene(model, UniformRouter()) as session:  # by default it is left alone
         logits(model, text(4)[None])

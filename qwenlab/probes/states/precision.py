@@ -8,10 +8,10 @@ import numpy as np
 import torch
 import xarray as xr
 
-from qwenlab.arguments import integer
+from qwenlab.arguments import choice, integer
 from qwenlab.capture.buffers import Captured, Part
 from qwenlab.capture.delta_rule import DeltaRuleCall
-from qwenlab.capture.rounding import FORMATS, check_format, rounded
+from qwenlab.capture.rounding import FORMATS, rounded
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.errors import BadArgument
 from qwenlab.probes.accumulators import counted
@@ -54,7 +54,7 @@ class StatePrecision(StateProbe):
         self.formats = tuple(dict.fromkeys(formats))
         self.after = integer("StatePrecision", "after", after, least=1, unit="tokens")
         for format in self.formats:
-            check_format(format, "StatePrecision(formats=...)")
+            choice("StatePrecision", "formats", format, FORMATS)
         if not self.formats:
             raise BadArgument("StatePrecision(formats=()): give at least one format.")
 

@@ -150,7 +150,7 @@ def test_a_decode_that_rounds_strays_as_the_replay_says(small, text):
     [
         (
             dict(formats=["fp4"]),
-            r"^StatePrecision\(formats=\.\.\.\): 'fp4' is not a format of a state\.\nChoose among bfloat16",
+            r"^StatePrecision\(formats='fp4'\): give one of 'bfloat16', 'float8_e4m3', 'int8'\.",
         ),
         (dict(formats=[]), r"^StatePrecision\(formats=\(\)\): give at least one format\.$"),
         (dict(after=0), r"^StatePrecision\(after=0\): give an integer number of tokens, 1 or more\.$"),
