@@ -104,6 +104,10 @@ class TokenizerMismatch(QwenlabError):
     """The tokenizer is missing, or has token ids beyond the rows of the embedding."""
 
 
+class DiskTooSmall(QwenlabError):
+    """The checkpoint to be written is larger than the free space of its disk."""
+
+
 class NoMtpHead(QwenlabError):
     """The checkpoint has no multi-token-prediction head."""
 
@@ -156,6 +160,15 @@ class InterventionNotApplied(QwenlabError):
 
 class CannotWatch(QwenlabError):
     """A probe recomputes a function that an intervention replaced: its result would be wrong."""
+
+
+# --- Many texts, layer by layer ---
+class CannotRunLayerMajor(QwenlabError):
+    """A call cannot take turns with others after each layer."""
+
+
+class DiskFull(QwenlabError, OSError):
+    """Hidden states that wait for their turn do not fit on the disk."""
 
 
 # --- Drafting and verifying ---

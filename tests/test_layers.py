@@ -47,6 +47,7 @@ ALLOWED_IN = {
     "safetensors": TENSOR_ROOMS,
     "accelerate": TENSOR_ROOMS,
     "tokenizers": TENSOR_ROOMS,
+    "greenlet": {"capture"},
     "fla": TENSOR_ROOMS,
     "matplotlib": {"plots", "widgets"},
     "ipywidgets": {"widgets"},

@@ -10,6 +10,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from qwenlab.capture.lanes import placed
+
 What = Literal["rule", "states"]
 """What an intervention changes: the delta rule itself, or the states between forward passes."""
 
@@ -20,12 +22,13 @@ _entries: WeakKeyDictionary[nn.Module, list[tuple[What | None, str, frozenset[in
 @contextmanager
 def _listed(stack: nn.Module, what: What | None, names: Iterable[str], layers: Iterable[int]) -> Iterator[None]:
     entries, added = _entries.setdefault(stack, []), [(what, name, frozenset(layers)) for name in names]
-    entries.extend(added)
-    try:
-        yield
-    finally:
+
+    def remove() -> None:
         for entry in added:
             entries.remove(entry)
+
+    with placed(lambda: entries.extend(added), remove):
+        yield
 
 
 def listed_as_active(stack: nn.Module, names: Sequence[str]) -> AbstractContextManager[None]:

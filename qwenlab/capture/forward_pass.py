@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from qwenlab.capture.generate_calls import NO_ENDS, RowEnds
+from qwenlab.capture.read_columns import ReadColumns
 
 Label = str | Sequence[str] | Sequence[Sequence[str]]
 """Names of tokens: one name for all, one per sequence, or one per token."""
@@ -21,20 +22,26 @@ Indices = int | list[list[int]]
 class CachedSequences:
     """The sequences of one cache, as read so far.
 
+    begin     columns of the cache before the first pass that read these sequences
     columns   columns of the cache; a different number at the next pass means that it was cropped in between
     numbers   number of each sequence in reading order; `sequence` is the same as int [batch] on the tokens' device
     first     int [batch]: as in TokenBatch
     ended     bool [batch]: rows whose newest token ends a text in `generate`
+    read      the tokens in the columns of the cache
     ends      how the rows end
+    keys      of the layer that gives the cache its length, after the newest pass; None for one row
     carry     state that probes carry from call to call
     """
 
+    begin: int
     columns: int
     numbers: range
     sequence: torch.Tensor
     first: torch.Tensor
     ended: torch.Tensor
+    read: ReadColumns
     ends: RowEnds = NO_ENDS
+    keys: torch.Tensor | None = None
     carry: dict[Any, Any] = field(default_factory=dict)
 
 

@@ -18,7 +18,7 @@ from qwenlab.errors import UnsupportedTransformers
 _OF_ALL_ROWS = ("MaxLengthCriteria", "MaxTimeCriteria")
 """Stopping criteria that end all rows at once."""
 
-_METHODS = ("_prepare_generation_config", "_get_stopping_criteria")
+GENERATE_METHODS = ("_prepare_generation_config", "_get_stopping_criteria")
 """Methods that every call of `generate` calls, in this order. They are private, but as old as transformers 4."""
 
 
@@ -61,13 +61,13 @@ class GenerateCalls:
 
     def listen(self, hooks: ExitStack) -> None:
         """Follow the calls until `hooks` closes. Raises UnsupportedTransformers."""
-        if missing := [name for name in _METHODS if name not in vars(GenerationMixin)]:
+        if missing := [name for name in GENERATE_METHODS if name not in vars(GenerationMixin)]:
             raise UnsupportedTransformers(
                 f"GenerationMixin of transformers {transformers.__version__} has no {' and no '.join(missing)}, so "
                 f"rows of a batch that ended cannot be left out.\nInstall a tested version: pip install '{TESTED}'."
             )
-        hooks.enter_context(listening(GenerationMixin, _METHODS[0], self._on_config))
-        hooks.enter_context(listening(GenerationMixin, _METHODS[1], self._on_criteria))
+        hooks.enter_context(listening(GenerationMixin, GENERATE_METHODS[0], self._on_config))
+        hooks.enter_context(listening(GenerationMixin, GENERATE_METHODS[1], self._on_criteria))
 
     def take_ends(self) -> RowEnds | None:
         """Return how rows end in the `generate` call that began since this was last called; None if none began."""

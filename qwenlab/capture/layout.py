@@ -19,6 +19,7 @@ class ValueLayout:
     A captured tensor is reshaped only when it is read, since a decode step has no time for it.
 
     rows   rows per token where sequence and position share one axis; 0 where they are two axes
+    flat   whether the one row of a token has no axis of its own
     shape  shape that the last axis is split into
     index  index to select from the second-to-last axis after the split; None to keep all
     """
@@ -26,6 +27,7 @@ class ValueLayout:
     rows: int = 0
     shape: tuple[int, ...] = ()
     index: int | None = None
+    flat: bool = False
 
     def count_tokens(self, value: Any) -> int:
         """Return the number of tokens of a captured value."""
@@ -49,12 +51,12 @@ class ValueLayout:
             joined = values[0].unflatten(0, (batch, -1, self.rows))
         else:
             joined = values[0] if len(values) == 1 else torch.cat(list(values), dim=1)
-        joined = joined[:, :, 0] if self.rows == 1 else joined
+        joined = joined[:, :, 0] if self.flat else joined
         joined = joined.unflatten(-1, self.shape) if self.shape else joined
         return joined if self.index is None else joined[..., self.index, :]
 
 
-PLAIN, FLAT = ValueLayout(), ValueLayout(rows=1)
+PLAIN, FLAT = ValueLayout(), ValueLayout(rows=1, flat=True)
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,15 @@ from typing import Any
 from transformers.cache_utils import Cache
 
 from qwenlab.capture.forward_pass import ForwardPass
+from qwenlab.capture.lanes import PlacedByCalls, Placement, current_lane
 from qwenlab.capture.running_layers import BlockThreads
 from qwenlab.capture.sequences import SequenceTracker, cache_among
 from qwenlab.capture.wrapping import outputs
 from qwenlab.checkpoint.decoder import Decoder
-from qwenlab.errors import NoForwardPass
+from qwenlab.errors import BadArgument, NoForwardPass
+
+Resume = Callable[[], None]
+"""Goes on with a pass that was suspended."""
 
 
 class ModelPasses:
@@ -30,6 +34,7 @@ class ModelPasses:
         self._stack = decoder.module
         self._current: ForwardPass | None = None
         self._thread = 0  # the one that runs it; another may be in a pass that began before the block
+        self._turns: Placement | None = None  # suspends and resumes it, if it is one of a lane
 
     def follow(
         self,
@@ -39,16 +44,30 @@ class ModelPasses:
         begin: Callable[[tuple[Any, ...], dict[str, Any]], ForwardPass],
         end: Callable[[ForwardPass, Cache | None], None],
         abort: Callable[[], None],
+        suspend: Callable[[], Resume],
     ) -> None:
         """Call these functions for every pass, until `hooks` closes.
 
-        begin  before the layers run: opens the pass with `tracker.open`
-        end    after they ran, with the cache of their state
-        abort  instead, if the pass raised after it began
+        begin    before the layers run: opens the pass with `tracker.open`
+        end      after they ran, with the cache of their state
+        abort    instead, if the pass raised after it began
+        suspend  between two layers, if passes of other lanes take their turns; called only for blocks around all lanes
         """
+        own = current_lane.get()
 
         def before(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            lane = current_lane.get()
+            if lane is own or lane is None:
+                self._current, self._thread = begin(args, kwargs), get_ident()
+                return
+            if lane.first:
+                raise BadArgument(
+                    f"A Branch runs the layers from {lane.first} on, so a block around all calls cannot follow its "
+                    "pass.\nEnter watch or intervene inside the calls that need it."
+                )
             self._current, self._thread = begin(args, kwargs), get_ident()
+            self._turns = self._taking_turns(suspend)
+            lane.add(self._turns)
 
         def after(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
             if (forward_pass := self._take()) is not None:
@@ -65,7 +84,7 @@ class ModelPasses:
                     abort()
                 raise
 
-        self.tracker.refuse_reordering(hooks)
+        self.tracker.caches.listen(hooks)
         hooks.enter_context(threads.entered())
         hooks.enter_context(outputs(self._stack, after, before=before, around=partial(threads.run, run)))
 
@@ -82,4 +101,24 @@ class ModelPasses:
         if self._thread != get_ident():
             return None
         forward_pass, self._current = self._current, None
+        if self._turns is not None and (lane := current_lane.get()) is not None:
+            lane.discard(self._turns)
+            self._turns = None
         return forward_pass
+
+    def _taking_turns(self, suspend: Callable[[], Resume]) -> Placement:
+        """Return what suspends the current pass at the end of its lane's turn, and resumes it at the next."""
+        resumes: list[Resume] = []
+        return PlacedByCalls(lambda: resumes.pop()(), lambda: resumes.append(self._suspended(suspend)))
+
+    def _suspended(self, suspend: Callable[[], Resume]) -> Resume:
+        of_block, of_tracker = suspend(), self.tracker.suspend()
+        current, thread, turns = self._current, self._thread, self._turns
+        self._current = self._turns = None
+
+        def resume() -> None:
+            self._current, self._thread, self._turns = current, thread, turns
+            of_tracker()
+            of_block()
+
+        return resume

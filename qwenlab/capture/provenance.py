@@ -13,6 +13,7 @@ from qwenlab.capture.sequences import SequenceTracker
 from qwenlab.checkpoint.checkpoint import Checkpoint
 from qwenlab.checkpoint.decoder import Decoder, decoder_of
 from qwenlab.checkpoint.fused_kernels import kernel_of
+from qwenlab.checkpoint.module_tree import modules_of
 from qwenlab.checkpoint.weights.fingerprint import fingerprint_in_memory
 from qwenlab.record.provenance import provenance
 
@@ -63,6 +64,7 @@ def facts_of(model: Any, decoder: Decoder, tracker: SequenceTracker, interventio
         tokens=sum(tokens.values()),
         sequences=tracker.sequences,
         labels=tokens,
+        cropped=tracker.cropped,
         prompts_hash=tracker.prompts_hash,
         seed=torch.initial_seed(),
         interventions=interventions,
@@ -71,12 +73,14 @@ def facts_of(model: Any, decoder: Decoder, tracker: SequenceTracker, interventio
 
 def running_on(decoder: Decoder) -> dict[str, Any]:
     """Return family, layer types, precision, device and kernels of a stack of layers."""
-    parameters, config = list(decoder.module.parameters()), decoder.module.config
+    modules, config = modules_of(decoder.module), decoder.module.config
+    parameters = [each for _, module in modules for each in module._parameters.values() if each is not None]
+    dtypes, devices = {each.dtype for each in parameters}, {each.device for each in parameters}
     return {
         "family": decoder.family.name,
         "layer_types": decoder.layer_types,
-        "dtype": ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters})),
-        "device": ", ".join(sorted({_device(p.device) for p in parameters})),
+        "dtype": ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)),
+        "device": ", ".join(sorted({_device(device) for device in devices})),
         "kernel_delta_rule": kernel_of(decoder),
         "attention_implementation": str(config._attn_implementation),
         "experts_implementation": str(getattr(config, "_experts_implementation", None) or "none"),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import groupby
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -15,9 +15,10 @@ from transformers.cache_utils import Cache
 from qwenlab.capture.forward_pass import CachedSequences, ForwardPass, Indices, Label
 from qwenlab.capture.generate_calls import NO_ENDS, GenerateCalls, RowEnds
 from qwenlab.capture.masks import MaskChecks, keys_of
+from qwenlab.capture.read_columns import ReadColumns
 from qwenlab.capture.token_ids import EmbeddedTokens, codes
 from qwenlab.capture.tokens import FOLDS, NEVER, PADDING, TokenBatch, added
-from qwenlab.capture.wrapping import listening
+from qwenlab.capture.tracked_caches import TrackedCaches
 from qwenlab.checkpoint.caches import cache_argument, first_cache
 from qwenlab.errors import AmbiguousSequences, LabelShapeMismatch
 
@@ -37,12 +38,13 @@ class SequenceTracker:
         self.fingerprint = torch.zeros((), dtype=torch.int64)
         self.checks = MaskChecks()
         self.embedded = EmbeddedTokens()
+        self.caches = TrackedCaches()
         self._hashed = "tokens"
         self._tokens: torch.Tensor | None = None  # int [1 + label]: padding, and real tokens by label
         cache_argument(type(decoder).forward)  # raises if no argument takes a cache
-        self._names = [name for name in inspect.signature(decoder.forward).parameters if name != "self"]
+        own = vars(decoder).get("forward")  # somebody's replacement, which the cache must not keep alive
+        self._names = _names_of_class(type(decoder).forward) if own is None else _argument_names(own)
         self._calls = calls
-        self._cached: WeakKeyDictionary[Cache, CachedSequences] = WeakKeyDictionary()
         self._open: CachedSequences | None = None
 
     @property
@@ -50,6 +52,11 @@ class SequenceTracker:
         """Real tokens read, by label."""
         counts = [] if self._tokens is None else self._tokens[1:].tolist()
         return dict(zip(self.labels, counts + [0] * len(self.labels), strict=False))
+
+    @property
+    def cropped(self) -> dict[str, int] | None:
+        """Of the tokens read, those that were later cropped from their cache, by label; None if that is unknown."""
+        return self.caches.cropped_tokens(self.labels)
 
     @property
     def prompts_hash(self) -> str:
@@ -70,7 +77,7 @@ class SequenceTracker:
         past = int(cache.get_seq_length()) if cache is not None else 0
         keys = keys_of(mask, batch, past + width)
         self.checks.check(arguments, keys, width)
-        label, known = self._indices(batch, width), self._known(cache, past, batch)
+        label, known = self._indices(batch, width), self.caches.known(cache, past, batch)
         ends = self._ends(known)
         if ends.others and batch > 1:
             raise AmbiguousSequences(
@@ -78,7 +85,7 @@ class SequenceTracker:
                 "end is not text.\nGenerate these texts one at a time, or let rows end by eos_token_id alone."
             )
         self._open = known or self._begin(past, batch, device)
-        self._open.ends = ends
+        self._open.ends, self._open.read.end = ends, past + width
         self.columns += batch * width
         embeddings = shaped if ids is None else None
         if past and width == 1 and ids is not None:
@@ -88,23 +95,17 @@ class SequenceTracker:
     def close(self, cache: Cache | None) -> None:
         """Remember the sequences of the pass that has ended by the cache of its state, if it has one."""
         if cache is not None and self._open is not None:
-            self._cached[cache] = self._open
+            self.caches.remember(cache, self._open)
         self._open = None
 
-    def refuse_reordering(self, hooks: ExitStack) -> None:
-        """Raise AmbiguousSequences where the rows of a tracked cache change places, until `hooks` closes."""
+    def suspend(self) -> Callable[[], None]:
+        """Put the open pass aside, and return the function that takes it up again."""
+        sequences, self._open = self._open, None
 
-        def reordered(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-            known, order = self._cached.get(args[0]), (*args[1:], *kwargs.values())[0]
-            as_many = known is not None and len(known.sequence) == len(order)  # else they begin new sequences
-            if as_many and not torch.equal(order.cpu(), torch.arange(len(order))):
-                raise AmbiguousSequences(
-                    "The rows of the cache were reordered, as beam search does: which sequence a row continues is no "
-                    "longer known.\nGenerate with num_beams=1, or generate outside the block and read the finished "
-                    "texts inside it."
-                )
+        def resume() -> None:
+            self._open = sequences
 
-        hooks.enter_context(listening(Cache, "reorder_cache", reordered))
+        return resume
 
     def read(self, passes: Sequence[ForwardPass]) -> TokenBatch:
         """Return the tokens of one pass, or of consecutive decode steps. Call it once per pass, in order."""
@@ -112,6 +113,7 @@ class SequenceTracker:
         width = sum(each.width for each in passes)
         if sequences.columns != start.past:
             sequences.first = torch.full_like(sequences.first, NEVER)
+            self.caches.cropped.crop(sequences.read, start.past, len(self.labels))
         sequences.columns = end.past + end.width
         keys = None if end.keys is None else end.keys.to(device).bool()
         if keys is None:
@@ -130,6 +132,7 @@ class SequenceTracker:
         label, present = self._label(passes)
         row = torch.where(real, 1 + label, PADDING)
         group = torch.where(real, 1 + label * FOLDS + (sequences.sequence % FOLDS)[:, None], PADDING)
+        sequences.read.add(start.past, width, 1 + label if whole and isinstance(label, int) else row)
         self._count(row)
         self._update_fingerprint(passes, sequences.sequence, position, real)
         return TokenBatch(
@@ -149,18 +152,13 @@ class SequenceTracker:
             ids=ids,
         )
 
-    def _known(self, cache: Cache | None, past: int, batch: int) -> CachedSequences | None:
-        """Return the sequences of this cache; None if it was empty, begun elsewhere, or has another number of rows."""
-        known = self._cached.get(cache) if past and cache is not None else None
-        return known if known is not None and len(known.sequence) == batch else None
-
     def _begin(self, past: int, batch: int, device: torch.device) -> CachedSequences:
         """Begin new sequences."""
         numbers = range(self.sequences, self.sequences + batch)
         self.sequences += batch
         sequence = torch.arange(numbers.start, numbers.stop, device=device)
         first, ended = torch.full_like(sequence, NEVER), torch.zeros_like(sequence, dtype=torch.bool)
-        return CachedSequences(past, numbers, sequence, first, ended)
+        return CachedSequences(past, past, numbers, sequence, first, ended, ReadColumns(batch))
 
     def _ends(self, known: CachedSequences | None) -> RowEnds:
         """Return how the rows of this pass end: by the `generate` call that began them, else by the model's config."""
@@ -189,15 +187,18 @@ class SequenceTracker:
 
     def _label(self, passes: Sequence[ForwardPass]) -> tuple[Any, tuple[int, ...]]:
         """Return the index of every token's label (one integer if all agree), and the labels that occur."""
-        first = passes[0].label
-        if isinstance(first, int) and all(each.label == first for each in passes):
-            return first, (first,)
-        rows: list[list[int]] = [[] for _ in range(passes[0].batch)]
-        for each in passes:
-            of_pass = [[each.label] * each.width] * each.batch if isinstance(each.label, int) else each.label
-            for row, more in zip(rows, of_pass, strict=True):
-                row += more
-        return torch.tensor(rows, device=passes[0].device), tuple(sorted({index for row in rows for index in row}))
+        first, present, parts = passes[0], set[int](), list[torch.Tensor]()
+        if isinstance(first.label, int) and all(each.label == first.label for each in passes):
+            return first.label, (first.label,)
+        for label, group in groupby(passes, key=lambda each: each.label):
+            width = sum(each.width for each in group)
+            if isinstance(label, int):  # made on the device, as a list would be copied there
+                present.add(label)
+                parts.append(torch.full((first.batch, width), label, device=first.device))
+            else:
+                present.update(index for row in label for index in row)
+                parts.append(torch.tensor(label, device=first.device).repeat(1, width // len(label[0])))
+        return torch.cat(parts, dim=1), tuple(sorted(present))
 
     def _count(self, row: torch.Tensor) -> None:
         counts = torch.zeros(1 + len(self.labels), dtype=torch.int64, device=row.device)
@@ -228,7 +229,9 @@ def _padding_of_generate(sequences: CachedSequences, ids: torch.Tensor, by: RowE
 
     A row is over from an end token on for as long as padding follows: until the first token that is neither.
     """
-    ends = torch.isin(ids, torch.tensor(by.tokens, device=ids.device))
+    ends = torch.zeros_like(ids, dtype=torch.bool)
+    for token in by.tokens:  # a tensor of them would be copied from the host
+        ends = ends | (ids == token)
     steps = torch.arange(1, ids.shape[1] + 1, device=ids.device)
     ended = torch.where(ends, steps, 0).cummax(dim=1).values
     began = torch.where(ends | (ids == by.pad), -1, steps).cummax(dim=1).values
@@ -246,3 +249,10 @@ def cache_among(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Cach
 
 def _joined(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor:
     return torch.cat([tensor for tensor in tensors if tensor is not None], dim=1)
+
+
+def _argument_names(forward: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(name for name in inspect.signature(forward).parameters if name != "self")
+
+
+_names_of_class = lru_cache(maxsize=32)(_argument_names)

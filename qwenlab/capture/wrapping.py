@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import functools
-import operator
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from threading import get_ident
 from types import MethodType
 from typing import Any
 
 from torch import nn
+
+from qwenlab.capture.lanes import current_lane
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """The positional and the keyword arguments of a call."""
@@ -28,22 +28,26 @@ class _Wrapper:
     """One function, wrapped under its own name: `around` and `instead` change calls, `before` and `after` observe them.
 
     owner  as in `listening`; a copy of an owner is not wrapped
+    users  number of blocks that listen, also those of lanes that wait
     """
 
     def __init__(self, owner: Any, name: str, original: Callable[..., Any] | None) -> None:
-        self.owner, self.name = owner, name
+        self.owner, self.name, self.users = owner, name, 0
         self.around: tuple[Around, ...] = ()
         self.instead: tuple[Around, ...] = ()
         self.before: tuple[Before, ...] = ()
         self.after: tuple[After, ...] = ()
-        named = isinstance(owner, dict)
-        self._names = owner if named else vars(owner)
-        self._set: Callable[..., None] = operator.setitem if named else setattr
-        self._delete: Callable[..., None] = operator.delitem if named else delattr
+        self._names = owner if isinstance(owner, dict) else vars(owner)
         self._existed = name in self._names
-        self.original = original or (owner[name] if named else getattr(owner, name))
-        functools.update_wrapper(self, self.original)
-        self._set(owner, name, self)
+        self.original = original or (owner[name] if isinstance(owner, dict) else getattr(owner, name))
+        self.__wrapped__ = self.original  # where inspect.signature looks
+        self._place(self)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the function itself, such as its `__name__`."""
+        if name == "original":
+            raise AttributeError(name)
+        return getattr(self.original, name)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Bind to an instance where the function is a method of a class."""
@@ -90,9 +94,17 @@ class _Wrapper:
         if self._names.get(self.name) is not self:
             return
         if self._existed:
-            self._set(self.owner, self.name, self.original)
+            self._place(self.original)
+        elif isinstance(self.owner, type):
+            delattr(self.owner, self.name)
         else:
-            self._delete(self.owner, self.name)
+            del self._names[self.name]
+
+    def _place(self, function: Callable[..., Any]) -> None:
+        if isinstance(self.owner, type):
+            setattr(self.owner, self.name, function)
+        else:  # setattr of a module looks for parameters first
+            self._names[self.name] = function
 
 
 _wrappers: dict[tuple[int, str], _Wrapper] = {}
@@ -100,19 +112,7 @@ _registry = threading.RLock()
 """Lock for adding, changing and removing wrappers."""
 
 
-@contextmanager
-def listening(
-    owner: Any,
-    name: str,
-    after: After | None = None,
-    *,
-    before: Before | None = None,
-    around: Around | None = None,
-    outside: bool = False,
-    instead: Around | None = None,
-    inmost: bool = False,
-    original: Callable[..., Any] | None = None,
-) -> Iterator[None]:
+class listening:
     """Context manager that observes or changes calls of a function; the last one to exit removes the wrapper.
 
     owner     the object whose attribute `name` is the function: a module, or a class for a method of all instances; or
@@ -120,41 +120,79 @@ def listening(
     before    observes calls before they run, with the arguments after all changes
     after     observes calls after they ran, with the arguments and the result after all changes
     around    changes arguments or result
-    outside   wrap `around` outside earlier changes, so that it gets their result; by default inside, so that it gets
+    outside   call `around` outside that of earlier listeners: then it changes their result, otherwise it changes
               their arguments
     instead   runs instead of the function, after all changes to the arguments
     inmost    call `after` before those of earlier listeners
     original  the function, where a dictionary lacks the name
     """
-    key, first = (id(owner), name), {"around": outside, "after": inmost}
-    listeners = {"around": around, "instead": instead, "before": before, "after": after}
-    with _registry:
-        wrapper = _wrappers.get(key)
-        if wrapper is None:
-            wrapper = _wrappers[key] = _Wrapper(owner, name, original)
-        # Tuples are replaced, never mutated: a call in progress continues with those that it began with.
-        for kind, listener in listeners.items():
-            if listener is not None:
-                earlier = getattr(wrapper, kind)
-                setattr(wrapper, kind, (listener, *earlier) if first.get(kind) else (*earlier, listener))
-    try:
-        yield
-    finally:
+
+    __slots__ = ("_first", "_key", "_lane", "_listeners", "_original", "_owner", "_wrapper")
+
+    def __init__(
+        self,
+        owner: Any,
+        name: str,
+        after: After | None = None,
+        *,
+        before: Before | None = None,
+        around: Around | None = None,
+        outside: bool = False,
+        instead: Around | None = None,
+        inmost: bool = False,
+        original: Callable[..., Any] | None = None,
+    ) -> None:
+        listeners = {"around": around, "instead": instead, "before": before, "after": after}
+        self._listeners = {kind: each for kind, each in listeners.items() if each is not None}
+        self._first = {"around": outside, "after": inmost}
+        self._key, self._owner, self._original = (id(owner), name), owner, original
+
+    def __enter__(self) -> None:
         with _registry:
-            for kind, listener in listeners.items():
-                setattr(wrapper, kind, tuple(each for each in getattr(wrapper, kind) if each is not listener))
-            if not (wrapper.around or wrapper.instead or wrapper.before or wrapper.after):
-                wrapper.restore()
-                del _wrappers[key]
+            wrapper = _wrappers.get(self._key)
+            if wrapper is None:
+                wrapper = _wrappers[self._key] = _Wrapper(self._owner, self._key[1], self._original)
+            wrapper.users += 1
+        self._wrapper, self._lane = wrapper, current_lane.get()
+        self.place()
+        if self._lane is not None:
+            self._lane.add(self)
+
+    def __exit__(self, *error: object) -> None:
+        if self._lane is not None:
+            self._lane.discard(self)
+        self.remove()
+        with _registry:
+            self._wrapper.users -= 1
+            if not self._wrapper.users:
+                self._wrapper.restore()
+                del _wrappers[self._key]
+
+    # Tuples are replaced, never mutated: a call in progress continues with those that it began with.
+    def place(self) -> None:
+        """Listen; inside the block, after `remove`."""
+        with _registry:
+            for kind, listener in self._listeners.items():
+                earlier = getattr(self._wrapper, kind)
+                listeners = (listener, *earlier) if self._first.get(kind) else (*earlier, listener)
+                setattr(self._wrapper, kind, listeners)
+
+    def remove(self) -> None:
+        """Stop listening until `place`, while other lanes take their turns."""
+        with _registry:
+            for kind, listener in self._listeners.items():
+                setattr(
+                    self._wrapper, kind, tuple(each for each in getattr(self._wrapper, kind) if each is not listener)
+                )
 
 
-def inputs(module: nn.Module, before: Before) -> AbstractContextManager[None]:
-    """Context manager that observes a module's arguments, after any other hook has changed them."""
+def inputs(module: nn.Module, before: Before) -> listening:
+    """Return a context manager that observes a module's arguments, after any other hook has changed them."""
     return listening(module, "forward", before=before)
 
 
-def outputs(module: nn.Module, after: After | None = None, **listeners: Any) -> AbstractContextManager[None]:
-    """Context manager that observes or changes a module's result, after any other hook has changed it.
+def outputs(module: nn.Module, after: After | None = None, **listeners: Any) -> listening:
+    """Return a context manager that observes or changes a module's result, after any other hook has changed it.
 
     It uses no torch hook: one costs several microseconds, and a decode step runs a hundred such modules. It relies on
     `__call__` looking up `_call_impl` on the module (docs/decisions/0013-no-hooks-of-torch.md).
@@ -164,8 +202,8 @@ def outputs(module: nn.Module, after: After | None = None, **listeners: Any) -> 
     return listening(module, "_call_impl", after, outside=True, **listeners)
 
 
-def changed(module: nn.Module, around: Around, *, outside: bool = True) -> AbstractContextManager[None]:
-    """Context manager that changes a module's result before other hooks read it.
+def changed(module: nn.Module, around: Around, *, outside: bool = True) -> listening:
+    """Return a context manager that changes a module's result before other hooks read it.
 
     transformers' `output_hidden_states` and `output_router_logits` are such hooks.
 

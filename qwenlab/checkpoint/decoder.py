@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from qwenlab.checkpoint.families import EXTENDING, Family, family_of
 from qwenlab.checkpoint.mixers.base import MixerKind
+from qwenlab.checkpoint.module_tree import modules_of
 from qwenlab.errors import AmbiguousModel, BadArgument, NotAHybrid, UnsupportedFamily
 
 
@@ -41,11 +42,18 @@ class Decoder:
         "mixer_norm" and "mlp_norm" are the norms of the layer.
         """
         module: Any = self.layers[layer]
-        kind = self.kind(layer)
-        paths = {"mixer": kind.path, "mixer_norm": kind.norms[0], "mlp_norm": kind.norms[1]}
-        for name in (paths.get(word) or getattr(self.family, word)).split("."):
+        for name in self._path(layer, word).split("."):
             module = getattr(module, name, None)
         return module
+
+    def _path(self, layer: int, word: str) -> str:
+        """Path of a part from its layer."""
+        if word == "mixer":
+            return self.kind(layer).path
+        if word in ("mixer_norm", "mlp_norm"):
+            return self.kind(layer).norms[word == "mlp_norm"]
+        path: str = getattr(self.family, word)
+        return path
 
     def adder(self, layer: int, word: str) -> Any:
         """The submodule whose output the layer adds to the residual stream, for its "mixer" or its "mlp"."""
@@ -70,7 +78,7 @@ def decoder_of(model: nn.Module) -> Decoder:
     Raises NotAHybrid or UnsupportedFamily for a model of another family, and AmbiguousModel for a module that contains
     more than one stack.
     """
-    stacks = [(path, module) for path, module in model.named_modules() if _is_stack(module)]
+    stacks: list[tuple[str, Any]] = [(path, module) for path, module in modules_of(model) if _is_stack(module)]
     if not stacks:
         raise NotAHybrid(
             f"{type(model).__name__} contains no stack of decoder layers whose config has `layer_types`.\n"

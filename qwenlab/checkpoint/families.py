@@ -51,7 +51,7 @@ class Family:
 
     def kind(self, name: str) -> MixerKind:
         """Description of a kind of mixer; `name` is one of `KINDS`."""
-        return {DELTANET: self.deltanet, ATTENTION: self.attention}[name]
+        return self.deltanet if name == DELTANET else {ATTENTION: self.attention}[name]
 
 
 FAMILIES = {

@@ -1,4 +1,4 @@
-"""The commands `anatomy` and `new`, and what the commands profile, acceptance, trace, ablate and demo print."""
+"""The commands `anatomy` and `new`, and what the commands of recipes print."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.text import Text
 from qwenlab import execution, record, stats
 from qwenlab.checkpoint.anatomy.anatomy import anatomy as anatomy_of
 from qwenlab.checkpoint.anatomy.display import COLOURS, LABELS
+from qwenlab.checkpoint.families import KINDS
 from qwenlab.cli.printing import estimate, print_lines, print_table
 from qwenlab.recipes.inputs import FilePath, Positive
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from qwenlab.recipes.ablate import Ablated
     from qwenlab.recipes.acceptance import AcceptanceReport
     from qwenlab.recipes.demo import Demo
+    from qwenlab.recipes.make_checkpoint import MadeCheckpoint
     from qwenlab.recipes.profile import Profile
     from qwenlab.speculative.trace.trace import Trace
 
@@ -62,6 +64,14 @@ def print_demo(done: Demo) -> None:
     """What `print_profile` prints, and the path of the executed notebook."""
     print_profile(done)
     print_lines(done.notebook)
+
+
+def print_made(made: MadeCheckpoint) -> None:
+    """The number of layers by kind, the parameters, the size of the files and the path of the folder."""
+    counts = {LABELS[kind]: len(layers) for kind in KINDS if (layers := made.anatomy.layers(kind))}
+    kinds = ", ".join(f"{count} {kind} layer{'s' * (count > 1)}" for kind, count in counts.items())
+    size = f"{made.anatomy.total:,} parameters, {made.bytes / 1e9:.1f} GB"
+    print_lines(f"Random weights: {kinds}; {size}", made.folder)
 
 
 def print_acceptance(done: AcceptanceReport) -> None:

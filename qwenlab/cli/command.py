@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 import typer
 
 from qwenlab.errors import BadArgument
-from qwenlab.recipes.inputs import CheckpointInput, FilePath, FolderPath
+from qwenlab.recipes.inputs import CheckpointInput, FilePath, FolderPath, GeometryInput
 
 
 class _Option(NamedTuple):
@@ -37,7 +37,7 @@ def add_recipe(app: typer.Typer, recipe: Callable[..., Any], report: Callable[..
 
     run.__signature__ = inspect.Signature([option.parameter for option in options.values()])  # type: ignore[attr-defined]
     summary = (inspect.getdoc(recipe) or "").partition("\n\n")[0]
-    app.command(recipe.__name__, help=summary.replace("`", ""))(run)
+    app.command(recipe.__name__.replace("_", "-"), help=summary.replace("`", ""))(run)
 
 
 def _option(function: Callable[..., Any], name: str) -> _Option:
@@ -69,8 +69,9 @@ def _option(function: Callable[..., Any], name: str) -> _Option:
     elif notes and isinstance(notes[0], range):
         how = dict(min=notes[0].start, metavar="<int>")
     how["help"] = f"{help[0].upper()}{help[1:]}.".replace("`", "")
-    info = typer.Argument(**how) if plain is CheckpointInput else typer.Option(*names, **how)
-    shell = str if plain is CheckpointInput else kind | None if optional else kind
+    is_source = plain in (CheckpointInput, GeometryInput)
+    info = typer.Argument(**how) if is_source else typer.Option(*names, **how)
+    shell = str if is_source else kind | None if optional else kind
     return _Option(
         parameter.replace(annotation=Annotated[shell, info], default=default, kind=parameter.KEYWORD_ONLY), read
     )

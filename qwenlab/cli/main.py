@@ -29,6 +29,7 @@ for recipe, report in (
     (recipes.trace, checkpoints.print_trace),
     (recipes.ablate, checkpoints.print_ablations),
     (recipes.demo, checkpoints.print_demo),
+    (recipes.make_checkpoint, checkpoints.print_made),
 ):
     add_recipe(app, recipe, report)
 app.command()(experiments.run)

@@ -17,8 +17,9 @@ from qwenlab.capture.rounding import FORMATS, round_in_place
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.errors import CannotIntervene
 from qwenlab.interventions.base import HeadIntervention, LayerIntervention, head_mask
+from qwenlab.interventions.changes import LEAST_DECAY
 from qwenlab.interventions.linear_attention import gated_linear_attention
-from qwenlab.interventions.points import LEAST_DECAY, InterventionPoints
+from qwenlab.interventions.points import InterventionPoints
 from qwenlab.interventions.segments import Segments, crowded, run_in_segments
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from threading import get_ident
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
@@ -16,8 +16,8 @@ from qwenlab.capture.delta_rule import DeltaRuleCall, DeltaRuleHooks
 from qwenlab.capture.forward_pass import ForwardPass
 from qwenlab.capture.generate_calls import GenerateCalls
 from qwenlab.capture.layout import Attachment, ValueLayout, attachment, head_counts
-from qwenlab.capture.model_passes import ModelPasses
-from qwenlab.capture.router import Routed, rerouted
+from qwenlab.capture.model_passes import ModelPasses, Resume
+from qwenlab.capture.router import Routed
 from qwenlab.capture.running_layers import BlockThreads
 from qwenlab.capture.sequences import SequenceTracker, cache_among
 from qwenlab.capture.tokens import TokenBatch
@@ -26,17 +26,10 @@ from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.checkpoint.sites import Site
 from qwenlab.errors import CannotIntervene
+from qwenlab.interventions.changes import Change, ChangeValue, with_argument, with_logits, with_query
 
-Value = TypeVar("Value", bound=Any)
-Change = Callable[[Value, TokenBatch], Value | None]
-"""A value and the tokens that the pass reads -> the new value, or None to leave it."""
-ChangeValue = Change[torch.Tensor]
-"""Of a value [batch, position, ...]: the new one has the same shape."""
 ReplaceRule = Callable[[DeltaRuleCall, Callable[..., Any], tuple[Any, ...], dict[str, Any], TokenBatch], Any]
 """A call, the rule, all its arguments, and the tokens read -> the result of the rule, or None to let it run."""
-
-LEAST_DECAY = 1e-18
-"""Smaller decays are set to this one: it leaves nothing of a state in float32, and its ln is still summed exactly."""
 
 
 @dataclass
@@ -72,7 +65,9 @@ class InterventionPoints:
     def follow_passes(self) -> None:
         """Act in every forward pass from now on, until `hooks` closes."""
         threads = BlockThreads(self.decoder.module, "intervenes on", CannotIntervene)
-        self.passes.follow(self.hooks, threads, begin=self._begin, end=self._end, abort=self._abort)
+        self.passes.follow(
+            self.hooks, threads, begin=self._begin, end=self._end, abort=self._abort, suspend=self._suspend
+        )
 
     def missed(self, counts: Sequence[HitCount]) -> str:
         """Return a message about the points that some pass did not reach; "" if every pass reached all of them."""
@@ -107,18 +102,33 @@ class InterventionPoints:
         for count, (reached, acted) in zip(self.counts, self._before, strict=True):
             count.reached, count.acted = reached, acted
 
+    def _suspend(self) -> Resume:
+        """Put the current pass aside: nothing acts until the result takes it up again."""
+        tokens, self._tokens = self._tokens, None
+        counted = self._counted_since(self._before)
+
+        def resume() -> None:
+            self._tokens, self._before = tokens, self._counted_since(counted)
+
+        return resume
+
+    def _counted_since(self, before: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The counts less those of `before`."""
+        pairs = zip(self.counts, before, strict=True)
+        return [(count.reached - reached, count.acted - acted) for count, (reached, acted) in pairs]
+
     def value(self, site: Site, change: ChangeValue) -> None:
         """Change the value at a site. Raises CannotIntervene for a site whose value cannot be changed."""
         layer, word = site.layer, site.word
         place = attachment(self.decoder, layer, word)
         if word == "router":
-            self.router(layer, site.name, _with_logits(change, self.decoder.part(layer, "router")))
+            self.router(layer, site.name, with_logits(change, self.decoder.part(layer, "router")))
         elif place is not None:
             self._module(place, site.name, change)
         elif site.kind == DELTANET:
-            self.rule(layer, site.name, _with_argument(change, word.removeprefix("mixer.")))
+            self.rule(layer, site.name, with_argument(change, word.removeprefix("mixer.")))
         elif word == "mixer.query":
-            self.attention(layer, site.name, _with_query(change))
+            self.attention(layer, site.name, with_query(change))
         else:
             raise CannotIntervene(
                 f"{site.name} cannot be changed: attention caches rotated keys, and each call holds those of earlier "
@@ -150,6 +160,8 @@ class InterventionPoints:
         self.counts.append(count)
 
         def after(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            if self._tokens is None:
+                return
             count.reached += 1
             cache = cache_among(args, kwargs, out)
             if cache is not None:
@@ -234,35 +246,3 @@ def heads_of(decoder: Decoder, site: Site) -> int | None:
     if not {"head", "key_head"} & set(site.dims):
         return None
     return head_counts(decoder, site.layer)["key_head" in site.dims]
-
-
-def _with_argument(change: ChangeValue, name: str) -> Change[DeltaRuleCall]:
-    """Change one argument of the delta rule; the decay as alpha, not its ln."""
-
-    def of_call(call: DeltaRuleCall, tokens: TokenBatch) -> DeltaRuleCall | None:
-        old = call.g.exp() if name == "decay" else getattr(call, name)
-        new = change(old, tokens)
-        if new is None:
-            return None
-        if name == "decay":  # exp and ln would round the decays that do not change
-            log = new.float().clamp_min(LEAST_DECAY).log().to(call.g.dtype)
-            return replace(call, g=torch.where(new == old, call.g, log))
-        return replace(call, **{name: new.to(old.dtype)})  # type: ignore[arg-type]
-
-    return of_call
-
-
-def _with_query(change: ChangeValue) -> Change[AttentionCall]:
-    def of_call(call: AttentionCall, tokens: TokenBatch) -> AttentionCall | None:
-        new = change(call.query.transpose(1, 2), tokens)
-        return None if new is None else replace(call, query=new.to(call.query.dtype).transpose(1, 2))
-
-    return of_call
-
-
-def _with_logits(change: ChangeValue, router: Any) -> Change[Routed]:
-    def of_router(routed: Routed, tokens: TokenBatch) -> Routed | None:
-        new = change(routed.logits.reshape(tokens.batch, tokens.width, -1), tokens)
-        return None if new is None else rerouted(router, new.reshape(routed.logits.shape), routed.chosen.shape[-1])
-
-    return of_router

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any, TypeVar
+
 import numpy as np
 import torch
 
@@ -10,8 +13,30 @@ from qwenlab.capture.tokens import FOLDS, PADDING, TokenBatch
 LayerSlice = slice
 """Consecutive layers among those of a probe."""
 
+T = TypeVar("T")
 
-class Totals:
+
+class Accumulator:
+    """Base class of what sums up values over passes, so that `copied` copies it."""
+
+
+def copied(value: T) -> T:
+    """Return a copy that later passes do not change, of an accumulator or of tensors, lists and dicts of them."""
+    new: Any = value
+    if isinstance(value, torch.Tensor):
+        new = value.clone()
+    elif isinstance(value, list):
+        new = [copied(each) for each in value]
+    elif isinstance(value, dict):
+        new = copy.copy(value)
+        new.update((key, copied(each)) for key, each in value.items())
+    elif isinstance(value, Accumulator):
+        new = object.__new__(type(value))
+        vars(new).update(copied(vars(value)))
+    return new
+
+
+class Totals(Accumulator):
     """Totals [layer, row, ...] for all layers of a probe. Rows are appended when they are first needed."""
 
     def __init__(self, layers: int, dtype: torch.dtype = torch.float64) -> None:
@@ -46,7 +71,7 @@ class Totals:
         return np.moveaxis(rows.reshape(len(rows), labels, FOLDS, *shape), 0, 2)
 
 
-class Sums:
+class Sums(Accumulator):
     """Sums of named per-token values by layer and group (label and fold), in float64."""
 
     def __init__(self, layers: int) -> None:
@@ -81,7 +106,7 @@ class Sums:
         return self._totals.total[:, 1:, self._columns.get(name, slice(0))].sum(dim=1).cpu().numpy()
 
 
-class Histogram:
+class Histogram(Accumulator):
     """Counts of per-token values in fixed bins by layer and label: a sketch of bounded size for quantiles."""
 
     def __init__(self, layers: int, bins: int) -> None:
@@ -106,7 +131,7 @@ class Histogram:
         return np.moveaxis(self._counts.array(1 + labels, *shape, self.bins)[:, 1:], 0, 1)
 
 
-class BinnedSums:
+class BinnedSums(Accumulator):
     """Sums of named values by layer, group (label and fold), column (head) and bin, in float64."""
 
     def __init__(self, layers: int, bins: int) -> None:

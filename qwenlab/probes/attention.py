@@ -49,22 +49,20 @@ class Attention(Probe):
 
     name = "attention"
     kind = ATTENTION
+    changing = ("_sums", "_gates")
 
     def __init__(self, *, layers: Iterable[int] | None = None, every: int = 64) -> None:
         super().__init__(layers=layers, every=every)
 
     def start(self, decoder: Decoder) -> None:
         super().start(decoder)
+        self.gated = decoder.family.attention.gate  # whether the attention layers of this model have an output gate
+        self._heads_per_layer, _ = head_counts(decoder, self.layers[0])
         self._sums = Sums(len(self.layers))
         self._gates = Histogram(len(self.layers), GATE_BINS)
 
     def sites(self, layer: int) -> Iterable[str]:
         return ("mixer.attention", "mixer.gate") if self.gated else ("mixer.attention",)
-
-    @property
-    def gated(self) -> bool:
-        """Whether the attention layers of this model have an output gate."""
-        return self.decoder.family.attention.gate
 
     def sampled_sites(self, layer: int) -> Iterable[str]:
         return self.sites(layer)
@@ -103,7 +101,7 @@ class Attention(Probe):
             self._gates.add(where, sampled, values["gate"] * GATE_BINS)
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
-        count, (heads, _) = len(labels), head_counts(self.decoder, self.layers[0])
+        count, heads = len(labels), self._heads_per_layer
         table = {name: about for name, about in _PER_HEAD.items() if self.gated or name != "gate"}
         variables = summed(table, (*GROUPED, "head"), lambda name: self._sums.array(name, count, heads))
         tokens = counted(self._sums.array("tokens", count))

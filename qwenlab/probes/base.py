@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,7 +22,7 @@ from qwenlab.capture.tokens import FOLDS, TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import ATTENTION, DELTANET
 from qwenlab.errors import BadArgument, MissingPart, UnknownLayer
-from qwenlab.probes.accumulators import LayerSlice
+from qwenlab.probes.accumulators import LayerSlice, copied
 from qwenlab.probes.bins import BINS
 
 Reduced = dict[str, torch.Tensor]
@@ -50,6 +52,7 @@ class Probe(ABC):
     reads: ClassVar[str] = ""  # the part of a layer that it reads, unless that is a `kind` of mixer
     kind: ClassVar[str] = ""  # "" for any
     settings: ClassVar[tuple[str, ...]] = ()  # further arguments that the recording tells, unless they are None
+    changing: ClassVar[tuple[str, ...]] = ()  # the attributes that a pass changes, if `dataset` needs no `decoder`
     _heads: list[int] | None = None  # those that the user chose
 
     def __init__(self, *, layers: Iterable[int] | None = None, every: int = 1) -> None:
@@ -75,6 +78,7 @@ class Probe(ABC):
                 f"it reads layers {list(able)} of this model.\nLeave `layers` out to read all of them."
             )
         self.layers = able if self._layers is None else tuple(sorted(set(self._layers)))
+        self._kinds = [decoder.layer_types[layer] for layer in self.layers]
 
     def able(self, decoder: Decoder) -> tuple[int, ...]:
         """Return the layers of this model that have the part that the probe reads."""
@@ -122,6 +126,21 @@ class Probe(ABC):
     def dataset(self, labels: list[str]) -> xr.Dataset:
         """Return the measurements so far as sums and counts."""
 
+    def snapshot(self, labels: list[str]) -> Callable[[], xr.Dataset]:
+        """Return a function that builds `dataset(labels)` as of now, whatever is measured later.
+
+        It holds copies of the attributes in `changing`, and no model. A class that does not name its own, as it may
+        change more than its base class does, builds the Dataset at once.
+        """
+        if "changing" not in vars(type(self)):
+            dataset = self.dataset(labels)
+            return lambda: dataset
+        frozen = copy.copy(self)
+        del frozen.decoder, frozen.session
+        for name in self.changing:
+            setattr(frozen, name, copied(getattr(self, name)))
+        return partial(frozen.dataset, list(labels))
+
     def sample(self) -> dict[str, Any]:
         """Return what the probe leaves out, for the recording; empty if it measures everything."""
         layers = {} if self._layers is None else {"layers": list(self.layers)}
@@ -131,7 +150,6 @@ class Probe(ABC):
 
     def build_dataset(self, labels: list[str], variables: dict[str, Variable], **coords: Any) -> xr.Dataset:
         """Return a Dataset of these variables, with the coordinates that all probes share."""
-        kinds = [self.decoder.layer_types[layer] for layer in self.layers]
         data = {
             name: xr.Variable(dims, values, {"units": units, "long_name": meaning})
             for name, (dims, values, units, meaning) in variables.items()
@@ -141,7 +159,7 @@ class Probe(ABC):
             "label": ("label", np.array(labels, dtype=object)),
             "fold": ("fold", np.arange(FOLDS)),
             "layer": ("layer", np.array(self.layers, dtype=np.int64)),
-            "kind": ("layer", np.array(kinds, dtype=object)),
+            "kind": ("layer", np.array(self._kinds, dtype=object)),
         }
         shared = {name: value for name, value in shared.items() if value[0] in dims}
         numbered = {dim: (dim, np.arange(n)) for v in data.values() for dim, n in v.sizes.items() if dim in _NUMBERED}

@@ -66,6 +66,7 @@ class DeltaNet(Probe):
 
     name = "deltanet"
     kind = DELTANET
+    changing = ("_sums", "_ends", "_histogram", "_moments", "_deviation")
 
     def __init__(
         self, *, layers: Iterable[int] | None = None, every: int = 8, prediction_heads: int | Literal["all"] = 0
@@ -78,6 +79,9 @@ class DeltaNet(Probe):
     def start(self, decoder: Decoder) -> None:
         super().start(decoder)
         count = len(self.layers)
+        self._head_counts = head_counts(decoder, self.layers[0])
+        self._predicted = self._predicted_heads()
+        self._channels, _ = decoder.family.deltanet.state_shape(decoder.module.config)
         self._largest_beta = decoder.family.deltanet.largest_beta(decoder.module.config)
         self._sums, self._ends, self._histogram = Sums(count), Sums(count), Histogram(count, HALF_LIFE_BINS)
         self._moments = defaultdict[int, Totals](lambda: Totals(count))  # by label: [layer, key head, channel, channel]
@@ -90,19 +94,19 @@ class DeltaNet(Probe):
         return ("mixer.gate",) if self.prediction_heads else self.sites(layer)
 
     def state_heads(self, layer: int) -> Iterable[int]:
-        return self.predicted_heads(layer).tolist()
+        return self._predicted.tolist()
 
-    def predicted_heads(self, layer: int) -> torch.Tensor:
+    def _predicted_heads(self) -> torch.Tensor:
         """Return int [sampled head]: the value heads whose prediction is measured, evenly spaced by key head."""
-        heads, total = head_counts(self.decoder, layer)
+        heads, total = self._head_counts
         group = heads // total
         count = total if self.prediction_heads == "all" else min(self.prediction_heads, total)
         keys = [index * total // count for index in range(count)]
         return torch.tensor([key * group + head for key in keys for head in range(group)], dtype=torch.long)
 
     def sample(self) -> dict[str, Any]:
-        heads = self.predicted_heads(self.layers[0]).tolist()
-        everything = len(heads) == head_counts(self.decoder, self.layers[0])[0]
+        heads = self._predicted.tolist()
+        everything = len(heads) == self._head_counts[0]
         return super().sample() | ({} if everything else {"prediction_heads": heads})
 
     def reduce(self, layer: int, part: Part, captured: Captured, tokens: TokenBatch) -> Reduced:
@@ -121,7 +125,7 @@ class DeltaNet(Probe):
 
     def _predict(self, layer: int, call: DeltaRuleCall, tokens: TokenBatch) -> Reduced:
         """Return the predicted heads' update norm and error by sampled token, and the norm of their final state."""
-        heads = self.predicted_heads(layer).to(call.device)
+        heads = self._predicted.to(call.device)
         predicted, state = call.predict(heads, tokens)
         sample = tokens.sample(self.every)
         value, beta = (sample.of(tensor.index_select(2, heads)).float() for tensor in (call.value, call.beta))
@@ -175,8 +179,8 @@ class DeltaNet(Probe):
         )
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
-        count, predicted = len(labels), self.predicted_heads(self.layers[0]).numpy()
-        heads, key_heads = head_counts(self.decoder, self.layers[0])
+        count, predicted = len(labels), self._predicted.numpy()
+        heads, key_heads = self._head_counts
         tokens = counted(self._sums.array("tokens", count))
         ends = self._ends.array("ends", count, 1 + len(predicted))
 
@@ -204,7 +208,7 @@ class DeltaNet(Probe):
         for index, (name, (bins, meaning)) in enumerate(_HISTOGRAMS.items()):
             dims = ("label", "layer", "head", f"{name}_bin")
             variables[f"{name}_hist"] = (dims, counts[:, :, index, :, :bins], "token", f"tokens by {meaning}")
-        channels, _ = self.decoder.family.deltanet.state_shape(self.decoder.module.config)
+        channels = self._channels
         moments = np.stack([self._moments[label].array(key_heads, channels, channels) for label in range(count)])
         by_channel = ("label", "layer", "key_head", "channel", "channel_2")
         variables["key_moment"] = (by_channel, moments, "1", "sum of k k^T over tokens")

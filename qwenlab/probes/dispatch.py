@@ -79,7 +79,9 @@ class Dispatcher:
         for name in names:
             self._require_readable(probe, layer, name)
             part = "mixer" if name.partition(".")[0] == "mixer" else "mlp"
-            buffer = self._buffers.setdefault((layer, part), CaptureBuffer(layer, part))
+            buffer = self._buffers.get((layer, part)) or self._buffers.setdefault(
+                (layer, part), CaptureBuffer(layer, part)
+            )
             buffer.want(name, probe.decoder.layer_types[layer], name in sampled)
             if name == "mixer.state":
                 buffer.state_heads |= set(probe.state_heads(layer))
@@ -134,6 +136,22 @@ class Dispatcher:
         """Drop the values of a forward pass that raised."""
         self._pending, self._pending_bytes = defaultdict(list), 0
         self._pass = self._tokens = None
+
+    def suspend(self) -> Callable[[], None]:
+        """Put the current pass aside between two layers; the returned function takes it up again.
+
+        What is pending is accumulated first. So the sums of a layer get its texts in the order of the texts, as where
+        each text runs alone; and since a probe adds up each layer by itself, the sums are the same, bit for bit.
+        """
+        tokens, sampled, forward_pass = self._tokens, self.sampled, self._pass
+        if tokens is not None and self._pending:
+            self._timed(lambda: self._accumulate(tokens))
+        self._pass = self._tokens = None
+
+        def resume() -> None:
+            self._pass, self._tokens, self.sampled = forward_pass, tokens, sampled
+
+        return resume
 
     def flush(self) -> None:
         """Reduce the decode steps stored so far."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from qwenlab.errors import KernelMismatch
+from qwenlab.probes.accumulators import Accumulator
 
 STATE_GAP = 0.05
 """Largest relative distance of our state from the kernel's: far above bfloat16 rounding, far below a wrong formula."""
@@ -20,7 +21,7 @@ def relative_distance(ours: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
     return distance / norm.clamp_min(torch.finfo(torch.float32).tiny)
 
 
-class StateDeviation:
+class StateDeviation(Accumulator):
     """The largest distance of our states from the kernel's, relative to the kernel's, by layer."""
 
     def __init__(self) -> None:

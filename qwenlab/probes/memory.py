@@ -31,6 +31,7 @@ class Memory(Probe):
     """
 
     name = "memory"
+    changing = ("_points",)
 
     def start(self, decoder: Decoder) -> None:
         super().start(decoder)

@@ -32,6 +32,7 @@ class Residual(Probe):
     """
 
     name = "residual"
+    changing = ("_sums",)
 
     def __init__(self, *, layers: Iterable[int] | None = None, every: int = 8) -> None:
         super().__init__(layers=layers, every=every)

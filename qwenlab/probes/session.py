@@ -14,7 +14,8 @@ from qwenlab.capture.active import active_interventions, replaced_by
 from qwenlab.capture.forward_pass import ForwardPass, Label
 from qwenlab.capture.generate_calls import GenerateCalls
 from qwenlab.capture.hooks import CaptureHooks
-from qwenlab.capture.model_passes import ModelPasses
+from qwenlab.capture.lanes import placed
+from qwenlab.capture.model_passes import ModelPasses, Resume
 from qwenlab.capture.provenance import facts_of
 from qwenlab.capture.running_layers import BlockThreads
 from qwenlab.capture.sequences import SequenceTracker
@@ -38,10 +39,11 @@ def watch(model: nn.Module | Any, *probes: Probe) -> WatchSession:
 
     Padding, marked by the 2-D `attention_mask` of 0 and 1, is left out. Sequences are tracked from call to call by
     their cache, so the sums do not depend on how tokens are batched. A cache that was begun outside the block, or
-    copied, has new sequences; for a cropped one, the tokens before the crop are forgotten. `generate` pads the rows of
-    a batch that end before others, and that padding is left out too. The end tokens are those of the call, or of the
-    model's generation_config; a batch whose rows may end by stop_strings or stopping_criteria is rejected. Beam search
-    reorders rows within the cache and is rejected.
+    copied, has new sequences; for a cropped one, the tokens before the crop are forgotten. The tokens that a crop
+    removes, such as rejected drafts, stay in all numbers; the attribute `cropped_tokens` of the recording counts them.
+    `generate` pads the rows of a batch that end before others, and that padding is left out too. The end tokens are
+    those of the call, or of the model's generation_config; a batch whose rows may end by stop_strings or
+    stopping_criteria is rejected. So is what reorders the rows of a cache, such as beam search.
 
     model   a transformers model of a known family, a module that contains one, or a Checkpoint
     probes  instances of probes, one of each kind; a probe is emptied when its block begins
@@ -106,11 +108,17 @@ class WatchSession:
     def label(self, names: Label) -> Iterator[None]:
         """Label the tokens read in this block (domain, token class): one name for all, per sequence, or per token."""
         _check_label(names)
-        before, self._tracker.label = self._tracker.label, names
-        try:
-            yield
-        finally:
+        before: Label = "all"
+
+        def place() -> None:
+            nonlocal before
+            before, self._tracker.label = self._tracker.label, names
+
+        def remove() -> None:
             self._tracker.label = before
+
+        with placed(place, remove):
+            yield
 
     def recording(self) -> Recording:
         """Return the measurements so far as a Recording; works inside the block and after it."""
@@ -122,8 +130,7 @@ class WatchSession:
             )
         self._dispatcher.flush()
         self._tracker.checks.settle()
-        datasets = {probe.name: probe.dataset(self._tracker.labels) for probe in self.probes}
-        return Recording(datasets, self.facts())
+        return Recording({probe.name: probe.snapshot(self._tracker.labels) for probe in self.probes}, self.facts())
 
     def facts(self) -> dict[str, Any]:
         """Return the provenance of the measurements so far: the root attrs of the recording."""
@@ -168,7 +175,9 @@ class WatchSession:
         self._generate.listen(self._hooks)
         self._tracker.embedded.listen(self._decoder.module.get_input_embeddings(), self._hooks)
         threads = BlockThreads(self._decoder.module, "watches", CannotWatch)
-        self._passes.follow(self._hooks, threads, begin=self._begin, end=self._end, abort=self._abort)
+        self._passes.follow(
+            self._hooks, threads, begin=self._begin, end=self._end, abort=self._abort, suspend=self._suspend
+        )
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ForwardPass:
         self._reject_replaced_rule()
@@ -197,6 +206,18 @@ class WatchSession:
         """Drop the values of a forward pass that raised."""
         self._dispatcher.abort()
         self._capture.end()
+
+    def _suspend(self) -> Resume:
+        """Put the current pass aside, with what it has captured and timed; the result takes it up again."""
+        resumes = [self._dispatcher.suspend(), self._capture.suspend()]
+        if self._stopwatch is not None:
+            resumes.append(self._stopwatch.suspend())
+
+        def resume() -> None:
+            for each in resumes:
+                each()
+
+        return resume
 
     def _reject_replaced_rule(self) -> None:
         """Raise CannotWatch if a probe recomputes a delta rule that an intervention replaced."""

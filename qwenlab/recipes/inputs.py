@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 CheckpointInput = Annotated[
     "str | Path | Checkpoint", "checkpoint: a shipped toy, a folder, or a name on the hub such as Qwen/Qwen3.6-35B-A3B"
 ]
+GeometryInput = Annotated[
+    "str | Path", "geometry: a name in the catalog such as Qwen3.6-27B, or the path of a folder or config.json"
+]
 LabelledTexts = Mapping[str, str | Sequence[str]]
 """By label, a list of texts, or one long text, which is cut into passages."""
 

@@ -46,7 +46,7 @@ def _head(attrs: Mapping[Any, Any]) -> list[tuple[str, str]]:
     rows = []
     if "tokens" in attrs:
         sequences = _count(int(attrs.get("sequences", 0)), "sequence")
-        rows.append(("read", f"{_count(int(attrs['tokens']), 'token')} in {sequences}"))
+        rows.append(("read", f"{_count(int(attrs['tokens']), 'token')} in {sequences}{_cropped(attrs)}"))
     labels = _loads(attrs, "labels", {})
     if len(labels) > 1:
         rows.append(("labels", ", ".join(f"{label} {count:,}" for label, count in labels.items())))
@@ -57,6 +57,14 @@ def _head(attrs: Mapping[Any, Any]) -> list[tuple[str, str]]:
     if run:
         rows.append(("run", ", ".join(run)))
     return rows
+
+
+def _cropped(attrs: Mapping[Any, Any]) -> str:
+    """How many of the tokens read were cropped from their cache; "" if none were."""
+    cropped = attrs.get("cropped_tokens", 0)
+    if cropped == "unknown":
+        return ", of which some may have been cropped from their cache later (rejected drafts)"
+    return f", of which {int(cropped):,} were cropped from their cache later (rejected drafts)" if cropped else ""
 
 
 def _contents(node: xr.Dataset) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from qwenlab.errors import CannotMerge
+from qwenlab.record.provenance import cropped_attrs
 
 _SAME = ("format", "checkpoint_hash", "dtype", "layer_types")
 _COUNTED = ("tokens", "sequences")
@@ -108,13 +109,20 @@ def _attrs(first: Mapping[Any, Any], second: Mapping[Any, Any]) -> dict[str, Any
         if name in attrs:
             attrs[name] = int(first.get(name, 0)) + int(second.get(name, 0))
     if "labels" in attrs:
-        counts = [json.loads(source.get("labels", "{}")) for source in (first, second)]
-        labels = {label: sum(count.get(label, 0) for count in counts) for label in counts[0] | counts[1]}
-        attrs["labels"] = json.dumps(labels)
+        attrs["labels"] = json.dumps(_counts_by_label(first, second, "labels"))
+    if "cropped_tokens" in attrs:
+        known = all(isinstance(source.get("cropped_tokens"), int | np.integer) for source in (first, second))
+        attrs |= cropped_attrs(_counts_by_label(first, second, "cropped_labels") if known else None)
     if "prompts_hash" in attrs:
         both = f"{first.get('prompts_hash')} {second.get('prompts_hash')}"
         attrs["prompts_hash"] = hashlib.sha256(both.encode()).hexdigest()
     return attrs
+
+
+def _counts_by_label(first: Mapping[Any, Any], second: Mapping[Any, Any], name: str) -> dict[str, int]:
+    """The sums of an attribute of both that has counts by label."""
+    counts = [json.loads(source.get(name, "{}")) for source in (first, second)]
+    return {label: sum(count.get(label, 0) for count in counts) for label in counts[0] | counts[1]}
 
 
 def _require_same_coordinates(name: str, first: xr.Dataset, second: xr.Dataset) -> None:

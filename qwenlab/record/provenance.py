@@ -9,6 +9,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
 
 from qwenlab import __version__
 
@@ -33,6 +34,7 @@ def provenance(
     sequences: int,
     labels: Mapping[str, int],
     prompts_hash: str,
+    cropped: Mapping[str, int] | Literal[""] | None = "",
     seed: int | str = "",
     interventions: Sequence[str] = (),
 ) -> dict[str, str | int | float]:
@@ -40,6 +42,8 @@ def provenance(
 
     layer_types    the kind of each decoder layer, as in the config
     labels         number of tokens by label
+    cropped        number of these tokens by label that were later cropped from their cache, such as rejected drafts;
+                   None if it is unknown, "" where no cache was watched
     seed           of random draws; "" without any
     interventions  those that were active while the model was watched, as they are written
 
@@ -60,6 +64,7 @@ def provenance(
         "tokens": tokens,
         "sequences": sequences,
         "labels": json.dumps(dict(labels)),
+        **({} if cropped == "" else cropped_attrs(cropped)),
         "prompts_hash": prompts_hash,
         "seed": seed,
         "interventions": json.dumps(list(interventions)),
@@ -68,6 +73,12 @@ def provenance(
         "qwenlab": __version__,
         **versions(),
     }
+
+
+def cropped_attrs(cropped: Mapping[str, int] | None) -> dict[str, int | str]:
+    """The root attrs about cropped tokens: all and by label, or "unknown" and none."""
+    total = "unknown" if cropped is None else sum(cropped.values())
+    return {"cropped_tokens": total, "cropped_labels": json.dumps(dict(cropped or {}))}
 
 
 def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -58,15 +59,31 @@ class Recording:
         recording.save("run.nc")          NetCDF; Recording.open("run.nc") reads it back on any machine
 
     datasets    node name ("deltanet", "attention", "routing", "residual", "timing", "memory" of the probes; "rounds",
-                "trace" of decoding) -> Dataset
+                "trace" of decoding) -> Dataset, or a function that builds it when the recording is first read
     provenance  root attrs; numbers and strings stay as they are, other values become JSON
     """
 
-    def __init__(self, datasets: Mapping[str, xr.Dataset], provenance: Mapping[str, Any]) -> None:
+    def __init__(
+        self, datasets: Mapping[str, xr.Dataset | Callable[[], xr.Dataset]], provenance: Mapping[str, Any]
+    ) -> None:
         facts = {"format": str(FORMAT), "package": "qwenlab", **provenance}
-        attrs = {name: _plain(value) for name, value in facts.items()}
-        nodes = {f"/{name}": dataset for name, dataset in datasets.items()}
-        self.tree: xr.DataTree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **nodes})
+        self._datasets, self._attrs = datasets, {name: _plain(value) for name, value in facts.items()}
+        if not any(map(callable, datasets.values())):
+            self.tree = self._built()
+
+    @cached_property
+    def tree(self) -> xr.DataTree:
+        """The xarray DataTree underneath, built when the recording is first read."""
+        return self._built()
+
+    def _built(self) -> xr.DataTree:
+        nodes = {f"/{name}": each() if callable(each) else each for name, each in self._datasets.items()}
+        self._datasets = {}
+        return xr.DataTree.from_dict({"/": xr.Dataset(attrs=self._attrs), **nodes})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The tree alone: what is not built yet cannot be pickled."""
+        return {"tree": self.tree}
 
     @property
     def attrs(self) -> dict[str, Any]:

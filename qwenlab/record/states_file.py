@@ -35,7 +35,7 @@ class StatesFile:
     ) -> None:
         self._replacing = replacing(path)
         self._file = h5netcdf.File(self._replacing.__enter__(), "w")
-        self._rows, self._begin = 0, 0
+        self._rows = 0
         self._tokens: list[np.ndarray] = []  # [sequence, position, label] x token
         fixed = {"layer": len(layers), "head": len(heads), "key_channel": size[0], "channel": size[1]}
         self._file.dimensions = {"token": None, **fixed}
@@ -45,15 +45,16 @@ class StatesFile:
         self._file.create_variable("head", ("head",), np.int64, data=np.array(heads))
         self._file.create_variable("kind", ("layer",), _TEXT, data=np.array(kinds, dtype=object))
 
-    def extend(self, sequence: np.ndarray, position: np.ndarray, label: np.ndarray) -> None:
-        """Add rows for the states after these tokens, int [token]; `label` holds indices of labels."""
-        self._begin, self._rows = self._rows, self._rows + len(sequence)
+    def extend(self, sequence: np.ndarray, position: np.ndarray, label: np.ndarray) -> int:
+        """Add rows for the states after tokens, int [token]; `label` holds indices of labels. Return the first row."""
+        first, self._rows = self._rows, self._rows + len(sequence)
         self._file.resize_dimension("token", self._rows)
         self._tokens.append(np.stack([sequence, position, label]))
+        return first
 
-    def write(self, layer: int, which: slice, states: np.ndarray) -> None:
-        """Write states [token, head, key channel, channel] of the `layer`-th layer, in rows of the last `extend`."""
-        self._file["state"][self._begin + which.start : self._begin + which.stop, layer] = states
+    def write(self, layer: int, row: int, states: np.ndarray) -> None:
+        """Write states [token, head, key channel, channel] of the `layer`-th layer, from this row on."""
+        self._file["state"][row : row + len(states), layer] = states
 
     def close(self, facts: Mapping[str, Any] | None) -> None:
         """Close the file and move it to `path`, with the facts of a recording; None deletes it."""

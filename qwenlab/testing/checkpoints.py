@@ -10,11 +10,10 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedModel
-from transformers.models.qwen3_5.tokenization_qwen3_5 import PRETOKENIZE_REGEX
 
 from qwenlab.checkpoint.families import FAMILIES, Family, family_of
+from qwenlab.checkpoint.random_weights.byte_tokenizer import save_tokenizer
 from qwenlab.errors import BadArgument
 from qwenlab.testing.models import tiny_head, tiny_model
 
@@ -98,28 +97,6 @@ def save_shards(tensors: Mapping[str, torch.Tensor], folder: Path, shards: int =
     size = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": size}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
-def save_tokenizer(folder: Path) -> None:
-    """Write a byte-level BPE of 272 tokens, special ones first, with the pre-tokenizer of the published checkpoints."""
-    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=272,
-        special_tokens=[AddedToken(token, special=True) for token in special],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(["the state then reads the key and the query, and the gate then writes"], trainer)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": special[2], "pad_token": special[0], "bos_token": None}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _target_state(model: PreTrainedModel, text_prefix: str, prefix: str) -> dict[str, torch.Tensor]:

@@ -134,7 +134,7 @@ def timing(rng: np.random.Generator, read: Texts, decoder: Decoder) -> xr.Datase
             parts = {"mixer": mixer, "mlp": mlp, "rest": mixer + mlp + rest}
             spans += [(part, layer, 0.0, ended) for part, ended in parts.items()]
         for number in range(calls):  # the last one gets the time of the decoder in all passes
-            probe.add_pass(phase, spans, (0.0, 1.1 * float(seconds[phase].sum()) * (number == calls - 1)))
+            probe.add_pass(phase, spans, [(0.0, 1.1 * float(seconds[phase].sum()) * (number == calls - 1))])
     probe.tokens, probe.readings, probe.clock_cost = [torch.tensor(n) for n in tokens], 80 * len(costs), 2e-7
     return probe.dataset(list(read.labels))
 

@@ -12,6 +12,7 @@ from qwenlab.checkpoint.anatomy.anatomy import anatomy
 from qwenlab.checkpoint.anatomy.tensors import tensors
 from qwenlab.checkpoint.caches import cached_by
 from qwenlab.checkpoint.config import read_config
+from qwenlab.checkpoint.random_weights.byte_tokenizer import save_tokenizer
 from qwenlab.checkpoint.sites import sites
 from qwenlab.errors import (
     BadConfig,
@@ -24,7 +25,7 @@ from qwenlab.errors import (
 )
 from qwenlab.interventions import ForceExperts, ShuffleRouter
 from qwenlab.probes import Attention, DeltaNet, Routing, SoftmaxAttention
-from qwenlab.testing.checkpoints import save_tokenizer, tiny_checkpoint
+from qwenlab.testing.checkpoints import tiny_checkpoint
 from qwenlab.testing.models import tiny_head, tiny_model
 
 SIZES = dict(linear_value_head_dim=24, linear_num_key_heads=2, linear_num_value_heads=4)

@@ -23,7 +23,7 @@ GROUP = typer.main.get_command(app)
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_parameter_is_an_option_with_its_default_and_a_help_text(name):
-    options = {option.name: option for option in GROUP.commands[name].params}
+    options = {option.name: option for option in GROUP.commands[name.replace("_", "-")].params}
     parameters = inspect.signature(getattr(recipes, name)).parameters
     assert set(parameters) <= set(options)
     for parameter in parameters.values():
@@ -43,7 +43,8 @@ def test_every_parameter_is_an_option_with_its_default_and_a_help_text(name):
 
 def test_the_options_that_are_not_of_the_recipe_are_of_its_report():
     extra = {
-        name: {option.name for option in GROUP.commands[name].params} - set(inspect.signature(recipe).parameters)
+        name: {option.name for option in GROUP.commands[name.replace("_", "-")].params}
+        - set(inspect.signature(recipe).parameters)
         for name in RECIPES
         for recipe in [getattr(recipes, name)]
     }

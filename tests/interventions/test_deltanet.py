@@ -12,8 +12,8 @@ from qwenlab.capture.delta_rule import DeltaRuleCall
 from qwenlab.checkpoint.decoder import decoder_of
 from qwenlab.errors import BadArgument, CannotIntervene, CannotWatch, InterventionNotApplied, MissingPart, UnknownLayer
 from qwenlab.interventions import FreezeState, NoConv, NoKeyRemoval, ResetState, StateDtype, Zero, intervene
+from qwenlab.interventions.changes import LEAST_DECAY
 from qwenlab.interventions.linear_attention import gated_linear_attention
-from qwenlab.interventions.points import LEAST_DECAY
 from qwenlab.probes import DeltaNet, DeltaState, ImplicitAttention, Retention, StatePrecision, watch
 from qwenlab.testing.models import tiny_model
 from tests.interventions import fed

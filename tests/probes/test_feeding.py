@@ -17,13 +17,13 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from qwenlab.capture.generate_calls import _METHODS, RowEnds
+from qwenlab.capture.generate_calls import GENERATE_METHODS, RowEnds
 from qwenlab.checkpoint.caches import cached_by
+from qwenlab.checkpoint.random_weights.byte_tokenizer import save_tokenizer
 from qwenlab.errors import AmbiguousSequences, UnsupportedTransformers
 from qwenlab.interventions import cache_activations
 from qwenlab.probes import DeltaNet
 from qwenlab.probes.session import watch
-from qwenlab.testing.checkpoints import save_tokenizer
 from qwenlab.testing.models import tiny_model
 from tests.probes.compare import assert_same
 from tests.probes.feeding import batch, in_pieces, one_by_one, padded, recorded
@@ -274,7 +274,7 @@ def test_rows_that_end_by_something_else_are_refused(small, texts, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     ids, mask = batch(texts[:2], "left")
     given = dict(attention_mask=mask, do_sample=False, max_new_tokens=3)
-    methods, bound = [vars(GenerationMixin)[name] for name in _METHODS], small.generate
+    methods, bound = [vars(GenerationMixin)[name] for name in GENERATE_METHODS], small.generate
 
     class Own(type(small)):
         def generate(self, inputs=None, **given):
@@ -294,7 +294,7 @@ def test_rows_that_end_by_something_else_are_refused(small, texts, tmp_path):
                 call(ids, stopping_criteria=[Never()], **given)
         small.generate(ids, **given)
     assert seen.facts()["tokens"] > 0
-    assert [vars(GenerationMixin)[name] for name in _METHODS] == methods
+    assert [vars(GenerationMixin)[name] for name in GENERATE_METHODS] == methods
 
 
 def test_calls_of_another_model_say_nothing(small, texts):
@@ -313,7 +313,7 @@ def test_calls_of_another_model_say_nothing(small, texts):
 
 
 def test_a_transformers_whose_generate_cannot_be_followed(small, monkeypatch):
-    monkeypatch.setattr("qwenlab.capture.generate_calls._METHODS", ("_prepare", "_get_stopping_criteria"))
+    monkeypatch.setattr("qwenlab.capture.generate_calls.GENERATE_METHODS", ("_prepare", "_get_stopping_criteria"))
     message = r"has no _prepare, so rows of a batch that ended cannot be left out.\nInstall a tested version"
     with pytest.raises(UnsupportedTransformers, match=message), watch(small, DeltaNet()):
         pass

@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from qwenlab.interventions import cache_activations
 from qwenlab.probes import Attention, DeltaNet, Residual, Routing
 from qwenlab.probes.session import watch
+from qwenlab.testing import tiny_model
 from tests.probes import reference
 from tests.probes.by_hand import layers_of
 from tests.probes.compare import assert_says
+from tests.probes.feeding import in_pieces, recorded
 from tests.probes.reference import Text
 
 LENGTHS = (70, 1, 9, 20, 5, 2, 33, 8, 17, 3)  # more than folds, longer and shorter than a chunk of the kernel
@@ -102,3 +105,18 @@ def test_probes_say_the_same_together_and_of_few_layers(model, texts, deltanet):
     assert_says(
         result["residual"], {name: values[:, :, [0, 2]] for name, values in reference.residual(read, 4).items()}
     )
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "olmo_hybrid"])
+def test_a_single_value_head(family, text):
+    """Its gate has an axis of heads too, read in one pass and token by token."""
+    kinds = ["linear_attention", "full_attention"]
+    model = tiny_model(family, layer_types=kinds, linear_num_key_heads=1, linear_num_value_heads=1)
+    tokens = text(12)
+    expected = reference.deltanet([Text(layers_of(model, tokens), 0, [0] * 12)])
+    for widths in ([12], [1]):
+        probe = DeltaNet(every=1, prediction_heads="all")
+        assert_says(recorded(model, in_pieces([tokens], widths), probe)["deltanet"], expected)
+    with torch.no_grad(), cache_activations(model, "layers.0.mixer.gate") as seen:
+        model(tokens[None])
+    assert seen["layers.0.mixer.gate"].shape == (1, 12, 1, 16)

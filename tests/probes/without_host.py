@@ -5,6 +5,7 @@ A value that the host reads, and a tensor that moves from or to it, is an error 
 
 import os
 import sys
+from contextlib import nullcontext
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -87,27 +88,39 @@ def ones(*shape):
     return torch.ones(shape, dtype=torch.long, device=DEVICE)
 
 
-def read(model):
-    """A prefill and 70 decode steps, more than are reduced together; a batch with a mask; a training step."""
+def read(model, label=lambda name: nullcontext()):
+    """A prefill and 70 decode steps, more than are reduced together; batches with a mask, also decoded; a crop;
+    labels that change; a training step."""
     with torch.no_grad():
         cache = started(model.config)
         model(ones(1, 130), past_key_values=cache, use_cache=True)
         for _ in range(70):
             model(ones(1, 1), past_key_values=cache, use_cache=True)
         model(ones(3, 16), attention_mask=ones(3, 16), use_cache=False)
+        cache = started(model.config)
+        for columns, name in [(9, "a"), (10, "b"), (11, "b"), (12, "c")]:
+            new = columns - cache.get_seq_length()
+            with label(name):
+                model(ones(2, new), attention_mask=ones(2, columns), past_key_values=cache, use_cache=True)
+        for layer in cache.layers:
+            if hasattr(layer, "keys"):
+                layer.crop(-2)
+        with label("a"):
+            for _ in range(3):
+                model(ones(2, 1), past_key_values=cache, use_cache=True)
     model(ones(2, 9), use_cache=False).logits.float().sum().backward()
 
 
 def main(control=None):
     _setup_privateuseone_for_python_backend(DEVICE)
     with FakeTensorMode():
-        for family in ("qwen3_5", "qwen3_5_moe"):
+        for family in ("qwen3_5", "qwen3_5_moe", "qwen3_next", "olmo_hybrid"):
             model = on_the_device(family)
             read(model)
             watched = ql.watch(model, Control(control)) if control else ql.watch(model, *ql.probes.defaults(model))
-            watched.__enter__()  # the end of a block, and its recording, do read values
+            seen = watched.__enter__()  # the end of a block, and its recording, do read values
             with NoTransfers():
-                read(model)
+                read(model, seen.label)
     print("nothing was read on the host", flush=True)
     os._exit(0)  # the fake device has no tear-down
 

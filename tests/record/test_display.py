@@ -1,5 +1,7 @@
 """How a recording looks, in a terminal and in a notebook."""
 
+import pytest
+
 from qwenlab.record import Recording
 from qwenlab.testing.ledgers import made_ledger
 from qwenlab.testing.recordings import made_recording
@@ -22,6 +24,21 @@ def test_in_a_terminal_it_says_what_was_watched_and_where_it_came_from():
         "  timing     8 layers (0-7) · 3 parts · 2 phases\n"
         "  memory     8 contexts"
     )
+
+
+@pytest.mark.parametrize(
+    ("cropped", "shown"),
+    [
+        (0, ""),
+        (1234, ", of which 1,234 were cropped from their cache later (rejected drafts)"),
+        ("unknown", ", of which some may have been cropped from their cache later (rejected drafts)"),
+    ],
+)
+def test_tokens_that_were_cropped_later_are_named(cropped, shown):
+    recording = made_recording()
+    recording.attrs["cropped_tokens"] = cropped
+    assert f"read       319 tokens in 16 sequences{shown}\n" in repr(recording)
+    assert f"319 tokens in 16 sequences{shown}<" in recording._repr_html_()
 
 
 def test_what_the_probe_left_out_is_said():

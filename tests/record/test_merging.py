@@ -1,5 +1,7 @@
 """Adding up recordings: the same as having read everything together."""
 
+import json
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -8,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 from qwenlab import stats
 from qwenlab.errors import CannotMerge
 from qwenlab.record import Recording, merge
+from qwenlab.record.provenance import cropped_attrs
 from qwenlab.testing import planted
 from qwenlab.testing.ledgers import replayed
 from qwenlab.testing.recordings import made, made_recording
@@ -54,6 +57,20 @@ def test_merged_is_the_same_as_read_together(seed, first):
         assert all(merged[node][v].attrs == together[node][v].attrs for v in together[node])
     same = ("tokens", "sequences", "labels", "checkpoint_hash", "layer_types")
     assert {name: merged.attrs[name] for name in same} == {name: together.attrs[name] for name in same}
+
+
+def test_cropped_tokens_add_up_unless_one_is_unknown():
+    def recording(cropped):
+        return Recording({}, {"labels": {"a": 9, "b": 9}, **cropped_attrs(cropped)})
+
+    def attrs(*recordings):
+        merged = merge(*recordings).attrs
+        return merged["cropped_tokens"], json.loads(merged["cropped_labels"])
+
+    one, other, unknown = recording({"a": 2, "b": 0}), recording({"b": 3}), recording(None)
+    assert attrs(one, other, one) == (7, {"a": 4, "b": 3})
+    assert attrs(one, unknown) == attrs(unknown, unknown) == attrs(one, Recording({}, {})) == ("unknown", {})
+    assert "cropped_tokens" not in merge(Recording({}, {}), Recording({}, {})).attrs
 
 
 def test_three_at_once_are_merged_in_order():

@@ -46,5 +46,13 @@ def test_it_holds_numbers_and_strings_only():
     assert all(isinstance(value, str | int | float) for value in provenance(**FACTS).values())
 
 
+def test_cropped_tokens_are_a_number_or_unknown_or_no_fact():
+    facts = provenance(**FACTS, cropped={"code": 2, "prose": 1})
+    assert (facts["cropped_tokens"], json.loads(facts["cropped_labels"])) == (3, {"code": 2, "prose": 1})
+    facts = provenance(**FACTS, cropped=None)
+    assert (facts["cropped_tokens"], facts["cropped_labels"]) == ("unknown", "{}")
+    assert "cropped_tokens" not in provenance(**FACTS)
+
+
 def test_packages_that_are_not_installed_are_left_out():
     assert versions(["xarray", "no-such-package"]) == {"xarray": version("xarray")}

@@ -214,7 +214,7 @@ def anatomy(source: str | Path | Mapping[str, Any] | object, *, strict: bool = F
     if isinstance(known := getattr(source, "anatomy", None), Anatomy):
         return known
     if isinstance(source, str):
-        return Anatomy(read_config(_config_file(source), strict=strict))
+        return Anatomy(read_config(config_file(source), strict=strict))
     config = read_config(getattr(source, "config", source), strict=strict)
     dtype = getattr(source, "dtype", None) if hasattr(source, "config") else None
     return Anatomy(dataclasses.replace(config, dtype=str(dtype).removeprefix("torch.")) if dtype else config)
@@ -226,7 +226,7 @@ def catalogue() -> dict[str, Path]:
     return published | {name: folder / "config.json" for name, folder in toys().items()}
 
 
-def _config_file(name: str) -> Path:
+def config_file(name: str) -> Path:
     """The config file of a toy, a folder or file, or a catalogued name; searched in this order, as by `open`."""
     path, known = Path(name).expanduser(), catalogue()
     if name not in toys() and (path.is_file() or (path / "config.json").is_file()):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from functools import lru_cache
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from qwenlab.checkpoint.source import locate
@@ -56,12 +58,38 @@ def fingerprint_in_memory(module: nn.Module) -> str:
     may not, hence the prefix "sampled-". Values of offloaded weights are left out.
     """
     digest = hashlib.sha256()
-    for name, parameter in sorted(module.named_parameters()):
-        flat = parameter.detach().flatten()
+    named = sorted(module.named_parameters())
+    samples = _samples([parameter for _, parameter in named])
+    for (name, parameter), sample in zip(named, samples, strict=True):
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        if not flat.is_meta:  # an offloaded weight has no values until its layer runs
-            digest.update(flat[:: max(1, len(flat) // VALUES)][:VALUES].float().cpu().numpy().tobytes())
+        digest.update(sample)
     return f"sampled-sha256:{digest.hexdigest()}"
+
+
+@torch.no_grad()
+def _samples(parameters: list[nn.Parameter]) -> list[bytes]:
+    """Some values of each parameter, in float32; read at once from each device, which is faster than one by one."""
+    samples = [b""] * len(parameters)  # an offloaded weight has no values until its layer runs
+    alike: defaultdict[tuple[torch.device, torch.dtype], dict[int, torch.Tensor]] = defaultdict(dict)
+    for place, parameter in enumerate(parameters):
+        if not parameter.is_meta:
+            alike[parameter.device, parameter.dtype][place] = _spaced(parameter)
+    for by_place in alike.values():
+        values = torch.cat(list(by_place.values())).float().cpu().numpy()
+        end = 0
+        for place, sampled in by_place.items():
+            begin, end = end, end + len(sampled)
+            samples[place] = values[begin:end].tobytes()
+    return samples
+
+
+def _spaced(parameter: nn.Parameter) -> torch.Tensor:
+    """Up to VALUES evenly spaced values."""
+    count = parameter.numel()
+    step = max(1, count // VALUES)
+    if type(parameter.data) is torch.Tensor and parameter.is_contiguous():
+        return parameter.as_strided((min(VALUES, -(-count // step)),), (step,))
+    return parameter.flatten()[::step][:VALUES]
 
 
 def _sample(shard: Path, tensors: list[StoredTensor], digest: hashlib._Hash) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from qwenlab.checkpoint.module_tree import modules_of
 from qwenlab.checkpoint.weights.shards import shorten
 from qwenlab.errors import HalfLoadedModel
 
@@ -34,14 +35,15 @@ def require_loaded(model: nn.Module) -> None:
     Raises HalfLoadedModel, with the names of the tensors: for a weight on the meta device that no hook of accelerate
     loads, a quantisation in the config that transformers skipped, and FP8 or integer codes in a layer without scales.
     """
-    owned = list(_tensors(model))
+    modules = modules_of(model)
+    owned = list(_tensors(modules))
     if absent := _absent(model, owned):
         raise HalfLoadedModel(
             f"{type(model).__name__} has {len(absent)} weights on the meta device, so without values, and no hook of "
             f"accelerate loads them:\n  {shorten(absent)}\nLoad the model again, with enough memory or with "
             "device_map='auto', which offloads the weights that do not fit."
         )
-    if skipped := _skipped_quantisation(model, owned):
+    if skipped := _skipped_quantisation(modules, owned):
         raise HalfLoadedModel(
             f"The config of {type(model).__name__} has the quantisation {skipped!r}, but transformers loaded the "
             "weights without it, as if the codes were plain weights.\nOpen the unquantised or the FP8 release, or "
@@ -61,8 +63,8 @@ OwnedTensor = tuple[str, nn.Module, torch.Tensor]
 """Path, owner and value of a parameter or buffer."""
 
 
-def _tensors(model: nn.Module) -> Iterator[OwnedTensor]:
-    for path, module in model.named_modules():
+def _tensors(modules: list[tuple[str, nn.Module]]) -> Iterator[OwnedTensor]:
+    for path, module in modules:
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
                 yield f"{path}.{name}" if path else name, module, tensor
@@ -84,9 +86,9 @@ def _offloaded(module: nn.Module) -> Iterable[nn.Module]:
     return module.modules() if any(getattr(each, "place_submodules", False) for each in hooks) else (module,)
 
 
-def _skipped_quantisation(model: nn.Module, owned: list[OwnedTensor]) -> str | None:
+def _skipped_quantisation(modules: list[tuple[str, nn.Module]], owned: list[OwnedTensor]) -> str | None:
     """The quantisation in the config, if no part of the model was loaded with it."""
-    parts = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    parts = [module for _, module in modules if isinstance(module, PreTrainedModel)]
     configs = (vars(part.config).get("quantization_config") for part in parts)
     named: Any = next((config for config in configs if config), None)
     if named is None or any(getattr(part, "hf_quantizer", None) is not None for part in parts):
@@ -128,9 +130,10 @@ def _raw(owned: list[OwnedTensor]) -> list[str]:
     """Matrices whose values are as large as codes."""
     samples: dict[tuple[torch.device, torch.dtype], dict[str, torch.Tensor]] = {}
     for path, _, tensor in owned:
-        plain = not (tensor.is_meta or _is_code(tensor.dtype)) and type(tensor.data) is torch.Tensor
-        if plain and _is_matrix(tensor) and tensor.is_contiguous() and tensor.numel() >= _SAMPLE:
-            step = tensor.numel() // _SAMPLE
+        if not _is_matrix(tensor) or tensor.is_meta or _is_code(tensor.dtype) or not tensor.is_contiguous():
+            continue
+        plain = type(tensor) is nn.Parameter or type(tensor.data) is torch.Tensor
+        if plain and (step := tensor.numel() // _SAMPLE):
             values = tensor.as_strided((_SAMPLE,), (step,), tensor.storage_offset() + step // 2)
             samples.setdefault((tensor.device, tensor.dtype), {})[path] = values
     raw = []

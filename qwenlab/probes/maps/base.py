@@ -98,7 +98,6 @@ class MapProbe(HeadProbe):
     def start(self, decoder: Decoder) -> None:
         super().start(decoder)
         self._sums, self._checks = Sums(len(self.layers)), Sums(len(self.layers))
-        self._ids: torch.Tensor | None = None
         self._prefix_unknown = False
         self._store: MapStore | None = None
         if self.queries is not None or self.block:
@@ -113,7 +112,7 @@ class MapProbe(HeadProbe):
         if ids is not None and tokens.past:
             known = earlier is not None and earlier.shape[1] == tokens.past
             ids = torch.cat([earlier, ids], dim=1) if known and earlier is not None else None
-        tokens.carry[name] = self._ids = ids
+        tokens.carry[name] = ids
 
     def reduce(self, layer: int, part: Part, captured: Captured, tokens: TokenBatch) -> None:
         """Measure the sampled rows of one layer, and store the requested ones."""
@@ -133,7 +132,8 @@ class MapProbe(HeadProbe):
     ) -> Iterable[tuple[TokenSample, RowBlock, list[int]]]:
         """Iterate over the sampled rows in blocks that fit MAX_WEIGHTS."""
         slots = sample.columns.shape[1]
-        ids = None if self._ids is None else self._ids.to(sample.columns.device)
+        ids = tokens.carry[id(self), "tokens"]
+        ids = None if ids is None else ids.to(sample.columns.device)
         bounds = _bounds(sample, tokens, every)
         group = self._groups(weights, tokens)[0] if slots else slice(0, 1)
         rows = max(1, MAX_WEIGHTS // (tokens.batch * (group.stop - group.start) * weights.columns))

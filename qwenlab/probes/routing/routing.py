@@ -47,6 +47,7 @@ class Routing(Probe):
 
     name = "routing"
     reads = "a router"
+    changing = ("_sums", "_certain", "_windows", "_coactivation", "_transition")
 
     def __init__(self, *, layers: Iterable[int] | None = None, every: int = 8) -> None:
         super().__init__(layers=layers, every=every)
@@ -62,7 +63,6 @@ class Routing(Probe):
         count = len(self.layers)
         self._sums, self._certain, self._windows = Sums(count), Sums(count), Windows(count)
         self._coactivation, self._transition = Totals(count), Totals(count)
-        self._previous: tuple[int, torch.Tensor] | None = None
 
     def sites(self, layer: int) -> Iterable[str]:
         return ("router.weights", "router.chosen", *self.sampled_sites(layer))
@@ -125,7 +125,9 @@ class Routing(Probe):
         """Count pairs of the top choice in a layer and in the next watched layer."""
         top = chosen.gather(-1, weights.argmax(dim=-1, keepdim=True))[..., 0]
         layers = slice(where.start, where.stop - 1)
-        before, self._previous = self._previous, (layers.stop, top[-1])
+        name = (id(self), "top")
+        before: tuple[int, torch.Tensor] | None = tokens.carry.get(name)
+        tokens.carry[name] = (layers.stop, top[-1])
         if before is not None and before[0] == where.start - 1 and before[1].shape == top[0].shape:
             top, layers = torch.cat([before[1].to(top.device)[None], top]), slice(before[0], layers.stop)
         if len(top) > 1:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from qwenlab.capture.tokens import TokenBatch
-from qwenlab.probes.accumulators import BinnedSums, LayerSlice, counted
+from qwenlab.probes.accumulators import Accumulator, BinnedSums, LayerSlice, counted
 
 WINDOWS = (2, 4, 8, 16, 32, 64, 128)
 """Lengths, in tokens, of the aligned windows in which distinct experts are counted."""
@@ -16,7 +16,7 @@ WINDOWS = (2, 4, 8, 16, 32, 64, 128)
 LONGEST_WINDOW = WINDOWS[-1]
 
 
-class Windows:
+class Windows(Accumulator):
     """Counts, per layer, the distinct experts of windows [n i, n i + n) of a sequence's positions, also across calls.
 
     A window with a token that was never read is not counted.

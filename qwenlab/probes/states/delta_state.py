@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from qwenlab.capture.buffers import Captured, Part
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.errors import BadArgument
@@ -77,6 +78,7 @@ class DeltaState(StateProbe):
             self.every = 1
         self.to = to
         self._file: StatesFile | None = None
+        self._row = 0  # in the file, of the first state after the tokens that are being reduced
 
     def start(self, decoder: Decoder) -> None:
         super().start(decoder)
@@ -89,13 +91,18 @@ class DeltaState(StateProbe):
         if self._file is not None:
             chosen, numbers = self._chosen(tokens), np.array(tokens.numbers)
             label = (tokens.row[chosen.row, chosen.column] - 1).cpu().numpy()
-            self._file.extend(numbers[chosen.row.cpu().numpy()], chosen.position.cpu().numpy(), label)
+            rows = numbers[chosen.row.cpu().numpy()], chosen.position.cpu().numpy(), label
+            tokens.carry[id(self), "row"] = self._file.extend(*rows)
+
+    def reduce(self, layer: int, part: Part, captured: Captured, tokens: TokenBatch) -> Reduced | None:
+        self._row = tokens.carry.get((id(self), "row"), 0)
+        return super().reduce(layer, part, captured, tokens)
 
     def measure(self, layer: int, update: StateUpdate) -> Reduced:
         """Return statistics of the states; write them to the file."""
         state = update.after
         if self._file is not None:
-            self._file.write(self.layers.index(layer), update.which, state.cpu().numpy())
+            self._file.write(self.layers.index(layer), self._row + update.which.start, state.cpu().numpy())
         return statistics(state) | _rewrite(update.before, update.change)
 
     def end(self, whole: bool) -> None:

@@ -88,14 +88,14 @@ class Retention(StateProbe):
         name = (id(self), "pairs")
         columns, old = tokens.carry.get(name, (-1, None))
         # The reservoir of new sequences, or of cropped ones, is empty.
-        self._old = old if columns == tokens.past else np.full((tokens.batch, SLOTS), -1)
+        tokens.carry[id(self), "old"] = old if columns == tokens.past else np.full((tokens.batch, SLOTS), -1)
         tokens.carry[name] = (tokens.past + tokens.width, self._query(tokens).position)
 
     def _query(self, tokens: TokenBatch) -> PairQuery:
         def query() -> PairQuery:
             steps = StateSample.of(tokens, self.every, ids=self.query_ids)
             stored = StateSample.of(tokens, self.pairs, ids=self.store_ids)
-            return PairQuery.of(steps, stored, tokens, self.pairs, self._old)
+            return PairQuery.of(steps, stored, tokens, self.pairs, tokens.carry[id(self), "old"])
 
         return tokens.once((PairQuery, id(self)), query)
 

@@ -12,7 +12,7 @@ from torch import nn
 from qwenlab.capture.forward_pass import ForwardPass
 from qwenlab.capture.wrapping import outputs
 from qwenlab.checkpoint.decoder import Decoder
-from qwenlab.probes.timing.timing import PHASES, Span, Timing
+from qwenlab.probes.timing.timing import PHASES, Mark, Span, Timing
 
 PREFILL, DECODE = range(len(PHASES))
 
@@ -24,6 +24,7 @@ class Stopwatch:
         self.timing = timing
         self._phase: int | None = None
         self._model_began: Any = None
+        self._turns: list[Mark] = []  # of the model, before it was last suspended
         self._began: list[Any] = []  # of the layer that is running, and of its part
         self._spans: list[Span] = []  # of the current forward pass, in the order of their ends
 
@@ -41,13 +42,24 @@ class Stopwatch:
     def start_model(self, forward_pass: ForwardPass) -> None:
         """Start the clock of the decoder."""
         self._phase = DECODE if forward_pass.width == 1 else PREFILL
-        self._began, self._spans, self._model_began = [], [], self.timing.now()
+        self._began, self._spans, self._turns, self._model_began = [], [], [], self.timing.now()
 
     def end_model(self) -> None:
         """Stop the clock of the decoder, after the probes have run."""
         if self._phase is not None:
-            self.timing.add_pass(self._phase, self._spans, (self._model_began, self.timing.now()))
+            self.timing.add_pass(self._phase, self._spans, [*self._turns, (self._model_began, self.timing.now())])
         self._phase = None
+
+    def suspend(self) -> Callable[[], None]:
+        """Stop the clock of the decoder between two layers; the returned function starts it again."""
+        phase, spans, turns = self._phase, self._spans, [*self._turns, (self._model_began, self.timing.now())]
+        self._phase = None
+
+        def resume() -> None:
+            self._phase, self._spans, self._turns, self._began = phase, spans, turns, []
+            self._model_began = self.timing.now()
+
+        return resume
 
     def leave_out(self, work: Callable[[], None]) -> None:
         """Run a probe's work; inside a layer, subtract its time from that layer's "rest"."""
@@ -70,7 +82,7 @@ class Stopwatch:
                 self._began.append(now())
 
         def stop(args: Any, kwargs: Any, out: Any) -> None:
-            if self._phase is not None:
+            if self._phase is not None and self._began:  # else the layer was skipped
                 self._spans.append((part, layer, self._began.pop(), now()))
 
         hooks.enter_context(outputs(module, stop, before=start, inmost=True))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-import timeit
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -44,6 +44,7 @@ class Timing(Probe):
     """
 
     name = "timing"
+    changing = ("_seconds", "_calls", "probe_seconds", "tokens", "_passes", "_waiting")
 
     def start(self, decoder: Decoder) -> None:
         super().start(decoder)
@@ -53,20 +54,21 @@ class Timing(Probe):
         self.probe_seconds = [0.0 for _ in PHASES]
         self.tokens = [torch.zeros((), dtype=torch.int64) for _ in PHASES]
         self.readings = 0
-        self._passes: list[tuple[int, list[Span], Mark]] = []  # not yet added
+        self._passes: list[tuple[int, list[Span], list[Mark]]] = []  # not yet added
         self._waiting: list[tuple[tuple[Any, ...], Mark, int]] = []
-        now = self.now
-        pairs = timeit.repeat(lambda: (now(), now()), number=1, repeat=200)
-        self.clock_cost = float(np.median(pairs))  # host seconds of one pair of readings
+        self.clock_cost = _cost_of_a_pair(self.now)
 
     @property
     def now(self) -> Callable[[], Any]:
         """Function that reads the clock: seconds on a CPU, a CUDA event on a GPU."""
         return _event if self.on_gpu else time.perf_counter
 
-    def add_pass(self, phase: int, spans: list[Span], model: Mark) -> None:
-        """Add the spans of a forward pass; those inside a layer come before its own, "rest"."""
-        self.readings += len(spans) + 1
+    def add_pass(self, phase: int, spans: list[Span], model: list[Mark]) -> None:
+        """Add the spans of a forward pass; those inside a layer come before its own, "rest".
+
+        model  the times at which the decoder ran: one, or one per turn of a pass that took turns with others
+        """
+        self.readings += len(spans) + len(model)
         self._passes.append((phase, spans, model))
         if len(self._passes) >= MAX_PASSES:  # a decode step has no time for sums
             self._add_passes()
@@ -76,7 +78,7 @@ class Timing(Probe):
         for each in passes:
             self._add_spans(*each)
 
-    def _add_spans(self, phase: int, spans: list[Span], model: Mark) -> None:
+    def _add_spans(self, phase: int, spans: list[Span], model: list[Mark]) -> None:
         inside: list[Mark] = []
         for part, layer, began, ended in spans:
             if part == "rest":
@@ -88,7 +90,8 @@ class Timing(Probe):
                 inside.append((began, ended))
             if part != "probes":
                 self._add((phase, layer, part), (began, ended), 1)
-        self._add((phase, "model"), model, 1)
+        for mark in model:
+            self._add((phase, "model"), mark, 1)
 
     def on_tokens(self, tokens: TokenBatch) -> None:
         phase = PHASES.index("decode") if tokens.decode or tokens.width == 1 else PHASES.index("prefill")
@@ -111,6 +114,11 @@ class Timing(Probe):
             end.synchronize()
             self._seconds[account] += sign * start.elapsed_time(end) / 1000
         self._waiting = pending
+
+    def snapshot(self, labels: list[str]) -> Callable[[], xr.Dataset]:
+        self._add_passes()
+        self._read(only_completed=False)
+        return super().snapshot(labels)
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
         self._add_passes()
@@ -137,6 +145,17 @@ class Timing(Probe):
             clock_cost_seconds=self.clock_cost,
             readings=self.readings,
         )
+
+
+def _cost_of_a_pair(now: Callable[[], Any], pairs: int = 200) -> float:
+    """Return the host seconds that one pair of readings takes, the median of many."""
+    seconds = []
+    for _ in range(pairs):
+        began = time.perf_counter()
+        now()
+        now()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
 
 
 def _event() -> Any:

@@ -199,7 +199,7 @@ def test_memory_does_not_grow_with_the_text(small, text):
         cache = None
         for piece in text(260).split(20):
             cache = model(piece[None], past_key_values=cache, use_cache=True).past_key_values
-            (sequences,) = seen._tracker._cached.values()
+            (sequences,) = seen._tracker.caches._sequences.values()
             pairs = [value for value in sequences.carry.values() if hasattr(value, "key")]
             sizes.append([each.key.nbytes + each.value.nbytes for each in pairs])
 

@@ -1,0 +1,1 @@
+"""Checkpoints with random weights, of the sizes of published ones."""
