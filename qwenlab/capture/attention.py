@@ -106,6 +106,6 @@ class AttentionHooks(LayerCalls[AttentionCall]):
             decoder,
             hooks,
             [wrap],
-            caller=lambda args, kwargs: args[0] if args else kwargs["module"],
             record=lambda layer, args, kwargs: AttentionCall.from_call(args, kwargs),
+            caller=lambda args, kwargs: args[0] if args else kwargs["module"],
         )

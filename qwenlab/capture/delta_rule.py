@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ import torch
 from qwenlab.capture.layer_calls import LayerCalls
 from qwenlab.capture.layout import head_counts
 from qwenlab.capture.prediction import normalised, predictions
-from qwenlab.capture.running_layers import followed, running_mixer
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.capture.wrapping import Arguments, listening
 from qwenlab.checkpoint.decoder import Decoder
@@ -128,17 +127,16 @@ class DeltaRuleHooks(LayerCalls[DeltaRuleCall]):
     """
 
     def __init__(self, decoder: Decoder, hooks: ExitStack) -> None:
-        def calls(*names: str) -> tuple[Any, ...]:
-            wraps = [partial(listening, sys.modules[decoder.family.modeling], name) for name in names]
-            return decoder, hooks, wraps, lambda args, kwargs: running_mixer(), self._call
+        key_heads = cache(lambda layer: head_counts(decoder, layer)[1])
 
-        super().__init__(*calls(*decoder.family.deltanet.rules))
-        self._convolutions = {name: LayerCalls[Any](*calls(name)) for name in CONVOLUTIONS}
-        self._key_heads = dict[int, int]()
+        def record(layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DeltaRuleCall:
+            return DeltaRuleCall.from_call(args, kwargs, key_heads(layer))
 
-    def listen(self, layer: int, **listeners: Callable[..., Any]) -> None:
-        self._follow(layer)
-        super().listen(layer, **listeners)
+        wrap = partial(listening, sys.modules[decoder.family.modeling])
+        super().__init__(decoder, hooks, [partial(wrap, name) for name in decoder.family.deltanet.rules], record)
+        self._convolutions = {
+            name: LayerCalls[Any](decoder, hooks, [partial(wrap, name)], record) for name in CONVOLUTIONS
+        }
 
     def change_convolution(self, layer: int, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Change the weights [channel, tap] of this layer's convolution; the last tap is the token's own."""
@@ -150,14 +148,5 @@ class DeltaRuleHooks(LayerCalls[DeltaRuleCall]):
                 kwargs["weight"] = change(kwargs["weight"])
             return run(*args, **kwargs)
 
-        self._follow(layer)
         for name, index in CONVOLUTIONS.items():
             self._convolutions[name].listen(layer, around=partial(around, index))
-
-    def _follow(self, layer: int) -> None:
-        if layer not in self._key_heads:
-            self._key_heads[layer] = head_counts(self._decoder, layer)[1]
-            self._hooks.enter_context(followed(self._decoder, layer))
-
-    def _call(self, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DeltaRuleCall:
-        return DeltaRuleCall.from_call(args, kwargs, self._key_heads[layer])

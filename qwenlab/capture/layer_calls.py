@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from typing import Any, Generic, TypeVar
 
+from qwenlab.capture.running_layers import followed, running_mixer
 from qwenlab.checkpoint.decoder import Decoder
 
 Call = TypeVar("Call", bound=Any)
@@ -25,8 +26,8 @@ class LayerCalls(Generic[Call]):
     the model meanwhile: a listener is added last, when all it needs is there.
 
     wraps   `listening` at each name of the function, without listeners
-    caller  the mixer that makes a call, by its arguments and keyword arguments
-    record  the record of a call by this layer, its arguments and keyword arguments
+    record  the record of a call: record(layer, args, kwargs)
+    caller  the mixer that makes a call, caller(args, kwargs); by default that of the layer that is running
     """
 
     def __init__(
@@ -34,10 +35,10 @@ class LayerCalls(Generic[Call]):
         decoder: Decoder,
         hooks: ExitStack,
         wraps: list[Callable[..., AbstractContextManager[None]]],
-        caller: Callable[[tuple[Any, ...], dict[str, Any]], Any],
-        record: Callable[[int, tuple[Any, ...], dict[str, Any]], Call],
+        record: Callable[..., Call],
+        caller: Callable[..., Any] = running_mixer,
     ) -> None:
-        self._decoder, self._hooks, self._wraps, self._caller, self._record = decoder, hooks, wraps, caller, record
+        self._decoder, self._hooks, self._wraps, self._record, self._caller = decoder, hooks, wraps, record, caller
         self._listeners = {kind: defaultdict[Any, list[Any]](list) for kind in ("after", "around", "instead")}
 
     def read(self, layer: int, read: ReadCall[Call], when: Callable[[], bool] = lambda: True) -> None:
@@ -68,6 +69,8 @@ class LayerCalls(Generic[Call]):
 
     def listen(self, layer: int, **listeners: Callable[..., Any]) -> None:
         """Add listeners to the calls by this layer: `after`, `around` or `instead`, as in `listening`."""
+        if self._caller is running_mixer:
+            self._hooks.enter_context(followed(self._decoder, layer))
         for kind, listener in listeners.items():
             if not self._listeners[kind]:
                 for wrap in self._wraps:

@@ -18,7 +18,7 @@ from qwenlab.errors import QwenlabError
 _running = threading.local()
 
 
-def running_mixer() -> nn.Module | None:
+def running_mixer(*_: Any) -> nn.Module | None:
     """Return the mixer that the current thread is running, of the layers that are `followed`; else None."""
     mixer: nn.Module | None = getattr(_running, "mixer", None)
     return mixer

@@ -64,9 +64,7 @@ class _Wrapper:
             after(args, kwargs, result)
         return result
 
-    def _run_changed(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    def _run_changed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
         """Run a call with all changes; return the arguments that reached the function, and the result."""
         final = (args, kwargs)
 

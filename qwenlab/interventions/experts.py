@@ -1,8 +1,7 @@
 """Interventions on routed experts: which experts each token gets, and with which weights.
 
-Every router of transformers takes the softmax of its logits over all experts, chooses the k largest and makes their
-weights sum to 1 (unless `norm_topk_prob=False`, which qwen3_next reads). Interventions that change the choice apply
-that rule to changed logits: a recording of the router then shows one consistent choice.
+Interventions that change the choice apply the router's own rule (`rerouted`) to changed logits: a recording of the
+router then shows one consistent choice.
 """
 
 from __future__ import annotations

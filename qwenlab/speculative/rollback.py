@@ -86,13 +86,11 @@ class ReplayRollback(Rollback):
             state.copy_(self._convolved[number][..., count : count + state.shape[-1]])
         family = context.decoder.family
         rule = unwrapped(getattr(sys.modules[family.modeling], family.deltanet.recurrent_rule))
-        for _, group in groupby(range(len(self._before)), key=lambda number: self._before[number].device):
-            numbers = list(group)
-            states = _replay_delta_rule(
-                rule, [self._calls[n] for n in numbers], [self._before[n] for n in numbers], count
-            )
-            for number, state in zip(numbers, states, strict=True):
-                context.recurrent[number].copy_(state)
+        layers = zip(context.recurrent, self._before, self._calls.values(), strict=True)
+        for _, group in groupby(layers, key=lambda layer: layer[0].device):
+            states, before, calls = zip(*group, strict=True)
+            for state, replayed in zip(states, _replay_delta_rule(rule, calls, before, count), strict=True):
+                state.copy_(replayed)
 
     def _store_call(self, number: int, call: DeltaRuleCall, kwargs: Any, result: Any) -> None:
         self._calls[number] = call
@@ -102,7 +100,7 @@ class ReplayRollback(Rollback):
 
 
 def _replay_delta_rule(
-    rule: Callable[..., Any], calls: list[DeltaRuleCall], before: list[torch.Tensor], count: int
+    rule: Callable[..., Any], calls: tuple[DeltaRuleCall, ...], before: tuple[torch.Tensor, ...], count: int
 ) -> tuple[torch.Tensor, ...]:
     """The layers' states after the first `count` tokens of their calls, computed as one batch."""
 
