@@ -54,7 +54,7 @@ def open_airllm(folder: Path, memory: str | None) -> Any:
 
     split = folder.with_name(f"{folder.name}-by-layer")
     opened = airllm.AutoModel.from_pretrained(str(folder), device="cpu", layer_shards_saving_path=str(split))
-    drop(split.rglob("*.safetensors"))
+    drop(file for file in split.rglob("*.safetensors") if "visual" not in file.name)  # the vision tower stays mapped
     return opened.model
 
 
@@ -81,26 +81,33 @@ WAYS = {
 
 
 def measured(way: Way, folder: Path, memory: str | None, texts: int, tokens: int) -> dict[str, float]:
-    """Bytes read from disks while opening and running, seconds, and seconds in which the main thread computed.
+    """Bytes read from disks while opening and running, seconds, and seconds in which the main thread waited for bytes.
 
-    The main thread computes (torch has one thread here), so the seconds in which it did not are those in which it
-    waited for bytes.
+    The main thread computes (torch has one thread here). It waits for bytes while it neither runs on a processor nor is
+    in the queue for one, as on a machine that is busy with other work.
     """
     drawn = torch.randint(3, 272, (texts, tokens), generator=torch.Generator().manual_seed(0))
     read, began = bytes_from_disk(), time.perf_counter()
     opened = way.open(folder, memory)
     read_opened, opening = bytes_from_disk(), time.perf_counter() - began
-    began, computed = time.perf_counter(), time.thread_time()
+    began, computed, queued = time.perf_counter(), time.thread_time(), queueing()
     way.run(opened, drawn)
     seconds, computing = time.perf_counter() - began, time.thread_time() - computed
+    queued = queueing() - queued
     return {
         "bytes read, opening": read_opened - read,
         "bytes read, running": bytes_from_disk() - read_opened,
         "seconds, opening": opening,
         "seconds": seconds,
         "seconds computing": computing,
-        "seconds waiting": seconds - computing,
+        "seconds queueing": queued,
+        "seconds waiting": seconds - computing - queued,
     }
+
+
+def queueing() -> float:
+    """Seconds in which the main thread could have run and did not: the second value of /proc/PID/schedstat."""
+    return int(Path("/proc/self/schedstat").read_text().split()[1]) / 1e9
 
 
 if __name__ == "__main__":
