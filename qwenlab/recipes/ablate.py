@@ -91,7 +91,7 @@ def ablate(
     if isinstance(of, str) or not of:
         raise BadArgument(f"of={of!r}: give a list of kinds of parts, such as ['mixer', 'mlp'].")
     checkpoint = inputs.opened(source, device, dtype)
-    units, matched, without = _parts(checkpoint, of, layers, controls, match, seed)
+    units, matched, without = _parts(checkpoint, of, layers, controls, match, seed, progress)
     names = DEFAULT_TASKS if tasks is None and not texts else tasks or ()
     scored = [_task(checkpoint, name, count, max_tokens, seed) for name in names]
     for label, some in (texts or {}).items():
@@ -109,21 +109,30 @@ def ablate(
 
 
 def _parts(
-    checkpoint: Checkpoint, of: Sequence[str], layers: Iterable[int] | None, number: int, match: Match, seed: int
+    checkpoint: Checkpoint,
+    of: Sequence[str],
+    layers: Iterable[int] | None,
+    number: int,
+    match: Match,
+    seed: int,
+    progress: bool,
 ) -> tuple[list[Ablation], list[Ablation], tuple[str, ...]]:
+    from qwenlab.ablations.controls import matched_controls  # loads torch, which takes seconds
+
     chosen = None if layers is None else list(layers)
     units: list[Ablation] = []
     matched: list[Ablation] = []
     refused: dict[str, BadArgument] = {}
+    how: dict[str, Any] = dict(match=match, number=number, seed=seed, progress=progress)
     for kind in dict.fromkeys(of):
         own = ablations.units(checkpoint, kind, layers=chosen)
         units += own
-        among = ablations.units(checkpoint, "mixer" if kind == "kind" else kind)
-        for unit in own if number else ():
-            try:
-                matched += ablations.controls([unit], among, match=match, number=number, seed=seed)
-            except BadArgument as error:
-                refused[unit.name] = error
+        if number:
+            drawn, without = matched_controls(
+                own, ablations.units(checkpoint, "mixer" if kind == "kind" else kind), **how
+            )
+            matched += drawn
+            refused |= without
     if refused and len(refused) == len(units):
         raise next(iter(refused.values()))
     return units, matched, tuple(refused)
