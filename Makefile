@@ -59,6 +59,7 @@ bench: $(INSTALLED) ## what watching costs, as ratios to the bare forward
 	$(STEADY) $(RUN) -m benchmarks.decoding
 	$(STEADY) $(RUN) -m benchmarks.remembering
 	$(STEADY) $(RUN) -m benchmarks.ablating
+	$(STEADY) $(RUN) -m benchmarks.sweeping
 
 lab: $(INSTALLED) ## JupyterLab in notebooks/, each .py there paired with an .ipynb
 	$(RUN) -m jupytext --quiet --sync notebooks/*.py

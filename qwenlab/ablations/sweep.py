@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 from qwenlab.ablations.ablation import Ablation, check_ablations, coordinates
 from qwenlab.ablations.resume import BY_TEXT, ScoreTable, key_of
 from qwenlab.ablations.scoring import BatchScores, score_batch
-from qwenlab.arguments import choice
+from qwenlab.ablations.workers import score_in_workers
+from qwenlab.arguments import choice, integer
 from qwenlab.capture.active import active_interventions
 from qwenlab.capture.provenance import provenance_of, running_on
 from qwenlab.checkpoint.checkpoint import Checkpoint, require_checkpoint
@@ -40,6 +41,7 @@ def sweep(
     *,
     scores: Sequence[str] = tuple(SCORES),
     batch_size: int = 8,
+    workers: int = 1,
     resume: str | PathLike[str] | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
@@ -53,6 +55,8 @@ def sweep(
     batch_size  sequences per batch: memory holds the logits of two models, [batch, asked positions, vocabulary], the
                 values of the lowest layers (256 MiB) and of one more, and log-probabilities of the intact model
                 (512 MiB)
+    workers     processes over which the ablations are spread, each with a copy of the model, opened from its files, on
+                the CPU, and with its share of torch's threads
     resume      a file that stores the scores as they are computed; if it exists, the sweep resumes from it
 
     returns  loss, accuracy, kl, agreement [ablation, text], as `qwenlab.tasks.grade` defines them; clean_loss and
@@ -61,9 +65,10 @@ def sweep(
     attrs    provenance; layers_run: layers run under ablations over those of as many whole forward passes
 
     When interrupted, it returns the texts that every ablation has read, with a warning. Raises BadArgument, and the
-    errors of the interventions.
+    errors of the interventions; with workers, WorkerDied.
     """
     require_checkpoint(checkpoint)
+    integer("sweep", "workers", workers, least=1)
     check_ablations("sweep(checkpoint, ablations, tasks)", ablations)
     check_tasks("sweep", tasks)
     scores = _chosen(scores)
@@ -76,7 +81,7 @@ def sweep(
     with tqdm(total=table.done.size, unit="text", desc="ablating", disable=not progress) as bar:
         bar.update(table.done.size - sum(len(batch.texts) * len(missing) for batch, missing in left))
         try:
-            with closing(_scored(checkpoint, ablations, left, scores)) as scored:
+            with closing(_scored(checkpoint, ablations, left, scores, workers)) as scored:
                 for found in scored:
                     table.put(found)
                     bar.update(0 if found.ablation is None else len(found.texts))
@@ -108,7 +113,11 @@ def _scored(
     ablations: Sequence[Ablation],
     left: Sequence[tuple[TaskBatch, Sequence[int]]],
     scores: Sequence[str],
+    workers: int,
 ) -> Generator[BatchScores, None, None]:
+    if workers > 1 and left:
+        yield from score_in_workers(checkpoint, ablations, left, scores, workers)
+        return
     for batch, missing in left:
         yield from score_batch(checkpoint, batch, ablations, missing, scores)
 

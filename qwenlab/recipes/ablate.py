@@ -59,6 +59,7 @@ def ablate(
     count: inputs.Positive = 16,
     max_tokens: inputs.TwoOrMore = 256,
     batch_size: inputs.Positive = 8,
+    workers: inputs.Positive = 1,
     seed: int = 0,
     resume: inputs.FilePath | None = None,
     device: inputs.Device | None = None,
@@ -79,6 +80,7 @@ def ablate(
     count       sequences of each task; intervals need two or more
     max_tokens  tokens read of each text, and the length of the passages into which a long text is cut
     batch_size  sequences read at a time
+    workers     processes over which the ablations are spread, each with a copy of the model on the CPU
     seed        random seed of tasks, controls and intervals
     resume      file in which scores are saved as they come; an interrupted sweep resumes from it
 
@@ -98,7 +100,13 @@ def ablate(
         passages = inputs.passages_of(checkpoint, some, max_tokens, count)
         scored.append(task_makers.text_task(checkpoint, passages, name=label, max_tokens=max_tokens))
     swept = ablations.sweep(
-        checkpoint, [*units, *matched], scored, batch_size=batch_size, resume=resume, progress=progress
+        checkpoint,
+        [*units, *matched],
+        scored,
+        batch_size=batch_size,
+        workers=workers,
+        resume=resume,
+        progress=progress,
     )
     folder = Path(out).resolve()
     saved = record.Recording({"ablations": swept}, swept.attrs).save(folder / "recording.nc")

@@ -272,6 +272,8 @@ def test_what_a_sweep_refuses(moe, tasks, tmp_path):
     for size in (0, True, 1.5):
         with pytest.raises(BadArgument, match=rf"batch_size={size!r}\): give an integer, 1 or more"):
             sweep(moe, mixers, tasks, batch_size=size)
+    with pytest.raises(BadArgument, match=r"sweep\(workers=0\): give an integer, 1 or more"):
+        sweep(moe, mixers, tasks, workers=0)
     for scores in ("loss", []):
         with pytest.raises(BadArgument, match=r"sweep\(scores=.+\): give a list of scores, such as"):
             sweep(moe, mixers, tasks, scores=scores)
