@@ -60,6 +60,7 @@ bench: $(INSTALLED) ## what watching costs, as ratios to the bare forward
 	$(STEADY) $(RUN) -m benchmarks.remembering
 	$(STEADY) $(RUN) -m benchmarks.ablating
 	$(STEADY) $(RUN) -m benchmarks.streaming --geometry tiny --layers 8
+	$(STEADY) $(RUN) -m benchmarks.sweeping
 
 lab: $(INSTALLED) ## JupyterLab in notebooks/, each .py there paired with an .ipynb
 	$(RUN) -m jupytext --quiet --sync notebooks/*.py

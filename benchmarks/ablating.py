@@ -24,20 +24,19 @@ import qwenlab as ql
 from benchmarks.__main__ import machine, results_file
 from benchmarks.models import MEDIUM
 from benchmarks.timing import quartiles
-from qwenlab.ablations.prefix import reuse_outputs
+from qwenlab.ablations.prefix import record_prefix, reuse_prefix
 from qwenlab.checkpoint.decoder import decoder_of
 from qwenlab.testing.checkpoints import tiny_checkpoint
 
 console = Console(width=120)
-MODULES = tuple(importlib.import_module(f"qwenlab.ablations.{name}") for name in ("sweep", "patching"))
+MODULES = tuple(importlib.import_module(f"qwenlab.ablations.{name}") for name in ("scoring", "patching"))
 TEXTS, TOKENS = 2, 64
 MEANING = f"""\
 layers run: layers that ran in the passes under interventions, over those of full passes; counted, not timed.
 time: seconds of the call (with the pass without interventions, grading, and entering each intervention) over those of
 the same call in which every layer runs under every intervention; 1 saves nothing. CPU seconds of this process, of one
-thread. Median of the rounds, with the quartiles. "mixer 0 alone" has no layer below it: its difference from 1 is the
-cost of storing the outputs, and the noise of the machine.
-bytes held: the outputs of all layers for one batch of {TEXTS} texts of {TOKENS} tokens."""
+thread. Median of the rounds, with the quartiles. "mixer 0 alone" has no layer below it: it saves its own mixer.
+bytes held: the values of all layers for one batch of {TEXTS} texts of {TOKENS} tokens; at most 256 MiB are kept."""
 
 
 def main(
@@ -120,7 +119,7 @@ def paired(call: Callable[[], Any], variants: Mapping[str, Any], rounds: int, ca
 @contextmanager
 def every_layer() -> Iterator[None]:
     """Context manager: store no outputs, and run all layers under every intervention."""
-    with _patched(record_layer_outputs=lambda decoder: nullcontext({}), reuse_outputs=lambda *of: nullcontext(0)):
+    with _patched(record_prefix=lambda decoder: nullcontext(), reuse_prefix=lambda *of: nullcontext(0)):
         yield
 
 
@@ -131,11 +130,11 @@ def counting() -> Iterator[list[int]]:
 
     @contextmanager
     def counted(*of: Any) -> Iterator[int]:
-        with reuse_outputs(*of) as skipped:
+        with reuse_prefix(*of) as skipped:
             skipped_layers.append(skipped)
             yield skipped
 
-    with _patched(reuse_outputs=counted):
+    with _patched(reuse_prefix=counted):
         yield skipped_layers
 
 
@@ -146,10 +145,12 @@ def _patched(**functions: Callable[..., Any]) -> Iterator[None]:
 
 
 def output_bytes(checkpoint: ql.checkpoint.Checkpoint) -> int:
-    """Bytes of the outputs of all layers for one batch."""
-    with torch.no_grad(), MODULES[0].record_layer_outputs(decoder_of(checkpoint.model)) as layers:
-        checkpoint.model(tokens(checkpoint), use_cache=False)
-    return sum((output[0] if isinstance(output, tuple) else output).nbytes for output in layers.values())
+    """Bytes of what all layers compute for one batch and a sweep may keep."""
+    decoder = decoder_of(checkpoint.model)
+    with torch.no_grad():
+        with record_prefix(decoder) as prefix:
+            checkpoint.model(tokens(checkpoint), use_cache=False)
+        return sum(prefix.at(layer).nbytes for layer in range(len(decoder.layers)))
 
 
 def tokens(checkpoint: ql.checkpoint.Checkpoint) -> torch.Tensor:
@@ -168,7 +169,7 @@ def _now() -> float:
 
 def show(name: str, results: dict[str, Any]) -> None:
     """Print the savings of one model by case."""
-    title = f"{name}: {results['layers']} layers, {results['bytes held'] / 2**20:.2f} MiB of outputs"
+    title = f"{name}: {results['layers']} layers, {results['bytes held'] / 2**20:.2f} MiB of values"
     table = Table("case", "edited passes", "layers run", "time", title=title, title_justify="left")
     for case, row in results["cases"].items():
         ratio = "{:.2f} [{:.2f} to {:.2f}]".format(row["time"]["median"], *row["time"]["quartiles"])

@@ -188,6 +188,10 @@ class NothingDecoded(QwenlabError):
     """Results were requested before a text was decoded."""
 
 
+class WorkerDied(QwenlabError):
+    """A process of a sweep ended before its work was done."""
+
+
 class InterruptedWarning(UserWarning):
     """The work was interrupted; the results so far are returned."""
 

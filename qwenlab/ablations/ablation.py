@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,12 @@ class Ablation:
     def intervention(self) -> str:
         """The expressions that create the interventions."""
         return ", ".join(map(str, self.interventions))
+
+    @property
+    def lowest_layer(self) -> int:
+        """Index of the lowest layer that its parts are in; 0 where a part does not name one."""
+        found = [re.match(r"layers\.(\d+)\b", part) for part in self.parts]
+        return min((int(match[1]) if match else 0 for match in found), default=0)
 
     def overlaps(self, other: Ablation) -> bool:
         """Whether a part of one is, contains or is in a part of the other: a layer its mixer, a mixer its heads."""

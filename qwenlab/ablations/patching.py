@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from qwenlab.ablations.prefix import record_layer_outputs, reuse_outputs
+from qwenlab.ablations.prefix import record_prefix, reuse_prefix
 from qwenlab.capture.provenance import provenance_of
 from qwenlab.checkpoint.checkpoint import Checkpoint, require_checkpoint
 from qwenlab.checkpoint.decoder import decoder_of
@@ -69,14 +69,14 @@ def patching(
     logprob = partial(_logprob, checkpoint.model, torch.tensor(answers, device=device))
     with cache_activations(checkpoint.model, sites) as cache:
         of_source = logprob(read["source"])
-    with record_layer_outputs(decoder) as layers:
+    with record_prefix(decoder) as prefix:
         of_target = logprob(read["target"])
     patched = np.zeros((len(matched), len(chosen), len(answers)))
     with tqdm(total=len(matched) * len(chosen), unit="patch", desc="patching", disable=not progress) as bar:
         for row, site in enumerate(matched):
             for column, position in enumerate(chosen):
                 patch = Patch(site.name, cache=cache, heads=heads, positions=[position])
-                with intervene(checkpoint.model, patch) as session, reuse_outputs(decoder, session, layers):
+                with intervene(checkpoint.model, patch) as session, reuse_prefix(prefix, session):
                     patched[row, column] = logprob(read["target"])
                 bar.update()
     decode = checkpoint.tokenizer.decode

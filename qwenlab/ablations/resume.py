@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from qwenlab.ablations.ablation import Ablation
+from qwenlab.ablations.scoring import BatchScores
 from qwenlab.errors import BadArgument
 from qwenlab.record.whole_files import replacing
 from qwenlab.tasks.task import Task
@@ -31,9 +31,16 @@ class ScoreTable:
     `done` [ablation, text] says which are computed; `layers` counts layers run under ablations, and in whole passes.
     """
 
-    def __init__(self, path: str | PathLike[str] | None, key: str, ablations: int, texts: int) -> None:
+    def __init__(
+        self,
+        path: str | PathLike[str] | None,
+        key: str,
+        ablations: int,
+        texts: int,
+        names: Sequence[str] = BY_ABLATION,
+    ) -> None:
         self.path, self.key = None if path is None else Path(path), key
-        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(BY_ABLATION, (ablations, texts))
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(names, (ablations, texts))
         shapes |= {f"clean_{name}": (texts,) for name in BY_TEXT}
         self.scores = {name: np.full(shape, np.nan) for name, shape in shapes.items()}
         self.done = np.zeros((ablations, texts), dtype=bool)
@@ -42,16 +49,27 @@ class ScoreTable:
         if self.path is not None and self.path.exists():
             self._load(self.path)
 
-    def put_clean(self, texts: Sequence[int], scores: dict[str, torch.Tensor]) -> None:
-        """Store the scores of some texts without ablations."""
-        for name in BY_TEXT:
-            self.scores[f"clean_{name}"][texts] = scores[name].double().cpu().numpy()
+    @property
+    def complete(self) -> np.ndarray:
+        """bool [text]: scored under every ablation."""
+        return np.all(self.done, axis=0)
 
-    def put(self, ablation: int, texts: Sequence[int], scores: dict[str, torch.Tensor]) -> None:
-        """Store the scores of some texts under an ablation; write the file at most every 20 seconds."""
-        for name in BY_ABLATION:
-            self.scores[name][ablation, texts] = scores[name].double().cpu().numpy()
-        self.done[ablation, texts] = True
+    def missing(self, texts: Sequence[int]) -> list[int]:
+        """The ablations under which some of these texts are not scored."""
+        indices: list[int] = np.flatnonzero(~self.done[:, list(texts)].all(axis=1)).tolist()
+        return indices
+
+    def put(self, found: BatchScores) -> None:
+        """Store the scores of some texts; write the file at most every 20 seconds."""
+        texts = list(found.texts)
+        if found.ablation is None:
+            for name in BY_TEXT:
+                self.scores[f"clean_{name}"][texts] = found.scores[name]
+            return
+        for name in self.scores.keys() & found.scores.keys():
+            self.scores[name][found.ablation, texts] = found.scores[name]
+        self.layers += found.layers
+        self.done[found.ablation, texts] = True
         if time.monotonic() - self._saved > _SAVE_EVERY:
             self.save()
 
@@ -82,8 +100,12 @@ class ScoreTable:
         self.scores = loaded
 
 
-def key_of(model: Sequence[str], ablations: Sequence[Ablation], tasks: Sequence[Task]) -> str:
-    """A hash of everything that the scores depend on; of the model its hash, precision and active interventions."""
+def key_of(
+    model: Sequence[str], ablations: Sequence[Ablation], tasks: Sequence[Task], scores: Sequence[str] = BY_ABLATION
+) -> str:
+    """A hash of everything that the scores depend on, and which they are; `model` is its hash, precision and active
+    interventions."""
     named = [(ablation.name, ablation.intervention) for ablation in ablations]
     texts = [(task.name, task.tokens, task.asked) for task in tasks]
-    return hashlib.sha256(repr((list(model), named, texts)).encode()).hexdigest()
+    which = [] if tuple(scores) == BY_ABLATION else [tuple(scores)]
+    return hashlib.sha256(repr((list(model), named, texts, *which)).encode()).hexdigest()

@@ -59,6 +59,7 @@ def ablate(
     count: inputs.Positive = 16,
     max_tokens: inputs.TwoOrMore = 256,
     batch_size: inputs.Positive = 8,
+    workers: inputs.Positive = 1,
     seed: int = 0,
     resume: inputs.FilePath | None = None,
     device: inputs.Device | None = None,
@@ -79,6 +80,7 @@ def ablate(
     count       sequences of each task; intervals need two or more
     max_tokens  tokens read of each text, and the length of the passages into which a long text is cut
     batch_size  sequences read at a time
+    workers     processes over which the ablations are spread, each with a copy of the model on the CPU
     seed        random seed of tasks, controls and intervals
     resume      file in which scores are saved as they come; an interrupted sweep resumes from it
 
@@ -91,14 +93,20 @@ def ablate(
     if isinstance(of, str) or not of:
         raise BadArgument(f"of={of!r}: give a list of kinds of parts, such as ['mixer', 'mlp'].")
     checkpoint = inputs.opened(source, device, dtype)
-    units, matched, without = _parts(checkpoint, of, layers, controls, match, seed)
+    units, matched, without = _parts(checkpoint, of, layers, controls, match, seed, progress)
     names = DEFAULT_TASKS if tasks is None and not texts else tasks or ()
     scored = [_task(checkpoint, name, count, max_tokens, seed) for name in names]
     for label, some in (texts or {}).items():
         passages = inputs.passages_of(checkpoint, some, max_tokens, count)
         scored.append(task_makers.text_task(checkpoint, passages, name=label, max_tokens=max_tokens))
     swept = ablations.sweep(
-        checkpoint, [*units, *matched], scored, batch_size=batch_size, resume=resume, progress=progress
+        checkpoint,
+        [*units, *matched],
+        scored,
+        batch_size=batch_size,
+        workers=workers,
+        resume=resume,
+        progress=progress,
     )
     folder = Path(out).resolve()
     saved = record.Recording({"ablations": swept}, swept.attrs).save(folder / "recording.nc")
@@ -109,21 +117,30 @@ def ablate(
 
 
 def _parts(
-    checkpoint: Checkpoint, of: Sequence[str], layers: Iterable[int] | None, number: int, match: Match, seed: int
+    checkpoint: Checkpoint,
+    of: Sequence[str],
+    layers: Iterable[int] | None,
+    number: int,
+    match: Match,
+    seed: int,
+    progress: bool,
 ) -> tuple[list[Ablation], list[Ablation], tuple[str, ...]]:
+    from qwenlab.ablations.controls import matched_controls  # loads torch, which takes seconds
+
     chosen = None if layers is None else list(layers)
     units: list[Ablation] = []
     matched: list[Ablation] = []
     refused: dict[str, BadArgument] = {}
+    how: dict[str, Any] = dict(match=match, number=number, seed=seed, progress=progress)
     for kind in dict.fromkeys(of):
         own = ablations.units(checkpoint, kind, layers=chosen)
         units += own
-        among = ablations.units(checkpoint, "mixer" if kind == "kind" else kind)
-        for unit in own if number else ():
-            try:
-                matched += ablations.controls([unit], among, match=match, number=number, seed=seed)
-            except BadArgument as error:
-                refused[unit.name] = error
+        if number:
+            drawn, without = matched_controls(
+                own, ablations.units(checkpoint, "mixer" if kind == "kind" else kind), **how
+            )
+            matched += drawn
+            refused |= without
     if refused and len(refused) == len(units):
         raise next(iter(refused.values()))
     return units, matched, tuple(refused)

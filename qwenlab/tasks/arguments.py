@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,8 +28,8 @@ def list_of_texts(where: str, texts: Any) -> list[str]:
 
 def named_differently(where: str, what: str, items: Sequence[Any]) -> None:
     """Raise BadArgument if two items have the same name."""
-    names = [item.name for item in items]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    counts = Counter(item.name for item in items)
+    if twice := sorted(name for name, count in counts.items() if count > 1):
         raise BadArgument(
             f"{where}: several {what} are named {', '.join(map(repr, twice))}.\nGive them different names."
         )

@@ -1,15 +1,19 @@
 """The law of controls: matched, of other parts, different from one another, the same for the same seed."""
 
 import math
+import random
+import time
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 from hypothesis import assume, given, settings, strategies as st
 
 from qwenlab.ablations.ablation import Ablation, combined
-from qwenlab.ablations.controls import MATCHES, TOLERANCE, controls
+from qwenlab.ablations.controls import MATCHES, TOLERANCE, controls, matched_controls
 from qwenlab.ablations.units import units
 from qwenlab.errors import BadArgument
+from qwenlab.interventions.experts import MaskExperts
 from qwenlab.interventions.values import Zero
 
 KINDS = ("linear_attention", "full_attention")
@@ -65,6 +69,89 @@ def test_law(case):
         if match == "kind" and ablation.kind:
             assert control.kind == ablation.kind
     assert controls([ablation], among, match=match, number=number, seed=seed) == found
+
+
+def slow(ablation, pool, match, number, seed):
+    """The rule of the draws, spelled out: every part is compared with every other."""
+    pool = sorted(pool, key=lambda part: (part.layer, part.parts))
+    others = [each for each in pool if not each.overlaps(ablation) and (match != "kind" or each.kind == ablation.kind)]
+    rng = random.Random(f"controls-{seed}-{ablation.name}-{match}")
+
+    def of_number(count):
+        if math.comb(len(others), count) <= 1000:
+            listed = list(combinations(range(len(others)), count))
+            yield from rng.sample(listed, len(listed))
+        while math.comb(len(others), count) > 1000:
+            yield tuple(sorted(rng.sample(range(len(others)), count)))
+
+    def of_size():
+        for _ in range(200 if ablation.parameters else 0):
+            chosen = []
+            for index in rng.sample(range(len(others)), len(others)):
+                if sum(others[n].parameters for n in [*chosen, index]) <= (1 + 0.1) * ablation.parameters:
+                    chosen.append(index)
+            if sum(others[n].parameters for n in chosen) >= (1 - 0.1) * ablation.parameters:
+                yield tuple(sorted(chosen))
+
+    found = []
+    for drawn in of_size() if match == "parameters" else of_number(len(ablation.parts)):
+        if drawn not in found:
+            found.append(drawn)
+        if len(found) == number:
+            break
+    return [tuple(others[n].parts[0] for n in drawn) for drawn in found]
+
+
+@st.composite
+def nested(draw):
+    """Whole mixers and heads of other mixers as a pool, and several ablations: of its parts, their parts or wholes."""
+    layers, heads = draw(st.integers(1, 4)), draw(st.integers(1, 12))
+    wholes = {layer for layer in range(layers) if draw(st.booleans())}
+    pool, made_of = [], []
+    for layer in range(layers):
+        kind, mixer = draw(st.sampled_from(KINDS)), f"layers.{layer}.mixer"
+        whole = Ablation(f"mixer {layer}", (Zero(mixer),), "mixer", (mixer,), layer, kind, draw(st.integers(0, 60)))
+        parts = [
+            Ablation(f"head {layer}.{n}", (Zero(f"{mixer}.heads", heads=[n]),), "head", (f"{mixer}.heads[{n}]",), layer,
+                     kind, draw(st.integers(0, 20)))
+            for n in range(heads)
+        ]  # fmt: skip
+        pool += [whole] if layer in wholes else parts
+        made_of.append([whole, *parts])
+    chosen = []
+    for index in range(draw(st.integers(1, 4))):
+        of = draw(st.lists(st.sampled_from(made_of), min_size=1, max_size=3, unique_by=id))
+        parts = [part for each in of for part in draw(st.sampled_from([each[:1], each[1:2], each[1:4]]))]
+        chosen.append(combined(parts, f"chosen {index}"))
+    return chosen, draw(st.permutations(pool))
+
+
+@settings(max_examples=150)
+@given(case=nested(), match=st.sampled_from(MATCHES), number=st.integers(1, 5), seed=st.integers(0, 99))
+def test_it_is_the_slow_rule(case, match, number, seed):
+    chosen, pool = case
+    expected = {each.name: slow(each, pool, match, number, seed) for each in chosen}
+    found, refused = matched_controls(chosen, pool, match=match, number=number, seed=seed, progress=False)
+    drawn = {each.name: [one.parts for one in found if one.control_of == each.name] for each in chosen}
+    assert drawn == expected
+    assert list(refused) == [name for name, sets in expected.items() if not sets]
+    assert [each.control_of for each in found] == [name for name, sets in expected.items() for _ in sets]
+
+
+@pytest.mark.slow
+def test_the_controls_of_ten_thousand_experts_take_seconds():
+    experts = [
+        Ablation(f"expert {layer}.{n}", (MaskExperts([n], layers=[layer]),), "expert",
+                 (f"layers.{layer}.mlp.experts[{n}]",), layer, KINDS[0], 100)
+        for layer in range(40)
+        for n in range(256)
+    ]  # fmt: skip
+    began = time.process_time()
+    found = controls(experts, experts, progress=False)
+    assert time.process_time() - began < 10
+    assert len(found) == 3 * 10_240
+    for each in experts[::2_000]:
+        assert controls([each], experts, progress=False) == [one for one in found if one.control_of == each.name]
 
 
 @settings(max_examples=60)

@@ -1,4 +1,4 @@
-"""Layers whose outputs are reused: not one bit of the logits changes, and none of them runs."""
+"""Layers and mixers whose results are reused: not one bit of the logits changes, and none of them runs."""
 
 import json
 
@@ -7,7 +7,7 @@ import torch
 
 import qwenlab as ql
 from qwenlab import interventions
-from qwenlab.ablations.prefix import record_layer_outputs, reuse_outputs
+from qwenlab.ablations.prefix import _first, record_prefix, reuse_prefix
 from qwenlab.ablations.sweep import sweep
 from qwenlab.ablations.units import units
 from qwenlab.checkpoint.decoder import decoder_of
@@ -50,26 +50,65 @@ def kinds(taken):
 
 SPARSE = ("experts", "top_k", "shuffle_router", "no_shared_expert")
 NAMES = tuple(kinds(None))
+INSIDE_NO_MIXER = (
+    *("zero", "heads", "some positions", "scale", "mean", "resample", "noise", "identity", "patch", "several"),
+    *("the first layer", *SPARSE),
+)
+
+
+def counted(monkeypatch, modules):
+    """The places among these modules of those that have run since the list was emptied."""
+    found: list[int] = []
+    for kind in {type(module) for module in modules}:
+
+        def forward(self, *args, kind=kind, original=kind.forward, **kwargs):
+            found.append(modules.index(self))
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(kind, "forward", forward)
+    return found
 
 
 @pytest.fixture
 def ran(monkeypatch, checkpoint):
     """The layers that have run since the list was emptied."""
-    found, layers = [], list(decoder_of(checkpoint.model).layers)
-    forward = type(layers[0]).forward
+    return counted(monkeypatch, list(decoder_of(checkpoint.model).layers))
 
-    def counted(self, *args, **kwargs):
-        found.append(layers.index(self))
-        return forward(self, *args, **kwargs)
 
-    monkeypatch.setattr(type(layers[0]), "forward", counted)
-    return found
+@pytest.fixture
+def mixed(monkeypatch, checkpoint):
+    """The layers whose mixers have run since the list was emptied."""
+    decoder = decoder_of(checkpoint.model)
+    return counted(monkeypatch, [decoder.mixer(layer) for layer in range(len(decoder.layers))])
+
+
+@torch.no_grad()
+def test_values_beyond_the_limit_are_computed_again_once_and_one_layer_at_a_time(checkpoint, ran, monkeypatch):
+    decoder, model = decoder_of(checkpoint.model), checkpoint.model
+    with record_prefix(decoder) as whole:
+        model(IDS, attention_mask=MASK, use_cache=False)
+    values = [whole.at(layer) for layer in range(4)]
+    assert ran == [0, 1, 2, 3]
+    for kept in range(4):
+        monkeypatch.setattr("qwenlab.ablations.prefix._KEPT", sum(each.nbytes for each in values[:kept]))
+        with record_prefix(decoder) as prefix:
+            model(IDS, attention_mask=MASK, use_cache=False)
+        del ran[:]
+        for layer, value in enumerate(values):
+            assert torch.equal(prefix.stream(layer), value.stream)
+            again = prefix.at(layer)
+            for name in ("stream", "heads"):
+                assert torch.equal(getattr(again, name), getattr(value, name))
+            assert torch.equal(_first(again.mixer), _first(value.mixer))
+        assert ran == list(range(kept, 4))
+        assert len(prefix._kept) == kept
+        assert torch.equal(prefix.stream(2), values[2].stream)  # also below the layer where it is now
 
 
 @pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", NAMES)
-def test_bit_for_bit(checkpoint, ran, name):
+def test_bit_for_bit(checkpoint, ran, mixed, name, monkeypatch):
     decoder, model = decoder_of(checkpoint.model), checkpoint.model
     if name in SPARSE and not decoder.layers_with("experts"):
         pytest.skip("a dense family")
@@ -77,29 +116,47 @@ def test_bit_for_bit(checkpoint, ran, name):
         model(IDS.flip(1), use_cache=False)
     lowest, changes = kinds(taken)[name]
     how = dict(attention_mask=MASK, use_cache=False)
-    with record_layer_outputs(decoder) as layers:
-        clean = model(IDS, **how).logits
     with intervene(model, *changes):
         whole = model(IDS, **how).logits
-    assert not torch.equal(whole, clean)
-    del ran[:]
-    with intervene(model, *changes) as session, reuse_outputs(decoder, session, layers) as skipped:
-        again = model(IDS, **how).logits
-    assert torch.equal(again, whole)
-    assert skipped == lowest
-    assert ran == list(range(lowest, 4))
+    for kept in (2**28, 60_000, 0):
+        monkeypatch.setattr("qwenlab.ablations.prefix._KEPT", kept)
+        with record_prefix(decoder) as prefix:
+            clean = model(IDS, **how).logits
+        assert not torch.equal(whole, clean)
+        prefix.at(lowest)
+        del ran[:], mixed[:]
+        with intervene(model, *changes) as session, reuse_prefix(prefix, session) as skipped:
+            again = model(IDS, **how).logits
+        assert torch.equal(again, whole)
+        assert skipped == lowest
+        assert ran == list(range(lowest, 4))
+        assert mixed == ran[name in INSIDE_NO_MIXER :]
     assert torch.equal(model(IDS, **how).logits, clean)
-    assert not any("_call_impl" in vars(layer) for layer in decoder.layers)
+    assert not any({"_call_impl", "forward"} & set(vars(module)) for module in decoder.module.modules())
 
 
-def test_no_output_is_reused_for_an_intervention_without_a_layer(moe):
+@torch.no_grad()
+def test_nothing_is_reused_for_an_intervention_without_a_layer(moe):
     session = InterventionSession(moe.model, [interventions.Zero("layers.2.mixer")])
     session.hits = {"one": [HitCount("layers.2.mixer")], "two": [HitCount("layers.12.mixer, its delta rule")]}
-    with reuse_outputs(decoder_of(moe.model), session, dict.fromkeys(range(4))) as skipped:
+    with record_prefix(decoder_of(moe.model)) as prefix:
+        moe.model(IDS, use_cache=False)
+    with reuse_prefix(prefix, session) as skipped:
         assert skipped == 2
     session.hits["three"] = [HitCount("the cache")]
-    with reuse_outputs(decoder_of(moe.model), session, {}) as skipped:
+    with reuse_prefix(prefix, session) as skipped:
         assert skipped == 0
+
+
+@torch.no_grad()
+def test_nothing_is_reused_in_a_model_that_changes_the_stream_between_layers(moe):
+    decoder = decoder_of(moe.model)
+
+    with record_prefix(decoder) as prefix:
+        moe.model(IDS, use_cache=False)
+        assert prefix.reusable == 4
+        prefix._record(2, lambda stream: prefix.at(0), (IDS.clone(),), {}, None)
+    assert prefix.reusable == 0
 
 
 @torch.no_grad()

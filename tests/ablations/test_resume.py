@@ -6,6 +6,7 @@ import torch
 
 from qwenlab.ablations import resume as keeping
 from qwenlab.ablations.resume import ScoreTable, key_of
+from qwenlab.ablations.scoring import BatchScores
 from qwenlab.ablations.sweep import sweep
 from qwenlab.ablations.units import units
 from qwenlab.errors import BadArgument
@@ -13,29 +14,29 @@ from qwenlab.interventions.session import intervene
 from qwenlab.interventions.values import Scale
 from qwenlab.tasks import Task
 
-SCORES = {name: torch.tensor([1.0, 2.0]) for name in ("loss", "accuracy", "kl", "agreement")}
+SCORES = {name: np.array([1.0, 2.0]) for name in ("loss", "accuracy", "kl", "agreement")}
 
 
 def test_what_was_put_comes_back(tmp_path):
     path = tmp_path / "kept.npz"
     kept = ScoreTable(path, "key", 3, 4)
-    kept.put(1, [3, 0], SCORES)
-    kept.put_clean([3, 0], SCORES)
-    kept.layers += (2, 4)
+    kept.put(BatchScores(None, (3, 0), SCORES))
+    kept.put(BatchScores(1, (3, 0), SCORES, layers=(2, 4)))
+    assert kept.missing([0, 3]) == [0, 2] and not kept.complete.any()
     kept.save()
     again = ScoreTable(path, "key", 3, 4)
     np.testing.assert_array_equal(again.scores["kl"][1], [2, np.nan, np.nan, 1])
     np.testing.assert_array_equal(again.scores["clean_loss"], [2, np.nan, np.nan, 1])
     assert again.done.tolist() == [[False] * 4, [True, False, False, True], [False] * 4]
     assert again.layers.tolist() == [2, 4]
-    again.put(1, [1], {name: each[:1] for name, each in SCORES.items()})
+    again.put(BatchScores(1, (1,), {name: each[:1] for name, each in SCORES.items()}))
     assert again.done[1].tolist() == [True, True, False, True]
 
 
 def test_without_a_file_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     kept = ScoreTable(None, "key", 1, 2)
-    kept.put(0, [0, 1], SCORES)
+    kept.put(BatchScores(0, (0, 1), SCORES))
     kept.save()
     assert list(tmp_path.iterdir()) == []
 
@@ -43,10 +44,10 @@ def test_without_a_file_nothing_is_written(tmp_path, monkeypatch):
 def test_it_is_saved_now_and_then(tmp_path, monkeypatch):
     path = tmp_path / "kept.npz"
     kept = ScoreTable(path, "key", 1, 2)
-    kept.put(0, [0, 1], SCORES)
+    kept.put(BatchScores(0, (0, 1), SCORES))
     assert not path.exists()
     monkeypatch.setattr(keeping, "_SAVE_EVERY", -1.0)
-    kept.put(0, [0, 1], SCORES)
+    kept.put(BatchScores(0, (0, 1), SCORES))
     assert ScoreTable(path, "key", 1, 2).done.all()
 
 
@@ -61,6 +62,7 @@ def test_the_key_is_of_all_that_scores_depend_on(moe, tasks):
         key_of(["hash", "float32"], units(moe, "mlp"), tasks),
         key_of(["hash", "float32"], mixers, tasks[:1]),
         key_of(["hash", "float32"], mixers, other),
+        key_of(["hash", "float32"], mixers, tasks, ["loss"]),
     ]
     assert len(set(keys)) == len(keys)
     assert key_of(["hash", "float32"], units(moe), list(tasks)) == keys[0]

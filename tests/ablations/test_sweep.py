@@ -22,6 +22,7 @@ from qwenlab.interventions.session import intervene
 from qwenlab.tasks import Task
 
 sweeping = sys.modules["qwenlab.ablations.sweep"]  # the package's own name `sweep` is the function
+scoring = sys.modules["qwenlab.ablations.scoring"]
 COORDINATES = {"ablation", "unit", "layer", "kind", "intervention", "control_of", "parameters", "text", "task"}
 
 
@@ -111,6 +112,17 @@ def test_batches_change_nothing_beyond_rounding(swept, moe, tasks, batch_size):
         np.testing.assert_allclose(other[name], found[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+def test_only_the_scores_that_are_asked_for(swept, moe, tasks, monkeypatch, tmp_path):
+    ablations, found = swept
+    monkeypatch.setattr(scoring, "Reference", None)  # nothing is compared with the intact model's distributions
+    some_scores = sweep(moe, ablations, tasks, scores=["accuracy", "loss"], resume=tmp_path / "kept", progress=False)
+    assert list(some_scores) == ["loss", "accuracy", "clean_loss", "clean_accuracy"]
+    assert all((some_scores[name] == found[name]).all() for name in some_scores)
+    assert some_scores.attrs["layers_run"] == found.attrs["layers_run"]
+    with pytest.raises(BadArgument, match="this file is from another sweep"):
+        sweep(moe, ablations, tasks, scores=["loss"], resume=tmp_path / "kept", progress=False)
+
+
 def test_the_share_of_layers_that_ran(moe, tasks):
     mixers = units(moe)
     assert sweep(moe, mixers, tasks, progress=False).attrs["layers_run"] == (4 + 3 + 2 + 1) / 16
@@ -146,7 +158,7 @@ class Cut(Exception):
 
 def cut_off(monkeypatch, after, error):
     """Let the sweep fail after this many graded batches."""
-    left, grade = [after], sweeping.grade
+    left, grade = [after], scoring.grade
 
     def failing(*args):
         left[0] -= 1
@@ -154,7 +166,7 @@ def cut_off(monkeypatch, after, error):
             raise error
         return grade(*args)
 
-    monkeypatch.setattr(sweeping, "grade", failing)
+    monkeypatch.setattr(scoring, "grade", failing)
 
 
 def test_it_goes_on_from_what_was_kept(moe, tasks, swept, tmp_path, monkeypatch):
@@ -164,8 +176,8 @@ def test_it_goes_on_from_what_was_kept(moe, tasks, swept, tmp_path, monkeypatch)
         cut_off(patched, 9, Cut())
         with pytest.raises(Cut):
             sweep(moe, ablations, tasks, batch_size=2, resume=keep, progress=False)
-    calls, grade = [], sweeping.grade
-    monkeypatch.setattr(sweeping, "grade", lambda *args: (calls.append(len(args)), grade(*args))[1])
+    calls, grade = [], scoring.grade
+    monkeypatch.setattr(scoring, "grade", lambda *args: (calls.append(len(args)), grade(*args))[1])
     again = sweep(moe, ablations, tasks, batch_size=2, resume=keep, progress=False)
     one_go = sweep(moe, ablations, tasks, batch_size=2, progress=False)
     assert again.drop_attrs().identical(one_go.drop_attrs())
@@ -184,10 +196,10 @@ sys.path.insert(0, sys.argv[3])
 import qwenlab as ql
 import qwenlab.ablations.resume as kept
 from tests.ablations.conftest import drawn_tasks
-from tests.ablations.test_sweep import some, sweeping
+from tests.ablations.test_sweep import scoring, some, sweep
 
 kept._SAVE_EVERY = -1.0
-graded, grade = [], sweeping.grade
+graded, grade = [], scoring.grade
 
 def killing(*args):
     graded.append(1)
@@ -195,9 +207,9 @@ def killing(*args):
         os.kill(os.getpid(), signal.SIGKILL)
     return grade(*args)
 
-sweeping.grade = killing
+scoring.grade = killing
 ckpt = ql.open(sys.argv[1])
-sweeping.sweep(ckpt, some(ckpt), drawn_tasks(), batch_size=2, resume=sys.argv[2], progress=False)
+sweep(ckpt, some(ckpt), drawn_tasks(), batch_size=2, resume=sys.argv[2], progress=False)
 """
 
 
@@ -260,6 +272,13 @@ def test_what_a_sweep_refuses(moe, tasks, tmp_path):
     for size in (0, True, 1.5):
         with pytest.raises(BadArgument, match=rf"batch_size={size!r}\): give an integer, 1 or more"):
             sweep(moe, mixers, tasks, batch_size=size)
+    with pytest.raises(BadArgument, match=r"sweep\(workers=0\): give an integer, 1 or more"):
+        sweep(moe, mixers, tasks, workers=0)
+    for scores in ("loss", []):
+        with pytest.raises(BadArgument, match=r"sweep\(scores=.+\): give a list of scores, such as"):
+            sweep(moe, mixers, tasks, scores=scores)
+    with pytest.raises(BadArgument, match=r"sweep\(scores='los'\): give one of 'loss', .*; did you mean 'loss'"):
+        sweep(moe, mixers, tasks, scores=["los"])
     with pytest.raises(BadArgument, match=r"sweep\(resume='.+'\): this file is damaged, or not from a sweep"):
         sweep(moe, mixers, tasks, resume=tmp_path)
     with pytest.raises(BadArgument, match=r"Task 'beyond' has tokens from 1 to 999, and the model has rows 0 to 287"):

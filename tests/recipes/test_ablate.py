@@ -77,7 +77,7 @@ def test_several_kinds_of_parts_and_what_nothing_matches_is_named(toy, tmp_path)
 
 
 def test_a_sweep_goes_on_from_what_it_kept(done, toy, kept, tmp_path, monkeypatch):
-    monkeypatch.setattr(import_module("qwenlab.ablations.sweep"), "intervene", None)  # nothing is left to be read
+    monkeypatch.setattr(import_module("qwenlab.ablations.scoring"), "intervene", None)  # nothing is left to be read
     again = ql.recipes.ablate(toy, tmp_path, tasks=["code", "mqar:2"], seed=3, resume=kept, **SMALL)
     assert again.statistics.equals(done.statistics)
 

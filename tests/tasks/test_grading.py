@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 import qwenlab as ql
 from qwenlab.errors import BadArgument
 from qwenlab.tasks import Task, TaskBatch, grade, mqar, needle, task_batches, text_task
-from qwenlab.tasks.grading import _SLICE
+from qwenlab.tasks.grading import _SLICE, Reference
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +114,28 @@ def test_slices_add_up_to_the_whole(monkeypatch):
     monkeypatch.setattr("qwenlab.tasks.grading._SLICE", 22)
     for name, values in grade(batch, logits, reference).items():
         torch.testing.assert_close(values, whole[name], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("kept", [0, 300_000, 2**25])
+def test_slices_of_any_size_and_a_kept_reference_are_the_same_bit_for_bit(monkeypatch, kept):
+    """Kept log-probabilities, of all slices, some or none, are those that each call computes anew."""
+    batch = drawn(4, width=90, vocabulary=3001)
+    reference = 5 * torch.randn(3, 90, 3001)
+    reference[..., 7], reference[1, 2:5, 9] = -torch.inf, torch.nan
+    found = {}
+    for size in (2**12, 2**17, 2**22):
+        monkeypatch.setattr("qwenlab.tasks.grading._CACHED", size)
+        monkeypatch.setattr("qwenlab.tasks.grading._KEPT", kept)
+        intact = Reference(reference)
+        for name, noise in (("itself", 0), ("other", 1), ("another", 3)):
+            logits = reference + noise * torch.randn(3, 90, 3001, generator=torch.Generator().manual_seed(noise))
+            found[size, name] = grade(batch, logits, intact)
+            once = grade(batch, logits, reference)
+            for score, values in found[size, name].items():
+                torch.testing.assert_close(values, once[score], rtol=0, atol=0, equal_nan=True)
+                torch.testing.assert_close(values, found[2**12, name][score], rtol=0, atol=0, equal_nan=True)
+        held = sum(each.p.numel() for each in intact._slices.values())
+        assert held <= kept and (held > 0 or kept < 64 * 3001)
 
 
 @pytest.mark.parametrize("seed", range(5))
