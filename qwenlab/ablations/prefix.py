@@ -161,7 +161,7 @@ def reuse_prefix(prefix: Prefix, session: InterventionSession) -> Iterator[int]:
         if not others and lowest < prefix.reusable:
             mixer, module = _mixer_instead(prefix, lowest, sites), decoder.mixer(lowest)
             if mixer is not None:
-                hooks.enter_context(listening(vars(module), "forward", module.forward, instead=mixer, owner=module))
+                hooks.enter_context(listening(module, "forward", instead=mixer))
         yield skipped
 
 

@@ -80,11 +80,10 @@ class TokenBatch:
         """Number of groups, padding's included."""
         return 1 + self.labels * FOLDS
 
-    @cached_property
-    def membership(self) -> torch.Tensor:
-        """float64 [group, batch * position]: 1 where the token is in the group; multiply by values to sum them."""
-        groups = torch.arange(self.groups, device=self.group.device)
-        return (groups[:, None] == self.group.flatten()).double()
+    @property
+    def span(self) -> range:
+        """The groups from the first to the last that these tokens may have, without padding's."""
+        return range(1 + min(self.present) * FOLDS, 1 + (1 + max(self.present)) * FOLDS)
 
     def masked(self, values: torch.Tensor, axis: int = 0) -> torch.Tensor:
         """Return values [batch, position, ...] (from this axis on) with zeros at padding, even where it is NaN.

@@ -10,6 +10,9 @@ import torch
 
 from qwenlab.capture.tokens import FOLDS, PADDING, TokenBatch
 
+MAX_SUMMED = 2**22
+"""Values in float64 in memory at a time, in sums over tokens (elements): those of a block of tokens."""
+
 LayerSlice = slice
 """Consecutive layers among those of a probe."""
 
@@ -51,11 +54,11 @@ class Totals(Accumulator):
             self.total = torch.cat([self.total, self.total.new_zeros(layers, rows - before, *shape)], dim=1)
         return self.total
 
-    def add(self, where: LayerSlice, values: torch.Tensor) -> None:
-        """Add values [layer, row, ...]."""
-        total = self.at_least(values.shape[1], values.shape[2:], values.device)
-        rows = total[where, : values.shape[1]]
-        rows += values.to(total.device)
+    def add(self, where: LayerSlice, values: torch.Tensor, first: int = 0) -> None:
+        """Add values [layer, row, ...] to the rows from `first` on."""
+        end = first + values.shape[1]
+        rows = self.at_least(end, values.shape[2:], values.device)[where, first:end]
+        rows += values.to(rows.device)
 
     def array(self, rows: int, *shape: int, at: tuple[slice | int, ...] = ()) -> np.ndarray:
         """[layer, row, *shape], 0 where nothing was added. `at` selects some of the values of a row."""
@@ -80,8 +83,14 @@ class Sums(Accumulator):
 
     def add(self, where: LayerSlice, tokens: TokenBatch, /, **values: torch.Tensor) -> None:
         """Add values [layer, batch, position, *shape] of the real tokens, with the same names and shapes every time."""
-        flat = tokens.masked(torch.cat([self._flat(name, value) for name, value in values.items()], dim=-1), axis=1)
-        self._totals.add(where, tokens.membership @ flat.flatten(1, 2).double())
+        columns = torch.cat([self._flat(name, value) for name, value in values.items()], dim=-1)
+        flat = tokens.masked(columns, axis=1).flatten(1, 2)
+        layers, count, width = flat.shape
+        most = max(1, MAX_SUMMED // (layers * width + len(tokens.span)))
+        for start in range(0, count, most):
+            some = slice(start, start + most)
+            sums = _membership(tokens, some) @ flat[:, some].double()
+            self._totals.add(where, sums[:, 1:], tokens.span.start)
 
     def add_rows(self, where: LayerSlice, groups: int, group: torch.Tensor, **values: torch.Tensor) -> None:
         """Add values [layer, row, *shape] to the groups `group` [row], out of `groups`."""
@@ -104,6 +113,18 @@ class Sums(Accumulator):
     def total(self, name: str) -> np.ndarray:
         """float64 [layer, column]: sums over all groups but padding's; no columns if nothing was added."""
         return self._totals.total[:, 1:, self._columns.get(name, slice(0))].sum(dim=1).cpu().numpy()
+
+
+def _membership(tokens: TokenBatch, some: slice) -> torch.Tensor:
+    """Return float64 [1 + group of `tokens.span`, some tokens]: 1 where the token is in the group.
+
+    The first row is not used: a product of 8 rows is summed in another order than that of 9 or more, and the last bit
+    of a sum would depend on the number of labels.
+    """
+    groups = torch.arange(tokens.span.start - 1, tokens.span.stop, device=tokens.group.device)[:, None]
+    if some.start == 0 and some.stop >= tokens.group.numel():
+        return tokens.once("membership", lambda: (groups == tokens.group.flatten()).double())
+    return (groups == tokens.group.flatten()[some]).double()
 
 
 class Histogram(Accumulator):

@@ -1,5 +1,7 @@
 """Sums and histograms match plain loops, for any values, labels and padding."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -84,3 +86,36 @@ def test_sums_do_not_lose_small_values_beside_large_ones():
 def test_a_tally_without_a_token_is_zero():
     assert Sums(5).array("ours", 2, 3).tolist() == np.zeros((2, FOLDS, 5, 3)).tolist()
     assert Histogram(5, 4).array(2, 3).tolist() == np.zeros((2, 5, 3, 4), int).tolist()
+
+
+@pytest.mark.parametrize("labels", [1, 40])
+def test_sums_in_blocks_of_tokens_equal_those_at_once(monkeypatch, labels):
+    tokens, values = batch_of(labels, width=300)
+    at_once, in_blocks = Sums(1), Sums(1)
+    at_once.add(slice(0, 1), tokens, values=values[None])
+    monkeypatch.setattr("qwenlab.probes.accumulators.MAX_SUMMED", 2048)
+    in_blocks.add(slice(0, 1), tokens, values=values[None])
+    np.testing.assert_allclose(in_blocks.array("values", labels), at_once.array("values", labels), rtol=1e-14)
+
+
+def test_sums_hold_the_groups_of_present_labels_only():
+    tokens, values = batch_of(100, width=64)
+    row, group = torch.full_like(tokens.row, 1 + 70), torch.full_like(tokens.group, 1 + 70 * FOLDS + 3)
+    of_one = replace(tokens, row=row, group=group, present=(70,), real=torch.ones_like(tokens.real))
+    assert list(of_one.span) == list(range(1 + 70 * FOLDS, 1 + 71 * FOLDS))
+    sums = Sums(1)
+    sums.add(slice(0, 1), of_one, values=values[None].nan_to_num())
+    array = sums.array("values", 100)
+    assert array[70, 3, 0] == pytest.approx(float(values.nan_to_num().double().sum()))
+    assert array.sum() == array[70, 3, 0]
+
+
+def batch_of(labels, width):
+    """One sequence whose tokens have random labels, all real, and a value of each."""
+    rng = np.random.default_rng(labels)
+    label = torch.as_tensor(rng.integers(0, labels, (1, width)))
+    position, first = torch.arange(width)[None], torch.zeros(1, dtype=torch.long)
+    real, group = torch.ones(1, width, dtype=torch.bool), 1 + label * FOLDS + 2
+    present = tuple(range(labels))
+    tokens = TokenBatch(real, position, 1 + label, group, first, range(1), None, 0, labels, present, {}, whole=True)
+    return tokens, torch.as_tensor(rng.normal(size=(1, width)).astype(np.float32))

@@ -12,10 +12,15 @@ from qwenlab.capture.buffers import Captured, Part
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.errors import CannotIntervene
-from qwenlab.probes.accumulators import LayerSlice, Sums, Totals, counted
+from qwenlab.probes.accumulators import LayerSlice, Sums, counted
 from qwenlab.probes.base import GROUPED, Probe, Reduced, summed
+from qwenlab.probes.routing.choices import Choices
 from qwenlab.probes.routing.windows import WINDOWS, Windows
 
+MAX_PROBABILITIES = 2**22
+"""Probabilities of experts in memory at a time (elements): those of a block of sampled tokens."""
+
+_SHARED = ("shared_gate", "shared_norm", "routed_norm")
 _CERTAIN = ("entropy", "topk_entropy", "margin", "shared_gate", "shared_share", "measured")
 _PER_TOKEN = {
     "entropy": ("nat", "entropy of the router's softmax over all experts, summed over tokens"),
@@ -47,7 +52,7 @@ class Routing(Probe):
 
     name = "routing"
     reads = "a router"
-    changing = ("_sums", "_certain", "_windows", "_coactivation", "_transition")
+    changing = ("_certain", "_choices", "_windows")
 
     def __init__(self, *, layers: Iterable[int] | None = None, every: int = 8) -> None:
         super().__init__(layers=layers, every=every)
@@ -61,8 +66,7 @@ class Routing(Probe):
         self.top_k, self.experts, self._top_k_seen = int(router.top_k), int(router.num_experts), False
         self.shared = decoder.part(self.layers[0], "shared_expert_gate") is not None
         count = len(self.layers)
-        self._sums, self._certain, self._windows = Sums(count), Sums(count), Windows(count)
-        self._coactivation, self._transition = Totals(count), Totals(count)
+        self._certain, self._choices, self._windows = Sums(count), Choices(count, self.experts), Windows(count)
 
     def sites(self, layer: int) -> Iterable[str]:
         return ("router.weights", "router.chosen", *self.sampled_sites(layer))
@@ -77,7 +81,9 @@ class Routing(Probe):
         sample = tokens.sample(self.every)
         reduced = {"weights": weights, "chosen": chosen, "logits": sample.of(logits)}
         if self.shared:
-            reduced |= _shared(*map(sample.of, _tensors(captured, "experts", "shared_expert", "shared_expert_gate")))
+            routed, shared, gate = map(sample.of, _tensors(captured, "experts", "shared_expert", "shared_expert_gate"))
+            reduced["shared_gate"] = torch.sigmoid(gate[..., 0].float())
+            reduced |= {"shared_norm": _norm(shared), "routed_norm": _norm(routed)}
         return reduced
 
     def _check_top_k(self, k: int) -> None:
@@ -92,81 +98,40 @@ class Routing(Probe):
     def accumulate(self, where: LayerSlice, part: Part, reduced: Reduced, tokens: TokenBatch) -> None:
         chosen, weights = reduced["chosen"], reduced["weights"].float()
         weights = weights / weights.sum(dim=-1, keepdim=True)
-        zeros = weights.new_zeros(*chosen.shape[:-1], self.experts)
-        hot = tokens.masked(zeros.scatter(-1, chosen, 1.0), axis=1)  # [layer, batch, position, expert]
-        ones, by_expert = torch.ones_like(chosen[..., 0]), zeros.scatter(-1, chosen, weights)
-        repeats = self._repeats(where, chosen, hot, tokens)
-        self._sums.add(where, tokens, tokens=ones, load=hot, weight=by_expert, **repeats)
-        self._add_certainty(where, reduced, weights, hot, tokens)
-        flat = hot.flatten(1, 2)
-        self._coactivation.add(where, flat.transpose(1, 2) @ flat)
-        self._add_transition(where, chosen, weights, tokens)
-        self._windows.add(where, hot > 0, tokens)
+        self._choices.add(where, chosen, weights, tokens)
+        self._add_certainty(where, reduced, weights, tokens)
+        self._windows.add(where, chosen, self.experts, tokens)
 
-    def _add_certainty(
-        self, where: LayerSlice, reduced: Reduced, weights: torch.Tensor, hot: torch.Tensor, tokens: TokenBatch
-    ) -> None:
+    def _add_certainty(self, where: LayerSlice, reduced: Reduced, weights: torch.Tensor, tokens: TokenBatch) -> None:
         """Add up entropies, and the margin of the last chosen expert over the best of the others."""
-        sample = tokens.sample(self.every)
-        weights, chosen, hot = (sample.of(each, axis=1) for each in (weights, reduced["chosen"], hot))
-        probability = reduced["logits"].float().softmax(dim=-1)
-        # If every expert is chosen there are no others, and their largest probability counts as 0.
-        rest = probability.masked_fill(hot > 0, 0).amax(dim=-1)
-        certain = {
-            "entropy": torch.special.entr(probability).sum(dim=-1),
-            "topk_entropy": torch.special.entr(weights).sum(dim=-1),
-            "margin": probability.gather(-1, chosen).amin(dim=-1) - rest,
-        } | {name: reduced[name] for name in ("shared_gate", "shared_share") if name in reduced}
-        self._certain.add(where, sample.tokens, measured=torch.ones_like(rest), **certain)
-
-    def _add_transition(
-        self, where: LayerSlice, chosen: torch.Tensor, weights: torch.Tensor, tokens: TokenBatch
-    ) -> None:
-        """Count pairs of the top choice in a layer and in the next watched layer."""
-        top = chosen.gather(-1, weights.argmax(dim=-1, keepdim=True))[..., 0]
-        layers = slice(where.start, where.stop - 1)
-        name = (id(self), "top")
-        before: tuple[int, torch.Tensor] | None = tokens.carry.get(name)
-        tokens.carry[name] = (layers.stop, top[-1])
-        if before is not None and before[0] == where.start - 1 and before[1].shape == top[0].shape:
-            top, layers = torch.cat([before[1].to(top.device)[None], top]), slice(before[0], layers.stop)
-        if len(top) > 1:
-            pair = (top[:-1] * self.experts + top[1:]).flatten(1)
-            counts = torch.zeros(len(pair), self.experts**2, device=top.device)
-            counts.scatter_add_(1, pair, tokens.real.flatten().float().expand_as(pair))
-            self._transition.add(layers, counts.unflatten(1, (self.experts, self.experts)))
-
-    def _repeats(
-        self, where: LayerSlice, chosen: torch.Tensor, hot: torch.Tensor, tokens: TokenBatch
-    ) -> dict[str, torch.Tensor]:
-        """Return the number of experts that each token shares with the one before it, also across calls."""
-        newest = tokens.carried((id(self), "newest"), len(self.layers), hot[:, :, 0])
-        last = newest[where].to(hot.device)
-        with_last = torch.cat([last[:, :, None], hot], dim=2)
-        cell = (tokens.before[..., None] * self.experts + chosen).flatten(2)
-        repeated = with_last.flatten(2).gather(2, cell).unflatten(2, (-1, chosen.shape[-1])).sum(dim=-1)
-        now = hot.gather(2, tokens.last[None, :, None, None].expand(len(hot), -1, 1, self.experts))[:, :, 0]
-        newest[where] = torch.where(tokens.idle[:, None], last, now).to(newest.device)
-        return {"repeated": torch.where(tokens.follows, repeated, 0), "pairs": tokens.follows.expand_as(repeated)}
+        sample, logits = tokens.sample(self.every), reduced["logits"]
+        values = {"weights": sample.of(weights, axis=1), "chosen": sample.of(reduced["chosen"], axis=1)}
+        values |= {name: reduced[name] for name in ("logits", *(_SHARED if self.shared else ()))}
+        slots = logits.shape[2]
+        most = max(1, MAX_PROBABILITIES // (len(logits) * tokens.batch * self.experts))
+        for start in range(0, slots, most):
+            at = slice(start, start + most)
+            sampled = sample.tokens if most >= slots else sample.part(at).tokens
+            certain = _certainty({name: value[:, :, at] for name, value in values.items()})
+            self._certain.add(where, sampled, measured=torch.ones_like(certain["margin"]), **certain)
 
     def dataset(self, labels: list[str]) -> xr.Dataset:
         count = len(labels)
 
-        def stacked(name: str, *shape: int) -> np.ndarray:
-            return (self._certain if name in _CERTAIN else self._sums).array(name, count, *shape)
+        def stacked(name: str) -> np.ndarray:
+            return (self._certain if name in _CERTAIN else self._choices.sums).array(name, count)
 
         table = {name: each for name, each in _PER_TOKEN.items() if self.shared or not name.startswith("shared")}
         by_expert, by_window, by_pair = (*GROUPED, "expert"), (*GROUPED, "window"), ("layer", "expert")
-        load, weight = counted(stacked("load", self.experts)), stacked("weight", self.experts)
+        load, weight = self._choices.by_expert(count)
         distinct, windows = self._windows.arrays(count)
         transition = "tokens by their top choice in this and in the next layer watched"
-        pairs = (counts.array(self.experts, self.experts) for counts in (self._coactivation, self._transition))
-        together, following = map(counted, pairs)
+        together, following = self._choices.by_pair()
         variables = summed(table, GROUPED, stacked) | {
             "tokens": (GROUPED, counted(stacked("tokens")), "token", "tokens read"),
             "measured": (GROUPED, counted(stacked("measured")), "token", "tokens whose certainty was measured"),
             "pairs": (GROUPED, counted(stacked("pairs")), "pair", "tokens with a token before them"),
-            "load": (by_expert, load, "slot", "times the expert was among the top k"),
+            "load": (by_expert, counted(load), "slot", "times the expert was among the top k"),
             "weight_sum": (by_expert, weight, "1", "renormalised routing weight, summed over tokens"),
             "distinct_sum": (by_window, distinct, "expert", "distinct experts, summed over windows"),
             "windows": (by_window, windows, "window", "complete windows"),
@@ -183,9 +148,22 @@ def _tensors(captured: Captured, *names: str) -> tuple[torch.Tensor, ...]:
     return tuple(value for value in values if isinstance(value, torch.Tensor))
 
 
-def _shared(routed: torch.Tensor, shared: torch.Tensor, logit: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return openness of the shared expert's gate, and its share of the output."""
-    gate = torch.sigmoid(logit[..., 0].float())
-    ours = gate * torch.linalg.vector_norm(shared.float(), dim=-1)
-    both = ours + torch.linalg.vector_norm(routed.float(), dim=-1)
-    return {"shared_gate": gate, "shared_share": ours / both.clamp_min(torch.finfo(torch.float32).tiny)}
+def _norm(output: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.vector_norm(output.float(), dim=-1)
+
+
+def _certainty(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return entropies, margin, and the shared expert's gate and share of the output, [layer, batch, slot] each."""
+    probability = values["logits"].float().softmax(dim=-1)
+    # If every expert is chosen there are no others, and their largest probability counts as 0.
+    rest = probability.scatter(-1, values["chosen"], 0).amax(dim=-1)
+    certain = {
+        "entropy": torch.special.entr(probability).sum(dim=-1),
+        "topk_entropy": torch.special.entr(values["weights"]).sum(dim=-1),
+        "margin": probability.gather(-1, values["chosen"]).amin(dim=-1) - rest,
+    }
+    if "shared_gate" in values:
+        ours = values["shared_gate"] * values["shared_norm"]
+        share = ours / (ours + values["routed_norm"]).clamp_min(torch.finfo(torch.float32).tiny)
+        certain |= {"shared_gate": values["shared_gate"], "shared_share": share}
+    return certain

@@ -15,6 +15,9 @@ WINDOWS = (2, 4, 8, 16, 32, 64, 128)
 
 LONGEST_WINDOW = WINDOWS[-1]
 
+MAX_MARKS = 2**22
+"""Marks of chosen experts in memory at a time (elements): those of some of the longest windows."""
+
 
 class Windows(Accumulator):
     """Counts, per layer, the distinct experts of windows [n i, n i + n) of a sequence's positions, also across calls.
@@ -25,29 +28,37 @@ class Windows(Accumulator):
     def __init__(self, layers: int) -> None:
         self._layers, self._sums = layers, BinnedSums(layers, len(WINDOWS))
 
-    def add(self, where: LayerSlice, chosen: torch.Tensor, tokens: TokenBatch) -> None:
-        """Add `chosen` bool [layer, batch, position, expert]: the experts that each token chose."""
+    def add(self, where: LayerSlice, chosen: torch.Tensor, experts: int, tokens: TokenBatch) -> None:
+        """Add `chosen` int [layer, batch, position, k]: which of the `experts` each token chose."""
         places = tokens.once(WindowSlots, lambda: WindowSlots.of(tokens))
-        in_slot = chosen.new_zeros(*chosen.shape[:2], places.slots + 1, chosen.shape[3])
-        in_slot = in_slot.scatter_(2, places.slot[None, :, :, None].expand_as(chosen), chosen)[:, :, :-1]
-        self._complete(where, in_slot, places, tokens)
-        distinct = []
-        for _ in WINDOWS:
-            in_slot = in_slot[:, :, 0::2] | in_slot[:, :, 1::2]  # a window of 2n tokens is two of n
-            distinct.append(in_slot.sum(dim=-1).flatten(1))
-        counts = torch.cat(distinct, dim=1)[..., None]
-        ones = torch.ones_like(counts)
-        self._sums.add(where, tokens.groups, places.group, places.length[:, None], distinct=counts, windows=ones)
+        layers, batch, _, k = chosen.shape
+        by_slot = chosen.new_full((layers, batch, places.slots + 1, k), experts)  # in a slot without a token: no expert
+        by_slot.scatter_(2, places.slot[None, :, :, None].expand_as(chosen), chosen)
+        self._complete(where, by_slot, places, tokens, experts)
+        by_window = by_slot[:, :, :-1].unflatten(2, (-1, LONGEST_WINDOW))
+        most = max(1, MAX_MARKS // (layers * batch * LONGEST_WINDOW * (experts + 1)))
+        for start in range(0, by_window.shape[2], most):
+            at = slice(start, start + most)
+            counts = _distinct(by_window[:, :, at], experts).flatten(1)[..., None]
+            group, length = places.group[:, at].flatten(), places.length[:, at].reshape(-1, 1)
+            ones = torch.ones_like(counts)
+            self._sums.add(where, tokens.groups, group, length, distinct=counts, windows=ones)
 
-    def _complete(self, where: LayerSlice, in_slot: torch.Tensor, places: WindowSlots, tokens: TokenBatch) -> None:
-        """Add the carried choices of the longest window that was open, and carry those of the one that is open now."""
-        index = places.open[None, :, :, None].expand(len(in_slot), -1, -1, in_slot.shape[3])
-        carried = tokens.carried((id(self), "met"), self._layers, in_slot[:, :, :LONGEST_WINDOW])
+    def _complete(
+        self, where: LayerSlice, by_slot: torch.Tensor, places: WindowSlots, tokens: TokenBatch, none: int
+    ) -> None:
+        """Add the carried choices of the longest window that was open, and carry those of the one that is open now.
+
+        none  index of no expert, larger than that of each
+        """
+        index = places.open[None, :, :, None].expand(len(by_slot), -1, -1, by_slot.shape[3])
+        first = by_slot[:, :, :LONGEST_WINDOW]
+        carried = tokens.carried((id(self), "met"), self._layers, first, none)
         begin = tokens.carried((id(self), "begin"), self._layers, places.last[None], -1)
-        old, old_begin = (each[where].to(in_slot.device) for each in (carried, begin))
+        old, old_begin = (each[where].to(by_slot.device) for each in (carried, begin))
         still_open = (old_begin == places.origin) & (places.longest < tokens.begin)
-        in_slot[:, :, :LONGEST_WINDOW] |= old & still_open[..., None]
-        carried[where] = torch.where(tokens.idle[:, None, None], old, in_slot.gather(2, index)).to(carried.device)
+        first.copy_(torch.where(still_open[..., None], torch.minimum(first, old), first))
+        carried[where] = torch.where(tokens.idle[:, None, None], old, by_slot.gather(2, index)).to(carried.device)
         begin[where] = torch.where(tokens.idle[:, None], old_begin, places.last).to(begin.device)
 
     def arrays(self, labels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -63,8 +74,8 @@ class WindowSlots:
     origin: torch.Tensor  # int [batch, 1]: position at which the longest window of each row's first token starts
     slot: torch.Tensor  # int [batch, position]: offset of each token from there; that of padding is `slots`
     slots: int
-    group: torch.Tensor  # int [windows of all lengths]: group of every window; padding's if it is not complete
-    length: torch.Tensor  # int [windows of all lengths]: index of its length among WINDOWS
+    group: torch.Tensor  # int [batch, longest window, window in it]: group of each; padding's if it is not complete
+    length: torch.Tensor  # int, the same: index of its length among WINDOWS
     longest: torch.Tensor  # int [batch, place]: positions of the longest window at the origin
     last: torch.Tensor  # int [batch, 1]: position at which the longest window of each row's next token starts
     open: torch.Tensor  # int [batch, place]: slots of that window
@@ -78,12 +89,26 @@ class WindowSlots:
         slot = torch.where(tokens.real, tokens.position - origin, slots)
         group_at = tokens.group.new_zeros(tokens.batch, slots + 1).scatter_(1, slot, tokens.group)[:, :-1]
         read = origin + torch.arange(slots, device=origin.device) >= tokens.first[:, None]  # and every token since
-        groups, lengths = [], []
-        for index, size in enumerate(WINDOWS):  # a window has the group of its last token, and PADDING is 0
-            groups.append((group_at[:, size - 1 :: size] * read[:, ::size]).flatten())
-            lengths.append(torch.full_like(groups[-1], index))
+        group_at, read = (each.unflatten(1, (-1, longest)) for each in (group_at, read))
+        # A window has the group of its last token, and PADDING is 0.
+        group = torch.cat([group_at[..., size - 1 :: size] * read[..., ::size] for size in WINDOWS], dim=2)
+        lengths = torch.arange(len(WINDOWS), device=origin.device)
+        length = lengths.repeat_interleave(longest // 2 >> lengths, output_size=group.shape[2]).expand_as(group)
         places = torch.arange(longest, device=origin.device)
         last = (1 + torch.where(tokens.real, tokens.position, -1).amax(dim=1, keepdim=True)) // longest * longest
         still_open = (last - origin).clamp(0, slots - longest) + places
-        group, length = torch.cat(groups), torch.cat(lengths)
         return WindowSlots(origin, slot, slots, group, length, origin + places, last, still_open)
+
+
+def _distinct(chosen: torch.Tensor, experts: int) -> torch.Tensor:
+    """Return the number of distinct experts in each window of WINDOWS within longest windows.
+
+    chosen   int [layer, batch, longest window, slot, k]; `experts` for none
+    returns  [layer, batch, longest window, window in it], the shortest first
+    """
+    marks = torch.zeros(*chosen.shape[:-1], experts + 1, dtype=torch.bool, device=chosen.device)
+    met, levels = marks.scatter_(-1, chosen, True)[..., :experts], []
+    for _ in WINDOWS:
+        met = met[..., 0::2, :] | met[..., 1::2, :]  # a window of 2n tokens is two of n
+        levels.append(met)
+    return torch.cat(levels, dim=3).sum(dim=-1)
