@@ -144,8 +144,10 @@ class CaptureBuffer:
         self._tokens_read += batch * width
         # In a split model the stream still comes from the device of the layer before.
         device = min(read.items(), key=lambda item: item[0].endswith(".input"))[1].device
-        here = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in read.items()}
-        return here | {name: of(here[call]) for name, (call, of) in self.of_calls.items()}
+        for name, value in read.items():
+            if value.device != device:
+                read[name] = value.to(device)
+        return read | {name: of(read[call]) for name, (call, of) in self.of_calls.items()}
 
     def silent(self, columns: int) -> list[str]:
         """Return a line for each value that was not captured for exactly `columns` tokens."""

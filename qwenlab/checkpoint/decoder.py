@@ -78,7 +78,8 @@ def decoder_of(model: nn.Module) -> Decoder:
     Raises NotAHybrid or UnsupportedFamily for a model of another family, and AmbiguousModel for a module that contains
     more than one stack.
     """
-    stacks: list[tuple[str, Any]] = [(path, module) for path, module in modules_of(model) if _is_stack(module)]
+    inner = modules_of(model, leaves=False)  # a stack contains its ModuleList
+    stacks: list[tuple[str, Any]] = [(path, module) for path, module in inner if _is_stack(module)]
     if not stacks:
         raise NotAHybrid(
             f"{type(model).__name__} contains no stack of decoder layers whose config has `layer_types`.\n"

@@ -31,6 +31,9 @@ Reduced = dict[str, torch.Tensor]
 Variable = tuple[tuple[str, ...], np.ndarray, str, str]
 """Dims, values, units and meaning of one variable of a recording."""
 
+MAX_WAITING_BYTES = 2**19
+"""Bytes of a layer's values that a probe may return unreduced from `reduce`, to reduce several layers at once."""
+
 GROUPED = ("label", "fold", "layer")
 """Dims of the sums of all probes."""
 
@@ -191,6 +194,11 @@ class HeadProbe(Probe):
 
     def build_dataset(self, labels: list[str], variables: dict[str, Variable], **coords: Any) -> xr.Dataset:
         return super().build_dataset(labels, variables, head=("head", np.array(self.heads)), **coords)
+
+
+def may_wait(*values: torch.Tensor) -> bool:
+    """Return whether these values of one layer are small enough to be reduced in `accumulate`, in fewer torch calls."""
+    return sum(value.nbytes for value in values) <= MAX_WAITING_BYTES
 
 
 def summed(

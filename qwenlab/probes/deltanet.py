@@ -19,7 +19,7 @@ from qwenlab.capture.tokens import PADDING, TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.checkpoint.families import DELTANET
 from qwenlab.probes.accumulators import Histogram, LayerSlice, Sums, Totals, counted
-from qwenlab.probes.base import GROUPED, Probe, Reduced, summed
+from qwenlab.probes.base import GROUPED, Probe, Reduced, may_wait, summed
 from qwenlab.probes.bins import GATE_BINS, HALF_LIFE_BINS, half_life_bin, unit_bins
 from qwenlab.probes.kernel_agreement import StateDeviation
 
@@ -115,11 +115,12 @@ class DeltaNet(Probe):
         assert isinstance(call, DeltaRuleCall)
         assert isinstance(gate, torch.Tensor)
         sample = tokens.sample(self.every)
+        gate = sample.of(gate)
         return {
-            "beta": sample.of(call.beta).float(),
-            "log_alpha": sample.of(call.g).float(),
+            "beta": sample.of(call.beta),
+            "log_alpha": sample.of(call.g),
             "key": sample.of(call.key),
-            "gate": torch.sigmoid(sample.of(gate)).mean(dim=-1, dtype=torch.float32),
+            "gate": gate if may_wait(gate) else _openness(gate),
             **(self._predict(layer, call, tokens) if self.prediction_heads else {}),
         }
 
@@ -141,7 +142,8 @@ class DeltaNet(Probe):
 
     def accumulate(self, where: LayerSlice, part: Part, reduced: Reduced, tokens: TokenBatch) -> None:
         sampled = tokens.sample(self.every).tokens
-        beta, g, gate = reduced["beta"], reduced["log_alpha"], reduced["gate"]
+        beta, g, gate = reduced["beta"].float(), reduced["log_alpha"].float(), reduced["gate"]
+        gate = _openness(gate) if gate.ndim > beta.ndim else gate
         places = (beta * (GATE_BINS / self._largest_beta), gate * GATE_BINS)
         beta_bin, gate_bin = (place.clamp_max(GATE_BINS - 1) for place in places)
         self._histogram.add(where, sampled, torch.stack([beta_bin, half_life_bin(g), gate_bin], dim=3))
@@ -214,3 +216,8 @@ class DeltaNet(Probe):
         variables["key_moment"] = (by_channel, moments, "1", "sum of k k^T over tokens")
         beta_bin = unit_bins("beta_bin", self._largest_beta)
         return self.build_dataset(labels, variables, beta_bin=beta_bin).assign_attrs(self._deviation.attrs)
+
+
+def _openness(gate: torch.Tensor) -> torch.Tensor:
+    """Return the mean over channels of the sigmoid of the logits of an output gate [..., channel]."""
+    return torch.sigmoid(gate).mean(dim=-1, dtype=torch.float32)

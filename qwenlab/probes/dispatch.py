@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import groupby
+from typing import Any
 
 import torch
 
@@ -212,15 +213,22 @@ def _device_and_offset(numbered: tuple[int, tuple[int, Reduced]]) -> tuple[torch
     return next(iter(reduced.values())).device, place - number
 
 
+def undisturbed() -> AbstractContextManager[Any]:
+    """Return a context manager that leaves autograd, inference mode and autocast, for the work of probes."""
+    modes: list[AbstractContextManager[Any]] = []  # each only where it changes something
+    if torch.is_inference_mode_enabled():
+        modes += [torch.inference_mode(False), torch.no_grad()]  # the first turns autograd on
+    elif torch.is_grad_enabled():
+        modes.append(torch.no_grad())
+    modes += [torch.autocast(each, enabled=False) for each in ("cpu", "cuda") if torch.is_autocast_enabled(each)]
+    if len(modes) < 2:
+        return modes[0] if modes else nullcontext()
+    return _all_of(modes)
+
+
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Context manager that leaves autograd, inference mode and autocast, for the work of probes."""
-    with ExitStack() as modes:  # each is entered only where it changes something
-        if torch.is_inference_mode_enabled():
-            modes.enter_context(torch.inference_mode(False))
-        if torch.is_grad_enabled():
-            modes.enter_context(torch.no_grad())
-        for device in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device):
-                modes.enter_context(torch.autocast(device, enabled=False))
+def _all_of(modes: Sequence[AbstractContextManager[Any]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for mode in modes:
+            stack.enter_context(mode)
         yield

@@ -12,7 +12,7 @@ from qwenlab.capture.buffers import PARTS, Captured, Part
 from qwenlab.capture.tokens import TokenBatch
 from qwenlab.checkpoint.decoder import Decoder
 from qwenlab.probes.accumulators import LayerSlice, Sums, counted
-from qwenlab.probes.base import GROUPED, Probe, Reduced, summed
+from qwenlab.probes.base import GROUPED, Probe, Reduced, may_wait, summed
 
 _PER_PART = {
     "norm": ("1", "norm of what the part adds to the stream, summed over tokens"),
@@ -50,11 +50,12 @@ class Residual(Probe):
     def reduce(self, layer: int, part: Part, captured: Captured, tokens: TokenBatch) -> Reduced:
         sample = tokens.sample(self.every)
         names = (part, f"{part}.input")
-        added, stream = (sample.of(captured[name]).float() for name in names)  # type: ignore[arg-type]
-        size, before = torch.linalg.vector_norm(added, dim=-1), torch.linalg.vector_norm(stream, dim=-1)
-        return {"norm": size, "stream_norm": before, "product": torch.linalg.vecdot(added, stream)}
+        added, stream = (sample.of(captured[name]) for name in names)  # type: ignore[arg-type]
+        return {"added": added, "stream": stream} if may_wait(added, stream) else _norms(added, stream)
 
     def accumulate(self, where: LayerSlice, part: Part, reduced: Reduced, tokens: TokenBatch) -> None:
+        if "added" in reduced:
+            reduced = _norms(reduced["added"], reduced["stream"])
         size, before = reduced["norm"], reduced["stream_norm"]
         tiny = torch.finfo(torch.float32).tiny
         self._sums[part].add(
@@ -75,3 +76,10 @@ class Residual(Probe):
         variables = summed(_PER_PART, (*GROUPED, "part"), stacked)
         variables["tokens"] = (GROUPED, counted(stacked("tokens")[..., 0]), "token", "tokens measured")
         return self.build_dataset(labels, variables, part=("part", np.array(PARTS, dtype=object)))
+
+
+def _norms(added: torch.Tensor, stream: torch.Tensor) -> Reduced:
+    """Return norms and inner product of what a part adds and of the stream, both [..., channel]."""
+    added, stream = added.float(), stream.float()
+    size, before = torch.linalg.vector_norm(added, dim=-1), torch.linalg.vector_norm(stream, dim=-1)
+    return {"norm": size, "stream_norm": before, "product": torch.linalg.vecdot(added, stream)}

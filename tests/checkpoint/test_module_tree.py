@@ -12,4 +12,6 @@ def test_modules_are_those_of_named_modules_in_its_order():
     model.model.layers[0].register_module("absent", None)
     model.first = nn.Sequential(nn.Linear(2, 2), nn.ModuleDict({"x": nn.Identity()}))
     assert modules_of(model) == list(model.named_modules())
+    inner = [(path, module) for path, module in model.named_modules() if list(module.children())]
+    assert modules_of(model, leaves=False) == inner
     assert modules_of(model.lm_head) == [("", model.lm_head)]
