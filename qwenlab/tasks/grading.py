@@ -92,22 +92,24 @@ class Reference:
 
     def __init__(self, logits: torch.Tensor, *, keep: bool = True) -> None:
         self.logits = logits
-        self._slices: dict[tuple[int, torch.device], _Distribution] = {}
+        self._slices: dict[tuple[int, torch.device], _IntactDistribution] = {}
         self._left = _KEPT if keep else 0
 
-    def distribution(self, number: int, row: torch.Tensor, at: torch.Tensor, device: torch.device) -> _Distribution:
+    def distribution(
+        self, number: int, row: torch.Tensor, at: torch.Tensor, device: torch.device
+    ) -> _IntactDistribution:
         """The distributions of slice `number`, which are those at these rows and positions, on a device."""
         if (number, device) in self._slices:
             return self._slices[number, device]
         logits = self.logits[row.to(self.logits.device), at.to(self.logits.device)].to(device)
-        made = _Distribution(_logprob(logits))
+        made = _IntactDistribution(_logprob(logits))
         if self._left >= logits.numel():
             self._left -= logits.numel()
             self._slices[number, device] = made
         return made
 
 
-class _Distribution:
+class _IntactDistribution:
     """Next-token distributions: ln p and p [asked, vocabulary], the first choices, and where p is 0, if anywhere."""
 
     def __init__(self, logprob: torch.Tensor) -> None:

@@ -108,7 +108,8 @@ def routing(read: Texts, values: RoutingSamples, decoder: Decoder) -> xr.Dataset
         "weights": np.take_along_axis(values.probability, values.chosen, axis=-1),
         "chosen": values.chosen,
         "shared_gate": values.shared_gate,
-        "shared_share": values.shared_share,
+        "shared_norm": values.shared_share / values.shared_gate,  # the share is that of gate * norm
+        "routed_norm": 1 - values.shared_share,
     }
     return summed(Routing(every=1), read, decoder, {"mlp": arrays})
 
