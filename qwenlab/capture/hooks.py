@@ -55,7 +55,10 @@ class CaptureHooks:
         sampled  whether to capture the values that probes read only at the tokens that they sample
         at_once  whether to deliver each buffer when its part has run
         """
-        self._drop()
+        for buffer in self._buffers:
+            buffer.ended = 0
+            if buffer.captured:
+                buffer.captured = {}
         thread = get_ident()
         self._complete.thread = thread
         self._sampled.thread, self._at_once.thread = thread * sampled, thread * at_once
@@ -63,26 +66,6 @@ class CaptureHooks:
     def end(self) -> None:
         """End the forward pass: until the next, no hook captures (gradient checkpointing runs layers again)."""
         self._complete.thread = self._sampled.thread = self._at_once.thread = 0
-
-    def suspend(self) -> Callable[[], None]:
-        """Put the current pass aside between two layers; the returned function takes it up again."""
-        passes = (self._complete, self._sampled, self._at_once)
-        threads, states = [each.thread for each in passes], self.captured_states
-        self.end()
-        self._drop()  # of a part that did not end; those that did are delivered
-
-        def resume() -> None:
-            self.captured_states = states
-            for each, thread in zip(passes, threads, strict=True):
-                each.thread = thread
-
-        return resume
-
-    def _drop(self) -> None:
-        for buffer in self._buffers:
-            buffer.ended = 0
-            if buffer.captured:
-                buffer.captured = {}
 
     def place(self, buffers: Iterable[CaptureBuffer], hooks: ExitStack) -> None:
         """Place the hooks that fill these buffers, until `hooks` closes."""

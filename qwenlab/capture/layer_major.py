@@ -128,6 +128,7 @@ class _LayerMajorRun(Generic[T]):
                         if call.at == layer:
                             self._run_layer(call)
             for call in calls:
+                self._require_begun(call)
                 self._require_same_modes()
                 yield call.result(self._waiting)
 
@@ -192,6 +193,13 @@ class _LayerMajorRun(Generic[T]):
                 f"batch of {list(own.shape[:2])}.\nA Branch reads the same batch as the call that it names with `of`."
             )
         return origin
+
+    def _require_begun(self, call: SuspendableCall[T]) -> None:
+        if call.first and call.at < 0:
+            raise CannotRunLayerMajor(
+                f"{self._name(call)} never began: the call that it branches from did not reach layer {call.first}.\n"
+                "That call runs a forward pass of this model."
+            )
 
     def _require_first_pass(self, call: SuspendableCall[Any], index: int, kwargs: dict[str, Any]) -> None:
         cache = first_cache(kwargs.values())

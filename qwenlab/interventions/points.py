@@ -160,8 +160,6 @@ class InterventionPoints:
         self.counts.append(count)
 
         def after(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-            if self._tokens is None:
-                return
             count.reached += 1
             cache = cache_among(args, kwargs, out)
             if cache is not None:

@@ -144,13 +144,13 @@ class Dispatcher:
         What is pending is accumulated first. So the sums of a layer get its texts in the order of the texts, as where
         each text runs alone; and since a probe adds up each layer by itself, the sums are the same, bit for bit.
         """
-        tokens, sampled, forward_pass = self._tokens, self.sampled, self._pass
+        tokens, forward_pass = self._tokens, self._pass
         if tokens is not None and self._pending:
             self._timed(lambda: self._accumulate(tokens))
         self._pass = self._tokens = None
 
         def resume() -> None:
-            self._pass, self._tokens, self.sampled = forward_pass, tokens, sampled
+            self._pass, self._tokens = forward_pass, tokens
 
         return resume
 

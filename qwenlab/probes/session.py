@@ -209,13 +209,15 @@ class WatchSession:
 
     def _suspend(self) -> Resume:
         """Put the current pass aside, with what it has captured and timed; the result takes it up again."""
-        resumes = [self._dispatcher.suspend(), self._capture.suspend()]
-        if self._stopwatch is not None:
-            resumes.append(self._stopwatch.suspend())
+        of_dispatcher = self._dispatcher.suspend()
+        of_stopwatch = None if self._stopwatch is None else self._stopwatch.suspend()
+        self._capture.end()
 
         def resume() -> None:
-            for each in resumes:
-                each()
+            of_dispatcher()
+            self._capture.begin(sampled=True, at_once=True)  # not a decode step
+            if of_stopwatch is not None:
+                of_stopwatch()
 
         return resume
 
