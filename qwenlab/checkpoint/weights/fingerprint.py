@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from qwenlab.checkpoint.source import locate
+from qwenlab.checkpoint.weights.in_files import where_stored
 from qwenlab.checkpoint.weights.shards import SMALL, StoredTensor, Weights, read_weights
 
 SAMPLE = 4096
@@ -53,13 +54,16 @@ def fingerprint_in_memory(module: nn.Module) -> str:
     """Hash the name, shape and dtype of every parameter, and up to 64 evenly spaced values of it.
 
     It distinguishes models without reading all weights: any training step changes it, but a change of single weights
-    may not, hence the prefix "sampled-". Values of offloaded weights are left out.
+    may not, hence the prefix "sampled-". Values of offloaded weights are left out; those of streamed weights are not
+    read: the hash covers their place in the files instead.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(module.named_parameters()):
-        flat = parameter.detach().flatten()
+        flat = parameter.detach().flatten() if where_stored(parameter) is None else parameter.detach()
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        if not flat.is_meta:  # an offloaded weight has no values until its layer runs
+        if where := where_stored(parameter):  # unchanged since it was opened, and not in memory
+            digest.update(where.encode())
+        elif not flat.is_meta:  # an offloaded weight has no values until its layer runs
             digest.update(flat[:: max(1, len(flat) // VALUES)][:VALUES].float().cpu().numpy().tobytes())
     return f"sampled-sha256:{digest.hexdigest()}"
 

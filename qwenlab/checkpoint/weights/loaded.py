@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from qwenlab.checkpoint.weights.in_files import where_stored
 from qwenlab.checkpoint.weights.shards import shorten
 from qwenlab.errors import HalfLoadedModel
 
@@ -128,7 +129,8 @@ def _raw(owned: list[OwnedTensor]) -> list[str]:
     """Matrices whose values are as large as codes."""
     samples: dict[tuple[torch.device, torch.dtype], dict[str, torch.Tensor]] = {}
     for path, _, tensor in owned:
-        plain = not (tensor.is_meta or _is_code(tensor.dtype)) and type(tensor.data) is torch.Tensor
+        in_memory = not tensor.is_meta and where_stored(tensor) is None
+        plain = in_memory and not _is_code(tensor.dtype) and type(tensor.data) is torch.Tensor
         if plain and _is_matrix(tensor) and tensor.is_contiguous() and tensor.numel() >= _SAMPLE:
             step = tensor.numel() // _SAMPLE
             values = tensor.as_strided((_SAMPLE,), (step,), tensor.storage_offset() + step // 2)
