@@ -100,6 +100,18 @@ class HalfLoadedModel(QwenlabError):
     """A model in memory lacks some of its weights, or has quantised codes without scales."""
 
 
+class MemoryTooSmall(BadArgument):
+    """A memory budget is smaller than what the largest layer takes of a checkpoint."""
+
+
+class WeightsChanged(QwenlabError):
+    """A weight file changed while the model was reading its layers from it."""
+
+
+class CannotStream(QwenlabError):
+    """The checkpoint, or what is done with it, does not work with weights that are read as they are needed."""
+
+
 class TokenizerMismatch(QwenlabError):
     """The tokenizer is missing, or has token ids beyond the rows of the embedding."""
 

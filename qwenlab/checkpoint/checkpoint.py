@@ -11,6 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qwenlab.checkpoint.anatomy.anatomy import Anatomy
 from qwenlab.checkpoint.mtp_head import MtpHead
+from qwenlab.checkpoint.streaming.memory_size import size_text
+from qwenlab.checkpoint.streaming.stream import streamed_layers
 from qwenlab.checkpoint.weights.fingerprint import fingerprint_in_memory
 from qwenlab.checkpoint.weights.loaded import require_loaded
 from qwenlab.errors import BadArgument, NoMtpHead
@@ -65,7 +67,7 @@ class Checkpoint:
         facts, head = self.facts, "without MTP head" if self.mtp is None else "with MTP head"
         return (
             f"Checkpoint({facts.source!r}: {facts.family}, {len(self.anatomy.layer_types)} layers, "
-            f"{facts.parameters:,} parameters, {facts.dtype} on {facts.device}, {head})"
+            f"{facts.parameters:,} parameters, {facts.dtype} on {facts.device}{self._streamed()}, {head})"
         )
 
     def __str__(self) -> str:
@@ -77,7 +79,11 @@ class Checkpoint:
     def _origin(self) -> str:
         facts = self.facts
         kind, digest = facts.hash.split(":")
-        return f"{facts.source} · {facts.dtype} on {facts.device} · {kind} {digest[:12]}"
+        return f"{facts.source} · {facts.dtype} on {facts.device}{self._streamed()} · {kind} {digest[:12]}"
+
+    def _streamed(self) -> str:
+        stream = streamed_layers(self.model)
+        return "" if stream is None else f", streamed within {size_text(stream.memory)}"
 
 
 def require_checkpoint(checkpoint: Any) -> None:

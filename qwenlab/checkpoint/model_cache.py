@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from qwenlab.checkpoint.checkpoint import Checkpoint
+from qwenlab.checkpoint.weights.in_files import where_stored
 
 CHUNK = 2**22
 """32-bit words of a tensor that are summed at a time."""
@@ -84,7 +85,8 @@ def _state_lines(checkpoint: Checkpoint) -> Iterator[str]:
             own = [f"{key}={_repr_or_id(value)}" for key, value in vars(module).items() if key not in _OF_TORCH]
             yield f"{name} {type(module).__qualname__} {module.training} {hooks} {sorted(own)}"
         for name, tensor in (*root.named_parameters(), *root.named_buffers()):
-            yield f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.device} {tensor.requires_grad} {digest(tensor)}"
+            values = where_stored(tensor) or digest(tensor)
+            yield f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.device} {tensor.requires_grad} {values}"
             yield f"{tensor.grad is not None}"
     tokenizer = checkpoint.tokenizer
     yield f"{tokenizer.padding_side} {tokenizer.truncation_side} {len(tokenizer)} {tokenizer.special_tokens_map}"

@@ -18,6 +18,8 @@ from qwenlab.checkpoint.fused_kernels import run_on_cpu
 from qwenlab.checkpoint.model_cache import opened_models
 from qwenlab.checkpoint.mtp_head import MtpHead
 from qwenlab.checkpoint.source import CheckpointSource, locate
+from qwenlab.checkpoint.streaming.memory_size import memory_bytes
+from qwenlab.checkpoint.streaming.open_streamed import load_streamed
 from qwenlab.checkpoint.tokenizer import load_tokenizer
 from qwenlab.checkpoint.weights.fingerprint import fingerprint, fingerprint_in_memory
 from qwenlab.checkpoint.weights.mtp_weights import load_mtp
@@ -37,6 +39,7 @@ def open(
     device_map: Any = None,
     attn_implementation: str | None = None,
     experts_implementation: str | None = None,
+    memory: int | str | None = None,
     strict: bool = False,
 ) -> Checkpoint:
     """Open a toy ("toy-moe"), a local folder, or a checkpoint of the hub ("Qwen/Qwen3.6-35B-A3B").
@@ -47,6 +50,8 @@ def open(
     revision     branch, tag or commit of a hub checkpoint
     device_map, attn_implementation, experts_implementation
                  passed to `from_pretrained` of transformers
+    memory       bytes that the weights may take ("8GiB"), for a checkpoint bigger than memory: each pass reads every
+                 layer from the files as it runs, with the same results. The model can then not decode or train
     strict       raise instead of warn for unknown config fields and tensors, and check every weight for NaN; by default
                  only checkpoints of up to 1 GiB are checked
 
@@ -60,21 +65,32 @@ def open(
     config = read_config(where.folder, name=where.name, strict=strict)
     weights = read_weights(where.folder)
     loading: dict[str, Any] = dict(device=device, dtype=dtype, device_map=device_map)
+    loading |= dict(memory=None if memory is None else memory_bytes(memory))
     loading |= dict(attn_implementation=attn_implementation, experts_implementation=experts_implementation)
     key = (str(source), where.revision, fingerprint(weights), strict, *map(repr, loading.values()))
     return opened_models.opened(key, lambda: _read(str(source), where, config, weights, strict, **loading))
 
 
 def _read(
-    source: str, where: CheckpointSource, config: TextConfig, weights: Weights, strict: bool, **loading: Any
+    source: str,
+    where: CheckpointSource,
+    config: TextConfig,
+    weights: Weights,
+    strict: bool,
+    *,
+    memory: int | None,
+    **loading: Any,
 ) -> Checkpoint:
     check_target(weights, config, strict=strict)
-    if strict or weights.size <= SMALL:
+    if strict or (memory is None and weights.size <= SMALL):
         weights.require_finite()
     tokenizer = load_tokenizer(where.folder, config.vocab_size)
     # transformers initialises weights at random before it reads them; the fork leaves the user's generator unchanged.
     with _loading, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        model = load_target(weights, quantised=config.quantization is not None, **loading)
+        if memory is None:
+            model = load_target(weights, quantised=config.quantization is not None, **loading)
+        else:
+            model = load_streamed(weights, config, memory, **loading)
         mtp = load_mtp(model, weights, config)
     run_on_cpu(config.family)
     anatomy = Anatomy(_as_opened(config, weights, model, mtp))

@@ -12,6 +12,7 @@ import torch
 from transformers import LogitsProcessorList
 
 from qwenlab.checkpoint.mtp_head import MtpHead
+from qwenlab.checkpoint.streaming.refusals import refuse_decoding
 from qwenlab.speculative.context import TargetContext
 from qwenlab.speculative.drafter import Drafter
 from qwenlab.speculative.policies import Policy, call_policy, policy_name
@@ -83,6 +84,7 @@ class Decoding:
         context: TargetContext | None = None,
         stop: Callable[[list[int]], bool] | None = None,
     ) -> None:
+        refuse_decoding(head.target_model)
         self.settings, self.stop = settings, stop
         self.rollback = rollback() if isinstance(rollback, type) else rollback
         self.generator = torch.Generator(prompt.device).manual_seed(seed)

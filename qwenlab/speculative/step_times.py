@@ -18,6 +18,7 @@ from qwenlab.capture.provenance import provenance_of
 from qwenlab.capture.wrapping import in_this_thread, outputs
 from qwenlab.checkpoint.checkpoint import Checkpoint
 from qwenlab.checkpoint.mtp_head import MtpHead
+from qwenlab.checkpoint.streaming.refusals import refuse_decoding
 from qwenlab.errors import BadPrompt
 from qwenlab.speculative.context import TargetContext
 from qwenlab.speculative.decoding_loop import Decoding, Settings
@@ -58,8 +59,9 @@ def step_times(
     depth    widths are 1 to depth + 1
     repeats  measurements of each step, in random order; by default 16, or fewer if the text is short
 
-    Raises NoMtpHead, BadPrompt and BadArgument.
+    Raises NoMtpHead, BadPrompt, BadArgument and CannotStream.
     """
+    refuse_decoding(checkpoint.model)
     head = drafting_head(checkpoint, depth)
     (tokens,) = encode_prompts(checkpoint, text if isinstance(text, str) else [text], 1, where="step_times")
     widths = list(range(1, depth + 2))

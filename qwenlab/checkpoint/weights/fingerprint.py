@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from qwenlab.checkpoint.source import locate
+from qwenlab.checkpoint.weights.in_files import where_stored
 from qwenlab.checkpoint.weights.shards import SMALL, StoredTensor, Weights, read_weights
 
 SAMPLE = 4096
@@ -55,7 +56,8 @@ def fingerprint_in_memory(module: nn.Module) -> str:
     """Hash the name, shape and dtype of every parameter, and up to 64 evenly spaced values of it.
 
     It distinguishes models without reading all weights: any training step changes it, but a change of single weights
-    may not, hence the prefix "sampled-". Values of offloaded weights are left out.
+    may not, hence the prefix "sampled-". Values of offloaded weights are left out; those of streamed weights are not
+    read: the hash covers their place in the files instead.
     """
     digest = hashlib.sha256()
     named = sorted(module.named_parameters())
@@ -68,11 +70,14 @@ def fingerprint_in_memory(module: nn.Module) -> str:
 
 @torch.no_grad()
 def _samples(parameters: list[nn.Parameter]) -> list[bytes]:
-    """Some values of each parameter, in float32; read at once from each device, which is faster than one by one."""
-    samples = [b""] * len(parameters)  # an offloaded weight has no values until its layer runs
+    """Some values of each parameter, in float32, or its place in the files if it is not in memory.
+
+    The values are read at once from each device, which is faster than one by one.
+    """
+    samples = [(where_stored(parameter) or "").encode() for parameter in parameters]
     alike: defaultdict[tuple[torch.device, torch.dtype], dict[int, torch.Tensor]] = defaultdict(dict)
     for place, parameter in enumerate(parameters):
-        if not parameter.is_meta:
+        if not parameter.is_meta and not samples[place]:  # an offloaded weight has no values until its layer runs
             alike[parameter.device, parameter.dtype][place] = _spaced(parameter)
     for by_place in alike.values():
         values = torch.cat(list(by_place.values())).float().cpu().numpy()

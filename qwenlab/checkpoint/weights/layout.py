@@ -29,7 +29,7 @@ def expected(fused: Mapping[str, Shape], stored: Mapping[str, StoredTensor], blo
     separate = {match[1] for name in stored if (match := _EXPERT.fullmatch(name))}
     shapes: dict[str, Shape] = {}
     for name, shape in fused.items():
-        shapes |= dict(_matrices(name, shape)) if name.rpartition(".")[0] in separate else {name: shape}
+        shapes |= dict(matrices(name, shape)) if name.rpartition(".")[0] in separate else {name: shape}
     for name, shape in list(shapes.items()):
         if name + _SCALE in stored or (name in stored and stored[name].dtype.startswith("F8")):
             rows, columns = shape[-2:]
@@ -53,12 +53,12 @@ def assembled(tensors: Mapping[str, torch.Tensor], fused: Mapping[str, Shape], b
     return {
         name: plain[name]
         if name in plain
-        else torch.cat([plain[part] for part, _ in _matrices(name, shape)]).view(shape)
+        else torch.cat([plain[part] for part, _ in matrices(name, shape)]).view(shape)
         for name, shape in fused.items()
     }
 
 
-def _matrices(name: str, shape: Shape) -> Iterator[tuple[str, Shape]]:
+def matrices(name: str, shape: Shape) -> Iterator[tuple[str, Shape]]:
     """Yield the names and shapes of the separate matrices of a fused tensor of experts, in the order of its rows."""
     stem, _, last = name.rpartition(".")
     experts, rows, columns = shape

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from qwenlab.checkpoint.module_tree import modules_of
+from qwenlab.checkpoint.weights.in_files import where_stored
 from qwenlab.checkpoint.weights.shards import shorten
 from qwenlab.errors import HalfLoadedModel
 
@@ -132,7 +133,7 @@ def _raw(owned: list[OwnedTensor]) -> list[str]:
     for path, _, tensor in owned:
         if not _is_matrix(tensor) or tensor.is_meta or _is_code(tensor.dtype) or not tensor.is_contiguous():
             continue
-        plain = type(tensor) is nn.Parameter or type(tensor.data) is torch.Tensor
+        plain = where_stored(tensor) is None and (type(tensor) is nn.Parameter or type(tensor.data) is torch.Tensor)
         if plain and (step := tensor.numel() // _SAMPLE):
             values = tensor.as_strided((_SAMPLE,), (step,), tensor.storage_offset() + step // 2)
             samples.setdefault((tensor.device, tensor.dtype), {})[path] = values

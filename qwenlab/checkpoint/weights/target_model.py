@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from qwenlab.checkpoint.anatomy.tensors import tensors
 from qwenlab.checkpoint.config import TextConfig
-from qwenlab.checkpoint.weights.layout import FP8_BLOCK, expected, misfits
+from qwenlab.checkpoint.weights.layout import FP8_BLOCK, Shape, expected, misfits
 from qwenlab.checkpoint.weights.loaded import require_loaded
 from qwenlab.checkpoint.weights.mtp_weights import mtp_prefix
 from qwenlab.checkpoint.weights.shards import Weights, shorten
@@ -43,24 +43,32 @@ def check_target(weights: Weights, config: TextConfig, *, strict: bool = False) 
         _report_unused(unused, weights, strict)
 
 
-def _fused(weights: Weights, config: TextConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of the target model's tensors by their names in these files.
+def _fused(weights: Weights, config: TextConfig) -> dict[str, Shape]:
+    """Shapes of the target model's tensors by their names in these files, with fused experts."""
+    return {name: shape for stored in stored_names(weights, config).values() for name, shape in stored.items()}
 
-    The files may have the prefix of a root config with a text config: transformers saves them so.
+
+def stored_names(weights: Weights, config: TextConfig) -> dict[str, dict[str, Shape]]:
+    """Return for each parameter of the causal language model the names and shapes of its tensors in these files.
+
+    There is one tensor, or several to concatenate. The experts of a layer count as one. The files may have the prefix
+    of a root config with a text config: transformers saves them so.
     """
     family = config.family
     built = family.root_prefix if config.is_root else family.text_prefix
     has_root = any(name.startswith(family.root_prefix) for name in weights.tensors)
     prefix = family.root_prefix if has_root else family.text_prefix
-    shapes: dict[str, tuple[int, ...]] = {}
+    names: dict[str, dict[str, Shape]] = {}
     for tensor in tensors(config):
         if tensor.part not in ("vision", "mtp"):
-            name = prefix + tensor.name.removeprefix(built) if tensor.name.startswith(built) else tensor.name
-            shapes |= _as_stored(name, tensor.shape, weights, config)
-    return shapes
+            in_stack, rest = tensor.name.startswith(built), tensor.name.removeprefix(built)
+            name = prefix + rest if in_stack else tensor.name
+            parameter = family.text_prefix + rest if in_stack else tensor.name
+            names[parameter] = _as_stored(name, tensor.shape, weights, config)
+    return names
 
 
-def _as_stored(name: str, shape: tuple[int, ...], weights: Weights, config: TextConfig) -> dict[str, tuple[int, ...]]:
+def _as_stored(name: str, shape: Shape, weights: Weights, config: TextConfig) -> dict[str, Shape]:
     """Names and shapes in these files of one tensor of the model; transformers renames and joins them as it loads."""
     deltanet, others = config.family.deltanet, (name.replace(*pair) for pair in config.family.renamed)
     name = next((other for other in others if other in weights.tensors), name)
@@ -104,7 +112,7 @@ def load_target(
         )
     options = {"device_map": {"": device} if device is not None else device_map, **implementations}
     options = {name: value for name, value in options.items() if value is not None}
-    model, info = _from_pretrained(weights, dtype=_dtype(dtype), **options)
+    model, info = _from_pretrained(weights, dtype=as_dtype(dtype), **options)
     if missing := sorted(info["missing_keys"]):
         raise BrokenWeights(
             f"transformers found no weights in {weights.folder} for\n  {shorten(missing)}\nand drew them at random.\n"
@@ -138,7 +146,7 @@ def _from_pretrained(weights: Weights, **options: Any) -> Any:
         ) from error
 
 
-def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
+def as_dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
     """Convert to a torch dtype, or "auto": that of the checkpoint."""
     if dtype is None or dtype == "auto" or isinstance(dtype, torch.dtype):
         return dtype or "auto"
