@@ -26,18 +26,21 @@ FolderPath = Annotated[str | Path, "folder for the recording (recording.nc), fig
 FilePath = Annotated[str | Path, "file to write"]
 Device = Annotated[str, "where the model goes, such as cuda; by default the CPU"]
 Dtype = Annotated[str, "number format of the weights in memory, such as bfloat16; by default the checkpoint's own"]
+Memory = Annotated[
+    str, "memory for the weights of a checkpoint bigger than memory, such as 8GiB: layers are read as they run"
+]
 Progress = Annotated[bool, "show progress bars"]
 NonNegative = Annotated[int, range(2**63)]
 Positive = Annotated[int, range(1, 2**63)]
 TwoOrMore = Annotated[int, range(2, 2**63)]
 
 
-def opened(source: CheckpointInput, device: str | None, dtype: str | None) -> Checkpoint:
+def opened(source: CheckpointInput, device: str | None, dtype: str | None, memory: str | None = None) -> Checkpoint:
     """The checkpoint itself if it is open already, else opened with these options."""
     from qwenlab.checkpoint.checkpoint import Checkpoint
     from qwenlab.checkpoint.open import open  # loads torch, which takes seconds
 
-    return source if isinstance(source, Checkpoint) else open(source, device=device, dtype=dtype)
+    return source if isinstance(source, Checkpoint) else open(source, device=device, dtype=dtype, memory=memory)
 
 
 def texts_or_shipped(recipe: str, texts: LabelledTexts | None, count: int) -> LabelledTexts:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
 
 from qwenlab import plots, probes as available, stats, tasks
 from qwenlab.errors import BadArgument, NothingMeasured, ProbeNotRecorded
@@ -38,9 +40,10 @@ def profile(
     max_tokens: inputs.Positive = 512,
     passages: inputs.Positive = 16,
     batch_size: inputs.Positive = 8,
-    decode: inputs.NonNegative = 16,
+    decode: inputs.NonNegative | None = None,
     device: inputs.Device | None = None,
     dtype: inputs.Dtype | None = None,
+    memory: inputs.Memory | None = None,
     progress: inputs.Progress = True,
 ) -> Profile:
     """Watch a checkpoint read texts; save a recording and figures of its layers.
@@ -51,19 +54,28 @@ def profile(
     max_tokens  tokens read of each text, and the length of the passages into which a long text is cut
     passages    passages read of a long text; intervals need two or more for each label, and are wide below 8
     batch_size  texts read at a time
-    decode      tokens at the end of each label's first text that are read one at a time, as in decoding
+    decode      tokens at the end of each label's first text that are read one at a time, as in decoding; by default 16,
+                or none with `memory`
 
-    `source` is what `qwenlab.open` takes (with `device` and `dtype`), or an open Checkpoint. Raises BadArgument for an
-    unknown probes, or no texts.
+    `source` is what `qwenlab.open` takes (with `device`, `dtype` and `memory`), or an open Checkpoint. A checkpoint
+    opened with `memory` is read once per label, and its cost is printed before that with `progress`; the memory probe is
+    left out, since there are no caches. Raises BadArgument for unknown probes, no texts, and `decode` or the memory
+    probe with `memory`.
     """
     chosen = None if probes is None else _checked(probes)
     labelled = inputs.texts_or_shipped("profile", texts, passages)
-    checkpoint = inputs.opened(source, device, dtype)
+    checkpoint = inputs.opened(source, device, dtype, memory)
     cut = {
         label: tasks.passages(checkpoint, some, tokens=max_tokens, count=passages) if isinstance(some, str) else some
         for label, some in labelled.items()
     }
-    tasks.feed(checkpoint, next(iter(cut.values()))[:1], max_tokens=64, decode=2)  # the first passes are slower
+    if not _is_streamed(checkpoint):
+        decode = 16 if decode is None else decode
+        tasks.feed(checkpoint, next(iter(cut.values()))[:1], max_tokens=64, decode=2)  # the first passes are slower
+    else:
+        decode = decode or 0
+        if progress:
+            _print_cost(checkpoint, cut, max_tokens, batch_size)
     with available.watch(checkpoint, *_probes(checkpoint, chosen)) as seen:
         for label, some in cut.items():
             with seen.label(label):
@@ -75,9 +87,33 @@ def profile(
     return Profile(folder, saved, save_figures(_figures(recording), folder))
 
 
+def _is_streamed(checkpoint: Checkpoint) -> bool:
+    from qwenlab.checkpoint.streaming.stream import streamed_layers  # loads torch
+
+    return streamed_layers(checkpoint.model) is not None
+
+
+def _print_cost(checkpoint: Checkpoint, cut: Mapping[str, Sequence[str]], max_tokens: int, batch_size: int) -> None:
+    """Print what reading the texts costs at most, by label: each label reads the layers once."""
+    from qwenlab.checkpoint.streaming.cost import streaming_cost  # loads torch
+
+    for label, some in cut.items():
+        passes = -(-len(some) // batch_size)
+        batch = min(batch_size, len(some))
+        cost = streaming_cost(checkpoint, context=max_tokens, batch=batch, passes=passes, together=True)
+        tqdm.write(f"{label}: {cost}")
+
+
 def _probes(checkpoint: Checkpoint, chosen: Mapping[str, str] | None) -> list[available.Probe]:
     """All probes that fit the checkpoint, or the chosen ones; they measure every token where they can sample."""
     fit = {each.name: each for each in available.thorough(checkpoint)}
+    if _is_streamed(checkpoint):
+        if "memory" in (chosen or ()):
+            raise BadArgument(
+                "probes: memory measures caches, and a checkpoint opened with memory=... is read without them.\n"
+                "Leave the probe out, or open the checkpoint without memory=..."
+            )
+        del fit["memory"]
     return [fit.get(name) or getattr(available, chosen[name])() for name in chosen] if chosen else list(fit.values())
 
 

@@ -50,6 +50,11 @@ class WeightStream:
         return self.always + max(*both, *(unit.nbytes for unit in (*self.layers, *self.head)))
 
     @property
+    def spare(self) -> int:
+        """Bytes of the budget that weights never take: for the hidden states of texts that wait."""
+        return self.memory - self.peak
+
+    @property
     def files(self) -> list[Path]:
         """The weight files."""
         return sorted({shard.path for unit in (*self.layers, *self.head) for shard in unit.shards})
