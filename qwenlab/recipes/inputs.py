@@ -26,7 +26,7 @@ FolderPath = Annotated[str | Path, "folder for the recording (recording.nc), fig
 FilePath = Annotated[str | Path, "file to write"]
 Device = Annotated[str, "where the model goes, such as cuda; by default the CPU"]
 Dtype = Annotated[str, "number format of the weights in memory, such as bfloat16; by default the checkpoint's own"]
-Memory = Annotated[
+MemoryBudget = Annotated[
     str, "memory for the weights of a checkpoint bigger than memory, such as 8GiB: layers are read as they run"
 ]
 Progress = Annotated[bool, "show progress bars"]

@@ -43,7 +43,7 @@ def profile(
     decode: inputs.NonNegative | None = None,
     device: inputs.Device | None = None,
     dtype: inputs.Dtype | None = None,
-    memory: inputs.Memory | None = None,
+    memory: inputs.MemoryBudget | None = None,
     progress: inputs.Progress = True,
 ) -> Profile:
     """Watch a checkpoint read texts; save a recording and figures of its layers.
@@ -58,8 +58,8 @@ def profile(
                 or none with `memory`
 
     `source` is what `qwenlab.open` takes (with `device`, `dtype` and `memory`), or an open Checkpoint. A checkpoint
-    opened with `memory` is read once per label, and its cost is printed before that with `progress`; the memory probe is
-    left out, since there are no caches. Raises BadArgument for unknown probes, no texts, and `decode` or the memory
+    opened with `memory` is read once per label, and its cost is printed before that with `progress`; the memory probe
+    is left out, since there are no caches. Raises BadArgument for unknown probes, no texts, and `decode` or the memory
     probe with `memory`.
     """
     chosen = None if probes is None else _checked(probes)

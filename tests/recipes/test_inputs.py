@@ -36,4 +36,5 @@ def test_an_open_checkpoint_is_used_as_it_is():
 def test_a_name_is_opened_with_the_options(monkeypatch):
     module = importlib.import_module("qwenlab.checkpoint.open")
     monkeypatch.setattr(module, "open", lambda *given, **options: (given, options))
-    assert inputs.opened("a", "cuda", "bfloat16") == (("a",), {"device": "cuda", "dtype": "bfloat16"})
+    options = {"device": "cuda", "dtype": "bfloat16", "memory": "8GiB"}
+    assert inputs.opened("a", *options.values()) == (("a",), options)

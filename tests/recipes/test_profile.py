@@ -53,3 +53,18 @@ def test_an_unknown_probe_is_an_error_before_anything_is_opened(tmp_path, probes
         BadArgument, match=rf"probes: {named} is not the name of a probe\.\nChoose among deltanet, .*attention"
     ):
         profile("no such checkpoint", {"code": ["x"]}, tmp_path, probes=probes)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_bigger_than_memory_is_read_once_per_label(tmp_path, capsys):
+    short = {"prose": ["A red ball.", "Two trains left at noon."], "code": ["def f(x): return x + 1"]}
+    done = profile("toy-dense", short, tmp_path, memory="12MiB", max_tokens=32)
+    recording = ql.Recording.open(done.recording)
+    assert "memory" not in recording and recording.attrs["tokens"] > 0
+    printed = capsys.readouterr().out
+    assert "prose: 1 pass, layer by layer: " in printed and "peak memory" in printed
+
+
+def test_the_memory_probe_needs_caches(tmp_path):
+    with pytest.raises(BadArgument, match="read without them"):
+        profile("toy-dense", {"a": ["b"]}, tmp_path, probes=["memory"], memory="12MiB")

@@ -21,7 +21,7 @@ _AT = (np.arange(LEVELS) + 0.5) / LEVELS
 
 
 @dataclass(frozen=True)
-class ShardFile:
+class RandomShard:
     """A shard to be written: some tensors in bfloat16, in the order of the stack."""
 
     name: str
@@ -62,7 +62,7 @@ def data_bytes(tensors: Iterable[Tensor]) -> int:
     return _BYTES * sum(tensor.size for tensor in tensors)
 
 
-def shard_files(tensors: Iterable[Tensor], limit: int = 5 * 10**9) -> list[ShardFile]:
+def shard_files(tensors: Iterable[Tensor], limit: int = 5 * 10**9) -> list[RandomShard]:
     """Divide tensors into shards of up to `limit` bytes, in order; a larger tensor has a shard of its own."""
     shards: list[list[Tensor]] = [[]]
     for tensor in tensors:
@@ -71,11 +71,12 @@ def shard_files(tensors: Iterable[Tensor], limit: int = 5 * 10**9) -> list[Shard
         shards[-1].append(tensor)
     count = len(shards)
     return [
-        ShardFile(f"model-{number:05d}-of-{count:05d}.safetensors", part) for number, part in enumerate(shards, start=1)
+        RandomShard(f"model-{number:05d}-of-{count:05d}.safetensors", part)
+        for number, part in enumerate(shards, start=1)
     ]
 
 
-def write_index(shards: Iterable[ShardFile], folder: Path) -> None:
+def write_index(shards: Iterable[RandomShard], folder: Path) -> None:
     """Write model.safetensors.index.json, which says which shard has a tensor."""
     weight_map = {tensor.name: shard.name for shard in shards for tensor in shard.tensors}
     size = sum(data_bytes(shard.tensors) for shard in shards)
