@@ -24,7 +24,7 @@ CORE = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependenc
 
 NEVER_IMPORTED = {"h5netcdf", "h5py", "accelerate", "jupyterlab"}  # xarray's engine, its HDF5, device_map, `make lab`
 NEVER_PINNED = {"triton", "huggingface-hub"}  # torch's CUDA build and each transformers ask for their own
-PEERS = {"innards"}  # benchmarks/ measures it where somebody has installed it
+PEERS = {"airllm", "innards"}  # benchmarks/ measures them where somebody has installed them
 
 
 def pins() -> dict[str, Requirement]:

@@ -7,6 +7,8 @@ import torch
 
 import qwenlab as ql
 from benchmarks import ablating
+from qwenlab.capture.layout import attachment
+from qwenlab.checkpoint import decoder_of
 from qwenlab.testing.checkpoints import tiny_checkpoint
 
 
@@ -38,9 +40,11 @@ def test_layers_that_run_are_counted(written):
     assert all(each["time"]["median"] > 0 for each in cases.values())
 
 
-def test_what_is_held_is_one_residual_a_layer(written, checkpoint):
-    width = checkpoint.model.config.hidden_size
-    assert written["models"]["tiny"]["bytes held"] == 4 * ablating.TEXTS * ablating.TOKENS * width * 4
+def test_what_is_held_is_the_stream_the_mixer_and_its_heads_of_each_layer(written, checkpoint):
+    decoder = decoder_of(checkpoint.model)
+    projections = [attachment(decoder, layer, "mixer.heads").module for layer in range(len(decoder.layers))]
+    per_token = sum(2 * checkpoint.model.config.hidden_size + each.in_features for each in projections)
+    assert written["models"]["tiny"]["bytes held"] == ablating.TEXTS * ablating.TOKENS * per_token * 4
     assert written["meaning"] == ablating.MEANING and written["machine"]["torch threads"] == 1
 
 
