@@ -51,8 +51,8 @@ def score_batch(
     """
     decoder = decoder_of(checkpoint.model)
     with record_prefix(decoder) as prefix:
-        clean = _logits(checkpoint, batch)
-    yield BatchScores(None, batch.texts, _arrays(grade(batch, clean)))
+        clean = logits_of(checkpoint, batch)
+    yield BatchScores(None, batch.texts, as_arrays(grade(batch, clean)))
     intact = Reference(clean) if set(OF_BOTH) & set(names) else None
     graded: dict[str, dict[str, np.ndarray]] = {}
     for index in sorted(indices, key=lambda index: ablations[index].lowest_layer):
@@ -62,16 +62,18 @@ def score_batch(
                 intervene(checkpoint.model, *ablation.interventions) as session,
                 reuse_prefix(prefix, session) as skipped,
             ):
-                logits = _logits(checkpoint, batch)
-            graded[ablation.intervention] = _arrays(grade(batch, logits, intact))
+                logits = logits_of(checkpoint, batch)
+            graded[ablation.intervention] = as_arrays(grade(batch, logits, intact))
             run = len(decoder.layers) - skipped
         yield BatchScores(index, batch.texts, graded[ablation.intervention], (run, len(decoder.layers)))
 
 
-def _logits(checkpoint: Checkpoint, batch: TaskBatch) -> torch.Tensor:
+def logits_of(checkpoint: Checkpoint, batch: TaskBatch) -> torch.Tensor:
+    """Logits of a batch at the positions that it needs, read in one pass."""
     logits: torch.Tensor = checkpoint.model(**batch.inputs, use_cache=False).logits
     return logits
 
 
-def _arrays(scores: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+def as_arrays(scores: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Scores as float64 arrays on the host."""
     return {name: values.double().cpu().numpy() for name, values in scores.items()}

@@ -15,12 +15,14 @@ from tqdm.auto import tqdm
 from qwenlab.ablations.ablation import Ablation, check_ablations, coordinates
 from qwenlab.ablations.resume import BY_TEXT, ScoreTable, key_of
 from qwenlab.ablations.scoring import BatchScores, score_batch
+from qwenlab.ablations.streamed_scoring import score_streamed
 from qwenlab.ablations.workers import score_in_workers
 from qwenlab.arguments import choice, integer
 from qwenlab.capture.active import active_interventions
 from qwenlab.capture.provenance import provenance_of, running_on
 from qwenlab.checkpoint.checkpoint import Checkpoint, require_checkpoint
 from qwenlab.checkpoint.decoder import decoder_of
+from qwenlab.checkpoint.streaming.stream import streamed_layers
 from qwenlab.errors import BadArgument, InterruptedWarning
 from qwenlab.tasks.grading import TaskBatch, check_tasks, task_batches
 from qwenlab.tasks.measuring import by_text
@@ -64,6 +66,9 @@ def sweep(
              each ablation, and give the task of each text
     attrs    provenance; layers_run: layers run under ablations over those of as many whole forward passes
 
+    A checkpoint opened with `memory=` is read once for all batches and ablations, which go through each layer together;
+    then no score is known, and none stored in `resume`, before the last layer.
+
     When interrupted, it returns the texts that every ablation has read, with a warning. Raises BadArgument, and the
     errors of the interventions; with workers, WorkerDied.
     """
@@ -81,7 +86,7 @@ def sweep(
     with tqdm(total=table.done.size, unit="text", desc="ablating", disable=not progress) as bar:
         bar.update(table.done.size - sum(len(batch.texts) * len(missing) for batch, missing in left))
         try:
-            with closing(_scored(checkpoint, ablations, left, scores, workers)) as scored:
+            with closing(_scored(checkpoint, ablations, left, scores, workers, progress)) as scored:
                 for found in scored:
                     table.put(found)
                     bar.update(0 if found.ablation is None else len(found.texts))
@@ -114,7 +119,16 @@ def _scored(
     left: Sequence[tuple[TaskBatch, Sequence[int]]],
     scores: Sequence[str],
     workers: int,
+    progress: bool,
 ) -> Generator[BatchScores, None, None]:
+    if (stream := streamed_layers(checkpoint.model)) is not None:
+        if workers > 1:
+            raise BadArgument(
+                f"sweep(workers={workers}): a checkpoint opened with memory=... is read once for all ablations, by one "
+                "process.\nLeave workers out, or open the checkpoint without memory=..."
+            )
+        yield from score_streamed(checkpoint, stream, ablations, left, scores, progress)
+        return
     if workers > 1 and left:
         yield from score_in_workers(checkpoint, ablations, left, scores, workers)
         return

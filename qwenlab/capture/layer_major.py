@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -51,10 +51,11 @@ def run_layer_major(
     calls: Iterable[Callable[[], T] | Branch[T]],
     *,
     layers: Load | None = None,
+    last: Callable[[], AbstractContextManager[Any]] = nullcontext,
     memory: int | None = None,
     folder: str | os.PathLike[str] | None = None,
     progress: bool = False,
-) -> Iterator[T]:
+) -> Generator[T, None, None]:
     """Run calls of a model together, layer by layer; yields their results in the order of the calls.
 
     Each call runs the model's own forward, once, in a greenlet that is suspended before each layer. All calls pass
@@ -68,6 +69,7 @@ def run_layer_major(
     decoder   the layers of the model that the calls run
     calls     functions without arguments, such as `partial(model, ids, use_cache=False)`, and branches of them
     layers    layers(i): a context manager in which the weights of layer i are present; by default all are
+    last      last(): a context manager in which those that run after the layers are present, such as the lm_head
     memory    bytes of suspended passes that may wait in memory, by default any number. Counted are, for each pass, its
               hidden state, the embeddings that the model's forward keeps until its end, masks, rotary tables, and its
               cache if it has one. The hidden states and the embeddings of passes beyond that wait in files, where
@@ -93,7 +95,7 @@ def run_layer_major(
         raise BadArgument(
             "run_layer_major runs inside a call of another one, which would suspend it.\nRun one after the other."
         )
-    return _LayerMajorRun(decoder, given, WaitingTensors(memory, folder)).results(layers, progress)
+    return _LayerMajorRun(decoder, given, WaitingTensors(memory, folder)).results(layers, last, progress)
 
 
 class _LayerMajorRun(Generic[T]):
@@ -106,7 +108,9 @@ class _LayerMajorRun(Generic[T]):
         self._modes = _modes()
         self._calls: dict[Any, int] = {}  # their indices
 
-    def results(self, load: Load | None, progress: bool) -> Iterator[T]:
+    def results(
+        self, load: Load | None, last: Callable[[], AbstractContextManager[Any]], progress: bool
+    ) -> Generator[T, None, None]:
         """Run the calls; yields their results."""
         calls = [_suspendable(each) for each in self._given]
         self._calls = {call: index for index, call in enumerate(calls)}
@@ -127,10 +131,11 @@ class _LayerMajorRun(Generic[T]):
                     for call in calls:
                         if call.at == layer:
                             self._run_layer(call)
-            for call in calls:
-                self._require_begun(call)
-                self._require_same_modes()
-                yield call.result(self._waiting)
+            with last():
+                for call in calls:
+                    self._require_begun(call)
+                    self._require_same_modes()
+                    yield call.result(self._waiting)
 
     def _end(self) -> None:
         self._ending = True

@@ -5,8 +5,6 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-import jupytext
-
 from qwenlab.errors import BadArgument, UnknownNotebook
 
 ENDINGS = (".ipynb", ".py")
@@ -44,5 +42,7 @@ def new_notebook(name: str, path: str | Path, /) -> Path:
     if path.exists():
         raise BadArgument(f"{path} already exists and is not overwritten. Give another name, or remove it first.")
     path.parent.mkdir(parents=True, exist_ok=True)
+    import jupytext  # takes more than a second, which every command would pay
+
     jupytext.write(jupytext.read(source), path)
     return path

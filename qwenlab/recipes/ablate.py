@@ -64,6 +64,7 @@ def ablate(
     resume: inputs.FilePath | None = None,
     device: inputs.Device | None = None,
     dtype: inputs.Dtype | None = None,
+    memory: inputs.MemoryBudget | None = None,
     progress: inputs.Progress = True,
 ) -> Ablated:
     """Ablate parts of a checkpoint one by one: the effect of each on each task, compared with random controls.
@@ -84,15 +85,16 @@ def ablate(
     seed        random seed of tasks, controls and intervals
     resume      file in which scores are saved as they come; an interrupted sweep resumes from it
 
-    `source` is what `qwenlab.open` takes (with `device` and `dtype`), or an open Checkpoint. Raises BadArgument for
-    unknown names, and what `ablations.sweep` and `stats.ablations` raise.
+    `source` is what `qwenlab.open` takes (with `device`, `dtype` and `memory`), or an open Checkpoint. With `memory`,
+    all ablations go through each layer together, and the files are read about once. Raises BadArgument for unknown
+    names, and what `ablations.sweep` and `stats.ablations` raise.
     """
     choice("ablate", "score", score, get_args(Score))  # before hours of sweeping
     choice("ablate", "match", match, get_args(Match))
     integer("ablate", "controls", controls, unit="controls for each ablation")
     if isinstance(of, str) or not of:
         raise BadArgument(f"of={of!r}: give a list of kinds of parts, such as ['mixer', 'mlp'].")
-    checkpoint = inputs.opened(source, device, dtype)
+    checkpoint = inputs.opened(source, device, dtype, memory)
     units, matched, without = _parts(checkpoint, of, layers, controls, match, seed, progress)
     names = DEFAULT_TASKS if tasks is None and not texts else tasks or ()
     scored = [_task(checkpoint, name, count, max_tokens, seed) for name in names]

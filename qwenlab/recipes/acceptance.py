@@ -99,6 +99,7 @@ def trace(
     window: inputs.TwoOrMore = 1024,
     device: inputs.Device | None = None,
     dtype: inputs.Dtype | None = None,
+    memory: inputs.MemoryBudget | None = None,
     progress: inputs.Progress = True,
 ) -> Trace:
     """Draft at every token of texts of any length, teacher-forced; save the trace.
@@ -108,9 +109,10 @@ def trace(
     depth     drafts at each token
     window    tokens of the windows into which texts are cut; each is read on its own
 
-    `source` is what `qwenlab.open` takes (with `device` and `dtype`), or an open Checkpoint.
+    `source` is what `qwenlab.open` takes (with `device`, `dtype` and `memory`), or an open Checkpoint. With
+    `memory`, the files are read once per window.
     """
-    checkpoint = inputs.opened(source, device, dtype)
+    checkpoint = inputs.opened(source, device, dtype, memory)
     some, labels = list(texts.values()), list(texts)
     traced = speculative.trace(checkpoint, some, depth=depth, window=window, labels=labels, progress=progress)
     traced.save(out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from qwenlab.capture.provenance import provenance_of
+from qwenlab.capture.streamed_calls import run_streamed
 from qwenlab.checkpoint.caches import cached_by
 from qwenlab.checkpoint.checkpoint import Checkpoint
+from qwenlab.checkpoint.streaming.stream import streamed_layers
 from qwenlab.tasks.arguments import one_per_text, whole
 from qwenlab.tasks.encoding import all_encoded, task_of
 from qwenlab.tasks.grading import TaskBatch, asked_scores, check_tasks, grade, task_batches
@@ -33,7 +36,8 @@ def measure(
 ) -> xr.Dataset:
     """Scores of every sequence of some tasks, along `text`, in the order of the tasks.
 
-    block  tokens read in one pass, on a cache: 1 as in decoding. By default a sequence is read at once, without a cache
+    block  tokens read in one pass, on a cache: 1 as in decoding. By default a sequence is read at once, without a
+           cache, and a checkpoint opened with `memory=` is read once for all sequences
 
     loss           mean loss of the asked tokens, nat/token
     accuracy       share of the asked tokens that are the model's argmax
@@ -138,8 +142,19 @@ def _logits(
     model: Any = checkpoint.model
     total = -(-sum(len(task.tokens) for task in tasks) // batch_size)
     batches = task_batches(checkpoint, tasks, batch_size=batch_size)
+    if block is None and (stream := streamed_layers(model)) is not None:
+        known = list(batches)
+        calls = [partial(_whole, model, batch) for batch in known]
+        yield from zip(known, run_streamed(model, stream, calls, progress=progress), strict=True)
+        return
     for batch in tqdm(batches, total=total, desc="measuring", unit="batch", disable=not progress):
-        yield batch, model(**batch.inputs, use_cache=False).logits if block is None else _in_blocks(model, batch, block)
+        yield batch, _whole(model, batch) if block is None else _in_blocks(model, batch, block)
+
+
+def _whole(model: Any, batch: TaskBatch) -> torch.Tensor:
+    """The logits of a batch that is read in one pass."""
+    logits: torch.Tensor = model(**batch.inputs, use_cache=False).logits
+    return logits
 
 
 def _in_blocks(model: Any, batch: TaskBatch, block: int) -> torch.Tensor:

@@ -26,6 +26,7 @@ def run(monkeypatch, capsys):
 
 
 class TestHelp:
+    @pytest.mark.slow
     def test_needs_no_torch(self):
         code = (
             "import sys, qwenlab.cli; sys.argv[1:] = ['--help']\ntry: qwenlab.cli.main()\nfinally: print(*sys.modules)"
@@ -40,6 +41,7 @@ class TestHelp:
         assert status == 2
         assert "profile" in out + err
 
+    @pytest.mark.slow
     def test_the_command_is_installed_and_runs_as_a_module(self):
         environment = os.environ | {"COLUMNS": "100"}
         shown = subprocess.run(

@@ -14,7 +14,7 @@ if INTERPRETED:
     interpreter.prepare()
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")  # before the fixtures that run processes
 def _flash_linear_attention():
     if not INSTALLED:
         pytest.skip("flash-linear-attention is not installed; `make fla` makes an environment that has it")

@@ -18,6 +18,7 @@ def two():
     return ql.open("toy-dense"), ql.open("toy-dense")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rollback", [ReplayRollback, RerunRollback])
 @pytest.mark.parametrize("shared", [False, True], ids=["two checkpoints", "one checkpoint"])
 def test_two_threads_decode_like_one(two, impatient, shared, rollback):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, RLock
@@ -69,6 +69,10 @@ class WeightStream:
         following = self.layers[layer + 1] if layer + 1 < len(self.layers) else None
         with self.holding(self.layers[layer], following):
             yield
+
+    def head_present(self) -> AbstractContextManager[None]:
+        """Context manager that keeps the lm_head in memory, if the budget allows it whole."""
+        return self.holding(self.head[0]) if len(self.head) == 1 else nullcontext()
 
     @contextmanager
     def holding(self, unit: Unit, following: Unit | None = None) -> Iterator[None]:
