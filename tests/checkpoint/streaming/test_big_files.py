@@ -30,10 +30,12 @@ print("ready", flush=True)
 input()
 read = lambda: int(dict(line.split(": ") for line in open("/proc/self/io"))["read_bytes"])
 checkpoint = ql.open(sys.argv[1], memory=sys.argv[2])
-before = read()
+stream, ids = streamed_layers(checkpoint.model), torch.arange(64)[None]
 with torch.no_grad():
-    checkpoint.model(torch.arange(64)[None])
-print(read() - before, streamed_layers(checkpoint.model).bytes_read, flush=True)
+    checkpoint.model(ids)  # of files that were hashed whole when they were opened: it drops them
+    before, counted = read(), stream.bytes_read
+    checkpoint.model(ids)
+print(read() - before, stream.bytes_read - counted, flush=True)
 """
 
 
@@ -84,4 +86,4 @@ def test_a_gigabyte_runs_within_300_mib_and_is_read_once(big):
     stored = sum(file.stat().st_size for file in big.glob("*.safetensors"))
     assert stored > 0.7e9 and peak - base <= MEMORY + ACTIVATIONS
     assert 0.7 * stored < counted < stored
-    assert from_disk in (0, *range(int(0.5 * counted), int(1.2 * counted)))
+    assert from_disk == 0 or 0.5 * counted <= from_disk <= 1.2 * counted  # 0 where the system does not count
