@@ -61,7 +61,7 @@ def test_another_output_is_noticed(printed):
         assert_printed("1.27 nat/token", printed)
 
 
-@pytest.mark.parametrize(("page", "count"), [("decoding", 2), ("ablations", 2)])
+@pytest.mark.parametrize(("page", "count"), [("bigger-than-memory", 3), ("decoding", 2), ("ablations", 2)])
 def test_a_page_of_code_runs(page, count):
     """One block after another, as a reader would type them."""
     text = (Path(__file__).parents[1] / "docs" / f"{page}.md").read_text()

@@ -7,3 +7,4 @@ from .families import Family as Family, family_of as family_of
 from .mtp_head import MtpHead as MtpHead
 from .sites import Site as Site, find_sites as find_sites, sites as sites
 from .source import toys as toys
+from .streaming.cost import StreamingCost as StreamingCost, streaming_cost as streaming_cost
