@@ -20,7 +20,7 @@ from qwenlab.interventions.session import intervene
 from qwenlab.tasks.grading import Reference, TaskBatch, grade
 
 MOST_CALLS = 1024
-"""Passes that go through the layers together: each that waits takes about 100 KiB beside its hidden states."""
+"""Passes that go through the layers together: each that waits takes about 100 KiB and its hidden states."""
 
 Work = tuple[TaskBatch, Sequence[int]]
 """A batch, and the indices of the ablations under which it is scored."""
