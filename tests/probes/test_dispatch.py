@@ -1,5 +1,7 @@
 """Probes of one's own: the values that they name reach them, and names that do not exist are errors."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -7,9 +9,9 @@ from qwenlab.capture.hooks import readable
 from qwenlab.checkpoint.decoder import decoder_of
 from qwenlab.errors import BadArgument
 from qwenlab.interventions import cache_activations
-from qwenlab.probes import Probe
+from qwenlab.probes import DeltaNet, Probe, Residual, base
 from qwenlab.probes.session import watch
-from tests.probes.feeding import one_by_one
+from tests.probes.feeding import one_by_one, recorded
 
 MIXER = ("mixer", "mixer.query", "mixer.key", "mixer.value", "mixer.beta", "mixer.decay", "mixer.gate", "mixer.heads")
 WORDS = (*MIXER, "mlp", "router", "experts", "shared_expert")
@@ -70,3 +72,13 @@ def test_a_probe_reads_the_values_of_sites_as_interventions_see_them(moe, text, 
         values = cache[f"layers.{layer}.{word}"]
         for row, read in enumerate(reader.read[layer, word]):
             assert torch.equal(read[0], values[row, : read.shape[1]]), word
+
+
+def test_sums_do_not_depend_on_how_many_layers_are_reduced_at_once(moe, text, monkeypatch):
+    probes = [partial(probe, every=every) for probe in (DeltaNet, Residual) for every in (1, 3)]
+    together = [recorded(moe, one_by_one([text(40)]), probe()) for probe in probes]
+    monkeypatch.setattr(base, "MAX_WAITING_BYTES", 0)
+    one_at_a_time = [recorded(moe, one_by_one([text(40)]), probe()) for probe in probes]
+    for first, second in zip(together, one_at_a_time, strict=True):
+        (node,) = first
+        assert first[node].equals(second[node])
