@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 from numpy.testing import assert_allclose
 
 from qwenlab import stats
@@ -13,6 +13,7 @@ from qwenlab.testing.strategies import made_ledgers
 
 @settings(max_examples=25)
 @given(made_ledgers(), st.integers(1, 7))
+@example(ledger([Played((1,), (1, 3), probability=[0.6]), Played((1,), (2, 3), probability=[0.5])]), 5)
 def test_by_loops(data, bins):
     tested = [
         (float(data["draft_probability"][r, d]), int(data["accepted"][r]) > d)
@@ -26,7 +27,7 @@ def test_by_loops(data, bins):
     result = stats.calibration(data, bins=bins)
     error = 0.0
     for place, low in enumerate(result["probability"].values):
-        inside = [each for each in tested if low <= each[0] < low + 1 / bins or (each[0] == 1 and low + 1 / bins >= 1)]
+        inside = [each for each in tested if min(int(each[0] * bins), bins - 1) == round(low * bins)]
         p, accepted = (np.array(each, float) for each in zip(*inside, strict=True))
         here = result.isel(probability=place)
         assert (int(here["tested"]), int(here["accepted"])) == (len(inside), int(accepted.sum()))
