@@ -106,6 +106,7 @@ class TestStores:
             experiments.compare_stores(tmp_path / "old", tmp_path / "new")
 
 
+@pytest.mark.slow
 def test_many_metrics_share_one_error_rate(tmp_path):
     """Twenty metrics of pure noise: with an interval of 95 % each, one would move on average."""
     noise = np.random.default_rng(1)

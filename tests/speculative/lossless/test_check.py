@@ -115,6 +115,7 @@ class Planted(Greedy):
 @pytest.mark.parametrize(
     ("name", "text", "loss"), [("toy-dense", 0, 1.0), pytest.param("toy-moe", 1, 2.5, marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_a_planted_token_is_found_in_bfloat16(name, text, loss):
     checkpoint = ql.open(name, dtype="bfloat16")
     prompt = checkpoint.tokenizer(ql.tasks.texts("code")[text])["input_ids"][:30]
@@ -142,6 +143,7 @@ def test_the_smallest_detectable_loss_is_printed(bfloat16, prompts):
     assert line in found._repr_html_()
 
 
+@pytest.mark.slow
 def test_wrong_logits_of_the_verify_pass_do_not_raise_the_bound(bfloat16, prompts):
     """The noise comes from other readings of the text."""
 
@@ -169,6 +171,7 @@ def test_wrong_logits_of_the_verify_pass_do_not_raise_the_bound(bfloat16, prompt
     assert found.detectable < 0.5
 
 
+@pytest.mark.slow
 def test_an_error_of_a_state_is_allowed_ten_times_its_floor_in_bfloat16(bfloat16, prompts):
     """Here keys and values have 40 times their floor, a relative error of a third."""
     options = {"depth": 5, "max_new_tokens": 24, "progress": False}
