@@ -45,6 +45,7 @@ class SlicedHead:
         """Logits [*, vocabulary] of hidden states [*, channel]."""
         self._unit.require_unchanged()
         slices = self._stream.head
+        input = input.contiguous()  # else torch multiplies row by row, with a copy of the weights for each
         if len(slices) == 1:
             with self._stream.holding(slices[0]):
                 return functional.linear(input, slices[0].values[0])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.profiler import profile
 
 import qwenlab as ql
 from qwenlab.checkpoint.streaming import budget
@@ -74,3 +75,11 @@ def test_a_head_that_does_not_fit_is_read_in_slices(tmp_path, monkeypatch, dtype
     streamed = ql.open(folder, dtype=dtype, memory=smallest(folder, dtype=dtype))
     assert len(streamed_layers(streamed.model).head) == 10
     assert torch.equal(logits(streamed.model), logits(ql.open(folder, dtype=dtype).model))
+
+
+def test_the_last_logits_need_one_product(folder):
+    """They are of a slice of the hidden states, for which torch would copy the weights for each row of a batch."""
+    model = ql.open(folder, memory=smallest(folder)).model
+    with torch.no_grad(), profile() as profiled:
+        model.lm_head(torch.zeros(2, 19, model.config.hidden_size)[:, -1:].to(model.dtype))
+    assert not [each.key for each in profiled.key_averages() if each.key == "aten::bmm"]
