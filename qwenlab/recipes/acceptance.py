@@ -110,7 +110,7 @@ def trace(
     window    tokens of the windows into which texts are cut; each is read on its own
 
     `source` is what `qwenlab.open` takes (with `device`, `dtype` and `memory`), or an open Checkpoint. With
-    `memory`, the files are read once per window.
+    `memory`, each layer is read once per window, and the lm_head `depth` + 1 times.
     """
     checkpoint = inputs.opened(source, device, dtype, memory)
     some, labels = list(texts.values()), list(texts)

@@ -103,13 +103,14 @@ def routing(read: Texts, values: RoutingSamples, decoder: Decoder) -> xr.Dataset
     """Node "routing", with a shared expert."""
     with np.errstate(divide="ignore"):  # experts that are never used have the logit -inf
         logits = np.log(values.probability)
+    share, gate = values.shared_share, values.shared_gate
     arrays = {
         "logits": logits,
         "weights": np.take_along_axis(values.probability, values.chosen, axis=-1),
         "chosen": values.chosen,
-        "shared_gate": values.shared_gate,
-        "shared_norm": values.shared_share / values.shared_gate,  # the share is that of gate * norm
-        "routed_norm": 1 - values.shared_share,
+        "shared_gate": gate,
+        "shared_norm": np.divide(share, gate, out=np.zeros_like(share), where=gate > 0),  # the share is of gate * norm
+        "routed_norm": 1 - share,
     }
     return summed(Routing(every=1), read, decoder, {"mlp": arrays})
 

@@ -11,6 +11,7 @@ from qwenlab.checkpoint.caches import cached_by
 from qwenlab.checkpoint.decoder import decoder_of
 from qwenlab.checkpoint.streaming.cost import streaming_cost
 from qwenlab.checkpoint.streaming.refusals import refuse_decoding
+from qwenlab.checkpoint.streaming.stream import streamed_layers
 from qwenlab.errors import BadArgument, CannotStream, MemoryTooSmall, WeightsChanged
 from qwenlab.testing.checkpoints import tiny_checkpoint
 from tests.checkpoint.changing import change_tensors
@@ -128,3 +129,13 @@ def test_the_cost_is_known_before_a_run(folder, streamed):
 
 def test_the_checkpoint_says_that_it_is_streamed(folder):
     assert "float32 on cpu, streamed within 1.00 GiB, without MTP head" in repr(ql.open(folder, memory="1GiB"))
+
+
+def test_passes_that_go_through_the_layers_together_read_them_once(streamed):
+    cost = streaming_cost(streamed, context=19, batch=2, passes=3, together=True)
+    layers = streamed_layers(streamed.model).layers
+    channels, itemsize = streamed.model.config.hidden_size, streamed.model.dtype.itemsize
+    assert cost.bytes_read == sum(layer.stored_bytes for layer in layers) + 3 * 2 * 19 * channels * itemsize
+    flops = streamed.anatomy.flops(context=19, batch=2)
+    assert cost.flops == 3 * (flops.total - flops.parts["lm_head"])
+    assert "3 passes, layer by layer: " in str(cost) and "of hidden states" in str(cost)
